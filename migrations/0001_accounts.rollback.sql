@@ -1,0 +1,2 @@
+DROP TABLE public.api_keys;
+DROP TABLE public.organizations;

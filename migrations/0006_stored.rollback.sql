@@ -1,0 +1,3 @@
+DROP TABLE public.items;
+DROP TABLE public.conversations;
+DROP TABLE public.generations;

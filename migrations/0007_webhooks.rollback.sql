@@ -1,0 +1,2 @@
+DROP TABLE public.webhook_deliveries;
+DROP TABLE public.webhook_endpoints;

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Everything that is checked without running the service: format, lint, types, unchanged
+# migrations, locks and documents that are current. The import rule is a test.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/venv.sh
+echo "ruff format" && .venv/bin/ruff format --check .
+echo "ruff check" && .venv/bin/ruff check .
+echo "mypy" && .venv/bin/mypy
+echo "import rule" && .venv/bin/python -m pytest -q tests/unit/test_architecture.py
+echo "migrations" && sh scripts/migrations_unchanged.sh
+echo "documents" && sh scripts/docs.sh --check

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Makes the generated documents: docs/settings.md and docs/schema.sql. With --check it fails when
+# one is not current.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/venv.sh
+.venv/bin/python scripts/settings_md.py "$@"
+.venv/bin/python scripts/schema_sql.py "$@"

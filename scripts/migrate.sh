@@ -1,0 +1,10 @@
+#!/bin/sh
+# Deployment: applies pending migrations to DATABASE_URL and checks the tables. Waits up to 90 s for
+# the database; exits non-zero on failure, which stops the deployment.
+set -eu
+cd "$(dirname "$0")/.."
+python=python
+if [ -x .venv/bin/python ]; then
+    python=.venv/bin/python
+fi
+exec "$python" -m service migrate

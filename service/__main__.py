@@ -1,0 +1,209 @@
+"""The command line: ``python -m service [serve|migrate|organizations|keys|ledger]``."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import click
+import msgspec
+import uvloop
+from aiohttp import web
+
+from service import __version__, accounts, embedded, ledger, logs, schema
+from service.audit import Actor
+from service.crypto import Keyring
+from service.db import Database, open_pool
+from service.errors import ServiceError, SettingsError, StartupError
+from service.settings import EX_CONFIG, Environment, Settings, load
+
+MIGRATE_TIMEOUT_S: Final = 90.0
+COMMAND_LINE: Final = Actor(name="command-line")
+FIRST_ID: Final = UUID(int=0)
+LAST_ID: Final = UUID(int=2**128 - 1)
+
+
+def _settings() -> Settings:
+    try:
+        settings = load()
+    except SettingsError as error:
+        for mistake in error.mistakes:
+            click.echo(f"settings: {mistake}", err=True)
+        click.echo("Nothing was started. docs/settings.md lists every setting.", err=True)
+        sys.exit(EX_CONFIG)
+    logs.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+@click.group(invoke_without_command=True)
+@click.version_option(__version__, prog_name="rialto")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Rialto, the gateway for Venice AI. Without a command it serves."""
+    if context.invoked_subcommand is None:
+        context.invoke(serve)
+
+
+@main.command()
+def serve() -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    settings = _settings()
+    # Not imported by the other commands.
+    from service import demo, server  # noqa: PLC0415
+
+    async def welcome(app: web.Application, port: int) -> None:
+        click.echo(await demo.welcome(app, port))
+
+    in_development = settings.environment is Environment.DEVELOPMENT
+    sys.exit(uvloop.run(server.serve(settings, welcome if in_development else None)))
+
+
+@main.command()
+def migrate() -> None:
+    """Apply pending migrations and check the fourteen tables."""
+    settings = _settings()
+    timeout_s = min(MIGRATE_TIMEOUT_S, settings.startup_database_timeout_s)
+
+    async def run() -> None:
+        async with _address(settings) as address:
+            await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout_s)
+
+    _run(run())
+
+
+@main.group()
+def organizations() -> None:
+    """Tenants."""
+
+
+@organizations.command("create")
+@click.argument("name")
+def create_organization(name: str) -> None:
+    """Make an organization."""
+
+    async def work(database: Database, keyring: Keyring) -> Any:
+        async with database.transaction() as conn:
+            return await accounts.create_organization(conn, keyring, COMMAND_LINE, name)
+
+    _with_database(work)
+
+
+@organizations.command("list")
+def list_organizations() -> None:
+    """List the organizations, oldest first."""
+    _with_database(
+        lambda database, _: accounts.list_organizations(database, after=FIRST_ID, limit=1000)
+    )
+
+
+@main.group()
+def keys() -> None:
+    """Keys of callers."""
+
+
+@keys.command("create")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--name", required=True)
+@click.option("--role", type=click.Choice(["inference", "admin", "operator"]), default="inference")
+@click.option("--expires-at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]))
+def create_key(
+    organization_id: UUID, name: str, role: accounts.Role, expires_at: datetime | None
+) -> None:
+    """Make a key. It is shown this once."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        async with database.transaction() as conn:
+            key, secret = await accounts.create_key(
+                conn, COMMAND_LINE, organization_id, name, role, expires_at
+            )
+        return {**msgspec.to_builtins(key), "key": secret}
+
+    _with_database(work)
+
+
+@keys.command("list")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+def list_keys(organization_id: UUID) -> None:
+    """List the keys of an organization, oldest first."""
+    _with_database(
+        lambda database, _: accounts.list_keys(
+            database, organization_id, after=FIRST_ID, limit=1000
+        )
+    )
+
+
+@keys.command("revoke")
+@click.argument("api_key_id", type=click.UUID)
+def revoke_key(api_key_id: UUID) -> None:
+    """Put a key out of force, at once and on every replica."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        key = await accounts.find_key(database, api_key_id)
+        async with database.transaction() as conn:
+            await accounts.revoke_key(conn, COMMAND_LINE, key)
+        return await accounts.find_key(database, api_key_id)
+
+    _with_database(work)
+
+
+@main.group("ledger")
+def ledger_group() -> None:
+    """The books."""
+
+
+@ledger_group.command("list")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20)
+def list_ledger(organization_id: UUID, limit: int) -> None:
+    """List the newest entries."""
+    _with_database(
+        lambda database, _: ledger.list_entries(
+            database, organization_id, before=LAST_ID, limit=limit
+        )
+    )
+
+
+Work = Callable[[Database, Keyring], Awaitable[Any]]
+
+
+def _with_database(work: Work) -> None:
+    """Run one verb and print what it returns: one JSON object, or one a line."""
+    settings = _settings()
+
+    async def run() -> None:
+        async with _address(settings) as address, open_pool(settings, address) as database:
+            result = await work(database, Keyring(settings.encryption_keys))
+        for line in result if isinstance(result, list) else [result]:
+            click.echo(msgspec.json.encode(line).decode())
+
+    _run(run())
+
+
+@contextlib.asynccontextmanager
+async def _address(settings: Settings) -> AsyncIterator[Any]:
+    """The database without a pooler in between; in development the embedded one, shared with a
+    service that runs."""
+    if settings.migration_database is not None:
+        yield settings.migration_database
+        return
+    async with embedded.running(Path(settings.data_directory) / "postgres") as address:
+        yield address
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(work)
+    except StartupError as error:
+        click.echo(f"{error} {error.hint}", err=True)
+        sys.exit(1)
+    except ServiceError as error:
+        click.echo(f"{error.code}: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m service")

@@ -1,0 +1,316 @@
+"""Organizations and the keys of their callers.
+
+A key is 256 random bits; the database holds its SHA-256. What a key may do is read through a small
+cache that only saves reads: NOTIFY empties it when a key or an organization changes, each entry is
+read again after a few seconds whatever NOTIFY said, and paid calls are checked again at admission.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+
+from service import audit, crypto
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.db import Database, uuid7
+from service.errors import Conflict, Forbidden, NotFound, Unauthenticated
+
+CHANNEL: Final = "rialto_accounts"
+"""NOTIFY on this channel means that a key or an organization changed."""
+CACHED_CALLERS: Final = 10_000
+
+Role = Literal["inference", "admin", "operator"]
+
+FIND_CALLER: Final = """
+    SELECT k.id, k.organization_id, k.name, k.role, k.digest, k.previous_digest, k.previous_until,
+           k.expires_at, k.revoked_at, o.status AS organization_status, o.wrapped_data_key
+    FROM public.api_keys k
+    JOIN public.organizations o ON o.id = k.organization_id
+    WHERE k.digest = $1
+       OR k.previous_digest = $1
+"""
+INSERT_ORGANIZATION: Final = """
+    INSERT INTO public.organizations (id, name, wrapped_data_key, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $4)
+"""
+LIST_ORGANIZATIONS: Final = """
+    SELECT id, name, status, created_at
+    FROM public.organizations
+    WHERE id > $1
+    ORDER BY id
+    LIMIT $2
+"""
+FIND_ORGANIZATION: Final = """
+    SELECT id, name, status, created_at
+    FROM public.organizations
+    WHERE id = $1
+"""
+INSERT_KEY: Final = """
+    INSERT INTO public.api_keys (
+        id, organization_id, name, role, digest, prefix, expires_at, created_at, updated_at
+    )
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
+"""
+LIST_KEYS: Final = """
+    SELECT id, organization_id, name, role, prefix, expires_at, revoked_at, created_at
+    FROM public.api_keys
+    WHERE organization_id = $1
+      AND id > $2
+    ORDER BY id
+    LIMIT $3
+"""
+FIND_KEY: Final = """
+    SELECT id, organization_id, name, role, prefix, expires_at, revoked_at, created_at
+    FROM public.api_keys
+    WHERE id = $1
+"""
+REVOKE_KEY: Final = """
+    UPDATE public.api_keys
+    SET revoked_at = $2, updated_at = $2
+    WHERE id = $1
+      AND revoked_at IS NULL
+"""
+ANNOUNCE: Final = "SELECT pg_notify($1, $2)"
+
+
+class Organization(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant, as the operator sees it."""
+
+    id: UUID
+    name: str
+    status: str
+    created_at: datetime
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A caller's key, as the operator sees it: never the key itself."""
+
+    id: UUID
+    organization_id: UUID
+    name: str
+    role: Role
+    prefix: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    created_at: datetime
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is calling: a key in force, or the operator (whose ``api_key_id`` is None)."""
+
+    organization_id: UUID
+    api_key_id: UUID | None
+    role: Role
+    pseudonym_key: bytes = b""
+
+    @property
+    def actor_name(self) -> str:
+        return "operator" if self.api_key_id is None else f"api_key:{self.api_key_id}"
+
+    def pseudonym(self, end_user: str) -> str:
+        """What upstream gets to see instead of ``end_user``; differs for each key."""
+        return crypto.pseudonym(self.pseudonym_key, str(self.api_key_id), end_user)
+
+    def __repr__(self) -> str:
+        return f"<Caller {self.role} {self.actor_name} of {self.organization_id}>"
+
+
+OPERATOR: Final = Caller(organization_id=OPERATOR_ORGANIZATION_ID, api_key_id=None, role="operator")
+
+
+class _Known(msgspec.Struct, frozen=True):
+    read_at: float
+    row: Any
+    caller: Caller
+
+
+class Callers:
+    """Answers who a bearer key belongs to."""
+
+    def __init__(self, database: Database, keyring: crypto.Keyring, cache_s: float) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._cache_s = cache_s
+        self._cache: OrderedDict[bytes, _Known] = OrderedDict()
+        self._changes = 0
+
+    def forget(self) -> None:
+        """Something changed: read each key again on its next use."""
+        self._changes += 1
+        self._cache.clear()
+
+    async def identify(self, key: str) -> Caller:
+        """The caller whose key this is.
+
+        :raises Unauthenticated: malformed, unknown, revoked or expired; each has its own code.
+        :raises Forbidden: when its organization is not active.
+        :raises Unavailable: when the database cannot say; that is never a 401.
+        """
+        if not crypto.API_KEY_FORM.fullmatch(key):
+            raise Unauthenticated(
+                "The API key is malformed: a key is rk_ and 43 letters, digits, - or _.",
+                code="malformed_api_key",
+            )
+        digest = crypto.key_digest(key)
+        known = self._cache.get(digest)
+        if known is None or time.monotonic() - known.read_at > self._cache_s:
+            known = await self._read(digest)
+        _check_in_force(known.row, digest)
+        return known.caller
+
+    async def _read(self, digest: bytes) -> _Known:
+        changes, read_at = self._changes, time.monotonic()
+        row = await self._database.fetchrow(FIND_CALLER, digest)
+        if row is None:
+            self._cache.pop(digest, None)
+            raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
+        known = _Known(read_at, row, self._caller(row))
+        # What was read before a change was announced may be what the change replaced.
+        if changes == self._changes:
+            self._cache[digest] = known
+            self._cache.move_to_end(digest)
+            if len(self._cache) > CACHED_CALLERS:
+                self._cache.popitem(last=False)
+        return known
+
+    def _caller(self, row: Any) -> Caller:
+        pseudonym_key = b""
+        if row["wrapped_data_key"] is not None:
+            owner = row["organization_id"].bytes
+            data_key = self._keyring.open_data_key(owner, row["wrapped_data_key"])
+            pseudonym_key = crypto.derive(data_key, "pseudonym")
+        return Caller(
+            organization_id=row["organization_id"],
+            api_key_id=row["id"],
+            role=row["role"],
+            pseudonym_key=pseudonym_key,
+        )
+
+
+def _check_in_force(row: Any, digest: bytes) -> None:
+    now = datetime.now(UTC)
+    if not crypto.equal(row["digest"], digest):
+        replaced = row["previous_digest"]
+        if replaced is None or not crypto.equal(replaced, digest):
+            raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
+        if row["previous_until"] <= now:
+            raise Unauthenticated(
+                "The API key was rotated and its overlap is over.", code="expired_api_key"
+            )
+    if row["revoked_at"] is not None:
+        raise Unauthenticated("The API key was revoked.", code="revoked_api_key")
+    if row["expires_at"] is not None and row["expires_at"] <= now:
+        raise Unauthenticated("The API key has expired.", code="expired_api_key")
+    if row["organization_status"] != "active":
+        raise Forbidden(
+            f"The organization is {row['organization_status']}.", code="organization_inactive"
+        )
+
+
+async def create_organization(
+    conn: Any, keyring: crypto.Keyring, actor: Actor, name: str
+) -> Organization:
+    """A new organization with a data key of its own."""
+    organization = Organization(
+        id=uuid7(), name=name, status="active", created_at=datetime.now(UTC)
+    )
+    wrapped = keyring.new_data_key(organization.id.bytes)
+    await conn.execute(INSERT_ORGANIZATION, organization.id, name, wrapped, organization.created_at)
+    await audit.record(
+        conn,
+        organization.id,
+        actor,
+        "organization.create",
+        str(organization.id),
+        {"name": name},
+    )
+    return organization
+
+
+async def list_organizations(database: Database, after: UUID, limit: int) -> Sequence[Organization]:
+    """Organizations by age, oldest first, after the one given; the operator's own is left out."""
+    rows = await database.fetch(LIST_ORGANIZATIONS, after, limit)
+    return [Organization(**row) for row in rows]
+
+
+async def find_organization(database: Database, organization_id: UUID) -> Organization:
+    """:raises NotFound: when there is none of this id."""
+    row = await database.fetchrow(FIND_ORGANIZATION, organization_id)
+    if row is None:
+        raise NotFound("There is no such organization.")
+    return Organization(**row)
+
+
+async def create_key(
+    conn: Any,
+    actor: Actor,
+    organization_id: UUID,
+    name: str,
+    role: Role,
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
+    """A new key and its secret, which is stored nowhere: this is the only time it is seen.
+
+    :raises NotFound: when there is no such organization.
+    :raises Conflict: when an operator's key is asked for a tenant, or the reverse.
+    """
+    if (role == "operator") != (organization_id == OPERATOR_ORGANIZATION_ID):
+        raise Conflict(
+            f"Keys of role operator belong to the operator's organization"
+            f" ({OPERATOR_ORGANIZATION_ID}) and no others do.",
+            param="role",
+        )
+    secret = crypto.new_api_key()
+    key = ApiKey(
+        id=uuid7(),
+        organization_id=organization_id,
+        name=name,
+        role=role,
+        prefix=secret[: crypto.API_KEY_PREFIX_LENGTH],
+        expires_at=expires_at,
+        revoked_at=None,
+        created_at=datetime.now(UTC),
+    )
+    digest = crypto.key_digest(secret)
+    await conn.execute(
+        INSERT_KEY,
+        key.id,
+        organization_id,
+        name,
+        role,
+        digest,
+        key.prefix,
+        expires_at,
+        key.created_at,
+    )
+    detail = {"name": name, "role": role, "prefix": key.prefix}
+    await audit.record(conn, organization_id, actor, "api_key.create", str(key.id), detail)
+    return key, secret
+
+
+async def list_keys(
+    database: Database, organization_id: UUID, after: UUID, limit: int
+) -> Sequence[ApiKey]:
+    """An organization's keys by age, oldest first, after the one given."""
+    rows = await database.fetch(LIST_KEYS, organization_id, after, limit)
+    return [ApiKey(**row) for row in rows]
+
+
+async def find_key(database: Database, api_key_id: UUID) -> ApiKey:
+    """:raises NotFound: when there is none of this id."""
+    row = await database.fetchrow(FIND_KEY, api_key_id)
+    if row is None:
+        raise NotFound("There is no such API key.")
+    return ApiKey(**row)
+
+
+async def revoke_key(conn: Any, actor: Actor, key: ApiKey) -> None:
+    """Put the key out of force, here and on every replica. Revoking it again changes nothing."""
+    status = await conn.execute(REVOKE_KEY, key.id, datetime.now(UTC))
+    if status == "UPDATE 1":
+        await audit.record(conn, key.organization_id, actor, "api_key.revoke", str(key.id))
+        await conn.execute(ANNOUNCE, CHANNEL, str(key.id))

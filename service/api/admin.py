@@ -1,0 +1,149 @@
+"""The operator's routes. Every change is audited by the verb that makes it."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, TypeVar
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from service import accounts, body, ledger
+from service.accounts import Caller, Role
+from service.api.auth import authenticate_operator, must_administer, must_be_operator
+from service.api.state import DATABASE, KEYRING
+from service.api.wire import REQUEST_ID, json_response, read_body
+from service.audit import Actor
+from service.errors import ClientError, Forbidden, NotFound
+
+T = TypeVar("T")
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+FIRST_ID: Final = UUID(int=0)
+LAST_ID: Final = UUID(int=2**128 - 1)
+PAGE: Final = 100
+MOST_A_PAGE: Final = 1000
+
+
+class NewOrganization(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/v1/organizations``."""
+
+    name: Name
+
+
+class NewKey(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/v1/organizations/{id}/keys``."""
+
+    name: Name
+    role: Role = "inference"
+    expires_at: datetime | None = None
+
+
+async def create_organization(request: web.Request) -> web.Response:
+    """``POST /admin/v1/organizations`` → 201."""
+    caller = await authenticate_operator(request)
+    must_be_operator(caller)
+    new = await _read(request, NewOrganization)
+    async with request.app[DATABASE].transaction() as conn:
+        organization = await accounts.create_organization(
+            conn, request.app[KEYRING], _actor(request, caller), new.name
+        )
+    return json_response(organization, 201)
+
+
+async def list_organizations(request: web.Request) -> web.Response:
+    """``GET /admin/v1/organizations?limit=&after=``, oldest first."""
+    caller = await authenticate_operator(request)
+    must_be_operator(caller)
+    limit, after = _page(request, FIRST_ID)
+    rows = await accounts.list_organizations(request.app[DATABASE], after, limit)
+    return json_response({"organizations": rows, "next": _next(rows, limit)})
+
+
+async def find_organization(request: web.Request) -> web.Response:
+    """``GET /admin/v1/organizations/{id}``."""
+    caller = await authenticate_operator(request)
+    organization_id = _id(request)
+    must_administer(caller, organization_id)
+    return json_response(await accounts.find_organization(request.app[DATABASE], organization_id))
+
+
+async def create_key(request: web.Request) -> web.Response:
+    """``POST /admin/v1/organizations/{id}/keys`` → 201; the key is shown this once."""
+    caller = await authenticate_operator(request)
+    organization_id = _id(request)
+    must_administer(caller, organization_id)
+    new = await _read(request, NewKey)
+    if new.role == "operator" and caller.role != "operator":
+        raise Forbidden("Only the operator can make a key of role operator.")
+    if new.expires_at is not None and _aware(new.expires_at) <= datetime.now(UTC):
+        raise ClientError("expires_at: must be in the future.", param="expires_at")
+    async with request.app[DATABASE].transaction() as conn:
+        key, secret = await accounts.create_key(
+            conn, _actor(request, caller), organization_id, new.name, new.role, new.expires_at
+        )
+    return json_response({**msgspec.to_builtins(key), "key": secret}, 201)
+
+
+async def list_keys(request: web.Request) -> web.Response:
+    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``, oldest first."""
+    caller = await authenticate_operator(request)
+    organization_id = _id(request)
+    must_administer(caller, organization_id)
+    limit, after = _page(request, FIRST_ID)
+    rows = await accounts.list_keys(request.app[DATABASE], organization_id, after, limit)
+    return json_response({"keys": rows, "next": _next(rows, limit)})
+
+
+async def revoke_key(request: web.Request) -> web.Response:
+    """``DELETE /admin/v1/keys/{id}`` → 204; in force at once on every replica."""
+    caller = await authenticate_operator(request)
+    key = await accounts.find_key(request.app[DATABASE], _id(request))
+    must_administer(caller, key.organization_id)
+    async with request.app[DATABASE].transaction() as conn:
+        await accounts.revoke_key(conn, _actor(request, caller), key)
+    return web.Response(status=204)
+
+
+async def list_ledger(request: web.Request) -> web.Response:
+    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``, newest first."""
+    caller = await authenticate_operator(request)
+    organization_id = _id(request)
+    must_administer(caller, organization_id)
+    limit, after = _page(request, LAST_ID)
+    rows = await ledger.list_entries(request.app[DATABASE], organization_id, after, limit)
+    return json_response({"entries": rows, "next": _next(rows, limit)})
+
+
+async def _read(request: web.Request, shape: type[T]) -> T:
+    return body.decode(await read_body(request), shape)
+
+
+def _actor(request: web.Request, caller: Caller) -> Actor:
+    return Actor(name=caller.actor_name, request_id=request[REQUEST_ID])
+
+
+def _id(request: web.Request) -> UUID:
+    try:
+        return UUID(request.match_info["id"])
+    except ValueError:
+        raise NotFound("There is nothing of this id; an id is a UUID.") from None
+
+
+def _aware(at: datetime) -> datetime:
+    if at.tzinfo is None:
+        raise ClientError("expires_at: must have a time zone, as in 2030-01-01T00:00:00Z.")
+    return at
+
+
+def _page(request: web.Request, start: UUID) -> tuple[int, UUID]:
+    limit, after = request.query.get("limit", str(PAGE)), request.query.get("after")
+    if not limit.isdecimal() or not 1 <= int(limit) <= MOST_A_PAGE:
+        raise ClientError(f"limit: must be from 1 to {MOST_A_PAGE}.", param="limit")
+    try:
+        return int(limit), UUID(after) if after else start
+    except ValueError:
+        raise ClientError("after: must be the id that 'next' gave.", param="after") from None
+
+
+def _next(rows: Any, limit: int) -> UUID | None:
+    return rows[-1].id if len(rows) == limit else None

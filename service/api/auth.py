@@ -1,0 +1,62 @@
+"""Who is asking."""
+
+from typing import Final
+from uuid import UUID
+
+from aiohttp import web
+
+from service import crypto
+from service.accounts import OPERATOR, Caller
+from service.api.state import CALLERS, SETTINGS
+from service.errors import Forbidden, Unauthenticated
+
+BEARER: Final = "Bearer "
+
+
+def _bearer(request: web.Request) -> str:
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise Unauthenticated(
+            "There is no API key: send it as 'Authorization: Bearer rk_…'.", code="missing_api_key"
+        )
+    scheme, _, key = header.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthenticated(
+            "The Authorization header is malformed: it must be 'Bearer rk_…'.",
+            code="malformed_api_key",
+        )
+    return key.strip()
+
+
+async def authenticate(request: web.Request) -> Caller:
+    """The caller of an inference route.
+
+    :raises Unauthenticated: with a code for each reason.
+    """
+    return await request.app[CALLERS].identify(_bearer(request))
+
+
+async def authenticate_operator(request: web.Request) -> Caller:
+    """The caller of an administrative route: the operator, or a key of role operator or admin.
+
+    :raises Unauthenticated, Forbidden: when it is neither.
+    """
+    key = _bearer(request)
+    if crypto.equal(key, request.app[SETTINGS].operator_key):
+        return OPERATOR
+    caller = await request.app[CALLERS].identify(key)
+    if caller.role == "inference":
+        raise Forbidden("A key of role inference cannot administer.")
+    return caller
+
+
+def must_be_operator(caller: Caller) -> None:
+    """:raises Forbidden: for anyone else."""
+    if caller.role != "operator":
+        raise Forbidden("Only the operator can do this.")
+
+
+def must_administer(caller: Caller, organization_id: UUID) -> None:
+    """:raises Forbidden: when the organization is not the caller's to administer."""
+    if caller.role != "operator" and caller.organization_id != organization_id:
+        raise Forbidden("This key administers its own organization only.")

@@ -1,0 +1,87 @@
+"""Health: what the platform and the operator ask. No key, no cost, no secrets, and a deadline."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Final
+
+from aiohttp import web
+
+from service.api.state import DATABASE, SETTINGS, STATUS, VENICE
+from service.api.wire import json_response
+from service.errors import ServiceError
+
+DATABASE_TIMEOUT_S: Final = 1.8
+"""``/health`` answers within 2 s in all."""
+VENICE_TIMEOUT_S: Final = 5.0
+CACHED_S: Final = 5.0
+
+
+async def health(request: web.Request) -> web.Response:
+    """``GET /health``: 200 only when the database answers and the process is staying."""
+    is_draining = request.app[STATUS].is_draining
+    database = await _tried(request.app[DATABASE].ping(DATABASE_TIMEOUT_S))
+    status = "draining" if is_draining else ("ok" if database == "ok" else "error")
+    answer = {
+        "status": status,
+        "environment": request.app[SETTINGS].environment.value,
+        "database": database,
+    }
+    return json_response(answer, 200 if status == "ok" else 503)
+
+
+class FullHealth:
+    """``GET /health/full``: also whether Venice answers and takes the key, asked at no cost.
+
+    What was found is kept for five seconds, and however many ask at once, each part is asked once.
+    """
+
+    def __init__(self) -> None:
+        self._asked_at = 0.0
+        self._asking: asyncio.Task[tuple[str, str]] | None = None
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.app[STATUS].is_draining:
+            backend = "draining"
+            database, venice = (
+                await _tried(request.app[DATABASE].ping(DATABASE_TIMEOUT_S)),
+                "unknown",
+            )
+        else:
+            backend = "ok"
+            database, venice = await asyncio.shield(self._ask(request.app))
+        answer = {
+            "backend": backend,
+            "database": database,
+            "venice_api": venice,
+            "environment": request.app[SETTINGS].environment.value,
+        }
+        is_well = backend == database == venice == "ok"
+        return json_response(answer, 200 if is_well else 503)
+
+    def _ask(self, app: web.Application) -> asyncio.Task[tuple[str, str]]:
+        asking = self._asking
+        is_old = time.monotonic() - self._asked_at > CACHED_S
+        if asking is None or (asking.done() and is_old):
+            self._asked_at = time.monotonic()
+            asking = self._asking = asyncio.create_task(_both(app))
+        return asking
+
+
+async def _both(app: web.Application) -> tuple[str, str]:
+    return await asyncio.gather(
+        _tried(app[DATABASE].ping(DATABASE_TIMEOUT_S)),
+        _tried(app[VENICE].check(VENICE_TIMEOUT_S)),
+    )
+
+
+async def _tried(asking: Awaitable[None]) -> str:
+    """``ok``, or the class of what went wrong: messages may hold hosts and users."""
+    try:
+        await asking
+    except ServiceError as error:
+        return f"error: {error.code}"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not well
+        cause = error.__cause__ if error.__cause__ is not None else error
+        return f"error: {type(cause).__name__}"
+    return "ok"

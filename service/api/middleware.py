@@ -1,0 +1,116 @@
+"""What happens around every request: its id, its log line, its errors."""
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from service import logs
+from service.api.state import STATUS
+from service.api.wire import REQUEST_ID, error_response
+from service.crypto import UnknownMasterKey
+from service.db import uuid7
+from service.errors import (
+    ClientError,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    ServiceError,
+    Unavailable,
+)
+
+log = structlog.get_logger()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+QUIET_PATHS: Final = frozenset({"/health", "/health/full"})
+CLIENT_CLOSED: Final = 499
+"""What the log says of a request whose client left; nobody is answered with it."""
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id and a log line, and count it while it is inside."""
+    given = request.headers.get("X-Request-ID", "")
+    request_id = given if SANE_REQUEST_ID.fullmatch(given) else uuid7().hex
+    request[REQUEST_ID] = request_id
+    logs.request_id.set(request_id)
+    status, started_at = CLIENT_CLOSED, time.perf_counter()
+    counter = request.app[STATUS]
+    is_quiet = request.path in QUIET_PATHS
+    counter.open_requests += not is_quiet
+    try:
+        response = await handler(request)
+        status = response.status
+        if counter.is_draining:
+            response.force_close()
+        return response
+    finally:
+        counter.open_requests -= not is_quiet
+        say = log.debug if is_quiet and status == 200 else log.info
+        duration_ms = round((time.perf_counter() - started_at) * 1000, 1)
+        say(
+            "request",
+            method=request.method,
+            path=request.path,
+            status=status,
+            duration_ms=duration_ms,
+        )
+
+
+@web.middleware
+async def render_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into one shape of answer."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return error_response(_of_aiohttp(error, request), request[REQUEST_ID])
+    except ServiceError as error:
+        failure = error
+        if failure.status >= 500:
+            cause = type(error.__cause__).__name__ if error.__cause__ else None
+            log.warning("request failed", code=error.code, error=error.message, cause=cause)
+    except ConnectionError:
+        # The client is gone: nobody is there to be told.
+        raise
+    except UnknownMasterKey:
+        log.exception("data key does not open")
+        failure = Unavailable("The service's encryption keys are incomplete.")
+    except Exception:
+        log.exception("unhandled error")
+        failure = ServiceError("Something went wrong here. The request id finds it in the log.")
+    if _has_begun(request):
+        # A second answer inside the first would corrupt both: end the connection instead.
+        raise failure
+    return error_response(failure, request[REQUEST_ID])
+
+
+def _has_begun(request: web.Request) -> bool:
+    writer = request._payload_writer  # noqa: SLF001 - aiohttp has no public test for this
+    return writer is not None and getattr(writer, "output_size", 0) > 0
+
+
+def _of_aiohttp(error: web.HTTPException, request: web.Request) -> ServiceError:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{request.method} is not allowed here; {allowed} is.")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return PayloadTooLarge("The body is too large.")
+    if error.status == 404:
+        return NotFound(f"There is nothing at {request.method} {request.path}.")
+    return ClientError(error.reason, status=error.status)
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Every answer carries the id, streams too: the headers are not on their way yet."""
+    if (request_id := request.get(REQUEST_ID)) is not None:
+        response.headers["x-request-id"] = request_id
+
+
+MIDDLEWARES: Final = (observe, render_errors)

@@ -1,0 +1,24 @@
+"""Every route of the service."""
+
+from aiohttp import web
+
+from service.api import admin, health, inference
+
+
+def add_routes(app: web.Application) -> None:
+    """GET routes answer HEAD too."""
+    router = app.router
+    router.add_get("/health", health.health)
+    router.add_get("/health/full", health.FullHealth().answer)
+    # OpenAI's paths and Venice's own, one handler each.
+    for prefix in ("/v1", "/api/v1"):
+        router.add_post(f"{prefix}/chat/completions", inference.chat_completions)
+        router.add_get(f"{prefix}/models", inference.models)
+    organizations = "/admin/v1/organizations"
+    router.add_post(organizations, admin.create_organization)
+    router.add_get(organizations, admin.list_organizations)
+    router.add_get(f"{organizations}/{{id}}", admin.find_organization)
+    router.add_post(f"{organizations}/{{id}}/keys", admin.create_key)
+    router.add_get(f"{organizations}/{{id}}/keys", admin.list_keys)
+    router.add_delete("/admin/v1/keys/{id}", admin.revoke_key)
+    router.add_get(f"{organizations}/{{id}}/ledger", admin.list_ledger)

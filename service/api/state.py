@@ -1,0 +1,31 @@
+"""What handlers find in the application."""
+
+from typing import Final
+
+from aiohttp import web
+
+from service.accounts import Callers
+from service.catalog import Catalog
+from service.crypto import Keyring
+from service.db import Database
+from service.gateway import Gateway
+from service.settings import Settings
+from service.upstream import Venice
+
+
+class Status:
+    """Whether the process is on its way out, and how many requests are inside."""
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self.open_requests = 0
+
+
+SETTINGS: Final = web.AppKey("SETTINGS", Settings)
+STATUS: Final = web.AppKey("STATUS", Status)
+DATABASE: Final = web.AppKey("DATABASE", Database)
+KEYRING: Final = web.AppKey("KEYRING", Keyring)
+CALLERS: Final = web.AppKey("CALLERS", Callers)
+CATALOG: Final = web.AppKey("CATALOG", Catalog)
+VENICE: Final = web.AppKey("VENICE", Venice)
+GATEWAY: Final = web.AppKey("GATEWAY", Gateway)

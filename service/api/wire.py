@@ -1,0 +1,143 @@
+"""Between HTTP and the rest: bodies in, answers and errors out."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from service.api.state import SETTINGS
+from service.errors import ClientError, PayloadTooLarge, RequestTimeout, ServiceError, Unavailable
+from service.gateway import Reply, uncancel
+
+REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+HEARTBEAT: Final = b": heartbeat\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+GOODBYE_TIMEOUT_S: Final = 2.0
+STREAM_HEADERS: Final = {
+    "Cache-Control": "no-cache",
+    # Proxies that buffer would turn a stream into a wait.
+    "X-Accel-Buffering": "no",
+}
+ERROR_TYPES: Final = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body, within the deadline and the size of the settings.
+
+    :raises RequestTimeout, PayloadTooLarge: when it is not.
+    """
+    settings = request.app[SETTINGS]
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await request.read()
+    except TimeoutError:
+        raise RequestTimeout(
+            f"The body did not arrive within {settings.body_timeout_s:g} seconds."
+        ) from None
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.") from None
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    """``value`` as JSON."""
+    body = msgspec.json.encode(value)
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
+    """The body of an error in OpenAI's shape."""
+    kind = "invalid_request_error" if isinstance(error, ClientError) else "api_error"
+    return {
+        "error": {
+            "message": error.message,
+            "type": ERROR_TYPES.get(error.status, kind),
+            "param": error.param,
+            "code": error.code,
+            "request_id": request_id,
+        }
+    }
+
+
+def error_response(error: ServiceError, request_id: str | None) -> web.Response:
+    """The answer to a request that failed before anything of an answer was sent."""
+    response = json_response(error_object(error, request_id), error.status)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
+
+
+async def relay(request: web.Request, reply: Reply) -> web.StreamResponse:
+    """Pass Venice's answer on: a plain one whole, a stream as it comes."""
+    if reply.body is not None:
+        response = web.Response(body=reply.body, headers=reply.headers)
+        if reply.cost_usd is not None:
+            response.headers["x-rialto-cost-usd"] = reply.cost_usd
+        return response
+    return await _EventStream(request, reply).relay()
+
+
+class _EventStream:
+    """A stream of server-sent events on its way to the caller.
+
+    It leaves the end of the body to aiohttp, which writes it after the handler has returned, so
+    that the call is in the books when its caller sees the end.
+    """
+
+    def __init__(self, request: web.Request, reply: Reply) -> None:
+        self._request = request
+        self._reply = reply
+        self._response = web.StreamResponse(headers={**reply.headers, **STREAM_HEADERS})
+        self._heartbeat_s = request.app[SETTINGS].heartbeat_s
+        self._written_at = time.monotonic()
+
+    async def relay(self) -> web.StreamResponse:
+        await self._response.prepare(self._request)
+        if self._reply.is_late:
+            await self._response.write(HEARTBEAT)
+        beating = asyncio.create_task(self._beat())
+        try:
+            async with contextlib.aclosing(self._reply.chunks()) as chunks:
+                async for chunk in chunks:
+                    self._written_at = time.monotonic()
+                    await self._response.write(chunk)
+        except ServiceError as error:
+            await self._end_with(error)
+        except asyncio.CancelledError:
+            if not self._reply.is_ended_by_shutdown:
+                raise
+            uncancel()
+            await self._end_with(Unavailable("The service is restarting.", retry_after_s=1))
+        finally:
+            beating.cancel()
+        return self._response
+
+    async def _beat(self) -> None:
+        """Say something whenever Venice says nothing, so that no proxy takes the stream for dead.
+
+        Only whole events are relayed, so a comment can stand anywhere between writes.
+        """
+        while True:
+            silent_s = time.monotonic() - self._written_at
+            if silent_s < self._heartbeat_s:
+                await asyncio.sleep(self._heartbeat_s - silent_s)
+                continue
+            self._written_at = time.monotonic()
+            # When the caller is gone, the relay is told too, and it is the one that acts on it.
+            with contextlib.suppress(ConnectionError):
+                await self._response.write(HEARTBEAT)
+
+    async def _end_with(self, error: ServiceError) -> None:
+        """A failure after the status was sent is the stream's last event."""
+        content = msgspec.json.encode(error_object(error, self._request.get(REQUEST_ID)))
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+                await self._response.write(b"data: " + content + b"\n\n" + DONE)

@@ -1,0 +1,180 @@
+"""The application: every part of the service, in the order in which it is opened."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from aiohttp import http_parser, web
+
+from service import api, embedded, jobs, logs, schema
+from service.accounts import CHANNEL, Callers
+from service.address import DatabaseAddress
+from service.catalog import Catalog
+from service.crypto import Keyring
+from service.db import first_connection, listen, open_pool, uuid7
+from service.errors import StartupError
+from service.gateway import Gateway
+from service.ledger import Ledger
+from service.settings import Settings, load
+from service.upstream import open_venice
+
+log = structlog.get_logger()
+
+FLUSH_TIMEOUT_S: Final = 5.0
+SANDBOX_KEY: Final = "sandbox"
+
+ADDRESS: Final = web.AppKey("ADDRESS", DatabaseAddress)
+MIGRATION_ADDRESS: Final = web.AppKey("MIGRATION_ADDRESS", DatabaseAddress)
+
+
+def create_app(settings: Settings | None = None) -> web.Application:
+    """The whole service. Without settings they are read from the environment.
+
+    :raises SettingsError: when the environment is no valid configuration.
+    """
+    if settings is None:
+        settings = load()
+        logs.configure(settings.log_level, settings.log_format)
+    app = web.Application(middlewares=api.MIDDLEWARES, client_max_size=settings.body_max_bytes)
+    app[api.SETTINGS] = settings
+    app[api.STATUS] = api.Status()
+    app[api.KEYRING] = Keyring(settings.encryption_keys)
+    app.on_response_prepare.append(api.add_request_id)
+    app.cleanup_ctx.extend([database_server, ready_schema, pool, venice, books, background])
+    api.add_routes(app)
+    return app
+
+
+async def database_server(app: web.Application) -> AsyncIterator[None]:
+    """Where the database is: the one of the settings, or in development one of its own."""
+    settings = app[api.SETTINGS]
+    log.info(
+        "settings",
+        environment=settings.environment.value,
+        database=str(settings.database or "embedded"),
+        pool=settings.database_pool_max_size,
+    )
+    _check_parser()
+    if settings.database is not None:
+        app[ADDRESS] = settings.database
+        app[MIGRATION_ADDRESS] = settings.migration_database or settings.database
+        yield
+        return
+    directory = Path(settings.data_directory) / "postgres"
+    async with embedded.running(directory) as address:
+        app[ADDRESS] = app[MIGRATION_ADDRESS] = address
+        yield
+
+
+def _check_parser() -> None:
+    """aiohttp also ships without its C parser, which is slow and reads HTTP in a way of its own."""
+    if http_parser.HttpRequestParser.__module__ != "aiohttp._http_parser":
+        raise StartupError(
+            "aiohttp runs without its C parser.",
+            "Install the requirements from requirements/serve.txt, with wheels for this platform.",
+        )
+
+
+async def ready_schema(app: web.Application) -> AsyncIterator[None]:
+    """Migrations and the fourteen tables, before anything is served."""
+    settings, address = app[api.SETTINGS], app[MIGRATION_ADDRESS]
+    with logs.step("database connected", address=str(address)) as facts:
+        async with first_connection(address, settings.startup_database_timeout_s) as conn:
+            facts["server_version"] = conn.get_settings().server_version
+            pending, _ = await schema.pending(conn)
+    if pending:
+        await asyncio.to_thread(
+            schema.apply, address, connect_timeout_s=settings.startup_database_timeout_s
+        )
+    else:
+        log.info("migrations", pending=0)
+    async with first_connection(address, settings.startup_database_timeout_s) as conn:
+        await schema.verify(conn)
+    yield
+
+
+async def pool(app: web.Application) -> AsyncIterator[None]:
+    """The connection pool."""
+    settings = app[api.SETTINGS]
+    async with contextlib.AsyncExitStack() as stack:
+        with logs.step("pool", size=settings.database_pool_max_size):
+            app[api.DATABASE] = await stack.enter_async_context(open_pool(settings, app[ADDRESS]))
+        yield
+        log.info("closing pool")
+
+
+async def venice(app: web.Application) -> AsyncIterator[None]:
+    """The client for Venice, or for the sandbox that plays it in development."""
+    settings = app[api.SETTINGS]
+    async with contextlib.AsyncExitStack() as stack:
+        base_url, api_key = settings.venice_base_url, settings.venice_api_key
+        if api_key is None:
+            base_url = await stack.enter_async_context(_sandbox(settings))
+            api_key = SANDBOX_KEY
+        client = open_venice(settings, base_url=base_url, api_key=api_key)
+        app[api.VENICE] = await stack.enter_async_context(client)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _sandbox(settings: Settings) -> AsyncIterator[str]:
+    if settings.is_production:
+        raise StartupError("The sandbox is not for production.", "Set VENICE_API_KEY.")
+    # Not imported where it is not needed.
+    from service.sandbox import create_sandbox  # noqa: PLC0415
+
+    runner = web.AppRunner(
+        create_sandbox([SANDBOX_KEY]), access_log=None, handler_cancellation=True
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        log.info("sandbox plays Venice: answers are simulated", port=port)
+        yield f"http://127.0.0.1:{port}/api/v1"
+    finally:
+        await runner.cleanup()
+
+
+async def books(app: web.Application) -> AsyncIterator[None]:
+    """Who calls, what it costs, and where that is written."""
+    settings, database = app[api.SETTINGS], app[api.DATABASE]
+    app[api.CALLERS] = Callers(database, app[api.KEYRING], settings.key_cache_s)
+    app[api.CATALOG] = Catalog(app[api.VENICE].models)
+    # A start does not wait for Venice: prices come as soon as it answers.
+    log.info("catalogue", loading="in the background")
+    ledger = Ledger(database, process_id=uuid7())
+    app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
+    yield
+    app[api.GATEWAY].end_open_calls()
+    left = await ledger.flush(FLUSH_TIMEOUT_S)
+    log.info("ledger flushed", unwritten=left)
+
+
+async def background(app: web.Application) -> AsyncIterator[None]:
+    """What goes on beside the requests."""
+    forget = app[api.CALLERS].forget
+    running = [
+        _named("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
+        _named("catalogue", app[api.CATALOG].keep_fresh()),
+        _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
+    ]
+    yield
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+def _named(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_say_if_ended)
+    return task
+
+
+def _say_if_ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        log.critical("background work ended", work=task.get_name(), exc_info=task.exception())

@@ -1,0 +1,91 @@
+"""JSON bodies: read with errors that name the field, and changed without being re-encoded."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from service.errors import ClientError
+
+T = TypeVar("T")
+
+AT_FIELD: Final = re.compile(r"^(?P<rule>.*?)(?: - at `\$\.?(?P<field>.*)`)?$", re.DOTALL)
+FIELD_IN_RULE: Final = re.compile(r"field `(?P<field>[^`]+)`")
+# Strings and punctuation; what lies between them (numbers, true, null, space) does not matter.
+TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
+
+
+def decode(body: bytes, shape: type[T]) -> T:
+    """The body as ``shape``.
+
+    :raises ClientError: naming the field and the rule, when it is not JSON of that shape.
+    """
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.ValidationError as error:
+        raise _at_fault(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _at_fault(text: str) -> ClientError:
+    """Our error for msgspec's ``Expected `str`, got `int` - at `$.model```."""
+    match = AT_FIELD.match(text)
+    rule, field = (match["rule"], match["field"]) if match else (text, None)
+    if named := FIELD_IN_RULE.search(rule):
+        field = f"{field}.{named['field']}" if field else named["field"]
+    rule = rule.replace("`", "'")
+    return ClientError(f"{field}: {rule}." if field else f"{rule}.", param=field or None)
+
+
+def set_members(body: bytes, members: Mapping[str, str], present: Collection[str]) -> bytes:
+    """The JSON object ``body`` with top-level ``members`` set, every other byte as it was.
+
+    ``present`` says which of them the object has already. Those are replaced where they stand,
+    however often they are repeated; the others go to the front.
+    """
+    replaced = {name: value for name, value in members.items() if name in present}
+    if replaced:
+        body = _replace(body, replaced)
+    added = [
+        msgspec.json.encode(name) + b":" + msgspec.json.encode(value)
+        for name, value in members.items()
+        if name not in present
+    ]
+    if not added:
+        return body
+    start = body.index(b"{") + 1
+    is_empty = body[start:].lstrip()[:1] == b"}"
+    return body[:start] + b",".join(added) + (b"" if is_empty else b",") + body[start:]
+
+
+def _replace(body: bytes, members: Mapping[str, str]) -> bytes:
+    parts, kept_from = [], 0
+    for name, start, end in _top_level_values(body):
+        if name in members:
+            parts += [body[kept_from:start], msgspec.json.encode(members[name])]
+            kept_from = end
+    return b"".join([*parts, body[kept_from:]])
+
+
+def _top_level_values(body: bytes) -> list[tuple[str, int, int]]:
+    """Name, start and end of each member of a valid JSON object, in the order they stand."""
+    values: list[tuple[str, int, int]] = []
+    depth, name, start = 0, None, 0
+    for token in TOKEN.finditer(body):
+        text = token.group()
+        if depth == 1 and text in (b",", b"}") and name is not None:
+            value = body[start : token.start()]
+            start += len(value) - len(value.lstrip())
+            values.append((name, start, start + len(value.strip())))
+            name = None
+        if text in (b"{", b"["):
+            depth += 1
+        elif text in (b"}", b"]"):
+            depth -= 1
+        elif depth == 1 and text == b":":
+            start = token.end()
+        elif depth == 1 and name is None and text.startswith(b'"'):
+            name = msgspec.json.decode(text, type=str)
+    return values

@@ -1,0 +1,223 @@
+"""What Venice offers and at which price.
+
+Lists of models are kept as the bytes Venice sent, for a minute, fetched once however many ask at
+the same time, and served stale when Venice does not answer. Prices are read from the same lists.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+import structlog
+
+from service import money
+from service.errors import ClientError, UpstreamError
+
+log = structlog.get_logger()
+
+FRESH_S: Final = 60.0
+STALE_S: Final = 86_400.0
+REFRESH_S: Final = 300.0
+RETRY_S: Final = 15.0
+MODEL_TYPES: Final = (
+    "asr",
+    "embedding",
+    "image",
+    "music",
+    "text",
+    "tts",
+    "upscale",
+    "inpaint",
+    "video",
+    "decision",
+    "all",
+    "code",
+)
+
+FetchModels = Callable[[str | None], Awaitable[bytes]]
+
+
+class Leaf(msgspec.Struct):
+    """A price as Venice writes it: the same number in USD and DIEM."""
+
+    usd: Decimal
+
+
+class Rates(msgspec.Struct):
+    """Prices of a million tokens."""
+
+    input: Leaf | None = None
+    output: Leaf | None = None
+    cache_input: Leaf | None = None
+    cache_write: Leaf | None = None
+
+
+class ExtendedRates(Rates):
+    """What the whole request costs once its prompt passes the threshold."""
+
+    context_token_threshold: int = 0
+
+
+class Pricing(Rates):
+    """Prices of a text or embedding model; those of other types are not read yet."""
+
+    extended: ExtendedRates | None = None
+
+
+class ModelSpec(msgspec.Struct, rename="camel"):
+    """The parts of a model's description that are used here."""
+
+    pricing: msgspec.Raw = msgspec.Raw(b"null")
+    available_context_tokens: int | None = None
+
+
+class Model(msgspec.Struct):
+    """One line of Venice's list."""
+
+    id: str
+    model_spec: ModelSpec = msgspec.field(default_factory=ModelSpec)
+
+
+class ModelList(msgspec.Struct):
+    """Venice's list."""
+
+    data: list[Model]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of a call. Cached ones are among the input tokens."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+class Price(msgspec.Struct, frozen=True):
+    """What a model's tokens cost."""
+
+    pricing: Pricing
+    context_tokens: int | None
+
+    def cost_nanos(self, usage: Usage) -> int | None:
+        """Nano-dollars for the usage, or None when a rate that it needs is not stated.
+
+        Cached and cache-writing tokens are part of the input and have their own rates where the
+        catalogue states them; past the threshold everything is billed at the extended rates.
+        """
+        rates: Rates = self.pricing
+        extended = self.pricing.extended
+        if extended is not None and usage.input_tokens > extended.context_token_threshold:
+            rates = extended
+        if rates.input is None or (rates.output is None and usage.output_tokens):
+            return None
+        output = rates.output or rates.input
+        plain = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
+        return money.cost_of_tokens(
+            (max(0, plain), _nanos(rates.input)),
+            (usage.cached_input_tokens, _nanos(rates.cache_input or rates.input)),
+            (usage.cache_write_tokens, _nanos(rates.cache_write or rates.input)),
+            (usage.output_tokens, _nanos(output)),
+        )
+
+
+def _nanos(leaf: Leaf) -> int:
+    return money.parse_usd(leaf.usd)
+
+
+class _Cached(msgspec.Struct, frozen=True):
+    fetched_at: float
+    body: bytes
+
+
+class Catalog:
+    """Models and prices of one process."""
+
+    def __init__(self, fetch: FetchModels) -> None:
+        self._fetch = fetch
+        self._lists: dict[str | None, _Cached] = {}
+        self._fetching: dict[str | None, asyncio.Task[bytes]] = {}
+        self._prices: dict[str, Price] = {}
+
+    async def models(self, model_type: str | None) -> bytes:
+        """Venice's list of models of a type, as JSON; without a type, its own default.
+
+        :raises ClientError: when there is no such type.
+        :raises UpstreamError: when Venice does not answer and nothing is kept of it.
+        """
+        if model_type is not None and model_type not in MODEL_TYPES:
+            raise ClientError(f"type must be one of {', '.join(MODEL_TYPES)}", param="type")
+        cached = self._lists.get(model_type)
+        age_s = time.monotonic() - cached.fetched_at if cached else STALE_S
+        if cached and age_s < FRESH_S:
+            return cached.body
+        try:
+            return await self._fetch_once(model_type)
+        except UpstreamError:
+            if cached and age_s < STALE_S:
+                log.warning("stale list of models served", type=model_type, age_s=round(age_s))
+                return cached.body
+            raise
+
+    async def _fetch_once(self, model_type: str | None) -> bytes:
+        task = self._fetching.get(model_type)
+        if task is None:
+            task = asyncio.create_task(self._fetch_and_keep(model_type))
+            self._fetching[model_type] = task
+            task.add_done_callback(lambda done: self._fetched(model_type, done))
+        # The one who asked first may leave; the others still want the answer.
+        return await asyncio.shield(task)
+
+    def _fetched(self, model_type: str | None, task: asyncio.Task[bytes]) -> None:
+        del self._fetching[model_type]
+        if not task.cancelled():
+            task.exception()  # read, so that asyncio does not report it when nobody waits any more
+
+    async def _fetch_and_keep(self, model_type: str | None) -> bytes:
+        body = await self._fetch(model_type)
+        models = _decode(body)
+        self._lists[model_type] = _Cached(time.monotonic(), body)
+        for model in models.data:
+            if (price := _price(model)) is not None:
+                self._prices[model.id] = price
+        return body
+
+    def price(self, *names: str) -> Price | None:
+        """The price of the first of these models that has one. Feature suffixes do not matter."""
+        for name in names:
+            price = self._prices.get(name) or self._prices.get(name.partition(":")[0])
+            if price is not None:
+                return price
+        return None
+
+    async def keep_fresh(self) -> None:
+        """Refresh the prices, for ever."""
+        while True:
+            try:
+                await self._fetch_once("all")
+                log.info("catalogue refreshed", prices=len(self._prices))
+                await asyncio.sleep(REFRESH_S)
+            except UpstreamError as error:
+                log.warning("catalogue not refreshed", error=str(error), retry_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)
+
+
+def _decode(body: bytes) -> ModelList:
+    try:
+        return msgspec.json.decode(body, type=ModelList)
+    except msgspec.DecodeError as error:
+        raise UpstreamError("Venice's list of models cannot be read.") from error
+
+
+def _price(model: Model) -> Price | None:
+    """The token prices of a model; models of other types state theirs in other shapes."""
+    try:
+        pricing = msgspec.json.decode(model.model_spec.pricing, type=Pricing)
+    except msgspec.DecodeError:
+        return None
+    if pricing.input is None:
+        return None
+    return Price(pricing, model.model_spec.available_context_tokens)

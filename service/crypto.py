@@ -1,0 +1,80 @@
+"""Digests of keys, and envelope encryption.
+
+Each organization has a data key of its own; it is stored wrapped by the master key from
+``ENCRYPTION_KEY``. Nulling the wrapped key shreds whatever it sealed.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+API_KEY_FORM: Final = re.compile(r"rk_[A-Za-z0-9_-]{43}")
+API_KEY_PREFIX_LENGTH: Final = 10
+NONCE_BYTES: Final = 12
+
+
+def new_api_key() -> str:
+    """A caller's key: ``rk_`` and 256 random bits in URL-safe base64."""
+    return f"rk_{secrets.token_urlsafe(32)}"
+
+
+def key_digest(key: str) -> bytes:
+    """SHA-256 of a key. The key is random, so neither salt nor stretching adds anything."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def equal(left: str | bytes, right: str | bytes) -> bool:
+    """Compare two secrets in constant time."""
+    encode = [value.encode() if isinstance(value, str) else value for value in (left, right)]
+    return hmac.compare_digest(encode[0], encode[1])
+
+
+def pseudonym(key: bytes, *parts: str) -> str:
+    """A stable stand-in for ``parts`` that says nothing about them: HMAC-SHA256, 32 hex digits."""
+    message = "\0".join(parts).encode()
+    return hmac.digest(key, message, "sha256")[:16].hex()
+
+
+def derive(data_key: bytes, purpose: str) -> bytes:
+    """A 256-bit key for one purpose, by HKDF-SHA256 (RFC 5869)."""
+    return HKDF(SHA256(), length=32, salt=None, info=f"rialto {purpose}".encode()).derive(data_key)
+
+
+class UnknownMasterKey(Exception):
+    """None of the keys in ENCRYPTION_KEY opens what is stored."""
+
+
+class Keyring:
+    """Wraps data keys under the newest master key and opens them with any of the ring.
+
+    A wrapped key is a nonce of 12 bytes and the AES-256-GCM box, bound to its owner's id.
+    """
+
+    def __init__(self, master_keys: Sequence[str]) -> None:
+        self._ciphers = [AESGCM(derive(key.encode(), "master")) for key in master_keys]
+
+    def new_data_key(self, owner: bytes) -> bytes:
+        """A new data key, wrapped."""
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + self._ciphers[0].encrypt(nonce, os.urandom(32), owner)
+
+    def open_data_key(self, owner: bytes, wrapped: bytes) -> bytes:
+        """:raises UnknownMasterKey: when no master key of the ring fits."""
+        for cipher in self._ciphers:
+            try:
+                return cipher.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], owner)
+            except InvalidTag:
+                continue
+        raise UnknownMasterKey(
+            "the stored data key opens with none of the keys in ENCRYPTION_KEY: add the key that"
+            " was in force when it was written to the end of the list"
+        )

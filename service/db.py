@@ -1,0 +1,445 @@
+"""The connection pool: five connections that are alive when you get them.
+
+asyncpg 0.32 takes ``min_size`` for a floor and so never retires a connection when min equals max,
+and it hands out connections whose death it has not read yet. So age, idle time and validation are
+kept here: a connection is replaced when it is too old or was idle too long, asked ``SELECT 1`` when
+it was idle for a moment, and terminated (not closed, which would wait for a dead peer) together
+with its siblings when it does not answer. Every wait has a deadline.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from service.address import DatabaseAddress
+from service.errors import Conflict, NotFound, ServiceError, StartupError, Unavailable
+from service.settings import Settings
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+PING: Final = "SELECT 1"
+PING_TIMEOUT_S: Final = 1.0
+TRUSTED_IDLE_S: Final = 1.0
+"""A connection that answered this recently is not asked again."""
+CONNECT_TIMEOUT_S: Final = 5.0
+CLOSE_TIMEOUT_S: Final = 5.0
+STATEMENT_TIMEOUT_MARGIN_S: Final = 2.0
+"""The server gives a statement up this much earlier than the client, so that its word arrives."""
+KEEPALIVE_IDLE_S: Final = 30
+TCP_USER_TIMEOUT_MS: Final = 15_000
+LISTEN_CHECK_S: Final = 20.0
+RETRY_AFTER_S: Final = 5
+REPEATS: Final = 2
+"""A statement whose connection was lost runs this often again at most."""
+
+LOST: Final = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InvalidCachedStatementError,
+)
+"""The connection is gone, was never made or cannot go on: another one may do."""
+BUSY: Final = (
+    TimeoutError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.TooManyConnectionsError,
+)
+"""The database is there and cannot do this now."""
+HOPELESS: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    ssl.SSLCertVerificationError,
+)
+"""What waiting does not mend: a wrong password, a database that does not exist."""
+CONSTRAINTS: Final[dict[str, tuple[type[ServiceError], str]]] = {
+    "api_keys_organization_id_fkey": (NotFound, "There is no such organization."),
+    "upstream_keys_name_key": (Conflict, "An upstream key of this name exists."),
+    "models_current_idx": (Conflict, "A model or an alias of this name exists."),
+}
+"""What a violated constraint means to a caller, by the constraint's name."""
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that knows its age and when it last answered. Times are ``time.monotonic``."""
+
+    born_at: float
+    lives_s: float
+    answered_at: float
+
+    def start_life(self, max_age_s: float) -> None:
+        """Called once, when the connection is new. The jitter keeps siblings from ageing alike."""
+        self.born_at = self.answered_at = time.monotonic()
+        self.lives_s = max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - not a secret
+
+    def has_answered(self) -> None:
+        self.answered_at = time.monotonic()
+
+
+def uuid7() -> UUID:
+    """A new UUIDv7 (RFC 9562): milliseconds, 12 bits of their fraction, then 62 random bits."""
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    fraction = rest * 4096 // 1_000_000
+    tail = int.from_bytes(os.urandom(8)) & (1 << 62) - 1
+    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | tail)
+
+
+def connect_arguments(address: DatabaseAddress, *, through_pooler: bool = False) -> dict[str, Any]:
+    """The keyword arguments of ``asyncpg.connect`` for an address."""
+    return {
+        "host": address.host,
+        "port": address.port,
+        "user": address.user,
+        "password": address.password,
+        "database": address.database,
+        "ssl": _tls(address),
+        "timeout": CONNECT_TIMEOUT_S,
+        # A pooler in transaction mode gives each transaction another server connection.
+        "statement_cache_size": 0 if through_pooler else 256,
+    }
+
+
+def _tls(address: DatabaseAddress) -> ssl.SSLContext | str:
+    if address.sslmode not in ("verify-ca", "verify-full"):
+        return address.sslmode
+    context = ssl.create_default_context(cafile=address.sslrootcert)
+    context.check_hostname = address.sslmode == "verify-full"
+    return context
+
+
+def _server_settings(settings: Settings, *, through_pooler: bool) -> dict[str, str]:
+    if through_pooler:
+        return {"application_name": "rialto"}
+    statement_s = max(0.1, settings.database_command_timeout_s - STATEMENT_TIMEOUT_MARGIN_S)
+    return {
+        "application_name": "rialto",
+        "statement_timeout": f"{int(statement_s * 1000)}",
+        "lock_timeout": "3000",
+        "idle_in_transaction_session_timeout": "10000",
+        "tcp_keepalives_idle": f"{KEEPALIVE_IDLE_S}",
+        "tcp_keepalives_interval": "10",
+        "tcp_keepalives_count": "3",
+        "jit": "off",
+    }
+
+
+def _keep_alive(connection: asyncpg.Connection) -> None:
+    """Let the kernel find a dead peer. asyncpg has no public way to the socket."""
+    transport = connection._transport  # noqa: SLF001
+    peer = transport.get_extra_info("socket")
+    if peer is None or peer.family == socket.AF_UNIX:
+        return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", 10),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", TCP_USER_TIMEOUT_MS),
+    ):
+        if (option := getattr(socket, name, None)) is not None:
+            peer.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class ConnectionLost(Exception):
+    """The connection went away under its user, or did not answer in time."""
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn what asyncpg raises into our errors; what is a bug of ours passes as it is.
+
+    :raises Unavailable: when the database is gone, busy, or too slow.
+    """
+    try:
+        yield
+    except asyncpg.IntegrityConstraintViolationError as error:
+        known = CONSTRAINTS.get(error.constraint_name or "")
+        if known is None:
+            raise
+        kind, message = known
+        raise kind(message) from error
+    except (*LOST, *BUSY, *HOPELESS, ConnectionLost) as error:
+        raise Unavailable(
+            "The database is not available. Try again in a moment.", retry_after_s=RETRY_AFTER_S
+        ) from error
+
+
+class Database:
+    """The pool. ``fetch`` and its kin repeat a statement when the connection is lost under it, so
+    they are for statements that may run twice: reads, and writes keyed by an id of the client's.
+    Everything else goes through :meth:`transaction`, on a connection that has just answered.
+    """
+
+    def __init__(self, pool: Any, settings: Settings) -> None:
+        self._pool = pool
+        self._settings = settings
+        self.succeeded_at = time.monotonic()
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
+        """All rows."""
+        return await self._repeated(lambda connection: connection.fetch(sql, *arguments))
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Any:
+        """The first row, or None."""
+        return await self._repeated(lambda connection: connection.fetchrow(sql, *arguments))
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        """The first column of the first row, or None."""
+        return await self._repeated(lambda connection: connection.fetchval(sql, *arguments))
+
+    async def ping(self, timeout: float) -> None:
+        """``SELECT 1`` through the pool within ``timeout`` seconds.
+
+        :raises Exception: the driver's own, untranslated: health reports its class.
+        """
+        deadline = time.monotonic() + timeout
+        async with (
+            asyncio.timeout(timeout),
+            self._connection(certain=False, timeout=timeout) as connection,
+        ):
+            # A little less than what is left: the driver's own timeout ends a connection to a dead
+            # peer at once, a cancellation waits for the peer.
+            left_s = deadline - time.monotonic()
+            await connection.fetchval(PING, timeout=left_s * 0.9)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A transaction on a connection that answered just now.
+
+        :raises Unavailable: when the database is gone or too slow; nothing is committed then,
+            unless it went away during the commit itself.
+        """
+        with translated():
+            async with self._connection(certain=True) as connection, connection.transaction():
+                yield connection
+
+    async def _repeated(self, run: Callable[[Any], Awaitable[T]]) -> T:
+        with translated():
+            for _ in range(REPEATS):
+                with contextlib.suppress(ConnectionLost):
+                    async with self._connection(certain=False) as connection:
+                        return await run(connection)
+            async with self._connection(certain=True) as connection:
+                return await run(connection)
+
+    @contextlib.asynccontextmanager
+    async def _connection(
+        self, *, certain: bool, timeout: float | None = None
+    ) -> AsyncIterator[Any]:
+        """:raises ConnectionLost: when it was lost; it and its siblings are replaced then."""
+        timeout = timeout or self._settings.database_acquire_timeout_s
+        connection = await self._acquire(timeout, certain=certain)
+        try:
+            yield connection
+            self._succeeded(connection)
+        except BaseException as error:
+            # asyncpg says InterfaceError when a closed connection is rolled back, and also for
+            # mistakes of ours, which must not pass for a lost connection.
+            if isinstance(error, LOST) or connection.is_closed():
+                await self._replace(connection)
+                raise ConnectionLost from error
+            if isinstance(error, TimeoutError):
+                await self._replace(connection)
+            raise
+        finally:
+            await self._pool.release(connection, timeout=CLOSE_TIMEOUT_S)
+
+    def _succeeded(self, connection: Any) -> None:
+        connection.has_answered()
+        self.succeeded_at = time.monotonic()
+
+    async def _replace(self, connection: Any) -> None:
+        """Terminate, since close() waits for a dead peer; the siblings are suspect too."""
+        connection.terminate()
+        await self._pool.expire_connections()
+
+    async def _acquire(self, timeout: float, *, certain: bool) -> Any:
+        """A connection that works: it answered within the last second, or just now if ``certain``.
+
+        :raises TimeoutError: when there is none within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        pause_s = 0.02
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"no database connection within {timeout} s")
+            if self._pool.is_closing():
+                raise ConnectionLost("the pool is closing")
+            try:
+                connection = await self._pool.acquire(timeout=left_s)
+            except (*LOST, asyncpg.TooManyConnectionsError) as error:
+                log.debug("database connection failed", error=type(error).__name__)
+                await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+                pause_s = min(pause_s * 2, 0.5)
+                continue
+            usable = False
+            try:
+                usable = await self._is_usable(connection, deadline, certain=certain)
+            finally:
+                if not usable:
+                    connection.terminate()
+                    await self._pool.release(connection, timeout=CLOSE_TIMEOUT_S)
+            if usable:
+                return connection
+
+    async def _is_usable(self, connection: Any, deadline: float, *, certain: bool) -> bool:
+        now = time.monotonic()
+        idle_s = now - connection.answered_at
+        if now - connection.born_at > connection.lives_s:
+            return False
+        if idle_s > self._settings.database_max_inactive_s:
+            return False
+        if idle_s <= TRUSTED_IDLE_S and not certain:
+            return True
+        try:
+            await connection.fetchval(PING, timeout=max(0.05, min(PING_TIMEOUT_S, deadline - now)))
+        except (*LOST, *BUSY) as error:
+            log.warning("dead database connection replaced", error=type(error).__name__)
+            await self._replace(connection)
+            return False
+        self._succeeded(connection)
+        return True
+
+
+@contextlib.asynccontextmanager
+async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterator[Database]:
+    """The pool, open for the length of the block.
+
+    :raises asyncpg.PostgresError, OSError: when no connection can be made.
+    """
+    through_pooler = settings.database_unpooled is not None
+    # asyncpg says "Failed to restore the pool connection floor" with a traceback each second
+    # while the database is away; that it is away is logged by those who notice.
+    asyncpg.pool.logger.setLevel("CRITICAL")
+
+    async def init(connection: Connection) -> None:
+        connection.start_life(settings.database_max_age_s)
+        _keep_alive(connection)
+
+    async def reset(_: Any) -> None:
+        """Nothing here outlives its transaction: SET LOCAL only, no LISTEN, no session locks."""
+
+    pool = await asyncpg.create_pool(
+        **connect_arguments(address, through_pooler=through_pooler),
+        min_size=settings.database_pool_min_size,
+        max_size=settings.database_pool_max_size,
+        max_inactive_connection_lifetime=settings.database_max_inactive_s,
+        max_queries=2**31,
+        command_timeout=settings.database_command_timeout_s,
+        connection_class=Connection,
+        server_settings=_server_settings(settings, through_pooler=through_pooler),
+        init=init,
+        reset=reset,
+    )
+    try:
+        yield Database(pool, settings)
+    finally:
+        # close() waits for connections in use and terminates what is left at the deadline.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pool.close(), CLOSE_TIMEOUT_S)
+
+
+async def connect_once(address: DatabaseAddress, timeout: float) -> None:
+    """Prove that a connection of its own, outside the pool, works.
+
+    :raises Exception: asyncpg's own.
+    """
+    async with asyncio.timeout(timeout):
+        connection = await asyncpg.connect(**connect_arguments(address))
+        try:
+            await connection.fetchval(PING)
+        finally:
+            connection.terminate()
+
+
+@contextlib.asynccontextmanager
+async def first_connection(
+    address: DatabaseAddress, timeout: float
+) -> AsyncIterator[asyncpg.Connection]:
+    """A single connection for the start, waited for with backoff; each attempt is logged.
+
+    :raises StartupError: when there is none within ``timeout`` seconds, or never will be.
+    """
+    started = time.monotonic()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            connection = await asyncpg.connect(
+                **connect_arguments(address), command_timeout=60, connection_class=Connection
+            )
+            break
+        except HOPELESS as error:
+            raise StartupError(
+                f"The database at {address} refuses the connection: {type(error).__name__}.",
+                "Check user, password, database and sslmode in DATABASE_URL.",
+            ) from error
+        except (*LOST, *BUSY) as error:
+            waited_s = time.monotonic() - started
+            pause_s = min(5.0, 0.2 * 2**attempt) * random.uniform(0.8, 1.2)  # noqa: S311
+            if waited_s + pause_s > timeout:
+                raise StartupError(
+                    f"No database at {address} within {timeout:g} s: {type(error).__name__}.",
+                    "Check that the database service runs and that DATABASE_URL names it;"
+                    " STARTUP_DATABASE_TIMEOUT is how long a start waits.",
+                ) from error
+            log.warning(
+                "database not there yet",
+                attempt=attempt,
+                error=type(error).__name__,
+                waited_s=round(waited_s, 1),
+                next_try_s=round(pause_s, 1),
+            )
+            await asyncio.sleep(pause_s)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+OnNotify = Callable[[str], None]
+
+
+async def listen(address: DatabaseAddress, channel: str, on_notify: OnNotify) -> None:
+    """Listen on a connection apart from the pool, for ever; reconnects with backoff.
+
+    ``on_notify`` gets each payload, and an empty one after every (re)connection, since what was
+    said in between was missed.
+    """
+    pause_s = 0.2
+    while True:
+        try:
+            connection = await asyncpg.connect(**connect_arguments(address), command_timeout=5)
+            try:
+                _keep_alive(connection)
+                ended = asyncio.Event()
+                connection.add_termination_listener(lambda _, ended=ended: ended.set())
+                await connection.add_listener(channel, lambda *said: on_notify(str(said[-1])))
+                on_notify("")
+                pause_s = 0.2
+                while not ended.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ended.wait(), LISTEN_CHECK_S)
+                        break
+                    await connection.fetchval(PING, timeout=PING_TIMEOUT_S)
+                raise ConnectionResetError("the server ended the connection")
+            finally:
+                connection.terminate()
+        except (*LOST, *BUSY, *HOPELESS) as error:
+            log.warning("listen connection lost", error=type(error).__name__, retry_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 10.0)

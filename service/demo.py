@@ -1,0 +1,89 @@
+"""What a newcomer gets on the first start of a development server: a key, and lines to paste."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from service import accounts, api
+from service.audit import Actor
+from service.errors import Unauthenticated
+
+KEY_FILE: Final = "demo_key"
+NAME: Final = "demo"
+
+WELCOME: Final = """
+Rialto listens on {url}
+{upstream}
+
+  demo key      {key}
+  operator key  {operator_key}
+
+Try it with curl:
+
+curl {url}/v1/chat/completions \\
+  -H "Authorization: Bearer {key}" \\
+  -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+or with the OpenAI SDK:
+
+.venv/bin/python - <<'PY'
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="{key}")
+stream = client.chat.completions.create(
+    model="{model}", messages=[{{"role": "user", "content": "Hello"}}], stream=True
+)
+for chunk in stream:
+    print(chunk.choices[0].delta.content or "" if chunk.choices else "", end="", flush=True)
+print()
+PY
+
+What it cost:
+
+curl -H "Authorization: Bearer {operator_key}" \\
+  {url}/admin/v1/organizations/{organization_id}/ledger
+
+Ctrl-C stops it.
+"""
+"""Not indented, so that each part works as pasted."""
+MODEL: Final = "llama-3.3-70b"
+SIMULATED: Final = (
+    "The sandbox plays Venice: answers are simulated. Set VENICE_API_KEY for real ones."
+)
+REAL: Final = "Calls go to Venice with your VENICE_API_KEY and cost real money."
+
+
+async def welcome(app: web.Application, port: int) -> str:
+    """The text to print, with a key that works. The key is made on the first start and kept."""
+    settings = app[api.SETTINGS]
+    key = await _key(app, Path(settings.data_directory) / KEY_FILE)
+    caller = await app[api.CALLERS].identify(key)
+    return WELCOME.format(
+        url=f"http://{settings.host or '127.0.0.1'}:{port}",
+        upstream=REAL if settings.venice_api_key else SIMULATED,
+        key=key,
+        operator_key=settings.operator_key,
+        organization_id=caller.organization_id,
+        model=MODEL,
+    )
+
+
+async def _key(app: web.Application, path: Path) -> str:
+    if path.exists():
+        key = path.read_text().strip()
+        try:
+            await app[api.CALLERS].identify(key)
+        except Unauthenticated:
+            path.unlink()
+        else:
+            return key
+    actor = Actor(name="demo")
+    async with app[api.DATABASE].transaction() as conn:
+        organization = await accounts.create_organization(conn, app[api.KEYRING], actor, NAME)
+        _, key = await accounts.create_key(conn, actor, organization.id, NAME, "inference")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key)
+    return key

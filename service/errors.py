@@ -1,0 +1,197 @@
+"""What can go wrong, as one tree. Each class is a status and a stable code.
+
+::
+
+    ServiceError                  500 internal_error
+      ClientError                 400 invalid_request
+        Unauthenticated           401 unauthenticated      and one code for each reason
+        LimitExceeded             402 limit_exceeded
+        Forbidden                 403 forbidden
+        NotFound                  404 not_found
+        MethodNotAllowed          405 method_not_allowed
+        RequestTimeout            408 request_timeout
+        Conflict                  409 conflict
+        PayloadTooLarge           413 payload_too_large
+        RateLimited               429 rate_limited
+      UpstreamError               502 upstream_error
+        UpstreamUnreachable       502 upstream_unreachable
+        UpstreamCut               502 upstream_cut
+        UpstreamRejected          400 upstream_rejected
+        UpstreamExhausted         503 upstream_exhausted
+        UpstreamBusy              503 upstream_busy
+        UpstreamTimeout           504 upstream_timeout
+      Unavailable                 503 unavailable
+
+``str(error)`` is safe to show to the caller: no secrets, no internals, no text of the database.
+The cause goes to the log by ``raise … from cause``. Raise where it is known, translate a foreign
+library's errors once at its border (``db``, ``upstream``), render once (``api.middleware``).
+"""
+
+
+class ServiceError(Exception):
+    """Anything the service answers with an error body.
+
+    ``message`` is for people, ``code`` and ``param`` (the field at fault) are for programs,
+    ``retry_after_s`` becomes the Retry-After header.
+    """
+
+    status: int = 500
+    code: str = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        if code is not None:
+            self.code = code
+        if status is not None:
+            self.status = status
+
+
+class ClientError(ServiceError):
+    """The request is at fault and will fail again as it is."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class Unauthenticated(ClientError):
+    """No key, or one that is not in force."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class LimitExceeded(ClientError):
+    """A money limit has no room for this call."""
+
+    status = 402
+    code = "limit_exceeded"
+
+
+class Forbidden(ClientError):
+    """The key is in force but may not do this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(ClientError):
+    """Nothing by that name is visible to this caller."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ClientError):
+    """The path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(ClientError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class Conflict(ClientError):
+    """The request contradicts what is stored."""
+
+    status = 409
+    code = "conflict"
+
+
+class PayloadTooLarge(ClientError):
+    """The body is larger than the service accepts."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class RateLimited(ClientError):
+    """A limit on requests, tokens or concurrency has no room for this call now."""
+
+    status = 429
+    code = "rate_limited"
+
+
+class UpstreamError(ServiceError):
+    """Venice failed, or answered what cannot be understood."""
+
+    status = 502
+    code = "upstream_error"
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection to Venice was made, so nothing was sent and nothing is charged."""
+
+    code = "upstream_unreachable"
+
+
+class UpstreamCut(UpstreamError):
+    """Venice closed the connection before its answer was complete."""
+
+    code = "upstream_cut"
+
+
+class UpstreamRejected(UpstreamError):
+    """Venice refused the request itself; its text and its 4xx status are kept."""
+
+    status = 400
+    code = "upstream_rejected"
+
+
+class UpstreamExhausted(UpstreamError):
+    """The operator's Venice key or balance is spent: nothing the caller can mend."""
+
+    status = 503
+    code = "upstream_exhausted"
+
+
+class UpstreamBusy(UpstreamError):
+    """Venice is overloaded or limits the operator's rate; Retry-After is kept."""
+
+    status = 503
+    code = "upstream_busy"
+
+
+class UpstreamTimeout(UpstreamError):
+    """Venice did not answer within the deadline."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class Unavailable(ServiceError):
+    """The service cannot do this now: database trouble, or it is shutting down."""
+
+    status = 503
+    code = "unavailable"
+
+
+class SettingsError(Exception):
+    """The environment does not make a valid configuration. One line a mistake, no secrets."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class StartupError(Exception):
+    """The service cannot start. ``hint`` says what to do about it."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint

@@ -1,0 +1,342 @@
+"""The life of a paid call: admit, send, meter, settle."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final, overload
+
+import structlog
+
+from service import money
+from service.accounts import Caller
+from service.catalog import Catalog, Usage
+from service.db import uuid7
+from service.errors import (
+    Forbidden,
+    ServiceError,
+    Unavailable,
+    UpstreamCut,
+    UpstreamError,
+)
+from service.gateway.call import Call
+from service.ledger import CostSource, Entry, Hold, Ledger, Outcome
+from service.upstream import Answer, Metered, StreamMeter, Venice, WholeEvents, read_plain
+
+log = structlog.get_logger()
+
+MOST_OPEN_CALLS: Final = 10_000
+SETTLE_WAIT_S: Final = 5.0
+"""How long the end of a body waits for its entry to be written; the writing goes on after that."""
+STREAM_HEADERS: Final = {"Content-Type": "text/event-stream"}
+
+FREE_OUTCOMES: Final = frozenset(
+    {
+        Outcome.UPSTREAM_UNREACHABLE,
+        Outcome.UPSTREAM_REJECTED,
+        Outcome.UPSTREAM_EXHAUSTED,
+        Outcome.UPSTREAM_BUSY,
+    }
+)
+"""Venice surely charged nothing: it was never reached, or refused before any work."""
+
+
+class Reply:
+    """Venice's answer to a call: ``body`` of a plain one, ``chunks()`` of a stream."""
+
+    def __init__(self, open_call: "OpenCall", headers: dict[str, str], body: bytes | None) -> None:
+        self._open_call = open_call
+        self.headers = headers
+        self.body = body
+        self.is_late = False
+        """Whether Venice was silent for so long that the caller should hear something first."""
+        self.cost_usd: str | None = None
+        """What a plain answer cost, where that is known; a stream ends before it can be said."""
+
+    def chunks(self) -> AsyncGenerator[bytes]:
+        """The stream's events as they come, each whole.
+
+        :raises UpstreamError: when it fails on the way.
+        """
+        return self._open_call.chunks()
+
+    @property
+    def is_ended_by_shutdown(self) -> bool:
+        """Whether the task that relays was cancelled to end the call, not by its client."""
+        return self._open_call.is_ended_by_shutdown
+
+
+class OpenCall:
+    """The state of one admitted call. It ends in exactly one ledger entry."""
+
+    def __init__(self, call: Call, hold: Hold) -> None:
+        self.call = call
+        self.hold = hold
+        self.task = asyncio.current_task()
+        self.is_ended_by_shutdown = False
+        self.is_refused = False
+        self.stream_meter = StreamMeter()
+        self.metered: Metered | None = None
+        self.answer: Answer | None = None
+        self._is_sent = False
+        self._begun: asyncio.Task[dict[str, str]] | None = None
+        self._chunks: AsyncGenerator[bytes] | None = None
+        self._first_chunk = b""
+        self._events = WholeEvents()
+        self._outcome: Outcome | None = None
+        self._status: int | None = None
+        self._started_at = time.monotonic()
+        self._first_byte_at: float | None = None
+
+    async def begin(self, venice: Venice, body: bytes, patience_s: float) -> Reply:
+        """Send the call; the reply is there when Venice's first byte is.
+
+        A stream that stays silent for ``patience_s`` is begun all the same, so that its caller can
+        be kept waiting with heartbeats; if it fails after that, ``chunks`` says so.
+        """
+        self._is_sent = True
+        if not self.call.is_stream:
+            return await self._begin_plain(venice, body)
+        self._begun = asyncio.create_task(self._begin_stream(venice, body))
+        done, _ = await asyncio.wait({self._begun}, timeout=patience_s)
+        reply = Reply(self, self._begun.result() if done else STREAM_HEADERS, None)
+        reply.is_late = not done
+        return reply
+
+    async def _begin_plain(self, venice: Venice, body: bytes) -> Reply:
+        self.answer = await self._send(venice, body, "application/json")
+        self._first_byte_at = time.monotonic()
+        content = await self.answer.read()
+        self.metered = read_plain(content)
+        if self.metered.is_error:
+            raise UpstreamError("Venice's answer is not a completion.")
+        self._outcome, self._status = Outcome.OK, self.answer.status
+        return Reply(self, self.answer.headers, content)
+
+    async def _begin_stream(self, venice: Venice, body: bytes) -> dict[str, str]:
+        self.answer = await self._send(venice, body, "text/event-stream")
+        self._chunks = self.answer.chunks()
+        self._first_chunk = await anext(self._chunks, b"")
+        self._first_byte_at = time.monotonic()
+        return self.answer.headers
+
+    async def _send(self, venice: Venice, body: bytes, accept: str) -> Answer:
+        return await venice.post(
+            self.call.endpoint.path, body, {**self.call.headers, "Accept": accept}
+        )
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """See :meth:`Reply.chunks`."""
+        assert self._begun is not None  # noqa: S101 - for the type checker
+        try:
+            await self._begun
+            assert self._chunks is not None  # noqa: S101 - for the type checker
+            self._status = 200
+            self.stream_meter.feed(self._first_chunk)
+            yield self._events.push(self._first_chunk)
+            async for chunk in self._chunks:
+                self.stream_meter.feed(chunk)
+                if events := self._events.push(chunk):
+                    yield events
+            self._end_stream()
+            if rest := self._events.rest():
+                yield rest
+        except ServiceError as error:
+            self.fail(error)
+            raise
+
+    def _end_stream(self) -> None:
+        self.metered = self.stream_meter.result()
+        if self.metered.is_error:
+            self._outcome = Outcome.UPSTREAM_ERROR
+        elif self.metered.is_complete:
+            self._outcome = Outcome.OK
+        else:
+            raise UpstreamCut("Venice ended the stream before its end.")
+
+    def fail(self, error: BaseException) -> None:
+        """Note how the call ended, if that is not known yet."""
+        if self._outcome is not None:
+            return
+        if self.is_ended_by_shutdown:
+            self._outcome = Outcome.SHUTDOWN
+        elif isinstance(error, UpstreamError):
+            self._outcome = Outcome(error.code)
+        elif isinstance(error, asyncio.CancelledError | ConnectionError):
+            self._outcome = Outcome.CLIENT_CLOSED
+        else:
+            self._outcome = Outcome.INTERNAL_ERROR
+        if isinstance(error, ServiceError) and self._status is None:
+            self._status = error.status
+
+    async def close(self) -> None:
+        """Let go of Venice's connection, whatever state it is in."""
+        if self._begun is not None:
+            self._begun.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ServiceError):
+                await self._begun
+        if self._chunks is not None:
+            await self._chunks.aclose()
+        if self.answer is not None:
+            self.answer.close()
+
+    def entry(self, catalog: Catalog) -> Entry:
+        """What the books get."""
+        outcome = self._outcome
+        if outcome is None:
+            outcome = Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
+        metered = self.metered or self.stream_meter.result()
+        model = metered.model or self.call.model.partition(":")[0]
+        usage: Usage | None = None
+        cost_nanos: int | None = 0
+        source = CostSource.NOT_CHARGED
+        if self._is_sent and outcome not in FREE_OUTCOMES:
+            usage, cost_nanos, source = _cost(self.call, metered, catalog)
+        return Entry(
+            hold=self.hold,
+            model=model,
+            outcome=outcome,
+            status=self._status,
+            input_tokens=usage.input_tokens if usage else None,
+            cached_input_tokens=usage.cached_input_tokens if usage else None,
+            output_tokens=usage.output_tokens if usage else None,
+            cost_nanos=cost_nanos,
+            cost_source=source,
+            upstream_request_id=metered.upstream_request_id,
+            first_byte_ms=self._milliseconds_to(self._first_byte_at),
+            duration_ms=self._milliseconds_to(time.monotonic()),
+        )
+
+    @overload
+    def _milliseconds_to(self, at: float) -> int: ...
+
+    @overload
+    def _milliseconds_to(self, at: None) -> None: ...
+
+    def _milliseconds_to(self, at: float | None) -> int | None:
+        return None if at is None else round((at - self._started_at) * 1000)
+
+
+def _cost(
+    call: Call, metered: Metered, catalog: Catalog
+) -> tuple[Usage | None, int | None, CostSource]:
+    """Usage, nano-dollars and where they come from: the best source there is."""
+    usage, source = _usage(call, metered)
+    if metered.cost_usd is not None:
+        return usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED
+    price = catalog.price(metered.model or "", call.model)
+    cost_nanos = price.cost_nanos(usage) if price else None
+    return usage, cost_nanos, CostSource.UNKNOWN if cost_nanos is None else source
+
+
+def _usage(call: Call, metered: Metered) -> tuple[Usage, CostSource]:
+    if metered.usage is None:
+        usage = Usage(
+            input_tokens=call.estimated_input_tokens(), output_tokens=metered.counted_tokens
+        )
+        return usage, CostSource.ESTIMATED
+    details = metered.usage.prompt_tokens_details
+    usage = Usage(
+        input_tokens=metered.usage.prompt_tokens,
+        output_tokens=metered.usage.completion_tokens,
+        cached_input_tokens=(details and details.cached_tokens) or 0,
+        cache_write_tokens=(details and details.cache_creation_input_tokens) or 0,
+    )
+    return usage, CostSource.COMPUTED
+
+
+class Gateway:
+    """Takes paid calls."""
+
+    def __init__(
+        self, ledger: Ledger, catalog: Catalog, venice: Venice, heartbeat_s: float
+    ) -> None:
+        self._ledger = ledger
+        self._catalog = catalog
+        self._venice = venice
+        self._heartbeat_s = heartbeat_s
+        self._open_calls: set[OpenCall] = set()
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls are under way."""
+        return len(self._open_calls)
+
+    @contextlib.asynccontextmanager
+    async def call(self, caller: Caller, call: Call) -> AsyncIterator[Reply]:
+        """Make the call; its entry is in the books when the block is left, however it is left.
+
+        :raises ServiceError: of the class that says what went wrong.
+        """
+        if caller.role != "inference" or caller.api_key_id is None:
+            raise Forbidden("Only a key of role inference can make this call.")
+        if len(self._open_calls) >= MOST_OPEN_CALLS:
+            raise Unavailable("Too many calls are under way.", retry_after_s=1)
+        hold = Hold(
+            organization_id=caller.organization_id,
+            id=uuid7(),
+            api_key_id=caller.api_key_id,
+            request_id=call.request_id,
+            endpoint=call.endpoint.path,
+            model=call.model,
+            is_stream=call.is_stream,
+        )
+        body = call.endpoint.upstream_body(call, caller)
+        open_call = OpenCall(call, hold)
+        self._open_calls.add(open_call)
+        try:
+            await self._admit(open_call)
+            reply = await open_call.begin(self._venice, body, self._heartbeat_s)
+            if reply.body is not None:
+                cost_nanos = open_call.entry(self._catalog).cost_nanos
+                reply.cost_usd = None if cost_nanos is None else money.format_usd(cost_nanos)
+            yield reply
+        except asyncio.CancelledError as error:
+            if not open_call.is_ended_by_shutdown:
+                open_call.fail(error)
+                raise
+            uncancel()
+            restarting = Unavailable("The service is restarting.", retry_after_s=1)
+            open_call.fail(restarting)
+            raise restarting from error
+        except BaseException as error:
+            open_call.fail(error)
+            raise
+        finally:
+            await self._settle(open_call)
+
+    async def _admit(self, open_call: OpenCall) -> None:
+        try:
+            await self._ledger.admit(open_call.hold)
+        except ServiceError:
+            # Refused, or nobody knows: then there is nothing to settle, and no waiting for a
+            # database that is away.
+            open_call.is_refused = True
+            raise
+
+    async def _settle(self, open_call: OpenCall) -> None:
+        if open_call.is_refused:
+            self._open_calls.discard(open_call)
+            return
+        # A task of its own: neither a hang-up nor a shutdown of the handler takes the entry along.
+        settling = self._ledger.settle(open_call.entry(self._catalog))
+        settling.add_done_callback(lambda _: self._open_calls.discard(open_call))
+        await open_call.close()
+        await asyncio.wait({settling}, timeout=SETTLE_WAIT_S)
+
+    def end_open_calls(self) -> int:
+        """End what is still under way, for the shutdown; each is told and settled."""
+        ended = 0
+        for open_call in list(self._open_calls):
+            if open_call.task is not None and not open_call.is_ended_by_shutdown:
+                open_call.is_ended_by_shutdown = True
+                open_call.task.cancel()
+                ended += 1
+        return ended
+
+
+def uncancel() -> None:
+    """Take back the cancellation that ended the call, so that its task can say goodbye."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()

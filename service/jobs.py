@@ -1,0 +1,25 @@
+"""Work that no request waits for."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from service import ledger
+from service.db import Database
+
+log = structlog.get_logger()
+
+PARTITIONS_EVERY_S: Final = 6 * 3600.0
+RETRY_S: Final = 60.0
+
+
+async def keep_partitions(database: Database) -> None:
+    """Make the ledger's months three ahead, for ever; so a failure has time to be mended."""
+    while True:
+        try:
+            await ledger.make_partitions(database)
+            await asyncio.sleep(PARTITIONS_EVERY_S)
+        except Exception:
+            log.exception("ledger partitions not made", retry_s=RETRY_S)
+            await asyncio.sleep(RETRY_S)

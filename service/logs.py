@@ -1,0 +1,114 @@
+"""Structured log lines: for people on a terminal, JSON otherwise.
+
+A line is an event and its facts: ``log.info("database connected", host=…, duration_ms=…)``. The id
+of the request at hand is added from a context variable. Values of keys that name a secret are
+replaced, and so is everything that looks like one, in every line and traceback.
+"""
+
+import contextlib
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator, MutableMapping
+from contextvars import ContextVar
+from typing import Any, Final, TextIO
+
+import msgspec
+import structlog
+
+request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
+
+REDACTED: Final = "[redacted]"
+SECRET_NAMES: Final = re.compile(
+    r"password|secret|authorization|api_?key$|_key$|token$", re.IGNORECASE
+)
+SECRET_VALUES: Final = re.compile(
+    r"rk_[A-Za-z0-9_-]{20,}|VENICE_[A-Z]+_KEY_[^\s\"']+|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
+    r"|(?<=Bearer )[^\s\"']+"
+)
+
+Event = MutableMapping[str, Any]
+
+
+def redact(text: str) -> str:
+    """The text without what looks like a key, a password in a URL or a bearer token."""
+    return SECRET_VALUES.sub(REDACTED, text)
+
+
+def _add_request_id(_: Any, __: str, event: Event) -> Event:
+    if (current := request_id.get()) is not None:
+        event.setdefault("request_id", current)
+    return event
+
+
+def _redact_event(_: Any, __: str, event: Event) -> Event:
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = REDACTED if SECRET_NAMES.search(name) else redact(value)
+    return event
+
+
+def _first_things_first(_: Any, __: str, event: Event) -> Event:
+    """When, how bad, what; then the facts."""
+    first = {name: event.pop(name, None) for name in ("timestamp", "level", "message")}
+    return {**first, **event}
+
+
+def _json(value: Any, **_: Any) -> str:
+    return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def configure(level: str, form: str, stream: TextIO | None = None) -> None:
+    """Set up logging for the process; ``form`` is ``json``, ``console`` or ``auto``.
+
+    Lines of libraries that use the standard ``logging`` take the same form.
+    """
+    stream = stream or sys.stderr
+    console = form == "console" or (form == "auto" and stream.isatty())
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+        _add_request_id,
+    ]
+    finish: list[Any] = (
+        [
+            structlog.processors.format_exc_info,
+            _redact_event,
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
+        if console
+        else [
+            structlog.processors.format_exc_info,
+            _redact_event,
+            structlog.processors.EventRenamer("message"),
+            _first_things_first,
+            structlog.processors.JSONRenderer(serializer=_json),
+        ]
+    )
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, *finish],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
+        )
+    )
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+@contextlib.contextmanager
+def step(event: str, **facts: Any) -> Iterator[dict[str, Any]]:
+    """Logs ``event`` with its duration when the block is done; the block may add facts."""
+    started = time.perf_counter()
+    yield facts
+    duration_ms = round((time.perf_counter() - started) * 1000, 1)
+    structlog.get_logger().info(event, **facts, duration_ms=duration_ms)

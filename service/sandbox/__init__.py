@@ -1,0 +1,79 @@
+"""Venice over HTTP without Venice: for offline use, tests and benchmarks.
+
+Every answer says that it is simulated, in its text or in ``x-rialto-sandbox``. Nothing outside
+this package is imported. An endpoint is a function from :class:`Exchange` to :class:`Plain` or
+:class:`Stream`, and a line in ``ROUTES``.
+
+A test in the same process reaches into the application::
+
+    app[FAULTS].push("/chat/completions", FaultKind.RATE_LIMITED, times=3)
+    app[CALLS].to("/chat/completions")[-1].body
+
+Others use ``/sandbox/faults``, ``/sandbox/release`` and ``/sandbox/calls``.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+from aiohttp import web
+
+from service.sandbox import account, chat, control, embeddings, images
+from service.sandbox.calls import CALLS, Call, Calls
+from service.sandbox.exchange import (
+    API_KEYS,
+    Exchange,
+    Plain,
+    Stream,
+    endpoint,
+)
+from service.sandbox.faults import FAULTS, Fault, FaultKind, Faults
+from service.sandbox.middleware import MAX_BODY_BYTES, add_headers, record
+
+__all__ = [
+    "CALLS",
+    "FAULTS",
+    "Call",
+    "Calls",
+    "Exchange",
+    "Fault",
+    "FaultKind",
+    "Faults",
+    "Plain",
+    "Stream",
+    "create_sandbox",
+]
+
+ROUTES: Final = (
+    ("GET", "/models", endpoint(account.list_models, is_public=True)),
+    ("GET", "/models/traits", endpoint(account.list_traits, is_public=True)),
+    ("GET", "/models/compatibility_mapping", endpoint(account.list_compatible, is_public=True)),
+    ("GET", "/api_keys/rate_limits", endpoint(account.rate_limits)),
+    ("POST", "/chat/completions", endpoint(chat.complete)),
+    ("POST", "/embeddings", endpoint(embeddings.embed)),
+    ("POST", "/image/generate", endpoint(images.generate)),
+    ("POST", "/images/generations", endpoint(images.generations)),
+)
+
+
+def create_sandbox(api_keys: Collection[str] = ("sandbox",)) -> web.Application:
+    """The application. Serve it with ``handler_cancellation=True``, so that hang-ups are noticed
+    at once."""
+    app = web.Application(middlewares=[record], client_max_size=MAX_BODY_BYTES)
+    app[API_KEYS] = frozenset(api_keys)
+    app[FAULTS] = Faults()
+    app[CALLS] = Calls()
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(_let_go)
+    for method, path, handler in ROUTES:
+        app.router.add_route(method, f"/api/v1{path}", handler)
+    app.router.add_put("/sandbox/faults", control.push_fault)
+    app.router.add_get("/sandbox/faults", control.list_faults)
+    app.router.add_delete("/sandbox/faults", control.clear_faults)
+    app.router.add_post("/sandbox/release", control.release)
+    app.router.add_get("/sandbox/calls", control.list_calls)
+    return app
+
+
+async def _let_go(app: web.Application) -> None:
+    """A held call must not hold up the end of the server."""
+    app[FAULTS].clear()

@@ -1,0 +1,119 @@
+"""What reached the sandbox, kept so that a test can look at it."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+MAX_CALLS: Final = 10_000
+KEPT_BODY_BYTES: Final = 64 * 1024
+MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
+REQUESTS_PER_MINUTE: Final = 500
+TOKENS_PER_MINUTE: Final = 5_000_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A request, and what became of it."""
+
+    method: str
+    path: str
+    """As Venice's reference has it: without ``/api/v1``."""
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    """A CIMultiDict with everything that was sent, the key too."""
+    received_at: float
+    body: bytes = b""
+    """At most its first 64 KiB."""
+    body_bytes: int = 0
+    status: int | None = None
+    finished_at: float | None = None
+    cut_at: float | None = None
+    """When the client was found gone before it had the whole answer."""
+    is_dropped: bool = False
+    """Whether a fault closed the connection."""
+    charged_nanos: int = 0
+
+    def keep(self, body: bytes) -> None:
+        """Note the body, but no more of it than may be kept."""
+        self.body = body[:KEPT_BODY_BYTES]
+        self.body_bytes = len(body)
+
+    def note_cut(self) -> None:
+        """The client is gone."""
+        if self.cut_at is None and not self.is_dropped:
+            self.cut_at = time.time()
+
+
+class Calls:
+    """The last calls, oldest first, bounded in number and in bytes; and sums over all of them."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Call] = deque()
+        self._kept_bytes = 0
+        self._minute = 0
+        self._minute_requests = 0
+        self._minute_tokens = 0
+        self.received = 0
+        self.charged_nanos = 0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(tuple(self._calls))
+
+    def __getitem__(self, index: int) -> Call:
+        return self._calls[index]
+
+    def to(self, path: str) -> list[Call]:
+        """The kept calls to a path, oldest first."""
+        return [call for call in self._calls if call.path == path]
+
+    def clear(self) -> None:
+        """Forget all calls and sums."""
+        self._calls.clear()
+        self._kept_bytes = self.received = self.charged_nanos = 0
+
+    def add(self, call: Call) -> None:
+        """Keep a call, at the cost of the oldest."""
+        self.received += 1
+        self._calls.append(call)
+        self._kept_bytes += len(call.body)
+        while len(self._calls) > MAX_CALLS or self._kept_bytes > MAX_KEPT_BYTES:
+            self._kept_bytes -= len(self._calls.popleft().body)
+        self._roll()
+        self._minute_requests += 1
+
+    def charge(self, call: Call, tokens: int, cost_nanos: int) -> None:
+        """Bill a call."""
+        call.charged_nanos += cost_nanos
+        self.charged_nanos += cost_nanos
+        self._roll()
+        self._minute_tokens += tokens
+
+    def _roll(self) -> None:
+        minute = int(time.time() // 60)
+        if minute != self._minute:
+            self._minute, self._minute_requests, self._minute_tokens = minute, 0, 0
+
+    def rate_headers(self) -> dict[str, str]:
+        """The limits that Venice tells; told only, so that the sandbox can be a benchmark."""
+        reset_ms = str((self._minute + 1) * 60_000)
+        return {
+            "x-ratelimit-limit-requests": str(REQUESTS_PER_MINUTE),
+            "x-ratelimit-remaining-requests": str(
+                max(0, REQUESTS_PER_MINUTE - self._minute_requests)
+            ),
+            "x-ratelimit-reset-requests": reset_ms,
+            "x-ratelimit-limit-tokens": str(TOKENS_PER_MINUTE),
+            "x-ratelimit-remaining-tokens": str(max(0, TOKENS_PER_MINUTE - self._minute_tokens)),
+            "x-ratelimit-reset-tokens": reset_ms,
+        }
+
+
+CALLS: Final = web.AppKey("CALLS", Calls)
+CALL: Final = web.RequestKey("CALL", Call)

@@ -1,0 +1,100 @@
+"""The body of ``POST /chat/completions``, field by field."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Number = float | UnsetType
+Whole = int | UnsetType
+Count = Annotated[int, Meta(ge=1)] | UnsetType
+
+
+class Message(Struct):
+    """A message; what it has beside its text does not matter here."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+
+    def texts(self) -> list[str]:
+        """The parts that are text."""
+        if isinstance(self.content, str):
+            return [self.content]
+        found = (part.get("text") for part in self.content or ())
+        return [text for text in found if isinstance(text, str)]
+
+
+class Named(Struct):
+    """Something with a name."""
+
+    name: str
+
+
+class Tool(Struct):
+    """A tool, or the choice of one."""
+
+    type: str = "function"
+    function: Named | None = None
+
+
+class VeniceParameters(Struct):
+    """Venice's own parameters. Unknown ones are dropped, as at Venice."""
+
+    enable_e2ee: bool = True
+    enable_web_search: Literal["auto", "off", "on"] = "off"
+    enable_web_citations: bool = False
+    enable_web_scraping: bool = False
+    enable_x_search: bool = False
+    include_venice_system_prompt: bool = True
+    include_search_results_in_stream: bool = False
+    return_search_results_as_documents: bool = False
+    strip_thinking_response: bool = False
+    disable_thinking: bool = False
+    character_slug: str | UnsetType = UNSET
+
+
+class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Every top-level field that Venice takes; nulls only where it takes them."""
+
+    model: str
+    messages: Annotated[list[Message], Meta(min_length=1)] | UnsetType = UNSET
+    input: str | list[Message] | UnsetType = UNSET
+    max_tokens: Count = UNSET
+    max_completion_tokens: Count = UNSET
+    max_output_tokens: Count = UNSET
+    stream: bool = False
+    stream_options: dict[str, Any] | UnsetType = UNSET
+    n: Annotated[int, Meta(ge=1, le=128)] = 1
+    tools: list[Tool] | None = None
+    tool_choice: str | Tool | UnsetType = UNSET
+    parallel_tool_calls: bool | UnsetType = UNSET
+    venice_parameters: VeniceParameters = msgspec.field(default_factory=VeniceParameters)
+    web_search: bool | UnsetType = UNSET
+    temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType = UNSET
+    top_p: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    top_k: Whole = UNSET
+    min_p: Number = UNSET
+    min_temp: Number = UNSET
+    max_temp: Number = UNSET
+    frequency_penalty: Number = UNSET
+    presence_penalty: Number = UNSET
+    repetition_penalty: Number = UNSET
+    seed: Whole = UNSET
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | UnsetType = UNSET
+    logprobs: bool | UnsetType = UNSET
+    top_logprobs: Whole = UNSET
+    reasoning: dict[str, Any] | UnsetType = UNSET
+    reasoning_effort: str | UnsetType = UNSET
+    verbosity: str | UnsetType = UNSET
+    text: dict[str, Any] | UnsetType = UNSET
+    response_format: Any = None
+    prompt_cache_key: str | UnsetType = UNSET
+    alias_of_cache_key: str | UnsetType = msgspec.field(default=UNSET, name="promptCacheKey")
+    prompt_cache_retention: str | UnsetType = UNSET
+    fallbacks: list[Any] | UnsetType = UNSET
+    store: bool | UnsetType = UNSET
+    include: list[Any] | UnsetType = UNSET
+    metadata: dict[str, str] | UnsetType = UNSET
+    user: str | UnsetType = UNSET
+    anon_user_id: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET

@@ -1,0 +1,255 @@
+"""One call and its answer on the wire: recorded, authenticated, and spoiled as the faults say."""
+
+import asyncio
+import contextlib
+import gzip
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from service.sandbox import refusals
+from service.sandbox.calls import CALL, CALLS, Call
+from service.sandbox.faults import FAULTS, Fault, FaultKind, refusal
+from service.sandbox.model import Model, nanos
+from service.sandbox.refusals import Refusal
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+GZIP_FROM_BYTES: Final = 1024
+SLOW_PIECE_BYTES: Final = 7
+# Often enough that a long stream leaves room for other calls, seldom enough to cost nothing.
+YIELD_EVERY: Final = 32
+GARBAGE: Final = b"<html>This is not JSON, says the Rialto sandbox.</html>"
+DONE: Final = b"data: [DONE]\n\n"
+API_KEYS: Final = web.AppKey("API_KEYS", frozenset[str])
+
+
+@dataclass(slots=True, kw_only=True)
+class Plain:
+    """An answer in one piece."""
+
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    after_s: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Stream:
+    """An answer in pieces, made as they are sent."""
+
+    pieces: Generator[bytes, None, None]
+    content_type: str = "text/event-stream"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    pause_s: float = 0.0
+    length: int | None = None
+
+
+Reply = Plain | Stream
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """What an endpoint needs to know to answer a call."""
+
+    request: web.Request
+    call: Call
+    body: bytes
+    fault: Fault | None
+
+    def decode(self, decoder: msgspec.json.Decoder[T]) -> T:
+        """The JSON body.
+
+        :raises Refusal: when it is anything else than what the decoder takes.
+        """
+        if self.request.content_type != "application/json":
+            raise Refusal(400, {"error": "Content-Type must be application/json"})
+        return refusals.decode(self.body, decoder)
+
+    def charge(self, model: Model, prompt_tokens: int, completion_tokens: int = 0) -> None:
+        """Bill tokens at the model's price."""
+        cost = model.cost_nanos(prompt_tokens, completion_tokens) or 0
+        self.request.app[CALLS].charge(self.call, prompt_tokens + completion_tokens, cost)
+
+    def charge_units(self, model: Model, units: int) -> None:
+        """Bill images."""
+        self.request.app[CALLS].charge(self.call, 0, nanos(model.unit_price) * units)
+
+    @property
+    def states_usage(self) -> bool:
+        """Whether the answer has ``usage``."""
+        return not self._has(FaultKind.MISSING_USAGE)
+
+    @property
+    def states_cost(self) -> bool:
+        """Whether the answer has ``cost``."""
+        return not self._has(FaultKind.MISSING_USAGE, FaultKind.MISSING_COST)
+
+    def _has(self, *kinds: FaultKind) -> bool:
+        return self.fault is not None and self.fault.kind in kinds
+
+    def drop(self, *, unsent_too: bool = False) -> None:
+        """Close the connection under the client."""
+        transport = self.request.transport
+        if transport is None:
+            self.call.note_cut()
+            return
+        self.call.is_dropped = True
+        if unsent_too:
+            transport.abort()
+        else:
+            transport.close()
+
+
+Answer = Callable[[Exchange], Reply]
+
+
+def endpoint(answer: Answer, *, is_public: bool = False) -> Handler:
+    """The handler of an endpoint, given the function that makes its answers."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if not is_public:
+            _authenticate(request)
+        call = request[CALL]
+        fault = request.app[FAULTS].take(call.path)
+        # The body was read, and is kept by aiohttp, when the call was recorded.
+        body = await request.read()
+        exchange = Exchange(request=request, call=call, body=body, fault=fault)
+        if fault is not None:
+            spoiled = await _before(exchange, fault)
+            if spoiled is not None:
+                return spoiled
+        return await _send(exchange, answer(exchange))
+
+    return handle
+
+
+def _authenticate(request: web.Request) -> None:
+    given = request.headers.get("Authorization")
+    if given is None:
+        raise refusals.unauthenticated()
+    scheme, _, key = given.partition(" ")
+    if scheme.lower() != "bearer" or key.strip() not in request.app[API_KEYS]:
+        raise refusals.bad_key()
+
+
+async def _before(exchange: Exchange, fault: Fault) -> web.StreamResponse | None:
+    """What a fault does before the answer is made; the response if that is all."""
+    refused = refusal(fault)
+    if refused is not None:
+        raise refused
+    match fault.kind:
+        case FaultKind.GARBAGE:
+            return web.Response(body=GARBAGE, content_type="application/json")
+        case FaultKind.SLOW_HEADERS:
+            await asyncio.sleep(1.0 if fault.seconds is None else fault.seconds)
+        case FaultKind.DISCONNECT:
+            exchange.drop(unsent_too=True)
+            return web.Response()
+        case FaultKind.HANG | FaultKind.BARRIER:
+            if not await exchange.request.app[FAULTS].hold(exchange.request, fault.seconds):
+                exchange.drop()
+                return web.Response()
+        case _:
+            pass
+    return None
+
+
+async def _send(exchange: Exchange, reply: Reply) -> web.StreamResponse:
+    if isinstance(reply, Stream):
+        return await _send_pieces(exchange, reply)
+    if reply.after_s:
+        await asyncio.sleep(reply.after_s)
+    fault = exchange.fault
+    if fault is not None and fault.kind is FaultKind.IN_BAND_ERROR:
+        raise Refusal(500, {"error": fault.message or "Inference processing failed"})
+    if fault is not None and fault.kind in (FaultKind.STALL, FaultKind.CUT, FaultKind.SLOW_BYTES):
+        return await _send_pieces(exchange, _in_halves(reply))
+    body, headers = reply.body, dict(reply.headers)
+    if _wants_gzip(exchange.request, reply):
+        body = gzip.compress(body, compresslevel=1)
+        headers["Content-Encoding"] = "gzip"
+    return web.Response(body=body, content_type=reply.content_type, headers=headers)
+
+
+def _wants_gzip(request: web.Request, reply: Plain) -> bool:
+    return (
+        len(reply.body) >= GZIP_FROM_BYTES
+        and reply.content_type == "application/json"
+        and "gzip" in request.headers.get("Accept-Encoding", "")
+    )
+
+
+def _in_halves(reply: Plain) -> Stream:
+    middle = len(reply.body) // 2
+    return Stream(
+        pieces=(half for half in (reply.body[:middle], reply.body[middle:])),
+        content_type=reply.content_type,
+        headers=reply.headers,
+        length=len(reply.body),
+    )
+
+
+async def _send_pieces(exchange: Exchange, reply: Stream) -> web.StreamResponse:
+    response = web.StreamResponse(headers=reply.headers)
+    response.content_type = reply.content_type
+    response.content_length = reply.length
+    if reply.length is None:
+        response.headers["Cache-Control"] = "no-cache"
+    await response.prepare(exchange.request)
+    fault = exchange.fault
+    with contextlib.closing(reply.pieces):
+        for index, piece in enumerate(reply.pieces):
+            if index and reply.pause_s:
+                await asyncio.sleep(reply.pause_s)
+            elif index % YIELD_EVERY == YIELD_EVERY - 1:
+                await asyncio.sleep(0)
+            if fault is None:
+                await response.write(piece)
+            elif index == fault.after and not await _goes_on(exchange, response, fault):
+                break
+            else:
+                await _write(response, piece, fault)
+    return response
+
+
+async def _goes_on(exchange: Exchange, response: web.StreamResponse, fault: Fault) -> bool:
+    """What a fault does in the middle of a body, and whether the body goes on after it."""
+    match fault.kind:
+        case FaultKind.CUT:
+            exchange.drop()
+            return False
+        case FaultKind.IN_BAND_ERROR:
+            error = {
+                "message": fault.message or "The upstream provider failed.",
+                "type": "upstream_error",
+                "code": "upstream_error",
+                "param": None,
+            }
+            await response.write(event({"error": error}) + DONE)
+            return False
+        case FaultKind.STALL:
+            if not await exchange.request.app[FAULTS].hold(exchange.request, fault.seconds):
+                exchange.drop()
+                return False
+        case _:
+            pass
+    return True
+
+
+async def _write(response: web.StreamResponse, piece: bytes, fault: Fault) -> None:
+    if fault.kind is not FaultKind.SLOW_BYTES:
+        await response.write(piece)
+        return
+    for start in range(0, len(piece), SLOW_PIECE_BYTES):
+        await response.write(piece[start : start + SLOW_PIECE_BYTES])
+        await asyncio.sleep(0.001 if fault.seconds is None else fault.seconds)
+
+
+def event(data: object) -> bytes:
+    """A server-sent event."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"

@@ -1,0 +1,210 @@
+"""Everything that can go wrong at Venice or on the way to it, on demand."""
+
+import asyncio
+import time
+from enum import Enum
+from typing import Annotated, Final
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from service.sandbox.refusals import Refusal, bad_key
+
+EVERY_PATH: Final = "*"
+MAX_HOLD_S: Final = 600.0
+MAX_PUSHED: Final = 1000
+# Only for servers that do not cancel a handler when its client goes.
+_POLL_S: Final = 0.25
+
+
+class FaultKind(Enum):
+    """What goes wrong; ``doc`` says how it looks from outside."""
+
+    _value_: str
+    doc: str
+
+    RATE_LIMITED = "rate_limited", "429 with code RATE_LIMIT_EXCEEDED."
+    MODEL_OVERLOADED = "model_overloaded", "429 with a Retry-After of retry_after seconds (30)."
+    ERROR_BUDGET = "error_budget", "429 with x-ratelimit-remaining and -resets (ms), no code."
+    INSUFFICIENT_BALANCE = "insufficient_balance", "402 with code INSUFFICIENT_BALANCE."
+    KEY_SPEND_LIMIT = "key_spend_limit", "402 of a key's own ceiling: a message and no code."
+    INVALID_KEY = "invalid_key", "401 Authentication failed."
+    INFERENCE_FAILED = "inference_failed", "500 with code INFERENCE_FAILED."
+    BAD_GATEWAY = "bad_gateway", "502 with a request_id."
+    AT_CAPACITY = "at_capacity", "503 with code MODEL_AT_CAPACITY."
+    TIMEOUT = "timeout", "504 with code REQUEST_TIMEOUT."
+    HANG = "hang", "No answer until release or seconds (600) pass, which drops the connection."
+    BARRIER = "barrier", "Holds every call until release, then answers; release removes it."
+    SLOW_HEADERS = "slow_headers", "Waits seconds (1) before it answers."
+    DISCONNECT = "disconnect", "Closes the connection without an answer."
+    GARBAGE = "garbage", "200 with a body that is not JSON."
+    STALL = "stall", "The body stops after `after` chunks (1) and stays open; release resumes it."
+    CUT = "cut", "The connection is closed after `after` chunks (1) of the body."
+    IN_BAND_ERROR = "in_band_error", "An error event after `after` chunks (1); 500 when plain."
+    SLOW_BYTES = "slow_bytes", "The body comes in pieces of 7 bytes, seconds (0.001) apart."
+    MISSING_USAGE = "missing_usage", "Neither usage nor cost is stated."
+    MISSING_COST = "missing_cost", "Usage is stated, cost is not."
+
+    def __new__(cls, value: str, doc: str) -> "FaultKind":
+        """Keep the sentence beside the value."""
+        member = object.__new__(cls)
+        member._value_ = value
+        member.doc = doc
+        return member
+
+
+Path = Annotated[str, Meta(pattern=r"^(\*|/.*)$", max_length=200)]
+Seconds = Annotated[float, Meta(ge=0, le=MAX_HOLD_S)]
+
+
+class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One fault, for the calls of a path and for so many of them; without ``times``, for all."""
+
+    kind: FaultKind
+    path: Path = EVERY_PATH
+    times: Annotated[int, Meta(ge=1)] | None = None
+    after: Annotated[int, Meta(ge=0)] = 1
+    seconds: Seconds | None = None
+    retry_after: Annotated[int, Meta(ge=0)] = 30
+    message: Annotated[str, Meta(max_length=1000)] | None = None
+
+    def __post_init__(self) -> None:
+        # Paths are Venice's own; the prefix is what people copy from a log.
+        self.path = self.path.removeprefix("/api/v1") or EVERY_PATH
+
+
+class Faults:
+    """The faults that wait for their calls, in the order in which they were pushed."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._released = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self.held = 0
+        """How many calls stand at a barrier, hang or stall now."""
+
+    def push(self, path: str, kind: FaultKind | str, **options: object) -> Fault:
+        """Add a fault. ``options`` are the fields of :class:`Fault`.
+
+        :raises msgspec.ValidationError: naming the field and its rule.
+        """
+        name = kind.value if isinstance(kind, FaultKind) else kind
+        fault = msgspec.convert({"path": path, "kind": name, **options}, Fault)
+        self.add(fault)
+        return fault
+
+    def add(self, fault: Fault) -> None:
+        """Add a fault that is known to be valid."""
+        if len(self._faults) >= MAX_PUSHED:
+            raise ValueError(f"at most {MAX_PUSHED} faults wait at a time")
+        self._faults.append(fault)
+
+    def pending(self) -> list[Fault]:
+        """The faults that still wait, with the times that are left."""
+        return list(self._faults)
+
+    def clear(self) -> None:
+        """Forget all faults and let every held call go."""
+        self._faults.clear()
+        self.release()
+
+    def release(self) -> int:
+        """Let every held call go and take the barriers away. Says how many were held."""
+        self._faults = [fault for fault in self._faults if fault.kind is not FaultKind.BARRIER]
+        self._released.set()
+        self._released = asyncio.Event()
+        return self.held
+
+    async def wait_held(self, count: int, timeout: float = 10.0) -> None:
+        """Wait until that many calls are held.
+
+        :raises TimeoutError: when they are not in time.
+        """
+        async with asyncio.timeout(timeout):
+            while self.held < count:
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    def take(self, path: str) -> Fault | None:
+        """The fault of the next call to a path, used up by one."""
+        for fault in self._faults:
+            if fault.path in (path, EVERY_PATH):
+                if fault.times is not None:
+                    fault.times -= 1
+                    if fault.times == 0:
+                        self._faults.remove(fault)
+                return fault
+        return None
+
+    async def hold(self, request: web.Request, seconds: float | None) -> bool:
+        """Wait for the release. False when the client went or the time passed first."""
+        released = self._released
+        ends_at = time.monotonic() + (MAX_HOLD_S if seconds is None else seconds)
+        self.held += 1
+        self._arrived.set()
+        try:
+            while (left := ends_at - time.monotonic()) > 0 and request.transport is not None:
+                try:
+                    async with asyncio.timeout(min(left, _POLL_S)):
+                        return await released.wait()
+                except TimeoutError:
+                    continue
+            return False
+        finally:
+            self.held -= 1
+
+
+FAULTS: Final = web.AppKey("FAULTS", Faults)
+
+
+def refusal(fault: Fault) -> Refusal | None:
+    """The refusal that a fault stands for, if it is one."""
+    if fault.kind is FaultKind.INVALID_KEY:
+        return bad_key()
+    known = _REFUSALS.get(fault.kind)
+    if known is None:
+        return None
+    status, text, more = known
+    headers = {}
+    if fault.kind is FaultKind.MODEL_OVERLOADED:
+        headers["Retry-After"] = str(fault.retry_after)
+    elif fault.kind is FaultKind.ERROR_BUDGET:
+        reset_ms = int(time.time() * 1000) + 30_000
+        headers = {"x-ratelimit-remaining": "0", "x-ratelimit-resets": str(reset_ms)}
+    elif fault.kind is FaultKind.RATE_LIMITED:
+        headers["x-ratelimit-remaining-requests"] = "0"
+    return Refusal(status, {"error": fault.message or text, **more}, headers)
+
+
+_REFUSALS: Final[dict[FaultKind, tuple[int, str, dict[str, str]]]] = {
+    FaultKind.RATE_LIMITED: (429, "Rate limit exceeded", {"code": "RATE_LIMIT_EXCEEDED"}),
+    FaultKind.MODEL_OVERLOADED: (
+        429,
+        "The model is currently overloaded. Please try again later.",
+        {"code": "MODEL_OVERLOADED"},
+    ),
+    FaultKind.ERROR_BUDGET: (429, "Too many failed requests. Please try again later.", {}),
+    FaultKind.INSUFFICIENT_BALANCE: (
+        402,
+        "Insufficient USD or Diem balance to complete request.",
+        {"code": "INSUFFICIENT_BALANCE"},
+    ),
+    FaultKind.KEY_SPEND_LIMIT: (402, "API key USD spend limit exceeded.", {}),
+    FaultKind.INFERENCE_FAILED: (500, "Inference processing failed", {"code": "INFERENCE_FAILED"}),
+    FaultKind.BAD_GATEWAY: (
+        502,
+        "The upstream provider rejected the request.",
+        {"request_id": "sandbox-bad-gateway"},
+    ),
+    FaultKind.AT_CAPACITY: (
+        503,
+        "The model is at capacity. Please try again later.",
+        {"code": "MODEL_AT_CAPACITY"},
+    ),
+    FaultKind.TIMEOUT: (
+        504,
+        "The request timed out. Use stream=true for long answers.",
+        {"code": "REQUEST_TIMEOUT"},
+    ),
+}

@@ -1,0 +1,204 @@
+"""The sandbox's models: names as Venice has them, prices invented but of Venice's shapes."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Final
+
+from service.sandbox.model import USUAL, Model, Rates, leaf
+from service.sandbox.refusals import Refusal, model_not_found
+
+TYPES: Final = frozenset(
+    {"asr", "decision", "embedding", "image", "inpaint", "music", "text", "tts", "upscale", "video"}
+)
+_NEAREST_LENGTH: Final = 100
+
+MODELS: Final = (
+    Model(
+        id="zai-org-glm-5-1",
+        name="GLM 5.1",
+        context=202_752,
+        capabilities=USUAL | {"Reasoning", "Code"},
+        traits=("default", "most_intelligent", "function_calling_default"),
+        rates=Rates(input="0.85", output="2.75", cache_input="0.17"),
+    ),
+    Model(
+        id="kimi-k2-6",
+        name="Kimi K2.6",
+        context=262_144,
+        capabilities=USUAL | {"Reasoning", "Vision"},
+        traits=("fastest", "default_vision", "default_reasoning"),
+        rates=Rates(input="0.75", output="3.5", cache_input="0.15"),
+    ),
+    Model(
+        id="llama-3.3-70b",
+        name="Llama 3.3 70B",
+        rates=Rates(input="0.7", output="2.8"),
+    ),
+    Model(
+        id="venice-uncensored",
+        name="Venice Uncensored",
+        context=32_768,
+        capabilities=frozenset({"ResponseSchema", "WebSearch"}),
+        traits=("most_uncensored",),
+        rates=Rates(input="0.2", output="0.9"),
+    ),
+    Model(
+        id="qwen3-coder-480b",
+        name="Qwen 3 Coder 480B",
+        context=262_144,
+        capabilities=USUAL | {"Code"},
+        traits=("default_code",),
+        rates=Rates(input="0.7515", output="3.0125"),
+    ),
+    Model(
+        id="claude-opus-4-8",
+        name="Claude Opus 4.8",
+        privacy="anonymized",
+        context=1_000_000,
+        capabilities=USUAL | {"Reasoning", "Vision", "MultipleImages", "Code"},
+        rates=Rates(input="6", output="30", cache_input="0.6", cache_write="7.5"),
+        extended_above=32_000,
+        extended=Rates(input="12", output="45", cache_input="1.2", cache_write="15"),
+    ),
+    Model(
+        id="e2ee-qwen3-30b",
+        name="Qwen 3 30B, end-to-end encrypted",
+        capabilities=frozenset({"E2EE", "TeeAttestation"}),
+        rates=Rates(input="0.5", output="1.5"),
+    ),
+    Model(
+        id="llama-3.2-3b",
+        name="Llama 3.2 3B",
+        rates=Rates(input="0.15", output="0.6"),
+        spec={
+            "deprecation": {
+                "autoRemap": True,
+                "date": "2027-01-31T00:00:00.000Z",
+                "startsAt": "2027-01-16T00:00:00.000Z",
+                "removesAt": "2027-01-31T00:00:00.000Z",
+                "replacementModelId": "llama-3.3-70b",
+            }
+        },
+    ),
+    Model(id="unpriced-preview", name="A preview without a price", spec={"betaModel": True}),
+    Model(
+        id="text-embedding-bge-m3",
+        name="BGE-M3",
+        type="embedding",
+        traits=("default",),
+        rates=Rates(input="0.15", output="0.6"),
+        spec={"embeddingDimensions": 1024, "maxInputTokens": 8192},
+    ),
+    Model(
+        id="text-embedding-qwen3-8b",
+        name="Qwen 3 Embedding 8B",
+        type="embedding",
+        rates=Rates(input="0.01", output="0.01"),
+        spec={
+            "embeddingDimensions": 4096,
+            "maxInputTokens": 32_768,
+            "supportsCustomDimensions": True,
+        },
+    ),
+    Model(
+        id="venice-sd35",
+        name="Venice SD35",
+        type="image",
+        traits=("default",),
+        unit_price="0.01",
+        spec={
+            "pricing": {
+                "generation": leaf("0.01"),
+                "upscale": {"2x": leaf("0.02"), "4x": leaf("0.08")},
+            }
+        },
+    ),
+    Model(
+        id="nano-banana-pro",
+        name="Nano Banana Pro",
+        type="image",
+        privacy="anonymized",
+        unit_price="0.18",
+        spec={
+            "pricing": {
+                "resolutions": {"1K": leaf("0.18"), "2K": leaf("0.24"), "4K": leaf("0.35")},
+                "upscale": {"2x": leaf("0.02"), "4x": leaf("0.08")},
+            }
+        },
+    ),
+    Model(
+        id="tts-kokoro",
+        name="Kokoro",
+        type="tts",
+        traits=("default",),
+        spec={"pricing": {"input": leaf("3.5")}, "voices": ["af_sky", "am_adam"]},
+    ),
+    Model(
+        id="nvidia-parakeet-tdt-0-6b-v3",
+        name="Parakeet",
+        type="asr",
+        traits=("default",),
+        spec={"pricing": {"per_audio_second": leaf("0.0001")}},
+    ),
+)
+
+COMPATIBLE: Final = {
+    "text": {
+        "gpt-4o": "zai-org-glm-5-1",
+        "gpt-4o-mini": "llama-3.3-70b",
+        "gpt-5.2": "kimi-k2-6",
+    },
+    "embedding": {"text-embedding-ada-002": "text-embedding-bge-m3"},
+    "image": {"dall-e-3": "venice-sd35"},
+}
+
+
+def of_type(kind: str) -> Iterator[Model]:
+    """The models of a type; ``all`` and ``code`` are types here as at Venice."""
+    for model in MODELS:
+        if kind in (model.type, "all") or (kind == "code" and "Code" in model.capabilities):
+            yield model
+
+
+def traits(kind: str) -> dict[str, str]:
+    """Which model has which trait."""
+    return {trait: model.id for model in MODELS if model.type == kind for trait in model.traits}
+
+
+def _folded(name: str) -> str:
+    for sign in "._ ":
+        name = name.replace(sign, "-")
+    return name.lower()
+
+
+_BY_ID: Final = {model.id: model for model in MODELS}
+_BY_FOLDED: Final = {_folded(model.id): model for model in MODELS}
+_ALIASES: Final = {
+    kind: {name: _BY_ID[to] for name, to in {**COMPATIBLE.get(kind, {}), **traits(kind)}.items()}
+    for kind in TYPES
+}
+
+
+def find(name: str, kind: str) -> Model | None:
+    """The model of a type by id, trait, compatible name or a tolerated spelling."""
+    model = _BY_ID.get(name) or _ALIASES[kind].get(name)
+    if model is None:
+        folded = _folded(name)
+        model = _BY_FOLDED.get(folded) or _BY_FOLDED.get(folded.removeprefix("venice-"))
+    return model if model is not None and model.type == kind else None
+
+
+def get(name: str, kind: str) -> Model:
+    """The same.
+
+    :raises Refusal: 400 for a model of another type, 404 when there is none.
+    """
+    model = find(name, kind)
+    if model is not None:
+        return model
+    if name in _BY_ID:
+        text = f"The model '{name}' is not a model of type {kind}."
+        raise Refusal(400, {"error": text, "code": "INVALID_MODEL"})
+    names = [model.id for model in MODELS if model.type == kind]
+    nearest = difflib.get_close_matches(name[:_NEAREST_LENGTH], names, n=1, cutoff=0.4)
+    raise model_not_found(name, nearest[0] if nearest else None)

@@ -1,0 +1,220 @@
+"""The schema: migrations applied in safety, and the fourteen tables found before serving.
+
+Serving with nothing pending imports neither yoyo nor psycopg: only ``migrator`` does, and it is
+imported when there is something to apply.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import structlog
+
+from service.address import DatabaseAddress
+from service.errors import StartupError
+
+log = structlog.get_logger()
+
+MIGRATIONS_DIRECTORY: Final = Path(__file__).resolve().parents[2] / "migrations"
+OLDEST_SERVER: Final = 16
+TURN_TIMEOUT_S: Final = 300.0
+LOCK_TIMEOUT_S: Final = 5.0
+
+
+def _columns(names: str) -> tuple[str, ...]:
+    return tuple(names.split())
+
+
+TABLES: Final[dict[str, tuple[str, ...]]] = {
+    "organizations": _columns(
+        "id name status settings wrapped_data_key audit_sequence audit_head created_at "
+        "updated_at deleted_at"
+    ),
+    "api_keys": _columns(
+        "id organization_id name role digest prefix settings allowed_models allowed_endpoints "
+        "ip_allow_list expires_at revoked_at previous_digest previous_until last_used_at "
+        "created_at updated_at"
+    ),
+    "limits": _columns(
+        "organization_id id scope api_key_id end_user template_id model unit period ceiling "
+        "used held carried window_start buckets bucket_at raised_to raised_until "
+        "alert_percents alerted_percent created_at updated_at deleted_at"
+    ),
+    "upstream_keys": _columns(
+        "id name role source organization_id sealed_key status status_reason set_aside_until "
+        "balance_usd_nanos balance_diem_nanos tier billing_cursor last_checked_at created_at "
+        "updated_at"
+    ),
+    "models": _columns(
+        "id organization_id name version is_current kind type capabilities prices "
+        "context_tokens max_output_tokens overhead_tokens overhead_tokens_with_venice_prompt "
+        "deprecation targets created_at"
+    ),
+    "holds": _columns(
+        "organization_id id api_key_id end_user request_id endpoint model is_stream "
+        "bound_nanos bound_tokens limit_ids limit_windows process_id lease_until "
+        "price_version upstream_key_id upstream_request_id tags created_at"
+    ),
+    "ledger_entries": _columns(
+        "organization_id id kind amends_id api_key_id end_user request_id endpoint model "
+        "requested_model is_stream outcome status requests input_tokens cached_input_tokens "
+        "output_tokens cost_nanos cost_source bound_nanos bound_tokens price_version "
+        "limit_ids limit_windows counted_at upstream_key_id upstream_request_id first_byte_ms "
+        "duration_ms tags note created_at"
+    ),
+    "idempotency_keys": _columns(
+        "organization_id api_key_id route key id request_digest state lease_until call_id "
+        "status headers expires_at created_at"
+    ),
+    "generations": _columns(
+        "organization_id id api_key_id kind parent_id custom_id previous_id call_id status "
+        "process_id lease_until next_poll_at upstream_key_id upstream_reference metadata "
+        "error created_at updated_at expires_at"
+    ),
+    "conversations": _columns(
+        "organization_id id api_key_id metadata created_at updated_at expires_at"
+    ),
+    "items": _columns("organization_id parent_id position kind sealed created_at"),
+    "webhook_endpoints": _columns(
+        "id organization_id url events status sealed_secret previous_sealed_secret "
+        "previous_until created_at updated_at"
+    ),
+    "webhook_deliveries": _columns(
+        "organization_id id endpoint_id event payload attempts next_attempt_at delivered_at "
+        "response_status error created_at"
+    ),
+    "audit_events": _columns(
+        "organization_id sequence id actor action target detail request_id created_at "
+        "previous_hash hash"
+    ),
+}
+"""The tables in the order of docs/design.md, each with the columns that this code needs. A column
+that is to be dropped leaves this list one release before the migration that drops it."""
+
+
+def migration_ids(directory: Path = MIGRATIONS_DIRECTORY) -> list[str]:
+    """The migrations that this code brings: their file names without the ending, in order.
+
+    :raises StartupError: when there are none.
+    """
+    ids = sorted(
+        path.stem for path in directory.glob("*.sql") if not path.name.endswith(".rollback.sql")
+    )
+    if not ids:
+        raise StartupError(
+            f"There are no migrations in {directory}.",
+            "The installation is not complete: the directory belongs beside the package.",
+        )
+    return ids
+
+
+TABLE_IS_THERE: Final = "SELECT to_regclass('yoyo._yoyo_migration') IS NOT NULL"
+APPLIED: Final = "SELECT migration_id FROM yoyo._yoyo_migration"
+
+
+async def pending(
+    conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTORY
+) -> tuple[list[str], list[str]]:
+    """The migrations that the database lacks, and those of it that this code does not know."""
+    ids = migration_ids(directory)
+    applied: set[str] = set()
+    if await conn.fetchval(TABLE_IS_THERE):
+        applied = {row["migration_id"] for row in await conn.fetch(APPLIED)}
+    return [name for name in ids if name not in applied], sorted(applied.difference(ids))
+
+
+COLUMNS: Final = """
+    SELECT class.relname AS "table", array_agg(attribute.attname::text) AS columns
+    FROM pg_catalog.pg_class AS class
+    JOIN pg_catalog.pg_attribute AS attribute ON attribute.attrelid = class.oid
+    WHERE class.relnamespace = 'public'::regnamespace
+      AND class.relkind IN ('r', 'p')
+      AND attribute.attnum > 0
+      AND NOT attribute.attisdropped
+    GROUP BY class.relname
+"""
+
+
+async def verify(conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTORY) -> None:
+    """Find the fourteen tables, each in a log line. The service does not serve without them.
+
+    A database that is newer than the code is accepted while it has what the code needs.
+
+    :raises StartupError: naming each table and column that is missing.
+    """
+    check_server_version(conn.get_server_version().major)
+    lacking, unknown = await pending(conn, directory)
+    if unknown:
+        log.warning("database is newer than the code", migrations=unknown)
+    found = {row["table"]: row["columns"] for row in await conn.fetch(COLUMNS)}
+    missing = []
+    for number, (table, columns) in enumerate(TABLES.items(), start=1):
+        if table not in found:
+            missing.append(f"table {table}")
+            continue
+        log.info("table found", table=table, position=f"{number}/{len(TABLES)}")
+        missing += [f"column {table}.{name}" for name in columns if name not in found[table]]
+    if missing:
+        raise StartupError(
+            f"The database lacks what this version needs: {', '.join(missing)}.",
+            "Deploy the version that fits the database, or restore the database from a backup."
+            if not lacking
+            else "Apply the migrations: scripts/migrate.sh.",
+        )
+    if lacking:
+        raise StartupError(
+            f"The database lacks migrations: {', '.join(lacking)}.",
+            "Apply them: scripts/migrate.sh.",
+        )
+
+
+def check_server_version(major: int) -> None:
+    """:raises StartupError: when the server is older than what the SQL needs."""
+    if major < OLDEST_SERVER:
+        raise StartupError(
+            f"The server is PostgreSQL {major}; {OLDEST_SERVER} is the oldest that will do.",
+            f"Move the database to PostgreSQL {OLDEST_SERVER} or newer.",
+        )
+
+
+def apply(
+    address: DatabaseAddress,
+    *,
+    directory: Path = MIGRATIONS_DIRECTORY,
+    connect_timeout_s: float = 30.0,
+    turn_timeout_s: float = TURN_TIMEOUT_S,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+) -> list[str]:
+    """Apply what is pending and return its names. Any number of processes may do so at once.
+
+    A connection that cannot be made, or is lost, is made again with backoff until
+    ``connect_timeout_s`` have passed; a migration is applied whole or not at all, so going on is
+    safe. ``turn_timeout_s`` is the wait for another process that migrates, ``lock_timeout_s`` the
+    wait for the lock of a table, which is tried a few times.
+
+    :raises StartupError: saying which migration failed and why; the ones before it stay applied.
+    """
+    from service.schema.migrator import Migrator  # noqa: PLC0415
+
+    migrator = Migrator(address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s)
+    return migrator.apply()
+
+
+def rollback(
+    address: DatabaseAddress,
+    *,
+    directory: Path = MIGRATIONS_DIRECTORY,
+    count: int = 1,
+    migration: str | None = None,
+    connect_timeout_s: float = 30.0,
+    turn_timeout_s: float = TURN_TIMEOUT_S,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+) -> list[str]:
+    """Take back the newest ``count`` migrations, or ``migration`` and all that came after it.
+
+    :raises StartupError: as :func:`apply` does.
+    """
+    from service.schema.migrator import Migrator  # noqa: PLC0415
+
+    migrator = Migrator(address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s)
+    return migrator.rollback(count, migration)

@@ -1,0 +1,390 @@
+"""Migrations: SQL files read by yoyo, applied in safety.
+
+What yoyo leaves open is closed here. Its change, its log and its mark are one transaction, so that
+a run that is killed at any point leaves nothing half done. Its lock is a row that a killed run
+leaves behind, so the lock that counts is an advisory one, held by the very session that migrates:
+it ends with it and not before, so that a killed process whose last statement still runs keeps
+everybody else out. Its tables live in a schema of their own. The lock of a table is waited for a
+few seconds only, since everybody else queues up behind the wait.
+
+A migration with ``-- transactional: false`` is refused: it cannot be taken back when it is cut
+short. So are files that begin or end transactions themselves. While its statements run the search
+path is empty, so that an object without ``public.`` before it is an error.
+"""
+
+import logging
+import random
+import re
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import structlog
+import tenacity
+from psycopg import errors
+from yoyo import exceptions, read_migrations
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.migrations import read_sql_migration
+
+from service.address import DatabaseAddress
+from service.errors import StartupError
+from service.schema import check_server_version, migration_ids
+
+log = structlog.get_logger()
+
+ADVISORY_LOCK: Final = int.from_bytes(b"rialto")
+"""One key for all: advisory locks are per database."""
+CONNECT_TIMEOUT_S: Final = 5
+TURN_POLL_S: Final = 0.25
+TURN_LOG_EVERY_S: Final = 10.0
+LOCK_ATTEMPTS: Final = 6
+
+HOPELESS: Final = re.compile(
+    r"authentication failed|no pg_hba\.conf entry|(role|database) \".*\" does not exist"
+    r"|certificate verify failed|root certificate|no password supplied|does not support SSL"
+)
+"""What waiting does not mend. libpq gives no error code for a failed connection, only its text; one
+that is not recognized here is waited for until the deadline."""
+LOST_STATES: Final = ("08", "57P01", "57P02", "57P03", "53300")
+"""Error codes of a server that goes away, is not there yet, or has no connection to spare."""
+TRANSACTION_WORDS: Final = frozenset(
+    {"ABORT", "BEGIN", "COMMIT", "END", "PREPARE", "RELEASE", "ROLLBACK", "SAVEPOINT", "START"}
+)
+FIRST_WORD: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w*)", re.DOTALL)
+
+TRY_LOCK: Final = "SELECT pg_try_advisory_lock(:key)"
+HOLDER: Final = """
+    SELECT pid FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+      AND classid::bigint << 32 | objid::bigint = :key
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+LOCK_TABLE: Final = """
+    CREATE TABLE IF NOT EXISTS yoyo.yoyo_lock (
+        locked int DEFAULT 1, ctime timestamp, pid int NOT NULL, PRIMARY KEY (locked)
+    )
+"""
+
+
+class Migrator:
+    """One run against one database."""
+
+    def __init__(
+        self,
+        address: DatabaseAddress,
+        directory: Path,
+        connect_timeout_s: float,
+        turn_timeout_s: float,
+        lock_timeout_s: float,
+    ) -> None:
+        self._address = address
+        self._directory = directory
+        self._connect_timeout_s = connect_timeout_s
+        self._turn_timeout_s = turn_timeout_s
+        self._lock_timeout_s = lock_timeout_s
+        # What yoyo says is said here, in the form of our lines.
+        logging.getLogger("yoyo").setLevel(logging.CRITICAL)
+
+    def apply(self) -> list[str]:
+        """Apply what is pending."""
+        done: list[str] = []
+
+        def work(backend: Backend) -> None:
+            migrations = _read(self._directory)
+            unknown = set(backend.get_applied_migration_hashes()).difference(
+                one.hash for one in migrations
+            )
+            if unknown:
+                log.warning("database is newer than the code", migrations=len(unknown))
+            pending = backend.to_apply(migrations)
+            log.info("migrations", pending=len(pending), names=[one.id for one in pending])
+            for migration in pending:
+                duration_ms = _run_one(backend.apply_one, migration)
+                log.info("migration applied", migration=migration.id, duration_ms=duration_ms)
+                done.append(migration.id)
+
+        self._in_turn(work)
+        return done
+
+    def rollback(self, count: int, migration: str | None) -> list[str]:
+        """Take back the newest ``count``, or ``migration`` and all that came after it."""
+        # Chosen once: after a lost connection, a second choice might take back one too many.
+        chosen: list[str] = []
+
+        def work(backend: Backend) -> None:
+            applied = list(backend.to_rollback(_read(self._directory)))
+            if not chosen:
+                chosen.extend(_choose([one.id for one in applied], count, migration))
+            for one in applied:
+                if one.id in chosen:
+                    duration_ms = _run_one(backend.rollback_one, one)
+                    log.info("migration rolled back", migration=one.id, duration_ms=duration_ms)
+
+        self._in_turn(work)
+        return chosen
+
+    def _in_turn(self, work: Callable[["Backend"], None]) -> None:
+        """Run ``work`` when it is our turn; again, with backoff, when the connection is lost."""
+
+        def attempt() -> None:
+            with Backend(self._address, self._lock_timeout_s) as backend:
+                check_server_version(backend.connection.info.server_version // 10_000)
+                _wait_for_turn(backend, self._turn_timeout_s)
+                backend.init_database()
+                # The advisory lock is ours, so whoever left a row in yoyo's lock table is gone.
+                backend.break_lock()
+                with backend.lock():
+                    work(backend)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_lost),
+            stop=tenacity.stop_before_delay(self._connect_timeout_s),
+            wait=_pause_s,
+            before_sleep=_say_not_there,
+            reraise=True,
+        )
+        try:
+            retrying(attempt)
+        except psycopg.Error as error:
+            if _is_lost(error):
+                raise StartupError(
+                    f"No database at {self._address} within {self._connect_timeout_s:g} s:"
+                    f" {_one_line(error)}",
+                    "Check that the database service runs and that DATABASE_URL names it.",
+                ) from error
+            raise StartupError(
+                f"The database at {self._address} refuses: {_one_line(error)}",
+                "Check user, password, database and sslmode in DATABASE_URL, and that the user may"
+                " create schemas.",
+            ) from error
+
+
+def _choose(applied: list[str], count: int, migration: str | None) -> list[str]:
+    """Of what is applied, newest first, what is to be taken back."""
+    if migration is None:
+        return applied[:count]
+    if migration not in applied:
+        raise StartupError(f"{migration} is not applied.", f"Applied: {', '.join(applied)}.")
+    return applied[: applied.index(migration) + 1]
+
+
+def _pause_s(state: Any) -> float:
+    return float(min(5.0, 0.1 * 2**state.attempt_number) * random.uniform(0.8, 1.2))  # noqa: S311
+
+
+def _say_not_there(state: Any) -> None:
+    log.warning(
+        "database not there yet",
+        attempt=state.attempt_number,
+        error=_one_line(state.outcome.exception()),
+        waited_s=round(state.seconds_since_start, 1),
+        next_try_s=round(state.next_action.sleep, 1),
+    )
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether another connection may do better."""
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    if error.sqlstate is None:
+        return HOPELESS.search(str(error)) is None
+    return error.sqlstate.startswith(LOST_STATES)
+
+
+def _one_line(error: BaseException) -> str:
+    """What libpq says, which has host and user in it and never a password."""
+    return " ".join(str(error).split())[:400]
+
+
+def _wait_for_turn(backend: "Backend", timeout_s: float) -> None:
+    started = time.monotonic()
+    said_at = -TURN_LOG_EVERY_S
+    while not backend.execute(TRY_LOCK, {"key": ADVISORY_LOCK}).fetchone()[0]:
+        waited_s = time.monotonic() - started
+        row = backend.execute(HOLDER, {"key": ADVISORY_LOCK}).fetchone()
+        holder = row[0] if row else None
+        if waited_s > timeout_s:
+            raise StartupError(
+                f"Another process has been migrating for {timeout_s:g} s (backend {holder}).",
+                "Let it end, or end it with pg_terminate_backend(); then start again.",
+            )
+        if waited_s - said_at >= TURN_LOG_EVERY_S:
+            said_at = waited_s
+            log.info("another process migrates", backend=holder, waited_s=round(waited_s, 1))
+        time.sleep(TURN_POLL_S * random.uniform(0.5, 1.5))  # noqa: S311
+
+
+def _read(directory: Path) -> Any:
+    """yoyo's list of the files, loaded, so that a mistake in one stops the run before it starts."""
+    migration_ids(directory)
+    # yoyo takes a directory for a glob pattern.
+    migrations = read_migrations(re.sub(r"([*?[])", r"[\1]", str(directory)))
+    for migration in migrations:
+        try:
+            migration.load()
+        except (exceptions.BadMigration, KeyError, ValueError, OSError) as error:
+            raise StartupError(
+                f"Migration {migration.id} cannot be read: {error}", "Mend its head comment."
+            ) from error
+        if not migration.use_transactions:
+            raise StartupError(
+                f"Migration {migration.id} is marked as not transactional.",
+                "Only what can be taken back whole is applied. Remove the mark.",
+            )
+        _refuse_transactions(Path(migration.path))
+        _refuse_transactions(_rollback_path(migration))
+    return migrations
+
+
+def _rollback_path(migration: Any) -> Path:
+    return Path(migration.path).with_suffix(".rollback.sql")
+
+
+def _refuse_transactions(path: Path) -> None:
+    for statement in read_sql_migration(str(path))[2]:
+        first = FIRST_WORD.match(statement)
+        if first and first[1].upper() in TRANSACTION_WORDS:
+            raise StartupError(
+                f"{path.name} has a {first[1].upper()} of its own.",
+                "A migration is one transaction, begun and ended for it. Remove the statement.",
+            )
+
+
+def _run_one(run: Callable[[Any], None], migration: Any) -> float:
+    """Run one migration, again after a pause when a table's lock is not to be had.
+
+    Returns its duration in milliseconds.
+    """
+    started = time.perf_counter()
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type((errors.LockNotAvailable, errors.DeadlockDetected)),
+        stop=tenacity.stop_after_attempt(LOCK_ATTEMPTS),
+        # Those who queued up behind the attempt get their turn in the pause.
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
+        before_sleep=lambda state: log.warning(
+            "migration waits for a lock", migration=migration.id, attempt=state.attempt_number
+        ),
+        reraise=True,
+    )
+    try:
+        retrying(run, migration)
+    except psycopg.Error as error:
+        if _is_lost(error):
+            raise
+        message = error.diag.message_primary or type(error).__name__
+        raise StartupError(
+            f"Migration {migration.id} failed: {message} ({error.sqlstate}). Nothing of it is"
+            " applied.",
+            "Something holds the lock of a table for long: see pg_locks and pg_stat_activity."
+            if isinstance(error, errors.LockNotAvailable)
+            else "Mend what the message names and start again; earlier migrations stay applied.",
+        ) from error
+    return round((time.perf_counter() - started) * 1000, 1)
+
+
+class Cursor(psycopg.Cursor[Any]):
+    """yoyo prints what a statement returns to stdout, unless the cursor has no description."""
+
+    @property
+    def description(self) -> None:
+        return None
+
+
+class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
+    """yoyo's way to the database, in one connection and one transaction for each migration."""
+
+    schema = "yoyo"
+
+    def __init__(self, address: DatabaseAddress, lock_timeout_s: float) -> None:
+        self.lock_timeout_ms = int(lock_timeout_s * 1000)
+        super().__init__(address, "_yoyo_migration")
+
+    def connect(self, dburi: DatabaseAddress) -> Any:
+        connection = psycopg.connect(
+            **_connect_arguments(dburi), autocommit=True, cursor_factory=Cursor
+        )
+        try:
+            # The server looks each second whether we still live while it runs a statement.
+            connection.execute("SET client_connection_check_interval = '1s'")
+        except psycopg.errors.InvalidParameterValue:
+            log.debug("the server's system cannot look for lost clients")
+        return connection
+
+    def init_database(self) -> None:
+        with self.transaction():
+            # IF NOT EXISTS wants the right to create schemas even where there is one.
+            if self.execute("SELECT to_regnamespace('yoyo')").fetchone()[0] is None:
+                self.execute("CREATE SCHEMA yoyo")
+            self.execute(LOCK_TABLE)
+
+    def ensure_internal_schema_updated(self) -> None:
+        super().ensure_internal_schema_updated()
+        self._internal_schema_updated = True
+
+    def begin(self) -> None:
+        super().begin()
+        self.execute(f"SET LOCAL lock_timeout = {self.lock_timeout_ms}")
+
+    def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
+        self.ensure_internal_schema_updated()
+        with self.transaction():
+            self._run_steps(migration, "apply", force=force)
+            self.log_migration(migration, "apply")
+            if mark:
+                self.mark_one(migration, log=False)
+
+    def rollback_one(self, migration: Any, force: bool = False) -> None:
+        if not _rollback_path(migration).exists():
+            raise StartupError(f"{migration.id} has no rollback.", "Write one beside it.")
+        self.ensure_internal_schema_updated()
+        with self.transaction():
+            self._run_steps(migration, "rollback", force=force)
+            self.log_migration(migration, "rollback")
+            self.unmark_one(migration, log=False)
+
+    def _run_steps(self, migration: Any, direction: str, *, force: bool) -> None:
+        self.execute("SET LOCAL search_path = ''")
+        # Its own transaction becomes a savepoint in ours.
+        migration.process_steps(self, direction, force=force)
+        self.execute("SET LOCAL search_path = yoyo")
+
+    def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
+        # yoyo asks for the name of the process's user, which a container's may not have, and for
+        # the host's full name, which may take a resolver's timeout.
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": self.uri.user[:255],
+            "hostname": socket.gethostname()[:255],
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+
+def _connect_arguments(address: DatabaseAddress) -> dict[str, Any]:
+    root_certificate = address.sslrootcert
+    if root_certificate is None and address.sslmode in ("verify-ca", "verify-full"):
+        # libpq would look in the home directory; asyncpg is given the system's certificates too.
+        root_certificate = ssl.get_default_verify_paths().cafile
+    return {
+        "host": address.host,
+        "port": address.port,
+        "user": address.user,
+        "password": address.password,
+        "dbname": address.database,
+        "sslmode": address.sslmode,
+        "sslrootcert": root_certificate,
+        "application_name": "rialto migrate",
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+    }

@@ -1,0 +1,158 @@
+"""The process around the application: start, listen, drain, leave.
+
+aiohttp's own way to stop closes the listener first and drops body bytes that are still arriving, so
+the drain is ours: go on listening for a moment while ``/health`` says 503, let what is inside
+finish, end what is left with a proper error, and only then close.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from service import api
+from service.app import ADDRESS, create_app
+from service.errors import StartupError
+from service.settings import Settings
+from service.watchdog import LoopWatchdog, watch_pool
+
+log = structlog.get_logger()
+
+EX_FAILED: Final = 1
+KEEPALIVE_S: Final = 75.0
+"""Longer than the edge's 60 s, so that the edge is the one that closes idle connections."""
+GOODBYE_S: Final = 4.0
+"""How long calls get to say goodbye when their time is over."""
+HANDLER_END_S: Final = 1.0
+POLL_S: Final = 0.05
+
+OnListening = Callable[[web.Application, int], Awaitable[None]]
+"""Called once with the application and the port."""
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks to stop, a second one to hurry."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received, signal.Signals(number).name)
+
+    def _received(self, name: str) -> None:
+        (self.hurry if self.stop.is_set() else self.stop).set()
+        log.info("signal received", signal=name, hurry=self.hurry.is_set())
+
+
+async def serve(settings: Settings, on_listening: OnListening | None = None) -> int:
+    """Run until told to stop; returns the exit status."""
+    # Before anything can take long: as the first process of a container, Python would otherwise
+    # ignore SIGTERM.
+    signals = StopSignals()
+    app = create_app(settings)
+    # A hang-up must reach the handler at once, not at its next write.
+    runner = web.AppRunner(
+        app,
+        handle_signals=False,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=HANDLER_END_S,
+    )
+    try:
+        site = await _start(runner, settings, signals)
+        if site is None:
+            return 0
+        with _watched(app, settings):
+            if on_listening is not None:
+                await on_listening(app, runner.addresses[0][1])
+            await signals.stop.wait()
+            await _drain(app, site, settings, signals)
+    except StartupError as error:
+        log.exception("start failed", hint=error.hint)
+        return EX_FAILED
+    except Exception:
+        hint = "This is not a known way to fail; the traceback above says where it happened."
+        log.exception("start failed", hint=hint)
+        return EX_FAILED
+    finally:
+        await runner.cleanup()
+    log.info("stopped")
+    return 0
+
+
+async def _start(
+    runner: web.AppRunner, settings: Settings, signals: StopSignals
+) -> web.BaseSite | None:
+    """The listening site, or None when the stop came first."""
+    starting = asyncio.create_task(runner.setup())
+    stopping = asyncio.create_task(signals.stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if signals.stop.is_set():
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        return None
+    await starting
+    site = web.TCPSite(runner, settings.host or None, settings.port)
+    try:
+        await site.start()
+    except OSError as error:
+        raise StartupError(
+            f"Cannot listen on {settings.host or '*'}:{settings.port}: {error.strerror}.",
+            "Set PORT to a free port, or stop what listens there.",
+        ) from error
+    log.info("listening", host=settings.host or "*", port=runner.addresses[0][1])
+    return site
+
+
+@contextlib.contextmanager
+def _watched(app: web.Application, settings: Settings) -> Iterator[None]:
+    loop_watchdog = LoopWatchdog(settings.watchdog_loop_s)
+    loop_watchdog.start()
+    watching = asyncio.create_task(
+        watch_pool(app[api.DATABASE], app[ADDRESS], settings.watchdog_pool_s)
+    )
+    try:
+        yield
+    finally:
+        watching.cancel()
+        loop_watchdog.stop()
+
+
+async def _drain(
+    app: web.Application, site: web.BaseSite, settings: Settings, signals: StopSignals
+) -> None:
+    status, gateway = app[api.STATUS], app[api.GATEWAY]
+
+    def is_empty() -> bool:
+        return status.open_requests == 0 and gateway.open_calls == 0
+
+    status.is_draining = True
+    log.info("draining", open_requests=status.open_requests, open_calls=gateway.open_calls)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(signals.hurry.wait(), settings.shutdown_listen_s)
+    await site.stop()
+    log.info("no longer listening", open_requests=status.open_requests)
+    await _until(is_empty, settings.shutdown_timeout_s, signals.hurry)
+    if not is_empty():
+        ended = gateway.end_open_calls()
+        log.warning("time is over", calls_ended=ended, open_requests=status.open_requests)
+        await _until(is_empty, GOODBYE_S)
+    log.info("drained", open_requests=status.open_requests, open_calls=gateway.open_calls)
+
+
+async def _until(
+    is_true: Callable[[], bool], timeout: float, hurry: asyncio.Event | None = None
+) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            # Two counters are watched; an event for each of their changes would cost every request.
+            while not is_true() and not (hurry is not None and hurry.is_set()):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)

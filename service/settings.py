@@ -1,0 +1,461 @@
+"""The environment, read once into one frozen object.
+
+Every variable is declared once, as a field of :class:`Settings` with its rule and its text;
+``docs/settings.md`` is made from the same declarations. All mistakes are reported together, one
+line each, and no line shows a secret.
+"""
+
+import dataclasses
+import enum
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from environs import Env, EnvValidationError, ValidationError
+
+from service.address import URL_FORM, AddressError, DatabaseAddress, parse_database_url
+from service.errors import SettingsError
+
+EX_CONFIG: Final = 78
+"""Exit status of a configuration error, from sysexits.h."""
+
+
+class Environment(enum.Enum):
+    """Production refuses what development forgives."""
+
+    PRODUCTION = "production"
+    DEVELOPMENT = "development"
+
+
+Read = Callable[[Env, str, Any, Environment], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variable:
+    """How one setting is read, and what its documentation says."""
+
+    name: str
+    kind: str
+    text: str
+    read: Read
+    development: Any
+    production: Any
+
+
+REQUIRED: Final = "required"
+
+
+def _integer(low: int, high: int) -> Read:
+    return lambda env, name, default, _: env.int(name, default, validate=_between(low, high))
+
+
+def _seconds(low: float, high: float) -> Read:
+    return lambda env, name, default, _: env.float(name, default, validate=_between(low, high))
+
+
+def _between(low: float, high: float) -> Callable[[float], None]:
+    def validate(value: float) -> None:
+        if not low <= value <= high:
+            raise ValidationError(f"must be from {low} to {high}")
+
+    return validate
+
+
+def _text(env: Env, name: str, default: Any, _: Environment) -> Any:
+    return env.str(name, default)
+
+
+def _choice(*choices: str) -> Read:
+    def validate(value: str) -> None:
+        if value not in choices:
+            raise ValidationError(f"must be one of {', '.join(choices)}")
+
+    return lambda env, name, default, _: env.str(name, default, validate=validate)
+
+
+def _secret(env: Env, name: str, default: Any, _: Environment) -> Any:
+    def validate(value: str) -> None:
+        if len(value) < 32:
+            raise ValidationError("must have at least 32 characters: `openssl rand -hex 32`")
+
+    return env.str(name, default, validate=validate)
+
+
+def _secret_list(env: Env, name: str, default: Any, _: Environment) -> Any:
+    def validate(value: str) -> None:
+        if any(len(part.strip()) < 32 for part in value.split(",")):
+            raise ValidationError(
+                "must be a list of keys, newest first, separated by commas, each of at least 32"
+                " characters: `openssl rand -hex 32`"
+            )
+
+    value = env.str(name, default, validate=validate)
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _database(env: Env, name: str, default: Any, _: Environment) -> Any:
+    return env.database_address(name, default)
+
+
+def _add_database_parser(env: Env, environment: Environment) -> None:
+    def parse(text: str) -> DatabaseAddress:
+        try:
+            return parse_database_url(text, production=environment is Environment.PRODUCTION)
+        except AddressError as error:
+            raise ValidationError(str(error)) from None
+
+    env.add_parser("database_address", parse)
+
+
+def _venice_url(env: Env, name: str, default: Any, environment: Environment) -> Any:
+    def validate(value: str) -> None:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValidationError("must be an http(s) URL, as in https://api.venice.ai/api/v1")
+        if environment is Environment.PRODUCTION and parts.scheme != "https":
+            raise ValidationError("must be an https:// URL in production")
+
+    value = env.str(name, default, validate=validate)
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+def _variable(
+    name: str, kind: str, text: str, read: Read, development: Any = None, production: Any = ...
+) -> Any:
+    production = development if production is ... else production
+    secret = kind.startswith("secret")
+    variable = Variable(name, kind, text, read, development, production)
+    return dataclasses.field(repr=not secret, metadata={"variable": variable})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration. Durations are seconds. Secrets have no repr."""
+
+    environment: Environment
+    database: DatabaseAddress | None = _variable(
+        "DATABASE_URL",
+        "URL",
+        f"PostgreSQL 16 or newer: `{URL_FORM}`. In production a loopback host is refused. Left out"
+        " in development, a PostgreSQL of its own is started in `DATA_DIRECTORY`.",
+        _database,
+        None,
+        REQUIRED,
+    )
+    database_unpooled: DatabaseAddress | None = _variable(
+        "DATABASE_UNPOOLED_URL",
+        "URL",
+        "The same database without a connection pooler in between. Used for migrations and LISTEN;"
+        " when it is set, `DATABASE_URL` is taken to go through PgBouncer.",
+        _database,
+    )
+    database_pool_min_size: int = _variable(
+        "DATABASE_POOL_MIN_SIZE", "integer", "Connections kept open.", _integer(1, 100), 5
+    )
+    database_pool_max_size: int = _variable(
+        "DATABASE_POOL_MAX_SIZE", "integer", "Connections at most.", _integer(1, 100), 5
+    )
+    database_max_inactive_s: float = _variable(
+        "DATABASE_MAX_INACTIVE_SECONDS",
+        "seconds",
+        "A connection that was idle for longer is replaced before it is used.",
+        _seconds(1, 86_400),
+        300.0,
+    )
+    database_max_age_s: float = _variable(
+        "DATABASE_MAX_AGE_SECONDS",
+        "seconds",
+        "A connection that is older (give or take 10 %) is replaced before it is used.",
+        _seconds(1, 86_400),
+        3600.0,
+    )
+    database_acquire_timeout_s: float = _variable(
+        "DATABASE_ACQUIRE_TIMEOUT_SECONDS",
+        "seconds",
+        "How long a call waits for a working connection before it is answered 503.",
+        _seconds(0.1, 60),
+        5.0,
+    )
+    database_command_timeout_s: float = _variable(
+        "DATABASE_COMMAND_TIMEOUT_SECONDS",
+        "seconds",
+        "The longest that one statement may take.",
+        _seconds(0.1, 600),
+        10.0,
+    )
+    startup_database_timeout_s: float = _variable(
+        "STARTUP_DATABASE_TIMEOUT",
+        "seconds",
+        "How long a start waits for a database that is not there yet. `scripts/migrate.sh` waits"
+        " 90 s at most.",
+        _seconds(0, 3600),
+        30.0,
+        600.0,
+    )
+    operator_key: str = _variable(
+        "OPERATOR_KEY",
+        "secret",
+        "The bearer key of `/admin/v1`, 32 characters or more. In development one is made and kept"
+        " in `DATA_DIRECTORY`.",
+        _secret,
+        None,
+        REQUIRED,
+    )
+    encryption_keys: tuple[str, ...] = _variable(
+        "ENCRYPTION_KEY",
+        "secret list",
+        "The master key that wraps each organization's data key. A list, newest first, while it is"
+        " rotated. In development one is made and kept in `DATA_DIRECTORY`.",
+        _secret_list,
+        None,
+        REQUIRED,
+    )
+    venice_api_key: str | None = _variable(
+        "VENICE_API_KEY",
+        "secret",
+        "The operator's Venice inference key. Left out in development, the built-in sandbox plays"
+        " Venice.",
+        _text,
+        None,
+        REQUIRED,
+    )
+    venice_base_url: str = _variable(
+        "VENICE_BASE_URL",
+        "URL",
+        "Where Venice answers.",
+        _venice_url,
+        "https://api.venice.ai/api/v1",
+    )
+    venice_connect_timeout_s: float = _variable(
+        "VENICE_CONNECT_TIMEOUT_SECONDS",
+        "seconds",
+        "The longest wait for a connection to Venice.",
+        _seconds(0.1, 120),
+        10.0,
+    )
+    venice_silence_timeout_s: float = _variable(
+        "VENICE_SILENCE_TIMEOUT_SECONDS",
+        "seconds",
+        "The longest silence of Venice inside a call before it is given up.",
+        _seconds(0.1, 3600),
+        300.0,
+    )
+    host: str = _variable(
+        "HOST",
+        "text",
+        "The address to listen on; empty is every interface, IPv4 and IPv6.",
+        _text,
+        "127.0.0.1",
+        "",
+    )
+    port: int = _variable("PORT", "integer", "The port to listen on.", _integer(0, 65_535), 8080)
+    body_max_bytes: int = _variable(
+        "BODY_MAX_BYTES",
+        "integer",
+        "The largest request body; Venice takes 35 MB of JSON.",
+        _integer(1024, 1 << 30),
+        35 * 1024 * 1024,
+    )
+    body_timeout_s: float = _variable(
+        "BODY_TIMEOUT_SECONDS",
+        "seconds",
+        "How long the body of a request may take to arrive.",
+        _seconds(0.1, 3600),
+        120.0,
+    )
+    heartbeat_s: float = _variable(
+        "HEARTBEAT_SECONDS",
+        "seconds",
+        "A stream that was silent for this long gets an SSE comment, so that no proxy cuts it.",
+        _seconds(0.05, 300),
+        15.0,
+    )
+    key_cache_s: float = _variable(
+        "KEY_CACHE_SECONDS",
+        "seconds",
+        "How long a caller's key is trusted before it is read again; changes are also announced"
+        " by NOTIFY, and paid calls are checked in the database each time.",
+        _seconds(0, 300),
+        5.0,
+    )
+    shutdown_listen_s: float = _variable(
+        "SHUTDOWN_LISTEN_SECONDS",
+        "seconds",
+        "How long new requests are still taken after SIGTERM, while the platform turns traffic"
+        " away.",
+        _seconds(0, 60),
+        0.0,
+        3.0,
+    )
+    shutdown_timeout_s: float = _variable(
+        "SHUTDOWN_TIMEOUT",
+        "seconds",
+        "How long running calls get after SIGTERM. On Railway: the draining time"
+        " (`RAILWAY_DEPLOYMENT_DRAINING_SECONDS`) less 15 s.",
+        _seconds(0, 3600),
+        5.0,
+        25.0,
+    )
+    watchdog_loop_s: float = _variable(
+        "WATCHDOG_LOOP_SECONDS",
+        "seconds",
+        "A process whose event loop stalls for this long ends itself.",
+        _seconds(1, 3600),
+        30.0,
+    )
+    watchdog_pool_s: float = _variable(
+        "WATCHDOG_POOL_SECONDS",
+        "seconds",
+        "A process whose pool fails for this long while a fresh connection succeeds ends itself."
+        " A database that is down never ends it.",
+        _seconds(1, 3600),
+        60.0,
+    )
+    log_level: str = _variable(
+        "LOG_LEVEL",
+        "text",
+        "`debug`, `info`, `warning` or `error`.",
+        _choice("debug", "info", "warning", "error"),
+        "info",
+    )
+    log_format: str = _variable(
+        "LOG_FORMAT",
+        "text",
+        "`json`, `console`, or `auto`: console on a terminal, JSON otherwise.",
+        _choice("auto", "json", "console"),
+        "auto",
+    )
+    data_directory: str = _variable(
+        "DATA_DIRECTORY",
+        "path",
+        "Where development keeps its database and its keys. Production writes no files.",
+        _text,
+        ".rialto",
+    )
+
+    @property
+    def is_production(self) -> bool:
+        return self.environment is Environment.PRODUCTION
+
+    @property
+    def migration_database(self) -> DatabaseAddress | None:
+        """The address for what a pooler breaks: migrations, session locks, LISTEN."""
+        return self.database_unpooled or self.database
+
+
+def variables() -> list[Variable]:
+    """Every setting in the order of its declaration."""
+    fields = dataclasses.fields(Settings)
+    return [field.metadata["variable"] for field in fields if "variable" in field.metadata]
+
+
+def load(dotenv: Path = Path(".env")) -> Settings:
+    """The settings of this process, from the environment and, below it, a ``.env`` file.
+
+    :raises SettingsError: with every mistake found, one line each.
+    """
+    env = Env(eager=False)
+    env.read_env(dotenv, recurse=False)
+    mistakes: list[str] = []
+    environment = _environment(env, mistakes)
+    _add_database_parser(env, environment)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        if "variable" in field.metadata:
+            values[field.name] = _read(env, field.metadata["variable"], environment, mistakes)
+    _use_platform_draining_time(env, values)
+    try:
+        env.seal()
+    except EnvValidationError as error:
+        by_name = cast("dict[str, list[str]]", error.error_messages)
+        for name, messages in by_name.items():
+            mistakes += [f"{name}: {message}" for message in messages]
+    low, high = values["database_pool_min_size"], values["database_pool_max_size"]
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        mistakes.append("DATABASE_POOL_MIN_SIZE: must not be above DATABASE_POOL_MAX_SIZE")
+    if mistakes:
+        raise SettingsError(mistakes)
+    if environment is Environment.DEVELOPMENT:
+        directory = Path(values["data_directory"])
+        values["operator_key"] = values["operator_key"] or _kept(directory / "operator_key")
+        values["encryption_keys"] = values["encryption_keys"] or (
+            _kept(directory / "encryption_key"),
+        )
+    return Settings(environment=environment, **values)
+
+
+def _environment(env: Env, mistakes: list[str]) -> Environment:
+    name = env.str("ENVIRONMENT", "") or "development"
+    if env.str("RAILWAY_ENVIRONMENT_NAME", ""):
+        return Environment.PRODUCTION
+    try:
+        return Environment(name)
+    except ValueError:
+        mistakes.append("ENVIRONMENT: must be production or development")
+        return Environment.PRODUCTION
+
+
+def _read(env: Env, variable: Variable, environment: Environment, mistakes: list[str]) -> Any:
+    in_production = environment is Environment.PRODUCTION
+    default = variable.production if in_production else variable.development
+    # A variable that is set and empty is what a deployment form leaves behind: not set.
+    if variable.name != "HOST" and env.str(variable.name, "") == "":
+        if default == REQUIRED:
+            mistakes.append(f"{variable.name}: required in production. {variable.text}")
+            return None
+        return default
+    return variable.read(env, variable.name, default, environment)
+
+
+def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
+    draining_s = env.str("RAILWAY_DEPLOYMENT_DRAINING_SECONDS", "")
+    if draining_s.isdecimal() and env.str("SHUTDOWN_TIMEOUT", "") == "":
+        # 15 s for what surrounds the wait: listening on, ending streams, flushing, closing.
+        values["shutdown_timeout_s"] = max(0.0, float(draining_s) - 15)
+
+
+def _kept(path: Path) -> str:
+    """A secret of development, made once and kept readable by its owner only."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
+def markdown() -> str:
+    """The page ``docs/settings.md``."""
+    lines = [
+        "# Settings",
+        "",
+        "Made from `service/settings.py` by `scripts/docs.sh`; do not edit.",
+        "",
+        "Settings come from the environment and, below it, from a `.env` file. All mistakes are",
+        "reported at once and the process exits with status 78 before it opens anything.",
+        "",
+        "*Production* is when `RAILWAY_ENVIRONMENT_NAME` is set or `ENVIRONMENT=production`;",
+        "everything else is *development*.",
+        "",
+        "| variable | kind | development | production | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for variable in variables():
+        shown = [_shown(variable.development), _shown(variable.production)]
+        lines.append(
+            f"| `{variable.name}` | {variable.kind} | {shown[0]} | {shown[1]} | {variable.text} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "–"
+    if default == REQUIRED:
+        return "**required**"
+    if isinstance(default, float) and default.is_integer():
+        default = int(default)
+    return f"`{default}`" if default != "" else "empty"

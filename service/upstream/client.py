@@ -1,0 +1,201 @@
+"""The HTTP client for Venice."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from typing import Final
+
+import aiohttp
+import structlog
+
+from service import __version__
+from service.errors import (
+    ServiceError,
+    UpstreamCut,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from service.settings import Settings
+from service.upstream.refusals import refusal
+
+log = structlog.get_logger()
+
+CONNECTIONS: Final = 1000
+DNS_CACHE_S: Final = 30
+KEEPALIVE_S: Final = 10
+"""Shorter than the edge's, so that a request is not sent into a connection that is being closed."""
+ERROR_BODY_BYTES: Final = 64 * 1024
+PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
+MODELS_TIMEOUT_S: Final = 15.0
+
+# Headers of Venice that are about the answer. Those about the operator's account (rate limits,
+# balances) are not among them.
+PASSED_HEADERS: Final = frozenset(
+    {
+        "cf-ray",
+        "content-type",
+        "x-venice-audio-format",
+        "x-venice-deprecated",
+        "x-venice-deprecated-replacement",
+        "x-venice-enhanced-prompt",
+        "x-venice-inference-time",
+        "x-venice-is-blurred",
+        "x-venice-is-content-violation",
+        "x-venice-model-deprecation-date",
+        "x-venice-model-deprecation-warning",
+        "x-venice-model-id",
+        "x-venice-model-name",
+        "x-venice-model-router",
+        "x-venice-tee",
+        "x-venice-tee-provider",
+        "x-venice-version",
+    }
+)
+
+
+class Answer:
+    """An answer of Venice whose status is 2xx and whose body has not been read."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers = {
+            name: value
+            for name, value in response.headers.items()
+            if name.lower() in PASSED_HEADERS
+        }
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        :raises UpstreamCut, UpstreamTimeout, UpstreamError: cut, silent for too long, too large.
+        """
+        chunks, size = [], 0
+        async for chunk in self.chunks():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > PLAIN_BODY_BYTES:
+                raise UpstreamError("Venice's answer is too large.")
+        return b"".join(chunks)
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The body as it arrives.
+
+        :raises UpstreamCut, UpstreamTimeout: when it ends early, or is silent for too long.
+        """
+        with _translated():
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else close it."""
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what aiohttp raises into our errors, the most specific that is true."""
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise UpstreamUnreachable("Venice cannot be reached.", retry_after_s=5) from error
+    except TimeoutError as error:
+        raise UpstreamTimeout("Venice did not answer in time.") from error
+    except (aiohttp.ClientError, ConnectionError) as error:
+        raise UpstreamCut("Venice closed the connection before its answer was complete.") from error
+
+
+class Venice:
+    """Requests to Venice with the operator's key. Errors are translated; nothing is repeated."""
+
+    def __init__(self, session: aiohttp.ClientSession, base_url: str, api_key: str) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._authorization = f"Bearer {api_key}"
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send a JSON body.
+
+        :raises UpstreamError: of the class that says what happened, for every status but 2xx.
+        """
+        sent = {
+            "Authorization": self._authorization,
+            "Content-Type": "application/json",
+            **headers,
+        }
+        with _translated():
+            response = await self._session.post(self._base_url + path, data=body, headers=sent)
+            if response.ok:
+                return Answer(response)
+            raise await self._refused(response)
+
+    async def models(self, model_type: str | None) -> bytes:
+        """``GET /models``: public and free."""
+        parameters = {} if model_type is None else {"type": model_type}
+        return await self._get("/models", parameters, MODELS_TIMEOUT_S)
+
+    async def check(self, timeout: float) -> None:
+        """Prove that Venice answers and takes the key, at no cost: ``GET /api_keys/rate_limits``.
+
+        :raises UpstreamError: when it does not.
+        """
+        await self._get("/api_keys/rate_limits", {}, timeout)
+
+    async def _get(self, path: str, parameters: Mapping[str, str], timeout: float) -> bytes:
+        headers = {"Authorization": self._authorization}
+        with _translated():
+            async with (
+                asyncio.timeout(timeout),
+                self._session.get(
+                    self._base_url + path, params=parameters, headers=headers
+                ) as response,
+            ):
+                if not response.ok:
+                    raise await self._refused(response)
+                return await Answer(response).read()
+
+    async def _refused(self, response: aiohttp.ClientResponse) -> ServiceError:
+        try:
+            body = await response.content.read(ERROR_BODY_BYTES)
+        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            body = b""
+        finally:
+            response.close()
+        error = refusal(response.status, response.headers, body)
+        log.info(
+            "venice refused",
+            upstream_status=response.status,
+            code=error.code,
+            cf_ray=response.headers.get("cf-ray"),
+        )
+        return error
+
+
+@contextlib.asynccontextmanager
+async def open_venice(settings: Settings, *, base_url: str, api_key: str) -> AsyncIterator[Venice]:
+    """The client, open for the length of the block."""
+    connector = aiohttp.TCPConnector(
+        limit=CONNECTIONS, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=KEEPALIVE_S
+    )
+    # No total timeout: a stream may run for many minutes. Silence is what ends a call.
+    timeout = aiohttp.ClientTimeout(
+        total=None,
+        sock_connect=settings.venice_connect_timeout_s,
+        connect=settings.venice_connect_timeout_s,
+        sock_read=settings.venice_silence_timeout_s,
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=timeout,
+        headers={"Accept-Encoding": "identity", "User-Agent": f"rialto/{__version__}"},
+        # Cookies of the edge would be shared by all callers.
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        requote_redirect_url=False,
+    ) as session:
+        yield Venice(session, base_url, api_key)

@@ -1,0 +1,85 @@
+"""What Venice says when it refuses, in our words.
+
+Venice has no single error shape: ``error`` is a text or an object, ``details`` an object or a text,
+``code`` often absent. A refusal of the caller's request keeps Venice's text; one of the operator's
+key, balance or rate is the operator's business, so the caller learns only that it may come back.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from service import logs
+from service.errors import (
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamExhausted,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
+
+log = structlog.get_logger()
+
+MESSAGE_CHARACTERS: Final = 2000
+BUSY_RETRY_S: Final = 5
+EXHAUSTED_RETRY_S: Final = 60
+VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """The error for an answer of Venice that is not 2xx."""
+    if status in (401, 402, 403):
+        # Ours, not the caller's: the key, its balance, its address. The log has what Venice said.
+        log.error("venice refuses our key", upstream_status=status, text=message_of(body))
+        return UpstreamExhausted(
+            "The gateway's Venice account cannot serve this call now.",
+            retry_after_s=EXHAUSTED_RETRY_S,
+        )
+    if status == 429:
+        return UpstreamBusy(
+            "Venice is busy. Try again after the time in Retry-After.",
+            retry_after_s=_retry_after_s(headers),
+        )
+    if status == 503:
+        return UpstreamBusy(
+            "The model is not available at Venice now.", retry_after_s=_retry_after_s(headers)
+        )
+    if status == 504:
+        return UpstreamTimeout("Venice ran out of time; long answers need stream=true.")
+    if 400 <= status < 500:
+        return UpstreamRejected(message_of(body) or "Venice rejected the request.", status=status)
+    return UpstreamError(f"Venice failed with status {status}.")
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> int:
+    text = headers.get("Retry-After", "")
+    return min(int(text), 3600) if text.isdecimal() else BUSY_RETRY_S
+
+
+def message_of(body: bytes) -> str:
+    """Venice's text for people, whatever the shape, without anything that looks like a key."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return ""
+    text = _text(decoded.get("error")) if isinstance(decoded, dict) else ""
+    if text and isinstance(decoded.get("issues"), list):
+        text = "; ".join([text, *filter(None, map(_issue, decoded["issues"][:5]))])
+    return logs.redact(VENICE_KEY.sub(logs.REDACTED, text))[:MESSAGE_CHARACTERS]
+
+
+def _text(error: Any) -> str:
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error if isinstance(error, str) else ""
+
+
+def _issue(issue: Any) -> str:
+    if not isinstance(issue, dict) or not isinstance(issue.get("message"), str):
+        return ""
+    path = issue.get("path")
+    where = ".".join(map(str, path)) if isinstance(path, list) else ""
+    return f"{where}: {issue['message']}" if where else str(issue["message"])

@@ -1,0 +1,219 @@
+"""The operator's surface: organizations, keys, the ledger, and the audit of every change."""
+
+import uuid
+
+import pytest
+
+from service import api, audit
+
+ORGANIZATIONS = "/admin/v1/organizations"
+
+
+async def audited(service, organization_id):
+    """The organization's audit events, oldest first."""
+    return await service.app[api.DATABASE].fetch(
+        "SELECT * FROM public.audit_events WHERE organization_id = $1 ORDER BY sequence",
+        uuid.UUID(organization_id),
+    )
+
+
+async def test_an_organization_is_made(service):
+    """201 with its id; it can be found and is listed."""
+    status, made = await service.operate("POST", ORGANIZATIONS, json={"name": "Acme"})
+
+    assert status == 201
+    assert list(made) == ["id", "name", "status", "created_at"]
+    assert await service.operate("GET", f"{ORGANIZATIONS}/{made['id']}") == (200, made)
+    assert (await service.operate("GET", ORGANIZATIONS))[1]["organizations"] == [made]
+
+
+async def test_a_key_is_shown_once(service):
+    """201 with the key; the list shows its prefix only."""
+    _, organization = await service.operate("POST", ORGANIZATIONS, json={"name": "Acme"})
+    keys = f"{ORGANIZATIONS}/{organization['id']}/keys"
+
+    status, made = await service.operate("POST", keys, json={"name": "app", "role": "inference"})
+
+    assert status == 201
+    assert made["key"].startswith(made["prefix"])
+    assert (made["role"], made["revoked_at"]) == ("inference", None)
+    _, listed = await service.operate("GET", keys)
+    assert [key["id"] for key in listed["keys"]] == [made["id"]]
+    assert made["key"] not in str(listed)
+
+
+async def test_every_change_is_audited(service):
+    """Making an organization, making a key and revoking it are three events of one chain."""
+    caller = await service.new_caller("Acme")
+    await service.operate("DELETE", f"/admin/v1/keys/{caller.key_id}")
+
+    events = await audited(service, caller.organization_id)
+
+    assert [event["action"] for event in events] == [
+        "organization.create",
+        "api_key.create",
+        "api_key.revoke",
+    ]
+    assert {event["actor"] for event in events} == {"operator"}
+    assert caller.key not in str([dict(event) for event in events])
+    previous = None
+    for event in events:
+        fields = (
+            str(event["organization_id"]),
+            event["sequence"],
+            str(event["id"]),
+            event["actor"],
+            event["action"],
+            event["target"],
+            api.admin.msgspec.json.decode(event["detail"]),
+            event["request_id"],
+            event["created_at"].isoformat(timespec="microseconds"),
+        )
+        assert event["previous_hash"] == previous
+        assert event["hash"] == audit.event_digest(previous, fields)
+        previous = event["hash"]
+
+
+async def test_revoking_twice_changes_nothing(service):
+    """The second revocation is a 204 too, and no event."""
+    caller = await service.new_caller()
+    for _ in range(2):
+        assert (await service.operate("DELETE", f"/admin/v1/keys/{caller.key_id}"))[0] == 204
+
+    assert len(await audited(service, caller.organization_id)) == 3
+
+
+async def test_the_ledger_comes_in_pages(service):
+    """Keyset pages, newest first, each entry once."""
+    caller = await service.new_caller()
+    for _ in range(5):
+        async with caller.chat() as response:
+            await response.read()
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/ledger?limit=2"
+
+    pages, after = [], ""
+    while True:
+        _, page = await service.operate("GET", path + after)
+        pages.append([entry["id"] for entry in page["entries"]])
+        if page["next"] is None:
+            break
+        after = f"&after={page['next']}"
+
+    assert [len(page) for page in pages] == [2, 2, 1]
+    ids = [entry_id for page in pages for entry_id in page]
+    assert ids == sorted(set(ids), reverse=True)
+    entry = (await caller.entries())[0]
+    assert {
+        "request_id",
+        "endpoint",
+        "model",
+        "outcome",
+        "input_tokens",
+        "output_tokens",
+        "cost_usd",
+        "cost_source",
+        "created_at",
+    } <= entry.keys()
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "x" * 201}, "name"),
+        ({"name": 7}, "name"),
+        ({"name": "x", "nmae": "y"}, "nmae"),
+    ],
+)
+async def test_bad_input_names_the_field(service, body, param):
+    """A body that breaks a rule is a 400 that names the field; nothing is made."""
+    status, answer = await service.operate("POST", ORGANIZATIONS, json=body)
+
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert (await service.operate("GET", ORGANIZATIONS))[1]["organizations"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("limit=0", "limit"), ("limit=x", "limit"), ("limit=1001", "limit"), ("after=x", "after")],
+)
+async def test_bad_pages_name_the_parameter(service, query, param):
+    """A page that cannot be is a 400."""
+    status, answer = await service.operate("GET", f"{ORGANIZATIONS}?{query}")
+
+    assert (status, answer["error"]["param"]) == (400, param)
+
+
+async def test_roles_are_checked(service):
+    """A role that is none is a 400; an operator's key for a tenant is a conflict."""
+    _, organization = await service.operate("POST", ORGANIZATIONS, json={"name": "Acme"})
+    keys = f"{ORGANIZATIONS}/{organization['id']}/keys"
+
+    status, answer = await service.operate("POST", keys, json={"name": "x", "role": "god"})
+    assert (status, answer["error"]["param"]) == (400, "role")
+    status, answer = await service.operate("POST", keys, json={"name": "x", "role": "operator"})
+    assert (status, answer["error"]["param"]) == (409, "role")
+
+
+async def test_an_operators_key_operates(service):
+    """A key of role operator, made in the operator's organization, opens every route."""
+    keys = f"{ORGANIZATIONS}/{audit.OPERATOR_ORGANIZATION_ID}/keys"
+    status, made = await service.operate("POST", keys, json={"name": "ops", "role": "operator"})
+    assert status == 201
+
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    async with service.http.post(ORGANIZATIONS, json={"name": "x"}, headers=headers) as response:
+        assert response.status == 201
+        organization = await response.json()
+    (event,) = await audited(service, organization["id"])
+    assert event["actor"] == f"api_key:{made['id']}"
+
+
+@pytest.mark.parametrize("wanted", [str(uuid.uuid4()), "not-a-uuid"])
+async def test_what_is_not_there_is_a_404(service, wanted):
+    """Unknown and malformed ids are not found, in our shape."""
+    for method, path in (
+        ("GET", f"{ORGANIZATIONS}/{wanted}"),
+        ("POST", f"{ORGANIZATIONS}/{wanted}/keys"),
+        ("DELETE", f"/admin/v1/keys/{wanted}"),
+    ):
+        body = {"json": {"name": "x"}} if method == "POST" else {}
+        status, answer = await service.operate(method, path, **body)
+        assert (status, answer["error"]["code"]) == (404, "not_found")
+
+
+async def test_aiohttps_errors_have_our_shape(service):
+    """An unknown route and a wrong method are rendered like every other error."""
+    async with service.http.get("/v1/nothing") as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (404, "not_found")
+        assert response.headers["x-request-id"] == error["request_id"]
+    async with service.http.put("/v1/chat/completions") as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (405, "method_not_allowed")
+        assert "POST" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "is_kept"), [("abc-123", True), ("x" * 129, False), ("a b", False)]
+)
+async def test_a_sane_request_id_is_kept(service, given, is_kept):
+    """X-Request-ID of the caller's is used when it is short and plain."""
+    async with service.http.get("/health", headers={"X-Request-ID": given}) as response:
+        assert (response.headers["x-request-id"] == given) is is_kept
+
+
+async def test_no_internals_in_an_error(service, monkeypatch):
+    """What nobody foresaw is a 500 that says nothing of the inside."""
+
+    async def broken(*_):
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(service.app[api.CATALOG], "models", broken)
+    caller = await service.new_caller()
+    async with service.http.get("/v1/models", headers=caller.headers) as response:
+        error = (await response.json())["error"]
+
+        assert (response.status, error["code"]) == (500, "internal_error")
+    assert "secret" not in str(error)

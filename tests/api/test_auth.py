@@ -1,0 +1,179 @@
+"""Keys: who is let in, who is not, and how each is told."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from support import OPERATOR_KEY, make_settings, running
+
+from service import api
+
+CHAT = "/v1/chat/completions"
+UNKNOWN = "rk_" + "A" * 43
+
+
+async def refused(service, header):
+    """Status and code for a chat call with this Authorization header."""
+    headers = {} if header is None else {"Authorization": header}
+    async with service.http.post(CHAT, json={}, headers=headers) as response:
+        return response.status, (await response.json())["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        (None, "missing_api_key"),
+        ("", "malformed_api_key"),
+        ("Bearer", "malformed_api_key"),
+        ("Bearer ", "malformed_api_key"),
+        ("Basic abc", "malformed_api_key"),
+        ("Bearer sk-abc", "malformed_api_key"),
+        (f"Bearer {UNKNOWN[:-1]}", "malformed_api_key"),
+        (f"Bearer {UNKNOWN}' OR '1'='1", "malformed_api_key"),
+        ("Bearer rk_" + "é" * 43, "malformed_api_key"),
+        (f"Bearer {UNKNOWN}", "invalid_api_key"),
+    ],
+)
+async def test_keys_that_are_none(upstream, service, header, code):
+    """A missing, malformed or unknown key is a 401 with a code of its own and no call."""
+    assert await refused(service, header) == (401, code)
+    assert upstream.calls.to("/chat/completions") == []
+
+
+async def test_a_revoked_key(upstream, service, caller):
+    """A revoked key is refused on its very next call, on this replica."""
+    async with caller.chat() as response:
+        assert response.status == 200
+
+    assert (await service.operate("DELETE", f"/admin/v1/keys/{caller.key_id}"))[0] == 204
+
+    async with caller.chat() as response:
+        assert response.status == 401
+        assert (await response.json())["error"]["code"] == "revoked_api_key"
+    assert len(upstream.calls.to("/chat/completions")) == 1
+
+
+async def test_a_stale_cache_lets_no_paid_call_through(database_address, upstream):
+    """A key whose revocation was never announced is refused on its next paid call all the same."""
+    stale = make_settings(database_address, upstream.url, key_cache_s=300.0)
+    async with running(stale) as service:
+        caller = await service.new_caller()
+        async with caller.chat() as response:
+            assert response.status == 200
+        await revoke_silently(service)
+
+        async with service.http.get("/v1/models", headers=caller.headers) as response:
+            assert response.status == 200  # the cache is stale indeed
+        async with caller.chat() as response:
+            assert response.status == 401
+            assert (await response.json())["error"]["code"] == "revoked_api_key"
+    assert len(upstream.calls.to("/chat/completions")) == 1
+
+
+async def revoke_silently(service):
+    """Revoke every key without NOTIFY, as if it had been lost."""
+    await service.app[api.DATABASE].fetch("UPDATE public.api_keys SET revoked_at = now()")
+
+
+async def test_notify_reaches_other_replicas(database_address, upstream, service, caller):
+    """A revocation is known to unpaid routes of other replicas as soon as NOTIFY says so."""
+    slow = make_settings(database_address, upstream.url, key_cache_s=300.0)
+    async with running(slow) as other:
+        async with other.http.get("/v1/models", headers=caller.headers) as response:
+            assert response.status == 200
+        await service.operate("DELETE", f"/admin/v1/keys/{caller.key_id}")
+        async with asyncio.timeout(3):
+            while True:
+                async with other.http.get("/v1/models", headers=caller.headers) as response:
+                    if response.status == 401:
+                        break
+                await asyncio.sleep(0.01)
+
+
+async def test_an_expired_key(service):
+    """A key is refused from the moment it expires."""
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    caller = await service.new_caller(expires_at=soon)
+    async with caller.chat() as response:
+        assert response.status == 200
+
+    await asyncio.sleep(1.1)
+
+    async with caller.chat() as response:
+        assert response.status == 401
+        assert (await response.json())["error"]["code"] == "expired_api_key"
+
+
+async def test_the_cache_is_read_again(database_address, upstream):
+    """What NOTIFY never said is found out by reading again."""
+    quick = make_settings(database_address, upstream.url, key_cache_s=0.2)
+    async with running(quick) as service:
+        caller = await service.new_caller()
+        async with service.http.get("/v1/models", headers=caller.headers) as response:
+            assert response.status == 200
+        await revoke_silently(service)
+        await asyncio.sleep(0.3)
+
+        async with service.http.get("/v1/models", headers=caller.headers) as response:
+            assert response.status == 401
+
+
+async def test_a_suspended_organization(service, caller):
+    """The keys of an organization that is not active are refused as forbidden."""
+    await service.app[api.DATABASE].fetch("UPDATE public.organizations SET status = 'suspended'")
+    service.app[api.CALLERS].forget()
+
+    async with caller.chat() as response:
+        assert response.status == 403
+        assert (await response.json())["error"]["code"] == "organization_inactive"
+
+
+async def test_the_key_is_not_in_the_database(service, caller):
+    """The database holds a digest and a prefix, nowhere the key."""
+    rows = await service.app[api.DATABASE].fetch("SELECT k::text AS row FROM public.api_keys k")
+
+    assert len(rows) == 1
+    assert caller.key not in rows[0]["row"]
+    assert caller.key[:10] in rows[0]["row"]
+
+
+async def test_an_admin_key_makes_no_calls(service):
+    """Only keys of role inference spend."""
+    admin = await service.new_caller(role="admin")
+
+    async with admin.chat() as response:
+        assert response.status == 403
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", f"Bearer {OPERATOR_KEY}x"])
+async def test_the_operators_routes_are_closed(service, header):
+    """Without the operator's key nothing is administered."""
+    headers = {} if header is None else {"Authorization": header}
+    async with service.http.get("/admin/v1/organizations", headers=headers) as response:
+        assert response.status == 401
+
+
+async def test_an_inference_key_administers_nothing(service, caller):
+    """A caller's key opens no administrative route, not even of its own organization."""
+    path = f"/admin/v1/organizations/{caller.organization_id}/ledger"
+    async with service.http.get(path, headers=caller.headers) as response:
+        assert response.status == 403
+
+
+async def test_an_admin_key_administers_its_own(service):
+    """An admin's key reads its own organization and no other, and makes no operators."""
+    admin, other = await service.new_caller(role="admin"), await service.new_caller()
+    own = f"/admin/v1/organizations/{admin.organization_id}"
+
+    async def status(method, path, **arguments):
+        async with service.http.request(
+            method, path, headers=admin.headers, **arguments
+        ) as response:
+            return response.status
+
+    assert await status("GET", f"{own}/ledger") == 200
+    assert await status("POST", f"{own}/keys", json={"name": "x"}) == 201
+    assert await status("POST", f"{own}/keys", json={"name": "x", "role": "operator"}) == 403
+    assert await status("GET", f"/admin/v1/organizations/{other.organization_id}/ledger") == 403
+    assert await status("DELETE", f"/admin/v1/keys/{other.key_id}") == 403
+    assert await status("GET", "/admin/v1/organizations") == 403

@@ -1,0 +1,507 @@
+"""Chat completions: what callers get, what Venice gets, and what the books get, on every exit."""
+
+import asyncio
+import json
+from decimal import Decimal
+
+import aiohttp
+import pytest
+from support import MODEL, cost_of, make_settings, running
+
+PATHS = ["/v1/chat/completions", "/api/v1/chat/completions"]
+
+
+async def events(response):
+    """The data of each server-sent event, and the comments, of a whole answer."""
+    text = (await response.read()).decode()
+    blocks = [block for block in text.split("\n\n") if block]
+    data = [block.removeprefix("data: ") for block in blocks if block.startswith("data: ")]
+    return data, [block for block in blocks if block.startswith(":")]
+
+
+async def settled(caller, count=1):
+    """The entries, once there are as many; a call that lost its client settles on its own."""
+    async with asyncio.timeout(5):
+        while len(entries := await caller.entries()) < count:
+            await asyncio.sleep(0.02)
+    return entries
+
+
+async def cut_at_venice(upstream):
+    """Wait until Venice has been told that its answer is not wanted any more."""
+    async with asyncio.timeout(2):
+        while upstream.calls.to("/chat/completions")[0].cut_at is None:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_plain_call(upstream, caller, path):
+    """A plain call is answered as Venice answered it, and booked at Venice's own cost."""
+    async with caller.chat("Hello there", path=path) as response:
+        answer = await response.json()
+
+        assert response.status == 200
+        assert answer["object"] == "chat.completion"
+        entry = await caller.only_entry()
+        assert response.headers["x-request-id"] == entry["request_id"]
+        assert Decimal(response.headers["x-rialto-cost-usd"]) == cost_of(entry)
+    usage = answer["usage"]
+    assert (entry["input_tokens"], entry["output_tokens"]) == (
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+    )
+    assert (entry["outcome"], entry["status"], entry["cost_source"]) == ("ok", 200, "reported")
+    assert (entry["endpoint"], entry["model"]) == ("/chat/completions", MODEL)
+    assert cost_of(entry) * 10**9 == upstream.calls.charged_nanos > 0
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_streamed_call(upstream, caller, path):
+    """A stream arrives event by event, ends with [DONE], and is booked before its end is sent."""
+    async with caller.chat("[tokens=30]", path=path, stream=True) as response:
+        data, _ = await events(response)
+        entry = await caller.only_entry()
+
+        assert response.status == 200
+        assert response.content_type == "text/event-stream"
+        assert response.headers["X-Accel-Buffering"] == "no"
+        assert response.headers["x-request-id"] == entry["request_id"]
+    assert data[-1] == "[DONE]"
+    assert json.loads(data[-2])["usage"]["completion_tokens"] == entry["output_tokens"] == 30
+    assert (entry["outcome"], entry["cost_source"], entry["is_stream"]) == ("ok", "reported", True)
+    assert cost_of(entry) * 10**9 == upstream.calls.charged_nanos > 0
+
+
+async def test_the_answer_is_venices_to_the_byte(upstream, caller):
+    """What Venice sends is what the caller gets: the same call made directly has the same body."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "[tokens=5]"}], "stream": True}
+    direct = {"Authorization": "Bearer sandbox"}
+    async with aiohttp.ClientSession() as http:
+        url = f"{upstream.url}/api/v1/chat/completions"
+        async with http.post(url, json=body, headers=direct) as response:
+            theirs, _ = await events(response)
+    async with caller.chat("[tokens=5]", stream=True) as response:
+        ours, _ = await events(response)
+
+    assert len(ours) == len(theirs)
+    assert json.loads(ours[-2])["cost"] == json.loads(theirs[-2])["cost"]
+
+
+async def test_the_body_is_spliced_not_re_encoded(upstream, caller):
+    """Venice gets the caller's bytes, odd spacing and all, with user alone replaced."""
+    body = (
+        b'{ "model":"%s",\n  "messages" : [{"role":"user","content":"caf\\u00e9 \xc3\xa9"}],'
+        b' "user": "alice@example.com", "temperature":1.0e0 }' % MODEL.encode()
+    )
+    headers = {**caller.headers, "Content-Type": "application/json"}
+    async with caller.service.http.post(PATHS[0], data=body, headers=headers) as response:
+        assert response.status == 200
+
+    (call,) = upstream.calls.to("/chat/completions")
+    pseudonym = json.loads(call.body)["user"]
+    assert call.body == body.replace(b"alice@example.com", pseudonym.encode())
+    assert "alice" not in pseudonym
+
+
+async def test_callers_never_share_a_user(upstream, service):
+    """The pseudonym differs by organization, key and end user, and is stable for each."""
+    callers = [await service.new_caller("one"), await service.new_caller("two")]
+    for caller in callers:
+        for user in ({"user": "alice"}, {"user": "bob"}, {}, {"user": None}, {"user": "alice"}):
+            async with caller.chat(**user) as response:
+                assert response.status == 200
+
+    users = [json.loads(call.body)["user"] for call in upstream.calls.to("/chat/completions")]
+    assert users[0] == users[4]
+    assert users[2] == users[3]
+    assert len(set(users)) == 6
+
+
+async def test_encrypted_calls_pass_untouched(upstream, caller):
+    """On an end-to-end encrypted model not a byte is changed, and its headers pass."""
+    body = b'{"model":"e2ee-qwen3-30b","stream":true,"messages":[{"role":"user","content":"00"}]}'
+    headers = {
+        **caller.headers,
+        "Content-Type": "application/json",
+        "X-Venice-TEE-Client-Pub-Key": "04ab",
+    }
+    async with caller.service.http.post(PATHS[0], data=body, headers=headers) as response:
+        await response.read()
+
+    (call,) = upstream.calls.to("/chat/completions")
+    assert call.body == body
+    assert call.headers["X-Venice-TEE-Client-Pub-Key"] == "04ab"
+
+
+async def test_nothing_of_the_operators_account_leaks(caller):
+    """Venice's rate limits and balances are the operator's; the version is for everyone."""
+    async with caller.chat() as response:
+        names = {name.lower() for name in response.headers}
+
+    assert not any(name.startswith(("x-ratelimit", "x-venice-balance")) for name in names)
+    assert "x-venice-version" in names
+
+
+async def test_what_venice_is_sent(upstream, caller):
+    """Venice gets the operator's key, no compression, and nothing of the caller's headers."""
+    async with caller.chat() as response:
+        await response.read()
+
+    (call,) = upstream.calls.to("/chat/completions")
+    assert call.headers["Authorization"] == "Bearer sandbox"
+    assert call.headers["Accept-Encoding"] == "identity"
+    assert caller.key not in str(call.headers)
+    assert "Cookie" not in call.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        ("rate_limited", 503, "upstream_busy"),
+        ("model_overloaded", 503, "upstream_busy"),
+        ("error_budget", 503, "upstream_busy"),
+        ("at_capacity", 503, "upstream_busy"),
+        ("insufficient_balance", 503, "upstream_exhausted"),
+        ("key_spend_limit", 503, "upstream_exhausted"),
+        ("invalid_key", 503, "upstream_exhausted"),
+    ],
+)
+async def test_refusals_that_cost_nothing(upstream, caller, kind, status, code, stream):
+    """The operator's own troubles are a 503 to the caller, and surely not charged."""
+    upstream.faults.push("/chat/completions", kind, times=1)
+
+    async with caller.chat(stream=stream) as response:
+        error = (await response.json())["error"]
+
+        assert (response.status, error["code"]) == (status, code)
+        assert int(response.headers["Retry-After"]) > 0
+        assert response.headers["x-request-id"] == error["request_id"]
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["status"]) == (code, status)
+    assert (entry["cost_source"], cost_of(entry)) == ("not_charged", 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        ("inference_failed", 502, "upstream_error"),
+        ("bad_gateway", 502, "upstream_error"),
+        ("timeout", 504, "upstream_timeout"),
+        ("disconnect", 502, "upstream_cut"),
+    ],
+)
+async def test_failures_whose_cost_is_not_known(upstream, caller, kind, status, code, stream):
+    """When Venice may have charged, the entry is an estimate and never a silent zero."""
+    upstream.faults.push("/chat/completions", kind, times=1)
+
+    async with caller.chat("a prompt of some length", stream=stream) as response:
+        error = (await response.json())["error"]
+
+        assert (response.status, error["code"]) == (status, code)
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["status"]) == (code, status)
+    assert entry["cost_source"] == "estimated"
+    assert cost_of(entry) > 0
+    assert entry["input_tokens"] > 0
+
+
+async def test_venices_rejection_keeps_its_text(upstream, caller):
+    """A 4xx of Venice keeps its status and its words, in OpenAI's shape, and costs nothing."""
+    async with caller.chat(frequency_penalti=1) as response:
+        error = (await response.json())["error"]
+
+        assert response.status == 400
+    assert error["code"] == "upstream_rejected"
+    assert error["type"] == "invalid_request_error" or error["type"] == "api_error"
+    assert "frequency_penalti" in error["message"]
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_rejected", "not_charged")
+
+
+async def test_an_unknown_model_is_a_404(caller):
+    """Venice's 404 with its suggestion reaches the caller."""
+    body = {"model": "llama-3.3-70", "messages": [{"role": "user", "content": "x"}]}
+    async with caller.service.http.post(PATHS[0], json=body, headers=caller.headers) as response:
+        error = (await response.json())["error"]
+
+        assert response.status == 404
+    assert error["code"] == "upstream_rejected"
+
+
+async def test_venice_is_not_there(database_address, unused_tcp_port):
+    """No connection: 502, surely not charged."""
+    settings = make_settings(database_address, f"http://127.0.0.1:{unused_tcp_port}")
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with caller.chat() as response:
+            error = (await response.json())["error"]
+
+            assert (response.status, error["code"]) == (502, "upstream_unreachable")
+        entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_unreachable", "not_charged")
+
+
+async def test_venice_says_garbage(upstream, caller):
+    """A 200 that is no completion is a 502 to the caller."""
+    upstream.faults.push("/chat/completions", "garbage", times=1)
+
+    async with caller.chat() as response:
+        error = (await response.json())["error"]
+
+        assert (response.status, error["code"]) == (502, "upstream_error")
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_error", "estimated")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_venice_is_silent_for_too_long(database_address, upstream, stream):
+    """A call ends when Venice is silent for longer than the setting says."""
+    upstream.faults.push("/chat/completions", "hang", times=1)
+    settings = make_settings(database_address, upstream.url, venice_silence_timeout_s=0.3)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with caller.chat(stream=stream) as response:
+            error = (await response.json())["error"]
+
+            assert (response.status, error["code"]) == (504, "upstream_timeout")
+        entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_timeout", "estimated")
+
+
+async def test_a_stalled_stream_ends_with_an_error_event(database_address, upstream):
+    """Silence in the middle of a stream becomes its last event."""
+    upstream.faults.push("/chat/completions", "stall", after=3, times=1)
+    settings = make_settings(database_address, upstream.url, venice_silence_timeout_s=0.3)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with caller.chat("[tokens=9]", stream=True) as response:
+            data, _ = await events(response)
+
+            assert response.status == 200
+        entry = await caller.only_entry()
+    assert json.loads(data[-2])["error"]["code"] == "upstream_timeout"
+    assert data[-1] == "[DONE]"
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_timeout", "estimated")
+    assert entry["output_tokens"] == 3
+
+
+async def test_a_cut_stream_ends_with_an_error_event(upstream, caller):
+    """A stream that Venice cuts ends with an error the SDK can read, and an estimate."""
+    upstream.faults.push("/chat/completions", "cut", after=5, times=1)
+
+    async with caller.chat("[tokens=9]", stream=True) as response:
+        data, _ = await events(response)
+
+    assert json.loads(data[-2])["error"]["code"] == "upstream_cut"
+    assert data[-1] == "[DONE]"
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_cut", "estimated")
+    assert entry["output_tokens"] == 5
+    assert cost_of(entry) > 0
+
+
+async def test_an_in_band_error_is_booked_as_one(upstream, caller):
+    """Venice's own error event passes through; the outcome is an error, whatever the status."""
+    upstream.faults.push("/chat/completions", "in_band_error", after=2, times=1)
+
+    async with caller.chat("[tokens=9]", stream=True) as response:
+        data, _ = await events(response)
+
+    assert "error" in json.loads(data[-2])
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_error", "estimated")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_missing_cost_is_computed(upstream, caller, stream):
+    """Without a cost the catalogue's price times the usage is booked: the same amount."""
+    upstream.faults.push("/chat/completions", "missing_cost", times=1)
+
+    async with caller.chat("[tokens=9]", stream=stream) as response:
+        await response.read()
+
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("ok", "computed")
+    assert entry["output_tokens"] == 9
+    assert cost_of(entry) * 10**9 == upstream.calls.charged_nanos
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_missing_usage_is_estimated(upstream, caller, stream):
+    """Without usage what went by is counted, and the entry says so."""
+    upstream.faults.push("/chat/completions", "missing_usage", times=1)
+
+    async with caller.chat("[tokens=40]", stream=stream) as response:
+        await response.read()
+
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("ok", "estimated")
+    assert cost_of(entry) > 0
+    if stream:
+        assert entry["output_tokens"] == 40
+
+
+async def test_slow_bytes_arrive_as_whole_events(upstream, caller):
+    """A stream that dribbles in pieces of a few bytes reads like any other."""
+    upstream.faults.push("/chat/completions", "slow_bytes", times=1)
+
+    async with caller.chat("[tokens=9]", stream=True) as response:
+        data, _ = await events(response)
+
+    assert data[-1] == "[DONE]"
+    assert all(json.loads(event) for event in data[:-1])
+    assert (await caller.only_entry())["output_tokens"] == 9
+
+
+async def test_heartbeats_fill_the_silence(database_address, upstream):
+    """A silent stream gets comments, between whole events only, before and after its first one."""
+    upstream.faults.push("/chat/completions", "slow_headers", seconds=0.5, times=1)
+    settings = make_settings(database_address, upstream.url, heartbeat_s=0.1)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with caller.chat("[tokens=3][delay=0.35]", stream=True) as response:
+            data, comments = await events(response)
+        entry = await caller.only_entry()
+
+    assert len(comments) >= 6
+    assert set(comments) == {": heartbeat"}
+    assert data[-1] == "[DONE]"
+    assert (entry["outcome"], entry["output_tokens"]) == ("ok", 3)
+
+
+async def test_a_late_refusal_is_an_error_event(database_address, upstream):
+    """Once a heartbeat was sent, a refusal can only be an event of the stream."""
+    upstream.faults.push("/chat/completions", "slow_headers", seconds=0.3, times=1)
+    settings = make_settings(database_address, upstream.url, heartbeat_s=0.1)
+    body = {
+        "model": "no-such-model",
+        "messages": [{"role": "user", "content": "x"}],
+        "stream": True,
+    }
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with service.http.post(PATHS[0], json=body, headers=caller.headers) as response:
+            data, comments = await events(response)
+        entry = await caller.only_entry()
+
+    assert comments
+    assert json.loads(data[-2])["error"]["code"] == "upstream_rejected"
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_rejected", "not_charged")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_hang_up_before_the_first_byte(upstream, caller, stream):
+    """A caller that leaves while Venice thinks: Venice is told at once, the call is estimated."""
+    upstream.faults.push("/chat/completions", "hang", times=1)
+    waiting = asyncio.create_task(caller.chat(stream=stream).__aenter__())
+    await upstream.faults.wait_held(1)
+    waiting.cancel()
+
+    (entry,) = await settled(caller)
+
+    assert (entry["outcome"], entry["status"]) == ("client_closed", None)
+    assert entry["cost_source"] == "estimated"
+    assert cost_of(entry) > 0
+    await cut_at_venice(upstream)
+
+
+async def test_hang_up_in_the_middle(upstream, caller):
+    """A caller that leaves a stream is booked for what went by, and Venice is told."""
+    async with caller.chat("[tokens=1000][delay=0.02]", stream=True) as response:
+        for _ in range(5):
+            await response.content.readline()
+        response.close()
+
+        (entry,) = await settled(caller)
+
+    assert (entry["outcome"], entry["status"]) == ("client_closed", 200)
+    assert entry["cost_source"] == "estimated"
+    assert 0 < entry["output_tokens"] < 1000
+    await cut_at_venice(upstream)
+
+
+async def test_a_slow_reader_holds_venice_back(upstream, caller):
+    """Backpressure reaches Venice: what nobody reads is not piled up here."""
+    async with caller.chat("[tokens=100000]", stream=True) as response:
+        await response.content.readline()
+        await asyncio.sleep(1)
+        (call,) = upstream.calls.to("/chat/completions")
+
+        assert call.finished_at is None
+        response.close()
+    await settled(caller)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None),
+        (b"{", None),
+        (b"[]", None),
+        (b"{}", "model"),
+        (b'{"model":"m"}', "messages"),
+        (b'{"model":"","messages":[{}]}', "model"),
+        (b'{"model":"m","messages":[]}', "messages"),
+        (b'{"model":"m","messages":"hi"}', "messages"),
+        (b'{"model":"m","messages":[{}],"stream":"yes"}', "stream"),
+        (b'{"model":"m","messages":[{}],"user":7}', "user"),
+    ],
+)
+async def test_bad_bodies_never_reach_venice(upstream, caller, body, param):
+    """What Venice would surely refuse is answered here, naming the field, and is no call."""
+    headers = {**caller.headers, "Content-Type": "application/json"}
+    async with caller.service.http.post(PATHS[0], data=body, headers=headers) as response:
+        error = (await response.json())["error"]
+
+        assert response.status == 400
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert upstream.calls.to("/chat/completions") == []
+    assert await caller.entries() == []
+
+
+async def test_a_large_body_is_refused(database_address, upstream):
+    """A body beyond the setting is a 413 in our shape."""
+    settings = make_settings(database_address, upstream.url, body_max_bytes=10_000)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with caller.chat("x" * 20_000) as response:
+            error = (await response.json())["error"]
+
+            assert (response.status, error["code"]) == (413, "payload_too_large")
+
+
+async def test_a_stalled_body_is_given_up(database_address, upstream):
+    """A body that does not arrive in time is a 408."""
+    settings = make_settings(database_address, upstream.url, body_timeout_s=0.2)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+
+        async def half_a_body():
+            yield b'{"model":'
+            await asyncio.sleep(2)
+
+        async with service.http.post(
+            PATHS[0], data=half_a_body(), headers=caller.headers
+        ) as response:
+            error = (await response.json())["error"]
+
+            assert (response.status, error["code"]) == (408, "request_timeout")
+
+
+async def test_many_calls_one_entry_each(upstream, caller):
+    """A hundred calls at once, streamed and not: one entry each, and the sum is Venice's."""
+
+    async def one(number):
+        async with caller.chat(f"[tokens={number % 7 + 1}]", stream=number % 2 == 0) as response:
+            await response.read()
+            return response.headers["x-request-id"]
+
+    ids = await asyncio.gather(*(one(number) for number in range(100)))
+
+    entries = await caller.entries()
+    assert sorted(entry["request_id"] for entry in entries) == sorted(ids)
+    total = sum(cost_of(entry) for entry in entries)
+    assert total * 10**9 == upstream.calls.charged_nanos

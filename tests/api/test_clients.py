@@ -1,0 +1,108 @@
+"""Real SDKs, pointed at the service by base URL and key alone."""
+
+import openai
+import pytest
+import venice_ai
+from support import MODEL, make_settings, running
+
+MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
+
+
+@pytest.fixture
+async def client(caller):
+    """OpenAI's SDK with a caller's key."""
+    url = f"{caller.service.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key=caller.key, max_retries=0) as client:
+        yield client
+
+
+async def test_openai_plain(client, caller):
+    """A plain completion, with Venice's cost beside the usage."""
+    completion = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
+
+    assert completion.choices[0].message.content
+    assert completion.usage.completion_tokens == 12
+    assert completion.model_extra["cost"]["usd"] > 0
+    assert (await caller.only_entry())["output_tokens"] == 12
+
+
+async def test_openai_stream(client, caller):
+    """A streamed completion, chunk by chunk, with usage at its end."""
+    stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+    chunks = [chunk async for chunk in stream]
+
+    assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) == 12
+    assert chunks[-1].usage.completion_tokens == 12
+    assert (await caller.only_entry())["output_tokens"] == 12
+
+
+async def test_openai_models(client):
+    """The list of models iterates."""
+    assert MODEL in [model.id async for model in await client.models.list()]
+
+
+async def test_openai_errors(client, upstream):
+    """Each refusal is the SDK's own exception, with our code."""
+    with pytest.raises(openai.AuthenticationError) as caught:
+        await client.with_options(api_key="rk_wrong").chat.completions.create(
+            model=MODEL, messages=MESSAGES
+        )
+    assert caught.value.code == "malformed_api_key"
+    with pytest.raises(openai.NotFoundError):
+        await client.chat.completions.create(model="nope", messages=MESSAGES)
+    upstream.faults.push("/chat/completions", "model_overloaded", times=1)
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert caught.value.code == "upstream_busy"
+
+
+async def test_openai_sees_a_cut_stream(client, upstream):
+    """A stream that Venice cuts raises in the SDK: it does not look like a short answer."""
+    upstream.faults.push("/chat/completions", "cut", after=4, times=1)
+    stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+
+    with pytest.raises(openai.APIError, match="closed the connection"):
+        async for _ in stream:
+            pass
+
+
+async def test_sdks_read_over_heartbeats(database_address, upstream):
+    """Comments before and between events disturb neither SDK."""
+    slow = [{"role": "user", "content": "[tokens=3][delay=0.2]"}]
+    settings = make_settings(database_address, upstream.url, heartbeat_s=0.05)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with (
+            openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key=caller.key) as client,
+            venice_ai.VeniceClient(
+                base_url=f"{service.url}/api/v1", api_key=caller.key
+            ) as venice_client,
+        ):
+            for sdk in (client, venice_client):
+                upstream.faults.push("/chat/completions", "slow_headers", seconds=0.2, times=1)
+                stream = await sdk.chat.completions.create(model=MODEL, messages=slow, stream=True)
+                chunks = [chunk async for chunk in stream]
+                assert chunks[-1].usage.completion_tokens == 3
+
+
+async def test_venice_py(caller):
+    """Venice's own dialect, plain and streamed, under /api/v1."""
+    url = f"{caller.service.url}/api/v1"
+    async with venice_ai.VeniceClient(base_url=url, api_key=caller.key) as client:
+        completion = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
+        stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+        chunks = [chunk async for chunk in stream]
+        models = await client.models.list(type="all")
+
+    assert completion.cost.usd > 0
+    assert chunks[-1].usage.completion_tokens == 12
+    assert MODEL in [model.id for model in models.data]
+    assert [entry["output_tokens"] for entry in await caller.entries()] == [12, 12]
+
+
+async def test_venice_py_errors(caller):
+    """A key that is none is Venice's own authentication error."""
+    url = f"{caller.service.url}/api/v1"
+    async with venice_ai.VeniceClient(base_url=url, api_key="rk_" + "A" * 43) as client:
+        with pytest.raises(venice_ai.exceptions.AuthenticationError):
+            await client.chat.completions.create(model=MODEL, messages=MESSAGES)

@@ -1,0 +1,112 @@
+"""A real PostgreSQL for every test that asks for one: a database of its own, cloned in 20 ms."""
+
+import contextlib
+import dataclasses
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
+import psycopg
+import pytest
+from faults import OwnServer, TcpProxy
+from upstream import playing
+
+from service import schema
+
+CARELESS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
+"""No test loses power."""
+TEMPLATE = "rialto_template"
+NUMBERS = itertools.count(1)
+
+
+@contextlib.contextmanager
+def running_server(**arguments):
+    """A server in a new directory with a short path, both gone afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="rialto-tests-"))
+    server = OwnServer(directory / "postgres", **arguments)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def administration(server):
+    """A connection that may make and drop databases."""
+    address = server.address
+    with psycopg.connect(
+        host=address.host, port=address.port, user=address.user, autocommit=True
+    ) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def new_database(server, template="template1"):
+    """The address of a database that exists for the length of the block."""
+    name = f"test_{next(NUMBERS)}"
+    with administration(server) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield dataclasses.replace(server.address, database=name)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The PostgreSQL of the session. To be left running; see ``own_server`` for the other kind."""
+    with running_server(options=CARELESS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template(server):
+    """The name of a database with all migrations applied, to be cloned."""
+    with administration(server) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    schema.apply(dataclasses.replace(server.address, database=TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_address(server, template):
+    """A database of the test's own, with all migrations applied."""
+    with new_database(server, template) as address:
+        yield address
+
+
+@pytest.fixture
+def empty_database_address(server):
+    """A database of the test's own, without anything."""
+    with new_database(server) as address:
+        yield address
+
+
+@pytest.fixture
+def own_server():
+    """A server of the test's own, running: ``stop``, ``kill``, ``restart``, ``start``."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy(database_address):
+    """A proxy before a database of the test's own, to fail as networks do."""
+    async with TcpProxy(database_address) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied_address(proxy):
+    """The database, by way of the proxy."""
+    return proxy.address
+
+
+@pytest.fixture
+async def upstream():
+    """A Venice that is played by the sandbox over a socket."""
+    async with playing() as upstream:
+        yield upstream

@@ -1,0 +1,121 @@
+"""The service as a process of its own, as the platform runs it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+from support import ENCRYPTION_KEY, OPERATOR_KEY, Service
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def database_url(address):
+    """The URL of a DatabaseAddress, for an environment."""
+    if address.host.startswith("/"):
+        return f"postgresql://{address.user}@/{address.database}?host={address.host}"
+    return f"postgresql://{address.user}@{address.host}:{address.port}/{address.database}"
+
+
+class ServiceProcess:
+    """``python -m service`` with its log lines as they come."""
+
+    def __init__(self, process):
+        self.process = process
+        self.lines = []
+        self.raw = []
+        self._new_line = asyncio.Condition()
+        self._reading = [
+            asyncio.create_task(self._read(process.stderr)),
+            asyncio.create_task(self._read(process.stdout)),
+        ]
+
+    async def _read(self, stream):
+        while raw := await stream.readline():
+            self.raw.append(raw.decode())
+            with contextlib.suppress(ValueError):
+                line = json.loads(raw)
+                if isinstance(line, dict):
+                    self.lines.append(line)
+            async with self._new_line:
+                self._new_line.notify_all()
+
+    def said(self, message):
+        """The lines with this message so far."""
+        return [line for line in self.lines if line["message"] == message]
+
+    async def says(self, message, timeout=30):
+        """Wait for a line with this message; the first one is returned."""
+        async with asyncio.timeout(timeout), self._new_line:
+            while not self.said(message):
+                await self._new_line.wait()
+        return self.said(message)[0]
+
+    async def listening(self, timeout=30):
+        """Wait until it listens; its port."""
+        listening = asyncio.create_task(self.says("listening", timeout))
+        ended = asyncio.create_task(self.process.wait())
+        await asyncio.wait({listening, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not listening.done():
+            listening.cancel()
+            await asyncio.gather(*self._reading)
+            raise AssertionError("it ended instead of listening:\n" + "".join(self.raw))
+        return (await listening)["port"]
+
+    def send(self, number=signal.SIGTERM):
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    async def ended(self, timeout=30):
+        """Wait for its end; the exit status."""
+        async with asyncio.timeout(timeout):
+            status = await self.process.wait()
+            await asyncio.gather(*self._reading)
+        return status
+
+    @property
+    def is_running(self):
+        return self.process.returncode is None
+
+
+@contextlib.asynccontextmanager
+async def started(directory, **environment):
+    """A service process in ``directory``; it is killed when the block is left, if it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "service",
+        cwd=directory,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(directory),
+            "PORT": "0",
+            "LOG_FORMAT": "json",
+            "OPERATOR_KEY": OPERATOR_KEY,
+            "ENCRYPTION_KEY": ENCRYPTION_KEY,
+            **{name: value for name, value in environment.items() if value is not None},
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    service = ServiceProcess(process)
+    try:
+        yield service
+    finally:
+        if service.is_running:
+            process.kill()
+        await service.ended()
+
+
+@contextlib.asynccontextmanager
+async def talking(service):
+    """A client of a process that listens: its operator and its callers."""
+    port = await service.listening()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        yield Service(None, http)

@@ -1,0 +1,114 @@
+"""What the tests of the service share: settings, a running service, its operator and callers."""
+
+import contextlib
+import dataclasses
+from decimal import Decimal
+
+import aiohttp
+from aiohttp import web
+
+from service import app as application
+from service.settings import Environment, Settings
+
+OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
+ENCRYPTION_KEY = "encryption-key-of-the-tests-0123456789"
+MODEL = "llama-3.3-70b"
+
+
+def make_settings(address, venice_url, **changes):
+    """Development settings with short times, against a database and a Venice of the test's own."""
+    values = {
+        field.name: field.metadata["variable"].development
+        for field in dataclasses.fields(Settings)
+        if "variable" in field.metadata
+    }
+    values |= {
+        "environment": Environment.DEVELOPMENT,
+        "database": address,
+        "operator_key": OPERATOR_KEY,
+        "encryption_keys": (ENCRYPTION_KEY,),
+        "venice_api_key": "sandbox",
+        "venice_base_url": f"{venice_url}/api/v1",
+        "port": 0,
+        "startup_database_timeout_s": 10.0,
+    }
+    return Settings(**{**values, **changes})
+
+
+@contextlib.asynccontextmanager
+async def running(settings):
+    """The service on a port of its own, as the server runs it; yields the Service."""
+    app = application.create_app(settings)
+    runner = web.AppRunner(
+        app, handle_signals=False, access_log=None, handler_cancellation=True, shutdown_timeout=1
+    )
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as http:
+            yield Service(app, http)
+    finally:
+        await runner.cleanup()
+
+
+class Service:
+    """A running service, and what its operator does."""
+
+    def __init__(self, app, http):
+        self.app = app
+        self.http = http
+
+    @property
+    def url(self):
+        """Where it listens, without a path."""
+        return str(self.http._base_url).rstrip("/")
+
+    async def operate(self, method, path, **arguments):
+        """A request of the operator's; returns status and decoded body."""
+        headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
+        async with self.http.request(method, path, headers=headers, **arguments) as response:
+            body = await response.json() if response.status != 204 else None
+            return response.status, body
+
+    async def new_caller(self, name="acme", **key):
+        """A caller with an organization and a key of its own."""
+        _, organization = await self.operate("POST", "/admin/v1/organizations", json={"name": name})
+        path = f"/admin/v1/organizations/{organization['id']}/keys"
+        status, made = await self.operate("POST", path, json={"name": name, **key})
+        assert status == 201, made
+        return Caller(self, organization["id"], made)
+
+
+class Caller:
+    """Somebody with a key."""
+
+    def __init__(self, service, organization_id, key):
+        self.service = service
+        self.organization_id = organization_id
+        self.key_id = key["id"]
+        self.key = key["key"]
+        self.headers = {"Authorization": f"Bearer {self.key}"}
+
+    def chat(self, content="Hello", path="/v1/chat/completions", **members):
+        """A chat completion, to be used with ``async with``."""
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **members}
+        return self.service.http.post(path, json=body, headers=self.headers)
+
+    async def entries(self):
+        """The ledger's entries of the organization, newest first."""
+        path = f"/admin/v1/organizations/{self.organization_id}/ledger"
+        _, body = await self.service.operate("GET", path)
+        return body["entries"]
+
+    async def only_entry(self):
+        """The one entry there is; nothing is held any more."""
+        (entry,) = await self.entries()
+        database = self.service.app[application.api.DATABASE]
+        assert await database.fetchval("SELECT count(*) FROM public.holds") == 0
+        return entry
+
+
+def cost_of(entry):
+    """An entry's cost as a Decimal."""
+    return None if entry["cost_usd"] is None else Decimal(entry["cost_usd"])

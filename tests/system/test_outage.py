@@ -1,0 +1,63 @@
+"""A database that goes away: calm, fail closed, and never the end of a serving process."""
+
+import asyncio
+import time
+
+from process import database_url, started, talking
+
+
+def environment(address, upstream):
+    """A process whose watchdog counts in seconds what it otherwise counts in minutes."""
+    return {
+        "DATABASE_URL": database_url(address),
+        "VENICE_API_KEY": "sandbox",
+        "VENICE_BASE_URL": f"{upstream.url}/api/v1",
+        "WATCHDOG_POOL_SECONDS": "1",
+        "DATABASE_ACQUIRE_TIMEOUT_SECONDS": "1",
+        "KEY_CACHE_SECONDS": "60",
+    }
+
+
+async def test_an_outage_ends_no_process(tmp_path, proxy, proxied_address, upstream):
+    """The database is gone for ten times the watchdog's time, refusing and then hanging: the
+    process stays, new calls are refused with 503, a running stream goes on, and when the database
+    is back everything is booked."""
+    async with (
+        started(tmp_path, **environment(proxied_address, upstream)) as process,
+        talking(process) as service,
+    ):
+        caller = await service.new_caller()
+        async with caller.chat("[tokens=60][delay=0.05]", stream=True) as stream:
+            await stream.content.readline()
+            for outage in (proxy.refuse, proxy.blackhole):
+                outage()
+                proxy.reset() if outage == proxy.refuse else None
+                ends_at = time.monotonic() + 5
+                while time.monotonic() < ends_at:
+                    asked_at = time.monotonic()
+                    async with caller.chat() as response:
+                        assert response.status == 503
+                        assert (await response.json())["error"]["code"] == "unavailable"
+                        assert int(response.headers["Retry-After"]) > 0
+                    assert time.monotonic() - asked_at < 4
+                    async with service.http.get("/health") as response:
+                        assert response.status == 503
+                assert process.is_running
+            text = (await stream.read()).decode()
+            assert text.endswith("data: [DONE]\n\n")
+            await proxy.restore()
+            proxy.reset()
+        async with asyncio.timeout(15):
+            while True:
+                async with caller.chat() as response:
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.1)
+            while len(entries := await caller.entries()) < 2:
+                await asyncio.sleep(0.1)
+        process.send()
+        assert await process.ended() == 0
+
+    assert {entry["outcome"] for entry in entries} == {"ok"}
+    assert process.said("database is down; staying")
+    assert not process.said("pool is wedged, ending the process")

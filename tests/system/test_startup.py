@@ -1,0 +1,191 @@
+"""Starting: every step is said, nothing is served before it is right, failures say what to do."""
+
+import asyncio
+import re
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from process import database_url, started, talking
+
+TABLES = [
+    "organizations",
+    "api_keys",
+    "limits",
+    "upstream_keys",
+    "models",
+    "holds",
+    "ledger_entries",
+    "idempotency_keys",
+    "generations",
+    "conversations",
+    "items",
+    "webhook_endpoints",
+    "webhook_deliveries",
+    "audit_events",
+]
+
+
+def environment(address, upstream):
+    """What a process needs to run against a database and a Venice."""
+    return {
+        "DATABASE_URL": database_url(address),
+        "VENICE_API_KEY": "sandbox",
+        "VENICE_BASE_URL": f"{upstream.url}/api/v1",
+    }
+
+
+async def test_a_first_start_says_each_step(tmp_path, empty_database_address, upstream):
+    """Settings, database, migrations by name, each of 14 tables, pool, catalogue, listening."""
+    async with started(tmp_path, **environment(empty_database_address, upstream)) as service:
+        await service.listening()
+        await service.says("catalogue refreshed")
+
+    messages = [line["message"] for line in service.lines]
+    steps = ["settings", "database connected", "migration applied", "table found", "pool"]
+    places = [messages.index(step) for step in [*steps, "catalogue", "listening"]]
+    assert places == sorted(places)
+    tables = service.said("table found")
+    assert [line["table"] for line in tables] == TABLES
+    assert [line["position"] for line in tables] == [f"{n}/14" for n in range(1, 15)]
+    migrations = sorted(path.stem for path in Path("migrations").glob("*[!k].sql"))
+    applied = [line["migration"] for line in service.said("migration applied")]
+    assert applied == [name for name in migrations if not name.endswith(".rollback")]
+    assert service.said("database connected")[0]["server_version"]
+    assert all("duration_ms" in line for line in service.said("pool"))
+
+
+async def test_a_second_start_imports_nothing_it_does_not_need(
+    tmp_path, database_address, upstream
+):
+    """With nothing pending a serving process has loaded neither the migrator nor the sandbox."""
+    async with started(tmp_path, **environment(database_address, upstream)) as service:
+        await service.listening()
+        mapped = Path(f"/proc/{service.process.pid}/maps").read_text()
+
+    assert service.said("migration applied") == []
+    assert "asyncpg" in mapped
+    assert "psycopg" not in mapped
+
+
+async def test_replicas_start_at_once(tmp_path, empty_database_address, upstream):
+    """Four replicas on an empty database: all serve, each migration is applied once."""
+    variables = environment(empty_database_address, upstream)
+    async with (
+        started(tmp_path, **variables) as one,
+        started(tmp_path, **variables) as two,
+        started(tmp_path, **variables) as three,
+        started(tmp_path, **variables) as four,
+    ):
+        replicas = [one, two, three, four]
+        await asyncio.gather(*(replica.listening(60) for replica in replicas))
+
+    applied = [
+        line["migration"] for replica in replicas for line in replica.said("migration applied")
+    ]
+    assert len(applied) == len(set(applied)) == 8
+
+
+async def test_the_database_comes_later(tmp_path, proxy, proxied_address, upstream):
+    """A start waits for its database, says each attempt, and serves once it is there."""
+    proxy.refuse()
+    async with started(tmp_path, **environment(proxied_address, upstream)) as service:
+        await service.says("database not there yet")
+        assert service.said("listening") == []
+        await proxy.restore()
+        await service.listening()
+
+    assert service.said("database not there yet")[0]["attempt"] == 1
+
+
+async def test_the_database_never_comes(tmp_path, unused_tcp_port):
+    """A start without a database ends with 1, a traceback, and a line that says what to do."""
+    async with started(
+        tmp_path,
+        DATABASE_URL=f"postgresql://u:very-secret-word@127.0.0.1:{unused_tcp_port}/x",
+        STARTUP_DATABASE_TIMEOUT="1",
+    ) as service:
+        assert await service.ended() == 1
+
+    (failed,) = service.said("start failed")
+    assert "Traceback" in failed["exception"]
+    assert "DATABASE_URL" in failed["hint"]
+    assert "very-secret-word" not in "".join(service.raw)
+
+
+async def test_the_port_is_taken(tmp_path, database_address, upstream):
+    """A taken port ends the start with 1 and names PORT."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        async with started(
+            tmp_path,
+            **environment(database_address, upstream),
+            PORT=str(taken.getsockname()[1]),
+        ) as service:
+            assert await service.ended() == 1
+
+    assert "PORT" in service.said("start failed")[0]["hint"]
+
+
+async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
+    """SIGTERM while it waits for the database ends the process at once, cleanly."""
+    async with started(
+        tmp_path,
+        DATABASE_URL=f"postgresql://u@127.0.0.1:{unused_tcp_port}/x",
+        STARTUP_DATABASE_TIMEOUT="600",
+    ) as service:
+        await service.says("database not there yet")
+        service.send()
+        assert await service.ended(timeout=5) == 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one snippet is for curl")
+async def test_the_first_hour_of_a_newcomer(tmp_path):
+    """With no settings at all it starts its own database and a sandbox, and shows a working key;
+    a second start has the same key and the books of the first; Ctrl-C stops the database too."""
+    keys = []
+    for start in (1, 2):
+        async with started(
+            tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None, LOG_FORMAT="console"
+        ) as service:
+            async with asyncio.timeout(60):
+                while not any("Ctrl-C" in line for line in service.raw):
+                    await asyncio.sleep(0.05)
+            shown = "".join(service.raw)
+            url = re.search(r"Rialto listens on (\S+)", shown)[1]
+            keys.append(re.search(r"demo key +(\S+)", shown)[1])
+            for snippet in (r"(curl \S+/v1/chat.*?)\n\nor", r"(\.venv/bin/python.*?\nPY\n)"):
+                pasted = re.search(rf"\n{snippet}", shown, re.DOTALL)[1]
+                assert "simulated" in await output_of(pasted)
+            ledger = re.search(r"\n(curl -H \"Authorization.*?)\n\nCtrl-C", shown, re.DOTALL)[1]
+            assert (await output_of(ledger)).count('"outcome":"ok"') == start * 2
+            assert url.startswith("http://127.0.0.1:")
+            service.send(2)
+            assert await service.ended() == 0
+
+    assert keys[0] == keys[1]
+    assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
+
+
+async def output_of(command):
+    """What a shell prints that a newcomer pastes into."""
+    command = command.replace(".venv/bin/python", sys.executable)
+    process = await asyncio.create_subprocess_shell(command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return output.decode()
+
+
+@pytest.mark.parametrize("path", ["/v1/models"])
+async def test_it_serves(tmp_path, database_address, upstream, path):
+    """A process answers a caller with a key made by its operator."""
+    async with (
+        started(tmp_path, **environment(database_address, upstream)) as process,
+        talking(process) as service,
+    ):
+        caller = await service.new_caller()
+        async with service.http.get(path, headers=caller.headers) as response:
+            assert response.status == 200

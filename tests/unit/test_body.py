@@ -1,0 +1,85 @@
+"""Bodies: spliced, never re-encoded; errors name the field."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import body
+from service.errors import ClientError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"model":"m"}', b'{"user":"p","model":"m"}'),
+        (b"{}", b'{"user":"p"}'),
+        (b' \n{ "a" : 1.0e5 }\n', b' \n{"user":"p", "a" : 1.0e5 }\n'),
+    ],
+)
+def test_a_missing_member_goes_to_the_front(before, after):
+    """All other bytes stay as they were."""
+    assert body.set_members(before, {"user": "p"}, ()) == after
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"user":"alice","n":1}', b'{"user":"p","n":1}'),
+        (b'{"n":1 , "user" : null }', b'{"n":1 , "user" : "p" }'),
+        (b'{"user":{"a":["]}"]},"n":1}', b'{"user":"p","n":1}'),
+        (b'{"\\u0075ser":"alice"}', b'{"\\u0075ser":"p"}'),
+        (b'{"user":"a","user":"b"}', b'{"user":"p","user":"p"}'),
+        (b'{"m":{"user":"inner"},"user":"x\\"y"}', b'{"m":{"user":"inner"},"user":"p"}'),
+        (b'{"m":"user","user":"x"}', b'{"m":"user","user":"p"}'),
+        (b'{"m":["user",{"user":1}],"user":1}', b'{"m":["user",{"user":1}],"user":"p"}'),
+    ],
+)
+def test_a_member_is_replaced_where_it_stands(before, after):
+    """Only the member itself at the top level is changed, in every spelling and repetition."""
+    assert body.set_members(before, {"user": "p"}, {"user"}) == after
+
+
+@given(st.dictionaries(st.text(), JSON), st.text(), st.booleans(), st.sampled_from([None, 1]))
+def test_splicing_equals_setting(members, user, ascii_only, indent):
+    """On any JSON object splicing means what decoding, setting and encoding means."""
+    content = json.dumps(members, ensure_ascii=ascii_only, indent=indent)
+    content = content.encode("utf-8", "surrogatepass")
+
+    spliced = body.set_members(content, {"user": user}, members.keys() & {"user"})
+
+    assert json.loads(spliced) == {**members, "user": user}
+
+
+class Shape(msgspec.Struct):
+    model: str
+    n: int = 1
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "text"),
+    [
+        (b'{"model":1}', "model", "Expected 'str', got 'int'"),
+        (b"{}", "model", "missing required field 'model'"),
+        (b'{"model":"m","n":"x"}', "n", "Expected 'int'"),
+        (b"[]", None, "Expected 'object'"),
+        (b'{"model"', None, "not valid JSON"),
+        (b'{"model":"\xff"}', None, "not valid JSON"),
+        (b"", None, "not valid JSON"),
+    ],
+)
+def test_errors_name_the_field(content, param, text):
+    """A body of another shape is answered with the field and the rule."""
+    with pytest.raises(ClientError) as caught:
+        body.decode(content, Shape)
+
+    assert caught.value.param == param
+    assert text in caught.value.message

@@ -1,0 +1,53 @@
+"""The documents say what the code does."""
+
+import re
+from pathlib import Path
+
+from aiohttp import web
+
+from service.api import add_routes
+from service.ledger import CostSource, Outcome
+from service.settings import markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_settings_are_current():
+    """docs/settings.md is what the declarations say."""
+    assert (ROOT / "docs" / "settings.md").read_text() == markdown()
+
+
+def test_every_route_is_in_the_readme():
+    """Each route stands in the table of the README."""
+    app = web.Application()
+    add_routes(app)
+    paths = {route.resource.canonical for route in app.router.routes()}
+
+    assert [path for path in paths if f"{path}`" not in README and f"{path}?" not in README] == []
+
+
+def test_every_outcome_and_source_is_in_the_readme():
+    """How a call can end and where a cost can come from is told."""
+    for value in [*Outcome, *CostSource]:
+        assert f"`{value}`" in README, value
+
+
+def test_every_script_is_told():
+    """scripts/README.md has a line for each script."""
+    text = (ROOT / "scripts" / "README.md").read_text()
+    scripts = [path.name for path in (ROOT / "scripts").iterdir() if path.suffix in (".sh", ".py")]
+
+    assert [name for name in scripts if f"`{name}`" not in text] == []
+
+
+def test_links_lead_somewhere():
+    """Each relative link of a document leads to a file that is there."""
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/*.md")]
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+
+    assert broken == []

@@ -1,0 +1,133 @@
+"""The error tree: drawn, whole, and the same everywhere."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from service import errors
+from service.errors import ServiceError
+from service.ledger import Outcome
+from service.upstream.refusals import message_of, refusal
+
+DESIGN = Path(__file__).resolve().parents[2] / "docs" / "design.md"
+TREE_LINE = re.compile(r"^( +)(\w+) +(\d{3}) (\w+)", re.MULTILINE)
+
+
+def drawn(text):
+    """Name → (parent, status, code) of a tree drawn by indentation."""
+    found, parents = {}, []
+    lines = TREE_LINE.findall(text)
+    depth_0 = min(len(indent) for indent, *_ in lines)
+    for indent, name, status, code in lines:
+        depth = (len(indent) - depth_0) // 2
+        parents[depth:] = [name]
+        found[name] = (parents[depth - 1] if depth else "Exception", int(status), code)
+    return found
+
+
+def real():
+    """The same, of the classes."""
+    return {
+        name: (kind.__bases__[0].__name__, kind.status, kind.code)
+        for name, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, ServiceError)
+    }
+
+
+def test_the_tree_is_drawn_as_it_is():
+    """Every class stands in the docstring, below its parent, with its status and code."""
+    assert drawn(errors.__doc__) == real()
+
+
+def test_the_design_draws_the_same_tree():
+    """docs/design.md has the same tree."""
+    section = DESIGN.read_text().partition("## 7. Errors")[2].partition("## 8.")[0]
+    tree = "\n".join(f"    {line}" for line in section.split("```")[1].splitlines())
+
+    assert drawn(tree) == real()
+
+
+def test_every_class_says_what_it_means():
+    """Each class has a docstring of its own."""
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        assert kind.__doc__, name
+
+
+def test_every_upstream_error_is_an_outcome():
+    """The ledger has an outcome of the same name for each way in which Venice fails."""
+    codes = {
+        kind.code
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.UpstreamError)
+    }
+
+    assert codes <= {outcome.value for outcome in Outcome}
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error":"plain text"}', "plain text"),
+        (b'{"error":{"message":"an object","type":"x"}}', "an object"),
+        (b'{"error":"Invalid","details":"a text"}', "Invalid"),
+        (
+            b'{"error":"Invalid","issues":[{"path":["a",0],"message":"bad"},{"message":"worse"}]}',
+            "Invalid; a.0: bad; worse",
+        ),
+        (b'{"error":"Invalid","issues":[7,{"message":8}]}', "Invalid"),
+        (b'{"code":"PAYLOAD_TOO_LARGE","error":"too large"}', "too large"),
+        (b'{"error":7}', ""),
+        (b"[]", ""),
+        (b"<html>", ""),
+        (b"", ""),
+        (b"\xff", ""),
+    ],
+)
+def test_venices_texts_are_read(body, text):
+    """Whatever shape Venice's error has, its text for people is found, or nothing."""
+    assert message_of(body) == text
+
+
+def test_no_key_passes_in_a_text():
+    """A text of Venice that repeats a key is cleaned before a caller sees it."""
+    body = b'{"error":"bad key VENICE_INFERENCE_KEY_abc123 and Bearer xyz and rk_%s"}' % (b"A" * 43)
+
+    text = message_of(body)
+
+    assert "abc123" not in text
+    assert "xyz" not in text
+    assert "AAAA" not in text
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "ours"),
+    [
+        (400, "upstream_rejected", 400),
+        (401, "upstream_exhausted", 503),
+        (402, "upstream_exhausted", 503),
+        (403, "upstream_exhausted", 503),
+        (404, "upstream_rejected", 404),
+        (413, "upstream_rejected", 413),
+        (422, "upstream_rejected", 422),
+        (429, "upstream_busy", 503),
+        (500, "upstream_error", 502),
+        (502, "upstream_error", 502),
+        (503, "upstream_busy", 503),
+        (504, "upstream_timeout", 504),
+        (302, "upstream_error", 502),
+    ],
+)
+def test_statuses_are_translated(status, code, ours):
+    """What is the operator's trouble at Venice is never the caller's fault here."""
+    error = refusal(status, {}, b'{"error":"text"}')
+
+    assert (error.code, error.status) == (code, ours)
+
+
+def test_retry_after_is_kept():
+    """The time that Venice asks for is passed on, within reason."""
+    assert refusal(429, {"Retry-After": "30"}, b"").retry_after_s == 30
+    assert refusal(429, {"Retry-After": "999999"}, b"").retry_after_s == 3600
+    assert refusal(429, {"Retry-After": "soon"}, b"").retry_after_s == 5

@@ -1,0 +1,119 @@
+"""The meter: what a stream says, whatever way its bytes are cut."""
+
+import itertools
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.upstream import StreamMeter, WholeEvents, read_plain
+from service.upstream.meter import MOST_HELD_BYTES, TAIL_BYTES
+
+TOKENS = b"".join(
+    b'data: {"id":"chat-1","model":"m","choices":[{"delta":{"content":"w%d data: "}}]}\n\n' % n
+    for n in range(20)
+)
+USAGE = (
+    b'data: {"id":"chat-1","model":"m","choices":[],"usage":{"prompt_tokens":7,'
+    b'"completion_tokens":20},"cost":{"usd":0.0000125,"diem":0.5}}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+
+
+def fed(*chunks):
+    """What a meter says after these chunks."""
+    meter = StreamMeter()
+    for chunk in chunks:
+        meter.feed(chunk)
+    return meter.result()
+
+
+@given(st.lists(st.integers(0, len(TOKENS + USAGE + DONE)), max_size=40))
+def test_any_cut_reads_the_same(cuts):
+    """However the bytes are chunked, usage, cost and count come out alike."""
+    stream = TOKENS + USAGE + DONE
+    edges = [0, *sorted(cuts), len(stream)]
+    chunks = [stream[start:end] for start, end in itertools.pairwise(edges)]
+
+    metered = fed(*chunks)
+
+    assert (metered.usage.prompt_tokens, metered.usage.completion_tokens) == (7, 20)
+    assert metered.cost_usd == Decimal("0.5000125")
+    assert metered.counted_tokens == 20
+    assert (metered.is_complete, metered.is_error) == (True, False)
+    assert (metered.upstream_request_id, metered.model) == ("chat-1", "m")
+
+
+@given(st.lists(st.integers(0, len(TOKENS + USAGE + DONE)), max_size=40), st.booleans())
+def test_only_whole_events_pass(cuts, windows):
+    """Every piece that is passed on ends with an event, and nothing is lost or changed."""
+    stream = TOKENS + USAGE + DONE
+    if windows:
+        stream = stream.replace(b"\n", b"\r\n")
+    edges = [0, *sorted(cuts), len(stream)]
+    events = WholeEvents()
+
+    pieces = [events.push(stream[start:end]) for start, end in itertools.pairwise(edges)]
+
+    assert b"".join(pieces) + events.rest() == stream
+    assert all(piece.endswith((b"\n\n", b"\r\n\r\n")) for piece in pieces if piece)
+
+
+def test_an_endless_event_is_passed_on():
+    """Memory for an event that does not end is bounded."""
+    events = WholeEvents()
+    chunk = b"x" * 65_536
+
+    passed = sum(len(events.push(chunk)) for _ in range(100))
+
+    assert 100 * len(chunk) - passed <= MOST_HELD_BYTES + len(chunk)
+
+
+def test_a_cut_stream_is_counted():
+    """Without usage there is the number of events that went by."""
+    metered = fed(TOKENS[: len(TOKENS) - 30])
+
+    assert metered.usage is None
+    assert metered.counted_tokens == 20
+    assert not metered.is_complete
+    assert metered.model == "m"
+
+
+def test_an_error_within_the_stream_is_seen():
+    """An in-band error makes the outcome an error although the status was 200."""
+    metered = fed(TOKENS, b'data: {"error":{"message":"x","code":"model_overloaded"}}\n\n', DONE)
+
+    assert metered.is_error
+    assert metered.counted_tokens == 21
+
+
+def test_a_long_stream_is_not_kept():
+    """Only a tail is kept, and it is enough."""
+    meter = StreamMeter()
+    for _ in range(1000):
+        meter.feed(TOKENS)
+
+    assert meter._tail_bytes < TAIL_BYTES + len(TOKENS)
+    meter.feed(USAGE + DONE)
+    assert meter.result().counted_tokens == 20_000
+
+
+@pytest.mark.parametrize(
+    ("content", "is_error"),
+    [(b"<html>", True), (b"[1]", True), (b'{"error":"busy"}', True), (b'{"id":"x"}', False)],
+)
+def test_plain_answers(content, is_error):
+    """A plain answer that is no JSON object, or holds an error, is an error."""
+    assert read_plain(content).is_error is is_error
+
+
+def test_plain_usage():
+    """Usage and cost of a plain answer, to the last digit."""
+    metered = read_plain(
+        b'{"id":"c","model":"m","usage":{"prompt_tokens":3,"completion_tokens":4,'
+        b'"prompt_tokens_details":{"cached_tokens":2}},"cost":{"usd":0.123456789,"diem":0}}'
+    )
+
+    assert metered.cost_usd == Decimal("0.123456789")
+    assert metered.usage.prompt_tokens_details.cached_tokens == 2

@@ -1,0 +1,306 @@
+"""Settings: every rule, every mistake at once, and no secret in sight."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service import settings
+from service.address import AddressError, is_loopback, parse_database_url
+from service.errors import SettingsError
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "Pa55-w0rd-nobody-may-see"
+PRODUCTION = {
+    "ENVIRONMENT": "production",
+    "DATABASE_URL": f"postgresql://rialto:{SECRET}@postgres.internal:5432/rialto",
+    "OPERATOR_KEY": "o" * 32,
+    "ENCRYPTION_KEY": "e" * 32,
+    "VENICE_API_KEY": "v" * 40,
+}
+
+
+@pytest.fixture
+def environ(monkeypatch, tmp_path):
+    """An environment with nothing in it, and a directory without a .env file."""
+    values = {}
+    monkeypatch.setattr(os, "environ", values)
+    monkeypatch.chdir(tmp_path)
+    return values
+
+
+def mistakes(environ, **values):
+    """What load() says about an environment."""
+    environ.update(values)
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    return caught.value.mistakes
+
+
+def test_production_takes_its_required_settings(environ):
+    """With the five required variables production starts."""
+    environ.update(PRODUCTION)
+
+    loaded = settings.load()
+
+    assert loaded.is_production
+    assert loaded.database.host == "postgres.internal"
+    assert (loaded.database_pool_min_size, loaded.database_pool_max_size) == (5, 5)
+    assert loaded.startup_database_timeout_s == 600
+    assert loaded.host == ""
+
+
+def test_railway_means_production(environ):
+    """RAILWAY_ENVIRONMENT_NAME makes it production, whatever ENVIRONMENT says."""
+    environ.update(PRODUCTION, ENVIRONMENT="development", RAILWAY_ENVIRONMENT_NAME="staging")
+
+    assert settings.load().is_production
+
+
+def test_production_names_every_missing_setting(environ):
+    """All that is missing is reported at once, one line each."""
+    said = mistakes(environ, ENVIRONMENT="production")
+
+    names = [line.partition(":")[0] for line in said]
+    assert names == ["DATABASE_URL", "OPERATOR_KEY", "ENCRYPTION_KEY", "VENICE_API_KEY"]
+
+
+def test_an_empty_variable_is_a_missing_one(environ):
+    """A variable that is set to nothing counts as not set."""
+    said = mistakes(environ, **{**PRODUCTION, "VENICE_API_KEY": ""})
+
+    assert [line.partition(":")[0] for line in said] == ["VENICE_API_KEY"]
+
+
+def test_mistakes_of_all_kinds_come_together(environ):
+    """Missing, malformed and contradictory settings are one report."""
+    said = mistakes(
+        environ,
+        ENVIRONMENT="production",
+        DATABASE_URL="postgresql://u:p@localhost/x",
+        PORT="http",
+        LOG_LEVEL="loud",
+        DATABASE_POOL_MIN_SIZE="6",
+        OPERATOR_KEY="short",
+    )
+
+    names = {line.partition(":")[0] for line in said}
+    assert names == {
+        "DATABASE_URL",
+        "PORT",
+        "LOG_LEVEL",
+        "DATABASE_POOL_MIN_SIZE",
+        "OPERATOR_KEY",
+        "ENCRYPTION_KEY",
+        "VENICE_API_KEY",
+    }
+
+
+def test_secrets_have_no_repr(environ):
+    """Neither the object nor its parts show a secret."""
+    environ.update(PRODUCTION)
+
+    shown = repr(settings.load()) + str(settings.load().database)
+
+    for name in ("OPERATOR_KEY", "ENCRYPTION_KEY", "VENICE_API_KEY"):
+        assert PRODUCTION[name] not in shown
+    assert SECRET not in shown
+
+
+def test_settings_are_frozen(environ):
+    """Nobody changes a setting after the start."""
+    loaded = settings.load()
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.port = 1
+
+
+def test_development_keeps_the_secrets_it_makes(environ, tmp_path):
+    """Development makes its keys once, readable by the owner only."""
+    first, second = settings.load(), settings.load()
+
+    assert (first.operator_key, first.encryption_keys) == (
+        second.operator_key,
+        second.encryption_keys,
+    )
+    assert (tmp_path / ".rialto" / "operator_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_dotenv_is_below_the_environment(environ, tmp_path):
+    """.env fills in what the environment does not say."""
+    (tmp_path / ".env").write_text("PORT=9001\nLOG_LEVEL=debug\n")
+    environ["LOG_LEVEL"] = "error"
+
+    loaded = settings.load()
+
+    assert (loaded.port, loaded.log_level) == (9001, "error")
+
+
+def test_shutdown_fits_the_platforms_draining_time(environ):
+    """On Railway running calls get the draining time less what surrounds the wait."""
+    environ.update(PRODUCTION, RAILWAY_DEPLOYMENT_DRAINING_SECONDS="120")
+
+    assert settings.load().shutdown_timeout_s == 105
+
+
+def test_encryption_keys_are_a_list(environ):
+    """ENCRYPTION_KEY takes a list, newest first."""
+    environ.update(PRODUCTION, ENCRYPTION_KEY=f"{'n' * 32}, {'o' * 32}")
+
+    assert settings.load().encryption_keys == ("n" * 32, "o" * 32)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "foo.localhost",
+        "localhost.localdomain",
+        "ip6-localhost",
+        "127.0.0.1",
+        "127.1",
+        "127.255.255.254",
+        "0177.0.0.1",
+        "0x7f000001",
+        "2130706433",
+        "0.0.0.0",
+        "0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[0:0:0:0:0:0:0:1]",
+        "１２７.0.0.1",
+        "%6cocalhost",
+        "",
+        "%2Fvar%2Frun%2Fpostgresql",
+    ],
+)
+def test_production_refuses_this_machine_in_every_disguise(environ, host):
+    """A database URL in production that means this machine is refused, and no password shown."""
+    url = f"postgresql://rialto:{SECRET}@{host}:5432/rialto"
+
+    (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
+
+    assert said.startswith("DATABASE_URL: points at this machine")
+    assert "postgresql://USER:PASSWORD@HOST" in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["host=localhost", "host=127.0.0.1", "host=/var/run/postgresql", "host=%3A%3A1", "host=@x"],
+)
+def test_production_looks_behind_the_host_parameter(environ, query):
+    """?host= overrides the host of the URL, so it is held to the same rule."""
+    url = f"postgresql://rialto:{SECRET}@postgres.internal/rialto?{query}"
+
+    (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
+
+    assert "points at this machine" in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("host", ["postgres.internal,localhost", "localhost,postgres.internal"])
+def test_a_list_of_hosts_is_refused(environ, host):
+    """A list could hide a loopback host; one host is supported."""
+    url = f"postgresql://rialto:{SECRET}@{host}/rialto"
+
+    (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
+
+    assert "list of hosts" in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_UNPOOLED_URL"])
+def test_both_urls_are_held_to_the_rule(environ, name):
+    """The way around the pooler is no way around the rule."""
+    (said,) = mistakes(environ, **{**PRODUCTION, name: "postgresql://u:p@127.1/x"})
+
+    assert said.startswith(f"{name}: points at this machine")
+
+
+@pytest.mark.parametrize(
+    "host", ["postgres.railway.internal", "10.0.0.7", "fd12::1", "localhost.example.com"]
+)
+def test_other_hosts_are_not_this_machine(host):
+    """The rule refuses no host that is another machine."""
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("sqlite:///rialto.db", "SQLite is not supported"),
+        ("mysql://u:p@h/x", "must start with postgresql://"),
+        (f"postgresql://u:{SECRET}@h:port/x", "cannot be read as a URL"),
+        (f"postgresql://u:{SECRET}@h/x?pg_bouncer=1", "is not supported"),
+        (f"postgresql://u:{SECRET}@h/x?sslmode=maybe", "must be one of disable"),
+        (f"postgresql://u:{SECRET}@h/x?sslmode=require&sslmode=disable", "repeats"),
+        (f"postgresql://u:{SECRET}@h", "must name a user and a database"),
+        ("postgresql://h/x", "must name a user and a database"),
+    ],
+)
+def test_a_bad_url_is_told_its_rule(url, rule):
+    """The error names the rule and shows neither the URL nor the password."""
+    with pytest.raises(AddressError) as caught:
+        parse_database_url(url, production=True)
+
+    assert rule in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "password", ["p@ss", "a/b", "c:d", "50%", "e?f", "g#h", "i j", "k[l]", "ü"]
+)
+def test_a_password_may_hold_anything(password):
+    """Special characters, percent-encoded, arrive as they are."""
+    from urllib.parse import quote  # noqa: PLC0415
+
+    url = f"postgres://user:{quote(password, safe='')}@db.internal/x?sslmode=require"
+
+    assert parse_database_url(url, production=True).password == password
+
+
+def test_harmless_parameters_are_dropped():
+    """What libpq knows and the server would refuse does not travel."""
+    address = parse_database_url(
+        "postgresql://u:p@[fd12::1]:6432/x?connect_timeout=10&channel_binding=prefer",
+        production=True,
+    )
+
+    assert (address.host, address.port) == ("fd12::1", 6432)
+
+
+def test_a_socket_is_fine_in_development():
+    """Development may reach its database through a directory."""
+    address = parse_database_url("postgresql://u@/x?host=/tmp/pg", production=False)
+
+    assert address.host == "/tmp/pg"
+
+
+def test_bad_settings_end_the_process_before_anything_opens(tmp_path):
+    """python -m service exits with 78, each mistake on a line, and makes no files."""
+    run = subprocess.run(
+        [sys.executable, "-m", "service"],
+        cwd=tmp_path,
+        env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), "ENVIRONMENT": "production"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert run.returncode == 78
+    lines = run.stderr.splitlines()
+    assert [line.split(":")[1].strip() for line in lines[:4]] == [
+        "DATABASE_URL",
+        "OPERATOR_KEY",
+        "ENCRYPTION_KEY",
+        "VENICE_API_KEY",
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,39 @@
+"""Venice, as played by the sandbox, on a port of its own."""
+
+import contextlib
+import dataclasses
+
+from aiohttp import web
+
+from service.sandbox import CALLS, FAULTS, create_sandbox
+
+
+@dataclasses.dataclass
+class Upstream:
+    """The sandbox, listening. Its faults are the test's to push, its calls to look at."""
+
+    url: str
+    app: web.Application
+
+    @property
+    def faults(self):
+        return self.app[FAULTS]
+
+    @property
+    def calls(self):
+        return self.app[CALLS]
+
+
+@contextlib.asynccontextmanager
+async def playing():
+    """The sandbox, for the length of the block."""
+    app = create_sandbox(["sandbox"])
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}", app)
+    finally:
+        app[FAULTS].clear()
+        await runner.cleanup()
