@@ -348,7 +348,7 @@ CREATE TABLE public.audit_events (
 CREATE TRIGGER audit_events_insert_only BEFORE DELETE OR UPDATE ON public.audit_events FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
-CREATE FUNCTION public.make_ledger_partitions(months_ahead integer)
+CREATE OR REPLACE FUNCTION public.make_ledger_partitions(months_ahead integer)
  RETURNS integer
  LANGUAGE plpgsql
 AS $function$
@@ -384,7 +384,7 @@ BEGIN
 END
 $function$;
 
-CREATE FUNCTION public.refuse_change()
+CREATE OR REPLACE FUNCTION public.refuse_change()
  RETURNS trigger
  LANGUAGE plpgsql
 AS $function$
@@ -394,7 +394,7 @@ BEGIN
 END
 $function$;
 
-CREATE FUNCTION public.uuid7_floor(at timestamptz)
+CREATE OR REPLACE FUNCTION public.uuid7_floor(at timestamp with time zone)
  RETURNS uuid
  LANGUAGE sql
  IMMUTABLE STRICT

@@ -248,7 +248,7 @@ class Database:
         except BaseException as error:
             # asyncpg says InterfaceError when a closed connection is rolled back, and also for
             # mistakes of ours, which must not pass for a lost connection.
-            if isinstance(error, LOST) or connection.is_closed():
+            if isinstance(error, LOST) or _is_closed(connection):
                 await self._replace(connection)
                 raise ConnectionLost from error
             if isinstance(error, TimeoutError):
@@ -263,7 +263,7 @@ class Database:
 
     async def _replace(self, connection: Any) -> None:
         """Terminate, since close() waits for a dead peer; the siblings are suspect too."""
-        connection.terminate()
+        _terminate(connection)
         await self._pool.expire_connections()
 
     async def _acquire(self, timeout: float, *, certain: bool) -> Any:
@@ -291,7 +291,7 @@ class Database:
                 usable = await self._is_usable(connection, deadline, certain=certain)
             finally:
                 if not usable:
-                    connection.terminate()
+                    _terminate(connection)
                     await self._pool.release(connection, timeout=CLOSE_TIMEOUT_S)
             if usable:
                 return connection
@@ -313,6 +313,19 @@ class Database:
             return False
         self._succeeded(connection)
         return True
+
+
+def _is_closed(connection: Any) -> bool:
+    """asyncpg takes a connection that was lost away from its user, whose next word to it raises."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
+def _terminate(connection: Any) -> None:
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,5 @@
 """What a newcomer gets on the first start of a development server: a key, and lines to paste."""
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +8,7 @@ from aiohttp import web
 from service import accounts, api
 from service.audit import Actor
 from service.errors import Unauthenticated
+from service.settings import write_secret
 
 KEY_FILE: Final = "demo_key"
 NAME: Final = "demo"
@@ -76,14 +76,12 @@ async def _key(app: web.Application, path: Path) -> str:
         try:
             await app[api.CALLERS].identify(key)
         except Unauthenticated:
-            path.unlink()
+            pass  # of another database: the next one takes its place
         else:
             return key
     actor = Actor(name="demo")
     async with app[api.DATABASE].transaction() as conn:
         organization = await accounts.create_organization(conn, app[api.KEYRING], actor, NAME)
         _, key = await accounts.create_key(conn, actor, organization.id, NAME, "inference")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(key)
+    write_secret(path, key)
     return key

@@ -100,8 +100,9 @@ class Embedded:
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         self._account = self._choose_account()
         with self._alone():
-            self._users = os.open(self._beside("users"), os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._users, fcntl.LOCK_SH)
+            if self._users is None:
+                self._users = os.open(self._beside("users"), os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(self._users, fcntl.LOCK_SH)
             try:
                 if self._is_running():
                     return True
@@ -227,8 +228,10 @@ class Embedded:
             raise PermissionError(f"{directory} belongs to another account")
 
     def _choose_socket_directory(self) -> Path:
-        """The data directory, or one of a short name when its path is too long for a socket."""
-        if len(os.fsencode(self.directory / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_BYTES:
+        """The data directory; one of a short name when its path is too long for a socket, or has a
+        comma, which makes drivers read two hosts."""
+        path = os.fsencode(self.directory / f".s.PGSQL.{PORT}")
+        if len(path) <= SOCKET_PATH_BYTES and b"," not in path:
             return self.directory
         digest = hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:16]
         return Path("/tmp") / f"rialto-{digest}"  # noqa: S108 - owned, and checked by _own

@@ -418,13 +418,19 @@ def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
 
 
 def _kept(path: Path) -> str:
-    """A secret of development, made once and kept readable by its owner only."""
+    """A secret of development, made once."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
+        write_secret(path, secrets.token_urlsafe(32))
     return path.read_text().strip()
+
+
+def write_secret(path: Path, secret: str) -> None:
+    """Write a file that its owner alone can read. Only development keeps secrets in files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secret)
 
 
 def markdown() -> str:

@@ -24,7 +24,9 @@ log = structlog.get_logger()
 
 EX_WEDGED: Final = 70
 """Exit status of a process that ended itself, EX_SOFTWARE of sysexits.h."""
-CHECK_S: Final = 1.0
+CHECKS: Final = 5
+"""How often within its time a stall is looked for."""
+MOST_CHECK_S: Final = 1.0
 PING_TIMEOUT_S: Final = 5.0
 
 End = Callable[[], None]
@@ -41,6 +43,7 @@ class LoopWatchdog:
 
     def __init__(self, stalled_s: float, end: End = end_process) -> None:
         self._stalled_s = stalled_s
+        self._check_s = min(MOST_CHECK_S, stalled_s / CHECKS)
         self._end = end
         self._ran_at = time.monotonic()
         self._stop = threading.Event()
@@ -61,13 +64,13 @@ class LoopWatchdog:
     async def _tick(self) -> None:
         while True:
             self._ran_at = time.monotonic()
-            await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(self._check_s)
 
     def _watch(self) -> None:
         looked_at = time.monotonic()
-        while not self._stop.wait(CHECK_S):
+        while not self._stop.wait(self._check_s):
             now = time.monotonic()
-            if now - looked_at > CHECK_S * 3:
+            if now - looked_at > self._check_s * 3:
                 # The whole process stood still, not its loop: it gets its time anew.
                 self._ran_at = now
             looked_at = now

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test that asks for one: a database of its own, cloned in 20 ms."""
+"""A real PostgreSQL for every test that asks for one: a database of its own, cloned from a template."""
 
 import contextlib
 import dataclasses

@@ -4,6 +4,7 @@ Serving with nothing pending imports neither yoyo nor psycopg: only ``migrator``
 imported when there is something to apply.
 """
 
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -184,19 +185,23 @@ def apply(
     connect_timeout_s: float = 30.0,
     turn_timeout_s: float = TURN_TIMEOUT_S,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
+    stopped: threading.Event | None = None,
 ) -> list[str]:
     """Apply what is pending and return its names. Any number of processes may do so at once.
 
     A connection that cannot be made, or is lost, is made again with backoff until
     ``connect_timeout_s`` have passed; a migration is applied whole or not at all, so going on is
     safe. ``turn_timeout_s`` is the wait for another process that migrates, ``lock_timeout_s`` the
-    wait for the lock of a table, which is tried a few times.
+    wait for the lock of a table, which is tried a few times. Setting ``stopped`` ends every wait
+    between statements.
 
     :raises StartupError: saying which migration failed and why; the ones before it stay applied.
     """
     from service.schema.migrator import Migrator  # noqa: PLC0415
 
-    migrator = Migrator(address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s)
+    migrator = Migrator(
+        address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s, stopped
+    )
     return migrator.apply()
 
 

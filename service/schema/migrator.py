@@ -17,9 +17,10 @@ import random
 import re
 import socket
 import ssl
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -82,12 +83,14 @@ class Migrator:
         connect_timeout_s: float,
         turn_timeout_s: float,
         lock_timeout_s: float,
+        stopped: threading.Event | None = None,
     ) -> None:
         self._address = address
         self._directory = directory
         self._connect_timeout_s = connect_timeout_s
         self._turn_timeout_s = turn_timeout_s
         self._lock_timeout_s = lock_timeout_s
+        self._stopped = stopped or threading.Event()
         # What yoyo says is said here, in the form of our lines.
         logging.getLogger("yoyo").setLevel(logging.CRITICAL)
 
@@ -97,15 +100,14 @@ class Migrator:
 
         def work(backend: Backend) -> None:
             migrations = _read(self._directory)
-            unknown = set(backend.get_applied_migration_hashes()).difference(
-                one.hash for one in migrations
-            )
-            if unknown:
+            applied = set(backend.get_applied_migration_hashes())
+            if unknown := applied.difference(one.hash for one in migrations):
                 log.warning("database is newer than the code", migrations=len(unknown))
+            _check(one for one in migrations if one.hash not in applied)
             pending = backend.to_apply(migrations)
             log.info("migrations", pending=len(pending), names=[one.id for one in pending])
             for migration in pending:
-                duration_ms = _run_one(backend.apply_one, migration)
+                duration_ms = self._run_one(backend.apply_one, migration)
                 log.info("migration applied", migration=migration.id, duration_ms=duration_ms)
                 done.append(migration.id)
 
@@ -118,12 +120,14 @@ class Migrator:
         chosen: list[str] = []
 
         def work(backend: Backend) -> None:
-            applied = list(backend.to_rollback(_read(self._directory)))
+            migrations = _read(self._directory)
+            _check(migrations)
+            applied = list(backend.to_rollback(migrations))
             if not chosen:
                 chosen.extend(_choose([one.id for one in applied], count, migration))
             for one in applied:
                 if one.id in chosen:
-                    duration_ms = _run_one(backend.rollback_one, one)
+                    duration_ms = self._run_one(backend.rollback_one, one)
                     log.info("migration rolled back", migration=one.id, duration_ms=duration_ms)
 
         self._in_turn(work)
@@ -135,7 +139,7 @@ class Migrator:
         def attempt() -> None:
             with Backend(self._address, self._lock_timeout_s) as backend:
                 check_server_version(backend.connection.info.server_version // 10_000)
-                _wait_for_turn(backend, self._turn_timeout_s)
+                self._wait_for_turn(backend)
                 backend.init_database()
                 # The advisory lock is ours, so whoever left a row in yoyo's lock table is gone.
                 backend.break_lock()
@@ -144,8 +148,12 @@ class Migrator:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_lost),
-            stop=tenacity.stop_before_delay(self._connect_timeout_s),
+            stop=tenacity.stop_any(
+                tenacity.stop_before_delay(self._connect_timeout_s),
+                tenacity.stop_when_event_set(self._stopped),
+            ),
             wait=_pause_s,
+            sleep=tenacity.sleep_using_event(self._stopped),
             before_sleep=_say_not_there,
             reraise=True,
         )
@@ -163,6 +171,62 @@ class Migrator:
                 "Check user, password, database and sslmode in DATABASE_URL, and that the user may"
                 " create schemas.",
             ) from error
+
+    def _wait_for_turn(self, backend: "Backend") -> None:
+        started = time.monotonic()
+        said_at = -TURN_LOG_EVERY_S
+        while not backend.execute(TRY_LOCK, {"key": ADVISORY_LOCK}).fetchone()[0]:
+            waited_s = time.monotonic() - started
+            row = backend.execute(HOLDER, {"key": ADVISORY_LOCK}).fetchone()
+            holder = row[0] if row else None
+            if waited_s > self._turn_timeout_s:
+                raise StartupError(
+                    f"Another process has been migrating for {waited_s:.1f} s (backend {holder}).",
+                    "Let it end, or end it with pg_terminate_backend(); then start again.",
+                )
+            if waited_s - said_at >= TURN_LOG_EVERY_S:
+                said_at = waited_s
+                log.info("another process migrates", backend=holder, waited_s=round(waited_s, 1))
+            if self._stopped.wait(TURN_POLL_S * random.uniform(0.5, 1.5)):  # noqa: S311
+                raise StartupError("Stopped while another process migrates.", "Start again.")
+
+    def _run_one(self, run: Callable[[Any], None], migration: Any) -> float:
+        """Run one migration, again after a pause when a table's lock is not to be had.
+
+        Returns its duration in milliseconds.
+        """
+        started = time.perf_counter()
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(
+                (errors.LockNotAvailable, errors.DeadlockDetected)
+            ),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(LOCK_ATTEMPTS),
+                tenacity.stop_when_event_set(self._stopped),
+            ),
+            # Those who queued up behind the attempt get their turn in the pause.
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
+            sleep=tenacity.sleep_using_event(self._stopped),
+            before_sleep=lambda state: log.warning(
+                "migration waits for a lock", migration=migration.id, attempt=state.attempt_number
+            ),
+            reraise=True,
+        )
+        try:
+            retrying(run, migration)
+        except psycopg.Error as error:
+            if _is_lost(error):
+                raise
+            message = error.diag.message_primary or type(error).__name__
+            hint = "Mend what the message names and start again; earlier migrations stay applied."
+            if isinstance(error, errors.LockNotAvailable):
+                hint = "A session holds a table's lock for long: see pg_locks, pg_stat_activity."
+            raise StartupError(
+                f"Migration {migration.id} failed: {message} ({error.sqlstate}). Nothing of it is"
+                " applied.",
+                hint,
+            ) from error
+        return round((time.perf_counter() - started) * 1000, 1)
 
 
 def _choose(applied: list[str], count: int, migration: str | None) -> list[str]:
@@ -202,29 +266,15 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:400]
 
 
-def _wait_for_turn(backend: "Backend", timeout_s: float) -> None:
-    started = time.monotonic()
-    said_at = -TURN_LOG_EVERY_S
-    while not backend.execute(TRY_LOCK, {"key": ADVISORY_LOCK}).fetchone()[0]:
-        waited_s = time.monotonic() - started
-        row = backend.execute(HOLDER, {"key": ADVISORY_LOCK}).fetchone()
-        holder = row[0] if row else None
-        if waited_s > timeout_s:
-            raise StartupError(
-                f"Another process has been migrating for {timeout_s:g} s (backend {holder}).",
-                "Let it end, or end it with pg_terminate_backend(); then start again.",
-            )
-        if waited_s - said_at >= TURN_LOG_EVERY_S:
-            said_at = waited_s
-            log.info("another process migrates", backend=holder, waited_s=round(waited_s, 1))
-        time.sleep(TURN_POLL_S * random.uniform(0.5, 1.5))  # noqa: S311
-
-
 def _read(directory: Path) -> Any:
-    """yoyo's list of the files, loaded, so that a mistake in one stops the run before it starts."""
+    """yoyo's list of the files."""
     migration_ids(directory)
     # yoyo takes a directory for a glob pattern.
-    migrations = read_migrations(re.sub(r"([*?[])", r"[\1]", str(directory)))
+    return read_migrations(re.sub(r"([*?[])", r"[\1]", str(directory)))
+
+
+def _check(migrations: Iterable[Any]) -> None:
+    """A mistake in one of the files stops the run before it starts."""
     for migration in migrations:
         try:
             migration.load()
@@ -239,7 +289,6 @@ def _read(directory: Path) -> Any:
             )
         _refuse_transactions(Path(migration.path))
         _refuse_transactions(_rollback_path(migration))
-    return migrations
 
 
 def _rollback_path(migration: Any) -> Path:
@@ -254,38 +303,6 @@ def _refuse_transactions(path: Path) -> None:
                 f"{path.name} has a {first[1].upper()} of its own.",
                 "A migration is one transaction, begun and ended for it. Remove the statement.",
             )
-
-
-def _run_one(run: Callable[[Any], None], migration: Any) -> float:
-    """Run one migration, again after a pause when a table's lock is not to be had.
-
-    Returns its duration in milliseconds.
-    """
-    started = time.perf_counter()
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type((errors.LockNotAvailable, errors.DeadlockDetected)),
-        stop=tenacity.stop_after_attempt(LOCK_ATTEMPTS),
-        # Those who queued up behind the attempt get their turn in the pause.
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
-        before_sleep=lambda state: log.warning(
-            "migration waits for a lock", migration=migration.id, attempt=state.attempt_number
-        ),
-        reraise=True,
-    )
-    try:
-        retrying(run, migration)
-    except psycopg.Error as error:
-        if _is_lost(error):
-            raise
-        message = error.diag.message_primary or type(error).__name__
-        raise StartupError(
-            f"Migration {migration.id} failed: {message} ({error.sqlstate}). Nothing of it is"
-            " applied.",
-            "Something holds the lock of a table for long: see pg_locks and pg_stat_activity."
-            if isinstance(error, errors.LockNotAvailable)
-            else "Mend what the message names and start again; earlier migrations stay applied.",
-        ) from error
-    return round((time.perf_counter() - started) * 1000, 1)
 
 
 class Cursor(psycopg.Cursor[Any]):

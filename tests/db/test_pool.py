@@ -35,7 +35,7 @@ async def terminate_all(server, address):
     connection = await asyncpg.connect(**db.connect_arguments(server.address))
     try:
         await connection.fetch(
-            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE datname = $1",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1",
             address.database,
         )
     finally:

@@ -41,7 +41,7 @@ def test_a_stalled_loop_ends_the_process():
 
     assert run.returncode == watchdog.EX_WEDGED
     assert run.stdout.startswith("alive")
-    assert "time.sleep" in run.stderr or "File" in run.stderr
+    assert "in main" in run.stderr
     assert time.monotonic() - started < 15
 
 

@@ -1,0 +1,145 @@
+"""scripts/migrations_unchanged.sh, in small repositories of its own."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "migrations_unchanged.sh"
+FIRST = "migrations/0001_first.sql"
+
+
+def git(repository, *arguments):
+    """Run git as nobody in particular, without this machine's configuration."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(repository),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        **{
+            f"GIT_{who}_{what}": "x@example.com"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        },
+    }
+    subprocess.run(
+        ["git", *arguments], cwd=repository, env=environment, check=True, capture_output=True
+    )
+
+
+def commit(repository, **files):
+    """Write files, in ``migrations/``, and commit them."""
+    for name, text in files.items():
+        (repository / "migrations" / f"{name}.sql").write_text(text)
+    git(repository, "add", ".")
+    git(repository, "commit", "--allow-empty", "-m", f"Brings {', '.join(files)}")
+
+
+def check(repository):
+    """Run the script; returns its status and what it says."""
+    result = subprocess.run(
+        ["sh", "scripts/migrations_unchanged.sh"],
+        cwd=repository,
+        env={"PATH": os.environ["PATH"], "HOME": str(repository)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with one merged migration."""
+    repository = tmp_path / "repository"
+    for name in ("migrations", "scripts"):
+        (repository / name).mkdir(parents=True)
+    shutil.copy(SCRIPT, repository / "scripts")
+    git(repository, "init", "--initial-branch=main")
+    commit(repository, **{"0001_first": "SELECT 1;\n"})
+    return repository
+
+
+def test_what_was_added_is_fine(repository):
+    """Migrations that are as they came, and new ones that are not committed yet, pass."""
+    commit(repository, **{"0002_second": "SELECT 2;\n"})
+    (repository / "migrations/0003_third.sql").write_text("SELECT 3;\n")
+
+    assert check(repository) == (0, "")
+
+
+def test_a_repository_without_commits_is_fine(tmp_path):
+    """Before the first commit nothing is merged."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "scripts")
+    git(tmp_path, "init", "--initial-branch=main")
+
+    assert check(tmp_path) == (0, "")
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_an_edit_is_refused(repository, is_committed):
+    """A merged migration that was edited is named, committed or not."""
+    (repository / FIRST).write_text("SELECT 'something else';\n")
+    if is_committed:
+        commit(repository)
+    status, said = check(repository)
+
+    assert status == 1
+    assert f"{FIRST} was changed; it came with" in said
+    assert "(Brings 0001_first)" in said
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_a_deletion_is_refused(repository, is_committed):
+    """A merged migration that is gone is named, even when it came back as another."""
+    (repository / FIRST).unlink()
+    if is_committed:
+        commit(repository)
+        assert check(repository)[0] == 1
+        commit(repository, **{"0001_first": "SELECT 'something else';\n"})
+        assert f"{FIRST} was changed" in check(repository)[1]
+    else:
+        assert f"{FIRST} was deleted" in check(repository)[1]
+
+
+def test_a_branch_may_change_its_own(repository):
+    """On a branch, what main does not have may be edited, and what main has may not."""
+    git(repository, "checkout", "-b", "branch")
+    commit(repository, **{"0002_second": "SELECT 2;\n"})
+    commit(repository, **{"0002_second": "SELECT 3;\n"})
+    assert check(repository) == (0, "")
+
+    git(repository, "checkout", "main")
+    git(repository, "merge", "--no-ff", "-m", "Merges branch", "branch")
+    assert check(repository) == (0, "")
+
+    (repository / FIRST).write_text("SELECT 2;\n")
+    (repository / "migrations/0002_second.sql").write_text("SELECT 4;\n")
+    said = check(repository)[1]
+    assert "0001_first.sql was changed" in said
+    assert "0002_second.sql was changed; it came with" in said
+
+
+def test_a_clone_knows_and_a_shallow_one_says_so(repository, tmp_path):
+    """A fresh clone checks as well; a shallow one cannot, and fails with what to do."""
+    commit(repository, **{"0002_second": "SELECT 2;\n"})
+    (repository / FIRST).write_text("SELECT 'edited';\n")
+    commit(repository)
+    git(tmp_path, "clone", repository.as_uri(), "full")
+    git(tmp_path, "clone", "--depth=1", repository.as_uri(), "shallow")
+
+    assert "0001_first.sql was changed" in check(tmp_path / "full")[1]
+    status, said = check(tmp_path / "shallow")
+    assert status == 1
+    assert "git fetch --unshallow" in said
+
+
+def test_a_copy_without_history_is_fine(repository):
+    """An unpacked archive has nothing to compare with, and says so."""
+    shutil.rmtree(repository / ".git")
+    status, said = check(repository)
+
+    assert status == 0
+    assert "no git clone" in said
