@@ -34,6 +34,7 @@ TRUSTED_IDLE_S: Final = 1.0
 """A connection that answered this recently is not asked again."""
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 5.0
+RELEASE_TIMEOUT_S: Final = 1.0
 STATEMENT_TIMEOUT_MARGIN_S: Final = 2.0
 """The server gives a statement up this much earlier than the client, so that its word arrives."""
 KEEPALIVE_IDLE_S: Final = 30
@@ -48,6 +49,8 @@ LOST: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InvalidCachedStatementError,
+    # What asyncpg says when the server's goodbye arrived before the statement was sent.
+    asyncpg.InternalClientError,
 )
 """The connection is gone, was never made or cannot go on: another one may do."""
 BUSY: Final = (
@@ -255,7 +258,13 @@ class Database:
                 await self._replace(connection)
             raise
         finally:
-            await self._pool.release(connection, timeout=CLOSE_TIMEOUT_S)
+            await self._release(connection)
+
+    async def _release(self, connection: Any) -> None:
+        """Give the connection back. One whose last statement was cancelled has to wait for the
+        server; asyncpg terminates it at the deadline, and who was cancelled hears of that alone."""
+        with contextlib.suppress(TimeoutError):
+            await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
     def _succeeded(self, connection: Any) -> None:
         connection.has_answered()
@@ -292,7 +301,7 @@ class Database:
             finally:
                 if not usable:
                     _terminate(connection)
-                    await self._pool.release(connection, timeout=CLOSE_TIMEOUT_S)
+                    await self._release(connection)
             if usable:
                 return connection
 

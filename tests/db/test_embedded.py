@@ -180,13 +180,18 @@ def test_another_process_got_the_servers_id(server):
     not taken for the server, and does not stand in the way."""
     server.start()
     server.kill()
-    for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
-        path = server.directory / name
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join([f"{os.getppid()}\n", *lines[1:]]))
-    server.start()
-
-    assert ask(server, "SELECT 1") == 1
+    # PostgreSQL minds processes of its own account only.
+    account = dict(zip(("user", "group"), server._account or (), strict=False))
+    with subprocess.Popen(["sleep", "60"], **account) as stranger:
+        for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+            path = server.directory / name
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join([f"{stranger.pid}\n", *lines[1:]]))
+        try:
+            server.start()
+            assert ask(server, "SELECT 1") == 1
+        finally:
+            stranger.kill()
 
 
 def test_a_killed_initdb_starts_again():
