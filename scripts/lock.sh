@@ -7,7 +7,8 @@ lock() {
     output=$1
     shift
     .venv/bin/uv pip compile setup.cfg "$@" --universal --python-version 3.11 --generate-hashes \
-        --no-header --no-emit-index-url --output-file "$output"
+        --no-header --no-emit-index-url --quiet --output-file "$output"
 }
 lock requirements/serve.txt
-lock requirements/development.txt --extra embedded --extra dev
+# What is served is what is tested.
+lock requirements/development.txt --extra embedded --extra dev --constraint requirements/serve.txt
