@@ -17,7 +17,7 @@ from aiohttp import web
 from service import __version__, accounts, embedded, ledger, logs, schema
 from service.audit import Actor
 from service.crypto import Keyring
-from service.db import Database, open_pool
+from service.db import Database, first_connection, open_pool
 from service.errors import ServiceError, SettingsError, StartupError
 from service.settings import EX_CONFIG, Environment, Settings, load
 
@@ -71,6 +71,8 @@ def migrate() -> None:
     async def run() -> None:
         async with _address(settings) as address:
             await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout_s)
+            async with first_connection(address, timeout_s) as conn:
+                await schema.verify(conn)
 
     _run(run())
 
@@ -195,14 +197,13 @@ async def _address(settings: Settings) -> AsyncIterator[Any]:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; a failure is one line that says what to do, and exit status 1."""
     try:
         asyncio.run(work)
     except StartupError as error:
-        click.echo(f"{error} {error.hint}", err=True)
-        sys.exit(1)
+        sys.exit(f"{error} {error.hint}")
     except ServiceError as error:
-        click.echo(f"{error.code}: {error}", err=True)
-        sys.exit(1)
+        sys.exit(f"{error.code}: {error}")
 
 
 if __name__ == "__main__":

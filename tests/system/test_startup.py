@@ -7,8 +7,9 @@ import socket
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
-from process import database_url, started, talking
+from process import database_url, started
 
 TABLES = [
     "organizations",
@@ -179,13 +180,36 @@ async def output_of(command):
     return output.decode()
 
 
-@pytest.mark.parametrize("path", ["/v1/models"])
-async def test_it_serves(tmp_path, database_address, upstream, path):
-    """A process answers a caller with a key made by its operator."""
-    async with (
-        started(tmp_path, **environment(database_address, upstream)) as process,
-        talking(process) as service,
-    ):
-        caller = await service.new_caller()
-        async with service.http.get(path, headers=caller.headers) as response:
-            assert response.status == 200
+async def test_production(tmp_path, proxy):
+    """In production it serves without Venice being there, shows no key and makes no file."""
+    # A name that is not one of the loopback's, and leads here all the same.
+    host = socket.gethostname()
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, proxy.port, socket.AF_INET)}
+    except OSError:
+        addresses = set()
+    if addresses != {"127.0.0.1"}:
+        pytest.skip("this machine's name does not lead to 127.0.0.1, where the proxy listens")
+    async with started(
+        tmp_path,
+        ENVIRONMENT="production",
+        DATABASE_URL=f"postgresql://postgres@{host}:{proxy.port}/{proxy.address.database}",
+        VENICE_API_KEY="v" * 40,
+        VENICE_BASE_URL="https://127.0.0.1:1/api/v1",
+        LOG_FORMAT=None,
+    ) as process:
+        port = await process.listening()
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+            async with http.get("/health") as response:
+                assert (response.status, await response.text()) == (
+                    200,
+                    '{"status":"ok","environment":"production","database":"ok"}',
+                )
+            async with http.get("/health/full") as response:
+                assert response.status == 503
+                assert '"venice_api":"error: upstream_unreachable"' in await response.text()
+        process.send()
+        assert await process.ended() == 0
+
+    assert len(process.lines) == len(process.raw), "a line that is not JSON"
+    assert list(tmp_path.iterdir()) == []

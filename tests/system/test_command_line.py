@@ -1,0 +1,129 @@
+"""The command line: the operator's verbs, against the same database as the service."""
+
+import asyncio
+import json
+import os
+import sys
+
+import pytest
+from process import ROOT, database_url, started, talking
+from support import ENCRYPTION_KEY, OPERATOR_KEY, Caller
+
+
+async def run(*command, directory, **environment):
+    """Exit status, what was printed, and what was complained of."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=directory,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "OPERATOR_KEY": OPERATOR_KEY,
+            "ENCRYPTION_KEY": ENCRYPTION_KEY,
+            **environment,
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def rialto(*arguments, directory, **environment):
+    """``python -m service`` with arguments; each printed line decoded."""
+    command = [sys.executable, "-m", "service", *arguments]
+    status, out, err = await run(*command, directory=directory, **environment)
+    assert status == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+async def test_keys_are_made_and_revoked(tmp_path, database_address, upstream):
+    """An organization and a key made on the command line work at once in a service that runs; so
+    does the revocation."""
+    environment = {"DATABASE_URL": database_url(database_address)}
+    venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
+    async with (
+        started(tmp_path, **environment, **venice) as process,
+        talking(process) as service,
+    ):
+        command = {"directory": tmp_path, **environment}
+        (organization,) = await rialto("organizations", "create", "acme", **command)
+        names = [line["name"] for line in await rialto("organizations", "list", **command)]
+        assert "acme" in names
+        one = ("--organization", organization["id"])
+        (key,) = await rialto("keys", "create", *one, "--name", "app", **command)
+        caller = Caller(service, organization["id"], key)
+        async with caller.chat() as response:
+            assert response.status == 200
+        (entry,) = await rialto("ledger", "list", *one, **command)
+        assert (entry["outcome"], entry["api_key_id"]) == ("ok", key["id"])
+
+        (revoked,) = await rialto("keys", "revoke", key["id"], **command)
+        assert revoked["revoked_at"]
+        async with caller.chat() as response:
+            assert response.status == 401
+        (listed,) = await rialto("keys", "list", *one, **command)
+        assert "key" not in listed
+
+
+async def test_the_embedded_database_is_shared(tmp_path):
+    """In development a command reaches the embedded database of a service that runs, and leaves
+    it running."""
+    environment = {"DATA_DIRECTORY": str(tmp_path / "data")}
+    async with (
+        started(tmp_path, **environment) as process,
+        talking(process) as service,
+    ):
+        (organization,) = await rialto(
+            "organizations", "create", "acme", directory=tmp_path, **environment
+        )
+        _, found = await service.operate("GET", f"/admin/v1/organizations/{organization['id']}")
+        assert found["name"] == "acme"
+        async with service.http.get("/health") as response:
+            assert response.status == 200
+        process.send()
+        assert await process.ended() == 0
+
+
+async def test_mistakes_are_one_line(tmp_path, database_address):
+    """What cannot be done is one line and exit status 1, without a traceback."""
+    status, out, err = await run(
+        *[sys.executable, "-m", "service", "keys", "revoke"],
+        "00000000-0000-0000-0000-000000000001",
+        directory=tmp_path,
+        DATABASE_URL=database_url(database_address),
+    )
+
+    assert (status, out) == (1, "")
+    assert err == "not_found: There is no such API key.\n"
+
+
+async def test_migrate_applies_everything(tmp_path, empty_database_address):
+    """scripts/migrate.sh brings an empty database up to date and finds the fourteen tables; again
+    it has nothing to do."""
+    environment = {"DATABASE_URL": database_url(empty_database_address), "LOG_FORMAT": "json"}
+    for applied in (8, 0):
+        status, _, err = await run(
+            "sh", str(ROOT / "scripts" / "migrate.sh"), directory=tmp_path, **environment
+        )
+        assert status == 0, err
+        messages = [json.loads(line)["message"] for line in err.splitlines()]
+        assert messages.count("migration applied") == applied
+        assert messages.count("table found") == 14
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:hush@127.0.0.1:1/x", "mysql://u:hush@h/x"])
+async def test_migrate_fails_loudly(tmp_path, url):
+    """Without a database scripts/migrate.sh says what to do and exits non-zero."""
+    status, _, err = await run(
+        "sh",
+        str(ROOT / "scripts" / "migrate.sh"),
+        directory=tmp_path,
+        DATABASE_URL=url,
+        STARTUP_DATABASE_TIMEOUT="1",
+    )
+
+    assert status in (1, 78)
+    assert "DATABASE_URL" in err
+    assert "hush" not in err
