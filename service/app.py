@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -86,14 +87,21 @@ async def ready_schema(app: web.Application) -> AsyncIterator[None]:
             facts["server_version"] = conn.get_settings().server_version
             pending, _ = await schema.pending(conn)
     if pending:
-        await asyncio.to_thread(
-            schema.apply, address, connect_timeout_s=settings.startup_database_timeout_s
-        )
+        await _migrate(address, settings.startup_database_timeout_s)
     else:
         log.info("migrations", pending=0)
     async with first_connection(address, settings.startup_database_timeout_s) as conn:
         await schema.verify(conn)
     yield
+
+
+async def _migrate(address: DatabaseAddress, timeout: float) -> None:
+    stopped = threading.Event()
+    try:
+        await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout, stopped=stopped)
+    finally:
+        # A thread cannot be cancelled: when the start is, it is told to wait no longer.
+        stopped.set()
 
 
 async def pool(app: web.Application) -> AsyncIterator[None]:

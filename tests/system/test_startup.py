@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import pytest
 from process import database_url, started
+
+from service.db import connect_arguments
+from service.schema.migrator import ADVISORY_LOCK
 
 TABLES = [
     "organizations",
@@ -141,6 +145,19 @@ async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
         await service.says("database not there yet")
         service.send()
         assert await service.ended(timeout=5) == 0
+
+
+async def test_a_start_can_be_stopped_while_another_migrates(
+    tmp_path, empty_database_address, upstream
+):
+    """SIGTERM while it waits for its turn to migrate ends the process at once, cleanly."""
+    other = await asyncpg.connect(**connect_arguments(empty_database_address))
+    await other.fetchval("SELECT pg_advisory_lock($1)", ADVISORY_LOCK)
+    async with started(tmp_path, **environment(empty_database_address, upstream)) as service:
+        await service.says("another process migrates")
+        service.send()
+        assert await service.ended(timeout=5) == 0
+    await other.close()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one snippet is for curl")
