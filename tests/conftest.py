@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test that asks for one: a database of its own, cloned from a template."""
+"""A real PostgreSQL for every test that asks for one: a database of its own, from a template."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from faults import OwnServer, TcpProxy
+from support import make_settings, running
 from upstream import playing
 
 from service import schema
@@ -110,3 +111,16 @@ async def upstream():
     """A Venice that is played by the sandbox over a socket."""
     async with playing() as upstream:
         yield upstream
+
+
+@pytest.fixture
+async def service(database_address, upstream):
+    """The service, listening, between a real PostgreSQL and a Venice on a socket."""
+    async with running(make_settings(database_address, upstream.url)) as service:
+        yield service
+
+
+@pytest.fixture
+async def caller(service):
+    """Somebody with a key of role inference."""
+    return await service.new_caller()

@@ -153,7 +153,8 @@ async def verify(conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTOR
         if table not in found:
             missing.append(f"table {table}")
             continue
-        log.info("table found", table=table, position=f"{number}/{len(TABLES)}")
+        found_as = f"{number}/{len(TABLES)} {table}"
+        log.info(found_as)
         missing += [f"column {table}.{name}" for name in columns if name not in found[table]]
     if missing:
         raise StartupError(

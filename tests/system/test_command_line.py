@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -110,7 +111,7 @@ async def test_migrate_applies_everything(tmp_path, empty_database_address):
         assert status == 0, err
         messages = [json.loads(line)["message"] for line in err.splitlines()]
         assert messages.count("migration applied") == applied
-        assert messages.count("table found") == 14
+        assert sum(re.match(r"\d+/14 \w+", message) is not None for message in messages) == 14
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:hush@127.0.0.1:1/x", "mysql://u:hush@h/x"])
