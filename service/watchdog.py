@@ -84,24 +84,31 @@ class LoopWatchdog:
 async def watch_pool(
     database: Database, address: DatabaseAddress, failing_s: float, end: End = end_process
 ) -> None:
-    """End the process when nothing has gone through the pool for ``failing_s`` seconds although a
-    connection of its own succeeds."""
+    """End the process when nothing has gone through the pool for ``failing_s`` seconds although
+    connections of its own succeed all that time.
+
+    The time starts anew whenever such a connection fails: a database that has just come back is
+    no reason to end, however long it was away.
+    """
+    wedged_at: float | None = None
     while True:
         await asyncio.sleep(min(10.0, failing_s / 4))
         try:
             await database.ping(min(PING_TIMEOUT_S, failing_s))
+            wedged_at = None
             continue
         except Exception as error:  # noqa: BLE001 - any failure is what is watched for
-            silent_s = time.monotonic() - database.succeeded_at
-            log.warning("pool fails", error=type(error).__name__, silent_s=round(silent_s, 1))
-        if silent_s < failing_s:
-            continue
+            silent_s = round(time.monotonic() - database.succeeded_at, 1)
+            log.warning("pool fails", error=type(error).__name__, silent_s=silent_s)
         try:
             await connect_once(address, min(PING_TIMEOUT_S, failing_s))
         except Exception as error:  # noqa: BLE001 - then the database is down, and we stay
             log.warning("database is down; staying", error=type(error).__name__)
+            wedged_at = None
             continue
-        if time.monotonic() - database.succeeded_at >= failing_s:
-            log.critical("pool is wedged, ending the process", silent_s=round(silent_s, 1))
+        now = time.monotonic()
+        wedged_at = max(wedged_at or now, database.succeeded_at)
+        if now - wedged_at >= failing_s:
+            log.critical("pool is wedged, ending the process", silent_s=silent_s)
             end()
             return

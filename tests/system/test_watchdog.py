@@ -76,6 +76,25 @@ async def test_a_database_that_is_down_ends_nothing(proxy, proxied_address, outa
         watching.cancel()
 
 
+async def test_a_database_that_is_back_gives_the_pool_its_time(proxy, proxied_address):
+    """The pool recovers a moment after the database does: the outage before does not count."""
+    ended = asyncio.Event()
+    settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
+    async with db.open_pool(settings, proxied_address) as pool:
+        leaked = [await pool._pool.acquire() for _ in range(5)]
+        proxy.refuse()
+        watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 2, ended.set))
+        await asyncio.sleep(4)
+        await proxy.restore()
+        await asyncio.sleep(1.2)
+        for connection in leaked:
+            await pool._pool.release(connection)
+        await asyncio.sleep(1)
+        watching.cancel()
+
+    assert not ended.is_set()
+
+
 async def test_a_pool_that_works_is_left_alone(proxied_address):
     """Nothing happens to a process whose pool answers."""
     ended = asyncio.Event()
