@@ -309,8 +309,8 @@ class Settings:
     watchdog_pool_s: float = _variable(
         "WATCHDOG_POOL_SECONDS",
         "seconds",
-        "A process whose pool fails for this long while a fresh connection succeeds ends itself."
-        " A database that is down never ends it.",
+        "A process whose pool fails for this long while fresh connections succeed all that time "
+        "ends itself. A database that is down never ends it.",
         _seconds(1, 3600),
         60.0,
     )
