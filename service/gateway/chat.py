@@ -1,5 +1,6 @@
 """Chat completions."""
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,6 +16,10 @@ PASSED_HEADERS: Final = (
     "x-venice-tee-model-pub-key",
     "x-venice-tee-signing-algo",
 )
+
+
+# What the books can take, and more than any model is called.
+MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 
 
 class ChatRequest(msgspec.Struct):
@@ -34,8 +39,11 @@ class ChatEndpoint:
     def parse(self, content: bytes, request_id: str, headers: Mapping[str, str]) -> Call:
         """:raises ClientError: for what Venice would surely refuse."""
         request = body.decode(content, ChatRequest)
-        if not request.model:
-            raise ClientError("model: must not be empty.", param="model")
+        if not MODEL_NAME.fullmatch(request.model):
+            raise ClientError(
+                "model: must be 1 to 256 printable ASCII characters without spaces.",
+                param="model",
+            )
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")
         return Call(

@@ -8,9 +8,11 @@ end. When the numbers are missing, the events that went by are what there is to 
 import contextlib
 from collections import deque
 from decimal import Decimal
-from typing import Any, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 TAIL_BYTES: Final = 64 * 1024
 LAST_EVENTS: Final = 8
@@ -23,18 +25,24 @@ EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 MOST_HELD_BYTES: Final = 1024 * 1024
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+MOST_USD: Final = Decimal(1_000_000)
+"""Nothing costs as much; a cost beyond it is no cost."""
+MOST_NAME_CHARACTERS: Final = 256
+
+
 class CachedDetails(msgspec.Struct):
     """Parts of the input tokens."""
 
-    cached_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cached_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
 
 
 class UsageObject(msgspec.Struct):
     """``usage`` of a chat completion."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
     prompt_tokens_details: CachedDetails | None = None
 
 
@@ -44,19 +52,40 @@ class CostObject(msgspec.Struct):
     usd: Decimal | None = None
     diem: Decimal | None = None
 
-    @property
-    def is_stated(self) -> bool:
-        return self.usd is not None or self.diem is not None
+    def total_usd(self) -> Decimal | None:
+        """The sum, or None when neither is stated or one is no amount."""
+        stated = [amount for amount in (self.usd, self.diem) if amount is not None]
+        if not stated or not all(amount.is_finite() and amount >= 0 for amount in stated):
+            return None
+        total = sum(stated, Decimal(0))
+        return total if total <= MOST_USD else None
+
+
+ABSENT: Final = msgspec.Raw(b"null")
 
 
 class Facts(msgspec.Struct):
-    """What is read of an answer or of a stream's chunk."""
+    """What is read of an answer or of a stream's chunk, each member for itself: one that is not
+    what it should be says nothing, and takes nothing else along."""
 
-    id: str | None = None
-    model: str | None = None
-    usage: UsageObject | None = None
-    cost: CostObject | None = None
-    error: Any = None
+    id: msgspec.Raw = ABSENT
+    model: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = ABSENT
+    cost: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+
+
+def _member(raw: msgspec.Raw, shape: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(raw, type=shape | None)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _name(raw: msgspec.Raw) -> str | None:
+    """A name that the books can take: text of PostgreSQL holds no NUL."""
+    name = _member(raw, str)
+    return name[:MOST_NAME_CHARACTERS].replace("\0", "") or None if name else None
 
 
 class Metered(msgspec.Struct, kw_only=True):
@@ -72,12 +101,12 @@ class Metered(msgspec.Struct, kw_only=True):
 
     def take(self, facts: Facts) -> None:
         """Note what a decoded object says. What is known already, from later on, stays."""
-        self.upstream_request_id = self.upstream_request_id or facts.id
-        self.model = self.model or facts.model
-        self.usage = self.usage or facts.usage
-        self.is_error = self.is_error or facts.error is not None
-        if self.cost_usd is None and facts.cost is not None and facts.cost.is_stated:
-            self.cost_usd = (facts.cost.usd or Decimal(0)) + (facts.cost.diem or Decimal(0))
+        self.upstream_request_id = self.upstream_request_id or _name(facts.id)
+        self.model = self.model or _name(facts.model)
+        self.usage = self.usage or _member(facts.usage, UsageObject)
+        self.is_error = self.is_error or bytes(facts.error) != b"null"
+        if self.cost_usd is None and (cost := _member(facts.cost, CostObject)) is not None:
+            self.cost_usd = cost.total_usd()
 
 
 def read_plain(body: bytes) -> Metered:

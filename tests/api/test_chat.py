@@ -443,6 +443,8 @@ async def test_a_slow_reader_holds_venice_back(upstream, caller):
         (b"{}", "model"),
         (b'{"model":"m"}', "messages"),
         (b'{"model":"","messages":[{}]}', "model"),
+        (b'{"model":"m\\u0000","messages":[{}]}', "model"),
+        (b'{"model":"' + b"m" * 257 + b'","messages":[{}]}', "model"),
         (b'{"model":"m","messages":[]}', "messages"),
         (b'{"model":"m","messages":"hi"}', "messages"),
         (b'{"model":"m","messages":[{}],"stream":"yes"}', "stream"),

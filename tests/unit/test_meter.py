@@ -117,3 +117,47 @@ def test_plain_usage():
 
     assert metered.cost_usd == Decimal("0.123456789")
     assert metered.usage.prompt_tokens_details.cached_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("member", "usage", "cost_usd"),
+    [
+        (b'"usage":{"prompt_tokens":-1}', None, Decimal("0.5")),
+        (b'"usage":{"prompt_tokens":99999999999999999999}', None, Decimal("0.5")),
+        (b'"usage":{"prompt_tokens":1.5}', None, Decimal("0.5")),
+        (b'"usage":[]', None, Decimal("0.5")),
+        (b'"cost":{"usd":"NaN"}', 7, None),
+        (b'"cost":{"usd":-1}', 7, None),
+        (b'"cost":{"usd":1e30}', 7, None),
+        (b'"cost":{"usd":1,"diem":"Infinity"}', 7, None),
+        (b'"cost":5', 7, None),
+        (b'"id":5', 7, Decimal("0.5")),
+        (b'"model":{"name":"m"}', 7, Decimal("0.5")),
+    ],
+)
+def test_a_member_that_is_odd_takes_nothing_else_along(member, usage, cost_usd):
+    """Numbers that no call has are not stated at all; the rest of the answer is still read."""
+    sound = [
+        b'"usage":{"prompt_tokens":7,"completion_tokens":20}',
+        b'"cost":{"usd":0.5}',
+        b'"id":"chat-1"',
+        b'"model":"m"',
+    ]
+    name = member.partition(b":")[0]
+    members = [member, *(other for other in sound if not other.startswith(name))]
+    answer = b"{" + b",".join(members) + b"}"
+
+    for metered in (read_plain(answer), fed(b"data: " + answer + b"\n\n" + DONE)):
+        assert (metered.usage and metered.usage.prompt_tokens) == usage
+        assert metered.cost_usd == cost_usd
+        assert metered.upstream_request_id == (None if name == b'"id"' else "chat-1")
+        assert metered.model == (None if name == b'"model"' else "m")
+        assert not metered.is_error
+
+
+def test_names_fit_the_books():
+    """PostgreSQL's text holds no NUL, and nobody's name is endless."""
+    metered = read_plain(b'{"id":"a\\u0000b","model":"' + b"m" * 1000 + b'"}')
+
+    assert metered.upstream_request_id == "ab"
+    assert len(metered.model) == 256
