@@ -28,6 +28,7 @@ FLUSH_TIMEOUT_S: Final = 5.0
 SANDBOX_KEY: Final = "sandbox"
 
 ADDRESS: Final = web.AppKey("ADDRESS", DatabaseAddress)
+BOOKS: Final = web.AppKey("BOOKS", Ledger)
 MIGRATION_ADDRESS: Final = web.AppKey("MIGRATION_ADDRESS", DatabaseAddress)
 
 
@@ -155,7 +156,7 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     app[api.CATALOG] = Catalog(app[api.VENICE].models)
     # A start does not wait for Venice: prices come as soon as it answers.
     log.info("catalogue", loading="in the background")
-    ledger = Ledger(database, process_id=uuid7())
+    app[BOOKS] = ledger = Ledger(database, process_id=uuid7())
     app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
     yield
     app[api.GATEWAY].end_open_calls()
@@ -169,6 +170,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
     running = [
         _named("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
         _named("catalogue", app[api.CATALOG].keep_fresh()),
+        _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
     ]
     yield

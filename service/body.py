@@ -39,7 +39,13 @@ def _at_fault(text: str) -> ClientError:
     return ClientError(f"{field}: {rule}." if field else f"{rule}.", param=field or None)
 
 
-def set_members(body: bytes, members: Mapping[str, str], present: Collection[str]) -> bytes:
+def text_bytes(body: bytes) -> int:
+    """At least as many bytes as the text in a JSON body has in UTF-8, and not many more: escapes
+    are undone, punctuation counts."""
+    return len(msgspec.json.encode(msgspec.json.decode(body))) if b"\\u" in body else len(body)
+
+
+def set_members(body: bytes, members: Mapping[str, str | int], present: Collection[str]) -> bytes:
     """The JSON object ``body`` with top-level ``members`` set, every other byte as it was.
 
     ``present`` says which of them the object has already. Those are replaced where they stand,
@@ -60,7 +66,7 @@ def set_members(body: bytes, members: Mapping[str, str], present: Collection[str
     return body[:start] + b",".join(added) + (b"" if is_empty else b",") + body[start:]
 
 
-def _replace(body: bytes, members: Mapping[str, str]) -> bytes:
+def _replace(body: bytes, members: Mapping[str, str | int]) -> bytes:
     parts, kept_from = [], 0
     for name, start, end in _top_level_values(body):
         if name in members:

@@ -72,6 +72,7 @@ class ModelSpec(msgspec.Struct, rename="camel"):
 
     pricing: msgspec.Raw = msgspec.Raw(b"null")
     available_context_tokens: int | None = None
+    max_completion_tokens: int | None = None
 
 
 class Model(msgspec.Struct):
@@ -101,6 +102,7 @@ class Price(msgspec.Struct, frozen=True):
 
     pricing: Pricing
     context_tokens: int | None
+    max_output_tokens: int | None
 
     def cost_nanos(self, usage: Usage) -> int | None:
         """Nano-dollars for the usage, or None when a rate that it needs is not stated.
@@ -122,6 +124,27 @@ class Price(msgspec.Struct, frozen=True):
             (usage.cache_write_tokens, _nanos(rates.cache_write or rates.input)),
             (usage.output_tokens, _nanos(output)),
         )
+
+    def bound_nanos(self, input_tokens: int, output_tokens: int) -> int | None:
+        """The most that at most so many tokens can cost; None when a rate is not stated.
+
+        Input that is cached or written to a cache may cost more than input, and a prompt that
+        passes the threshold turns every rate into the extended one: the dearest is taken.
+        """
+        bounds = []
+        for rates in (self.pricing, self.pricing.extended):
+            if rates is None or rates.input is None:
+                continue
+            if rates.output is None and output_tokens:
+                return None
+            dearest = max(
+                _nanos(leaf)
+                for leaf in (rates.input, rates.cache_input, rates.cache_write)
+                if leaf is not None
+            )
+            output = _nanos(rates.output or rates.input)
+            bounds.append(money.cost_of_tokens((input_tokens, dearest), (output_tokens, output)))
+        return max(bounds, default=None)
 
 
 def _nanos(leaf: Leaf) -> int:
@@ -185,6 +208,11 @@ class Catalog:
                 self._prices[model.id] = price
         return body
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether Venice's prices were read at least once."""
+        return bool(self._prices)
+
     def price(self, *names: str) -> Price | None:
         """The price of the first of these models that has one. Feature suffixes do not matter."""
         for name in names:
@@ -220,4 +248,5 @@ def _price(model: Model) -> Price | None:
         return None
     if pricing.input is None:
         return None
-    return Price(pricing, model.model_spec.available_context_tokens)
+    spec = model.model_spec
+    return Price(pricing, spec.available_context_tokens, spec.max_completion_tokens)

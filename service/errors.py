@@ -5,14 +5,14 @@
     ServiceError                  500 internal_error
       ClientError                 400 invalid_request
         Unauthenticated           401 unauthenticated      and one code for each reason
-        LimitExceeded             402 limit_exceeded
+        LimitExceeded             402 limit_exceeded       or price_unknown
         Forbidden                 403 forbidden
         NotFound                  404 not_found
         MethodNotAllowed          405 method_not_allowed
         RequestTimeout            408 request_timeout
         Conflict                  409 conflict
         PayloadTooLarge           413 payload_too_large
-        RateLimited               429 rate_limited
+        RateLimited               429 rate_limited         or limit_held
       UpstreamError               502 upstream_error
         UpstreamUnreachable       502 upstream_unreachable
         UpstreamCut               502 upstream_cut
@@ -27,12 +27,16 @@ The cause goes to the log by ``raise … from cause``. Raise where it is known, 
 library's errors once at its border (``db``, ``upstream``), render once (``api.middleware``).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class ServiceError(Exception):
     """Anything the service answers with an error body.
 
     ``message`` is for people, ``code`` and ``param`` (the field at fault) are for programs,
-    ``retry_after_s`` becomes the Retry-After header.
+    ``retry_after_s`` becomes the Retry-After header. A refusal by a limit says in ``limit`` which,
+    with the numbers that prove it, and in ``rates`` what is left of the caller's.
     """
 
     status: int = 500
@@ -46,11 +50,15 @@ class ServiceError(Exception):
         status: int | None = None,
         param: str | None = None,
         retry_after_s: int | None = None,
+        limit: Mapping[str, object] | None = None,
+        rates: Any = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.limit = limit
+        self.rates = rates
         if code is not None:
             self.code = code
         if status is not None:
@@ -72,7 +80,7 @@ class Unauthenticated(ClientError):
 
 
 class LimitExceeded(ClientError):
-    """A money limit has no room for this call."""
+    """A money limit has no room for this call, and waiting makes none before it resets."""
 
     status = 402
     code = "limit_exceeded"
@@ -121,7 +129,8 @@ class PayloadTooLarge(ClientError):
 
 
 class RateLimited(ClientError):
-    """A limit on requests, tokens or concurrency has no room for this call now."""
+    """A limit on requests, tokens or concurrency has no room for this call now; or one on money has
+    none only because of what other calls hold (``limit_held``)."""
 
     status = 429
     code = "rate_limited"

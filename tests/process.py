@@ -12,6 +12,7 @@ import aiohttp
 from support import ENCRYPTION_KEY, OPERATOR_KEY, Service
 
 ROOT = Path(__file__).resolve().parent.parent
+MIGRATIONS = [path for path in (ROOT / "migrations").glob("*.sql") if ".rollback" not in path.name]
 
 
 def database_url(address):

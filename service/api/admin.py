@@ -104,6 +104,52 @@ async def revoke_key(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def create_limit(request: web.Request) -> web.Response:
+    """``POST /admin/v1/organizations/{id}/limits`` → 201; in force on the next call everywhere."""
+    caller = await authenticate_operator(request)
+    organization_id = _id(request)
+    must_administer(caller, organization_id)
+    new = await _read(request, ledger.NewLimit)
+    database = request.app[DATABASE]
+    await accounts.find_organization(database, organization_id)
+    async with database.transaction() as conn:
+        limit_id = await ledger.create_limit(conn, _actor(request, caller), organization_id, new)
+    return json_response(await ledger.find_limit(database, limit_id), 201)
+
+
+async def list_limits(request: web.Request) -> web.Response:
+    """``GET /admin/v1/organizations/{id}/limits?limit=&after=``: with what is used and held."""
+    caller = await authenticate_operator(request)
+    organization_id = _id(request)
+    must_administer(caller, organization_id)
+    limit, after = _page(request, FIRST_ID)
+    rows = await ledger.list_limits(request.app[DATABASE], organization_id, after, limit)
+    return json_response({"limits": rows, "next": _next(rows, limit)})
+
+
+async def change_limit(request: web.Request) -> web.Response:
+    """``PATCH /admin/v1/limits/{id}``: the ceiling, or a raise that ends by itself."""
+    caller = await authenticate_operator(request)
+    database = request.app[DATABASE]
+    limit = await ledger.find_limit(database, _id(request))
+    must_administer(caller, limit.organization_id)
+    change = await _read(request, ledger.LimitChange)
+    async with database.transaction() as conn:
+        await ledger.change_limit(conn, _actor(request, caller), limit, change)
+    return json_response(await ledger.find_limit(database, limit.id))
+
+
+async def delete_limit(request: web.Request) -> web.Response:
+    """``DELETE /admin/v1/limits/{id}`` → 204."""
+    caller = await authenticate_operator(request)
+    database = request.app[DATABASE]
+    limit = await ledger.find_limit(database, _id(request))
+    must_administer(caller, limit.organization_id)
+    async with database.transaction() as conn:
+        await ledger.delete_limit(conn, _actor(request, caller), limit)
+    return web.Response(status=204)
+
+
 async def list_ledger(request: web.Request) -> web.Response:
     """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``, newest first."""
     caller = await authenticate_operator(request)

@@ -21,4 +21,8 @@ def add_routes(app: web.Application) -> None:
     router.add_post(f"{organizations}/{{id}}/keys", admin.create_key)
     router.add_get(f"{organizations}/{{id}}/keys", admin.list_keys)
     router.add_delete("/admin/v1/keys/{id}", admin.revoke_key)
+    router.add_post(f"{organizations}/{{id}}/limits", admin.create_limit)
+    router.add_get(f"{organizations}/{{id}}/limits", admin.list_limits)
+    router.add_patch("/admin/v1/limits/{id}", admin.change_limit)
+    router.add_delete("/admin/v1/limits/{id}", admin.delete_limit)
     router.add_get(f"{organizations}/{{id}}/ledger", admin.list_ledger)

@@ -9,8 +9,16 @@ import msgspec
 from aiohttp import web
 
 from service.api.state import SETTINGS
-from service.errors import ClientError, PayloadTooLarge, RequestTimeout, ServiceError, Unavailable
+from service.errors import (
+    ClientError,
+    PayloadTooLarge,
+    RateLimited,
+    RequestTimeout,
+    ServiceError,
+    Unavailable,
+)
 from service.gateway import Reply, uncancel
+from service.ledger import Rates
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 HEARTBEAT: Final = b": heartbeat\n\n"
@@ -56,15 +64,16 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
     """The body of an error in OpenAI's shape."""
     kind = "invalid_request_error" if isinstance(error, ClientError) else "api_error"
-    return {
-        "error": {
-            "message": error.message,
-            "type": ERROR_TYPES.get(error.status, kind),
-            "param": error.param,
-            "code": error.code,
-            "request_id": request_id,
-        }
+    content: dict[str, Any] = {
+        "message": error.message,
+        "type": ERROR_TYPES.get(error.status, kind),
+        "param": error.param,
+        "code": error.code,
+        "request_id": request_id,
     }
+    if error.limit is not None:
+        content["limit"] = error.limit
+    return {"error": content}
 
 
 def error_response(error: ServiceError, request_id: str | None) -> web.Response:
@@ -72,13 +81,38 @@ def error_response(error: ServiceError, request_id: str | None) -> web.Response:
     response = json_response(error_object(error, request_id), error.status)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    elif error.status == RateLimited.status:
+        # The SDKs repeat a 429 on their own, and this one would be refused for ever.
+        response.headers["x-should-retry"] = "false"
+    if error.rates is not None:
+        response.headers.update(rate_headers(error.rates))
     return response
+
+
+def rate_headers(rates: Rates) -> dict[str, str]:
+    """What is left of the caller's own tightest limits, as OpenAI's SDKs read it."""
+    headers = {}
+    for unit, rate in (("requests", rates.requests), ("tokens", rates.tokens)):
+        if rate is None:
+            continue
+        headers[f"x-ratelimit-limit-{unit}"] = str(rate.ceiling)
+        headers[f"x-ratelimit-remaining-{unit}"] = str(rate.left)
+        if rate.reset_s is not None:
+            headers[f"x-ratelimit-reset-{unit}"] = f"{rate.reset_s}s"
+    return headers
+
+
+def _reply_headers(reply: Reply) -> dict[str, str]:
+    headers = rate_headers(reply.rates) if reply.rates is not None else {}
+    if reply.output_cap is not None:
+        headers["x-rialto-max-output-tokens"] = str(reply.output_cap)
+    return {**reply.headers, **headers}
 
 
 async def relay(request: web.Request, reply: Reply) -> web.StreamResponse:
     """Pass Venice's answer on: a plain one whole, a stream as it comes."""
     if reply.body is not None:
-        response = web.Response(body=reply.body, headers=reply.headers)
+        response = web.Response(body=reply.body, headers=_reply_headers(reply))
         if reply.cost_usd is not None:
             response.headers["x-rialto-cost-usd"] = reply.cost_usd
         return response
@@ -95,7 +129,7 @@ class _EventStream:
     def __init__(self, request: web.Request, reply: Reply) -> None:
         self._request = request
         self._reply = reply
-        self._response = web.StreamResponse(headers={**reply.headers, **STREAM_HEADERS})
+        self._response = web.StreamResponse(headers={**_reply_headers(reply), **STREAM_HEADERS})
         self._heartbeat_s = request.app[SETTINGS].heartbeat_s
         self._written_at = time.monotonic()
 

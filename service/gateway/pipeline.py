@@ -14,13 +14,14 @@ from service.catalog import Catalog, Usage
 from service.db import uuid7
 from service.errors import (
     Forbidden,
+    LimitExceeded,
     ServiceError,
     Unavailable,
     UpstreamCut,
     UpstreamError,
 )
-from service.gateway.call import Call
-from service.ledger import CostSource, Entry, Hold, Ledger, Outcome
+from service.gateway.call import Bound, Call
+from service.ledger import CostSource, Entry, Hold, Ledger, Outcome, Rates
 from service.upstream import Answer, Metered, StreamMeter, Venice, WholeEvents, read_plain
 
 log = structlog.get_logger()
@@ -50,6 +51,8 @@ class Reply:
         self.body = body
         self.is_late = False
         """Whether Venice was silent for so long that the caller should hear something first."""
+        self.rates = open_call.rates
+        self.output_cap = open_call.bound.output_cap
         self.cost_usd: str | None = None
         """What a plain answer cost, where that is known; a stream ends before it can be said."""
 
@@ -69,9 +72,11 @@ class Reply:
 class OpenCall:
     """The state of one admitted call. It ends in exactly one ledger entry."""
 
-    def __init__(self, call: Call, hold: Hold) -> None:
+    def __init__(self, call: Call, bound: Bound, hold: Hold) -> None:
         self.call = call
+        self.bound = bound
         self.hold = hold
+        self.rates: Rates | None = None
         self.task = asyncio.current_task()
         self.is_ended_by_shutdown = False
         self.is_refused = False
@@ -272,6 +277,7 @@ class Gateway:
             raise Forbidden("Only a key of role inference can make this call.")
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
+        bound = call.endpoint.bound(call, self._catalog.price(call.model))
         hold = Hold(
             organization_id=caller.organization_id,
             id=uuid7(),
@@ -280,9 +286,11 @@ class Gateway:
             endpoint=call.endpoint.path,
             model=call.model,
             is_stream=call.is_stream,
+            bound_nanos=bound.nanos,
+            bound_tokens=bound.tokens,
         )
-        body = call.endpoint.upstream_body(call, caller)
-        open_call = OpenCall(call, hold)
+        body = call.endpoint.upstream_body(call, caller, bound)
+        open_call = OpenCall(call, bound, hold)
         self._open_calls.add(open_call)
         try:
             await self._admit(open_call)
@@ -306,13 +314,16 @@ class Gateway:
             await self._settle(open_call)
 
     async def _admit(self, open_call: OpenCall) -> None:
+        open_call.is_refused = True
         try:
-            await self._ledger.admit(open_call.hold)
-        except ServiceError:
-            # Refused, or nobody knows: then there is nothing to settle, and no waiting for a
-            # database that is away.
-            open_call.is_refused = True
+            open_call.rates = await self._ledger.admit(open_call.hold)
+        except LimitExceeded as error:
+            if error.code == "price_unknown" and not self._catalog.is_loaded:
+                raise Unavailable("The prices are not known yet.", retry_after_s=1) from error
             raise
+        # Whatever else comes of admission, there is nothing to settle here: what was refused holds
+        # nothing, and what nobody knows of the ledger undoes itself.
+        open_call.is_refused = False
 
     async def _settle(self, open_call: OpenCall) -> None:
         if open_call.is_refused:

@@ -1,12 +1,27 @@
-"""The books: a hold for each admitted call, and one insert-only entry when it is settled.
+"""The books: limits, a hold for each admitted call, and one insert-only entry when it is settled.
 
-``admit`` before the call, ``settle`` on every exit. An entry's id is its hold's id, so a call that
-is settled twice still has one entry.
+``admit`` before the call, ``settle`` on every exit; both in batches. An entry's id is its hold's
+id, so a call that is settled twice still has one entry. What a process leaves behind, ``sweep``
+settles.
 """
 
 from service.ledger.calls import CostSource, Entry, Hold, Ledger, Outcome
 from service.ledger.entries import LedgerEntry, list_entries
+from service.ledger.leases import sweep
+from service.ledger.limits import (
+    Limit,
+    LimitChange,
+    NewLimit,
+    Period,
+    Unit,
+    change_limit,
+    create_limit,
+    delete_limit,
+    find_limit,
+    list_limits,
+)
 from service.ledger.partitions import make_partitions
+from service.ledger.refusals import Rate, Rates
 
 __all__ = [
     "CostSource",
@@ -14,7 +29,20 @@ __all__ = [
     "Hold",
     "Ledger",
     "LedgerEntry",
+    "Limit",
+    "LimitChange",
+    "NewLimit",
     "Outcome",
+    "Period",
+    "Rate",
+    "Rates",
+    "Unit",
+    "change_limit",
+    "create_limit",
+    "delete_limit",
+    "find_limit",
     "list_entries",
+    "list_limits",
     "make_partitions",
+    "sweep",
 ]

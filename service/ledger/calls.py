@@ -2,66 +2,41 @@
 
 import asyncio
 import enum
-from typing import Final
+import time
+from collections.abc import Sequence
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 import structlog
 
-from service.db import Database
-from service.errors import Forbidden, Unauthenticated, Unavailable
+from service.db import Database, uuid7
+from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
+from service.ledger.batches import Batches
+from service.ledger.refusals import Rates, refusal
 
 log = structlog.get_logger()
 
 LEASE_S: Final = 60
+ADMIT_TIMEOUT_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.2
 RETRY_MOST_S: Final = 5.0
+UNDO_AGAIN_S: Final = 30.0
+"""Later than the server lets any statement run."""
 
-# Whether the key is in force is asked here again, since the cache that authenticated it may lag.
 ADMIT: Final = """
-    WITH caller AS (
-        SELECT CASE
-            WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
-            WHEN k.expires_at <= clock_timestamp() THEN 'expired_api_key'
-            WHEN o.status <> 'active' THEN 'organization_inactive'
-            ELSE 'admitted'
-        END AS verdict
-        FROM public.api_keys k
-        JOIN public.organizations o ON o.id = k.organization_id
-        WHERE k.id = $3
-          AND k.organization_id = $1
-    ), hold AS (
-        INSERT INTO public.holds (
-            organization_id, id, api_key_id, request_id, endpoint, model, is_stream, process_id,
-            lease_until
-        )
-        SELECT $1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(secs => $9)
-        FROM caller
-        WHERE verdict = 'admitted'
-        ON CONFLICT ON CONSTRAINT holds_pkey DO NOTHING
-    )
-    SELECT verdict
-    FROM caller
+    SELECT *
+    FROM public.admit($1::text::jsonb, $2, make_interval(secs => $3))
 """
-# The entry takes the place of the hold: without one there was no call, or it is settled already.
 SETTLE: Final = """
-    WITH hold AS (
-        DELETE FROM public.holds
-        WHERE organization_id = $1
-          AND id = $2
-        RETURNING bound_nanos, bound_tokens, limit_ids, limit_windows, tags
-    )
-    INSERT INTO public.ledger_entries (
-        organization_id, id, kind, api_key_id, request_id, endpoint, model, requested_model,
-        is_stream, outcome, status, requests, input_tokens, cached_input_tokens, output_tokens,
-        cost_nanos, cost_source, upstream_request_id, first_byte_ms, duration_ms, counted_at,
-        bound_nanos, bound_tokens, limit_ids, limit_windows, tags
-    )
-    SELECT $1, $2, 'call', $3, $4, $5, $6, $7, $8, $9, $10, 1, $11, $12, $13, $14, $15, $16, $17,
-           $18, clock_timestamp(), hold.bound_nanos, hold.bound_tokens, hold.limit_ids,
-           hold.limit_windows, hold.tags
-    FROM hold
-    ON CONFLICT (organization_id, id) DO NOTHING
+    SELECT *
+    FROM public.settle($1::text::jsonb)
+"""
+RENEW_LEASES: Final = """
+    UPDATE public.holds
+    SET lease_until = clock_timestamp() + make_interval(secs => $3)
+    WHERE organization_id = ANY ($1)
+      AND id = ANY ($2)
 """
 
 
@@ -79,6 +54,10 @@ class Outcome(enum.StrEnum):
     CLIENT_CLOSED = "client_closed"
     SHUTDOWN = "shutdown"
     INTERNAL_ERROR = "internal_error"
+    NOT_SENT = "not_sent"
+    """Its caller had gone, or had been told 503, by the time it was admitted."""
+    INTERRUPTED = "interrupted"
+    """Its process ended without settling it; the sweeper did."""
 
 
 class CostSource(enum.StrEnum):
@@ -89,7 +68,9 @@ class CostSource(enum.StrEnum):
     COMPUTED = "computed"
     """Venice's usage times the catalogue's price."""
     ESTIMATED = "estimated"
-    """Tokens counted on the way, times the catalogue's price."""
+    """Tokens counted on the way, times the catalogue's price; never above the call's bound."""
+    BOUND = "bound"
+    """What the call could have cost at most: nothing better is known."""
     NOT_CHARGED = "not_charged"
     """Venice surely charged nothing."""
     UNKNOWN = "unknown"
@@ -97,7 +78,10 @@ class CostSource(enum.StrEnum):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """An admitted call in flight."""
+    """A call that asks to be admitted, and then is in flight.
+
+    ``bound_nanos`` and ``bound_tokens`` are the most it can use; the first is None without a price.
+    """
 
     organization_id: UUID
     id: UUID
@@ -106,6 +90,8 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     model: str
     is_stream: bool
+    bound_nanos: int | None
+    bound_tokens: int
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +109,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     upstream_request_id: str | None
     first_byte_ms: int | None
     duration_ms: int
+    correction_id: UUID = msgspec.field(default_factory=uuid7)
+    """Should the sweeper have been faster, the entry that corrects it has this id."""
+
+    def row(self) -> dict[str, Any]:
+        """As ``public.settle`` reads it."""
+        row: dict[str, Any] = msgspec.structs.asdict(self)
+        hold: Hold = row.pop("hold")
+        return {**row, "organization_id": hold.organization_id, "id": hold.id}
 
 
 class Ledger:
@@ -131,95 +125,157 @@ class Ledger:
     def __init__(self, database: Database, process_id: UUID) -> None:
         self._database = database
         self._process_id = process_id
-        self._settling: set[asyncio.Task[None]] = set()
+        self._admissions: Batches[Hold, Rates] = Batches(self._admit)
+        self._settlements: Batches[Entry, None] = Batches(self._settle)
+        self._open: dict[UUID, Hold] = {}
+        self._settling: set[asyncio.Future[None]] = set()
+        self._undoing: set[asyncio.Task[None]] = set()
 
-    async def admit(self, hold: Hold) -> None:
-        """Take the hold.
+    async def admit(self, hold: Hold) -> Rates:
+        """Take the hold on every limit that applies to the call, or on none.
 
+        :raises LimitExceeded, RateLimited: naming the limit that has no room.
         :raises Unauthenticated, Forbidden: when key or organization are no longer in force.
         :raises Unavailable: when the database cannot say: no new calls without books.
         """
-        verdict = await self._database.fetchval(
-            ADMIT,
-            hold.organization_id,
-            hold.id,
-            hold.api_key_id,
-            hold.request_id,
-            hold.endpoint,
-            hold.model,
-            hold.is_stream,
-            self._process_id,
-            LEASE_S,
+        future = self._admissions.submit(hold)
+        self._open[hold.id] = hold
+        try:
+            async with asyncio.timeout(ADMIT_TIMEOUT_S):
+                return await future
+        except TimeoutError as error:
+            self._undo(hold)
+            raise Unavailable("The books do not answer.", retry_after_s=1) from error
+        except (Unavailable, asyncio.CancelledError):
+            self._undo(hold)
+            raise
+        except ServiceError:
+            self._open.pop(hold.id, None)
+            raise
+
+    async def _admit(self, holds: Sequence[Hold]) -> Sequence[Rates | Exception]:
+        calls = msgspec.json.encode(holds).decode()
+        try:
+            rows = await self._database.fetch(ADMIT, calls, self._process_id, LEASE_S)
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - it goes to the one whose fault it is
+            if len(holds) == 1:
+                return [error]
+            # One that the books cannot take keeps no other from them.
+            return [(await self._admit([hold]))[0] for hold in holds]
+        return [_verdict(row) for row in rows]
+
+    def _undo(self, hold: Hold) -> None:
+        """Nobody waits for this admission any more, and whether it was made is not known: end what
+        may have become of it, at once and once more when no statement can be under way."""
+        entry = Entry(
+            hold=hold,
+            model=hold.model,
+            outcome=Outcome.NOT_SENT,
+            status=None,
+            input_tokens=None,
+            cached_input_tokens=None,
+            output_tokens=None,
+            cost_nanos=0,
+            cost_source=CostSource.NOT_CHARGED,
+            upstream_request_id=None,
+            first_byte_ms=None,
+            duration_ms=0,
         )
-        if verdict == "organization_inactive":
-            raise Forbidden("The organization is not active.", code=verdict)
-        if verdict != "admitted":
-            raise Unauthenticated(
-                "The API key is no longer in force.", code=verdict or "invalid_api_key"
-            )
 
-    def settle(self, entry: Entry) -> asyncio.Task[None]:
-        """Write the entry, in a task of its own that outlives its caller.
+        async def undo() -> None:
+            await self._admissions.end_of_batch()
+            await asyncio.wait({self.settle(entry)})
+            await asyncio.sleep(UNDO_AGAIN_S)
+            await asyncio.wait({self.settle(entry)})
 
-        It is tried until it is written; there are never more such tasks than admitted calls. If
-        the process ends first, the hold is what remains of the call. Where there is no hold (the
-        call was never admitted, or is settled) nothing is written.
+        task = asyncio.create_task(undo())
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    def settle(self, entry: Entry) -> asyncio.Future[None]:
+        """Write the entry; the future is done when it is in the books.
+
+        It is tried until it is written, whoever waits for it. If the process ends first, the hold
+        is what remains of the call, and the sweeper settles that. Where there is no hold (the call
+        was never admitted, or is settled) nothing is written.
         """
-        task = asyncio.create_task(self._settle(entry))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-        return task
+        future = self._settlements.submit(entry)
+        self._settling.add(future)
+        future.add_done_callback(self._settling.discard)
+        future.add_done_callback(lambda _: self._open.pop(entry.hold.id, None))
+        return future
 
-    async def _settle(self, entry: Entry) -> None:
+    async def _settle(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                await self._write(entry)
+                await self._write(entries)
             except Unavailable:
-                log.warning("settlement waits for the database", **_facts(entry), retry_s=pause_s)
+                log.warning(
+                    "settlements wait for the database", count=len(entries), retry_s=pause_s
+                )
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, RETRY_MOST_S)
             except Exception:
-                # The books must say what they could not take.
-                log.exception("settlement failed", **_facts(entry))
-                return
+                if len(entries) > 1:
+                    # One that cannot be written keeps no other from it.
+                    for entry in entries:
+                        await self._settle([entry])
+                else:
+                    # The books must say what they could not take.
+                    log.exception("settlement failed", **_facts(entries[0]))
+                return [None] * len(entries)
             else:
-                return
+                return [None] * len(entries)
 
-    async def _write(self, entry: Entry) -> None:
-        hold = entry.hold
-        await self._database.fetchval(
-            SETTLE,
-            hold.organization_id,
-            hold.id,
-            hold.api_key_id,
-            hold.request_id,
-            hold.endpoint,
-            entry.model,
-            hold.model,
-            hold.is_stream,
-            entry.outcome.value,
-            entry.status,
-            entry.input_tokens,
-            entry.cached_input_tokens,
-            entry.output_tokens,
-            entry.cost_nanos,
-            entry.cost_source.value,
-            entry.upstream_request_id,
-            entry.first_byte_ms,
-            entry.duration_ms,
-        )
+    async def _write(self, entries: Sequence[Entry]) -> None:
+        rows = msgspec.json.encode([entry.row() for entry in entries]).decode()
+        for written in await self._database.fetch(SETTLE, rows):
+            if written["kind"] == "correction":
+                log.warning("late settlement corrects the sweeper's", entry_id=str(written["id"]))
+            cost_nanos, bound_nanos = written["cost_nanos"], written["bound_nanos"]
+            if None not in (cost_nanos, bound_nanos) and cost_nanos > bound_nanos:
+                log.warning(
+                    "cost above the bound",
+                    entry_id=str(written["id"]),
+                    cost_nanos=cost_nanos,
+                    bound_nanos=bound_nanos,
+                )
+
+    async def renew_leases(self) -> None:
+        """Keep what this process has in flight from the sweeper."""
+        holds = list(self._open.values())
+        if holds:
+            organization_ids = list({hold.organization_id for hold in holds})
+            hold_ids = [hold.id for hold in holds]
+            await self._database.fetch(RENEW_LEASES, organization_ids, hold_ids, LEASE_S)
 
     async def flush(self, timeout: float) -> int:
         """Wait for the settlements under way; returns how many were not written in time."""
-        if self._settling:
-            await asyncio.wait(self._settling, timeout=timeout)
+        deadline = time.monotonic() + timeout
+        while self._settling and time.monotonic() < deadline:
+            await asyncio.wait(set(self._settling), timeout=deadline - time.monotonic())
         left = len(self._settling)
         if left:
             log.error("settlements not written; their holds remain", count=left)
-        for task in self._settling:
+        for task in self._undoing:
             task.cancel()
+        self._admissions.close()
+        self._settlements.close()
         return left
+
+
+def _verdict(row: Any) -> Rates | Exception:
+    verdict = row["verdict"]
+    if verdict == "admitted":
+        return Rates.of(row)
+    if verdict == "organization_inactive":
+        return Forbidden("The organization is not active.", code=verdict)
+    if verdict.endswith("_api_key"):
+        return Unauthenticated("The API key is no longer in force.", code=verdict)
+    return refusal(row)
 
 
 def _facts(entry: Entry) -> dict[str, object]:

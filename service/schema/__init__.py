@@ -58,10 +58,10 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "ledger_entries": _columns(
         "organization_id id kind amends_id api_key_id end_user request_id endpoint model "
-        "requested_model is_stream outcome status requests input_tokens cached_input_tokens "
-        "output_tokens cost_nanos cost_source bound_nanos bound_tokens price_version "
-        "limit_ids limit_windows counted_at upstream_key_id upstream_request_id first_byte_ms "
-        "duration_ms tags note created_at"
+        "requested_model is_stream outcome status requests tokens input_tokens "
+        "cached_input_tokens output_tokens cost_nanos cost_source bound_nanos bound_tokens "
+        "price_version limit_ids limit_windows counted_at upstream_key_id upstream_request_id "
+        "first_byte_ms duration_ms tags note created_at"
     ),
     "idempotency_keys": _columns(
         "organization_id api_key_id route key id request_digest state lease_until call_id "

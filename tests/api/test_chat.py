@@ -88,7 +88,8 @@ async def test_the_answer_is_venices_to_the_byte(upstream, caller):
 
 
 async def test_the_body_is_spliced_not_re_encoded(upstream, caller):
-    """Venice gets the caller's bytes, odd spacing and all, with user alone replaced."""
+    """Venice gets the caller's bytes, odd spacing and all, with user replaced and, where the caller
+    set no maximum, the output capped."""
     body = (
         b'{ "model":"%s",\n  "messages" : [{"role":"user","content":"caf\\u00e9 \xc3\xa9"}],'
         b' "user": "alice@example.com", "temperature":1.0e0 }' % MODEL.encode()
@@ -99,7 +100,8 @@ async def test_the_body_is_spliced_not_re_encoded(upstream, caller):
 
     (call,) = upstream.calls.to("/chat/completions")
     pseudonym = json.loads(call.body)["user"]
-    assert call.body == body.replace(b"alice@example.com", pseudonym.encode())
+    expected = body.replace(b"alice@example.com", pseudonym.encode())
+    assert call.body == expected.replace(b"{", b'{"max_completion_tokens":8192,', 1)
     assert "alice" not in pseudonym
 
 
@@ -424,7 +426,7 @@ async def test_hang_up_in_the_middle(upstream, caller):
 
 async def test_a_slow_reader_holds_venice_back(upstream, caller):
     """Backpressure reaches Venice: what nobody reads is not piled up here."""
-    async with caller.chat("[tokens=100000]", stream=True) as response:
+    async with caller.chat("[tokens=100000]", stream=True, max_tokens=32_000) as response:
         await response.content.readline()
         await asyncio.sleep(1)
         (call,) = upstream.calls.to("/chat/completions")

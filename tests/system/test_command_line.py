@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from process import ROOT, database_url, started, talking
+from process import MIGRATIONS, ROOT, database_url, started, talking
 from support import ENCRYPTION_KEY, OPERATOR_KEY, Caller
 
 
@@ -68,6 +68,39 @@ async def test_keys_are_made_and_revoked(tmp_path, database_address, upstream):
         assert "key" not in listed
 
 
+async def test_limits_are_set_and_changed(tmp_path, database_address):
+    """An option for each unit, with a ceiling a period; what does not fit is one line."""
+    command = {"directory": tmp_path, "DATABASE_URL": database_url(database_address)}
+    (organization,) = await rialto("organizations", "create", "acme", **command)
+    one = ("--organization", organization["id"])
+
+    amounts = ("--usd", "5/month", "--requests", "60/minute", "--concurrency", "10")
+    made = await rialto("limits", "create", *one, *amounts, **command)
+
+    assert [(limit["unit"], limit["ceiling"], limit["period"]) for limit in made] == [
+        ("usd", "5.00", "month"),
+        ("requests", 60, "minute"),
+        ("concurrency", 10, None),
+    ]
+    (changed,) = await rialto("limits", "change", made[0]["id"], "7.50", **command)
+    assert changed["ceiling"] == "7.50"
+    await rialto("limits", "delete", made[1]["id"], **command)
+    listed = await rialto("limits", "list", *one, **command)
+    assert [limit["id"] for limit in listed] == [made[0]["id"], made[2]["id"]]
+
+    program = [sys.executable, "-m", "service", "limits", "create", *one]
+    for bad, said in (
+        (["--usd", "5/year"], "'5/year' is no ceiling and period"),
+        (["--usd", "five/day"], "invalid_request: ceiling: must be a decimal number"),
+        (["--requests", "60"], "invalid_request: period: must be"),
+        ([], "Give at least one of --usd"),
+    ):
+        status, _, err = await run(*program, *bad, **command)
+        assert status != 0
+        assert said in err
+        assert "Traceback" not in err
+
+
 async def test_the_embedded_database_is_shared(tmp_path):
     """In development a command reaches the embedded database of a service that runs, and leaves
     it running."""
@@ -104,7 +137,7 @@ async def test_migrate_applies_everything(tmp_path, empty_database_address):
     """scripts/migrate.sh brings an empty database up to date and finds the fourteen tables; again
     it has nothing to do."""
     environment = {"DATABASE_URL": database_url(empty_database_address), "LOG_FORMAT": "json"}
-    for applied in (8, 0):
+    for applied in (len(MIGRATIONS), 0):
         status, _, err = await run(
             "sh", str(ROOT / "scripts" / "migrate.sh"), directory=tmp_path, **environment
         )

@@ -55,7 +55,7 @@ def rates(**usd):
 
 def test_cost_splits_cached_tokens():
     """Cached tokens are part of the input and have a rate of their own."""
-    price = Price(Pricing(**rates(input="1", output="2", cache_input="0.1")), 100_000)
+    price = Price(Pricing(**rates(input="1", output="2", cache_input="0.1")), 100_000, None)
 
     cost = price.cost_nanos(Usage(input_tokens=1000, output_tokens=10, cached_input_tokens=400))
 
@@ -65,7 +65,7 @@ def test_cost_splits_cached_tokens():
 def test_cost_above_the_threshold_is_extended_for_all():
     """Past the threshold the whole request is billed at the extended rates."""
     extended = ExtendedRates(context_token_threshold=100, **rates(input="2", output="4"))
-    price = Price(Pricing(extended=extended, **rates(input="1", output="2")), None)
+    price = Price(Pricing(extended=extended, **rates(input="1", output="2")), None, None)
 
     assert price.cost_nanos(Usage(input_tokens=100, output_tokens=0)) == 100_000
     assert price.cost_nanos(Usage(input_tokens=101, output_tokens=1)) == 101 * 2000 + 4000
@@ -78,6 +78,6 @@ def test_cost_is_rounded_up_once():
 
 def test_cost_without_a_rate_is_unknown():
     """A missing rate makes the cost unknown, not zero."""
-    price = Price(Pricing(**rates(input="1")), None)
+    price = Price(Pricing(**rates(input="1")), None, None)
 
     assert price.cost_nanos(Usage(input_tokens=1, output_tokens=1)) is None

@@ -1,0 +1,230 @@
+"""Limits: how much of a unit an organization or a key may use in a period."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+
+from service import audit, money
+from service.audit import Actor
+from service.db import Database, uuid7
+from service.errors import ClientError, NotFound
+from service.ledger.refusals import amount
+
+Unit = Literal["usd", "requests", "tokens", "concurrency"]
+Period = Literal["minute", "hour", "day", "month", "lifetime"]
+
+MOST_COUNT: Final = 2**53
+"""The largest whole number that every JSON reader keeps."""
+
+OWNER_OF_KEY: Final = """
+    SELECT organization_id
+    FROM public.api_keys
+    WHERE id = $1
+"""
+LIST_LIMITS: Final = """
+    WITH found AS (
+        SELECT id
+        FROM public.limits
+        WHERE organization_id = $1
+          AND template_id IS NULL
+          AND deleted_at IS NULL
+          AND id > $2
+        ORDER BY id
+        LIMIT $3
+    )
+    SELECT s.id, l.organization_id, s.scope, s.api_key_id, s.model, s.unit, s.period, s.ceiling,
+           s.used, s.held, s.resets_at, l.raised_until, l.created_at
+    FROM public.limits_as_of(ARRAY(SELECT id FROM found), clock_timestamp()) s
+    JOIN public.limits l USING (organization_id, id)
+    ORDER BY s.id
+"""
+FIND_LIMIT: Final = """
+    SELECT s.id, l.organization_id, s.scope, s.api_key_id, s.model, s.unit, s.period, s.ceiling,
+           s.used, s.held, s.resets_at, l.raised_until, l.created_at
+    FROM public.limits_as_of(ARRAY[$1::uuid], clock_timestamp()) s
+    JOIN public.limits l USING (organization_id, id)
+    WHERE l.deleted_at IS NULL
+"""
+INSERT_LIMIT: Final = """
+    INSERT INTO public.limits (
+        organization_id, id, scope, api_key_id, model, unit, period, ceiling
+    )
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+CHANGE_LIMIT: Final = """
+    UPDATE public.limits
+    SET ceiling = coalesce($3, ceiling),
+        raised_to = CASE WHEN $4 THEN $5 ELSE raised_to END,
+        raised_until = CASE WHEN $4 THEN $6 ELSE raised_until END,
+        updated_at = clock_timestamp()
+    WHERE organization_id = $1
+      AND id = $2
+      AND deleted_at IS NULL
+"""
+DELETE_LIMIT: Final = """
+    UPDATE public.limits
+    SET deleted_at = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE organization_id = $1
+      AND id = $2
+      AND deleted_at IS NULL
+"""
+
+
+class NewLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A limit as it is asked for.
+
+    ``ceiling`` is a decimal string of US dollars for unit ``usd``, a whole number for the others.
+    ``period`` is absent for concurrency alone. With ``api_key_id`` it binds that key, otherwise the
+    organization; with ``model`` it counts calls of that model only.
+    """
+
+    unit: Unit
+    ceiling: str | int
+    period: Period | None = None
+    api_key_id: UUID | None = None
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+
+
+class LimitChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A new ceiling, or a raise until an instant (both null: no raise any more)."""
+
+    ceiling: str | int | msgspec.UnsetType = msgspec.UNSET
+    raised_to: str | int | msgspec.UnsetType | None = msgspec.UNSET
+    raised_until: datetime | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit as it stands. Money is a decimal string; ``ceiling`` is what holds now, a raise
+    included; ``resets_at`` is null for what slides and for what never resets."""
+
+    id: UUID
+    organization_id: UUID
+    scope: str
+    api_key_id: UUID | None
+    model: str | None
+    unit: Unit
+    period: Period | None
+    ceiling: str | int
+    used: str | int
+    held: str | int
+    resets_at: datetime | None
+    raised_until: datetime | None
+    created_at: datetime
+
+
+def _limit(row: Any) -> Limit:
+    facts = dict(row)
+    if facts["unit"] != "usd" and facts["period"] in ("minute", "hour"):
+        facts["resets_at"] = None
+    amounts = {name: amount(facts["unit"], facts[name]) for name in ("ceiling", "used", "held")}
+    return Limit(**{**facts, **amounts})
+
+
+def parse_ceiling(unit: Unit, ceiling: str | int, field: str = "ceiling") -> int:
+    """Nano-dollars or a count.
+
+    :raises ClientError: naming the field and the rule.
+    """
+    if unit == "usd":
+        if not isinstance(ceiling, str):
+            raise ClientError(f'{field}: must be a decimal string, as in "5.00".', param=field)
+        try:
+            nanos = money.parse_usd(ceiling)
+        except ValueError as error:
+            raise ClientError(f"{field}: {error}.", param=field) from None
+        if nanos < 0:
+            raise ClientError(f"{field}: must not be negative.", param=field)
+        return nanos
+    if not isinstance(ceiling, int) or not 0 <= ceiling <= MOST_COUNT:
+        raise ClientError(
+            f"{field}: must be a whole number from 0 to {MOST_COUNT} for {unit}.", param=field
+        )
+    return ceiling
+
+
+async def create_limit(conn: Any, actor: Actor, organization_id: UUID, new: NewLimit) -> UUID:
+    """A new limit, in force for every call that is admitted from now on; returns its id. It counts
+    from now on too: what was used before it is not its business.
+
+    :raises ClientError: when unit, period and ceiling do not fit together.
+    :raises NotFound: when organization or key do not exist, or do not belong together.
+    """
+    if (new.unit == "concurrency") != (new.period is None):
+        rule = "must be absent for concurrency, and one of minute, hour, day, month, lifetime else."
+        raise ClientError(f"period: {rule}", param="period")
+    if new.api_key_id is not None:
+        owner = await conn.fetchval(OWNER_OF_KEY, new.api_key_id)
+        if owner != organization_id:
+            raise NotFound("The organization has no such API key.", param="api_key_id")
+    limit_id = uuid7()
+    ceiling = parse_ceiling(new.unit, new.ceiling)
+    detail = msgspec.to_builtins(new)
+    # First, since it locks the organization and says if there is none.
+    await audit.record(conn, organization_id, actor, "limit.create", str(limit_id), detail)
+    await conn.execute(
+        INSERT_LIMIT,
+        organization_id,
+        limit_id,
+        "organization" if new.api_key_id is None else "api_key",
+        new.api_key_id,
+        new.model,
+        new.unit,
+        new.period,
+        ceiling,
+    )
+    return limit_id
+
+
+async def list_limits(
+    database: Database, organization_id: UUID, after: UUID, limit: int
+) -> Sequence[Limit]:
+    """An organization's limits by age, oldest first, as they stand at this instant."""
+    rows = await database.fetch(LIST_LIMITS, organization_id, after, limit)
+    return [_limit(row) for row in rows]
+
+
+async def find_limit(database: Database, limit_id: UUID) -> Limit:
+    """:raises NotFound: when there is none of this id."""
+    row = await database.fetchrow(FIND_LIMIT, limit_id)
+    if row is None:
+        raise NotFound("There is no such limit.")
+    return _limit(row)
+
+
+async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChange) -> None:
+    """Change the ceiling or the raise; what is used and held stays.
+
+    :raises ClientError: when a value does not fit the unit.
+    """
+    ceiling = None
+    if change.ceiling is not msgspec.UNSET:
+        ceiling = parse_ceiling(limit.unit, change.ceiling)
+    raised_to, raised_until = change.raised_to, change.raised_until
+    if (raised_to in (None, msgspec.UNSET)) != (raised_until in (None, msgspec.UNSET)):
+        raise ClientError("raised_to: goes together with raised_until.", param="raised_to")
+    if isinstance(raised_until, datetime) and raised_until.tzinfo is None:
+        raise ClientError("raised_until: must have a time zone.", param="raised_until")
+    is_raise = isinstance(raised_to, str | int) and isinstance(raised_until, datetime)
+    await conn.execute(
+        CHANGE_LIMIT,
+        limit.organization_id,
+        limit.id,
+        ceiling,
+        raised_to is not msgspec.UNSET,
+        parse_ceiling(limit.unit, raised_to, "raised_to")
+        if isinstance(raised_to, str | int)
+        else None,
+        raised_until if is_raise else None,
+    )
+    detail = msgspec.to_builtins(change)
+    await audit.record(conn, limit.organization_id, actor, "limit.change", str(limit.id), detail)
+
+
+async def delete_limit(conn: Any, actor: Actor, limit: Limit) -> None:
+    """Take the limit out of force; the entries that count on it keep its id."""
+    status = await conn.execute(DELETE_LIMIT, limit.organization_id, limit.id)
+    if status == "UPDATE 1":
+        await audit.record(conn, limit.organization_id, actor, "limit.delete", str(limit.id))

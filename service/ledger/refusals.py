@@ -1,0 +1,72 @@
+"""What a caller is told of its limits: the refusal, and the rates that every answer carries."""
+
+from typing import Any, Final
+
+import msgspec
+
+from service import money
+from service.errors import LimitExceeded, RateLimited
+
+SCOPES: Final = {"organization": "organization", "api_key": "API key", "end_user": "end user"}
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """The tightest of a caller's limits on one unit."""
+
+    ceiling: int
+    left: int
+    reset_s: int | None
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """What is left to a caller after a call; None where nothing limits it."""
+
+    requests: Rate | None
+    tokens: Rate | None
+
+    @classmethod
+    def of(cls, row: Any) -> "Rates":
+        """From a row of ``public.admit``."""
+        return cls(_rate(row, "requests"), _rate(row, "tokens"))
+
+
+def _rate(row: Any, unit: str) -> Rate | None:
+    left = row[f"{unit}_left"]
+    return None if left is None else Rate(row[f"{unit}_ceiling"], left, row[f"{unit}_reset_s"])
+
+
+def refusal(row: Any) -> LimitExceeded | RateLimited:
+    """The error for a row of ``public.admit`` that refuses, with the numbers that prove it."""
+    verdict, retry_after_s = row["verdict"], row["retry_after_s"]
+    limit = {
+        "id": str(row["limit_id"]),
+        **{name: row[name] for name in ("scope", "unit", "period", "model")},
+        **{name: amount(row["unit"], row[name]) for name in ("ceiling", "used", "held", "needed")},
+        "resets_at": row["resets_at"],
+    }
+    name = f"the {SCOPES[row['scope']]}'s limit of {described(row)}"
+    if verdict == "price_unknown":
+        return LimitExceeded(
+            f"The model has no known price, so {name} cannot admit it.", code=verdict, limit=limit
+        )
+    text = (
+        f"This call needs up to {limit['needed']}; {name} has {limit['used']} used and"
+        f" {limit['held']} held."
+    )
+    rates = Rates.of(row)
+    if verdict == "limit_exceeded":
+        return LimitExceeded(text, limit=limit, rates=rates)
+    return RateLimited(text, code=verdict, retry_after_s=retry_after_s, limit=limit, rates=rates)
+
+
+def amount(unit: str, count: int | None) -> str | int | None:
+    """Money as a decimal string of US dollars, everything else as it is counted."""
+    return money.format_usd(count) if unit == "usd" and count is not None else count
+
+
+def described(row: Any) -> str:
+    """``5.00 USD a month for llama-3.3-70b``."""
+    unit = {"usd": "USD", "concurrency": "calls at a time"}.get(row["unit"], row["unit"])
+    period = {None: "", "lifetime": " in all"}.get(row["period"], f" a {row['period']}")
+    model = f" for {row['model']}" if row["model"] else ""
+    return f"{amount(row['unit'], row['ceiling'])} {unit}{period}{model}"

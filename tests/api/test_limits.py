@@ -1,0 +1,241 @@
+"""Limits at the API: set by the operator, felt by the caller."""
+
+import asyncio
+import json
+from decimal import Decimal
+
+import openai
+import pytest
+from support import MODEL, cost_of
+
+ORGANIZATIONS = "/admin/v1/organizations"
+
+
+async def limited(caller, *, of_key=False, **limit):
+    """Set a limit on the caller's organization, or on its key; returns it."""
+    if of_key:
+        limit["api_key_id"] = caller.key_id
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
+    status, made = await caller.service.operate("POST", path, json=limit)
+    assert status == 201, made
+    return made
+
+
+async def standing(caller):
+    """The organization's limits as the operator sees them."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
+    _, body = await caller.service.operate("GET", path)
+    return body["limits"]
+
+
+async def test_money_is_spent_and_then_refused(service, caller):
+    """What calls cost stands on the limit to the nano-dollar; the call that does not fit is refused
+    with the numbers that prove it, in the shape of the SDK's error, and never reaches the books."""
+    limit = await limited(caller, unit="usd", period="month", ceiling="0.06")
+    client = openai.AsyncOpenAI(
+        base_url=f"{service.url}/v1", api_key=caller.key, max_retries=0, timeout=10
+    )
+    messages = [{"role": "user", "content": "Hello"}]
+
+    answered = 0
+    with pytest.raises(openai.APIStatusError) as refused:
+        for _ in range(10_000):
+            await client.chat.completions.create(
+                model=MODEL, messages=messages, max_completion_tokens=20_000
+            )
+            answered += 1
+            if answered == 3:
+                # Room for three more such calls is left, and not for one that may cost ten times.
+                change = {"ceiling": "0.03"}
+                await service.operate("PATCH", f"/admin/v1/limits/{limit['id']}", json=change)
+
+    error = refused.value.body
+    assert (refused.value.status_code, error["code"]) == (402, "limit_exceeded")
+    assert error["type"] == "insufficient_quota"
+    assert error["limit"]["id"] == limit["id"]
+    assert error["limit"]["scope"] == "organization"
+    assert error["limit"]["resets_at"].endswith("-01T00:00:00Z")
+    entries = await caller.entries()
+    assert answered == len(entries) == 3
+    (now,) = await standing(caller)
+    assert Decimal(now["used"]) == sum(cost_of(entry) for entry in entries)
+    assert now["held"] == "0.00"
+    assert now["ceiling"] == "0.03"
+
+
+async def test_what_others_hold_is_waited_for(service, caller):
+    """A call that fails only because of what is held is a 429 that says when to come again."""
+    await limited(caller, unit="usd", period="day", ceiling="0.03")
+    async with caller.chat("[tokens=50][delay=0.02]", stream=True, max_tokens=8000) as stream:
+        await stream.content.readline()
+        async with caller.chat(max_tokens=8000) as response:
+            assert response.status == 429
+            assert response.headers["Retry-After"] == "1"
+            error = (await response.json())["error"]
+        await stream.read()
+
+    assert error["code"] == "limit_held"
+    async with caller.chat(max_tokens=100) as response:
+        assert response.status == 200
+
+
+async def test_rates_are_what_the_sdk_reads(caller):
+    """Every answer says what is left, plain, streamed or refused."""
+    await limited(caller, of_key=True, unit="requests", period="minute", ceiling=2)
+    await limited(caller, unit="tokens", period="hour", ceiling=1_000_000)
+    async with caller.chat() as plain, caller.chat(stream=True) as stream, caller.chat() as refused:
+        await stream.read()
+        assert [plain.status, stream.status, refused.status] == [200, 200, 429]
+        lefts = [
+            response.headers["x-ratelimit-remaining-requests"]
+            for response in (plain, stream, refused)
+        ]
+        assert lefts == ["1", "0", "0"]
+        assert plain.headers["x-ratelimit-limit-requests"] == "2"
+        assert int(plain.headers["x-ratelimit-limit-tokens"]) == 1_000_000
+        assert 50 <= int(refused.headers["Retry-After"]) <= 62
+        error = (await refused.json())["error"]
+
+    assert (error["code"], error["limit"]["scope"]) == ("rate_limited", "api_key")
+    assert len(await caller.entries()) == 2
+
+
+async def test_concurrency_counts_what_is_open(caller):
+    """As many calls at a time as the ceiling says; the next one that ends makes room."""
+    await limited(caller, of_key=True, unit="concurrency", ceiling=1)
+    async with caller.chat("[tokens=50][delay=0.02]", stream=True) as stream:
+        await stream.content.readline()
+        async with caller.chat() as response:
+            assert response.status == 429
+        await stream.read()
+
+    async with caller.chat() as response:
+        assert response.status == 200
+
+
+async def test_a_refusal_for_ever_is_not_repeated(caller):
+    """An SDK repeats a 429 on its own, unless it is told that waiting is in vain."""
+    await limited(caller, unit="tokens", period="minute", ceiling=5)
+    async with caller.chat() as response:
+        assert response.status == 429
+        assert response.headers["x-should-retry"] == "false"
+        assert "Retry-After" not in response.headers
+
+
+async def test_a_limit_on_a_model_binds_that_model(caller):
+    """Whatever parameters stand behind its name."""
+    await limited(caller, unit="requests", period="day", ceiling=0, model=MODEL)
+    for model, status in ((MODEL, 429), (f"{MODEL}:strip_thinking_response=true", 429)):
+        async with caller.chat(model=model) as response:
+            assert response.status == status
+    async with caller.chat(model="venice-uncensored") as response:
+        assert response.status == 200
+
+
+async def test_no_price_no_money(caller):
+    """A model without a price is refused where money is limited, and elsewhere it passes."""
+    async with caller.chat(model="unpriced-preview") as response:
+        assert response.status == 200
+    await limited(caller, unit="usd", period="lifetime", ceiling="1000000")
+    async with caller.chat(model="unpriced-preview") as response:
+        assert response.status == 402
+        assert (await response.json())["error"]["code"] == "price_unknown"
+
+
+async def test_a_burst_never_passes_the_ceiling(caller):
+    """60 calls at once, all in flight together: what is spent and held never passes the limit."""
+    await limited(caller, unit="usd", period="month", ceiling="0.05")
+
+    async def call():
+        async with caller.chat("[tokens=30][delay=0.01]", stream=True, max_tokens=1000) as response:
+            await response.read()
+            return response.status
+
+    statuses = await asyncio.gather(*(call() for _ in range(60)))
+
+    (now,) = await standing(caller)
+    assert set(statuses) == {200, 429}
+    assert 0 < Decimal(now["used"]) <= Decimal("0.05")
+    assert statuses.count(200) == len(await caller.entries())
+
+
+async def test_the_output_is_capped_and_said(upstream, caller):
+    """Without a maximum of the caller's own one is set and said; theirs is never changed."""
+    async with caller.chat() as plain, caller.chat(stream=True) as stream:
+        await stream.read()
+        for response in (plain, stream):
+            assert response.headers["x-rialto-max-output-tokens"] == "8192"
+    async with caller.chat(max_tokens=77) as response:
+        assert "x-rialto-max-output-tokens" not in response.headers
+    async with caller.chat(max_completion_tokens=None) as response:
+        assert response.headers["x-rialto-max-output-tokens"] == "8192"
+
+    bodies = [json.loads(call.body) for call in upstream.calls.to("/chat/completions")]
+    assert [body.get("max_completion_tokens") for body in bodies] == [8192, 8192, None, 8192]
+    assert bodies[2]["max_tokens"] == 77
+
+
+async def test_limits_are_managed(caller):
+    """Changed, raised for a while, removed; each is audited and in force on the next call."""
+    limit = await limited(caller, unit="requests", period="month", ceiling=0)
+    path = f"/admin/v1/limits/{limit['id']}"
+
+    async def change(**members):
+        status, body = await caller.service.operate("PATCH", path, json=members)
+        assert status == 200, body
+        return body
+
+    async def status():
+        async with caller.chat() as response:
+            return response.status
+
+    assert await status() == 429
+    assert (await change(ceiling=1))["ceiling"] == 1
+    assert await status() == 200
+    assert await status() == 429
+    raised = await change(raised_to=2, raised_until="2999-01-01T00:00:00Z")
+    assert (raised["ceiling"], raised["used"]) == (2, 1)
+    assert await status() == 200
+    assert (await change(raised_to=None, raised_until=None))["ceiling"] == 1
+    assert await status() == 429
+    assert (await caller.service.operate("DELETE", path))[0] == 204
+    assert await status() == 200
+    assert (await caller.service.operate("DELETE", path))[0] == 404
+    assert await standing(caller) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "param"),
+    [
+        ({"unit": "usd", "period": "month", "ceiling": 5}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "five"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "-1"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "1e99"}, "ceiling"),
+        ({"unit": "requests", "period": "month", "ceiling": "5"}, "ceiling"),
+        ({"unit": "requests", "period": "month", "ceiling": -5}, "ceiling"),
+        ({"unit": "requests", "period": "month", "ceiling": True}, "ceiling"),
+        ({"unit": "requests", "ceiling": 5}, "period"),
+        ({"unit": "concurrency", "period": "day", "ceiling": 5}, "period"),
+        ({"unit": "euro", "period": "day", "ceiling": 5}, "unit"),
+        ({"unit": "usd", "period": "year", "ceiling": "5"}, "period"),
+        ({"unit": "usd", "period": "day", "ceiling": "5", "celing": "5"}, "celing"),
+        ({"unit": "usd", "period": "day", "ceiling": "5", "model": ""}, "model"),
+    ],
+)
+async def test_a_bad_limit_names_the_field(caller, limit, param):
+    """And nothing is set."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
+    status, body = await caller.service.operate("POST", path, json=limit)
+
+    assert (status, body["error"]["param"]) == (400, param)
+    assert await standing(caller) == []
+
+
+async def test_a_limit_of_somebody_elses_key_is_refused(service, caller):
+    """A key belongs to one organization, and its limits with it."""
+    other = await service.new_caller("other")
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
+    limit = {"unit": "concurrency", "ceiling": 1, "api_key_id": other.key_id}
+    status, body = await service.operate("POST", path, json=limit)
+
+    assert (status, body["error"]["param"]) == (404, "api_key_id")

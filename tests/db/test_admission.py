@@ -1,0 +1,506 @@
+"""Admission and settlement in the database: the verdicts of a greedy model, and sums that agree."""
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import make_settings
+
+from service import ledger
+from service.db import connect_arguments, open_pool, uuid7
+from service.errors import LimitExceeded, RateLimited, ServiceError, Unavailable
+from service.ledger import CostSource, Entry, Hold, Ledger, Outcome
+
+MODELS = ("m", "other")
+
+
+class Books:
+    """A database with an organization, its keys and limits, and a ledger that works on it."""
+
+    def __init__(self, database, connection):
+        self.database = database
+        self.connection = connection
+        self.ledger = Ledger(database, uuid7())
+        self.organization_id = uuid7()
+        self.keys = [uuid7(), uuid7()]
+
+    async def prepare(self):
+        await self.connection.execute(
+            "INSERT INTO organizations (id, name) VALUES ($1, 'a')", self.organization_id
+        )
+        for key in self.keys:
+            await self.connection.execute(
+                "INSERT INTO api_keys (id, organization_id, name, role, digest, prefix)"
+                " VALUES ($1, $2, 'k', 'inference', $3, 'rk_')",
+                key,
+                self.organization_id,
+                key.bytes * 2,
+            )
+
+    async def limit(self, unit, period, ceiling, key=None, model=None):
+        """A new limit; returns its id."""
+        limit_id = uuid7()
+        await self.connection.execute(
+            "INSERT INTO limits (organization_id, id, scope, api_key_id, model, unit, period,"
+            " ceiling) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            self.organization_id,
+            limit_id,
+            "api_key" if key else "organization",
+            key,
+            model,
+            unit,
+            period,
+            ceiling,
+        )
+        return limit_id
+
+    def hold(self, nanos=1, tokens=1, key=None, model="m"):
+        return Hold(
+            organization_id=self.organization_id,
+            id=uuid7(),
+            api_key_id=key or self.keys[0],
+            request_id="r",
+            endpoint="/chat/completions",
+            model=model,
+            is_stream=False,
+            bound_nanos=nanos,
+            bound_tokens=tokens,
+        )
+
+    async def admitted(self, holds):
+        """Which of the calls that arrive together are admitted, in order."""
+        outcomes = await asyncio.gather(*map(self.ledger.admit, holds), return_exceptions=True)
+        for outcome in outcomes:
+            assert not isinstance(outcome, Exception) or isinstance(outcome, ServiceError), outcome
+        return [not isinstance(outcome, Exception) for outcome in outcomes]
+
+    async def settle(self, hold, nanos=1, tokens=1, **changes):
+        await self.ledger.settle(entry_of(hold, nanos, tokens, **changes))
+
+    async def slow_down(self, without=""):
+        """Make every admission take 0.3 s between reading and writing; and take a guard out."""
+        source = await self.connection.fetchval(
+            "SELECT pg_get_functiondef('public.admit(jsonb, uuid, interval)'::regprocedure)"
+        )
+        slow = source.replace("FOR call IN", "PERFORM pg_sleep(0.3);\n    FOR call IN", 1)
+        assert slow != source
+        assert without in slow
+        await self.connection.execute(slow.replace(without, "") if without else slow)
+
+    async def state(self, limit_id):
+        limit = await ledger.find_limit(self.database, limit_id)
+        return limit.used, limit.held
+
+    async def audit(self):
+        """used = entries, held = sum of open holds, for each limit; each call has one event."""
+        rows = await self.connection.fetch(AUDIT)
+        assert [dict(row) for row in rows] == []
+
+
+AUDIT = """
+    SELECT l.id, l.unit, l.period, l.used, l.held, counted.held AS held_by_holds,
+           booked.used AS used_by_entries
+    FROM limits l
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(CASE l.unit WHEN 'usd' THEN h.bound_nanos
+                                        WHEN 'tokens' THEN h.bound_tokens ELSE 1 END), 0) AS held
+        FROM holds h
+        WHERE l.id = ANY (h.limit_ids)
+    ) counted
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(CASE l.unit WHEN 'usd' THEN e.cost_nanos WHEN 'tokens' THEN e.tokens
+                                        WHEN 'requests' THEN e.requests ELSE 0 END), 0) AS used
+        FROM ledger_entries e
+        WHERE l.id = ANY (e.limit_ids)
+          AND e.limit_windows[array_position(e.limit_ids, l.id)] = l.window_start
+    ) booked
+    WHERE limit_bucket_s(l.unit, l.period) IS NULL
+      AND (l.held <> counted.held OR l.used <> booked.used)
+"""
+
+
+def entry_of(hold, nanos, tokens, **changes):
+    """An entry for a call that ended well."""
+    facts = {
+        "hold": hold,
+        "model": hold.model,
+        "outcome": Outcome.OK,
+        "status": 200,
+        "input_tokens": tokens,
+        "cached_input_tokens": 0,
+        "output_tokens": 0,
+        "cost_nanos": nanos,
+        "cost_source": CostSource.REPORTED,
+        "upstream_request_id": None,
+        "first_byte_ms": 1,
+        "duration_ms": 2,
+    }
+    return Entry(**{**facts, **changes})
+
+
+@pytest.fixture
+async def books(database_address):
+    """Books on a database of the test's own, audited at the end."""
+    connection = await asyncpg.connect(**connect_arguments(database_address))
+    try:
+        async with open_pool(make_settings(database_address, "http://x"), database_address) as pool:
+            books = Books(pool, connection)
+            await books.prepare()
+            yield books
+            await books.audit()
+            await books.ledger.flush(1)
+    finally:
+        await connection.close()
+
+
+UNITS = [
+    ("usd", "month"),
+    ("usd", "day"),
+    ("usd", "lifetime"),
+    ("usd", "minute"),
+    ("requests", "minute"),
+    ("requests", "hour"),
+    ("requests", "day"),
+    ("tokens", "minute"),
+    ("tokens", "hour"),
+    ("tokens", "month"),
+    ("concurrency", None),
+]
+
+
+@pytest.mark.parametrize(("unit", "period"), UNITS)
+async def test_exactly_as_many_as_fit(books, unit, period):
+    """Of 300 calls at once for the room of 37, 37 are admitted, whatever the unit and period."""
+    await books.limit(unit, period, 37)
+
+    admitted = await books.admitted([books.hold() for _ in range(300)])
+
+    assert sum(admitted) == 37
+    assert admitted == sorted(admitted, reverse=True)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(("unit", "period"), [("usd", "month"), ("requests", "hour")])
+async def test_exactly_as_many_as_fit_on_several_processes(books, processes, unit, period):
+    """Replicas share no memory, only the database."""
+    await books.limit(unit, period, 100)
+    ledgers = [Ledger(books.database, uuid7()) for _ in range(processes)]
+
+    outcomes = await asyncio.gather(
+        *(ledgers[n % processes].admit(books.hold()) for n in range(600)), return_exceptions=True
+    )
+
+    assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 100
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
+    """Two replicas decide at the same time: without the row lock both would spend the same room."""
+    await books.slow_down("" if is_guarded else "FOR NO KEY UPDATE")
+    await books.limit("usd", "month", 100)
+    ledgers = [Ledger(books.database, uuid7()) for _ in range(2)]
+
+    outcomes = await asyncio.gather(
+        *(books_of.admit(books.hold(100)) for books_of in ledgers), return_exceptions=True
+    )
+
+    assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 2 - is_guarded
+    if not is_guarded:
+        # The second overwrote what the first had written: the sums no longer agree.
+        with pytest.raises(AssertionError):
+            await books.audit()
+        await books.connection.execute("DELETE FROM limits")
+
+
+def model_of(limits, calls):
+    """The greedy model: each call in turn takes all of its limits, or none."""
+    taken = [0] * len(limits)
+    verdicts = []
+    for nanos, tokens, key, name in calls:
+        need = {"usd": nanos, "tokens": tokens, "requests": 1, "concurrency": 1}
+        applying = [
+            place
+            for place, (unit, _, _, limit_key, model) in enumerate(limits)
+            if limit_key in (None, key) and model in (None, name)
+        ]
+        fits = all(taken[place] + need[limits[place][0]] <= limits[place][2] for place in applying)
+        for place in applying if fits else ():
+            taken[place] += need[limits[place][0]]
+        verdicts.append(fits)
+    return verdicts
+
+
+some_limits = st.lists(
+    st.tuples(
+        st.sampled_from(UNITS),
+        st.integers(0, 60),
+        st.sampled_from([None, 0, 1]),
+        st.sampled_from([None, *MODELS]),
+    ),
+    max_size=6,
+)
+some_calls = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 1), st.sampled_from(MODELS)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(limits=some_limits, calls=some_calls, seed=st.integers())
+async def test_verdicts_are_those_of_the_greedy_model(books, limits, calls, seed):
+    """Random amounts, overlapping limits; then everything is settled at random and agrees."""
+    # An organization of its own for each example.
+    books.organization_id, books.keys = uuid7(), [uuid7(), uuid7()]
+    await books.prepare()
+    flat = [(unit, period, ceiling, key, model) for (unit, period), ceiling, key, model in limits]
+    ids = [
+        await books.limit(unit, period, ceiling, None if key is None else books.keys[key], model)
+        for unit, period, ceiling, key, model in flat
+    ]
+    holds = [
+        books.hold(nanos, tokens, books.keys[key], model) for nanos, tokens, key, model in calls
+    ]
+
+    admitted = await books.admitted(holds)
+
+    assert admitted == model_of(flat, calls)
+    chance = random.Random(seed)
+    for hold, is_admitted in zip(holds, admitted, strict=True):
+        if is_admitted:
+            nanos = chance.randint(0, hold.bound_nanos)
+            await books.settle(hold, nanos, chance.randint(0, hold.bound_tokens))
+    await books.audit()
+    for limit_id, (unit, *_) in zip(ids, flat, strict=True):
+        assert (await books.state(limit_id))[1] == ("0.00" if unit == "usd" else 0)
+
+
+async def test_a_refusal_proves_itself(books):
+    """Which limit, and used + held + needed > ceiling; final only if what is used alone says so."""
+    limit_id = await books.limit("usd", "month", 100)
+    first, second = books.hold(60), books.hold(30)
+    await books.ledger.admit(first)
+    await books.ledger.admit(second)
+    await books.settle(first, 50)
+
+    with pytest.raises(RateLimited) as held:
+        await books.ledger.admit(books.hold(30))
+    with pytest.raises(LimitExceeded) as exceeded:
+        await books.ledger.admit(books.hold(51))
+
+    assert (held.value.code, held.value.retry_after_s) == ("limit_held", 1)
+    assert held.value.limit["id"] == str(limit_id)
+    numbers = [held.value.limit[name] for name in ("used", "held", "needed", "ceiling")]
+    assert numbers == ["0.00000005", "0.00000003", "0.00000003", "0.0000001"]
+    assert held.value.limit["resets_at"].day == 1
+    assert exceeded.value.code == "limit_exceeded"
+
+
+async def test_a_rate_slides(books):
+    """A refusal says when there is room, and what is left stands in the rates."""
+    await books.limit("requests", "minute", 3)
+
+    rates = [await books.ledger.admit(books.hold()) for _ in range(3)]
+    with pytest.raises(RateLimited) as refused:
+        await books.ledger.admit(books.hold())
+
+    assert [rate.requests.left for rate in rates] == [2, 1, 0]
+    assert refused.value.code == "rate_limited"
+    assert 55 <= refused.value.retry_after_s <= 62
+    # A minute and a second later it is gone.
+    await books.connection.execute(
+        "UPDATE limits SET bucket_at = bucket_at - interval '61 s',"
+        " buckets = (SELECT array_agg(buckets[(i + 60) % 61 + 1] ORDER BY i)"
+        "            FROM generate_series(1, 61) i)"
+    )
+    await books.ledger.admit(books.hold())
+
+
+async def test_tokens_that_were_not_used_come_back(books):
+    """A token rate counts the bound at admission, and what was used once it is known."""
+    limit_id = await books.limit("tokens", "hour", 100)
+    hold = books.hold(tokens=90)
+    await books.ledger.admit(hold)
+    with pytest.raises(RateLimited):
+        await books.ledger.admit(books.hold(tokens=20))
+
+    await books.settle(hold, tokens=5)
+
+    assert await books.state(limit_id) == (5, 0)
+    await books.ledger.admit(books.hold(tokens=95))
+
+
+async def test_a_call_that_never_fits_is_told_so(books):
+    """Waiting does not help a call that needs more than the ceiling."""
+    await books.limit("tokens", "minute", 10)
+
+    with pytest.raises(RateLimited) as refused:
+        await books.ledger.admit(books.hold(tokens=11))
+
+    assert refused.value.retry_after_s is None
+
+
+async def test_without_a_price_no_money(books):
+    """A call whose bound is not known passes no money limit, and every other."""
+    await books.limit("usd", "day", 1000, key=books.keys[0])
+
+    with pytest.raises(LimitExceeded) as refused:
+        await books.ledger.admit(books.hold(nanos=None))
+    await books.ledger.admit(books.hold(nanos=None, key=books.keys[1]))
+
+    assert refused.value.code == "price_unknown"
+
+
+async def test_windows_roll(books):
+    """At the window's end what is used begins anew, and what is held goes on."""
+    limit_id = await books.limit("usd", "day", 100)
+    first, second = books.hold(40), books.hold(40)
+    await books.ledger.admit(first)
+    await books.ledger.admit(second)
+    await books.settle(first, 40)
+    # What has happened so far happened yesterday.
+    await books.connection.execute(
+        "SET session_replication_role = replica;"
+        "UPDATE limits SET window_start = window_start - interval '1 d';"
+        "UPDATE ledger_entries SET limit_windows = ARRAY[limit_windows[1] - interval '1 d'];"
+        "RESET session_replication_role"
+    )
+
+    assert await books.state(limit_id) == ("0.00", "0.00000004")
+    await books.ledger.admit(books.hold(60))
+    await books.settle(second, 30)
+
+    assert await books.state(limit_id) == ("0.00000003", "0.00000006")
+
+
+async def test_a_raise_ends_by_itself(books):
+    """Until its end the raise is the ceiling."""
+    limit_id = await books.limit("concurrency", None, 1)
+    raising = "UPDATE limits SET raised_to = 3, raised_until = $2 WHERE id = $1"
+    now = datetime.now(UTC)
+
+    await books.connection.execute(raising, limit_id, now + timedelta(minutes=1))
+    assert sum(await books.admitted([books.hold() for _ in range(5)])) == 3
+    await books.connection.execute(raising, limit_id, now - timedelta(minutes=1))
+    assert sum(await books.admitted([books.hold()])) == 0
+
+
+async def test_repeating_changes_nothing(books):
+    """The same admission or settlement again, as after a lost connection, counts once."""
+    limit_id = await books.limit("usd", "month", 100)
+    hold = books.hold(60)
+    await books.ledger.admit(hold)
+    await books.ledger.admit(hold)
+    assert await books.state(limit_id) == ("0.00", "0.00000006")
+
+    for _ in range(2):
+        await books.settle(hold, 50)
+    assert await books.state(limit_id) == ("0.00000005", "0.00")
+
+
+async def test_a_caller_that_leaves_holds_nothing(books):
+    """An admission whose caller was cancelled is undone, whether it was made or not."""
+    limit_id = await books.limit("usd", "month", 100)
+    for pause_ms in (0, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5):
+        hold = books.hold()
+        admitting = asyncio.create_task(books.ledger.admit(hold))
+        await asyncio.sleep(pause_ms / 1000)
+        if not admitting.cancel():
+            await books.settle(hold, 0)
+        await asyncio.wait({admitting})
+    # Long before the second attempt to undo it.
+    await asyncio.sleep(1)
+
+    assert await books.state(limit_id) == ("0.00", "0.00")
+
+
+async def test_an_admission_under_way_is_undone_when_it_is_made(books):
+    """Its caller leaves while the database decides: the undoing waits for the decision."""
+    await books.slow_down()
+    limit_id = await books.limit("usd", "month", 100)
+
+    admitting = asyncio.create_task(books.ledger.admit(books.hold()))
+    await asyncio.sleep(0.1)
+    assert admitting.cancel()
+    async with asyncio.timeout(5):
+        while not await books.connection.fetchval("SELECT count(*) FROM ledger_entries"):
+            await asyncio.sleep(0.01)
+
+    assert await books.state(limit_id) == ("0.00", "0.00")
+    entry = await books.connection.fetchrow("SELECT outcome, cost_nanos FROM ledger_entries")
+    assert tuple(entry) == ("not_sent", 0)
+
+
+async def test_the_sweeper_settles_at_the_bound_and_late_news_corrects_it(books):
+    """A hold whose lease has run out is settled as interrupted; the real cost, when it comes after
+    all, is a correction of its own, once."""
+    limit_id = await books.limit("usd", "month", 100)
+    hold, alive = books.hold(60), books.hold(30)
+    await books.ledger.admit(hold)
+    await books.ledger.admit(alive)
+    await books.connection.execute(
+        "UPDATE holds SET lease_until = now() - interval '1 s' WHERE id = $1", hold.id
+    )
+
+    assert await ledger.sweep(books.database) == 1
+    assert await books.state(limit_id) == ("0.00000006", "0.00000003")
+    await books.audit()
+    late = entry_of(hold, 45, 1)
+    for _ in range(2):
+        await books.ledger.settle(late)
+        await books.settle(hold, 20)
+
+    assert await books.state(limit_id) == ("0.000000045", "0.00000003")
+    rows = await books.connection.fetch(
+        "SELECT kind, amends_id, outcome, cost_nanos, cost_source FROM ledger_entries ORDER BY id"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("call", None, "interrupted", 60, "bound"),
+        ("correction", hold.id, "ok", -15, "reported"),
+    ]
+    await books.settle(alive, 1)
+
+
+async def test_a_lease_that_is_renewed_is_left_alone(books):
+    """Also between the sweeper's look and its hand."""
+    hold = books.hold()
+    await books.ledger.admit(hold)
+    await books.connection.execute("UPDATE holds SET lease_until = now() - interval '1 s'")
+
+    await books.ledger.renew_leases()
+
+    assert await ledger.sweep(books.database) == 0
+    await books.settle(hold)
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
+
+
+async def test_one_bad_entry_keeps_no_other_from_the_books(books):
+    """An entry that the database cannot take is logged; those of its batch are written."""
+    holds = [books.hold() for _ in range(5)]
+    await books.admitted(holds)
+
+    await asyncio.gather(
+        *(books.settle(hold, status=10**9 if n == 2 else 200) for n, hold in enumerate(holds))
+    )
+
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 4
+    await books.settle(holds[2])
+
+
+async def test_a_full_queue_refuses(books, monkeypatch):
+    """Beyond the bound of the queue calls are refused with 503, and nothing waits for ever."""
+    monkeypatch.setattr(ledger.batches, "MOST_WAITING", 10)
+
+    outcomes = await asyncio.gather(
+        *(books.ledger.admit(books.hold()) for _ in range(50)), return_exceptions=True
+    )
+
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
+    assert len(refused) == 40
+    assert {error.retry_after_s for error in refused} == {1}
