@@ -90,7 +90,10 @@ async def list_keys(request: web.Request) -> web.Response:
     organization_id = _id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
-    rows = await accounts.list_keys(request.app[DATABASE], organization_id, after, limit)
+    database = request.app[DATABASE]
+    rows = await accounts.list_keys(database, organization_id, after, limit)
+    if not rows:
+        await accounts.find_organization(database, organization_id)
     return json_response({"keys": rows, "next": _next(rows, limit)})
 
 
@@ -123,7 +126,10 @@ async def list_limits(request: web.Request) -> web.Response:
     organization_id = _id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
-    rows = await ledger.list_limits(request.app[DATABASE], organization_id, after, limit)
+    database = request.app[DATABASE]
+    rows = await ledger.list_limits(database, organization_id, after, limit)
+    if not rows:
+        await accounts.find_organization(database, organization_id)
     return json_response({"limits": rows, "next": _next(rows, limit)})
 
 
@@ -156,7 +162,10 @@ async def list_ledger(request: web.Request) -> web.Response:
     organization_id = _id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, LAST_ID)
-    rows = await ledger.list_entries(request.app[DATABASE], organization_id, after, limit)
+    database = request.app[DATABASE]
+    rows = await ledger.list_entries(database, organization_id, after, limit)
+    if not rows:
+        await accounts.find_organization(database, organization_id)
     return json_response({"entries": rows, "next": _next(rows, limit)})
 
 

@@ -10,7 +10,6 @@ from aiohttp import web
 
 from service.api.state import SETTINGS
 from service.errors import (
-    ClientError,
     PayloadTooLarge,
     RateLimited,
     RequestTimeout,
@@ -63,7 +62,7 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
     """The body of an error in OpenAI's shape."""
-    kind = "invalid_request_error" if isinstance(error, ClientError) else "api_error"
+    kind = "invalid_request_error" if error.status < 500 else "api_error"
     content: dict[str, Any] = {
         "message": error.message,
         "type": ERROR_TYPES.get(error.status, kind),

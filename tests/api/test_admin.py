@@ -175,6 +175,9 @@ async def test_what_is_not_there_is_a_404(service, wanted):
     """Unknown and malformed ids are not found, in our shape."""
     for method, path in (
         ("GET", f"{ORGANIZATIONS}/{wanted}"),
+        ("GET", f"{ORGANIZATIONS}/{wanted}/keys"),
+        ("GET", f"{ORGANIZATIONS}/{wanted}/limits"),
+        ("GET", f"{ORGANIZATIONS}/{wanted}/ledger"),
         ("POST", f"{ORGANIZATIONS}/{wanted}/keys"),
         ("DELETE", f"/admin/v1/keys/{wanted}"),
     ):

@@ -426,7 +426,7 @@ async def test_hang_up_in_the_middle(upstream, caller):
 
 async def test_a_slow_reader_holds_venice_back(upstream, caller):
     """Backpressure reaches Venice: what nobody reads is not piled up here."""
-    async with caller.chat("[tokens=100000]", stream=True, max_tokens=32_000) as response:
+    async with caller.chat("[tokens=100000]", stream=True, max_tokens=100_000) as response:
         await response.content.readline()
         await asyncio.sleep(1)
         (call,) = upstream.calls.to("/chat/completions")
