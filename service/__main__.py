@@ -1,4 +1,4 @@
-"""The command line: ``python -m service [serve|migrate|organizations|keys|ledger]``."""
+"""The command line, ``python -m service``: serving, migrating, and the operator's verbs."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,11 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from service import __version__, accounts, embedded, ledger, logs, schema
-from service.audit import Actor
+from service import __version__, accounts, audit, embedded, ledger, logs, schema
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.crypto import Keyring
 from service.db import Database, first_connection, open_pool
-from service.errors import ServiceError, SettingsError, StartupError
+from service.errors import Conflict, ServiceError, SettingsError, StartupError
 from service.settings import EX_CONFIG, Environment, Settings, load
 
 MIGRATE_TIMEOUT_S: Final = 90.0
@@ -251,6 +251,44 @@ def delete_limit(limit_id: UUID) -> None:
         return limit
 
     _with_database(work)
+
+
+@main.command("audit")
+@click.option("--organization", "organization_id", type=click.UUID, help="This one only.")
+def audit_books(organization_id: UUID | None) -> None:
+    """Prove the books: limits by holds and entries, and the chain of audit events.
+
+    One line an organization and one a fault; exit status 1 if there is any.
+    """
+
+    async def work(database: Database, _: Keyring) -> Any:
+        if organization_id is None:
+            wanted = [OPERATOR_ORGANIZATION_ID]
+            while page := await accounts.list_organizations(database, wanted[-1], limit=1000):
+                wanted += [organization.id for organization in page]
+        else:
+            wanted = [(await accounts.find_organization(database, organization_id)).id]
+        click.echo(f"{'organization':36} {'limits':>7} {'holds':>7} {'entries':>10} faults chain")
+        faults = [await _proven(database, one) for one in wanted]
+        if sum(faults):
+            raise Conflict(f"The books do not agree: {sum(faults)} faults.", code="books_disagree")
+        return []
+
+    _with_database(work)
+
+
+async def _proven(database: Database, organization_id: UUID) -> int:
+    """Print what is proven of an organization; how many faults there are."""
+    proof = await ledger.prove(database, organization_id)
+    break_at = await audit.first_break(database, organization_id)
+    chain = "whole" if break_at is None else f"breaks at {break_at}"
+    click.echo(
+        f"{organization_id} {proof.limits:>7} {proof.holds:>7} {proof.entries:>10}"
+        f" {len(proof.faults):>6} {chain}"
+    )
+    for fault in proof.faults:
+        click.echo(f"  {fault.id} {fault.what}: {fault.stands} stands, {fault.proven} is proven")
+    return len(proof.faults) + (break_at is not None)
 
 
 @main.group("ledger")

@@ -11,8 +11,9 @@ from uuid import UUID
 
 import msgspec
 
-from service.db import uuid7
+from service.db import Database, uuid7
 
+CHAIN_PAGE: Final = 1000
 OPERATOR_ORGANIZATION_ID: Final = UUID(int=0)
 """The organization of the operator, made by the first migration."""
 
@@ -29,6 +30,20 @@ INSERT_EVENT: Final = """
         previous_hash, hash
     )
     VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $11)
+"""
+READ_CHAIN: Final = """
+    SELECT organization_id, sequence, id, actor, action, target, detail::text AS detail, request_id,
+           created_at, previous_hash, hash
+    FROM public.audit_events
+    WHERE organization_id = $1
+      AND sequence > $2
+    ORDER BY sequence
+    LIMIT $3
+"""
+READ_HEAD: Final = """
+    SELECT audit_sequence, audit_head
+    FROM public.organizations
+    WHERE id = $1
 """
 MOVE_HEAD: Final = """
     UPDATE public.organizations
@@ -87,6 +102,38 @@ async def record(
         event_hash,
     )
     await conn.execute(MOVE_HEAD, organization_id, sequence, event_hash)
+
+
+async def first_break(database: Database, organization_id: UUID) -> int | None:
+    """The sequence number at which the organization's chain breaks, or None if it is whole: no
+    event altered, dropped or slipped in, and none missing at its end."""
+    head = await database.fetchrow(READ_HEAD, organization_id)
+    sequence, previous_hash = 0, None
+    while events := await database.fetch(READ_CHAIN, organization_id, sequence, CHAIN_PAGE):
+        for event in events:
+            sequence += 1
+            fields = (
+                str(event["organization_id"]),
+                event["sequence"],
+                str(event["id"]),
+                event["actor"],
+                event["action"],
+                event["target"],
+                msgspec.json.decode(event["detail"]),
+                event["request_id"],
+                event["created_at"].astimezone(UTC).isoformat(timespec="microseconds"),
+            )
+            is_whole = (
+                event["sequence"] == sequence
+                and event["previous_hash"] == previous_hash
+                and event["hash"] == event_digest(previous_hash, fields)
+            )
+            if not is_whole:
+                return sequence
+            previous_hash = event["hash"]
+    # Events that came since the head was read are no break; events that the head has seen and that
+    # are gone are one.
+    return sequence + 1 if sequence < head["audit_sequence"] else None
 
 
 def event_digest(previous_hash: bytes | None, fields: tuple[Any, ...]) -> bytes:

@@ -115,9 +115,11 @@ async def upstream():
 
 @pytest.fixture
 async def service(database_address, upstream):
-    """The service, listening, between a real PostgreSQL and a Venice on a socket."""
+    """The service, listening, between a real PostgreSQL and a Venice on a socket; its books are
+    audited afterwards."""
     async with running(make_settings(database_address, upstream.url)) as service:
         yield service
+        await service.audit()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import aiohttp
 from aiohttp import web
 
 from service import app as application
+from service import audit, ledger
 from service.settings import Environment, Settings
 
 OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
@@ -70,6 +71,13 @@ class Service:
         async with self.http.request(method, path, headers=headers, **arguments) as response:
             body = await response.json() if response.status != 204 else None
             return response.status, body
+
+    async def audit(self):
+        """Prove the books of every organization, and the chains of their audit events."""
+        database = self.app[application.api.DATABASE]
+        for row in await database.fetch("SELECT id FROM public.organizations"):
+            assert (await ledger.prove(database, row["id"])).faults == []
+            assert await audit.first_break(database, row["id"]) is None
 
     async def new_caller(self, name="acme", **key):
         """A caller with an organization and a key of its own."""

@@ -21,11 +21,13 @@ from service.ledger.limits import (
     list_limits,
 )
 from service.ledger.partitions import make_partitions
+from service.ledger.proofs import Fault, Proof, prove
 from service.ledger.refusals import Rate, Rates
 
 __all__ = [
     "CostSource",
     "Entry",
+    "Fault",
     "Hold",
     "Ledger",
     "LedgerEntry",
@@ -34,6 +36,7 @@ __all__ = [
     "NewLimit",
     "Outcome",
     "Period",
+    "Proof",
     "Rate",
     "Rates",
     "Unit",
@@ -44,5 +47,6 @@ __all__ = [
     "list_entries",
     "list_limits",
     "make_partitions",
+    "prove",
     "sweep",
 ]

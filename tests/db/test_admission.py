@@ -96,31 +96,8 @@ class Books:
         return limit.used, limit.held
 
     async def audit(self):
-        """used = entries, held = sum of open holds, for each limit; each call has one event."""
-        rows = await self.connection.fetch(AUDIT)
-        assert [dict(row) for row in rows] == []
-
-
-AUDIT = """
-    SELECT l.id, l.unit, l.period, l.used, l.held, counted.held AS held_by_holds,
-           booked.used AS used_by_entries
-    FROM limits l
-    CROSS JOIN LATERAL (
-        SELECT coalesce(sum(CASE l.unit WHEN 'usd' THEN h.bound_nanos
-                                        WHEN 'tokens' THEN h.bound_tokens ELSE 1 END), 0) AS held
-        FROM holds h
-        WHERE l.id = ANY (h.limit_ids)
-    ) counted
-    CROSS JOIN LATERAL (
-        SELECT coalesce(sum(CASE l.unit WHEN 'usd' THEN e.cost_nanos WHEN 'tokens' THEN e.tokens
-                                        WHEN 'requests' THEN e.requests ELSE 0 END), 0) AS used
-        FROM ledger_entries e
-        WHERE l.id = ANY (e.limit_ids)
-          AND e.limit_windows[array_position(e.limit_ids, l.id)] = l.window_start
-    ) booked
-    WHERE limit_bucket_s(l.unit, l.period) IS NULL
-      AND (l.held <> counted.held OR l.used <> booked.used)
-"""
+        """The books agree with themselves."""
+        assert (await ledger.prove(self.database, self.organization_id)).faults == []
 
 
 def entry_of(hold, nanos, tokens, **changes):
@@ -211,9 +188,9 @@ async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
     assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 2 - is_guarded
     if not is_guarded:
         # The second overwrote what the first had written: the sums no longer agree.
-        with pytest.raises(AssertionError):
-            await books.audit()
-        await books.connection.execute("DELETE FROM limits")
+        (fault,) = (await ledger.prove(books.database, books.organization_id)).faults
+        assert (fault.what, fault.stands, fault.proven) == ("held", 100, 200)
+        await books.connection.execute("UPDATE limits SET held = 200")
 
 
 def model_of(limits, calls):
@@ -317,7 +294,8 @@ async def test_a_rate_slides(books):
     await books.connection.execute(
         "UPDATE limits SET bucket_at = bucket_at - interval '61 s',"
         " buckets = (SELECT array_agg(buckets[(i + 60) % 61 + 1] ORDER BY i)"
-        "            FROM generate_series(1, 61) i)"
+        "            FROM generate_series(1, 61) i);"
+        "UPDATE holds SET limit_windows = ARRAY[limit_windows[1] - interval '61 s']"
     )
     await books.ledger.admit(books.hold())
 
@@ -504,3 +482,61 @@ async def test_a_full_queue_refuses(books, monkeypatch):
     refused = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
     assert len(refused) == 40
     assert {error.retry_after_s for error in refused} == {1}
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        ("UPDATE limits SET used = used + 1 WHERE unit = 'usd'", "used"),
+        ("UPDATE limits SET held = held + 1 WHERE unit = 'usd'", "held"),
+        ("UPDATE limits SET held = held + 1 WHERE unit = 'concurrency'", "held"),
+        ("UPDATE limits SET buckets[1] = buckets[1] + 1 WHERE unit = 'requests'", "used"),
+        ("UPDATE limits SET buckets[9] = buckets[9] - 1 WHERE unit = 'tokens'", "used"),
+        ("DELETE FROM holds", "held"),
+        (
+            "INSERT INTO holds (organization_id, id, api_key_id, request_id, endpoint, model,"
+            " is_stream, process_id, lease_until) SELECT organization_id, id, api_key_id, 'r', 'e',"
+            " 'm', false, id, now() FROM ledger_entries",
+            "hold of a settled call",
+        ),
+    ],
+)
+async def test_the_audit_finds_what_was_harmed(books, harm, what):
+    """Each sum that is changed behind the books' back is named."""
+    for unit, period in UNITS:
+        await books.limit(unit, period, 1000)
+    settled, open_one = books.hold(5, 7), books.hold(3, 4)
+    await books.admitted([settled, open_one])
+    await books.settle(settled, 2, 6)
+    await books.audit()
+    transaction = books.connection.transaction()
+    await transaction.start()
+
+    await books.connection.execute(harm)
+    rows = await books.connection.fetch(ledger.proofs.FIND_FAULTS, books.organization_id)
+    await transaction.rollback()
+
+    assert what in {row["what"] for row in rows}
+    await books.settle(open_one)
+
+
+async def test_the_audit_proves_corrections(books):
+    """A correction amends one call that exists, and no call has two."""
+    hold = books.hold(5)
+    await books.admitted([hold])
+    await books.settle(hold, 5)
+    correct = (
+        "INSERT INTO ledger_entries (organization_id, id, kind, amends_id, cost_nanos, cost_source)"
+        " VALUES ($1, $2, 'correction', $3, 1, 'manual')"
+    )
+    transaction = books.connection.transaction()
+    await transaction.start()
+    for amended in (hold.id, hold.id, uuid7()):
+        await books.connection.execute(correct, books.organization_id, uuid7(), amended)
+    rows = await books.connection.fetch(ledger.proofs.FIND_FAULTS, books.organization_id)
+    await transaction.rollback()
+
+    assert sorted(row["what"] for row in rows) == [
+        "correction of no call",
+        "corrections of one call",
+    ]

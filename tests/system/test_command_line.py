@@ -88,6 +88,9 @@ async def test_limits_are_set_and_changed(tmp_path, database_address):
     listed = await rialto("limits", "list", *one, **command)
     assert [limit["id"] for limit in listed] == [made[0]["id"], made[2]["id"]]
 
+    status, out, _ = await run(sys.executable, "-m", "service", "audit", **command)
+    assert status == 0
+    assert re.search(rf"{organization['id']} +3 +0 +0 +0 whole", out)
     program = [sys.executable, "-m", "service", "limits", "create", *one]
     for bad, said in (
         (["--usd", "5/year"], "'5/year' is no ceiling and period"),
