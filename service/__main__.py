@@ -88,6 +88,7 @@ def create_organization(name: str) -> None:
     """Make an organization."""
 
     async def work(database: Database, keyring: Keyring) -> Any:
+        await accounts.check_master_key(database, keyring)
         async with database.transaction() as conn:
             return await accounts.create_organization(conn, keyring, COMMAND_LINE, name)
 
@@ -117,7 +118,8 @@ def create_key(
 ) -> None:
     """Make a key. It is shown this once."""
 
-    async def work(database: Database, _: Keyring) -> Any:
+    async def work(database: Database, keyring: Keyring) -> Any:
+        await accounts.check_master_key(database, keyring)
         async with database.transaction() as conn:
             key, secret = await accounts.create_key(
                 conn, COMMAND_LINE, organization_id, name, role, expires_at

@@ -17,7 +17,7 @@ import msgspec
 from service import audit, crypto
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.db import Database, uuid7
-from service.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from service.errors import Conflict, Forbidden, NotFound, StartupError, Unauthenticated
 
 CHANNEL: Final = "rialto_accounts"
 """NOTIFY on this channel means that a key or an organization changed."""
@@ -73,6 +73,14 @@ REVOKE_KEY: Final = """
     SET revoked_at = $2, updated_at = $2
     WHERE id = $1
       AND revoked_at IS NULL
+"""
+NEWEST_DATA_KEY: Final = """
+    SELECT id, wrapped_data_key
+    FROM public.organizations
+    WHERE status = 'active'
+      AND wrapped_data_key IS NOT NULL
+    ORDER BY id DESC
+    LIMIT 1
 """
 ANNOUNCE: Final = "SELECT pg_notify($1, $2)"
 
@@ -209,6 +217,25 @@ def _check_in_force(row: Any, digest: bytes) -> None:
         raise Forbidden(
             f"The organization is {row['organization_status']}.", code="organization_inactive"
         )
+
+
+async def check_master_key(database: Database, keyring: crypto.Keyring) -> None:
+    """Open the data key of the newest active organization. Keys are only ever added to the ring, so
+    a ring that does not open this one was replaced or belongs to another database, and what it
+    wrapped from now on would be lost on the way back.
+
+    :raises StartupError: when it does not open. An empty database fits every ring.
+    """
+    row = await database.fetchrow(NEWEST_DATA_KEY)
+    if row is None:
+        return
+    try:
+        keyring.open_data_key(row["id"].bytes, row["wrapped_data_key"])
+    except crypto.UnknownMasterKey as error:
+        raise StartupError(
+            f"No key in ENCRYPTION_KEY opens the data key of organization {row['id']}.",
+            "Add the key that was in force to ENCRYPTION_KEY, after the new one and a comma.",
+        ) from error
 
 
 async def create_organization(

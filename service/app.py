@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import http_parser, web
 
-from service import api, embedded, jobs, logs, schema
+from service import accounts, api, embedded, jobs, logs, schema
 from service.accounts import CHANNEL, Callers
 from service.address import DatabaseAddress
 from service.catalog import Catalog
@@ -106,11 +106,12 @@ async def _migrate(address: DatabaseAddress, timeout: float) -> None:
 
 
 async def pool(app: web.Application) -> AsyncIterator[None]:
-    """The connection pool."""
+    """The connection pool, and whether what it reads can be decrypted."""
     settings = app[api.SETTINGS]
     async with contextlib.AsyncExitStack() as stack:
         with logs.step("pool", size=settings.database_pool_max_size):
             app[api.DATABASE] = await stack.enter_async_context(open_pool(settings, app[ADDRESS]))
+        await accounts.check_master_key(app[api.DATABASE], app[api.KEYRING])
         yield
         log.info("closing pool")
 

@@ -136,6 +136,29 @@ async def test_mistakes_are_one_line(tmp_path, database_address):
     assert err == "not_found: There is no such API key.\n"
 
 
+async def test_nothing_is_made_with_another_encryption_key(tmp_path, database_address, service):
+    """A key that opens none of the stored data keys makes no organization and no key; what needs
+    no data key still works."""
+    caller = await service.new_caller()
+    other = {
+        "directory": tmp_path,
+        "DATABASE_URL": database_url(database_address),
+        "ENCRYPTION_KEY": "n" * 32,
+    }
+    for command in (
+        ("organizations", "create", "other"),
+        ("keys", "create", "--organization", caller.organization_id, "--name", "app"),
+    ):
+        status, out, err = await run(sys.executable, "-m", "service", *command, **other)
+        assert (status, out) == (1, "")
+        assert err.count("\n") == 1
+        assert "Add the key that was in force to ENCRYPTION_KEY" in err
+
+    assert len(await rialto("organizations", "list", **other)) == 1
+    (revoked,) = await rialto("keys", "revoke", caller.key_id, **other)
+    assert revoked["revoked_at"]
+
+
 async def test_migrate_applies_everything(tmp_path, empty_database_address):
     """scripts/migrate.sh brings an empty database up to date and finds the fourteen tables; again
     it has nothing to do."""

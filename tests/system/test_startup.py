@@ -11,6 +11,7 @@ import aiohttp
 import asyncpg
 import pytest
 from process import MIGRATIONS, database_url, started
+from support import ENCRYPTION_KEY
 
 from service.db import connect_arguments
 from service.schema.migrator import ADVISORY_LOCK
@@ -117,6 +118,37 @@ async def test_the_database_never_comes(tmp_path, unused_tcp_port):
     assert "Traceback" in failed["exception"]
     assert "DATABASE_URL" in failed["hint"]
     assert "very-secret-word" not in "".join(service.raw)
+
+
+async def test_another_encryption_key(tmp_path, database_address, upstream, service):
+    """A master key that opens nothing of what is stored ends the start with 1 before it listens;
+    with the one that was in force behind it in the list the service starts."""
+    await service.new_caller()
+    variables = environment(database_address, upstream)
+    async with started(tmp_path, **variables, ENCRYPTION_KEY="n" * 32) as process:
+        assert await process.ended() == 1
+    assert process.said("listening") == []
+    (failed,) = process.said("start failed")
+    assert failed["hint"].startswith("Add the key that was in force to ENCRYPTION_KEY")
+
+    both = f"{'n' * 32},{ENCRYPTION_KEY}"
+    async with started(tmp_path, **variables, ENCRYPTION_KEY=both) as process:
+        await process.listening()
+
+
+async def test_another_encryption_key_in_development(tmp_path):
+    """The same with the embedded database, which is stopped again."""
+    for key, status in (("o" * 32, 0), ("n" * 32, 1)):
+        async with started(tmp_path, ENCRYPTION_KEY=key) as process:
+            if status == 0:
+                await process.listening()
+                async with asyncio.timeout(10):
+                    while not any("Ctrl-C" in line for line in process.raw):
+                        await asyncio.sleep(0.05)
+                process.send()
+            assert await process.ended() == status
+    assert "ENCRYPTION_KEY" in process.said("start failed")[0]["hint"]
+    assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
 
 
 async def test_the_port_is_taken(tmp_path, database_address, upstream):
