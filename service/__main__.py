@@ -11,6 +11,7 @@ from uuid import UUID
 
 import click
 import msgspec
+import structlog
 import uvloop
 from aiohttp import web
 
@@ -21,7 +22,10 @@ from service.db import Database, first_connection, open_pool
 from service.errors import Conflict, ServiceError, SettingsError, StartupError
 from service.settings import EX_CONFIG, Environment, Settings, load
 
+log = structlog.get_logger()
+
 MIGRATE_TIMEOUT_S: Final = 90.0
+COMMAND_TIMEOUT_S: Final = 5.0
 COMMAND_LINE: Final = Actor(name="command-line")
 FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
@@ -112,7 +116,12 @@ def keys() -> None:
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
 @click.option("--name", required=True)
 @click.option("--role", type=click.Choice(["inference", "admin", "operator"]), default="inference")
-@click.option("--expires-at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]))
+@click.option(
+    "--expires-at",
+    type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]),
+    metavar="TIME",
+    help="When the key ends, with a time zone, as in 2030-01-01T00:00:00Z. Without it: never.",
+)
 def create_key(
     organization_id: UUID, name: str, role: accounts.Role, expires_at: datetime | None
 ) -> None:
@@ -318,8 +327,12 @@ def _with_database(work: Work) -> None:
     settings = _settings()
 
     async def run() -> None:
-        async with _address(settings) as address, open_pool(settings, address) as database:
-            result = await work(database, Keyring(settings.encryption_keys))
+        async with _address(settings) as address:
+            # Says why there is none, which a pool cannot.
+            async with first_connection(address, COMMAND_TIMEOUT_S):
+                pass
+            async with open_pool(settings, address) as database:
+                result = await work(database, Keyring(settings.encryption_keys))
         for line in result if isinstance(result, list) else [result]:
             click.echo(msgspec.json.encode(line).decode())
 
@@ -345,6 +358,13 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         sys.exit(f"{error} {error.hint}")
     except ServiceError as error:
         sys.exit(f"{error.code}: {error}")
+    except Exception as error:
+        # Its text may hold rows of the database, so it is not printed; a log line is redacted.
+        log.debug("command failed", exc_info=True)
+        sys.exit(
+            f"internal_error: {type(error).__name__}. `python -m service migrate` brings the tables"
+            " up to date; LOG_LEVEL=debug shows where it happened."
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ read again after a few seconds whatever NOTIFY said, and paid calls are checked 
 """
 
 import time
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,11 +18,22 @@ import msgspec
 from service import audit, crypto
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.db import Database, uuid7
-from service.errors import Conflict, Forbidden, NotFound, StartupError, Unauthenticated
+from service.errors import (
+    ClientError,
+    Conflict,
+    Forbidden,
+    NotFound,
+    StartupError,
+    Unauthenticated,
+)
 
 CHANNEL: Final = "rialto_accounts"
 """NOTIFY on this channel means that a key or an organization changed."""
 CACHED_CALLERS: Final = 10_000
+NAME_LENGTH: Final = 200
+UNPRINTABLE: Final = ("Cc", "Cs")
+"""Unicode's categories of control characters, NUL among them, and of halves of a character: the
+database takes neither NUL nor halves, and a terminal obeys the others."""
 
 Role = Literal["inference", "admin", "operator"]
 
@@ -219,6 +231,29 @@ def _check_in_force(row: Any, digest: bytes) -> None:
         )
 
 
+def _check_name(name: str) -> None:
+    """The rule for the names of organizations and keys, whichever way they come in.
+
+    :raises ClientError: when the name breaks it.
+    """
+    unprintable = any(unicodedata.category(character) in UNPRINTABLE for character in name)
+    if not name.strip() or len(name) > NAME_LENGTH or unprintable:
+        raise ClientError(
+            f"name: must be 1 to {NAME_LENGTH} characters, not only white space, and without"
+            " control characters.",
+            param="name",
+        )
+
+
+def _check_expiry(expires_at: datetime) -> None:
+    if expires_at.tzinfo is None:
+        raise ClientError(
+            "expires_at: must have a time zone, as in 2030-01-01T00:00:00Z.", param="expires_at"
+        )
+    if expires_at <= datetime.now(UTC):
+        raise ClientError("expires_at: must be in the future.", param="expires_at")
+
+
 async def check_master_key(database: Database, keyring: crypto.Keyring) -> None:
     """Open the data key of the newest active organization. Keys are only ever added to the ring, so
     a ring that does not open this one was replaced or belongs to another database, and what it
@@ -241,7 +276,11 @@ async def check_master_key(database: Database, keyring: crypto.Keyring) -> None:
 async def create_organization(
     conn: Any, keyring: crypto.Keyring, actor: Actor, name: str
 ) -> Organization:
-    """A new organization with a data key of its own."""
+    """A new organization with a data key of its own.
+
+    :raises ClientError: when the name breaks its rule.
+    """
+    _check_name(name)
     organization = Organization(
         id=uuid7(), name=name, status="active", created_at=datetime.now(UTC)
     )
@@ -284,7 +323,11 @@ async def create_key(
 
     :raises NotFound: when there is no such organization.
     :raises Conflict: when an operator's key is asked for a tenant, or the reverse.
+    :raises ClientError: when the name breaks its rule, or the expiry is not in the future.
     """
+    _check_name(name)
+    if expires_at is not None:
+        _check_expiry(expires_at)
     if (role == "operator") != (organization_id == OPERATOR_ORGANIZATION_ID):
         raise Conflict(
             f"Keys of role operator belong to the operator's organization"

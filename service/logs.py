@@ -27,13 +27,20 @@ SECRET_VALUES: Final = re.compile(
     r"rk_[A-Za-z0-9_-]{20,}|VENICE_[A-Z]+_KEY_[^\s\"']+|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
     r"|(?<=Bearer )[^\s\"']+"
 )
+ROW_CONTENTS: Final = re.compile(
+    r"\bDETAIL:.*?(?=\s+(?:HINT|CONTEXT):|\n\n(?:The above|During handling)|\Z)",
+    re.DOTALL,
+)
+"""Where PostgreSQL shows the row that it refused: over several lines when a value has some."""
 
 Event = MutableMapping[str, Any]
 
 
 def redact(text: str) -> str:
-    """The text without what looks like a key, a password in a URL or a bearer token."""
-    return SECRET_VALUES.sub(REDACTED, text)
+    """The text without what looks like a key, a password in a URL or a bearer token, and without
+    the rows in what the database says."""
+    text = SECRET_VALUES.sub(REDACTED, text)
+    return ROW_CONTENTS.sub(f"DETAIL: {REDACTED}", text) if "DETAIL:" in text else text
 
 
 def _add_request_id(_: Any, __: str, event: Event) -> Event:

@@ -124,6 +124,9 @@ async def test_the_ledger_comes_in_pages(service):
         ({"name": "x" * 201}, "name"),
         ({"name": 7}, "name"),
         ({"name": "x", "nmae": "y"}, "nmae"),
+        ({"name": " \t "}, "name"),
+        ({"name": "a\0b"}, "name"),
+        ({"name": "a\x1b[2Jb"}, "name"),
     ],
 )
 async def test_bad_input_names_the_field(service, body, param):
@@ -132,6 +135,17 @@ async def test_bad_input_names_the_field(service, body, param):
 
     assert (status, answer["error"]["param"]) == (400, param)
     assert (await service.operate("GET", ORGANIZATIONS))[1]["organizations"] == []
+
+
+async def test_a_key_has_a_good_name_too(service):
+    """The names of keys are held to the rule of organizations' names."""
+    _, organization = await service.operate("POST", ORGANIZATIONS, json={"name": "Ac me, Ümläut 7"})
+    keys = f"{ORGANIZATIONS}/{organization['id']}/keys"
+
+    for name in (" ", "a\0b", "x" * 201):
+        status, answer = await service.operate("POST", keys, json={"name": name})
+        assert (status, answer["error"]["param"]) == (400, "name")
+    assert (await service.operate("GET", keys))[1]["keys"] == []
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ import os
 import re
 import sys
 
+import asyncpg
 import pytest
 from process import MIGRATIONS, ROOT, database_url, started, talking
 from support import ENCRYPTION_KEY, OPERATOR_KEY, Caller
+
+from service.db import connect_arguments
 
 
 async def run(*command, directory, **environment):
@@ -134,6 +137,88 @@ async def test_mistakes_are_one_line(tmp_path, database_address):
 
     assert (status, out) == (1, "")
     assert err == "not_found: There is no such API key.\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("organizations", "create", ""), "invalid_request: name: must be 1 to 200 characters"),
+        (("organizations", "create", " \t"), "invalid_request: name: must be 1 to 200 characters"),
+        (("organizations", "create", "a\nb"), "invalid_request: name: must be 1 to 200 characters"),
+        (("organizations", "create", b"\xff"), "invalid_request: name: must be 1 to 200"),
+        (("keys", "create", "--name", "x" * 201), "invalid_request: name: must be 1 to 200"),
+        (
+            ("keys", "create", "--name", "app", "--expires-at", "2020-01-01T00:00:00Z"),
+            "invalid_request: expires_at: must be in the future.\n",
+        ),
+    ],
+)
+async def test_the_rules_are_the_apis(tmp_path, database_address, service, command, said):
+    """What the API refuses, the command line refuses in the same words, on one line."""
+    if command[0] == "keys":
+        command = (*command, "--organization", (await service.new_caller()).organization_id)
+    status, out, err = await run(
+        *[sys.executable, "-m", "service", *command],
+        directory=tmp_path,
+        DATABASE_URL=database_url(database_address),
+    )
+
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(said)
+
+
+async def test_a_key_that_ends(tmp_path, database_address, service):
+    """--expires-at takes the form that its help shows."""
+    caller = await service.new_caller()
+    _, text, _ = await run(
+        *[sys.executable, "-m", "service", "keys", "create", "--help"], directory=tmp_path
+    )
+    example = re.search(r"as\s+in\s+(\S+Z)", text)[1]
+
+    (key,) = await rialto(
+        *("keys", "create", "--organization", caller.organization_id, "--name", "app"),
+        *("--expires-at", example),
+        directory=tmp_path,
+        DATABASE_URL=database_url(database_address),
+    )
+
+    assert key["expires_at"] == example
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+async def test_no_row_is_ever_printed(tmp_path, database_address, level):
+    """A refusal of the database's that nobody foresaw is one line with its class; the traceback is
+    for debugging, without the row."""
+    connection = await asyncpg.connect(**connect_arguments(database_address))
+    await connection.execute(
+        "ALTER TABLE public.organizations ADD CONSTRAINT x CHECK (name <> 'private-name')"
+    )
+    await connection.close()
+    status, out, err = await run(
+        *[sys.executable, "-m", "service", "organizations", "create", "private-name"],
+        directory=tmp_path,
+        DATABASE_URL=database_url(database_address),
+        LOG_LEVEL=level,
+    )
+
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1].startswith("internal_error: CheckViolationError.")
+    assert ("Traceback" in err) is (level == "debug")
+    assert "private-name" not in err
+
+
+async def test_no_database(tmp_path, unused_tcp_port):
+    """Without a database a command says so and what to look at."""
+    status, out, err = await run(
+        *[sys.executable, "-m", "service", "organizations", "list"],
+        directory=tmp_path,
+        DATABASE_URL=f"postgresql://u:hush@127.0.0.1:{unused_tcp_port}/x",
+        LOG_LEVEL="error",
+    )
+
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "DATABASE_URL" in err
+    assert "hush" not in err
 
 
 async def test_nothing_is_made_with_another_encryption_key(tmp_path, database_address, service):

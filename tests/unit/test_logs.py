@@ -66,6 +66,25 @@ def test_values_that_look_secret_are_replaced(lines, text):
     assert "Traceback" in shown
 
 
+def test_rows_of_the_database_are_not_shown(lines):
+    """What PostgreSQL tells of a refused row goes, over several lines too; the rest stays."""
+    refused = 'new row violates "x"\nDETAIL:  Failing row contains (1, one\n\ntwo).\nHINT:  Look.'
+    try:
+        try:
+            raise ValueError(refused)
+        except ValueError as error:
+            raise RuntimeError("after it") from error
+    except RuntimeError:
+        structlog.get_logger().exception("failed", flat=" ".join(refused.split()))
+
+    (line,) = lines()
+    for text in (line["exception"], line["flat"]):
+        assert "Failing row" not in text
+        assert "two" not in text
+        assert "HINT: " in text
+    assert "RuntimeError: after it" in line["exception"]
+
+
 def test_libraries_lines_have_the_form(lines):
     """What a library logs is a line of the same form."""
     logging.getLogger("aiohttp.server").error("broken %s", "pipe")
