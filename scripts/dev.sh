@@ -1,6 +1,7 @@
 #!/bin/sh
-# Like run.sh, but reloads when a file changes (aiohttp-devtools).
+# Serves on 127.0.0.1 and starts anew when a file changes (aiohttp-devtools). Arguments go to it.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
-exec .venv/bin/adev runserver service/app.py --app-factory create_app --port "${PORT:-8080}" "$@"
+exec .venv/bin/python scripts/dev.py runserver service/app.py --app-factory create_app \
+    --port "${PORT:-8080}" --no-livereload "$@"

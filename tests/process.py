@@ -86,22 +86,24 @@ class ServiceProcess:
 
 @contextlib.asynccontextmanager
 async def started(directory, **environment):
-    """A service process in ``directory``; it is killed when the block is left, if it still runs."""
+    """A service process in ``directory``; it is killed when the block is left, if it still runs.
+    A variable that is None is not set."""
+    variables = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(directory),
+        "PORT": "0",
+        "LOG_FORMAT": "json",
+        "OPERATOR_KEY": OPERATOR_KEY,
+        "ENCRYPTION_KEY": ENCRYPTION_KEY,
+        **environment,
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "service",
         cwd=directory,
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
-            "HOME": str(directory),
-            "PORT": "0",
-            "LOG_FORMAT": "json",
-            "OPERATOR_KEY": OPERATOR_KEY,
-            "ENCRYPTION_KEY": ENCRYPTION_KEY,
-            **{name: value for name, value in environment.items() if value is not None},
-        },
+        env={name: value for name, value in variables.items() if value is not None},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

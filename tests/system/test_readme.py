@@ -1,0 +1,50 @@
+"""The README's blocks work as they are pasted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from process import ROOT, started
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(section):
+    """The shell blocks of a section."""
+    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
+async def test_keys_and_the_ledger(tmp_path):
+    """Both blocks make an organization and a key, list what there is, and revoke the key."""
+    over_http, on_the_command_line = blocks("Keys and the ledger")
+    async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
+        port = await service.listening()
+        keys, ledger, status = paste(over_http, tmp_path, port).splitlines()
+        assert [key["name"] for key in json.loads(keys)["keys"]] == ["app"]
+        assert json.loads(ledger) == {"entries": [], "next": None}
+        assert status == "204"
+
+        listed, revoked = paste(on_the_command_line, tmp_path, port).splitlines()
+        assert json.loads(listed)["revoked_at"] is None
+        assert json.loads(revoked)["id"] == json.loads(listed)["id"]
+        assert json.loads(revoked)["revoked_at"]
+
+
+def paste(block, directory, port):
+    """What a shell prints that a block is pasted into, in the directory of a service."""
+    block = block.replace("localhost:8080", f"localhost:{port}")
+    return subprocess.run(
+        ["sh", "-euc", block.replace(".venv/bin/python", sys.executable)],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
