@@ -7,6 +7,7 @@ line each, and no line shows a secret.
 
 import dataclasses
 import enum
+import logging
 import os
 import secrets
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
+from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError, ValidationError
 
 from service.address import URL_FORM, AddressError, DatabaseAddress, parse_database_url
 from service.errors import SettingsError
 
+SECRET_LENGTH: Final = 32
 EX_CONFIG: Final = 78
 """Exit status of a configuration error, from sysexits.h."""
 
@@ -30,30 +33,52 @@ class Environment(enum.Enum):
     DEVELOPMENT = "development"
 
 
-Read = Callable[[Env, str, Any, Environment], Any]
+Read = Callable[[Env, str, Any, Environment | None], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """How a value is read and checked, and the words for it. The environment is None where it is
+    not known; then what depends on it is not checked."""
+
+    read: Read
+    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variable:
-    """How one setting is read, and what its documentation says."""
+    """One setting: its rule, its defaults, and what its documentation says."""
 
     name: str
     kind: str
     text: str
-    read: Read
+    rule: Rule
     development: Any
     production: Any
 
 
 REQUIRED: Final = "required"
+SURROUNDINGS: Final = {
+    "ENVIRONMENT": "`production` or `development`, which is the default.",
+    "RAILWAY_ENVIRONMENT_NAME": "Set by Railway. Whatever it is, it means *production*.",
+    "RAILWAY_DEPLOYMENT_DRAINING_SECONDS": "How long the platform waits before it kills; less 15 s"
+    " it is the default of `SHUTDOWN_TIMEOUT`.",
+}
+"""Variables that are read and are no settings of their own."""
 
 
-def _integer(low: int, high: int) -> Read:
-    return lambda env, name, default, _: env.int(name, default, validate=_between(low, high))
+def _integer(low: int, high: int) -> Rule:
+    check = _between(low, high)
+    return Rule(
+        lambda env, name, default, _: env.int(name, default, validate=check), f"{low} to {high}"
+    )
 
 
-def _seconds(low: float, high: float) -> Read:
-    return lambda env, name, default, _: env.float(name, default, validate=_between(low, high))
+def _seconds(low: float, high: float) -> Rule:
+    check = _between(low, high)
+    return Rule(
+        lambda env, name, default, _: env.float(name, default, validate=check), f"{low} to {high}"
+    )
 
 
 def _between(low: float, high: float) -> Callable[[float], None]:
@@ -64,43 +89,50 @@ def _between(low: float, high: float) -> Callable[[float], None]:
     return validate
 
 
-def _text(env: Env, name: str, default: Any, _: Environment) -> Any:
-    return env.str(name, default)
+TEXT: Final = Rule(lambda env, name, default, _: env.str(name, default))
 
 
-def _choice(*choices: str) -> Read:
+def _choice(*choices: str) -> Rule:
     def validate(value: str) -> None:
         if value not in choices:
             raise ValidationError(f"must be one of {', '.join(choices)}")
 
-    return lambda env, name, default, _: env.str(name, default, validate=validate)
+    listed = ", ".join(f"`{choice}`" for choice in choices)
+    return Rule(
+        lambda env, name, default, _: env.str(name, default, validate=validate), f"one of {listed}"
+    )
 
 
-def _secret(env: Env, name: str, default: Any, _: Environment) -> Any:
+def _read_secret(env: Env, name: str, default: Any, _: Environment | None) -> Any:
     def validate(value: str) -> None:
-        if len(value) < 32:
-            raise ValidationError("must have at least 32 characters: `openssl rand -hex 32`")
+        if len(value) < SECRET_LENGTH:
+            raise ValidationError(
+                f"must have at least {SECRET_LENGTH} characters: `openssl rand -hex 32`"
+            )
 
     return env.str(name, default, validate=validate)
 
 
-def _secret_list(env: Env, name: str, default: Any, _: Environment) -> Any:
+def _read_secret_list(env: Env, name: str, default: Any, _: Environment | None) -> Any:
     def validate(value: str) -> None:
-        if any(len(part.strip()) < 32 for part in value.split(",")):
+        if any(len(part.strip()) < SECRET_LENGTH for part in value.split(",")):
             raise ValidationError(
-                "must be a list of keys, newest first, separated by commas, each of at least 32"
-                " characters: `openssl rand -hex 32`"
+                "must be a list of keys, newest first, separated by commas, each of at least"
+                f" {SECRET_LENGTH} characters: `openssl rand -hex 32`"
             )
 
     value = env.str(name, default, validate=validate)
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
-def _database(env: Env, name: str, default: Any, _: Environment) -> Any:
-    return env.database_address(name, default)
+SECRET: Final = Rule(_read_secret, f"{SECRET_LENGTH} characters or more")
+SECRET_LIST: Final = Rule(_read_secret_list, f"each of {SECRET_LENGTH} characters or more")
+DATABASE: Final = Rule(
+    lambda env, name, default, _: env.database_address(name, default), "no loopback in production"
+)
 
 
-def _add_database_parser(env: Env, environment: Environment) -> None:
+def _add_database_parser(env: Env, environment: Environment | None) -> None:
     def parse(text: str) -> DatabaseAddress:
         try:
             return parse_database_url(text, production=environment is Environment.PRODUCTION)
@@ -110,7 +142,7 @@ def _add_database_parser(env: Env, environment: Environment) -> None:
     env.add_parser("database_address", parse)
 
 
-def _venice_url(env: Env, name: str, default: Any, environment: Environment) -> Any:
+def _read_venice_url(env: Env, name: str, default: Any, environment: Environment | None) -> Any:
     def validate(value: str) -> None:
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -122,12 +154,15 @@ def _venice_url(env: Env, name: str, default: Any, environment: Environment) -> 
     return value.rstrip("/") if isinstance(value, str) else value
 
 
+VENICE_URL: Final = Rule(_read_venice_url, "https in production")
+
+
 def _variable(
-    name: str, kind: str, text: str, read: Read, development: Any = None, production: Any = ...
+    name: str, kind: str, text: str, rule: Rule, development: Any = None, production: Any = ...
 ) -> Any:
     production = development if production is ... else production
     secret = kind.startswith("secret")
-    variable = Variable(name, kind, text, read, development, production)
+    variable = Variable(name, kind, text, rule, development, production)
     return dataclasses.field(repr=not secret, metadata={"variable": variable})
 
 
@@ -141,7 +176,7 @@ class Settings:
         "URL",
         f"PostgreSQL 16 or newer: `{URL_FORM}`. In production a loopback host is refused. Left out"
         " in development, a PostgreSQL of its own is started in `DATA_DIRECTORY`.",
-        _database,
+        DATABASE,
         None,
         REQUIRED,
     )
@@ -150,7 +185,7 @@ class Settings:
         "URL",
         "The same database without a connection pooler in between. Used for migrations and LISTEN;"
         " when it is set, `DATABASE_URL` is taken to go through PgBouncer.",
-        _database,
+        DATABASE,
     )
     database_pool_min_size: int = _variable(
         "DATABASE_POOL_MIN_SIZE", "integer", "Connections kept open.", _integer(1, 100), 5
@@ -198,9 +233,8 @@ class Settings:
     operator_key: str = _variable(
         "OPERATOR_KEY",
         "secret",
-        "The bearer key of `/admin/v1`, 32 characters or more. In development one is made and kept"
-        " in `DATA_DIRECTORY`.",
-        _secret,
+        "The bearer key of `/admin/v1`. In development one is made and kept in `DATA_DIRECTORY`.",
+        SECRET,
         None,
         REQUIRED,
     )
@@ -209,7 +243,7 @@ class Settings:
         "secret list",
         "The master key that wraps each organization's data key. A list, newest first, while it is"
         " rotated. In development one is made and kept in `DATA_DIRECTORY`.",
-        _secret_list,
+        SECRET_LIST,
         None,
         REQUIRED,
     )
@@ -218,7 +252,7 @@ class Settings:
         "secret",
         "The operator's Venice inference key. Left out in development, the built-in sandbox plays"
         " Venice.",
-        _text,
+        TEXT,
         None,
         REQUIRED,
     )
@@ -226,7 +260,7 @@ class Settings:
         "VENICE_BASE_URL",
         "URL",
         "Where Venice answers.",
-        _venice_url,
+        VENICE_URL,
         "https://api.venice.ai/api/v1",
     )
     venice_connect_timeout_s: float = _variable(
@@ -247,7 +281,7 @@ class Settings:
         "HOST",
         "text",
         "The address to listen on; empty is every interface, IPv4 and IPv6.",
-        _text,
+        TEXT,
         "127.0.0.1",
         "",
     )
@@ -317,14 +351,14 @@ class Settings:
     log_level: str = _variable(
         "LOG_LEVEL",
         "text",
-        "`debug`, `info`, `warning` or `error`.",
+        "The least that is logged.",
         _choice("debug", "info", "warning", "error"),
         "info",
     )
     log_format: str = _variable(
         "LOG_FORMAT",
         "text",
-        "`json`, `console`, or `auto`: console on a terminal, JSON otherwise.",
+        "`auto` is console on a terminal, JSON otherwise.",
         _choice("auto", "json", "console"),
         "auto",
     )
@@ -332,7 +366,7 @@ class Settings:
         "DATA_DIRECTORY",
         "path",
         "Where development keeps its database and its keys. Production writes no files.",
-        _text,
+        TEXT,
         ".rialto",
     )
 
@@ -358,8 +392,7 @@ def load(dotenv: Path = Path(".env")) -> Settings:
     :raises SettingsError: with every mistake found, one line each.
     """
     env = Env(eager=False)
-    env.read_env(dotenv, recurse=False)
-    mistakes: list[str] = []
+    mistakes = _read_dotenv(env, dotenv)
     environment = _environment(env, mistakes)
     _add_database_parser(env, environment)
     values: dict[str, Any] = {}
@@ -376,18 +409,64 @@ def load(dotenv: Path = Path(".env")) -> Settings:
     low, high = values["database_pool_min_size"], values["database_pool_max_size"]
     if isinstance(low, int) and isinstance(high, int) and low > high:
         mistakes.append("DATABASE_POOL_MIN_SIZE: must not be above DATABASE_POOL_MAX_SIZE")
-    if mistakes:
+    directory = Path(values["data_directory"])
+    if environment is Environment.DEVELOPMENT:
+        mistakes += _unusable(directory)
+    if mistakes or environment is None:
         raise SettingsError(mistakes)
     if environment is Environment.DEVELOPMENT:
-        directory = Path(values["data_directory"])
+        _keep_secrets(directory, values)
+    return Settings(environment=environment, **values)
+
+
+def _read_dotenv(env: Env, path: Path) -> list[str]:
+    """Take what the file says where the environment says nothing; returns its mistakes, which name
+    the line and never show it."""
+    # It would log, in its own words, what is reported here.
+    logging.getLogger("dotenv").setLevel(logging.CRITICAL)
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8") as file:
+            bad = [one.original for one in parse_stream(file) if _is_mistaken(one)]
+        env.read_env(path, recurse=False)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        return [f"{path}: cannot be read: {reason}"]
+    # A statement begins with the empty lines before it.
+    lines = [one.line + one.string.rstrip().count("\n") for one in bad]
+    return [f"{path}: line {line} cannot be read; the form is NAME=value" for line in lines]
+
+
+def _is_mistaken(line: Binding) -> bool:
+    """Whether it cannot be parsed, or is ``NAME:value``, which passes for a bare name."""
+    is_bare = line.key is not None and line.value is None
+    return line.error or (is_bare and not str(line.key).isidentifier())
+
+
+def _unusable(directory: Path) -> list[str]:
+    """What keeps a directory from being made or written, said before anything is made."""
+    for path in (directory, *directory.absolute().parents):
+        if path.exists():
+            if not path.is_dir():
+                return [f"DATA_DIRECTORY: {path} is not a directory"]
+            if not os.access(path, os.W_OK | os.X_OK):
+                return [f"DATA_DIRECTORY: {path} cannot be written by this account"]
+            break
+    return []
+
+
+def _keep_secrets(directory: Path, values: dict[str, Any]) -> None:
+    try:
         values["operator_key"] = values["operator_key"] or _kept(directory / "operator_key")
         values["encryption_keys"] = values["encryption_keys"] or (
             _kept(directory / "encryption_key"),
         )
-    return Settings(environment=environment, **values)
+    except OSError as error:
+        raise SettingsError([f"DATA_DIRECTORY: {error.filename}: {error.strerror}"]) from error
 
 
-def _environment(env: Env, mistakes: list[str]) -> Environment:
+def _environment(env: Env, mistakes: list[str]) -> Environment | None:
     name = env.str("ENVIRONMENT", "") or "development"
     if env.str("RAILWAY_ENVIRONMENT_NAME", ""):
         return Environment.PRODUCTION
@@ -395,10 +474,12 @@ def _environment(env: Env, mistakes: list[str]) -> Environment:
         return Environment(name)
     except ValueError:
         mistakes.append("ENVIRONMENT: must be production or development")
-        return Environment.PRODUCTION
+        return None
 
 
-def _read(env: Env, variable: Variable, environment: Environment, mistakes: list[str]) -> Any:
+def _read(
+    env: Env, variable: Variable, environment: Environment | None, mistakes: list[str]
+) -> Any:
     in_production = environment is Environment.PRODUCTION
     default = variable.production if in_production else variable.development
     # A variable that is set and empty is what a deployment form leaves behind: not set.
@@ -407,7 +488,7 @@ def _read(env: Env, variable: Variable, environment: Environment, mistakes: list
             mistakes.append(f"{variable.name}: required in production. {variable.text}")
             return None
         return default
-    return variable.read(env, variable.name, default, environment)
+    return variable.rule.read(env, variable.name, default, environment)
 
 
 def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
@@ -443,17 +524,19 @@ def markdown() -> str:
         "Settings come from the environment and, below it, from a `.env` file. All mistakes are",
         "reported at once and the process exits with status 78 before it opens anything.",
         "",
-        "*Production* is when `RAILWAY_ENVIRONMENT_NAME` is set or `ENVIRONMENT=production`;",
-        "everything else is *development*.",
+        "These decide what the others mean:",
+        "",
+        "| variable | meaning |",
+        "|---|---|",
+        *(f"| `{name}` | {text} |" for name, text in SURROUNDINGS.items()),
         "",
         "| variable | kind | development | production | meaning |",
         "|---|---|---|---|---|",
     ]
     for variable in variables():
+        kind = f"{variable.kind}: {variable.rule.text}" if variable.rule.text else variable.kind
         shown = [_shown(variable.development), _shown(variable.production)]
-        lines.append(
-            f"| `{variable.name}` | {variable.kind} | {shown[0]} | {shown[1]} | {variable.text} |"
-        )
+        lines.append(f"| `{variable.name}` | {kind} | {shown[0]} | {shown[1]} | {variable.text} |")
     return "\n".join(lines) + "\n"
 
 

@@ -139,6 +139,73 @@ def test_dotenv_is_below_the_environment(environ, tmp_path):
     assert (loaded.port, loaded.log_level) == (9001, "error")
 
 
+def test_lines_of_dotenv_that_cannot_be_read(environ, tmp_path):
+    """They are mistakes like the others, by their numbers; what stands in them is not shown."""
+    (tmp_path / ".env").write_text(f"PORT=http\n\n# why\n\n{SECRET} 1\nLOG_LEVEL=info\nHOST:x\n")
+
+    said = mistakes(environ)
+
+    form = "cannot be read; the form is NAME=value"
+    assert said[:2] == [f".env: line 5 {form}", f".env: line 7 {form}"]
+    assert [line.partition(":")[0] for line in said[2:]] == ["PORT"]
+    assert SECRET not in str(said)
+
+
+@pytest.mark.parametrize("content", [None, b"PORT=\xff\n"], ids=["directory", "not UTF-8"])
+def test_a_dotenv_that_cannot_be_read(environ, tmp_path, content):
+    """A .env that is no text file is a mistake of its own."""
+    if content is None:
+        (tmp_path / ".env").mkdir()
+    else:
+        (tmp_path / ".env").write_bytes(content)
+
+    (said,) = mistakes(environ)
+
+    assert said.startswith(".env: cannot be read: ")
+
+
+def test_an_unknown_environment_is_one_mistake(environ):
+    """It demands nothing of production and forgives nothing that is wrong everywhere."""
+    url = "postgresql://u:p@localhost/x"
+
+    said = mistakes(environ, ENVIRONMENT="prod", PORT="http", DATABASE_URL=url)
+
+    assert {line.partition(":")[0] for line in said} == {"ENVIRONMENT", "PORT"}
+
+
+def test_a_data_directory_that_is_a_file(environ, tmp_path):
+    """It is in the list with the others, also when the file stands further up."""
+    (tmp_path / "file").touch()
+    for directory in ("file", "file/below"):
+        said = mistakes(environ, DATA_DIRECTORY=directory, PORT="http")
+        assert [line.partition(":")[0] for line in said] == ["PORT", "DATA_DIRECTORY"]
+        assert said[1].endswith("file is not a directory")
+
+
+def test_a_data_directory_that_cannot_be_written(environ):
+    """A file system that refuses is a mistake of DATA_DIRECTORY, for root too."""
+    (said,) = mistakes(environ, DATA_DIRECTORY="/proc/rialto")
+
+    assert said.startswith("DATA_DIRECTORY: ")
+
+
+def test_production_looks_at_no_data_directory(environ, tmp_path):
+    """Production writes no files, so it needs no place for them."""
+    (tmp_path / "file").touch()
+    environ.update(PRODUCTION, DATA_DIRECTORY="file")
+
+    assert settings.load().is_production
+
+
+def test_the_page_tells_each_rule(environ):
+    """docs/settings.md has the range of a number and every variable that is read besides."""
+    page = settings.markdown()
+
+    assert "| `PORT` | integer: 0 to 65535 |" in page
+    for name in ("ENVIRONMENT", "RAILWAY_ENVIRONMENT_NAME", "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"):
+        assert f"| `{name}` |" in page
+
+
 def test_shutdown_fits_the_platforms_draining_time(environ):
     """On Railway running calls get the draining time less what surrounds the wait."""
     environ.update(PRODUCTION, RAILWAY_DEPLOYMENT_DRAINING_SECONDS="120")
