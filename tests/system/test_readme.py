@@ -36,6 +36,24 @@ async def test_keys_and_the_ledger(tmp_path):
         assert json.loads(revoked)["revoked_at"]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
+async def test_limits(tmp_path):
+    """The block goes on where the first one ended."""
+    made, (block,) = blocks("Keys and the ledger")[0], blocks("Limits")
+    async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
+        port = await service.listening()
+        printed = paste(made + block, tmp_path, port).splitlines()[3:]
+
+    limits = [json.loads(line) for line in printed]
+    assert [(limit["unit"], limit["ceiling"]) for limit in limits] == [
+        ("usd", "5.00"),
+        ("requests", 60),
+        ("usd", "5.00"),
+        ("requests", 60),
+        ("usd", "1.00"),
+    ]
+
+
 def paste(block, directory, port):
     """What a shell prints that a block is pasted into, in the directory of a service."""
     block = block.replace("localhost:8080", f"localhost:{port}")
