@@ -266,11 +266,11 @@ async def check_master_key(database: Database, keyring: crypto.Keyring) -> None:
         return
     try:
         keyring.open_data_key(row["id"].bytes, row["wrapped_data_key"])
-    except crypto.UnknownMasterKey as error:
+    except crypto.UnknownMasterKey:
         raise StartupError(
             f"No key in ENCRYPTION_KEY opens the data key of organization {row['id']}.",
             "Add the key that was in force to ENCRYPTION_KEY, after the new one and a comma.",
-        ) from error
+        ) from None
 
 
 async def create_organization(

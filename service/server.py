@@ -7,7 +7,10 @@ finish, end what is left with a proper error, and only then close.
 
 import asyncio
 import contextlib
+import errno
+import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
@@ -73,17 +76,25 @@ async def serve(settings: Settings, on_listening: OnListening | None = None) -> 
                 await on_listening(app, runner.addresses[0][1])
             await signals.stop.wait()
             await _drain(app, site, settings, signals)
-    except StartupError as error:
-        log.exception("start failed", hint=error.hint)
-        return EX_FAILED
-    except Exception:
-        hint = "This is not a known way to fail; the traceback above says where it happened."
-        log.exception("start failed", hint=hint)
+    except Exception as error:  # noqa: BLE001 - logged with its traceback
+        _say_why(error)
         return EX_FAILED
     finally:
         await runner.cleanup()
     log.info("stopped")
     return 0
+
+
+def _say_why(error: Exception) -> None:
+    """The traceback, unless the failure is told in full by its own words; then what to do, last."""
+    known = isinstance(error, StartupError)
+    if not known or error.__cause__ is not None:
+        log.error("traceback of the failed start", exc_info=error)
+    what = str(error) if known else f"{type(error).__name__}, which is not a known way to fail."
+    hint = (
+        error.hint if isinstance(error, StartupError) else "The traceback says where it happened."
+    )
+    log.error("start failed", error=what, hint=hint)
 
 
 async def _start(
@@ -103,13 +114,26 @@ async def _start(
     site = web.TCPSite(runner, settings.host or None, settings.port)
     try:
         await site.start()
-    except OSError as error:
-        raise StartupError(
-            f"Cannot listen on {settings.host or '*'}:{settings.port}: {error.strerror}.",
-            "Set PORT to a free port, or stop what listens there.",
-        ) from error
+    except (OSError, UnicodeError) as error:
+        raise _not_listening(settings, error) from None
     log.info("listening", host=settings.host or "*", port=runner.addresses[0][1])
     return site
+
+
+def _not_listening(settings: Settings, error: OSError | UnicodeError) -> StartupError:
+    hint = "Set HOST to an address of this machine, or to nothing for every interface."
+    reason = "not a host name"
+    if isinstance(error, socket.gaierror):
+        reason = error.strerror or reason
+    elif isinstance(error, OSError):
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno == errno.EADDRINUSE:
+            hint = "Set PORT to a free port, or stop what listens there."
+        elif error.errno == errno.EACCES:
+            hint = "Set PORT to 1024 or above: the ports below belong to root."
+        elif error.errno != errno.EADDRNOTAVAIL:
+            hint = "Check HOST and PORT."
+    return StartupError(f"Cannot listen on {settings.host or '*'}:{settings.port}: {reason}.", hint)
 
 
 @contextlib.contextmanager

@@ -114,9 +114,10 @@ async def test_the_database_never_comes(tmp_path, unused_tcp_port):
     ) as service:
         assert await service.ended() == 1
 
-    (failed,) = service.said("start failed")
-    assert "Traceback" in failed["exception"]
-    assert "DATABASE_URL" in failed["hint"]
+    (traceback,) = service.said("traceback of the failed start")
+    assert "Traceback" in traceback["exception"]
+    failed = service.lines[-1]
+    assert (failed["message"], "DATABASE_URL" in failed["hint"]) == ("start failed", True)
     assert "very-secret-word" not in "".join(service.raw)
 
 
@@ -152,18 +153,30 @@ async def test_another_encryption_key_in_development(tmp_path):
 
 
 async def test_the_port_is_taken(tmp_path, database_address, upstream):
-    """A taken port ends the start with 1 and names PORT."""
+    """A taken port ends the start with 1 and one line that names PORT."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        port = taken.getsockname()[1]
         async with started(
-            tmp_path,
-            **environment(database_address, upstream),
-            PORT=str(taken.getsockname()[1]),
+            tmp_path, **environment(database_address, upstream), PORT=str(port)
         ) as service:
             assert await service.ended() == 1
 
-    assert "PORT" in service.said("start failed")[0]["hint"]
+    (failed,) = service.said("start failed")
+    assert failed["error"] == f"Cannot listen on 127.0.0.1:{port}: Address already in use."
+    assert "PORT" in failed["hint"]
+    assert "Traceback" not in "".join(service.raw)
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "nohost.invalid", "a..b"])
+async def test_the_host_is_none_of_ours(tmp_path, database_address, upstream, host):
+    """An address of another machine, an unknown name and what is no name are told to be HOST's."""
+    async with started(tmp_path, **environment(database_address, upstream), HOST=host) as service:
+        assert await service.ended() == 1
+
+    assert service.said("start failed")[0]["hint"].startswith("Set HOST")
+    assert "Traceback" not in "".join(service.raw)
 
 
 async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
