@@ -31,9 +31,9 @@ FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
 
 
-def _settings() -> Settings:
+def _settings(**defaults: Any) -> Settings:
     try:
-        settings = load()
+        settings = load(**defaults)
     except SettingsError as error:
         for mistake in error.mistakes:
             click.echo(f"settings: {mistake}", err=True)
@@ -323,8 +323,9 @@ Work = Callable[[Database, Keyring], Awaitable[Any]]
 
 
 def _with_database(work: Work) -> None:
-    """Run one verb and print what it returns: one JSON object, or one a line."""
-    settings = _settings()
+    """Run one verb and print what it returns: one JSON object, or one a line. It stands alone:
+    steps are logged only when LOG_LEVEL asks for them, and to standard error."""
+    settings = _settings(log_level="warning")
 
     async def run() -> None:
         async with _address(settings) as address:

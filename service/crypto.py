@@ -33,9 +33,12 @@ def key_digest(key: str) -> bytes:
 
 
 def equal(left: str | bytes, right: str | bytes) -> bool:
-    """Compare two secrets in constant time."""
-    encode = [value.encode() if isinstance(value, str) else value for value in (left, right)]
-    return hmac.compare_digest(encode[0], encode[1])
+    """Compare two secrets in constant time. Text may hold bytes that are not UTF-8."""
+    encoded = [
+        value.encode(errors="surrogateescape") if isinstance(value, str) else value
+        for value in (left, right)
+    ]
+    return hmac.compare_digest(encoded[0], encoded[1])
 
 
 def pseudonym(key: bytes, *parts: str) -> str:

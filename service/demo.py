@@ -8,9 +8,11 @@ from aiohttp import web
 from service import accounts, api
 from service.audit import Actor
 from service.errors import Unauthenticated
-from service.settings import write_secret
+from service.settings import OPERATOR_KEY_FILE, Settings, write_secret
 
 KEY_FILE: Final = "demo_key"
+ANYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+"""Hosts that one listens on and does not connect to."""
 NAME: Final = "demo"
 
 WELCOME: Final = """
@@ -18,7 +20,7 @@ Rialto listens on {url}
 {upstream}
 
   demo key      {key}
-  operator key  {operator_key}
+  operator key  {shown_operator_key}
 
 Try it with curl:
 
@@ -49,6 +51,7 @@ Ctrl-C stops it.
 """
 """Not indented, so that each part works as pasted."""
 MODEL: Final = "llama-3.3-70b"
+SET_BY_USER: Final = "the one that you set: OPERATOR_KEY in the environment or in .env"
 SIMULATED: Final = (
     "The sandbox plays Venice: answers are simulated. Set VENICE_API_KEY for real ones."
 )
@@ -60,14 +63,31 @@ async def welcome(app: web.Application, port: int) -> str:
     settings = app[api.SETTINGS]
     key = await _key(app, Path(settings.data_directory) / KEY_FILE)
     caller = await app[api.CALLERS].identify(key)
+    shown, operator_key = SET_BY_USER, "$OPERATOR_KEY"
+    if settings.operator_key == _made_operator_key(settings):
+        shown = operator_key = settings.operator_key
     return WELCOME.format(
-        url=f"http://{settings.host or '127.0.0.1'}:{port}",
+        url=f"http://{_host(settings.host)}:{port}",
         upstream=REAL if settings.venice_api_key else SIMULATED,
         key=key,
-        operator_key=settings.operator_key,
+        operator_key=operator_key,
+        shown_operator_key=shown,
         organization_id=caller.organization_id,
         model=MODEL,
     )
+
+
+def _host(host: str) -> str:
+    """Where a client on this machine finds a listener."""
+    if host in ANYWHERE:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _made_operator_key(settings: Settings) -> str | None:
+    """The key that development made for itself. One that a user chose is not ours to show."""
+    path = Path(settings.data_directory) / OPERATOR_KEY_FILE
+    return path.read_text().strip() if path.exists() else None
 
 
 async def _key(app: web.Application, path: Path) -> str:

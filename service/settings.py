@@ -22,6 +22,7 @@ from service.address import URL_FORM, AddressError, DatabaseAddress, parse_datab
 from service.errors import SettingsError
 
 SECRET_LENGTH: Final = 32
+OPERATOR_KEY_FILE: Final = "operator_key"
 EX_CONFIG: Final = 78
 """Exit status of a configuration error, from sysexits.h."""
 
@@ -351,7 +352,7 @@ class Settings:
     log_level: str = _variable(
         "LOG_LEVEL",
         "text",
-        "The least that is logged.",
+        "The least that is logged. Commands that answer, as `keys list`, start at `warning`.",
         _choice("debug", "info", "warning", "error"),
         "info",
     )
@@ -386,8 +387,9 @@ def variables() -> list[Variable]:
     return [field.metadata["variable"] for field in fields if "variable" in field.metadata]
 
 
-def load(dotenv: Path = Path(".env")) -> Settings:
+def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
     """The settings of this process, from the environment and, below it, a ``.env`` file.
+    ``defaults`` replace those of fields of :class:`Settings`.
 
     :raises SettingsError: with every mistake found, one line each.
     """
@@ -398,7 +400,11 @@ def load(dotenv: Path = Path(".env")) -> Settings:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         if "variable" in field.metadata:
-            values[field.name] = _read(env, field.metadata["variable"], environment, mistakes)
+            variable = field.metadata["variable"]
+            if field.name in defaults:
+                default = defaults[field.name]
+                variable = dataclasses.replace(variable, development=default, production=default)
+            values[field.name] = _read(env, variable, environment, mistakes)
     _use_platform_draining_time(env, values)
     try:
         env.seal()
@@ -458,7 +464,7 @@ def _unusable(directory: Path) -> list[str]:
 
 def _keep_secrets(directory: Path, values: dict[str, Any]) -> None:
     try:
-        values["operator_key"] = values["operator_key"] or _kept(directory / "operator_key")
+        values["operator_key"] = values["operator_key"] or _kept(directory / OPERATOR_KEY_FILE)
         values["encryption_keys"] = values["encryption_keys"] or (
             _kept(directory / "encryption_key"),
         )

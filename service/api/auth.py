@@ -32,8 +32,15 @@ async def authenticate(request: web.Request) -> Caller:
     """The caller of an inference route.
 
     :raises Unauthenticated: with a code for each reason.
+    :raises Forbidden: for the operator's key, which is no caller's: nobody could be billed.
     """
-    return await request.app[CALLERS].identify(_bearer(request))
+    key = _bearer(request)
+    if crypto.equal(key, request.app[SETTINGS].operator_key):
+        raise Forbidden(
+            "The operator's key cannot make calls. Make a key of role inference:"
+            " POST /admin/v1/organizations/{id}/keys."
+        )
+    return await request.app[CALLERS].identify(key)
 
 
 async def authenticate_operator(request: web.Request) -> Caller:

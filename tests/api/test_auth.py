@@ -153,6 +153,30 @@ async def test_the_operators_routes_are_closed(service, header):
         assert response.status == 401
 
 
+async def test_the_operators_key_makes_no_calls(upstream, service):
+    """It is known, and told that it is not for calls."""
+    for path in (CHAT, "/api/v1/chat/completions", "/v1/models"):
+        method = "GET" if path.endswith("models") else "POST"
+        status, answer = await service.operate(method, path)
+        assert (status, answer["error"]["code"]) == (403, "forbidden")
+        assert "role inference" in answer["error"]["message"]
+    assert upstream.calls.to("/chat/completions") == []
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/admin/v1/organizations"])
+async def test_a_key_that_is_no_text(service, path):
+    """Bytes that are not UTF-8 are a malformed key."""
+    port = int(service.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer "
+    writer.write(request.encode() + b"\xff\xfe\r\n\r\n")
+    answer = (await reader.read()).decode()
+    writer.close()
+
+    assert answer.startswith("HTTP/1.1 401 ")
+    assert "malformed_api_key" in answer
+
+
 async def test_an_inference_key_administers_nothing(service, caller):
     """A caller's key opens no administrative route, not even of its own organization."""
     path = f"/admin/v1/organizations/{caller.organization_id}/ledger"

@@ -126,6 +126,18 @@ async def test_the_embedded_database_is_shared(tmp_path):
         assert await process.ended() == 0
 
 
+async def test_the_answer_stands_alone(tmp_path):
+    """The steps of a command are logged only when they are asked for, and never on standard out."""
+    command = [sys.executable, "-m", "service"]
+    status, _, err = await run(*command, "migrate", directory=tmp_path)
+    assert status == 0, err
+
+    quiet = await run(*command, "organizations", "create", "acme", directory=tmp_path)
+    assert (quiet[0], quiet[1].count("\n"), quiet[2]) == (0, 1, "")
+    _, out, err = await run(*command, "organizations", "list", directory=tmp_path, LOG_LEVEL="info")
+    assert (out, "embedded database" in err) == (quiet[1], True)
+
+
 async def test_mistakes_are_one_line(tmp_path, database_address):
     """What cannot be done is one line and exit status 1, without a traceback."""
     status, out, err = await run(

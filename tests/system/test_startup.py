@@ -11,7 +11,7 @@ import aiohttp
 import asyncpg
 import pytest
 from process import MIGRATIONS, database_url, started
-from support import ENCRYPTION_KEY
+from support import ENCRYPTION_KEY, OPERATOR_KEY
 
 from service.db import connect_arguments
 from service.schema.migrator import ADVISORY_LOCK
@@ -230,6 +230,23 @@ async def test_the_first_hour_of_a_newcomer(tmp_path):
 
     assert keys[0] == keys[1]
     assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
+
+
+async def test_the_welcome_keeps_the_users_key(tmp_path):
+    """An operator key of the user's own is not printed; listening everywhere, the lines to paste
+    lead to this machine."""
+    async with started(tmp_path, HOST="0.0.0.0") as service:
+        await service.listening()
+        async with asyncio.timeout(10):
+            while not any("Ctrl-C" in line for line in service.raw):
+                await asyncio.sleep(0.05)
+    shown = "".join(service.raw)
+
+    assert OPERATOR_KEY not in shown
+    assert "OPERATOR_KEY in the environment" in shown
+    assert 'Bearer $OPERATOR_KEY"' in shown
+    assert re.search(r"Rialto listens on http://127\.0\.0\.1:\d+\n", shown)
+    assert "http://0.0.0.0" not in shown
 
 
 async def output_of(command):
