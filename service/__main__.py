@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports ends the process as it would any other, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import click
 import msgspec
@@ -369,4 +374,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main(prog_name="python -m service")

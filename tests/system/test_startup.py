@@ -1,8 +1,10 @@
 """Starting: every step is said, nothing is served before it is right, failures say what to do."""
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import asyncpg
 import pytest
-from process import MIGRATIONS, database_url, started
+from process import MIGRATIONS, ROOT, database_url, started
 from support import ENCRYPTION_KEY, OPERATOR_KEY
 
 from service.db import connect_arguments
@@ -189,6 +191,25 @@ async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
         await service.says("database not there yet")
         service.send()
         assert await service.ended(timeout=5) == 0
+
+
+async def test_ctrl_c_while_it_imports(tmp_path):
+    """Ctrl-C before anything runs ends the process without a traceback."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-X", "importtime", "-m", "service"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        while b" click\n" not in await process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        said = await process.stderr.read()
+        assert await process.wait() == -signal.SIGINT
+
+    assert b"Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_start_can_be_stopped_while_another_migrates(
