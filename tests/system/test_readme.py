@@ -34,6 +34,9 @@ async def test_keys_and_the_ledger(tmp_path):
         assert json.loads(listed)["revoked_at"] is None
         assert json.loads(revoked)["id"] == json.loads(listed)["id"]
         assert json.loads(revoked)["revoked_at"]
+        # Killed, it would leave its database running.
+        service.send()
+        assert await service.ended() == 0
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")

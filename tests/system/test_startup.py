@@ -261,6 +261,9 @@ async def test_the_welcome_keeps_the_users_key(tmp_path):
         async with asyncio.timeout(10):
             while not any("Ctrl-C" in line for line in service.raw):
                 await asyncio.sleep(0.05)
+        # Killed, it would leave its database running.
+        service.send()
+        assert await service.ended() == 0
     shown = "".join(service.raw)
 
     assert OPERATOR_KEY not in shown
