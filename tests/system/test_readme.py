@@ -46,6 +46,8 @@ async def test_limits(tmp_path):
     async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
         port = await service.listening()
         printed = paste(made + block, tmp_path, port).splitlines()[3:]
+        service.send()
+        assert await service.ended() == 0
 
     limits = [json.loads(line) for line in printed]
     assert [(limit["unit"], limit["ceiling"]) for limit in limits] == [
