@@ -11,18 +11,23 @@ I = TypeVar("I")  # noqa: E741 - what goes in
 O = TypeVar("O")  # noqa: E741 - what comes out
 
 MOST_A_BATCH: Final = 256
-MOST_WAITING: Final = 10_000
 
 
 class Batches(Generic[I, O]):
     """A queue whose items are worked off in batches, one batch at a time and without a timer.
 
     ``run`` takes a batch and returns one outcome an item, in their order: a value, or an exception
-    for that item alone. What ``run`` raises, every item of the batch gets.
+    for that item alone. What ``run`` raises, every item of the batch gets. More than
+    ``most_waiting`` items are refused; None is for a queue whose items are counted elsewhere.
     """
 
-    def __init__(self, run: Callable[[Sequence[I]], Awaitable[Sequence[O | Exception]]]) -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[I]], Awaitable[Sequence[O | Exception]]],
+        most_waiting: int | None,
+    ) -> None:
         self._run = run
+        self._most_waiting = most_waiting
         self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
         self._working: asyncio.Task[None] | None = None
         self._at_rest = asyncio.Event()
@@ -33,7 +38,7 @@ class Batches(Generic[I, O]):
 
         :raises Unavailable: when too many wait already.
         """
-        if len(self._waiting) >= MOST_WAITING:
+        if self._most_waiting is not None and len(self._waiting) >= self._most_waiting:
             raise Unavailable("Too many calls are waiting for the books.", retry_after_s=1)
         future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))

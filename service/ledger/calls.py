@@ -21,6 +21,8 @@ LEASE_S: Final = 60
 ADMIT_TIMEOUT_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.2
 RETRY_MOST_S: Final = 5.0
+MOST_ADMITTING: Final = 10_000
+MOST_UNDOING: Final = 10_000
 UNDO_AGAIN_S: Final = 30.0
 """Later than the server lets any statement run."""
 
@@ -125,8 +127,9 @@ class Ledger:
     def __init__(self, database: Database, process_id: UUID) -> None:
         self._database = database
         self._process_id = process_id
-        self._admissions: Batches[Hold, Rates] = Batches(self._admit)
-        self._settlements: Batches[Entry, None] = Batches(self._settle)
+        self._admissions: Batches[Hold, Rates] = Batches(self._admit, MOST_ADMITTING)
+        # Never more than admitted calls and admissions to undo, which are both bounded.
+        self._settlements: Batches[Entry, None] = Batches(self._settle, None)
         self._open: dict[UUID, Hold] = {}
         self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
@@ -168,7 +171,13 @@ class Ledger:
 
     def _undo(self, hold: Hold) -> None:
         """Nobody waits for this admission any more, and whether it was made is not known: end what
-        may have become of it, at once and once more when no statement can be under way."""
+        may have become of it, at once and once more when no statement can be under way.
+
+        In an outage every call that is refused comes here. Beyond the bound a hold, should there be
+        one, is left to run out."""
+        if len(self._undoing) >= MOST_UNDOING:
+            self._open.pop(hold.id, None)
+            return
         entry = Entry(
             hold=hold,
             model=hold.model,

@@ -473,7 +473,8 @@ async def test_one_bad_entry_keeps_no_other_from_the_books(books):
 
 async def test_a_full_queue_refuses(books, monkeypatch):
     """Beyond the bound of the queue calls are refused with 503, and nothing waits for ever."""
-    monkeypatch.setattr(ledger.batches, "MOST_WAITING", 10)
+    monkeypatch.setattr(ledger.calls, "MOST_ADMITTING", 10)
+    books.ledger = Ledger(books.database, uuid7())
 
     outcomes = await asyncio.gather(
         *(books.ledger.admit(books.hold()) for _ in range(50)), return_exceptions=True
@@ -540,3 +541,31 @@ async def test_the_audit_proves_corrections(books):
         "correction of no call",
         "corrections of one call",
     ]
+
+
+async def test_an_outage_full_of_refusals_loses_no_settlement(
+    books, proxy, proxied_address, monkeypatch
+):
+    """Calls that are refused while the database is away never crowd out the settlements of those
+    that were admitted before."""
+    monkeypatch.setattr(ledger.calls, "MOST_UNDOING", 20)
+    settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
+    async with open_pool(settings, proxied_address) as pool:
+        away = Ledger(pool, uuid7())
+        holds = [books.hold() for _ in range(30)]
+        await asyncio.gather(*map(away.admit, holds))
+        proxy.refuse()
+        proxy.reset()
+        settling = [away.settle(entry_of(hold, 1, 1)) for hold in holds]
+        for _ in range(3):
+            refused = await asyncio.gather(
+                *(away.admit(books.hold()) for _ in range(100)), return_exceptions=True
+            )
+            assert {type(error) for error in refused} == {Unavailable}
+        await proxy.restore()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*settling)
+        await away.flush(1)
+
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 30
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
