@@ -15,6 +15,7 @@ from service.db import uuid7
 from service.errors import (
     Forbidden,
     LimitExceeded,
+    RateLimited,
     ServiceError,
     Unavailable,
     UpstreamCut,
@@ -317,8 +318,9 @@ class Gateway:
         open_call.is_refused = True
         try:
             open_call.rates = await self._ledger.admit(open_call.hold)
-        except LimitExceeded as error:
-            if error.code == "price_unknown" and not self._catalog.is_loaded:
+        except (LimitExceeded, RateLimited) as error:
+            if not self._catalog.is_loaded:
+                # Without prices and windows the bound is no bound to refuse a call by.
                 raise Unavailable("The prices are not known yet.", retry_after_s=1) from error
             raise
         # Whatever else comes of admission, there is nothing to settle here: what was refused holds

@@ -1,6 +1,7 @@
 """Admission and settlement of calls."""
 
 import asyncio
+import contextlib
 import enum
 import time
 from collections.abc import Sequence
@@ -264,6 +265,11 @@ class Ledger:
     async def flush(self, timeout: float) -> int:
         """Wait for the settlements under way; returns how many were not written in time."""
         deadline = time.monotonic() + timeout
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._admissions.end_of_batch()
+                # What is to be undone of that batch is among the settlements after this turn.
+                await asyncio.sleep(0)
         while self._settling and time.monotonic() < deadline:
             await asyncio.wait(set(self._settling), timeout=deadline - time.monotonic())
         left = len(self._settling)

@@ -6,7 +6,9 @@ from decimal import Decimal
 
 import openai
 import pytest
-from support import MODEL, cost_of
+from support import MODEL, cost_of, make_settings, running
+
+from service.catalog import Catalog
 
 ORGANIZATIONS = "/admin/v1/organizations"
 
@@ -240,3 +242,29 @@ async def test_a_limit_of_somebody_elses_key_is_refused(service, caller):
     status, body = await service.operate("POST", path, json=limit)
 
     assert (status, body["error"]["param"]) == (404, "api_key_id")
+
+
+async def test_before_prices_are_known_nothing_is_refused_for_good(
+    database_address, upstream, monkeypatch
+):
+    """A call that the start is too early for is a 503 to be repeated, not a 402; one that no limit
+    applies to passes."""
+    monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
+    async with running(make_settings(database_address, upstream.url)) as service:
+        caller = await service.new_caller()
+        async with caller.chat() as response:
+            assert response.status == 200
+        for limit in (
+            {"unit": "usd", "period": "month", "ceiling": "100"},
+            {"unit": "tokens", "period": "minute", "ceiling": 5_000},
+        ):
+            made = await limited(caller, **limit)
+            async with caller.chat() as response:
+                assert response.status == 503
+                assert response.headers["Retry-After"] == "1"
+            await service.operate("DELETE", f"/admin/v1/limits/{made['id']}")
+        async with service.http.get("/v1/models", headers=caller.headers) as response:
+            assert response.status == 200
+        await limited(caller, unit="usd", period="month", ceiling="100")
+        async with caller.chat() as response:
+            assert response.status == 200

@@ -415,6 +415,21 @@ async def test_an_admission_under_way_is_undone_when_it_is_made(books):
     assert tuple(entry) == ("not_sent", 0)
 
 
+async def test_a_shutdown_undoes_what_is_under_way(books):
+    """A caller leaves while the database decides, and the process ends: no hold is left to be
+    settled at its bound."""
+    await books.slow_down()
+    limit_id = await books.limit("usd", "month", 100)
+    admitting = asyncio.create_task(books.ledger.admit(books.hold()))
+    await asyncio.sleep(0.1)
+    admitting.cancel()
+
+    assert await books.ledger.flush(5) == 0
+
+    assert await books.state(limit_id) == ("0.00", "0.00")
+    assert await books.connection.fetchval("SELECT outcome FROM ledger_entries") == "not_sent"
+
+
 async def test_the_sweeper_settles_at_the_bound_and_late_news_corrects_it(books):
     """A hold whose lease has run out is settled as interrupted; the real cost, when it comes after
     all, is a correction of its own, once."""
