@@ -577,7 +577,7 @@ $function$;
 CREATE OR REPLACE FUNCTION public.limit_resets_at(period text, window_start timestamp with time zone)
  RETURNS timestamp with time zone
  LANGUAGE sql
- IMMUTABLE
+ STABLE
 AS $function$
     SELECT CASE WHEN period <> 'lifetime'
                 THEN (window_start AT TIME ZONE 'UTC' + ('1 ' || period)::interval)
@@ -609,7 +609,7 @@ $function$;
 CREATE OR REPLACE FUNCTION public.limit_window(period text, instant timestamp with time zone)
  RETURNS timestamp with time zone
  LANGUAGE sql
- IMMUTABLE
+ STABLE
 AS $function$
     SELECT CASE WHEN period = 'lifetime' OR period IS NULL THEN 'epoch'
                 ELSE date_trunc(period, instant, 'UTC') END
