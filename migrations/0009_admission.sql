@@ -22,13 +22,13 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 CREATE FUNCTION public.limit_window(period text, instant timestamptz) RETURNS timestamptz
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN period = 'lifetime' OR period IS NULL THEN 'epoch'
                 ELSE date_trunc(period, instant, 'UTC') END
 $$;
 
 CREATE FUNCTION public.limit_resets_at(period text, window_start timestamptz) RETURNS timestamptz
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN period <> 'lifetime'
                 THEN (window_start AT TIME ZONE 'UTC' + ('1 ' || period)::interval)
                     AT TIME ZONE 'UTC' END
