@@ -35,6 +35,9 @@ UNPRINTABLE: Final = ("Cc", "Cs")
 """Unicode's categories of control characters, NUL among them, and of halves of a character: the
 database takes neither NUL nor halves, and a terminal obeys the others."""
 
+END_USERS: Final = "end users"
+"""The purpose of the key under which end users' names are digested."""
+
 Role = Literal["inference", "admin", "operator"]
 
 FIND_CALLER: Final = """
@@ -94,6 +97,11 @@ NEWEST_DATA_KEY: Final = """
     ORDER BY id DESC
     LIMIT 1
 """
+FIND_DATA_KEY: Final = """
+    SELECT wrapped_data_key
+    FROM public.organizations
+    WHERE id = $1
+"""
 ANNOUNCE: Final = "SELECT pg_notify($1, $2)"
 
 
@@ -126,6 +134,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     api_key_id: UUID | None
     role: Role
     pseudonym_key: bytes = b""
+    end_users_key: bytes = b""
 
     @property
     def actor_name(self) -> str:
@@ -134,6 +143,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     def pseudonym(self, end_user: str) -> str:
         """What upstream gets to see instead of ``end_user``; differs for each key."""
         return crypto.pseudonym(self.pseudonym_key, str(self.api_key_id), end_user)
+
+    def end_user_digest(self, end_user: str) -> bytes:
+        """What the books keep instead of ``end_user``; the same for all keys of an organization."""
+        return crypto.end_user_digest(self.end_users_key, end_user)
 
     def __repr__(self) -> str:
         return f"<Caller {self.role} {self.actor_name} of {self.organization_id}>"
@@ -198,16 +211,18 @@ class Callers:
         return known
 
     def _caller(self, row: Any) -> Caller:
-        pseudonym_key = b""
+        pseudonym_key = end_users_key = b""
         if row["wrapped_data_key"] is not None:
             owner = row["organization_id"].bytes
             data_key = self._keyring.open_data_key(owner, row["wrapped_data_key"])
             pseudonym_key = crypto.derive(data_key, "pseudonym")
+            end_users_key = crypto.derive(data_key, END_USERS)
         return Caller(
             organization_id=row["organization_id"],
             api_key_id=row["id"],
             role=row["role"],
             pseudonym_key=pseudonym_key,
+            end_users_key=end_users_key,
         )
 
 
@@ -309,6 +324,20 @@ async def find_organization(database: Database, organization_id: UUID) -> Organi
     if row is None:
         raise NotFound("There is no such organization.")
     return Organization(**row)
+
+
+async def end_user_digest(
+    database: Database, keyring: crypto.Keyring, organization_id: UUID, end_user: str
+) -> bytes:
+    """What the organization's books keep instead of the end user's name.
+
+    :raises NotFound: when there is no such organization, or its data key was shredded.
+    """
+    wrapped = await database.fetchval(FIND_DATA_KEY, organization_id)
+    if wrapped is None:
+        raise NotFound("There is no such organization, or its data key was shredded.")
+    data_key = keyring.open_data_key(organization_id.bytes, wrapped)
+    return crypto.end_user_digest(crypto.derive(data_key, END_USERS), end_user)
 
 
 async def create_key(

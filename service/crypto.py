@@ -47,6 +47,11 @@ def pseudonym(key: bytes, *parts: str) -> str:
     return hmac.digest(key, message, "sha256")[:16].hex()
 
 
+def end_user_digest(key: bytes, end_user: str) -> bytes:
+    """What the books keep instead of an end user's name: HMAC-SHA256, its first 16 bytes."""
+    return hmac.digest(key, end_user.encode(), "sha256")[:16]
+
+
 def derive(data_key: bytes, purpose: str) -> bytes:
     """A 256-bit key for one purpose, by HKDF-SHA256 (RFC 5869)."""
     return HKDF(SHA256(), length=32, salt=None, info=f"rialto {purpose}".encode()).derive(data_key)
