@@ -76,6 +76,7 @@ CREATE TABLE public.limits (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
+    children integer NOT NULL DEFAULT 0,
     CONSTRAINT limits_pkey PRIMARY KEY (organization_id, id),
     CONSTRAINT limits_api_key_id_fkey FOREIGN KEY (api_key_id) REFERENCES public.api_keys(id),
     CONSTRAINT limits_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
@@ -89,11 +90,14 @@ CREATE TABLE public.limits (
     CONSTRAINT limits_raised CHECK ((raised_to IS NULL) = (raised_until IS NULL)),
     CONSTRAINT limits_scope CHECK (scope IN ('organization', 'api_key', 'end_user', 'each_end_user')),
     CONSTRAINT limits_scope_api_key CHECK (scope <> 'api_key' OR api_key_id IS NOT NULL),
+    CONSTRAINT limits_scope_child CHECK (template_id IS NULL OR scope = 'end_user'),
     CONSTRAINT limits_scope_end_user CHECK ((scope = 'end_user') = (end_user IS NOT NULL)),
     CONSTRAINT limits_unit CHECK (unit IN ('usd', 'requests', 'tokens', 'concurrency'))
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
+CREATE INDEX limits_applying_idx ON public.limits (organization_id, api_key_id, end_user) WHERE ((template_id IS NULL) AND (deleted_at IS NULL));
 CREATE INDEX limits_id_idx ON public.limits (id);
-CREATE INDEX limits_organization_id_idx ON public.limits (organization_id) WHERE ((template_id IS NULL) AND (deleted_at IS NULL));
+CREATE INDEX limits_template_id_idx ON public.limits (template_id) WHERE (template_id IS NOT NULL);
+COMMENT ON COLUMN public.limits.children IS 'How many end users have a counter of this template; the shared ones do not count.';
 
 CREATE TABLE public.upstream_keys (
     id uuid NOT NULL,
@@ -350,18 +354,25 @@ CREATE TABLE public.audit_events (
 CREATE TRIGGER audit_events_insert_only BEFORE DELETE OR UPDATE ON public.audit_events FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
-CREATE OR REPLACE FUNCTION public.admit(calls jsonb, admitting_process_id uuid, lease interval)
- RETURNS TABLE(number integer, verdict text, limit_id uuid, scope text, model text, unit text, period text, used bigint, held bigint, ceiling bigint, needed bigint, resets_at timestamp with time zone, retry_after_s integer, requests_ceiling bigint, requests_left bigint, requests_reset_s integer, tokens_ceiling bigint, tokens_left bigint, tokens_reset_s integer)
+CREATE OR REPLACE FUNCTION public.admit(calls jsonb, admitting_process_id uuid, lease interval, most_end_users integer)
+ RETURNS TABLE(number integer, verdict text, limit_id uuid, scope text, model text, unit text, period text, used bigint, held bigint, ceiling bigint, needed bigint, resets_at timestamp with time zone, retry_after_s integer, granted_nanos bigint, granted_tokens bigint, requests_ceiling bigint, requests_left bigint, requests_reset_s integer, tokens_ceiling bigint, tokens_left bigint, tokens_reset_s integer)
  LANGUAGE plpgsql
+ SET enable_seqscan TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 #variable_conflict use_column
 DECLARE
     ranks CONSTANT text[] := '{limit_held,rate_limited,limit_exceeded,price_unknown}';
     decided_at timestamptz;
+    wanted uuid[];
+    template_ids uuid[];
+    template_users bytea[];
+    child_ids uuid[];
     locked uuid[];
     -- The limits, one place each.
     organization_ids uuid[];
     ids uuid[];
+    origins uuid[];         -- the template of a child, else the limit itself
     scopes text[];
     api_key_ids uuid[];
     models text[];
@@ -376,6 +387,8 @@ DECLARE
     rings bigint[];
     touched boolean[];
     call record;
+    hold public.holds;
+    taken public.holds[] := '{}';
     i integer;
     need bigint;
     slot integer;
@@ -387,68 +400,129 @@ DECLARE
     worst_retry_at timestamptz;
     remaining bigint;
 BEGIN
-    SELECT array_agg(l.id) INTO locked
+    SELECT array_agg(DISTINCT l.id) FILTER (WHERE l.scope <> 'each_end_user'),
+           array_agg(l.id) FILTER (WHERE l.scope = 'each_end_user'),
+           array_agg(c.end_user) FILTER (WHERE l.scope = 'each_end_user')
+    INTO wanted, template_ids, template_users
     FROM (
-        SELECT l.id
+        SELECT DISTINCT c.organization_id, c.api_key_id, coalesce(decode(c.end_user, 'hex'), '')
+        FROM jsonb_to_recordset(calls) AS c (organization_id uuid, api_key_id uuid, end_user text)
+    ) c (organization_id, api_key_id, end_user)
+    CROSS JOIN LATERAL (
+        SELECT l.id, l.scope
         FROM public.limits l
-        WHERE l.template_id IS NULL
+        WHERE l.organization_id = c.organization_id
+          AND l.api_key_id IS NULL
+          AND l.end_user IS NULL
+          AND l.template_id IS NULL
           AND l.deleted_at IS NULL
-          AND l.organization_id IN (
-              SELECT (c ->> 'organization_id')::uuid FROM jsonb_array_elements(calls) c
-          )
-          AND (
-              l.scope = 'organization'
-              OR l.scope = 'api_key'
-              AND l.api_key_id IN (
-                  SELECT (c ->> 'api_key_id')::uuid FROM jsonb_array_elements(calls) c
-              )
-          )
-        ORDER BY l.organization_id, l.id
-        FOR NO KEY UPDATE
+        UNION ALL
+        SELECT l.id, l.scope
+        FROM public.limits l
+        WHERE l.organization_id = c.organization_id
+          AND l.api_key_id = c.api_key_id
+          AND l.end_user IS NULL
+          AND l.template_id IS NULL
+          AND l.deleted_at IS NULL
+        UNION ALL
+        SELECT l.id, l.scope
+        FROM public.limits l
+        WHERE l.organization_id = c.organization_id
+          AND l.api_key_id IS NULL
+          AND l.end_user = c.end_user
+          AND l.template_id IS NULL
+          AND l.deleted_at IS NULL
+        UNION ALL
+        SELECT l.id, l.scope
+        FROM public.limits l
+        WHERE l.organization_id = c.organization_id
+          AND l.api_key_id = c.api_key_id
+          AND l.end_user = c.end_user
+          AND l.template_id IS NULL
+          AND l.deleted_at IS NULL
     ) l;
+
+    LOOP
+        IF template_ids IS NOT NULL THEN
+            child_ids := public.make_children(template_ids, template_users, most_end_users);
+        END IF;
+        SELECT array_agg(l.id) INTO locked
+        FROM (
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.id = ANY (wanted || child_ids)
+            ORDER BY l.organization_id, l.id
+            FOR NO KEY UPDATE
+        ) l;
+        -- A counter that was idle may have been swept before its lock was taken: it is made again.
+        EXIT WHEN child_ids IS NULL OR child_ids <@ locked;
+    END LOOP;
     -- The wait for the locks is over: what is decided is decided as of now.
     decided_at := clock_timestamp();
 
-    SELECT array_agg(l.organization_id), array_agg(l.id), array_agg(l.scope),
-           array_agg(l.api_key_id), array_agg(l.model), array_agg(l.unit), array_agg(l.period),
-           array_agg(l.ceiling), array_agg(l.used), array_agg(l.held), array_agg(l.bucket_s),
-           array_agg(l.window_at), array_agg(l.resets_at), array_agg(l.ring), array_agg(false)
-    INTO organization_ids, ids, scopes, api_key_ids, models, units, periods, ceilings, useds,
-         helds, bucket_ss, windows, resets, rings, touched
-    FROM public.limits_as_of(locked, decided_at) l;
+    IF locked IS NOT NULL THEN
+        SELECT array_agg(l.organization_id), array_agg(l.id),
+               array_agg(coalesce(l.template_id, l.id)), array_agg(l.scope),
+               array_agg(l.api_key_id), array_agg(l.model), array_agg(l.unit), array_agg(l.period),
+               array_agg(l.ceiling), array_agg(l.used), array_agg(l.held), array_agg(l.bucket_s),
+               array_agg(l.window_at), array_agg(l.resets_at), array_agg(l.ring), array_agg(false)
+        INTO organization_ids, ids, origins, scopes, api_key_ids, models, units, periods, ceilings, useds,
+             helds, bucket_ss, windows, resets, rings, touched
+        FROM public.limits_as_of(locked, decided_at) l;
+    END IF;
 
     FOR call IN
-        SELECT c.*, h.id IS NOT NULL AS is_repeated,
-               CASE
-                   WHEN k.id IS NULL THEN 'invalid_api_key'
-                   WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
-                   WHEN k.expires_at <= decided_at THEN 'expired_api_key'
-                   WHEN o.status <> 'active' THEN 'organization_inactive'
-                   ELSE 'admitted'
-               END AS standing,
-               coalesce(applying.places, '{}') AS places
+        SELECT c.*,
+               -- Not EXISTS, which may be answered by a hash of the whole table.
+               (
+                   SELECT h.id FROM public.holds h
+                   WHERE h.organization_id = c.organization_id AND h.id = c.id
+               ) IS NOT NULL AS is_repeated,
+               coalesce((
+                   SELECT CASE
+                       WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+                       WHEN k.expires_at <= decided_at THEN 'expired_api_key'
+                       WHEN o.status <> 'active' THEN 'organization_inactive'
+                       ELSE 'admitted'
+                   END
+                   FROM public.api_keys k
+                   JOIN public.organizations o ON o.id = k.organization_id
+                   WHERE k.id = c.api_key_id AND k.organization_id = c.organization_id
+               ), 'invalid_api_key') AS standing,
+               ARRAY(
+                   SELECT l.place::integer
+                   FROM unnest(ids, organization_ids, api_key_ids, models, scopes)
+                       WITH ORDINALITY AS l (id, organization_id, api_key_id, model, scope, place)
+                   WHERE l.organization_id = c.organization_id
+                     AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
+                     AND (l.model IS NULL OR l.model IN (c.model, split_part(c.model, ':', 1)))
+                     AND (l.scope <> 'end_user' OR l.id = ANY (own.limit_ids))
+                   ORDER BY l.place
+               ) AS places
         FROM ROWS FROM (
             jsonb_to_recordset(calls) AS (
-                organization_id uuid, id uuid, api_key_id uuid, request_id text, endpoint text,
-                model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint,
+                organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
+                endpoint text, model text, is_stream boolean, bound_nanos bigint,
+                bound_tokens bigint, least_nanos bigint, least_tokens bigint,
                 price_version integer, tags jsonb
             )
         ) WITH ORDINALITY AS c (
-            organization_id, id, api_key_id, request_id, endpoint, model, is_stream, bound_nanos,
-            bound_tokens, price_version, tags, place
+            organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
+            bound_nanos, bound_tokens, least_nanos, least_tokens, price_version, tags, place
         )
-        LEFT JOIN public.holds h ON h.organization_id = c.organization_id AND h.id = c.id
-        LEFT JOIN public.api_keys k
-            ON k.id = c.api_key_id AND k.organization_id = c.organization_id
-        LEFT JOIN public.organizations o ON o.id = c.organization_id
-        LEFT JOIN LATERAL (
-            SELECT array_agg(l.place::integer ORDER BY l.place) AS places
-            FROM unnest(organization_ids, api_key_ids, models)
-                WITH ORDINALITY AS l (organization_id, api_key_id, model, place)
-            WHERE l.organization_id = c.organization_id
-              AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
-              AND (l.model IS NULL OR l.model IN (c.model, split_part(c.model, ':', 1)))
-        ) applying ON true
+        CROSS JOIN LATERAL (
+            -- The end user's own limits, and the templates' counters for them.
+            SELECT ARRAY(
+                SELECT l.id
+                FROM public.limits l
+                WHERE l.id = ANY (wanted)
+                  AND l.end_user = decode(c.end_user, 'hex')
+                UNION ALL
+                SELECT p.child_id
+                FROM unnest(template_users, child_ids) AS p (end_user, child_id)
+                WHERE p.end_user = coalesce(decode(c.end_user, 'hex'), '')
+            ) AS limit_ids
+        ) own
         ORDER BY c.place
     LOOP
         number := call.place;
@@ -456,17 +530,35 @@ BEGIN
         limit_id := NULL;
         resets_at := NULL;
         retry_after_s := NULL;
+        granted_nanos := call.bound_nanos;
+        granted_tokens := call.bound_tokens;
         requests_left := NULL;
         tokens_left := NULL;
         IF call.is_repeated OR verdict <> 'admitted' THEN
+            IF call.is_repeated THEN
+                SELECT h.bound_nanos, h.bound_tokens INTO granted_nanos, granted_tokens
+                FROM public.holds h
+                WHERE h.organization_id = call.organization_id AND h.id = call.id;
+            END IF;
             RETURN NEXT;
             CONTINUE;
         END IF;
 
+        IF call.least_tokens IS NOT NULL THEN
+            FOREACH i IN ARRAY call.places LOOP
+                remaining := ceilings[i] - useds[i] - helds[i];
+                IF units[i] = 'usd' THEN
+                    granted_nanos := least(granted_nanos, greatest(remaining, call.least_nanos));
+                ELSIF units[i] = 'tokens' THEN
+                    granted_tokens := least(granted_tokens, greatest(remaining, call.least_tokens));
+                END IF;
+            END LOOP;
+        END IF;
+
         worst_rank := 0;
         FOREACH i IN ARRAY call.places LOOP
-            need := CASE units[i] WHEN 'usd' THEN call.bound_nanos
-                                  WHEN 'tokens' THEN call.bound_tokens
+            need := CASE units[i] WHEN 'usd' THEN granted_nanos
+                                  WHEN 'tokens' THEN granted_tokens
                                   ELSE 1 END;
             CONTINUE WHEN useds[i] + helds[i] + need <= ceilings[i];
             retry_at := NULL;
@@ -498,7 +590,7 @@ BEGIN
                 worst_rank := rank;
                 worst_retry_at := retry_at;
                 verdict := ranks[rank];
-                limit_id := ids[i];
+                limit_id := origins[i];
                 scope := scopes[i];
                 model := models[i];
                 unit := units[i];
@@ -513,11 +605,16 @@ BEGIN
         END LOOP;
 
         IF verdict = 'admitted' THEN
+            hold := NULL;
+            hold.limit_ids := '{}';
+            hold.limit_windows := '{}';
             FOREACH i IN ARRAY call.places LOOP
-                need := CASE units[i] WHEN 'usd' THEN call.bound_nanos
-                                      WHEN 'tokens' THEN call.bound_tokens
+                need := CASE units[i] WHEN 'usd' THEN granted_nanos
+                                      WHEN 'tokens' THEN granted_tokens
                                       ELSE 1 END;
                 touched[i] := true;
+                hold.limit_ids := hold.limit_ids || ids[i];
+                hold.limit_windows := hold.limit_windows || windows[i];
                 IF bucket_ss[i] IS NULL THEN
                     helds[i] := helds[i] + need;
                 ELSE
@@ -526,21 +623,22 @@ BEGIN
                     useds[i] := useds[i] + need;
                 END IF;
             END LOOP;
-            INSERT INTO public.holds (
-                organization_id, id, api_key_id, request_id, endpoint, model, is_stream,
-                bound_nanos, bound_tokens, price_version, tags, limit_ids, limit_windows,
-                process_id, lease_until
-            )
-            VALUES (
-                call.organization_id, call.id, call.api_key_id, call.request_id, call.endpoint,
-                call.model, call.is_stream, call.bound_nanos, call.bound_tokens,
-                call.price_version, call.tags,
-                ARRAY(SELECT ids[place] FROM unnest(call.places) WITH ORDINALITY p (place, n)
-                      ORDER BY n),
-                ARRAY(SELECT windows[place] FROM unnest(call.places) WITH ORDINALITY p (place, n)
-                      ORDER BY n),
-                admitting_process_id, decided_at + lease
-            );
+            hold.organization_id := call.organization_id;
+            hold.id := call.id;
+            hold.api_key_id := call.api_key_id;
+            hold.end_user := decode(call.end_user, 'hex');
+            hold.request_id := call.request_id;
+            hold.endpoint := call.endpoint;
+            hold.model := call.model;
+            hold.is_stream := call.is_stream;
+            hold.bound_nanos := granted_nanos;
+            hold.bound_tokens := granted_tokens;
+            hold.price_version := call.price_version;
+            hold.tags := call.tags;
+            hold.process_id := admitting_process_id;
+            hold.lease_until := decided_at + lease;
+            hold.created_at := decided_at;
+            taken := taken || hold;
         END IF;
 
         -- The tightest rates of the caller, as they stand after this call.
@@ -559,9 +657,10 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    PERFORM public.write_limits(
-        organization_ids, ids, useds, helds, bucket_ss, windows, rings, touched
-    );
+    INSERT INTO public.holds SELECT h.* FROM unnest(taken) h;
+    IF true = ANY (touched) THEN
+        PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+    END IF;
 END
 $function$;
 
@@ -572,6 +671,28 @@ CREATE OR REPLACE FUNCTION public.limit_bucket_s(unit text, period text)
 AS $function$
     SELECT CASE WHEN unit IN ('requests', 'tokens')
                 THEN CASE period WHEN 'minute' THEN 1 WHEN 'hour' THEN 60 END END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limit_child_id(template_id uuid, end_user bytea)
+ RETURNS uuid
+ LANGUAGE sql
+ IMMUTABLE
+AS $function$
+    SELECT left(encode(sha256(uuid_send(template_id) || end_user), 'hex'), 32)::uuid
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limit_is_idle(l public.limits, instant timestamp with time zone)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT l.held = 0
+       AND CASE
+           WHEN l.period IS NULL OR l.used = 0 AND l.buckets IS NULL THEN true
+           WHEN l.buckets IS NULL THEN l.window_start < public.limit_window(l.period, instant)
+           ELSE l.bucket_at
+                < instant - 61 * public.limit_bucket_s(l.unit, l.period) * interval '1 second'
+       END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limit_resets_at(period text, window_start timestamp with time zone)
@@ -615,38 +736,115 @@ AS $function$
                 ELSE date_trunc(period, instant, 'UTC') END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.limits_as_of(locked uuid[], instant timestamp with time zone)
- RETURNS TABLE(organization_id uuid, id uuid, scope text, api_key_id uuid, model text, unit text, period text, ceiling bigint, used bigint, held bigint, bucket_s integer, window_at timestamp with time zone, resets_at timestamp with time zone, ring bigint[])
+CREATE OR REPLACE FUNCTION public.limits_as_of(wanted uuid[], instant timestamp with time zone)
+ RETURNS TABLE(organization_id uuid, id uuid, scope text, api_key_id uuid, end_user bytea, template_id uuid, model text, unit text, period text, ceiling bigint, used bigint, held bigint, bucket_s integer, window_at timestamp with time zone, resets_at timestamp with time zone, ring bigint[], alert_at bigint)
  LANGUAGE sql
  STABLE
 AS $function$
-    SELECT l.organization_id, l.id, l.scope, l.api_key_id, l.model, l.unit, l.period,
-           CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END,
-           CASE WHEN l.bucket_s IS NOT NULL THEN (SELECT sum(n) FROM unnest(l.ring) n)::bigint
-                WHEN l.window_start = l.window_at THEN l.used
-                ELSE 0 END,
-           l.held, l.bucket_s, l.window_at,
+    SELECT l.organization_id, l.id, l.scope, l.api_key_id, l.end_user, l.template_id, l.model,
+           l.unit, l.period, l.ceiling_now, l.used_now, l.held, l.bucket_s, l.window_at,
            CASE WHEN l.bucket_s IS NULL THEN public.limit_resets_at(l.period, l.window_at)
                 ELSE l.window_at + 61 * l.bucket_s * interval '1 second' END,
-           l.ring
+           l.ring,
+           -- The use at which the next alert is due.
+           CASE WHEN l.unit = 'usd' THEN (
+               SELECT ceil(min(percent) * nullif(l.ceiling_now, 0)::numeric / 100)::bigint
+               FROM unnest(l.alert_percents) percent
+               WHERE percent > CASE WHEN l.window_start = l.window_at THEN l.alerted_percent
+                                    ELSE 0 END
+           ) END
     FROM (
-        SELECT l.*, public.limit_ring(l.buckets, l.bucket_at, l.bucket_s, l.window_at) AS ring
+        SELECT l.*,
+               CASE WHEN l.bucket_s IS NOT NULL THEN (SELECT sum(n) FROM unnest(l.ring) n)::bigint
+                    WHEN l.window_start = l.window_at THEN l.used
+                    ELSE 0 END AS used_now
         FROM (
             SELECT l.*,
-                   -- A clock that went back stays with what is newest until it has caught up.
-                   CASE WHEN l.bucket_s IS NULL
-                        THEN greatest(l.window_start, public.limit_window(l.period, instant))
-                        ELSE greatest(l.bucket_at, date_bin(
-                            l.bucket_s * interval '1 second', instant, 'epoch'
-                        )) END AS window_at
+                   CASE WHEN l.bucket_s IS NULL THEN array_fill(0::bigint, ARRAY[61])
+                        ELSE public.limit_ring(l.buckets, l.bucket_at, l.bucket_s, l.window_at)
+                        END AS ring
             FROM (
-                SELECT l.*, public.limit_bucket_s(l.unit, l.period) AS bucket_s
-                FROM public.limits l
-                WHERE l.id = ANY (locked)
+                SELECT l.*,
+                       -- A clock that went back stays with what is newest until it has caught up.
+                       CASE WHEN l.bucket_s IS NULL
+                            THEN greatest(l.window_start, public.limit_window(l.period, instant))
+                            ELSE greatest(l.bucket_at, date_bin(
+                                l.bucket_s * interval '1 second', instant, 'epoch'
+                            )) END AS window_at,
+                       coalesce(
+                           (
+                               SELECT CASE WHEN t.raised_until > instant THEN t.raised_to
+                                           ELSE t.ceiling END
+                               FROM public.limits t
+                               WHERE t.organization_id = l.organization_id
+                                 AND t.id = l.template_id
+                           ),
+                           CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END
+                       ) AS ceiling_now
+                FROM (
+                    SELECT l.*, public.limit_bucket_s(l.unit, l.period) AS bucket_s
+                    FROM public.limits l
+                    WHERE l.id = ANY (wanted)
+                ) l
+                OFFSET 0  -- so that each of these is computed once
             ) l
+            OFFSET 0
         ) l
+        OFFSET 0
     ) l
     ORDER BY l.organization_id, l.id
+$function$;
+
+CREATE OR REPLACE FUNCTION public.make_children(template_ids uuid[], end_users bytea[], most_children integer)
+ RETURNS uuid[]
+ LANGUAGE plpgsql
+ SET enable_seqscan TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
+AS $function$
+DECLARE
+    child_ids uuid[];
+    pair record;
+BEGIN
+    SELECT array_agg(public.limit_child_id(p.template_id, p.end_user) ORDER BY p.place)
+    INTO child_ids
+    FROM unnest(template_ids, end_users) WITH ORDINALITY AS p (template_id, end_user, place);
+    IF child_ids <@ ARRAY(SELECT l.id FROM public.limits l WHERE l.id = ANY (child_ids)) THEN
+        RETURN child_ids;
+    END IF;
+    PERFORM
+    FROM public.limits l
+    WHERE l.id = ANY (template_ids)
+    ORDER BY l.organization_id, l.id
+    FOR NO KEY UPDATE;
+    FOR pair IN
+        SELECT p.place, p.template_id, p.end_user, child_ids[p.place] AS id
+        FROM unnest(template_ids, end_users) WITH ORDINALITY AS p (template_id, end_user, place)
+        ORDER BY p.place
+    LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM public.limits l WHERE l.id = pair.id);
+        IF pair.end_user <> '' THEN
+            UPDATE public.limits t
+            SET children = t.children + 1
+            WHERE t.id = pair.template_id
+              AND t.children < most_children;
+            IF NOT FOUND THEN
+                pair.end_user := '\x00';
+                pair.id := public.limit_child_id(pair.template_id, pair.end_user);
+                child_ids[pair.place] := pair.id;
+            END IF;
+        END IF;
+        INSERT INTO public.limits (
+            organization_id, id, scope, api_key_id, end_user, template_id, model, unit, period,
+            ceiling, alert_percents
+        )
+        SELECT t.organization_id, pair.id, 'end_user', t.api_key_id, pair.end_user, t.id, t.model,
+               t.unit, t.period, t.ceiling, t.alert_percents
+        FROM public.limits t
+        WHERE t.id = pair.template_id
+        ON CONFLICT DO NOTHING;
+    END LOOP;
+    RETURN child_ids;
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.make_ledger_partitions(months_ahead integer)
@@ -695,15 +893,21 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.settle(entries jsonb)
+CREATE OR REPLACE FUNCTION public.settle(entries jsonb, only_expired boolean)
  RETURNS TABLE(id uuid, kind text, cost_nanos bigint, bound_nanos bigint)
  LANGUAGE plpgsql
+ SET enable_seqscan TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 #variable_conflict use_column
 DECLARE
     settled_at timestamptz;
+    callers uuid[];         -- the organizations
+    hold_ids uuid[];
+    seen uuid[];
+    wanted uuid[];
+    interrupted uuid[];
     locked uuid[];
-    organization_ids uuid[];
     ids uuid[];
     units text[];
     useds bigint[];
@@ -711,78 +915,98 @@ DECLARE
     bucket_ss integer[];
     windows timestamptz[];
     rings bigint[];
+    alerts_at bigint[];
     touched boolean[];
-    entry record;
+    call record;
     hold public.holds;
     earlier public.ledger_entries;
-    counted_tokens bigint;
-    counted_windows timestamptz[];
+    entry public.ledger_entries;
+    written public.ledger_entries[] := '{}';
     used_more bigint;
     held_less bigint;
     i integer;
     slot integer;
 BEGIN
+    SELECT array_agg(DISTINCT e.organization_id), array_agg(e.id) INTO callers, hold_ids
+    FROM jsonb_to_recordset(entries) AS e (organization_id uuid, id uuid);
+    SELECT array_agg(DISTINCT h.id), array_agg(DISTINCT counted.limit_id) INTO seen, wanted
+    FROM public.holds h
+    LEFT JOIN LATERAL unnest(h.limit_ids) AS counted (limit_id) ON true
+    WHERE h.organization_id = ANY (callers)
+      AND h.id = ANY (hold_ids);
+    IF NOT only_expired AND NOT hold_ids <@ coalesce(seen, '{}') THEN
+        -- Ended already, or never begun: if the sweeper ended one, its entry may want a correction.
+        SELECT array_agg(DISTINCT x.id), wanted || array_agg(DISTINCT counted.limit_id)
+        INTO interrupted, wanted
+        FROM public.ledger_entries x
+        LEFT JOIN LATERAL unnest(x.limit_ids) AS counted (limit_id) ON true
+        WHERE x.organization_id = ANY (callers)
+          AND x.id = ANY (hold_ids)
+          AND x.outcome = 'interrupted'
+          AND x.kind = 'call';
+    END IF;
     SELECT array_agg(l.id) INTO locked
     FROM (
         SELECT l.id
         FROM public.limits l
-        WHERE (l.organization_id, l.id) IN (
-            SELECT h.organization_id, unnest(h.limit_ids)
-            FROM jsonb_to_recordset(entries) AS e (organization_id uuid, id uuid)
-            JOIN public.holds h USING (organization_id, id)
-            UNION
-            SELECT x.organization_id, unnest(x.limit_ids)
-            FROM jsonb_to_recordset(entries) AS e (organization_id uuid, id uuid)
-            JOIN public.ledger_entries x USING (organization_id, id)
-            WHERE x.outcome = 'interrupted'
-        )
+        WHERE l.id = ANY (wanted)
         ORDER BY l.organization_id, l.id
         FOR NO KEY UPDATE
     ) l;
     settled_at := clock_timestamp();
 
-    SELECT array_agg(l.organization_id), array_agg(l.id), array_agg(l.unit), array_agg(l.used),
-           array_agg(l.held), array_agg(l.bucket_s), array_agg(l.window_at), array_agg(l.ring),
-           array_agg(false)
-    INTO organization_ids, ids, units, useds, helds, bucket_ss, windows, rings, touched
-    FROM public.limits_as_of(locked, settled_at) l;
+    IF locked IS NOT NULL THEN
+        SELECT array_agg(l.id), array_agg(l.unit), array_agg(l.used), array_agg(l.held),
+               array_agg(l.bucket_s), array_agg(l.window_at), array_agg(l.ring),
+               array_agg(l.alert_at), array_agg(false)
+        INTO ids, units, useds, helds, bucket_ss, windows, rings, alerts_at, touched
+        FROM public.limits_as_of(locked, settled_at) l;
+    END IF;
 
-    FOR entry IN
+    FOR call IN
         SELECT *
         FROM jsonb_to_recordset(entries) AS e (
-            organization_id uuid, id uuid, correction_id uuid, only_if_expired boolean, model text,
-            outcome text, status smallint, input_tokens bigint, cached_input_tokens bigint,
+            organization_id uuid, id uuid, correction_id uuid, model text, outcome text,
+            status smallint, input_tokens bigint, cached_input_tokens bigint,
             output_tokens bigint, cost_nanos bigint, cost_source text, upstream_request_id text,
             first_byte_ms integer, duration_ms integer
         )
     LOOP
+        entry := NULL;
+        entry.cost_nanos := call.cost_nanos;
+        entry.cost_source := call.cost_source;
+        entry.input_tokens := call.input_tokens;
+        entry.output_tokens := call.output_tokens;
+        -- A hold that was taken after the locks were is left for the next time.
         DELETE FROM public.holds h
-        WHERE h.organization_id = entry.organization_id
-          AND h.id = entry.id
-          AND (entry.only_if_expired IS NOT TRUE OR h.lease_until < settled_at)
-          -- One that was taken after the locks were is left for the next time.
-          AND h.limit_ids <@ coalesce(locked, '{}')
+        WHERE h.organization_id = call.organization_id
+          AND h.id = call.id
+          AND h.id = ANY (seen)
+          AND (NOT only_expired OR h.lease_until < settled_at)
         RETURNING h.* INTO hold;
         IF FOUND THEN
-            kind := 'call';
-            IF entry.cost_nanos IS NULL AND hold.bound_nanos IS NOT NULL THEN
+            entry.id := hold.id;
+            entry.kind := 'call';
+            entry.requests := 1;
+            IF call.cost_nanos IS NULL AND hold.bound_nanos IS NOT NULL THEN
                 entry.cost_nanos := hold.bound_nanos;
                 entry.cost_source := 'bound';
-            ELSIF entry.cost_source = 'estimated' THEN
-                entry.cost_nanos := least(entry.cost_nanos, hold.bound_nanos);
+            ELSIF call.cost_source = 'estimated' THEN
+                entry.cost_nanos := least(call.cost_nanos, hold.bound_nanos);
             END IF;
-            counted_tokens := CASE
-                WHEN entry.cost_source = 'not_charged' THEN 0
-                ELSE coalesce(entry.input_tokens + entry.output_tokens, hold.bound_tokens, 0)
+            entry.tokens := CASE
+                WHEN call.cost_source = 'not_charged' THEN 0
+                ELSE coalesce(call.input_tokens + call.output_tokens, hold.bound_tokens, 0)
             END;
         ELSE
-            CONTINUE WHEN entry.only_if_expired;
+            -- What is no better known than before needs no correction.
+            CONTINUE WHEN only_expired OR call.cost_nanos IS NULL;
             SELECT x.* INTO earlier
             FROM public.ledger_entries x
-            WHERE x.organization_id = entry.organization_id
-              AND x.id = entry.id
+            WHERE x.organization_id = call.organization_id
+              AND x.id = call.id
               AND x.outcome = 'interrupted'
-              AND x.limit_ids <@ coalesce(locked, '{}')
+              AND (x.id = ANY (interrupted) OR x.id = ANY (seen))
               AND NOT EXISTS (
                   SELECT
                   FROM public.ledger_entries y
@@ -790,42 +1014,52 @@ BEGIN
                     AND y.amends_id = x.id
                     AND y.kind = 'correction'
               );
-            -- What is no better known than before needs no correction.
-            CONTINUE WHEN NOT FOUND OR entry.cost_nanos IS NULL;
-            kind := 'correction';
-            hold := ROW(
-                earlier.organization_id, earlier.id, earlier.api_key_id, earlier.end_user,
-                earlier.request_id, earlier.endpoint, earlier.requested_model, earlier.is_stream,
-                earlier.bound_nanos, earlier.bound_tokens, earlier.limit_ids,
-                earlier.limit_windows, NULL, NULL, earlier.price_version,
-                earlier.upstream_key_id, NULL, earlier.tags, NULL
-            );
-            counted_tokens := CASE
-                WHEN entry.cost_source = 'not_charged' THEN 0
-                ELSE coalesce(entry.input_tokens + entry.output_tokens, earlier.tokens)
+            CONTINUE WHEN NOT FOUND;
+            entry.id := call.correction_id;
+            entry.kind := 'correction';
+            entry.amends_id := earlier.id;
+            entry.requests := 0;
+            hold := NULL;
+            hold.organization_id := earlier.organization_id;
+            hold.id := earlier.id;
+            hold.api_key_id := earlier.api_key_id;
+            hold.end_user := earlier.end_user;
+            hold.request_id := earlier.request_id;
+            hold.endpoint := earlier.endpoint;
+            hold.model := earlier.requested_model;
+            hold.is_stream := earlier.is_stream;
+            hold.bound_nanos := earlier.bound_nanos;
+            hold.bound_tokens := earlier.bound_tokens;
+            hold.limit_ids := earlier.limit_ids;
+            hold.limit_windows := earlier.limit_windows;
+            hold.price_version := earlier.price_version;
+            hold.upstream_key_id := earlier.upstream_key_id;
+            hold.tags := earlier.tags;
+            entry.tokens := CASE
+                WHEN call.cost_source = 'not_charged' THEN 0
+                ELSE coalesce(call.input_tokens + call.output_tokens, earlier.tokens)
             END - earlier.tokens;
-            entry.cost_nanos := entry.cost_nanos - coalesce(earlier.cost_nanos, 0);
-            entry.input_tokens := entry.input_tokens - coalesce(earlier.input_tokens, 0);
-            entry.output_tokens := entry.output_tokens - coalesce(earlier.output_tokens, 0);
+            entry.cost_nanos := call.cost_nanos - coalesce(earlier.cost_nanos, 0);
+            entry.input_tokens := call.input_tokens - coalesce(earlier.input_tokens, 0);
+            entry.output_tokens := call.output_tokens - coalesce(earlier.output_tokens, 0);
         END IF;
 
-        counted_windows := hold.limit_windows;
         FOR n IN 1 .. cardinality(hold.limit_ids) LOOP
             i := array_position(ids, hold.limit_ids[n]);
             CONTINUE WHEN i IS NULL;
             touched[i] := true;
             used_more := CASE units[i] WHEN 'usd' THEN entry.cost_nanos
-                                       WHEN 'tokens' THEN counted_tokens
-                                       WHEN 'requests' THEN (kind = 'call')::integer
+                                       WHEN 'tokens' THEN entry.tokens
+                                       WHEN 'requests' THEN entry.requests
                                        ELSE 0 END;
-            held_less := CASE WHEN kind = 'correction' THEN 0
+            held_less := CASE WHEN entry.kind = 'correction' THEN 0
                               WHEN units[i] = 'usd' THEN hold.bound_nanos
                               WHEN units[i] = 'tokens' THEN hold.bound_tokens
                               ELSE 1 END;
             IF bucket_ss[i] IS NULL THEN
                 useds[i] := useds[i] + used_more;
                 helds[i] := helds[i] - held_less;
-                counted_windows[n] := windows[i];
+                hold.limit_windows[n] := windows[i];
             ELSIF hold.limit_windows[n] > windows[i] - 61 * bucket_ss[i] * interval '1 second' THEN
                 -- Counted in full when it was admitted; what was not used is given back there.
                 slot := extract(epoch FROM hold.limit_windows[n])::bigint / bucket_ss[i] % 61 + 1;
@@ -833,35 +1067,103 @@ BEGIN
             END IF;
         END LOOP;
 
-        INSERT INTO public.ledger_entries (
-            organization_id, id, kind, amends_id, api_key_id, end_user, request_id, endpoint,
-            model, requested_model, is_stream, outcome, status, requests, tokens, input_tokens,
-            cached_input_tokens, output_tokens, cost_nanos, cost_source, bound_nanos, bound_tokens,
-            price_version, limit_ids, limit_windows, counted_at, upstream_key_id,
-            upstream_request_id, first_byte_ms, duration_ms, tags
-        )
-        VALUES (
-            hold.organization_id,
-            CASE kind WHEN 'call' THEN hold.id ELSE entry.correction_id END,
-            kind,
-            CASE kind WHEN 'correction' THEN hold.id END,
-            hold.api_key_id, hold.end_user, hold.request_id, hold.endpoint, entry.model,
-            hold.model, hold.is_stream, entry.outcome, entry.status, (kind = 'call')::integer,
-            counted_tokens, entry.input_tokens, entry.cached_input_tokens, entry.output_tokens,
-            entry.cost_nanos, entry.cost_source, hold.bound_nanos, hold.bound_tokens,
-            hold.price_version, hold.limit_ids, counted_windows, settled_at, hold.upstream_key_id,
-            coalesce(entry.upstream_request_id, hold.upstream_request_id), entry.first_byte_ms,
-            entry.duration_ms, hold.tags
-        );
+        entry.organization_id := hold.organization_id;
+        entry.api_key_id := hold.api_key_id;
+        entry.end_user := hold.end_user;
+        entry.request_id := hold.request_id;
+        entry.endpoint := hold.endpoint;
+        entry.model := call.model;
+        entry.requested_model := hold.model;
+        entry.is_stream := hold.is_stream;
+        entry.outcome := call.outcome;
+        entry.status := call.status;
+        entry.cached_input_tokens := call.cached_input_tokens;
+        entry.bound_nanos := hold.bound_nanos;
+        entry.bound_tokens := hold.bound_tokens;
+        entry.price_version := hold.price_version;
+        entry.limit_ids := hold.limit_ids;
+        entry.limit_windows := hold.limit_windows;
+        entry.counted_at := settled_at;
+        entry.upstream_key_id := hold.upstream_key_id;
+        entry.upstream_request_id := coalesce(call.upstream_request_id, hold.upstream_request_id);
+        entry.first_byte_ms := call.first_byte_ms;
+        entry.duration_ms := call.duration_ms;
+        entry.tags := hold.tags;
+        entry.created_at := settled_at;
+        written := written || entry;
         id := hold.id;
+        kind := entry.kind;
         cost_nanos := entry.cost_nanos;
         bound_nanos := hold.bound_nanos;
         RETURN NEXT;
     END LOOP;
 
-    PERFORM public.write_limits(
-        organization_ids, ids, useds, helds, bucket_ss, windows, rings, touched
-    );
+    INSERT INTO public.ledger_entries SELECT e.* FROM unnest(written) e;
+    IF true = ANY (touched) THEN
+        PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+        FOR i IN 1 .. cardinality(ids) LOOP
+            IF useds[i] >= alerts_at[i] AND touched[i] THEN
+                id := ids[i];
+                kind := 'alert';
+                cost_nanos := NULL;
+                bound_nanos := NULL;
+                RETURN NEXT;
+            END IF;
+        END LOOP;
+    END IF;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.sweep_children(most integer)
+ RETURNS integer
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    found uuid[];
+    versions text[];
+    swept integer;
+BEGIN
+    SELECT array_agg(l.id), array_agg(l.version) INTO found, versions
+    FROM (
+        SELECT l.id, l.xmin::text AS version
+        FROM public.limits l
+        JOIN public.limits t ON t.organization_id = l.organization_id AND t.id = l.template_id
+        WHERE l.template_id IS NOT NULL
+          AND l.held = 0
+          AND (t.deleted_at IS NOT NULL OR public.limit_is_idle(l, clock_timestamp()))
+          AND l.id <> ALL (ARRAY(SELECT unnest(h.limit_ids) FROM public.holds h))
+        LIMIT most
+    ) l;
+    PERFORM
+    FROM public.limits t
+    WHERE t.id IN (SELECT l.template_id FROM public.limits l WHERE l.id = ANY (found))
+    ORDER BY t.organization_id, t.id
+    FOR NO KEY UPDATE;
+    WITH unused AS (
+        -- One that was written since it was found stays, and so does one that is in use right now.
+        SELECT l.organization_id, l.id
+        FROM unnest(found, versions) AS f (id, version)
+        JOIN public.limits l ON l.id = f.id AND l.xmin::text = f.version
+        FOR UPDATE OF l SKIP LOCKED
+    ), gone AS (
+        DELETE FROM public.limits l
+        USING unused u
+        WHERE l.organization_id = u.organization_id
+          AND l.id = u.id
+        RETURNING l.template_id, l.end_user
+    ), updated AS (
+        UPDATE public.limits t
+        SET children = t.children - g.end_users
+        FROM (
+            SELECT g.template_id,
+                   count(*) FILTER (WHERE g.end_user NOT IN ('', '\x00')) AS end_users
+            FROM gone g
+            GROUP BY g.template_id
+        ) g
+        WHERE t.id = g.template_id
+    )
+    SELECT count(*) INTO swept FROM gone;
+    RETURN swept;
 END
 $function$;
 
@@ -876,30 +1178,28 @@ AS $function$
     )::uuid
 $function$;
 
-CREATE OR REPLACE FUNCTION public.write_limits(organization_ids uuid[], ids uuid[], useds bigint[], helds bigint[], bucket_ss integer[], windows timestamp with time zone[], rings bigint[], touched boolean[])
+CREATE OR REPLACE FUNCTION public.write_limits(ids uuid[], useds bigint[], helds bigint[], bucket_ss integer[], windows timestamp with time zone[], rings bigint[], touched boolean[])
  RETURNS void
  LANGUAGE plpgsql
+ SET enable_seqscan TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 BEGIN
-    FOR i IN 1 .. coalesce(cardinality(ids), 0) LOOP
-        CONTINUE WHEN NOT touched[i];
-        IF bucket_ss[i] IS NULL THEN
-            UPDATE public.limits l
-            SET held = helds[i],
-                used = useds[i],
-                carried = CASE WHEN l.window_start = windows[i] THEN l.carried ELSE 0 END,
-                alerted_percent = CASE WHEN l.window_start = windows[i] THEN l.alerted_percent
-                                       ELSE 0 END,
-                window_start = windows[i]
-            WHERE l.organization_id = organization_ids[i]
-              AND l.id = ids[i];
-        ELSE
-            UPDATE public.limits l
-            SET buckets = ARRAY(SELECT n FROM unnest(rings[i:i]) n),
-                bucket_at = windows[i]
-            WHERE l.organization_id = organization_ids[i]
-              AND l.id = ids[i];
-        END IF;
-    END LOOP;
+    UPDATE public.limits l
+    SET held = n.held,
+        used = CASE WHEN n.bucket_s IS NULL THEN n.used ELSE l.used END,
+        carried = CASE WHEN n.bucket_s IS NOT NULL OR l.window_start = n.window_at THEN l.carried
+                       ELSE 0 END,
+        alerted_percent = CASE WHEN n.bucket_s IS NOT NULL OR l.window_start = n.window_at
+                               THEN l.alerted_percent
+                               ELSE 0 END,
+        window_start = CASE WHEN n.bucket_s IS NULL THEN n.window_at ELSE l.window_start END,
+        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets
+                       ELSE ARRAY(SELECT b FROM unnest(rings[n.place:n.place]) b) END,
+        bucket_at = CASE WHEN n.bucket_s IS NULL THEN l.bucket_at ELSE n.window_at END
+    FROM unnest(ids, useds, helds, bucket_ss, windows, touched)
+        WITH ORDINALITY AS n (id, used, held, bucket_s, window_at, is_touched, place)
+    WHERE l.id = n.id
+      AND n.is_touched;
 END
 $function$;

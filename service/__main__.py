@@ -170,7 +170,7 @@ def revoke_key(api_key_id: UUID) -> None:
 
 @main.group()
 def limits() -> None:
-    """How much an organization or a key may use."""
+    """How much an organization, a key or an end user may use."""
 
 
 def _amount(unit: ledger.Unit) -> Callable[[Any, Any, str | None], ledger.NewLimit | None]:
@@ -193,6 +193,8 @@ def _amount(unit: ledger.Unit) -> Callable[[Any, Any, str | None], ledger.NewLim
 @limits.command("create")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
 @click.option("--key", "api_key_id", type=click.UUID, help="Bind this key, not the organization.")
+@click.option("--end-user", help="Bind this end user, as calls name it.")
+@click.option("--each-end-user", is_flag=True, help="Bind each end user, with a counter for each.")
 @click.option("--model", help="Count calls of this model only.")
 @click.option("--usd", callback=_amount("usd"), metavar="5.00/month")
 @click.option("--requests", callback=_amount("requests"), metavar="60/minute")
@@ -201,6 +203,8 @@ def _amount(unit: ledger.Unit) -> Callable[[Any, Any, str | None], ledger.NewLim
 def create_limits(
     organization_id: UUID,
     api_key_id: UUID | None,
+    end_user: str | None,
+    each_end_user: bool,
     model: str | None,
     **amounts: ledger.NewLimit | None,
 ) -> None:
@@ -210,15 +214,26 @@ def create_limits(
     if not new:
         raise click.UsageError("Give at least one of --usd, --requests, --tokens, --concurrency.")
 
-    async def work(database: Database, _: Keyring) -> Any:
+    binds = {
+        "api_key_id": api_key_id,
+        "end_user": end_user,
+        "each_end_user": each_end_user,
+        "model": model,
+    }
+
+    async def work(database: Database, keyring: Keyring) -> Any:
         await accounts.find_organization(database, organization_id)
+        digest = None
+        if end_user is not None:
+            digest = await accounts.end_user_digest(database, keyring, organization_id, end_user)
         async with database.transaction() as conn:
             made = [
                 await ledger.create_limit(
                     conn,
                     COMMAND_LINE,
                     organization_id,
-                    msgspec.structs.replace(limit, api_key_id=api_key_id, model=model),
+                    msgspec.structs.replace(limit, **binds),
+                    digest,
                 )
                 for limit in new
             ]

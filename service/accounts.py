@@ -10,7 +10,7 @@ import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -38,11 +38,21 @@ database takes neither NUL nor halves, and a terminal obeys the others."""
 END_USERS: Final = "end users"
 """The purpose of the key under which end users' names are digested."""
 
+OutputTokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Role = Literal["inference", "admin", "operator"]
 
 FIND_CALLER: Final = """
     SELECT k.id, k.organization_id, k.name, k.role, k.digest, k.previous_digest, k.previous_until,
-           k.expires_at, k.revoked_at, o.status AS organization_status, o.wrapped_data_key
+           k.expires_at, k.revoked_at, k.settings::text AS settings,
+           o.status AS organization_status, o.wrapped_data_key,
+           EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.unit = 'usd'
+           ) AS has_money_limit
     FROM public.api_keys k
     JOIN public.organizations o ON o.id = k.organization_id
     WHERE k.digest = $1
@@ -66,12 +76,14 @@ FIND_ORGANIZATION: Final = """
 """
 INSERT_KEY: Final = """
     INSERT INTO public.api_keys (
-        id, organization_id, name, role, digest, prefix, expires_at, created_at, updated_at
+        id, organization_id, name, role, digest, prefix, settings, expires_at, created_at,
+        updated_at
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
+    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $9)
 """
 LIST_KEYS: Final = """
-    SELECT id, organization_id, name, role, prefix, expires_at, revoked_at, created_at
+    SELECT id, organization_id, name, role, prefix, settings::text AS settings, expires_at,
+           revoked_at, created_at
     FROM public.api_keys
     WHERE organization_id = $1
       AND id > $2
@@ -79,8 +91,14 @@ LIST_KEYS: Final = """
     LIMIT $3
 """
 FIND_KEY: Final = """
-    SELECT id, organization_id, name, role, prefix, expires_at, revoked_at, created_at
+    SELECT id, organization_id, name, role, prefix, settings::text AS settings, expires_at,
+           revoked_at, created_at
     FROM public.api_keys
+    WHERE id = $1
+"""
+CHANGE_KEY: Final = """
+    UPDATE public.api_keys
+    SET settings = $2::text::jsonb, updated_at = $3
     WHERE id = $1
 """
 REVOKE_KEY: Final = """
@@ -105,6 +123,22 @@ FIND_DATA_KEY: Final = """
 ANNOUNCE: Final = "SELECT pg_notify($1, $2)"
 
 
+class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key's calls get where they say nothing themselves.
+
+    ``default_max_output_tokens`` caps the output of a call that sets no maximum. With
+    ``least_output_tokens`` a call that its limits cannot afford is not refused but cut down to the
+    output they can, as long as it is at least this much.
+    """
+
+    default_max_output_tokens: OutputTokens = 8_192
+    least_output_tokens: OutputTokens | None = None
+
+
+class StatedKeySettings(KeySettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings as they are asked for; what is stored may be of a newer version."""
+
+
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
     """A tenant, as the operator sees it."""
 
@@ -122,6 +156,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: Role
     prefix: str
+    settings: KeySettings
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
@@ -135,6 +170,9 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     pseudonym_key: bytes = b""
     end_users_key: bytes = b""
+    settings: KeySettings = KeySettings()
+    has_money_limit: bool = False
+    """Whether any limit of its organization is one of money."""
 
     @property
     def actor_name(self) -> str:
@@ -223,6 +261,8 @@ class Callers:
             role=row["role"],
             pseudonym_key=pseudonym_key,
             end_users_key=end_users_key,
+            settings=msgspec.json.decode(row["settings"], type=KeySettings),
+            has_money_limit=row["has_money_limit"],
         )
 
 
@@ -347,6 +387,7 @@ async def create_key(
     name: str,
     role: Role,
     expires_at: datetime | None = None,
+    settings: KeySettings | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key and its secret, which is stored nowhere: this is the only time it is seen.
 
@@ -370,6 +411,7 @@ async def create_key(
         name=name,
         role=role,
         prefix=secret[: crypto.API_KEY_PREFIX_LENGTH],
+        settings=settings or KeySettings(),
         expires_at=expires_at,
         revoked_at=None,
         created_at=datetime.now(UTC),
@@ -383,6 +425,7 @@ async def create_key(
         role,
         digest,
         key.prefix,
+        msgspec.json.encode(key.settings).decode(),
         expires_at,
         key.created_at,
     )
@@ -396,7 +439,12 @@ async def list_keys(
 ) -> Sequence[ApiKey]:
     """An organization's keys by age, oldest first, after the one given."""
     rows = await database.fetch(LIST_KEYS, organization_id, after, limit)
-    return [ApiKey(**row) for row in rows]
+    return [_key(row) for row in rows]
+
+
+def _key(row: Any) -> ApiKey:
+    settings = msgspec.json.decode(row["settings"], type=KeySettings)
+    return ApiKey(**{**row, "settings": settings})
 
 
 async def find_key(database: Database, api_key_id: UUID) -> ApiKey:
@@ -404,7 +452,16 @@ async def find_key(database: Database, api_key_id: UUID) -> ApiKey:
     row = await database.fetchrow(FIND_KEY, api_key_id)
     if row is None:
         raise NotFound("There is no such API key.")
-    return ApiKey(**row)
+    return _key(row)
+
+
+async def change_key(conn: Any, actor: Actor, key: ApiKey, settings: KeySettings) -> None:
+    """Give the key other settings, here and on every replica."""
+    stored = msgspec.json.encode(settings).decode()
+    await conn.execute(CHANGE_KEY, key.id, stored, datetime.now(UTC))
+    detail = {"settings": msgspec.to_builtins(settings)}
+    await audit.record(conn, key.organization_id, actor, "api_key.change", str(key.id), detail)
+    await conn.execute(ANNOUNCE, CHANNEL, str(key.id))
 
 
 async def revoke_key(conn: Any, actor: Actor, key: ApiKey) -> None:

@@ -157,7 +157,7 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     app[api.CATALOG] = Catalog(app[api.VENICE].models)
     # A start does not wait for Venice: prices come as soon as it answers.
     log.info("catalogue", loading="in the background")
-    app[BOOKS] = ledger = Ledger(database, process_id=uuid7())
+    app[BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
     app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
     yield
     app[api.GATEWAY].end_open_calls()
@@ -172,6 +172,8 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
         _named("catalogue", app[api.CATALOG].keep_fresh()),
         _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
+        _named("alerts", jobs.keep_alerts(app[BOOKS], app[api.DATABASE])),
+        _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
     ]
     yield

@@ -22,7 +22,7 @@ LOCK_HEAD: Final = """
     SELECT audit_sequence, audit_head
     FROM public.organizations
     WHERE id = $1
-    FOR UPDATE
+    FOR NO KEY UPDATE
 """
 INSERT_EVENT: Final = """
     INSERT INTO public.audit_events (

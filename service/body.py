@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -45,7 +45,7 @@ def text_bytes(body: bytes) -> int:
     return len(msgspec.json.encode(msgspec.json.decode(body))) if b"\\u" in body else len(body)
 
 
-def set_members(body: bytes, members: Mapping[str, str | int], present: Collection[str]) -> bytes:
+def set_members(body: bytes, members: Mapping[str, Any], present: Collection[str]) -> bytes:
     """The JSON object ``body`` with top-level ``members`` set, every other byte as it was.
 
     ``present`` says which of them the object has already. Those are replaced where they stand,
@@ -66,7 +66,7 @@ def set_members(body: bytes, members: Mapping[str, str | int], present: Collecti
     return body[:start] + b",".join(added) + (b"" if is_empty else b",") + body[start:]
 
 
-def _replace(body: bytes, members: Mapping[str, str | int]) -> bytes:
+def _replace(body: bytes, members: Mapping[str, Any]) -> bytes:
     parts, kept_from = [], 0
     for name, start, end in _top_level_values(body):
         if name in members:

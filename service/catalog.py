@@ -37,6 +37,11 @@ MODEL_TYPES: Final = (
     "code",
 )
 
+OVERHEAD_TOKENS: Final = 128
+"""What Venice adds to a prompt, until more is seen."""
+SYSTEM_PROMPT_TOKENS: Final = 4_096
+"""The same, with its own system prompt."""
+
 FetchModels = Callable[[str | None], Awaitable[bytes]]
 
 
@@ -164,6 +169,7 @@ class Catalog:
         self._lists: dict[str | None, _Cached] = {}
         self._fetching: dict[str | None, asyncio.Task[bytes]] = {}
         self._prices: dict[str, Price] = {}
+        self._overheads: dict[tuple[str, bool], int] = {}
 
     async def models(self, model_type: str | None) -> bytes:
         """Venice's list of models of a type, as JSON; without a type, its own default.
@@ -207,6 +213,21 @@ class Catalog:
             if (price := _price(model)) is not None:
                 self._prices[model.id] = price
         return body
+
+    def overhead_tokens(self, name: str, *, with_prompt: bool) -> int:
+        """What Venice adds to a prompt for the model at most, with its own system prompt or without
+        it: the largest excess seen, and never less than what was thought at the beginning."""
+        learned = self._overheads.get((name.partition(":")[0], with_prompt), 0)
+        return max(learned, SYSTEM_PROMPT_TOKENS if with_prompt else OVERHEAD_TOKENS)
+
+    def learn_overhead(self, name: str, excess_tokens: int, *, with_prompt: bool) -> None:
+        """A prompt of the model had so many tokens more than its text bounds."""
+        if excess_tokens > self.overhead_tokens(name, with_prompt=with_prompt):
+            model = name.partition(":")[0]
+            self._overheads[model, with_prompt] = excess_tokens
+            log.warning(
+                "overhead learned", model=model, tokens=excess_tokens, with_prompt=with_prompt
+            )
 
     @property
     def is_loaded(self) -> bool:

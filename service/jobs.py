@@ -1,6 +1,7 @@
 """Work that no request waits for."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 import structlog
@@ -14,6 +15,9 @@ log = structlog.get_logger()
 PARTITIONS_EVERY_S: Final = 6 * 3600.0
 RETRY_S: Final = 60.0
 LEASES_EVERY_S: Final = 15.0
+ALERTS_EVERY_S: Final = 60.0
+ALERTS_PAUSE_S: Final = 1.0
+END_USERS_EVERY_S: Final = 600.0
 
 
 async def keep_partitions(database: Database) -> None:
@@ -25,6 +29,31 @@ async def keep_partitions(database: Database) -> None:
         except Exception:
             log.exception("ledger partitions not made", retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)
+
+
+async def keep_alerts(books: Ledger, database: Database) -> None:
+    """Announce the thresholds that limits have reached, for ever: when a settlement has brought one
+    there, and now and then, since the process that knew of it may be gone."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(books.alerts_are_due.wait(), ALERTS_EVERY_S)
+        books.alerts_are_due.clear()
+        try:
+            await ledger.announce(database)
+        except Exception:
+            log.exception("alerts not announced", retry_s=ALERTS_EVERY_S)
+        # What is reached in the meantime goes with the next time.
+        await asyncio.sleep(ALERTS_PAUSE_S)
+
+
+async def keep_end_users(database: Database) -> None:
+    """Take away counters of end users that count nothing any more, for ever."""
+    while True:
+        await asyncio.sleep(END_USERS_EVERY_S)
+        try:
+            await ledger.sweep_end_users(database)
+        except Exception:
+            log.exception("end users not swept", retry_s=END_USERS_EVERY_S)
 
 
 async def keep_leases(books: Ledger, database: Database) -> None:

@@ -316,6 +316,14 @@ class Settings:
         _seconds(0, 300),
         5.0,
     )
+    most_end_users: int = _variable(
+        "MAX_END_USERS",
+        "integer",
+        "How many end users a limit of each end user keeps a counter for at a time; those beyond"
+        " share one.",
+        _integer(1, 10_000_000),
+        100_000,
+    )
     shutdown_listen_s: float = _variable(
         "SHUTDOWN_LISTEN_SECONDS",
         "seconds",

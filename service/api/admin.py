@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from service import accounts, body, ledger
-from service.accounts import Caller, Role
+from service.accounts import Caller, Role, StatedKeySettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
 from service.api.state import DATABASE, KEYRING
 from service.api.wire import REQUEST_ID, json_response, read_body
@@ -36,6 +36,13 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     name: Name
     role: Role = "inference"
     expires_at: datetime | None = None
+    settings: StatedKeySettings | None = None
+
+
+class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``PATCH /admin/v1/keys/{id}``: settings that replace the key's."""
+
+    settings: StatedKeySettings
 
 
 async def create_organization(request: web.Request) -> web.Response:
@@ -79,7 +86,13 @@ async def create_key(request: web.Request) -> web.Response:
         raise ClientError("expires_at: must be in the future.", param="expires_at")
     async with request.app[DATABASE].transaction() as conn:
         key, secret = await accounts.create_key(
-            conn, _actor(request, caller), organization_id, new.name, new.role, new.expires_at
+            conn,
+            _actor(request, caller),
+            organization_id,
+            new.name,
+            new.role,
+            new.expires_at,
+            new.settings,
         )
     return json_response({**msgspec.to_builtins(key), "key": secret}, 201)
 
@@ -95,6 +108,18 @@ async def list_keys(request: web.Request) -> web.Response:
     if not rows:
         await accounts.find_organization(database, organization_id)
     return json_response({"keys": rows, "next": _next(rows, limit)})
+
+
+async def change_key(request: web.Request) -> web.Response:
+    """``PATCH /admin/v1/keys/{id}``: its settings."""
+    caller = await authenticate_operator(request)
+    database = request.app[DATABASE]
+    key = await accounts.find_key(database, _id(request))
+    must_administer(caller, key.organization_id)
+    change = await _read(request, KeyChange)
+    async with database.transaction() as conn:
+        await accounts.change_key(conn, _actor(request, caller), key, change.settings)
+    return json_response(await accounts.find_key(database, key.id))
 
 
 async def revoke_key(request: web.Request) -> web.Response:
@@ -115,19 +140,28 @@ async def create_limit(request: web.Request) -> web.Response:
     new = await _read(request, ledger.NewLimit)
     database = request.app[DATABASE]
     await accounts.find_organization(database, organization_id)
+    end_user = None
+    if new.end_user is not None:
+        end_user = await _digest(request, organization_id, new.end_user)
     async with database.transaction() as conn:
-        limit_id = await ledger.create_limit(conn, _actor(request, caller), organization_id, new)
+        limit_id = await ledger.create_limit(
+            conn, _actor(request, caller), organization_id, new, end_user
+        )
     return json_response(await ledger.find_limit(database, limit_id), 201)
 
 
 async def list_limits(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/limits?limit=&after=``: with what is used and held."""
+    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: with what is used and
+    held; of one end user those that bind it, an empty one being for calls that name none."""
     caller = await authenticate_operator(request)
     organization_id = _id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
     database = request.app[DATABASE]
-    rows = await ledger.list_limits(database, organization_id, after, limit)
+    end_user = None
+    if (name := request.query.get("end_user")) is not None:
+        end_user = await _digest(request, organization_id, name) if name else b""
+    rows = await ledger.list_limits(database, organization_id, after, limit, end_user)
     if not rows:
         await accounts.find_organization(database, organization_id)
     return json_response({"limits": rows, "next": _next(rows, limit)})
@@ -171,6 +205,11 @@ async def list_ledger(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request, shape: type[T]) -> T:
     return body.decode(await read_body(request), shape)
+
+
+async def _digest(request: web.Request, organization_id: UUID, end_user: str) -> bytes:
+    app = request.app
+    return await accounts.end_user_digest(app[DATABASE], app[KEYRING], organization_id, end_user)
 
 
 def _actor(request: web.Request, caller: Caller) -> Actor:

@@ -20,6 +20,7 @@ def add_routes(app: web.Application) -> None:
     router.add_get(f"{organizations}/{{id}}", admin.find_organization)
     router.add_post(f"{organizations}/{{id}}/keys", admin.create_key)
     router.add_get(f"{organizations}/{{id}}/keys", admin.list_keys)
+    router.add_patch("/admin/v1/keys/{id}", admin.change_key)
     router.add_delete("/admin/v1/keys/{id}", admin.revoke_key)
     router.add_post(f"{organizations}/{{id}}/limits", admin.create_limit)
     router.add_get(f"{organizations}/{{id}}/limits", admin.list_limits)

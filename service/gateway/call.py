@@ -1,12 +1,44 @@
 """A paid call, as it was asked for."""
 
+import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from service.accounts import Caller
-from service.catalog import Price
+from service.catalog import Catalog, Usage
+from service.errors import ClientError
+from service.ledger import Admission
+
+TAGS_HEADER: Final = "x-rialto-tags"
+MOST_TAGS: Final = 10
+TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
+
+
+def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
+    """The caller's own words for a call: ``x-rialto-tags: team=a,feature=b``.
+
+    :raises ClientError: naming the header and the rule.
+    """
+    stated = headers.get(TAGS_HEADER, "").strip()
+    if not stated:
+        return None
+    tags: dict[str, str] = {}
+    for part in stated.split(","):
+        match = TAG.fullmatch(part.strip())
+        if match is None:
+            raise ClientError(
+                f"{TAGS_HEADER}: {part.strip()[:200]!r} is no tag, which is name=value: a name of 1"
+                " to 64 letters, digits, _ . - and a value of 1 to 128 of these and : / @ +",
+                param=TAGS_HEADER,
+            )
+        if match[1] in tags:
+            raise ClientError(f"{TAGS_HEADER}: {match[1]} is there twice.", param=TAGS_HEADER)
+        tags[match[1]] = match[2]
+    if len(tags) > MOST_TAGS:
+        raise ClientError(f"{TAGS_HEADER}: at most {MOST_TAGS} tags.", param=TAGS_HEADER)
+    return tags
 
 
 class Endpoint(Protocol):
@@ -19,8 +51,16 @@ class Endpoint(Protocol):
         """:raises ClientError: when Venice would surely refuse the body."""
         ...
 
-    def bound(self, call: "Call", price: Price | None) -> "Bound":
+    def bound(self, call: "Call", caller: Caller, catalog: Catalog) -> "Bound":
         """The most that the call can use."""
+        ...
+
+    def cut(self, call: "Call", bound: "Bound", granted: Admission, catalog: Catalog) -> "Bound":
+        """The bound with as much output as was granted."""
+        ...
+
+    def learn(self, call: "Call", bound: "Bound", usage: Usage, catalog: Catalog) -> None:
+        """Let the catalogue know what the call says of the next one's bound."""
         ...
 
     def upstream_body(self, call: "Call", caller: Caller, bound: "Bound") -> bytes:
@@ -31,12 +71,20 @@ class Endpoint(Protocol):
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a call can use. ``nanos`` is None where there is no price.
 
-    ``output_cap`` is a maximum that was put into the body since the caller set none.
+    ``output_cap`` is a maximum that is put into the body: the caller set none, or more than their
+    limits afford. Where a call may be cut down to what they do, ``least_nanos`` and
+    ``least_tokens`` are the least that is worth a call.
     """
 
     nanos: int | None
     tokens: int
+    input_tokens: int
+    prompt_tokens: int | None
+    """The prompt alone, without what Venice adds; None where bytes do not bound it."""
+    has_venice_prompt: bool
     output_cap: int | None = None
+    least_nanos: int | None = None
+    least_tokens: int | None = None
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,8 +95,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     is_stream: bool
     body: bytes
-    user: str | None = None
+    end_user: str | None = None
     """The end user as the caller names them."""
+    tags: dict[str, str] | None = None
+    """The caller's own words for the call, for reports."""
     present: frozenset[str]
     """Which of the members that may be set by us the body has already."""
     headers: Mapping[str, str]
@@ -57,8 +107,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     choices: int = 1
     max_output_tokens: int | None = None
     """What the caller allows for one choice; None where they set nothing."""
-    overhead_tokens: int | None = 0
-    """What Venice adds to the prompt at most; None when only the model's window bounds it."""
+    has_extras: bool = False
+    """Whether Venice adds what only the model's window bounds: results, pages, a character."""
+    has_venice_prompt: bool | None = None
+    """Whether Venice's own system prompt is wanted; None where the caller does not say."""
+    venice_parameters: bytes = b"{}"
     surcharge_nanos: int = 0
     """What is charged beside the tokens, at most."""
 

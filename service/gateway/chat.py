@@ -1,16 +1,18 @@
 """Chat completions."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from service import body
 from service.accounts import Caller
-from service.catalog import Price
+from service.catalog import Catalog, Price, Usage
 from service.errors import ClientError
-from service.gateway.call import Bound, Call
+from service.gateway.call import Bound, Call, parse_tags
+from service.ledger import Admission
 
 PASSED_HEADERS: Final = (
     "x-venice-tee-client-pub-key",
@@ -23,19 +25,17 @@ PASSED_HEADERS: Final = (
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 
 
-DEFAULT_MAX_OUTPUT_TOKENS: Final = 8_192
-"""For calls that set no maximum themselves: without one, a call's bound would be the model's."""
 PART_TOKENS: Final = 16
 """What a chat template puts around a message or a tool, at most."""
-SYSTEM_PROMPT_TOKENS: Final = 4_096
-"""At most what Venice's own system prompt has."""
-OVERHEAD_TOKENS: Final = 128
-"""What Venice adds without it."""
 UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
 """For a model whose window is not stated."""
 SEARCH_NANOS: Final = 10_000_000
 """USD 0.01 for each of web search, X search and a scraped page."""
 MOST_SCRAPED_PAGES: Final = 10
+NULL: Final = msgspec.Raw(b"null")
+END_USER_LENGTH: Final = 128
+END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
+"""Where a caller may name its end user, the one that counts first."""
 # Parts of a message whose tokens its bytes do not bound.
 MEDIA: Final = re.compile(rb'"(?:image_url|input_audio|video_url|file)"')
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
@@ -57,12 +57,14 @@ class ChatRequest(msgspec.Struct):
     model: str
     messages: list[msgspec.Raw]
     stream: bool | None = None
+    safety_identifier: str | msgspec.UnsetType | None = msgspec.UNSET
     user: str | msgspec.UnsetType | None = msgspec.UNSET
+    anon_user_id: str | msgspec.UnsetType | None = msgspec.UNSET
     n: Count | None = None
     max_completion_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
-    max_tokens: Count | None = None
+    max_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
     tools: list[msgspec.Raw] | None = None
-    venice_parameters: VeniceParameters | None = None
+    venice_parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatEndpoint:
@@ -80,84 +82,162 @@ class ChatEndpoint:
             )
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")
-        cap = request.max_completion_tokens
-        present = {
-            "user": request.user is not msgspec.UNSET,
-            "max_completion_tokens": cap is not msgspec.UNSET,
-        }
-        extras = _extras(request)
+        parameters = _parameters(request)
+        surcharge_nanos, has_extras = _extras(request.model, parameters)
+        has_prompt = parameters.include_venice_system_prompt
         return Call(
             endpoint=self,
             request_id=request_id,
             model=request.model,
             is_stream=bool(request.stream),
-            user=request.user or None if isinstance(request.user, str) else None,
-            present=frozenset(name for name, is_present in present.items() if is_present),
+            end_user=_end_user(request),
+            present=frozenset(
+                name for name in SPLICED if getattr(request, name) is not msgspec.UNSET
+            ),
             body=content,
             headers={name: headers[name] for name in PASSED_HEADERS if name in headers},
+            tags=parse_tags(headers),
             parts=len(request.messages) + len(request.tools or ()),
             choices=request.n or 1,
-            max_output_tokens=(cap if isinstance(cap, int) else None) or request.max_tokens,
-            overhead_tokens=extras.overhead_tokens,
-            surcharge_nanos=extras.surcharge_nanos,
+            max_output_tokens=request.max_completion_tokens or request.max_tokens or None,
+            has_extras=has_extras,
+            has_venice_prompt=has_prompt if isinstance(has_prompt, bool) else None,
+            venice_parameters=_stated(request.venice_parameters),
+            surcharge_nanos=surcharge_nanos,
         )
 
-    def bound(self, call: Call, price: Price | None) -> Bound:
+    def bound(self, call: Call, caller: Caller, catalog: Catalog) -> Bound:
         """Every byte of text a token, at most the model's window; and all the output allowed."""
+        price = catalog.price(call.model)
         window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
+        has_venice_prompt = call.has_venice_prompt
+        if has_venice_prompt is None:
+            has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
+        input_tokens, prompt_tokens = window, None
+        if not call.has_extras and not MEDIA.search(call.body):
+            prompt_tokens = body.text_bytes(call.body) + PART_TOKENS * call.parts
+            overhead = catalog.overhead_tokens(call.model, with_prompt=has_venice_prompt)
+            input_tokens = min(window, prompt_tokens + overhead)
         most_output = (price and price.max_output_tokens) or window
-        input_tokens = window
-        if call.overhead_tokens is not None and not MEDIA.search(call.body):
-            text = body.text_bytes(call.body)
-            input_tokens = min(window, text + PART_TOKENS * call.parts + call.overhead_tokens)
         output_cap = None
         if call.max_output_tokens is not None:
             output_tokens = min(call.max_output_tokens, most_output)
         elif call.is_end_to_end_encrypted:
             output_tokens = most_output
         else:
-            output_tokens = output_cap = min(DEFAULT_MAX_OUTPUT_TOKENS, most_output)
-        output_tokens *= call.choices
-        nanos = price.bound_nanos(input_tokens, output_tokens) if price else None
-        return Bound(
-            nanos=None if nanos is None else nanos + call.surcharge_nanos,
-            tokens=input_tokens + output_tokens,
+            output_tokens = min(caller.settings.default_max_output_tokens, most_output)
+            output_cap = output_tokens
+        bound = Bound(
+            nanos=_nanos(call, price, input_tokens, output_tokens),
+            tokens=input_tokens + output_tokens * call.choices,
+            input_tokens=input_tokens,
+            prompt_tokens=prompt_tokens,
+            has_venice_prompt=has_venice_prompt,
             output_cap=output_cap,
         )
+        least = caller.settings.least_output_tokens
+        if least is None or least >= output_tokens or call.is_end_to_end_encrypted:
+            return bound
+        return msgspec.structs.replace(
+            bound,
+            least_nanos=_nanos(call, price, input_tokens, least),
+            least_tokens=input_tokens + least * call.choices,
+        )
+
+    def cut(self, call: Call, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
+        """The bound with the most output for each choice that stays within what was granted."""
+        if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
+            return bound
+        price = catalog.price(call.model)
+        most = (granted.bound_tokens - bound.input_tokens) // call.choices
+        if granted.bound_nanos is not None:
+            # The cost never falls with more output: the last that is within the money is the most.
+            outputs = range(1, most + 1)
+            affordable = bisect_right(
+                outputs,
+                granted.bound_nanos,
+                key=lambda output: _nanos(call, price, bound.input_tokens, output) or 0,
+            )
+            most = min(most, affordable)
+        return msgspec.structs.replace(bound, output_cap=most)
+
+    def learn(self, call: Call, bound: Bound, usage: Usage, catalog: Catalog) -> None:
+        """What Venice added to the prompt, where it is more than was thought."""
+        if bound.prompt_tokens is not None:
+            excess = usage.input_tokens - bound.prompt_tokens
+            catalog.learn_overhead(call.model, excess, with_prompt=bound.has_venice_prompt)
 
     def upstream_body(self, call: Call, caller: Caller, bound: Bound) -> bytes:
-        """The caller's bytes with ``user`` replaced, and the cap on the output where they set none.
+        """The caller's bytes with what names the end user replaced, the cap on the output where
+        they set none or more than they can afford, and Venice's prompt off where that is default.
 
         Venice counts bad requests per key, model and ``user`` and locks the bucket for all; with a
         pseudonym for each key and end user, callers share no bucket and Venice learns no names.
         """
         if call.is_end_to_end_encrypted:
             return call.body
-        members: dict[str, str | int] = {"user": caller.pseudonym(call.user or "")}
+        pseudonym = caller.pseudonym(call.end_user or "")
+        members: dict[str, str | int | dict[str, Any]] = {"user": pseudonym}
+        members |= {name: pseudonym for name in END_USER_FIELDS if name in call.present}
         if bound.output_cap is not None:
             members["max_completion_tokens"] = bound.output_cap
+            if "max_tokens" in call.present:
+                members["max_tokens"] = bound.output_cap
+        if call.has_venice_prompt is None and not bound.has_venice_prompt:
+            stated = msgspec.json.decode(call.venice_parameters, type=dict[str, msgspec.Raw])
+            members["venice_parameters"] = {**stated, "include_venice_system_prompt": False}
         return body.set_members(call.body, members, call.present)
 
 
-class _Extras(NamedTuple):
-    overhead_tokens: int | None
-    surcharge_nanos: int
+SPLICED: Final = (
+    *END_USER_FIELDS,
+    "max_completion_tokens",
+    "max_tokens",
+    "venice_parameters",
+)
 
 
-def _extras(request: ChatRequest) -> _Extras:
-    """What Venice's own parameters add; they stand in the body or behind the model's name."""
-    parameters = request.venice_parameters or VeniceParameters()
-    suffix = request.model.partition(":")[2]
+def _nanos(call: Call, price: Price | None, input_tokens: int, output_tokens: int) -> int | None:
+    """The most that a call with so much output for each choice can cost."""
+    nanos = price.bound_nanos(input_tokens, output_tokens * call.choices) if price else None
+    return None if nanos is None else nanos + call.surcharge_nanos
+
+
+def _end_user(request: ChatRequest) -> str | None:
+    named = [(name, getattr(request, name)) for name in END_USER_FIELDS]
+    for name, value in named:
+        if isinstance(value, str) and len(value) > END_USER_LENGTH:
+            rule = f"{name}: must have at most {END_USER_LENGTH} characters."
+            raise ClientError(rule, param=name)
+    return next((value for _, value in named if value), None)
+
+
+def _stated(parameters: msgspec.Raw | msgspec.UnsetType) -> bytes:
+    """The object of Venice's own parameters; an empty one where there is none."""
+    if isinstance(parameters, msgspec.UnsetType) or parameters == NULL:
+        return b"{}"
+    return bytes(parameters)
+
+
+def _parameters(request: ChatRequest) -> VeniceParameters:
+    try:
+        return body.decode(_stated(request.venice_parameters), VeniceParameters)
+    except ClientError as error:
+        raise ClientError(f"venice_parameters: {error}", param="venice_parameters") from None
+
+
+def _extras(model: str, parameters: VeniceParameters) -> tuple[int, bool]:
+    """What Venice's own parameters add at most in nano-dollars, and whether they add to the prompt;
+    they stand in the body or behind the model's name."""
+    suffix = model.partition(":")[2]
 
     def is_on(name: str) -> bool:
         return getattr(parameters, name) not in (None, False, "off", "") or name in suffix
 
     searches = is_on("enable_web_search") + is_on("enable_x_search")
     pages = MOST_SCRAPED_PAGES if is_on("enable_web_scraping") else 0
-    if searches or pages or is_on("character_slug"):
-        return _Extras(None, SEARCH_NANOS * (searches + pages))
-    without_prompt = parameters.include_venice_system_prompt is False
-    return _Extras(OVERHEAD_TOKENS if without_prompt else SYSTEM_PROMPT_TOKENS, 0)
+    has_extras = bool(searches or pages or is_on("character_slug"))
+    return SEARCH_NANOS * (searches + pages), has_extras
 
 
 CHAT: Final = ChatEndpoint()

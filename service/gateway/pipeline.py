@@ -22,7 +22,7 @@ from service.errors import (
     UpstreamError,
 )
 from service.gateway.call import Bound, Call
-from service.ledger import CostSource, Entry, Hold, Ledger, Outcome, Rates
+from service.ledger import Admission, CostSource, Entry, Hold, Ledger, Outcome
 from service.upstream import Answer, Metered, StreamMeter, Venice, WholeEvents, read_plain
 
 log = structlog.get_logger()
@@ -52,7 +52,7 @@ class Reply:
         self.body = body
         self.is_late = False
         """Whether Venice was silent for so long that the caller should hear something first."""
-        self.rates = open_call.rates
+        self.rates = open_call.admission.rates if open_call.admission else None
         self.output_cap = open_call.bound.output_cap
         self.cost_usd: str | None = None
         """What a plain answer cost, where that is known; a stream ends before it can be said."""
@@ -77,7 +77,7 @@ class OpenCall:
         self.call = call
         self.bound = bound
         self.hold = hold
-        self.rates: Rates | None = None
+        self.admission: Admission | None = None
         self.task = asyncio.current_task()
         self.is_ended_by_shutdown = False
         self.is_refused = False
@@ -198,6 +198,8 @@ class OpenCall:
         source = CostSource.NOT_CHARGED
         if self._is_sent and outcome not in FREE_OUTCOMES:
             usage, cost_nanos, source = _cost(self.call, metered, catalog)
+            if metered.usage is not None:
+                self.call.endpoint.learn(self.call, self.bound, usage, catalog)
         return Entry(
             hold=self.hold,
             model=model,
@@ -223,9 +225,7 @@ class OpenCall:
         return None if at is None else round((at - self._started_at) * 1000)
 
 
-def _cost(
-    call: Call, metered: Metered, catalog: Catalog
-) -> tuple[Usage | None, int | None, CostSource]:
+def _cost(call: Call, metered: Metered, catalog: Catalog) -> tuple[Usage, int | None, CostSource]:
     """Usage, nano-dollars and where they come from: the best source there is."""
     usage, source = _usage(call, metered)
     if metered.cost_usd is not None:
@@ -278,7 +278,7 @@ class Gateway:
             raise Forbidden("Only a key of role inference can make this call.")
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
-        bound = call.endpoint.bound(call, self._catalog.price(call.model))
+        bound = call.endpoint.bound(call, caller, self._catalog)
         hold = Hold(
             organization_id=caller.organization_id,
             id=uuid7(),
@@ -289,12 +289,16 @@ class Gateway:
             is_stream=call.is_stream,
             bound_nanos=bound.nanos,
             bound_tokens=bound.tokens,
+            least_nanos=bound.least_nanos,
+            least_tokens=bound.least_tokens,
+            end_user=caller.end_user_digest(call.end_user).hex() if call.end_user else None,
+            tags=call.tags,
         )
-        body = call.endpoint.upstream_body(call, caller, bound)
         open_call = OpenCall(call, bound, hold)
         self._open_calls.add(open_call)
         try:
             await self._admit(open_call)
+            body = call.endpoint.upstream_body(call, caller, open_call.bound)
             reply = await open_call.begin(self._venice, body, self._heartbeat_s)
             if reply.body is not None:
                 cost_nanos = open_call.entry(self._catalog).cost_nanos
@@ -317,7 +321,7 @@ class Gateway:
     async def _admit(self, open_call: OpenCall) -> None:
         open_call.is_refused = True
         try:
-            open_call.rates = await self._ledger.admit(open_call.hold)
+            admission = await self._ledger.admit(open_call.hold)
         except (LimitExceeded, RateLimited) as error:
             if not self._catalog.is_loaded:
                 # Without prices and windows the bound is no bound to refuse a call by.
@@ -326,6 +330,9 @@ class Gateway:
         # Whatever else comes of admission, there is nothing to settle here: what was refused holds
         # nothing, and what nobody knows of the ledger undoes itself.
         open_call.is_refused = False
+        open_call.admission = admission
+        call, bound = open_call.call, open_call.bound
+        open_call.bound = call.endpoint.cut(call, bound, admission, self._catalog)
 
     async def _settle(self, open_call: OpenCall) -> None:
         if open_call.is_refused:

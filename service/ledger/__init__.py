@@ -5,7 +5,9 @@ id, so a call that is settled twice still has one entry. What a process leaves b
 settles.
 """
 
-from service.ledger.calls import CostSource, Entry, Hold, Ledger, Outcome
+from service.ledger.alerts import Alert, announce
+from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome
+from service.ledger.end_users import sweep_end_users
 from service.ledger.entries import LedgerEntry, list_entries
 from service.ledger.leases import sweep
 from service.ledger.limits import (
@@ -25,6 +27,8 @@ from service.ledger.proofs import Fault, Proof, prove
 from service.ledger.refusals import Rate, Rates
 
 __all__ = [
+    "Admission",
+    "Alert",
     "CostSource",
     "Entry",
     "Fault",
@@ -40,6 +44,7 @@ __all__ = [
     "Rate",
     "Rates",
     "Unit",
+    "announce",
     "change_limit",
     "create_limit",
     "delete_limit",
@@ -49,4 +54,5 @@ __all__ = [
     "make_partitions",
     "prove",
     "sweep",
+    "sweep_end_users",
 ]

@@ -22,6 +22,7 @@ LEASE_S: Final = 60
 ADMIT_TIMEOUT_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.2
 RETRY_MOST_S: Final = 5.0
+MOST_END_USERS: Final = 100_000
 MOST_ADMITTING: Final = 10_000
 MOST_UNDOING: Final = 10_000
 UNDO_AGAIN_S: Final = 30.0
@@ -29,11 +30,11 @@ UNDO_AGAIN_S: Final = 30.0
 
 ADMIT: Final = """
     SELECT *
-    FROM public.admit($1::text::jsonb, $2, make_interval(secs => $3))
+    FROM public.admit($1::text::jsonb, $2, make_interval(secs => $3), $4)
 """
 SETTLE: Final = """
     SELECT *
-    FROM public.settle($1::text::jsonb)
+    FROM public.settle($1::text::jsonb, $2)
 """
 RENEW_LEASES: Final = """
     UPDATE public.holds
@@ -84,6 +85,8 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """A call that asks to be admitted, and then is in flight.
 
     ``bound_nanos`` and ``bound_tokens`` are the most it can use; the first is None without a price.
+    Where that is too much it may be cut down to ``least_nanos`` and ``least_tokens``; without these
+    it is refused. ``end_user`` is the hex of the digest of the end user's name.
     """
 
     organization_id: UUID
@@ -95,6 +98,19 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     is_stream: bool
     bound_nanos: int | None
     bound_tokens: int
+    least_nanos: int | None = None
+    least_tokens: int | None = None
+    end_user: str | None = None
+    tags: dict[str, str] | None = None
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """What was granted: the hold's bounds, which are less than asked for where the call was cut
+    down; and what its caller has left."""
+
+    bound_nanos: int | None
+    bound_tokens: int
+    rates: Rates
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,17 +141,22 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 class Ledger:
     """Admits and settles the calls of one process."""
 
-    def __init__(self, database: Database, process_id: UUID) -> None:
+    def __init__(
+        self, database: Database, process_id: UUID, most_end_users: int = MOST_END_USERS
+    ) -> None:
         self._database = database
         self._process_id = process_id
-        self._admissions: Batches[Hold, Rates] = Batches(self._admit, MOST_ADMITTING)
+        self._most_end_users = most_end_users
+        self.alerts_are_due = asyncio.Event()
+        """Set when a settlement has brought a limit to the next of its thresholds."""
+        self._admissions: Batches[Hold, Admission] = Batches(self._admit, MOST_ADMITTING)
         # Never more than admitted calls and admissions to undo, which are both bounded.
         self._settlements: Batches[Entry, None] = Batches(self._settle, None)
         self._open: dict[UUID, Hold] = {}
         self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
 
-    async def admit(self, hold: Hold) -> Rates:
+    async def admit(self, hold: Hold) -> Admission:
         """Take the hold on every limit that applies to the call, or on none.
 
         :raises LimitExceeded, RateLimited: naming the limit that has no room.
@@ -157,10 +178,12 @@ class Ledger:
             self._open.pop(hold.id, None)
             raise
 
-    async def _admit(self, holds: Sequence[Hold]) -> Sequence[Rates | Exception]:
+    async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
         calls = msgspec.json.encode(holds).decode()
         try:
-            rows = await self._database.fetch(ADMIT, calls, self._process_id, LEASE_S)
+            rows = await self._database.fetch(
+                ADMIT, calls, self._process_id, LEASE_S, self._most_end_users
+            )
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - it goes to the one whose fault it is
@@ -242,7 +265,10 @@ class Ledger:
 
     async def _write(self, entries: Sequence[Entry]) -> None:
         rows = msgspec.json.encode([entry.row() for entry in entries]).decode()
-        for written in await self._database.fetch(SETTLE, rows):
+        for written in await self._database.fetch(SETTLE, rows, False):
+            if written["kind"] == "alert":
+                self.alerts_are_due.set()
+                continue
             if written["kind"] == "correction":
                 log.warning("late settlement corrects the sweeper's", entry_id=str(written["id"]))
             cost_nanos, bound_nanos = written["cost_nanos"], written["bound_nanos"]
@@ -282,10 +308,14 @@ class Ledger:
         return left
 
 
-def _verdict(row: Any) -> Rates | Exception:
+def _verdict(row: Any) -> Admission | Exception:
     verdict = row["verdict"]
     if verdict == "admitted":
-        return Rates.of(row)
+        return Admission(
+            bound_nanos=row["granted_nanos"],
+            bound_tokens=row["granted_tokens"],
+            rates=Rates.of(row),
+        )
     if verdict == "organization_inactive":
         return Forbidden("The organization is not active.", code=verdict)
     if verdict.endswith("_api_key"):

@@ -30,7 +30,8 @@ async def sweep(database: Database) -> int:
     swept = 0
     while expired := await database.fetch(FIND_EXPIRED, MOST_A_SWEEP):
         entries = msgspec.json.encode([_entry(hold) for hold in expired]).decode()
-        settled = await database.fetch(SETTLE, entries)
+        settled = await database.fetch(SETTLE, entries, True)
+        settled = [row for row in settled if row["kind"] != "alert"]
         swept += len(settled)
         if len(settled) < len(expired):
             # Another replica was faster, or a lease was renewed: the rest waits for the next time.
@@ -43,7 +44,6 @@ async def sweep(database: Database) -> int:
 def _entry(hold: Any) -> dict[str, Any]:
     return {
         **hold,
-        "only_if_expired": True,
         "correction_id": uuid7(),
         "outcome": Outcome.INTERRUPTED,
         "cost_nanos": None,

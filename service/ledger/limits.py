@@ -1,4 +1,4 @@
-"""Limits: how much of a unit an organization or a key may use in a period."""
+"""Limits: how much of a unit an organization, a key or an end user may use in a period."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,12 +10,15 @@ import msgspec
 from service import audit, money
 from service.audit import Actor
 from service.db import Database, uuid7
-from service.errors import ClientError, NotFound
+from service.errors import ClientError, Conflict, NotFound
 from service.ledger.refusals import amount
 
 Unit = Literal["usd", "requests", "tokens", "concurrency"]
 Period = Literal["minute", "hour", "day", "month", "lifetime"]
 
+Percents = Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=100)]], msgspec.Meta(max_length=10)]
+
+DEFAULT_ALERT_PERCENTS: Final = [50, 80, 100]
 MOST_COUNT: Final = 2**53
 """The largest whole number that every JSON reader keeps."""
 
@@ -24,41 +27,47 @@ OWNER_OF_KEY: Final = """
     FROM public.api_keys
     WHERE id = $1
 """
-LIST_LIMITS: Final = """
+# ruff: noqa: S608 - statements are put together from constants
+STANDING: Final = """
+    SELECT s.id, l.organization_id, s.scope, s.api_key_id, encode(s.end_user, 'hex') AS end_user,
+           s.template_id, s.model, s.unit, s.period, s.ceiling, s.used, s.held, s.resets_at,
+           l.raised_until, l.alert_percents, l.children, l.created_at
+"""
+LIST_LIMITS: Final = f"""
     WITH found AS (
         SELECT id
         FROM public.limits
         WHERE organization_id = $1
-          AND template_id IS NULL
+          AND CASE WHEN $4::bytea IS NULL THEN template_id IS NULL ELSE end_user = $4 END
           AND deleted_at IS NULL
           AND id > $2
         ORDER BY id
         LIMIT $3
     )
-    SELECT s.id, l.organization_id, s.scope, s.api_key_id, s.model, s.unit, s.period, s.ceiling,
-           s.used, s.held, s.resets_at, l.raised_until, l.created_at
+    {STANDING}
     FROM public.limits_as_of(ARRAY(SELECT id FROM found), clock_timestamp()) s
     JOIN public.limits l USING (organization_id, id)
     ORDER BY s.id
 """
-FIND_LIMIT: Final = """
-    SELECT s.id, l.organization_id, s.scope, s.api_key_id, s.model, s.unit, s.period, s.ceiling,
-           s.used, s.held, s.resets_at, l.raised_until, l.created_at
+FIND_LIMIT: Final = f"""
+    {STANDING}
     FROM public.limits_as_of(ARRAY[$1::uuid], clock_timestamp()) s
     JOIN public.limits l USING (organization_id, id)
     WHERE l.deleted_at IS NULL
 """
 INSERT_LIMIT: Final = """
     INSERT INTO public.limits (
-        organization_id, id, scope, api_key_id, model, unit, period, ceiling
+        organization_id, id, scope, api_key_id, end_user, model, unit, period, ceiling,
+        alert_percents
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 """
 CHANGE_LIMIT: Final = """
     UPDATE public.limits
     SET ceiling = coalesce($3, ceiling),
         raised_to = CASE WHEN $4 THEN $5 ELSE raised_to END,
         raised_until = CASE WHEN $4 THEN $6 ELSE raised_until END,
+        alert_percents = coalesce($7, alert_percents),
         updated_at = clock_timestamp()
     WHERE organization_id = $1
       AND id = $2
@@ -78,32 +87,51 @@ class NewLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``ceiling`` is a decimal string of US dollars for unit ``usd``, a whole number for the others.
     ``period`` is absent for concurrency alone. With ``api_key_id`` it binds that key, otherwise the
-    organization; with ``model`` it counts calls of that model only.
+    organization; with ``end_user`` that end user, with ``each_end_user`` each of them, in the
+    organization or of the key; with ``model`` it counts calls of that model only. At
+    ``alert_percents`` of the ceiling an event is recorded, for money alone: by default at 50, 80
+    and 100, and not for each end user.
     """
 
     unit: Unit
     ceiling: str | int
     period: Period | None = None
     api_key_id: UUID | None = None
+    end_user: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    each_end_user: bool = False
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+    alert_percents: Percents | None = None
+
+    @property
+    def scope(self) -> str:
+        if self.each_end_user:
+            return "each_end_user"
+        if self.end_user is not None:
+            return "end_user"
+        return "organization" if self.api_key_id is None else "api_key"
 
 
 class LimitChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new ceiling, or a raise until an instant (both null: no raise any more)."""
+    """A new ceiling, a raise until an instant (both null: no raise any more), other thresholds."""
 
     ceiling: str | int | msgspec.UnsetType = msgspec.UNSET
     raised_to: str | int | msgspec.UnsetType | None = msgspec.UNSET
     raised_until: datetime | msgspec.UnsetType | None = msgspec.UNSET
+    alert_percents: Percents | msgspec.UnsetType = msgspec.UNSET
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
     """A limit as it stands. Money is a decimal string; ``ceiling`` is what holds now, a raise
-    included; ``resets_at`` is null for what slides and for what never resets."""
+    included; ``resets_at`` is null for what slides and for what never resets. ``end_user`` is the
+    hex of the digest of a name; ``end_users`` is how many have a counter of a limit of each.
+    ``template_id`` names the limit that such a counter belongs to."""
 
     id: UUID
     organization_id: UUID
     scope: str
     api_key_id: UUID | None
+    end_user: str | None
+    template_id: UUID | None
     model: str | None
     unit: Unit
     period: Period | None
@@ -112,11 +140,17 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     held: str | int
     resets_at: datetime | None
     raised_until: datetime | None
+    alert_percents: list[int]
+    end_users: int | None
     created_at: datetime
 
 
 def _limit(row: Any) -> Limit:
     facts = dict(row)
+    children = facts.pop("children")
+    facts["end_users"] = children if facts["scope"] == "each_end_user" else None
+    if facts["unit"] != "usd":
+        facts["alert_percents"] = []
     if facts["unit"] != "usd" and facts["period"] in ("minute", "hour"):
         facts["resets_at"] = None
     amounts = {name: amount(facts["unit"], facts[name]) for name in ("ceiling", "used", "held")}
@@ -145,16 +179,27 @@ def parse_ceiling(unit: Unit, ceiling: str | int, field: str = "ceiling") -> int
     return ceiling
 
 
-async def create_limit(conn: Any, actor: Actor, organization_id: UUID, new: NewLimit) -> UUID:
+async def create_limit(
+    conn: Any,
+    actor: Actor,
+    organization_id: UUID,
+    new: NewLimit,
+    end_user: bytes | None = None,
+) -> UUID:
     """A new limit, in force for every call that is admitted from now on; returns its id. It counts
-    from now on too: what was used before it is not its business.
+    from now on too: what was used before it is not its business. ``end_user`` is the digest of the
+    end user that it names.
 
-    :raises ClientError: when unit, period and ceiling do not fit together.
+    :raises ClientError: when its parts do not fit together.
     :raises NotFound: when organization or key do not exist, or do not belong together.
     """
     if (new.unit == "concurrency") != (new.period is None):
         rule = "must be absent for concurrency, and one of minute, hour, day, month, lifetime else."
         raise ClientError(f"period: {rule}", param="period")
+    if new.end_user is not None and new.each_end_user:
+        raise ClientError("each_end_user: does not go together with end_user.", param="end_user")
+    if new.alert_percents and new.unit != "usd":
+        raise ClientError("alert_percents: are for limits in usd alone.", param="alert_percents")
     if new.api_key_id is not None:
         owner = await conn.fetchval(OWNER_OF_KEY, new.api_key_id)
         if owner != organization_id:
@@ -162,27 +207,40 @@ async def create_limit(conn: Any, actor: Actor, organization_id: UUID, new: NewL
     limit_id = uuid7()
     ceiling = parse_ceiling(new.unit, new.ceiling)
     detail = msgspec.to_builtins(new)
+    if end_user is not None:
+        detail["end_user"] = end_user.hex()
+    alert_percents = new.alert_percents
+    if alert_percents is None:
+        alert_percents = [] if new.each_end_user else DEFAULT_ALERT_PERCENTS
     # First, since it locks the organization and says if there is none.
     await audit.record(conn, organization_id, actor, "limit.create", str(limit_id), detail)
     await conn.execute(
         INSERT_LIMIT,
         organization_id,
         limit_id,
-        "organization" if new.api_key_id is None else "api_key",
+        new.scope,
         new.api_key_id,
+        end_user,
         new.model,
         new.unit,
         new.period,
         ceiling,
+        alert_percents,
     )
     return limit_id
 
 
 async def list_limits(
-    database: Database, organization_id: UUID, after: UUID, limit: int
+    database: Database,
+    organization_id: UUID,
+    after: UUID,
+    limit: int,
+    end_user: bytes | None = None,
 ) -> Sequence[Limit]:
-    """An organization's limits by age, oldest first, as they stand at this instant."""
-    rows = await database.fetch(LIST_LIMITS, organization_id, after, limit)
+    """An organization's limits by age, oldest first, as they stand at this instant. With the digest
+    of an end user those that bind that one, the counters of limits of each among them; the empty
+    one is for calls without an end user."""
+    rows = await database.fetch(LIST_LIMITS, organization_id, after, limit, end_user)
     return [_limit(row) for row in rows]
 
 
@@ -194,11 +252,20 @@ async def find_limit(database: Database, limit_id: UUID) -> Limit:
     return _limit(row)
 
 
+def _must_be_whole(limit: Limit) -> None:
+    if limit.template_id is not None:
+        raise Conflict(f"This is one end user's counter: the limit is {limit.template_id}.")
+
+
 async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChange) -> None:
-    """Change the ceiling or the raise; what is used and held stays.
+    """Change the ceiling, the raise or the thresholds; what is used and held stays.
 
     :raises ClientError: when a value does not fit the unit.
+    :raises Conflict: when it is one end user's counter of a limit of each.
     """
+    _must_be_whole(limit)
+    if change.alert_percents and limit.unit != "usd":
+        raise ClientError("alert_percents: are for limits in usd alone.", param="alert_percents")
     ceiling = None
     if change.ceiling is not msgspec.UNSET:
         ceiling = parse_ceiling(limit.unit, change.ceiling)
@@ -218,13 +285,18 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
         if isinstance(raised_to, str | int)
         else None,
         raised_until if is_raise else None,
+        None if change.alert_percents is msgspec.UNSET else change.alert_percents,
     )
     detail = msgspec.to_builtins(change)
     await audit.record(conn, limit.organization_id, actor, "limit.change", str(limit.id), detail)
 
 
 async def delete_limit(conn: Any, actor: Actor, limit: Limit) -> None:
-    """Take the limit out of force; the entries that count on it keep its id."""
+    """Take the limit out of force; the entries that count on it keep its id.
+
+    :raises Conflict: when it is one end user's counter of a limit of each.
+    """
+    _must_be_whole(limit)
     status = await conn.execute(DELETE_LIMIT, limit.organization_id, limit.id)
     if status == "UPDATE 1":
         await audit.record(conn, limit.organization_id, actor, "limit.delete", str(limit.id))

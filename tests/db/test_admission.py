@@ -84,7 +84,7 @@ class Books:
     async def slow_down(self, without=""):
         """Make every admission take 0.3 s between reading and writing; and take a guard out."""
         source = await self.connection.fetchval(
-            "SELECT pg_get_functiondef('public.admit(jsonb, uuid, interval)'::regprocedure)"
+            "SELECT pg_get_functiondef('public.admit(jsonb, uuid, interval, integer)'::regprocedure)"
         )
         slow = source.replace("FOR call IN", "PERFORM pg_sleep(0.3);\n    FOR call IN", 1)
         assert slow != source
@@ -287,7 +287,7 @@ async def test_a_rate_slides(books):
     with pytest.raises(RateLimited) as refused:
         await books.ledger.admit(books.hold())
 
-    assert [rate.requests.left for rate in rates] == [2, 1, 0]
+    assert [rate.rates.requests.left for rate in rates] == [2, 1, 0]
     assert refused.value.code == "rate_limited"
     assert 55 <= refused.value.retry_after_s <= 62
     # A minute and a second later it is gone.
