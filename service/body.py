@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -66,25 +66,43 @@ def set_members(body: bytes, members: Mapping[str, Any], present: Collection[str
     return body[:start] + b",".join(added) + (b"" if is_empty else b",") + body[start:]
 
 
+def without_members(body: bytes, names: Collection[str]) -> bytes:
+    """The JSON object ``body`` without the top-level members of these names; the bytes of every
+    other member are as they were."""
+    members = _top_level_members(body)
+    if not any(member.name in names for member in members):
+        return body
+    kept = [body[m.start : m.end] for m in members if m.name not in names]
+    return body[: members[0].start] + b",".join(kept) + body[members[-1].end :]
+
+
+class _Member(NamedTuple):
+    name: str
+    start: int
+    value_start: int
+    end: int
+
+
 def _replace(body: bytes, members: Mapping[str, Any]) -> bytes:
     parts, kept_from = [], 0
-    for name, start, end in _top_level_values(body):
-        if name in members:
-            parts += [body[kept_from:start], msgspec.json.encode(members[name])]
-            kept_from = end
+    for member in _top_level_members(body):
+        if member.name in members:
+            parts += [body[kept_from : member.value_start]]
+            parts += [msgspec.json.encode(members[member.name])]
+            kept_from = member.end
     return b"".join([*parts, body[kept_from:]])
 
 
-def _top_level_values(body: bytes) -> list[tuple[str, int, int]]:
-    """Name, start and end of each member of a valid JSON object, in the order they stand."""
-    values: list[tuple[str, int, int]] = []
-    depth, name, start = 0, None, 0
+def _top_level_members(body: bytes) -> list[_Member]:
+    """Where each member of a valid JSON object stands, in order."""
+    members: list[_Member] = []
+    depth, name, name_start, start = 0, None, 0, 0
     for token in TOKEN.finditer(body):
         text = token.group()
         if depth == 1 and text in (b",", b"}") and name is not None:
             value = body[start : token.start()]
             start += len(value) - len(value.lstrip())
-            values.append((name, start, start + len(value.strip())))
+            members.append(_Member(name, name_start, start, start + len(value.strip())))
             name = None
         if text in (b"{", b"["):
             depth += 1
@@ -93,5 +111,5 @@ def _top_level_values(body: bytes) -> list[tuple[str, int, int]]:
         elif depth == 1 and text == b":":
             start = token.end()
         elif depth == 1 and name is None and text.startswith(b'"'):
-            name = msgspec.json.decode(text, type=str)
-    return values
+            name, name_start = msgspec.json.decode(text, type=str), token.start()
+    return members

@@ -14,6 +14,7 @@ from service.settings import Environment, Settings
 OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
 ENCRYPTION_KEY = "encryption-key-of-the-tests-0123456789"
 MODEL = "llama-3.3-70b"
+ORGANIZATIONS = "/admin/v1/organizations"
 
 
 def make_settings(address, venice_url, **changes):
@@ -120,3 +121,20 @@ class Caller:
 def cost_of(entry):
     """An entry's cost as a Decimal."""
     return None if entry["cost_usd"] is None else Decimal(entry["cost_usd"])
+
+
+async def limited(caller, *, of_key=False, **limit):
+    """Set a limit on the caller's organization, or on its key; returns it."""
+    if of_key:
+        limit["api_key_id"] = caller.key_id
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
+    status, made = await caller.service.operate("POST", path, json=limit)
+    assert status == 201, made
+    return made
+
+
+async def standing(caller):
+    """The organization's limits as the operator sees them."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
+    _, body = await caller.service.operate("GET", path)
+    return body["limits"]

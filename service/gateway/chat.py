@@ -178,7 +178,8 @@ class ChatEndpoint:
             return call.body
         pseudonym = caller.pseudonym(call.end_user or "")
         members: dict[str, str | int | dict[str, Any]] = {"user": pseudonym}
-        members |= {name: pseudonym for name in END_USER_FIELDS if name in call.present}
+        if "anon_user_id" in call.present:
+            members["anon_user_id"] = pseudonym
         if bound.output_cap is not None:
             members["max_completion_tokens"] = bound.output_cap
             if "max_tokens" in call.present:
@@ -186,7 +187,12 @@ class ChatEndpoint:
         if call.has_venice_prompt is None and not bound.has_venice_prompt:
             stated = msgspec.json.decode(call.venice_parameters, type=dict[str, msgspec.Raw])
             members["venice_parameters"] = {**stated, "include_venice_system_prompt": False}
-        return body.set_members(call.body, members, call.present)
+        if "safety_identifier" in call.present:
+            # OpenAI's name for it, which Venice does not know.
+            content = body.without_members(call.body, {"safety_identifier"})
+        else:
+            content = call.body
+        return body.set_members(content, members, call.present)
 
 
 SPLICED: Final = (

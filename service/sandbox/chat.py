@@ -26,6 +26,7 @@ ECHOED_WORDS: Final = 12
 OPENING: Final = "This is a simulated answer from the Rialto sandbox: no model was asked."
 FILLER: Final = ("and", "the", "sandbox", "goes", "on", "for", "more", "tokens", "were", "asked")
 TOKENS: Final = re.compile(r"\[tokens=(\d{1,6})\]")
+PROMPT: Final = re.compile(r"\[prompt=(\d{1,6})\]")
 DELAY: Final = re.compile(r"\[delay=(\d{1,3}(?:\.\d{1,6})?)\]")
 
 _DECODER: Final = msgspec.json.Decoder(ChatRequest)
@@ -105,6 +106,8 @@ def _plan(asked: ChatRequest, model: Model) -> Plan:
         TOKENS_PER_MESSAGE + sum(len(text.split()) for text in message.texts())
         for message in messages
     )
+    if added := PROMPT.search("".join(text for message in messages for text in message.texts())):
+        prompt_tokens += int(added.group(1))
     if prompt_tokens > model.context:
         raise context_exceeded(prompt_tokens, model.context)
     said = next((m.texts() for m in reversed(messages) if m.role == "user"), [])

@@ -6,28 +6,9 @@ from decimal import Decimal
 
 import openai
 import pytest
-from support import MODEL, cost_of, make_settings, running
+from support import MODEL, ORGANIZATIONS, cost_of, limited, make_settings, running, standing
 
 from service.catalog import Catalog
-
-ORGANIZATIONS = "/admin/v1/organizations"
-
-
-async def limited(caller, *, of_key=False, **limit):
-    """Set a limit on the caller's organization, or on its key; returns it."""
-    if of_key:
-        limit["api_key_id"] = caller.key_id
-    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
-    status, made = await caller.service.operate("POST", path, json=limit)
-    assert status == 201, made
-    return made
-
-
-async def standing(caller):
-    """The organization's limits as the operator sees them."""
-    path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
-    _, body = await caller.service.operate("GET", path)
-    return body["limits"]
 
 
 async def test_money_is_spent_and_then_refused(service, caller):

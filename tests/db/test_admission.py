@@ -1,7 +1,9 @@
 """Admission and settlement in the database: the verdicts of a greedy model, and sums that agree."""
 
 import asyncio
+import hashlib
 import random
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -16,6 +18,13 @@ from service.errors import LimitExceeded, RateLimited, ServiceError, Unavailable
 from service.ledger import CostSource, Entry, Hold, Ledger, Outcome
 
 MODELS = ("m", "other")
+END_USERS = ("alice", "bob")
+EACH = "each end user"
+
+
+def digest(end_user):
+    """As long as a real one."""
+    return hashlib.sha256(end_user.encode()).digest()[:16]
 
 
 class Books:
@@ -41,24 +50,28 @@ class Books:
                 key.bytes * 2,
             )
 
-    async def limit(self, unit, period, ceiling, key=None, model=None):
-        """A new limit; returns its id."""
+    async def limit(self, unit, period, ceiling, key=None, model=None, end_user=None):
+        """A new limit, of an end user or of EACH; returns its id."""
         limit_id = uuid7()
+        scope = "api_key" if key else "organization"
+        if end_user:
+            scope = "each_end_user" if end_user is EACH else "end_user"
         await self.connection.execute(
             "INSERT INTO limits (organization_id, id, scope, api_key_id, model, unit, period,"
-            " ceiling) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            " ceiling, end_user) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             self.organization_id,
             limit_id,
-            "api_key" if key else "organization",
+            scope,
             key,
             model,
             unit,
             period,
             ceiling,
+            None if end_user in (None, EACH) else digest(end_user),
         )
         return limit_id
 
-    def hold(self, nanos=1, tokens=1, key=None, model="m"):
+    def hold(self, nanos=1, tokens=1, key=None, model="m", end_user=None, **least):
         return Hold(
             organization_id=self.organization_id,
             id=uuid7(),
@@ -69,6 +82,8 @@ class Books:
             is_stream=False,
             bound_nanos=nanos,
             bound_tokens=tokens,
+            end_user=digest(end_user).hex() if end_user else None,
+            **least,
         )
 
     async def admitted(self, holds):
@@ -84,12 +99,33 @@ class Books:
     async def slow_down(self, without=""):
         """Make every admission take 0.3 s between reading and writing; and take a guard out."""
         source = await self.connection.fetchval(
-            "SELECT pg_get_functiondef('public.admit(jsonb, uuid, interval, integer)'::regprocedure)"
+            "SELECT pg_get_functiondef('public.admit'::regproc)"
         )
         slow = source.replace("FOR call IN", "PERFORM pg_sleep(0.3);\n    FOR call IN", 1)
         assert slow != source
         assert without in slow
         await self.connection.execute(slow.replace(without, "") if without else slow)
+
+    async def age(self, end_user=None):
+        """Let a day have passed since everything that was counted for the end user, or for nobody
+        in particular."""
+        counted = (
+            "limit_windows = ARRAY("
+            " SELECT at - interval '1 day' * coalesce(w.at = l.window_start, false)::integer"
+            " FROM unnest(limit_ids, limit_windows) WITH ORDINALITY AS w (id, at, place)"
+            " JOIN limits l USING (id) ORDER BY place)"
+        )
+        async with self.connection.transaction():
+            await self.connection.execute("SET LOCAL session_replication_role = replica")
+            for table, change in (
+                ("holds", counted),
+                ("ledger_entries", counted),
+                ("limits", "window_start = window_start - interval '1 day'"),
+            ):
+                await self.connection.execute(
+                    f"UPDATE {table} SET {change} WHERE end_user IS NOT DISTINCT FROM $1",
+                    digest(end_user) if end_user else None,
+                )
 
     async def state(self, limit_id):
         limit = await ledger.find_limit(self.database, limit_id)
@@ -195,18 +231,19 @@ async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
 
 def model_of(limits, calls):
     """The greedy model: each call in turn takes all of its limits, or none."""
-    taken = [0] * len(limits)
+    taken = Counter()
     verdicts = []
-    for nanos, tokens, key, name in calls:
+    for nanos, tokens, key, name, user in calls:
         need = {"usd": nanos, "tokens": tokens, "requests": 1, "concurrency": 1}
-        applying = [
-            place
-            for place, (unit, _, _, limit_key, model) in enumerate(limits)
-            if limit_key in (None, key) and model in (None, name)
-        ]
-        fits = all(taken[place] + need[limits[place][0]] <= limits[place][2] for place in applying)
-        for place in applying if fits else ():
-            taken[place] += need[limits[place][0]]
+        # A limit of each end user is a counter for each of them, and one for calls without.
+        applying = {
+            (place, user if end_user is EACH else ""): (need[unit], ceiling)
+            for place, (unit, _, ceiling, limit_key, model, end_user) in enumerate(limits)
+            if limit_key in (None, key) and model in (None, name) and end_user in (None, EACH, user)
+        }
+        fits = all(taken[at] + need <= ceiling for at, (need, ceiling) in applying.items())
+        for at, (need, _) in applying.items() if fits else ():
+            taken[at] += need
         verdicts.append(fits)
     return verdicts
 
@@ -217,11 +254,18 @@ some_limits = st.lists(
         st.integers(0, 60),
         st.sampled_from([None, 0, 1]),
         st.sampled_from([None, *MODELS]),
+        st.sampled_from([None, None, EACH, *END_USERS]),
     ),
     max_size=6,
 )
 some_calls = st.lists(
-    st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 1), st.sampled_from(MODELS)),
+    st.tuples(
+        st.integers(0, 20),
+        st.integers(0, 20),
+        st.integers(0, 1),
+        st.sampled_from(MODELS),
+        st.sampled_from([None, *END_USERS]),
+    ),
     min_size=1,
     max_size=40,
 )
@@ -236,13 +280,16 @@ async def test_verdicts_are_those_of_the_greedy_model(books, limits, calls, seed
     # An organization of its own for each example.
     books.organization_id, books.keys = uuid7(), [uuid7(), uuid7()]
     await books.prepare()
-    flat = [(unit, period, ceiling, key, model) for (unit, period), ceiling, key, model in limits]
+    flat = [(*unit_and_period, *others) for unit_and_period, *others in limits]
     ids = [
-        await books.limit(unit, period, ceiling, None if key is None else books.keys[key], model)
-        for unit, period, ceiling, key, model in flat
+        await books.limit(
+            unit, period, ceiling, None if key is None else books.keys[key], model, end_user
+        )
+        for unit, period, ceiling, key, model, end_user in flat
     ]
     holds = [
-        books.hold(nanos, tokens, books.keys[key], model) for nanos, tokens, key, model in calls
+        books.hold(nanos, tokens, books.keys[key], model, end_user)
+        for nanos, tokens, key, model, end_user in calls
     ]
 
     admitted = await books.admitted(holds)
@@ -256,6 +303,169 @@ async def test_verdicts_are_those_of_the_greedy_model(books, limits, calls, seed
     await books.audit()
     for limit_id, (unit, *_) in zip(ids, flat, strict=True):
         assert (await books.state(limit_id))[1] == ("0.00" if unit == "usd" else 0)
+
+
+async def test_each_end_user_has_a_counter_and_those_beyond_the_most_share_one(books):
+    """Ten of thirty end users get counters of their own; the twenty others share one, as do calls
+    without an end user; and nobody gets more than their own."""
+    limit_id = await books.limit("requests", "day", 3, end_user=EACH)
+    books.ledger = Ledger(books.database, uuid7(), most_end_users=10)
+    names = [f"user {n}" for n in range(30)] + [None]
+
+    holds = [books.hold(end_user=name) for name in names for _ in range(5)]
+    admitted = await books.admitted(holds)
+
+    granted = Counter()
+    for hold, is_admitted in zip(holds, admitted, strict=True):
+        granted[hold.end_user] += is_admitted
+    assert sum(granted.values()) == 10 * 3 + 3 + 3
+    assert granted[None] == 3
+    assert (await ledger.find_limit(books.database, limit_id)).end_users == 10
+    counters = await books.connection.fetchval(
+        "SELECT count(*) FROM limits WHERE template_id = $1", limit_id
+    )
+    assert counters == 12
+
+
+async def test_counters_are_made_once_by_however_many(books):
+    """Three replicas meet the same new end users at once: one counter each, exactly K each."""
+    limit_id = await books.limit("usd", "month", 4, end_user=EACH)
+    ledgers = [Ledger(books.database, uuid7()) for _ in range(3)]
+    names = [f"user {n}" for n in range(20)]
+
+    outcomes = await asyncio.gather(
+        *(ledgers[n % 3].admit(books.hold(end_user=name)) for name in names for n in range(12)),
+        return_exceptions=True,
+    )
+
+    assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 20 * 4
+    assert (await ledger.find_limit(books.database, limit_id)).end_users == 20
+
+
+async def test_a_change_of_the_limit_of_each_binds_every_counter(books):
+    """The ceiling stands in one place, whatever the counters were made with."""
+    limit_id = await books.limit("usd", "month", 1, end_user=EACH)
+    assert await books.admitted([books.hold(end_user="alice"), books.hold(end_user="alice")]) == [
+        True,
+        False,
+    ]
+    await books.connection.execute("UPDATE limits SET ceiling = 2 WHERE id = $1", limit_id)
+
+    with pytest.raises(RateLimited):
+        await books.ledger.admit(books.hold(2, end_user="alice"))
+    assert await books.admitted([books.hold(end_user="alice")]) == [True]
+    await books.connection.execute("UPDATE limits SET deleted_at = now() WHERE id = $1", limit_id)
+    assert await books.admitted([books.hold(9, end_user="alice")]) == [True]
+
+
+async def test_idle_counters_are_swept_and_no_others(books):
+    """One that has use in its window, or holds, stays; an idle one goes and comes back empty."""
+    limit_id = await books.limit("usd", "day", 10, end_user=EACH)
+    rate_id = await books.limit("requests", "minute", 10, end_user=EACH)
+    used, idle, held = (books.hold(5, end_user=name) for name in ("used", "idle", "held"))
+    for hold in (used, idle, held):
+        await books.ledger.admit(hold)
+    await books.settle(used, 5)
+    await books.settle(idle, 5)
+    for end_user in ("idle", "held"):
+        await books.age(end_user)
+
+    assert await ledger.sweep_end_users(books.database) == 1
+
+    assert (await ledger.find_limit(books.database, limit_id)).end_users == 2
+    assert (await ledger.find_limit(books.database, rate_id)).end_users == 3
+    assert await books.admitted([books.hold(6, end_user="used")]) == [False]
+    assert await books.admitted([books.hold(10, end_user="idle")]) == [True]
+    await books.settle(held, 5)
+
+
+async def test_a_sweep_never_frees_anybody(books):
+    """Counters are swept all the time while calls come in: still exactly K for each end user."""
+    await books.limit("concurrency", None, 3, end_user=EACH)
+    await books.limit("requests", "day", 5, end_user=EACH)
+    over = asyncio.Event()
+
+    async def keep_sweeping():
+        swept = 0
+        while not over.is_set():
+            swept += await ledger.sweep_end_users(books.database)
+        return swept
+
+    sweeping = asyncio.create_task(keep_sweeping())
+    admitted = Counter()
+
+    async def client(name):
+        for _ in range(12):
+            hold = books.hold(end_user=name)
+            try:
+                await books.ledger.admit(hold)
+            except RateLimited:
+                continue
+            admitted[name] += 1
+            await books.settle(hold)
+
+    await asyncio.gather(*(client(f"user {n % 10}") for n in range(40)))
+    over.set()
+
+    assert await sweeping > 0
+    assert set(admitted.values()) == {5}
+
+
+async def test_a_call_is_cut_down_to_what_is_left(books):
+    """Between the most and the least it takes what the tightest limit has; below the least it is
+    refused, and a call that may not be cut is refused at once."""
+    await books.limit("usd", "month", 100)
+    await books.limit("tokens", "day", 55)
+    least = {"least_nanos": 20, "least_tokens": 5}
+
+    first = await books.ledger.admit(books.hold(70, 20, **least))
+    second = await books.ledger.admit(books.hold(70, 40, **least))
+    with pytest.raises(RateLimited) as refused:
+        await books.ledger.admit(books.hold(70, 20, **least))
+
+    assert (first.bound_nanos, first.bound_tokens) == (70, 20)
+    assert (second.bound_nanos, second.bound_tokens) == (30, 35)
+    assert (refused.value.limit["unit"], refused.value.limit["needed"]) == ("tokens", 5)
+    held = await books.connection.fetch("SELECT bound_nanos, bound_tokens FROM holds ORDER BY id")
+    assert [tuple(row) for row in held] == [(70, 20), (30, 35)]
+
+
+async def test_an_alert_is_announced_once(books):
+    """Once for each threshold, limit and window, whoever announces; again in the next window."""
+    limit_id = await books.limit("usd", "day", 100)
+    replicas = [books.database] * 3
+
+    async def announced():
+        found = await asyncio.gather(*map(ledger.announce, replicas))
+        return sorted(alert.percent for alerts in found for alert in alerts)
+
+    async def spend(nanos):
+        hold = books.hold(nanos)
+        await books.ledger.admit(hold)
+        await books.settle(hold, nanos)
+
+    await spend(49)
+    assert not books.ledger.alerts_are_due.is_set()
+    await spend(1)
+    assert books.ledger.alerts_are_due.is_set()
+    assert await announced() == [50]
+    assert await announced() == []
+    await spend(50)
+    assert await announced() == [80, 100]
+    await books.age()
+    await spend(50)
+    assert await announced() == [50]
+
+    events = await books.connection.fetch(
+        "SELECT target, detail ->> 'percent' AS percent, detail ->> 'used' AS used"
+        " FROM audit_events WHERE action = 'limit.alert' ORDER BY sequence"
+    )
+    assert [tuple(event) for event in events] == [
+        (str(limit_id), "50", "0.00000005"),
+        (str(limit_id), "80", "0.0000001"),
+        (str(limit_id), "100", "0.0000001"),
+        (str(limit_id), "50", "0.00000005"),
+    ]
 
 
 async def test_a_refusal_proves_itself(books):

@@ -48,6 +48,33 @@ def test_a_member_is_replaced_where_it_stands(before, after):
     assert body.set_members(before, {"user": "p"}, {"user"}) == after
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"a":1}', b'{"a":1}'),
+        (b'{"gone":1}', b"{}"),
+        (b' { "gone" : "x", "a" : 1.0e0 } ', b' { "a" : 1.0e0 } '),
+        (b'{"a":1 ,\n "gone":[{"a":"}"}] }', b'{"a":1 }'),
+        (b'{"gone":1,"a":{"gone":2},"g\\u006fne":3}', b'{"a":{"gone":2}}'),
+    ],
+)
+def test_a_member_is_taken_out(before, after):
+    """At the top level, in every spelling and repetition; the others keep their bytes."""
+    assert body.without_members(before, {"gone"}) == after
+
+
+@given(st.dictionaries(st.text(), JSON), st.booleans(), st.sampled_from([None, 1]), st.data())
+def test_taking_out_equals_deleting(members, ascii_only, indent, data):
+    """On any JSON object it means what decoding, deleting and encoding means."""
+    names = set(data.draw(st.lists(st.sampled_from([*members, "other"]))))
+    content = json.dumps(members, ensure_ascii=ascii_only, indent=indent)
+    content = content.encode("utf-8", "surrogatepass")
+
+    left = body.without_members(content, names)
+
+    assert json.loads(left) == {name: members[name] for name in members if name not in names}
+
+
 @given(st.dictionaries(st.text(), JSON), st.text(), st.booleans(), st.sampled_from([None, 1]))
 def test_splicing_equals_setting(members, user, ascii_only, indent):
     """On any JSON object splicing means what decoding, setting and encoding means."""
