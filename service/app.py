@@ -154,7 +154,7 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     """Who calls, what it costs, and where that is written."""
     settings, database = app[api.SETTINGS], app[api.DATABASE]
     app[api.CALLERS] = Callers(database, app[api.KEYRING], settings.key_cache_s)
-    app[api.CATALOG] = Catalog(app[api.VENICE].models)
+    app[api.CATALOG] = Catalog(app[api.VENICE].models, database)
     # A start does not wait for Venice: prices come as soon as it answers.
     log.info("catalogue", loading="in the background")
     app[BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)

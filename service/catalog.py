@@ -14,7 +14,8 @@ import msgspec
 import structlog
 
 from service import money
-from service.errors import ClientError, UpstreamError
+from service.db import Database, uuid7
+from service.errors import ClientError, Unavailable, UpstreamError
 
 log = structlog.get_logger()
 
@@ -41,6 +42,25 @@ OVERHEAD_TOKENS: Final = 128
 """What Venice adds to a prompt, until more is seen."""
 SYSTEM_PROMPT_TOKENS: Final = 4_096
 """The same, with its own system prompt."""
+
+READ_OVERHEADS: Final = """
+    SELECT name, overhead_tokens, overhead_tokens_with_venice_prompt
+    FROM public.models
+    WHERE organization_id IS NULL
+      AND is_current
+      AND kind = 'venice'
+"""
+RAISE_OVERHEAD: Final = """
+    INSERT INTO public.models AS m (
+        id, name, kind, overhead_tokens, overhead_tokens_with_venice_prompt
+    )
+    VALUES ($1, $2, 'venice', $3, $4)
+    ON CONFLICT (organization_id, name) WHERE is_current DO UPDATE
+    SET overhead_tokens = greatest(m.overhead_tokens, excluded.overhead_tokens),
+        overhead_tokens_with_venice_prompt = greatest(
+            m.overhead_tokens_with_venice_prompt, excluded.overhead_tokens_with_venice_prompt
+        )
+"""
 
 FetchModels = Callable[[str | None], Awaitable[bytes]]
 
@@ -164,12 +184,14 @@ class _Cached(msgspec.Struct, frozen=True):
 class Catalog:
     """Models and prices of one process."""
 
-    def __init__(self, fetch: FetchModels) -> None:
+    def __init__(self, fetch: FetchModels, database: Database) -> None:
         self._fetch = fetch
+        self._database = database
         self._lists: dict[str | None, _Cached] = {}
         self._fetching: dict[str | None, asyncio.Task[bytes]] = {}
         self._prices: dict[str, Price] = {}
         self._overheads: dict[tuple[str, bool], int] = {}
+        self._learned: set[str] = set()
 
     async def models(self, model_type: str | None) -> bytes:
         """Venice's list of models of a type, as JSON; without a type, its own default.
@@ -225,6 +247,7 @@ class Catalog:
         if excess_tokens > self.overhead_tokens(name, with_prompt=with_prompt):
             model = name.partition(":")[0]
             self._overheads[model, with_prompt] = excess_tokens
+            self._learned.add(model)
             log.warning(
                 "overhead learned", model=model, tokens=excess_tokens, with_prompt=with_prompt
             )
@@ -248,10 +271,25 @@ class Catalog:
             try:
                 await self._fetch_once("all")
                 log.info("catalogue refreshed", prices=len(self._prices))
+                await self.share_overheads()
                 await asyncio.sleep(REFRESH_S)
-            except UpstreamError as error:
+            except (UpstreamError, Unavailable) as error:
                 log.warning("catalogue not refreshed", error=str(error), retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
+
+    async def share_overheads(self) -> None:
+        """Write what was learned of overheads, and read what the other replicas did."""
+        for model in list(self._learned):
+            overheads = [self._overheads.get((model, with_prompt)) for with_prompt in (False, True)]
+            await self._database.fetch(RAISE_OVERHEAD, uuid7(), model, *overheads)
+            self._learned.discard(model)
+        for row in await self._database.fetch(READ_OVERHEADS):
+            for with_prompt, column in (
+                (False, "overhead_tokens"),
+                (True, "overhead_tokens_with_venice_prompt"),
+            ):
+                key = (row["name"], with_prompt)
+                self._overheads[key] = max(self._overheads.get(key, 0), row[column] or 0)
 
 
 def _decode(body: bytes) -> ModelList:

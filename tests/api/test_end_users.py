@@ -8,6 +8,7 @@ import pytest
 from support import MODEL, ORGANIZATIONS, limited, standing
 
 from service import app as application
+from service.catalog import Catalog
 
 
 def bodies(upstream):
@@ -224,3 +225,8 @@ async def test_what_venice_adds_is_learned(service, caller):
     assert usage["prompt_tokens"] > 9000
     assert catalog.overhead_tokens(MODEL, with_prompt=False) == 128
     assert catalog.overhead_tokens("other", with_prompt=True) == 4096
+    # Another replica, or the next start, knows it too; and never less.
+    await catalog.share_overheads()
+    replica = Catalog(lambda _: None, service.app[application.api.DATABASE])
+    await replica.share_overheads()
+    assert replica.overhead_tokens(MODEL, with_prompt=True) == learned

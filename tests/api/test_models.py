@@ -83,7 +83,7 @@ async def test_the_first_to_ask_may_leave():
         await answer.wait()
         return b'{"data":[]}'
 
-    catalog = Catalog(fetch)
+    catalog = Catalog(fetch, database=None)
     first, second = (asyncio.create_task(catalog.models("text")) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
