@@ -190,6 +190,7 @@ class Catalog:
         self._lists: dict[str | None, _Cached] = {}
         self._fetching: dict[str | None, asyncio.Task[bytes]] = {}
         self._prices: dict[str, Price] = {}
+        self._names: set[str] = set()
         self._overheads: dict[tuple[str, bool], int] = {}
         self._learned: set[str] = set()
 
@@ -232,6 +233,7 @@ class Catalog:
         models = _decode(body)
         self._lists[model_type] = _Cached(time.monotonic(), body)
         for model in models.data:
+            self._names.add(model.id)
             if (price := _price(model)) is not None:
                 self._prices[model.id] = price
         return body
@@ -256,6 +258,10 @@ class Catalog:
     def is_loaded(self) -> bool:
         """Whether Venice's prices were read at least once."""
         return bool(self._prices)
+
+    def lists(self, name: str) -> bool:
+        """Whether Venice has a model of this name. Feature suffixes do not matter."""
+        return name.partition(":")[0] in self._names
 
     def price(self, *names: str) -> Price | None:
         """The price of the first of these models that has one. Feature suffixes do not matter."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from faults import OwnServer, TcpProxy
-from support import make_settings, running
+from support import MODEL, limited, make_settings, running
 from upstream import playing
 
 from service import schema
@@ -126,3 +126,23 @@ async def service(database_address, upstream):
 async def caller(service):
     """Somebody with a key of role inference."""
     return await service.new_caller()
+
+
+@pytest.fixture
+async def bounded_caller(service):
+    """Somebody with a limit of each kind, wide enough for everything: each way that a call can end
+    has to leave all of them right, which the audit at the end of the service proves."""
+    caller = await service.new_caller()
+    for limit in (
+        {"unit": "usd", "period": "month"},
+        {"unit": "usd", "period": "minute", "of_key": True},
+        {"unit": "requests", "period": "minute"},
+        {"unit": "tokens", "period": "hour", "of_key": True},
+        {"unit": "tokens", "period": "day", "model": MODEL},
+        {"unit": "concurrency", "of_key": True},
+        {"unit": "requests", "period": "hour", "each_end_user": True},
+        {"unit": "usd", "period": "lifetime", "each_end_user": True},
+    ):
+        ceiling = "1000000" if limit["unit"] == "usd" else 10**12
+        await limited(caller, **limit, ceiling=ceiling)
+    return caller

@@ -15,6 +15,7 @@ from service.db import uuid7
 from service.errors import (
     Forbidden,
     LimitExceeded,
+    NotFound,
     RateLimited,
     ServiceError,
     Unavailable,
@@ -326,6 +327,11 @@ class Gateway:
             if not self._catalog.is_loaded:
                 # Without prices and windows the bound is no bound to refuse a call by.
                 raise Unavailable("The prices are not known yet.", retry_after_s=1) from error
+            model = open_call.call.model
+            if error.code == "price_unknown" and not self._catalog.lists(model):
+                raise NotFound(
+                    f"There is no model {model!r}.", code="model_not_found", param="model"
+                ) from error
             raise
         # Whatever else comes of admission, there is nothing to settle here: what was refused holds
         # nothing, and what nobody knows of the ledger undoes itself.

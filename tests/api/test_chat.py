@@ -34,6 +34,12 @@ async def cut_at_venice(upstream):
             await asyncio.sleep(0.01)
 
 
+@pytest.fixture
+async def caller(bounded_caller):
+    """Limits of every kind are there, and are right whatever happens to a call."""
+    return bounded_caller
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_plain_call(upstream, caller, path):
     """A plain call is answered as Venice answered it, and booked at Venice's own cost."""
@@ -87,9 +93,10 @@ async def test_the_answer_is_venices_to_the_byte(upstream, caller):
     assert json.loads(ours[-2])["cost"] == json.loads(theirs[-2])["cost"]
 
 
-async def test_the_body_is_spliced_not_re_encoded(upstream, caller):
+async def test_the_body_is_spliced_not_re_encoded(upstream, service):
     """Venice gets the caller's bytes, odd spacing and all, with user replaced and, where the caller
     set no maximum, the output capped."""
+    caller = await service.new_caller()
     body = (
         b'{ "model":"%s",\n  "messages" : [{"role":"user","content":"caf\\u00e9 \xc3\xa9"}],'
         b' "user": "alice@example.com", "temperature":1.0e0 }' % MODEL.encode()
@@ -135,8 +142,9 @@ async def test_encrypted_calls_pass_untouched(upstream, caller):
     assert call.headers["X-Venice-TEE-Client-Pub-Key"] == "04ab"
 
 
-async def test_nothing_of_the_operators_account_leaks(caller):
+async def test_nothing_of_the_operators_account_leaks(service):
     """Venice's rate limits and balances are the operator's; the version is for everyone."""
+    caller = await service.new_caller()
     async with caller.chat() as response:
         names = {name.lower() for name in response.headers}
 
@@ -222,14 +230,18 @@ async def test_venices_rejection_keeps_its_text(upstream, caller):
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_rejected", "not_charged")
 
 
-async def test_an_unknown_model_is_a_404(caller):
-    """Venice's 404 with its suggestion reaches the caller."""
+@pytest.mark.parametrize("has_limits", [False, True])
+async def test_an_unknown_model_is_a_404(service, caller, has_limits):
+    """Venice's 404 with its suggestion reaches the caller; where a limit of money stands before it
+    the price is not what the caller is told to miss."""
+    if not has_limits:
+        caller = await service.new_caller()
     body = {"model": "llama-3.3-70", "messages": [{"role": "user", "content": "x"}]}
     async with caller.service.http.post(PATHS[0], json=body, headers=caller.headers) as response:
         error = (await response.json())["error"]
 
         assert response.status == 404
-    assert error["code"] == "upstream_rejected"
+    assert error["code"] == ("model_not_found" if has_limits else "upstream_rejected")
 
 
 async def test_venice_is_not_there(database_address, unused_tcp_port):
