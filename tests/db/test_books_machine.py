@@ -1,0 +1,377 @@
+"""The books as a machine: whatever is done to them, in any order, they agree with a model."""
+
+import asyncio
+import hashlib
+from collections import Counter
+
+import asyncpg
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from support import make_settings
+
+from service import ledger
+from service.audit import Actor
+from service.db import connect_arguments, open_pool, uuid7
+from service.errors import LimitExceeded, RateLimited
+from service.ledger import CostSource, Entry, Hold, Ledger, LimitChange, NewLimit, Outcome
+
+ACTOR = Actor(name="test")
+MODELS = ("m", "other")
+END_USERS = (None, "alice", "bob")
+# Periods that do not end while a test runs.
+UNITS = (
+    ("usd", "month"),
+    ("usd", "lifetime"),
+    ("requests", "hour"),
+    ("requests", "month"),
+    ("tokens", "hour"),
+    ("tokens", "month"),
+    ("concurrency", None),
+)
+EXAMPLES = 30
+
+
+def digest(end_user):
+    return hashlib.sha256(end_user.encode()).digest()[:16] if end_user else None
+
+
+class Counted:
+    """A limit in the model: a counter, or one for each end user."""
+
+    def __init__(self, new, ceiling):
+        self.new, self.ceiling = new, ceiling
+        self.used, self.held = Counter(), Counter()
+        self.is_rate = new.unit in ("requests", "tokens") and new.period == "hour"
+
+    def binds(self, call):
+        return (
+            self.new.api_key_id in (None, call.hold.api_key_id)
+            and self.new.model in (None, call.hold.model)
+            and self.new.end_user in (None, call.end_user)
+        )
+
+    def counter(self, call):
+        return call.end_user if self.new.each_end_user else None
+
+    def need(self, hold):
+        return {"usd": hold.bound_nanos, "tokens": hold.bound_tokens}.get(self.new.unit, 1)
+
+    def fits(self, call):
+        at = self.counter(call)
+        return self.used[at] + self.held[at] + self.need(call.hold) <= self.ceiling
+
+    def settled(self, nanos, tokens):
+        return {"usd": nanos, "tokens": tokens, "requests": 1}.get(self.new.unit, 0)
+
+
+class Call:
+    """An admitted call in the model, and the limits that it counts on."""
+
+    def __init__(self, hold, end_user):
+        self.hold, self.end_user = hold, end_user
+        self.limits = []
+        self.booked = (0, 0)
+
+    def book(self, nanos, tokens):
+        """Replace what is booked of the call, which is nothing before it is settled."""
+        before = self.booked
+        for limit in self.limits:
+            at = limit.counter(self)
+            if limit.new.unit in ("usd", "tokens"):
+                more = limit.settled(nanos, tokens) - limit.settled(*before)
+                limit.used[at] += more
+        self.booked = (nanos, tokens)
+
+    def end(self, nanos, tokens):
+        for limit in self.limits:
+            at = limit.counter(self)
+            limit.held[at] -= limit.need(self.hold)
+            if limit.new.unit == "requests":
+                limit.used[at] += 1
+        self.book(nanos, tokens)
+
+
+class BooksMachine(RuleBasedStateMachine):
+    """Two replicas on one organization."""
+
+    def __init__(self, runner, database, connection):
+        super().__init__()
+        self.run, self.database, self.connection = runner.run, database, connection
+        self.organization_id, self.keys = uuid7(), [uuid7(), uuid7()]
+        self.replicas = [Ledger(database, uuid7()) for _ in range(2)]
+        self.limits, self.open, self.interrupted = {}, [], []
+        self.run(self.prepare())
+
+    async def prepare(self):
+        await self.connection.execute(
+            "INSERT INTO organizations (id, name) VALUES ($1, 'a')", self.organization_id
+        )
+        for key in self.keys:
+            await self.connection.execute(
+                "INSERT INTO api_keys (id, organization_id, name, role, digest, prefix)"
+                " VALUES ($1, $2, 'k', 'inference', $3, 'rk_')",
+                key,
+                self.organization_id,
+                key.bytes * 2,
+            )
+
+    @rule(
+        unit=st.sampled_from(UNITS),
+        ceiling=st.integers(0, 60),
+        key=st.sampled_from([None, 0, 1]),
+        model=st.sampled_from([None, None, *MODELS]),
+        end_user=st.sampled_from([None, None, "each", "alice", "bob"]),
+    )
+    def set_a_limit(self, unit, ceiling, key, model, end_user):
+        if len(self.limits) >= 8:
+            return
+        new = NewLimit(
+            unit=unit[0],
+            period=unit[1],
+            ceiling=f"0.{ceiling:09}" if unit[0] == "usd" else ceiling,
+            api_key_id=None if key is None else self.keys[key],
+            model=model,
+            end_user=None if end_user == "each" else end_user,
+            each_end_user=end_user == "each",
+        )
+
+        async def work():
+            async with self.database.transaction() as conn:
+                return await ledger.create_limit(
+                    conn, ACTOR, self.organization_id, new, digest(new.end_user)
+                )
+
+        self.limits[self.run(work())] = Counted(new, ceiling)
+
+    @rule(data=st.data(), ceiling=st.integers(0, 80), is_raise=st.booleans())
+    def change_a_ceiling(self, data, ceiling, is_raise):
+        """For good, or until a day that the test does not see."""
+        if not self.limits:
+            return
+        limit_id = data.draw(st.sampled_from(list(self.limits)))
+        limit = self.limits[limit_id]
+        amount = f"0.{ceiling:09}" if limit.new.unit == "usd" else ceiling
+        until = "2999-01-01T00:00:00Z"
+        change = msgspec.convert(
+            {"raised_to": amount, "raised_until": until}
+            if is_raise
+            else {"ceiling": amount, "raised_to": None, "raised_until": None},
+            LimitChange,
+        )
+
+        async def work():
+            found = await ledger.find_limit(self.database, limit_id)
+            async with self.database.transaction() as conn:
+                await ledger.change_limit(conn, ACTOR, found, change)
+
+        self.run(work())
+        limit.ceiling = ceiling
+
+    @rule(data=st.data())
+    def delete_a_limit(self, data):
+        """What it counted is settled all the same."""
+        if self.limits:
+            limit_id = data.draw(st.sampled_from(list(self.limits)))
+
+            async def work():
+                found = await ledger.find_limit(self.database, limit_id)
+                async with self.database.transaction() as conn:
+                    await ledger.delete_limit(conn, ACTOR, found)
+
+            self.run(work())
+            del self.limits[limit_id]
+
+    @rule(
+        replica=st.integers(0, 1),
+        asked=st.lists(
+            st.tuples(
+                st.integers(0, 20),
+                st.integers(0, 20),
+                st.integers(0, 1),
+                st.sampled_from(MODELS),
+                st.sampled_from(END_USERS),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+    )
+    def calls_arrive(self, replica, asked):
+        """Together at one replica: their verdicts are those of the model, one after the other."""
+        calls = [
+            Call(
+                Hold(
+                    organization_id=self.organization_id,
+                    id=uuid7(),
+                    api_key_id=self.keys[key],
+                    request_id="r",
+                    endpoint="/chat/completions",
+                    model=model,
+                    is_stream=False,
+                    bound_nanos=nanos,
+                    bound_tokens=tokens,
+                    end_user=digest(end_user).hex() if end_user else None,
+                ),
+                end_user,
+            )
+            for nanos, tokens, key, model, end_user in asked
+        ]
+
+        async def work():
+            admit = self.replicas[replica].admit
+            return await asyncio.gather(
+                *(admit(call.hold) for call in calls), return_exceptions=True
+            )
+
+        for call, outcome in zip(calls, self.run(work()), strict=True):
+            binding = [limit for limit in self.limits.values() if limit.binds(call)]
+            assert not isinstance(outcome, Exception) or isinstance(
+                outcome, LimitExceeded | RateLimited
+            ), outcome
+            assert isinstance(outcome, Exception) is not all(map(call_fits(call), binding))
+            if not isinstance(outcome, Exception):
+                call.limits = binding
+                for limit in binding:
+                    limit.held[limit.counter(call)] += limit.need(call.hold)
+                self.open.append(call)
+
+    @rule(
+        data=st.data(),
+        replica=st.integers(0, 1),
+        nanos=st.integers(0, 30) | st.none(),
+        tokens=st.integers(0, 30) | st.none(),
+        source=st.sampled_from(
+            [CostSource.REPORTED, CostSource.COMPUTED, CostSource.ESTIMATED, CostSource.NOT_CHARGED]
+        ),
+        times=st.integers(1, 2),
+    )
+    def a_call_ends(self, data, replica, nanos, tokens, source, times):
+        """With any cost, above its bound too, or an unknown one; said once or twice, anywhere."""
+        if not self.open:
+            return
+        call = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        if source is CostSource.NOT_CHARGED:
+            nanos, tokens = 0, None
+        entry = self.entry(call, nanos, tokens, CostSource.UNKNOWN if nanos is None else source)
+        for _ in range(times):
+            self.run(self.settle(replica, entry))
+        bound = call.hold
+        if source is CostSource.ESTIMATED and nanos is not None:
+            nanos = min(nanos, bound.bound_nanos)
+        counted = bound.bound_tokens if tokens is None else tokens
+        if source is CostSource.NOT_CHARGED:
+            counted = 0
+        call.end(bound.bound_nanos if nanos is None else nanos, counted)
+
+    @rule(data=st.data())
+    def a_process_dies(self, data):
+        """Some of its calls are settled at their bound by the sweeper of whoever is left."""
+        count = data.draw(st.integers(0, len(self.open)))
+        dead, self.open = self.open[:count], self.open[count:]
+
+        async def work():
+            await self.connection.execute(
+                "UPDATE holds SET lease_until = now() - interval '1 s' WHERE id = ANY($1)",
+                [call.hold.id for call in dead],
+            )
+            await asyncio.gather(ledger.sweep(self.database), ledger.sweep(self.database))
+
+        self.run(work())
+        for call in dead:
+            call.end(call.hold.bound_nanos, call.hold.bound_tokens)
+        self.interrupted += dead
+
+    @rule(data=st.data(), nanos=st.integers(0, 30), tokens=st.integers(0, 30))
+    def it_was_only_asleep(self, data, nanos, tokens):
+        """Its settlement comes late and corrects the sweeper's, once."""
+        if not self.interrupted:
+            return
+        call = self.interrupted.pop(data.draw(st.integers(0, len(self.interrupted) - 1)))
+        entry = self.entry(call, nanos, tokens, CostSource.REPORTED)
+        for replica in (0, 1):
+            self.run(self.settle(replica, entry))
+        call.book(nanos, tokens)
+
+    @rule()
+    def end_users_are_swept(self):
+        """Counters that count nothing may go, others stay as they are."""
+        self.run(ledger.sweep_end_users(self.database))
+
+    def entry(self, call, nanos, tokens, source):
+        return Entry(
+            hold=call.hold,
+            model=call.hold.model,
+            outcome=Outcome.OK,
+            status=200,
+            input_tokens=tokens,
+            cached_input_tokens=0,
+            output_tokens=None if tokens is None else 0,
+            cost_nanos=nanos,
+            cost_source=source,
+            upstream_request_id=None,
+            first_byte_ms=1,
+            duration_ms=2,
+        )
+
+    async def settle(self, replica, entry):
+        await self.replicas[replica].settle(entry)
+
+    @invariant()
+    def the_books_agree(self):
+        """With themselves, and with the model in every number."""
+
+        async def work():
+            proof = await ledger.prove(self.database, self.organization_id)
+            standing = await self.connection.fetch(
+                "SELECT s.* FROM limits_as_of(ARRAY(SELECT id FROM limits"
+                " WHERE organization_id = $1), clock_timestamp()) s",
+                self.organization_id,
+            )
+            return proof, standing
+
+        proof, standing = self.run(work())
+        assert proof.faults == []
+        names = {digest(name) or b"": name for name in END_USERS}
+        for row in standing:
+            limit = self.limits.get(row["template_id"] or row["id"])
+            if limit is None or row["scope"] == "each_end_user":
+                continue
+            at = names[row["end_user"]] if row["template_id"] else None
+            used, held = limit.used[at], limit.held[at]
+            stands = (used + held, 0) if limit.is_rate else (used, held)
+            assert (row["used"], row["held"]) == stands, limit.new
+            assert row["ceiling"] == limit.ceiling
+
+    def teardown(self):
+        for replica in self.replicas:
+            self.run(replica.flush(1))
+
+
+def call_fits(call):
+    return lambda limit: limit.fits(call)
+
+
+def test_the_books_agree_whatever_happens(database_address):
+    """Limits set, changed and deleted; calls admitted, settled, lost and found again."""
+
+    async def opened():
+        connection = await asyncpg.connect(**connect_arguments(database_address))
+        pool = open_pool(make_settings(database_address, "http://x"), database_address)
+        return connection, pool, await pool.__aenter__()
+
+    with asyncio.Runner() as runner:
+        connection, pool, database = runner.run(opened())
+        try:
+            run_state_machine_as_test(
+                lambda: BooksMachine(runner, database, connection),
+                settings=settings(
+                    max_examples=EXAMPLES,
+                    stateful_step_count=30,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        finally:
+            runner.run(connection.close())
+            runner.run(pool.__aexit__(None, None, None))
