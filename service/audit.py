@@ -17,7 +17,8 @@ CHAIN_PAGE: Final = 1000
 OPERATOR_ORGANIZATION_ID: Final = UUID(int=0)
 """The organization of the operator, made by the first migration."""
 
-# The row lock on the organization orders the events of its chain.
+# The row lock on the organization orders the events of its chain. Rows that refer to the
+# organization, as a new limit does, are let through.
 LOCK_HEAD: Final = """
     SELECT audit_sequence, audit_head
     FROM public.organizations
@@ -57,6 +58,12 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     request_id: str | None = None
+
+
+async def lock(conn: Any, organization_id: UUID) -> None:
+    """Keep every other change that is audited waiting, until the transaction ends. It comes before
+    all other locks of the transaction."""
+    await conn.fetchrow(LOCK_HEAD, organization_id)
 
 
 async def record(

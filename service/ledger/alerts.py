@@ -76,6 +76,7 @@ async def announce(database: Database) -> list[Alert]:
     alerts = []
     for due in await database.fetch(FIND_DUE):
         async with database.transaction() as conn:
+            await audit.lock(conn, due["organization_id"])
             await conn.execute(LOCK_LIMIT, due["organization_id"], due["id"])
             limit = await conn.fetchrow(READ_LIMIT, due["organization_id"], due["id"])
             # Another replica may have been faster.

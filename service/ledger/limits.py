@@ -275,6 +275,7 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
     if isinstance(raised_until, datetime) and raised_until.tzinfo is None:
         raise ClientError("raised_until: must have a time zone.", param="raised_until")
     is_raise = isinstance(raised_to, str | int) and isinstance(raised_until, datetime)
+    await audit.lock(conn, limit.organization_id)
     await conn.execute(
         CHANGE_LIMIT,
         limit.organization_id,
@@ -297,6 +298,7 @@ async def delete_limit(conn: Any, actor: Actor, limit: Limit) -> None:
     :raises Conflict: when it is one end user's counter of a limit of each.
     """
     _must_be_whole(limit)
+    await audit.lock(conn, limit.organization_id)
     status = await conn.execute(DELETE_LIMIT, limit.organization_id, limit.id)
     if status == "UPDATE 1":
         await audit.record(conn, limit.organization_id, actor, "limit.delete", str(limit.id))
