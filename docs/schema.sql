@@ -664,6 +664,156 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.credit(call_organization_id uuid, call_id uuid, credit_id uuid, credit_nanos bigint, credit_note text)
+ RETURNS TABLE(verdict text, left_nanos bigint)
+ LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_column
+DECLARE
+    call public.ledger_entries;
+    same public.ledger_entries;
+    locked uuid[];
+    credited_at timestamptz;
+    ids uuid[];
+    useds bigint[];
+    helds bigint[];
+    bucket_ss integer[];
+    windows timestamptz[];
+    rings bigint[];
+    touched boolean[];
+BEGIN
+    -- One credit of an organization at a time; before the ledger is touched, as in every change.
+    PERFORM FROM public.organizations o WHERE o.id = call_organization_id FOR NO KEY UPDATE;
+
+    SELECT x.* INTO call
+    FROM public.ledger_entries x
+    WHERE x.organization_id = call_organization_id
+      AND x.id = call_id;
+    IF call.id IS NULL OR call.kind <> 'call' THEN
+        verdict := CASE WHEN call.id IS NULL THEN 'no_call' ELSE 'not_a_call' END;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    SELECT array_agg(l.id) INTO locked
+    FROM (
+        SELECT l.id
+        FROM public.limits l
+        WHERE l.organization_id = call_organization_id
+          AND l.id = ANY (call.limit_ids)
+          AND l.unit = 'usd'
+        ORDER BY l.organization_id, l.id
+        FOR NO KEY UPDATE
+    ) l;
+    credited_at := clock_timestamp();
+
+    SELECT x.* INTO same
+    FROM public.ledger_entries x
+    WHERE x.organization_id = call_organization_id
+      AND x.id = credit_id;
+    SELECT coalesce(call.cost_nanos, 0) + coalesce(sum(x.cost_nanos), 0) INTO left_nanos
+    FROM public.ledger_entries x
+    WHERE x.organization_id = call_organization_id
+      AND x.amends_id = call_id;
+    verdict := CASE
+        WHEN same.kind = 'credit' AND same.amends_id = call_id
+             AND same.cost_nanos = -credit_nanos AND same.note = credit_note THEN 'repeated'
+        WHEN same.id IS NOT NULL THEN 'id_taken'
+        WHEN credit_nanos > left_nanos THEN 'too_much'
+        ELSE 'credited'
+    END;
+    RETURN NEXT;
+    IF verdict <> 'credited' THEN
+        RETURN;
+    END IF;
+
+    SELECT array_agg(l.id), array_agg(l.used - credit_nanos), array_agg(l.held),
+           array_agg(l.bucket_s), array_agg(l.window_at), array_agg(l.ring), array_agg(true)
+    INTO ids, useds, helds, bucket_ss, windows, rings, touched
+    FROM public.limits_as_of(locked, credited_at) l;
+
+    INSERT INTO public.ledger_entries (
+        organization_id, id, kind, amends_id, api_key_id, end_user, request_id, endpoint, model,
+        requested_model, is_stream, cost_nanos, cost_source, price_version, limit_ids,
+        limit_windows, counted_at, tags, note
+    )
+    VALUES (
+        call_organization_id, credit_id, 'credit', call_id, call.api_key_id, call.end_user,
+        call.request_id, call.endpoint, call.model, call.requested_model, call.is_stream,
+        -credit_nanos, 'manual', call.price_version, call.limit_ids,
+        ARRAY(
+            SELECT coalesce(windows[array_position(ids, c.limit_id)], c.window_at)
+            FROM unnest(call.limit_ids, call.limit_windows)
+                WITH ORDINALITY AS c (limit_id, window_at, place)
+            ORDER BY c.place
+        ),
+        credited_at, call.tags, credit_note
+    );
+
+    PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.drop_ledger_month(month timestamp with time zone, organization_ids uuid[], limit_ids uuid[], windows timestamp with time zone[], amounts bigint[], attempts integer)
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    FOR attempt IN 1 .. attempts LOOP
+        BEGIN
+            PERFORM set_config('lock_timeout', '100ms', true);
+            LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
+            PERFORM
+            FROM public.limits l
+            WHERE (l.organization_id, l.id) IN (SELECT * FROM unnest(organization_ids, limit_ids))
+            ORDER BY l.organization_id, l.id
+            FOR NO KEY UPDATE;
+            UPDATE public.limits l
+            SET carried = l.carried + c.amount
+            FROM unnest(organization_ids, limit_ids, windows, amounts)
+                AS c (organization_id, limit_id, window_at, amount)
+            WHERE l.organization_id = c.organization_id
+              AND l.id = c.limit_id
+              AND l.window_start = c.window_at;
+            EXECUTE format(
+                'DROP TABLE ledger_partitions.%I',
+                'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM')
+            );
+            RETURN true;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            PERFORM pg_sleep(0.5);
+        END;
+    END LOOP;
+    RETURN false;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.freeze_ledger_month(month timestamp with time zone)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    EXECUTE format(
+        'LOCK TABLE ledger_partitions.%I IN SHARE MODE',
+        'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM')
+    );
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.ledger_months()
+ RETURNS TABLE(month timestamp with time zone)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT to_date(named.month, 'YYYY_MM')::timestamp AT TIME ZONE 'UTC'
+    FROM pg_catalog.pg_inherits i
+    JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+    CROSS JOIN LATERAL substring(c.relname::text FROM '^ledger_entries_(\d{4}_\d{2})$')
+        AS named (month)
+    WHERE i.inhparent = 'public.ledger_entries'::regclass
+      AND named.month IS NOT NULL
+$function$;
+
 CREATE OR REPLACE FUNCTION public.limit_bucket_s(unit text, period text)
  RETURNS integer
  LANGUAGE sql
@@ -890,6 +1040,66 @@ AS $function$
 BEGIN
     RAISE EXCEPTION '% is insert-only: write a new event that amends the old one', TG_TABLE_NAME
         USING ERRCODE = 'restrict_violation', CONSTRAINT = 'insert_only';
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.repair_limits(repaired_organization_id uuid, limit_ids uuid[], counters text[], counted timestamp with time zone[], drifts bigint[])
+ RETURNS TABLE(limit_id uuid, counter text, window_at timestamp with time zone, stands bigint, proven bigint)
+ LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_column
+DECLARE
+    locked uuid[];
+    ids uuid[];
+    useds bigint[];
+    helds bigint[];
+    bucket_ss integer[];
+    windows timestamptz[];
+    rings bigint[];
+    touched boolean[];
+    i integer;
+    slot integer;
+BEGIN
+    SELECT array_agg(l.id) INTO locked
+    FROM (
+        SELECT l.id
+        FROM public.limits l
+        WHERE l.organization_id = repaired_organization_id
+          AND l.id = ANY (limit_ids)
+        ORDER BY l.organization_id, l.id
+        FOR NO KEY UPDATE
+    ) l;
+
+    SELECT array_agg(l.id), array_agg(l.used), array_agg(l.held), array_agg(l.bucket_s),
+           array_agg(l.window_at), array_agg(l.ring), array_agg(false)
+    INTO ids, useds, helds, bucket_ss, windows, rings, touched
+    FROM public.limits_as_of(locked, clock_timestamp()) l;
+
+    FOR n IN 1 .. cardinality(limit_ids) LOOP
+        i := array_position(ids, limit_ids[n]);
+        CONTINUE WHEN i IS NULL;
+        limit_id := limit_ids[n];
+        counter := counters[n];
+        window_at := counted[n];
+        IF counters[n] = 'held' THEN
+            stands := helds[i];
+            helds[i] := stands - drifts[n];
+        ELSIF bucket_ss[i] IS NULL THEN
+            CONTINUE WHEN windows[i] <> counted[n];
+            stands := useds[i];
+            useds[i] := stands - drifts[n];
+        ELSE
+            CONTINUE WHEN counted[n] <= windows[i] - 61 * bucket_ss[i] * interval '1 second';
+            slot := extract(epoch FROM counted[n])::bigint / bucket_ss[i] % 61 + 1;
+            stands := rings[i][slot];
+            rings[i][slot] := stands - drifts[n];
+        END IF;
+        touched[i] := true;
+        proven := stands - drifts[n];
+        RETURN NEXT;
+    END LOOP;
+
+    PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
 END
 $function$;
 

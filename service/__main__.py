@@ -339,6 +339,29 @@ def list_ledger(organization_id: UUID, limit: int) -> None:
     )
 
 
+@ledger_group.command("credit")
+@click.argument("entry_id", type=click.UUID)
+@click.option("--usd", required=True, metavar="0.05", help="How much, in US dollars.")
+@click.option("--note", required=True, help="Why; it stands in the ledger.")
+@click.option(
+    "--id",
+    "credit_id",
+    type=click.UUID,
+    help="A new UUIDv7 for the entry: the same command again within a day changes nothing.",
+)
+def credit(entry_id: UUID, usd: str, note: str, credit_id: UUID | None) -> None:
+    """Give money of a call back: an entry of its own, and room in the call's limits."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        organization_id = await ledger.find_owner(database, entry_id)
+        new = ledger.NewCredit(usd=usd, note=note, id=credit_id)
+        async with database.transaction() as conn:
+            made = await ledger.credit(conn, COMMAND_LINE, organization_id, entry_id, new)
+        return await ledger.find_entry(database, organization_id, made)
+
+    _with_database(work)
+
+
 Work = Callable[[Database, Keyring], Awaitable[Any]]
 
 

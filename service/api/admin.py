@@ -203,6 +203,22 @@ async def list_ledger(request: web.Request) -> web.Response:
     return json_response({"entries": rows, "next": _next(rows, limit)})
 
 
+async def credit(request: web.Request) -> web.Response:
+    """``POST /admin/v1/ledger/{entry_id}/credit`` → 201 with the entry that gives money back; the
+    same again, with its ``id``, changes nothing."""
+    caller = await authenticate_operator(request)
+    must_be_operator(caller)
+    entry_id = _id(request)
+    new = await _read(request, ledger.NewCredit)
+    database = request.app[DATABASE]
+    organization_id = await ledger.find_owner(database, entry_id)
+    async with database.transaction() as conn:
+        credit_id = await ledger.credit(
+            conn, _actor(request, caller), organization_id, entry_id, new
+        )
+    return json_response(await ledger.find_entry(database, organization_id, credit_id), 201)
+
+
 async def _read(request: web.Request, shape: type[T]) -> T:
     return body.decode(await read_body(request), shape)
 

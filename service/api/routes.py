@@ -27,3 +27,4 @@ def add_routes(app: web.Application) -> None:
     router.add_patch("/admin/v1/limits/{id}", admin.change_limit)
     router.add_delete("/admin/v1/limits/{id}", admin.delete_limit)
     router.add_get(f"{organizations}/{{id}}/ledger", admin.list_ledger)
+    router.add_post("/admin/v1/ledger/{id}/credit", admin.credit)

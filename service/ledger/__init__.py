@@ -7,8 +7,9 @@ settles.
 
 from service.ledger.alerts import Alert, announce
 from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome
+from service.ledger.credits import NewCredit, credit
 from service.ledger.end_users import sweep_end_users
-from service.ledger.entries import LedgerEntry, list_entries
+from service.ledger.entries import LedgerEntry, find_entry, find_owner, list_entries
 from service.ledger.leases import sweep
 from service.ledger.limits import (
     Limit,
@@ -37,6 +38,7 @@ __all__ = [
     "LedgerEntry",
     "Limit",
     "LimitChange",
+    "NewCredit",
     "NewLimit",
     "Outcome",
     "Period",
@@ -47,8 +49,11 @@ __all__ = [
     "announce",
     "change_limit",
     "create_limit",
+    "credit",
     "delete_limit",
+    "find_entry",
     "find_limit",
+    "find_owner",
     "list_entries",
     "list_limits",
     "make_partitions",

@@ -1,0 +1,106 @@
+"""Money of a call that the operator gives back."""
+
+import time
+import unicodedata
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from service import audit, money
+from service.audit import Actor
+from service.db import uuid7
+from service.errors import ClientError, Conflict, NotFound
+
+CREDIT: Final = """
+    SELECT verdict, left_nanos
+    FROM public.credit($1, $2, $3, $4, $5)
+"""
+NOTE_LENGTH: Final = 500
+UNPRINTABLE: Final = ("Cc", "Cs")
+"""Unicode's categories of control characters and of halves of a character."""
+REPEAT_WITHIN_S: Final = 24 * 3600.0
+CLOCKS_APART_S: Final = 300.0
+
+
+class NewCredit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A credit as it is asked for.
+
+    ``usd`` is a decimal string above zero. ``id``, a new UUIDv7, becomes the entry's: the same
+    credit again within a day changes nothing.
+    """
+
+    usd: str
+    note: str
+    id: UUID | None = None
+
+
+async def credit(
+    conn: Any, actor: Actor, organization_id: UUID, call_id: UUID, new: NewCredit
+) -> UUID:
+    """Give ``new.usd`` of a call back; returns the id of the entry that says so.
+
+    The call's money limits have used that much less, in the windows that run now and not in those
+    in which the call counted, so what is given back can be spent again at once; a window in which
+    little was used is below zero then. A credit is never more than what the call costs with its
+    corrections and earlier credits. A correction that comes after a credit is written all the same.
+
+    :raises ClientError: naming the field that breaks its rule.
+    :raises NotFound: when the organization has no such entry.
+    :raises Conflict: when it is more than the call costs, or the id is that of something else.
+    """
+    nanos = _parse_amount(new.usd)
+    _check_note(new.note)
+    if new.id is not None:
+        _check_id(new.id)
+    credit_id = new.id or uuid7()
+    row = await conn.fetchrow(CREDIT, organization_id, call_id, credit_id, nanos, new.note)
+    verdict = row["verdict"]
+    if verdict == "no_call":
+        raise NotFound("There is no such entry in the ledger.", param="entry_id")
+    if verdict == "not_a_call":
+        raise ClientError(
+            "entry_id: must be of kind call: a credit amends the call itself.", param="entry_id"
+        )
+    if verdict == "id_taken":
+        raise Conflict("id: another entry has it.", param="id")
+    if verdict == "too_much":
+        left = money.format_usd(max(0, row["left_nanos"]))
+        raise Conflict(
+            f"usd: must not be above {left}, what the call costs with its corrections and earlier"
+            " credits.",
+            param="usd",
+        )
+    if verdict == "credited":
+        detail = {"amends_id": str(call_id), "usd": money.format_usd(nanos), "note": new.note}
+        await audit.record(
+            conn, organization_id, actor, "ledger_entry.credit", str(credit_id), detail
+        )
+    return credit_id
+
+
+def _parse_amount(usd: str) -> int:
+    try:
+        nanos = money.parse_usd(usd)
+    except ValueError as error:
+        raise ClientError(f"usd: {error}.", param="usd") from None
+    if nanos <= 0:
+        raise ClientError("usd: must be above zero.", param="usd")
+    return nanos
+
+
+def _check_note(note: str) -> None:
+    unprintable = any(unicodedata.category(character) in UNPRINTABLE for character in note)
+    if not note.strip() or len(note) > NOTE_LENGTH or unprintable:
+        raise ClientError(
+            f"note: must be 1 to {NOTE_LENGTH} characters, not only white space, and without"
+            " control characters.",
+            param="note",
+        )
+
+
+def _check_id(credit_id: UUID) -> None:
+    """An older id could be of a month that is dropped, where no repetition would be noticed."""
+    age_s = time.time() - (credit_id.int >> 80) / 1000
+    if credit_id.version != 7 or not -CLOCKS_APART_S <= age_s <= REPEAT_WITHIN_S:
+        raise ClientError("id: must be a UUIDv7 of the last 24 hours.", param="id")
