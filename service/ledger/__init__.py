@@ -24,7 +24,7 @@ from service.ledger.limits import (
     list_limits,
 )
 from service.ledger.partitions import make_partitions
-from service.ledger.proofs import Fault, Proof, prove
+from service.ledger.proofs import Fault, Proof, prove, repair
 from service.ledger.refusals import Rate, Rates
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "list_limits",
     "make_partitions",
     "prove",
+    "repair",
     "sweep",
     "sweep_end_users",
 ]

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
+import psycopg
 import pytest
 from support import make_settings
 from test_admission import UNITS, Books
@@ -267,3 +268,157 @@ async def test_an_entry_is_found_in_its_month(books):
     assert plan.count("ledger_entries_") == 2, plan
     assert datetime.now(UTC).strftime("on ledger_entries_%Y_%m") in plan
     assert "Index Cond: ((organization_id = o.id) AND (id = $1))" in plan
+
+
+# The repair
+
+
+HARMS = [
+    "UPDATE limits SET used = used + 1 WHERE unit = 'usd'",
+    "UPDATE limits SET used = used - 100, held = held + 7 WHERE period IN ('month', 'lifetime')",
+    "UPDATE limits SET held = held + 1 WHERE unit = 'concurrency'",
+    "UPDATE limits SET window_start = window_start - interval '9 d' WHERE period = 'day'",
+    "UPDATE limits SET buckets[1] = buckets[1] + 1 WHERE unit = 'requests' AND period = 'hour'",
+    "UPDATE limits SET buckets[9] = buckets[9] - 1, buckets[10] = buckets[10] + 1"
+    " WHERE unit = 'tokens' AND period = 'hour'",
+    "UPDATE limits SET buckets = NULL",
+    "DELETE FROM holds",
+    # Of a call that is settled, with all of its limits.
+    "INSERT INTO holds (organization_id, id, api_key_id, request_id, endpoint, model, is_stream,"
+    " process_id, lease_until, bound_nanos, bound_tokens, limit_ids, limit_windows)"
+    " SELECT organization_id, id, api_key_id, 'r', 'e', 'm', false, id, now(), 5, 7, limit_ids,"
+    " limit_windows FROM ledger_entries",
+    # Of a call that was never admitted.
+    "INSERT INTO holds (organization_id, id, api_key_id, request_id, endpoint, model, is_stream,"
+    " process_id, lease_until, bound_nanos, bound_tokens, limit_ids, limit_windows)"
+    " SELECT organization_id, gen_random_uuid(), api_key_id, 'r', 'e', 'm', false, id,"
+    " now() + interval '1 h', 5, 7, limit_ids, limit_windows FROM ledger_entries",
+]
+
+
+def harm(address, statement):
+    """Change the books behind their back."""
+    with psycopg.connect(
+        host=address.host, port=address.port, user=address.user, dbname=address.database
+    ) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(statement)
+
+
+async def repair(books):
+    """Repair the organization's limits; what was wrong."""
+    async with books.database.transaction() as conn:
+        return await ledger.repair(conn, OPERATOR, books.organization_id)
+
+
+@pytest.mark.parametrize("statement", HARMS)
+async def test_the_repair_sets_what_is_proven(books, database_address, statement):
+    """Whatever was harmed agrees again afterwards, entries are as they were, and an event of each
+    limit tells what stood and what was proven."""
+    for unit, period in UNITS:
+        await books.limit(unit, period, 1000)
+    await settled(books, 2, 6)
+    open_one = books.hold(3, 4)
+    await books.ledger.admit(open_one)
+    entries = await books.connection.fetch("SELECT * FROM ledger_entries")
+    harm(database_address, statement)
+    found = await faults(books)
+    assert found
+
+    repaired = await repair(books)
+
+    assert sorted(map(str, repaired)) == sorted(map(str, found))
+    assert await faults(books) == []
+    assert await books.connection.fetch("SELECT * FROM ledger_entries") == entries
+    said = {target for target, _ in await events(books, "limit.repair")}
+    said |= {target for target, _ in await events(books, "hold.remove")}
+    assert said == {str(fault.id) for fault in found}
+    assert await repair(books) == []
+
+
+async def test_a_sum_that_agrees_hides_no_bucket(books, database_address):
+    """What is moved from one bucket to another is two faults, each with its bucket."""
+    limit_id = await books.limit("tokens", "hour", 1000)
+    await settled(books, tokens=6)
+    slot = int(datetime.now(UTC).timestamp()) // 60 % 61 + 1
+    other = (slot + 29) % 61 + 1
+    harm(
+        database_address,
+        f"UPDATE limits SET buckets[{slot}] = buckets[{slot}] - 2,"
+        f" buckets[{other}] = buckets[{other}] + 2",
+    )
+
+    found = sorted(await faults(books), key=lambda fault: fault.stands)
+
+    assert [(fault.id, fault.stands, fault.proven) for fault in found] == [
+        (limit_id, 2, 0),
+        (limit_id, 4, 6),
+    ]
+    await repair(books)
+
+
+@pytest.mark.parametrize("repairs", [1, 3])
+async def test_the_repair_is_right_while_calls_go_on(books, database_address, repairs):
+    """Also when several operators repair at once, and when the proof is slow: then whatever is
+    settled between the proof and the repair must not be lost."""
+    for unit, period in UNITS:
+        await books.limit(unit, period, 10**9)
+    source = await books.connection.fetchval(
+        "SELECT pg_get_functiondef("
+        "'public.repair_limits(uuid, uuid[], text[], timestamptz[], bigint[])'::regprocedure)"
+    )
+    slow = source.replace("BEGIN\n", "BEGIN\n    PERFORM pg_sleep(0.2);\n", 1)
+    assert slow != source
+    await books.connection.execute(slow)
+    await settled(books)
+
+    async with asyncio.timeout(60), calls_going_on(books) as durations:
+        for round_number in range(5):
+            harm(
+                database_address,
+                "UPDATE limits SET used = used + 1000, held = held + 1000, buckets[7] = 99",
+            )
+            before = len(durations)
+            await asyncio.gather(*(repair(books) for _ in range(repairs)))
+            assert len(durations) > before, "no call went on meanwhile"
+            assert await faults(books) == [], round_number
+
+
+async def test_what_has_gone_by_since_the_proof_needs_no_repair(books):
+    """A window that rolled and a bucket that slid out have begun anew."""
+    ids = [await books.limit("usd", "day", 1000), await books.limit("requests", "minute", 1000)]
+    await settled(books)
+    windows = await books.connection.fetchval("SELECT limit_windows FROM ledger_entries")
+    gone_by = [windows[0] - timedelta(days=1), windows[1] - timedelta(seconds=61)]
+
+    async def set_by(counted):
+        return await books.connection.fetch(
+            "SELECT * FROM repair_limits($1, $2, '{used,used}', $3, '{5,0}')",
+            books.organization_id,
+            ids,
+            counted,
+        )
+
+    assert await set_by(gone_by) == []
+    await books.audit()
+    assert len(await set_by(windows)) == 2
+    assert [(fault.id, fault.stands) for fault in await faults(books)] == [(ids[0], 45)]
+    await repair(books)
+
+
+async def test_what_entries_contradict_stays(books, database_address):
+    """A second correction, or one of nothing, is no counter's fault: it is reported and stays."""
+    hold = await settled(books)
+    correct = (
+        "INSERT INTO ledger_entries (organization_id, id, kind, amends_id, cost_nanos, cost_source)"
+        f" VALUES ('{books.organization_id}', '%s', 'correction', '%s', 1, 'manual')"
+    )
+    for amended in (hold.id, hold.id, uuid7()):
+        harm(database_address, correct % (uuid7(), amended))
+
+    assert await repair(books) == []
+
+    whats = sorted(fault.what for fault in await faults(books))
+    assert whats == ["correction of no call", "corrections of one call"]
+    assert await events(books, "limit.repair") == []
+    harm(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")

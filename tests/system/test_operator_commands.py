@@ -6,7 +6,7 @@ import sys
 
 import psycopg
 import pytest
-from process import database_url
+from process import database_url, started, talking
 from support import cost_of
 from test_command_line import rialto, run
 
@@ -76,3 +76,42 @@ async def test_a_credit_on_the_command_line(service, caller, command):
     status, out, err = await run(sys.executable, "-m", "service", *words, **command)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("conflict: usd: must not be above 0.00, what the call costs")
+
+
+async def test_the_books_are_repaired(database_address, command, tmp_path, upstream):
+    """Under load: the audit finds the harm and fails, the repair tells what stood and mends it,
+    and then the audit is content, with calls still going on."""
+    environment = {
+        "DATABASE_URL": command["DATABASE_URL"],
+        "VENICE_API_KEY": "sandbox",
+        "VENICE_BASE_URL": f"{upstream.url}/api/v1",
+    }
+    async with started(tmp_path, **environment) as process, talking(process) as service:
+        caller = await service.new_caller()
+        path = f"/admin/v1/organizations/{caller.organization_id}/limits"
+        for limit in (
+            {"unit": "usd", "period": "month", "ceiling": "1000"},
+            {"unit": "requests", "period": "hour", "ceiling": 100_000},
+            {"unit": "concurrency", "ceiling": 100},
+        ):
+            await service.operate("POST", path, json=limit)
+        harm = (
+            "UPDATE limits SET held = held + 50;"
+            "UPDATE limits SET used = used + 7 WHERE unit = 'usd';"
+            "UPDATE limits SET buckets[1] = buckets[1] + 9 WHERE unit = 'requests'"
+        )
+        async with calling(caller) as statuses:
+            changed(database_address, harm)
+
+            status, out = await audited(command)
+            assert (status, out.count("stands")) == (1, 4)
+            status, out = await audited(command, "--repair")
+            assert (status, out.count("repaired ")) == (0, 4)
+            assert "used since " in out
+            assert (await audited(command))[0] == 0
+        assert statuses == {200}
+    assert (await audited(command))[0] == 0
+    chain = "UPDATE audit_events SET actor = 'nobody' WHERE sequence = 2"
+    changed(database_address, chain)
+    status, out = await audited(command, "--repair")
+    assert (status, "breaks at 2" in out, "repaired" in out) == (1, True, False)
