@@ -389,6 +389,21 @@ def credit(entry_id: UUID, usd: str, note: str, credit_id: UUID | None) -> None:
     _with_database(work)
 
 
+@ledger_group.command("retain")
+@click.option("--months", type=click.IntRange(1, 1200), required=True, help="What to keep.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would be dropped.")
+def retain(months: int, is_dry_run: bool) -> None:
+    """Drop the months whose last entry is older than that. There is no way back: what is to be kept
+    elsewhere is exported before. Each month is a line with its totals."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        if is_dry_run:
+            return await ledger.expired(database, months)
+        return await ledger.retain(database, COMMAND_LINE, months)
+
+    _with_database(work)
+
+
 Work = Callable[[Database, Keyring], Awaitable[Any]]
 
 

@@ -176,6 +176,8 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
     ]
+    if months := app[api.SETTINGS].ledger_retention_months:
+        running.append(_named("retention", jobs.keep_retention(app[api.DATABASE], months)))
     yield
     for task in running:
         task.cancel()

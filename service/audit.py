@@ -54,7 +54,8 @@ MOVE_HEAD: Final = """
 
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
-    """Who acts, for the audit: ``operator``, ``command-line`` or ``api_key:<id>``."""
+    """Who acts, for the audit: ``operator``, ``command-line``, ``api_key:<id>``, or ``retention``
+    for what a setting asks for."""
 
     name: str
     request_id: str | None = None

@@ -7,12 +7,15 @@ from typing import Final
 import structlog
 
 from service import ledger
+from service.audit import Actor
 from service.db import Database
 from service.ledger import Ledger
 
 log = structlog.get_logger()
 
 PARTITIONS_EVERY_S: Final = 6 * 3600.0
+RETENTION_EVERY_S: Final = 6 * 3600.0
+RETENTION: Final = Actor(name="retention")
 RETRY_S: Final = 60.0
 LEASES_EVERY_S: Final = 15.0
 ALERTS_EVERY_S: Final = 60.0
@@ -54,6 +57,17 @@ async def keep_end_users(database: Database) -> None:
             await ledger.sweep_end_users(database)
         except Exception:
             log.exception("end users not swept", retry_s=END_USERS_EVERY_S)
+
+
+async def keep_retention(database: Database, months: int) -> None:
+    """Drop the ledger's months that are older than so many, for ever."""
+    while True:
+        try:
+            await ledger.retain(database, RETENTION, months)
+            await asyncio.sleep(RETENTION_EVERY_S)
+        except Exception:
+            log.exception("ledger months not dropped", retry_s=RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
 
 async def keep_leases(books: Ledger, database: Database) -> None:

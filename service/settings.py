@@ -324,6 +324,14 @@ class Settings:
         _integer(1, 10_000_000),
         100_000,
     )
+    ledger_retention_months: int = _variable(
+        "LEDGER_RETENTION_MONTHS",
+        "integer",
+        "How many months the ledger's entries are kept at least; older ones are dropped, a month at"
+        " a time, with an audit event of their totals and digest. 0 keeps them for ever.",
+        _integer(0, 1200),
+        0,
+    )
     shutdown_listen_s: float = _variable(
         "SHUTDOWN_LISTEN_SECONDS",
         "seconds",

@@ -26,6 +26,7 @@ from service.ledger.limits import (
 from service.ledger.partitions import make_partitions
 from service.ledger.proofs import Fault, Proof, prove, repair
 from service.ledger.refusals import Rate, Rates
+from service.ledger.retention import Month, expired, retain
 
 __all__ = [
     "Admission",
@@ -38,6 +39,7 @@ __all__ = [
     "LedgerEntry",
     "Limit",
     "LimitChange",
+    "Month",
     "NewCredit",
     "NewLimit",
     "Outcome",
@@ -51,6 +53,7 @@ __all__ = [
     "create_limit",
     "credit",
     "delete_limit",
+    "expired",
     "find_entry",
     "find_limit",
     "find_owner",
@@ -59,6 +62,7 @@ __all__ = [
     "make_partitions",
     "prove",
     "repair",
+    "retain",
     "sweep",
     "sweep_end_users",
 ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -13,7 +14,7 @@ from test_admission import UNITS, Books
 from service import audit, ledger
 from service.audit import Actor
 from service.db import connect_arguments, open_pool, uuid7
-from service.errors import ClientError, Conflict, NotFound
+from service.errors import ClientError, Conflict, NotFound, Unavailable
 from service.ledger import CostSource, NewCredit
 
 OPERATOR = Actor(name="operator")
@@ -422,3 +423,187 @@ async def test_what_entries_contradict_stays(books, database_address):
     assert whats == ["correction of no call", "corrections of one call"]
     assert await events(books, "limit.repair") == []
     harm(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
+
+
+# Months that are dropped
+
+DIGEST_COLUMNS = (
+    "id, kind, amends_id, api_key_id, request_id, endpoint, model, outcome, requests, tokens,"
+    " input_tokens, cached_input_tokens, output_tokens, cost_nanos, cost_source, note"
+)
+
+
+def month_before(months):
+    """The start of the month that was so many months ago."""
+    now = datetime.now(UTC)
+    number = now.year * 12 + now.month - 1 - months
+    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+
+
+async def old_month(books, months, entries=100, nanos=7, limit_ids=(), windows=()):
+    """Make the month that was so many months ago, with calls that counted on limits."""
+    start = month_before(months)
+    await books.connection.execute(
+        f"CREATE TABLE ledger_partitions.ledger_entries_{start:%Y_%m}"
+        " PARTITION OF ledger_entries FOR VALUES"
+        f" FROM ('{floor(start)}') TO ('{floor(month_before(months - 1))}')"
+    )
+    await books.connection.execute(
+        "INSERT INTO ledger_entries (organization_id, id, kind, api_key_id, request_id, endpoint,"
+        " outcome, requests, tokens, cost_nanos, cost_source, limit_ids, limit_windows)"
+        " SELECT $1, (left(uuid7_floor($3)::text, 13) || '-7' || lpad(to_hex(i), 3, '0') || '-8'"
+        " || substr(md5(i::text), 1, 3) || '-' || substr(md5(i::text), 4, 12))::uuid, 'call', $2,"
+        " 'r', '/c', 'ok', 1, 10, $4, 'reported', $6, $7 FROM generate_series(1, $5) i",
+        books.organization_id,
+        books.keys[0],
+        start + timedelta(days=3),
+        nanos,
+        entries,
+        list(limit_ids),
+        list(windows),
+    )
+    await books.connection.execute(
+        "UPDATE limits SET used = used + CASE unit WHEN 'usd' THEN $2 WHEN 'tokens' THEN 10"
+        " ELSE 1 END * $3::bigint, window_start = 'epoch' WHERE id = ANY ($1)"
+        " AND period = 'lifetime'",
+        list(limit_ids),
+        nanos,
+        entries,
+    )
+    return start
+
+
+def floor(instant):
+    """The smallest UUIDv7 of an instant."""
+    return ledger.credits.UUID(int=int(instant.timestamp() * 1000) << 80)
+
+
+async def test_a_month_is_dropped(books):
+    """What it counted on lifetimes is carried, what windows of it counted is gone by, and an event
+    of the organization keeps its totals and its digest."""
+    units = [("usd", "lifetime"), ("tokens", "lifetime"), ("requests", "lifetime"), ("usd", "day")]
+    ids = [await books.limit(unit, period, 10**9) for unit, period in units]
+    epoch, then = datetime(1970, 1, 1, tzinfo=UTC), month_before(MONTHS + 1)
+    start = await old_month(books, MONTHS + 1, 100, 7, ids, [epoch] * 3 + [then])
+    kept = await old_month(books, MONTHS, 10, 7, ids[:3], [epoch] * 3)
+    await settled(books, 50, 5)
+    await books.connection.execute("UPDATE limits SET deleted_at = now() WHERE id = $1", ids[1])
+    await books.audit()
+    # As an operator would beforehand, with psql.
+    exported = b""
+
+    async def read(part):
+        nonlocal exported
+        exported += part
+
+    await books.connection.copy_from_query(
+        f"SELECT {DIGEST_COLUMNS} FROM ledger_partitions.ledger_entries_{start:%Y_%m} ORDER BY id",
+        output=read,
+        format="csv",
+    )
+    assert exported.count(b"\n") == 100
+
+    (found,) = await ledger.expired(books.database, MONTHS)
+    (dropped,) = await ledger.retain(books.database, OPERATOR, MONTHS)
+
+    assert dropped.month == f"{then:%Y-%m}"
+    assert (dropped.entries, dropped.tokens, dropped.cost_usd) == (100, 1000, "0.0000007")
+    assert (found.is_dropped, dropped.is_dropped) == (False, True)
+    assert [await used(books, limit_id) for limit_id in ids] == [820, 1105, 111, 50]
+    carried = await books.connection.fetch("SELECT carried FROM limits ORDER BY id")
+    assert [row["carried"] for row in carried] == [700, 1000, 100, 0]
+    ((target, detail),) = await events(books, "ledger.drop")
+    assert target == f"{then:%Y-%m}"
+    assert f'"sha256": "{hashlib.sha256(exported).hexdigest()}"' in detail
+    assert '"entries": 100' in detail
+    names = await books.connection.fetch("SELECT month FROM ledger_months() ORDER BY month LIMIT 2")
+    assert names[0]["month"] == kept
+    assert await ledger.retain(books.database, OPERATOR, MONTHS) == []
+
+
+async def test_what_amends_a_dropped_call_is_no_fault(books, database_address):
+    """A correction and a credit outlive the call that they amend; no new one can be written."""
+    limit_id = await books.limit("usd", "lifetime", 10**9)
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    await old_month(books, MONTHS + 1, 3, 7, [limit_id], [epoch])
+    calls = [row["id"] for row in await books.connection.fetch("SELECT id FROM ledger_entries")]
+    await credit(books, calls[0], 5)
+    correct = (
+        "INSERT INTO ledger_entries (organization_id, id, kind, amends_id, cost_nanos, cost_source,"
+        " limit_ids, limit_windows) VALUES ($1, $2, 'correction', $3, 0, 'reported', '{}', '{}')"
+    )
+    await books.connection.execute(correct, books.organization_id, uuid7(), calls[1])
+
+    await ledger.retain(books.database, OPERATOR, MONTHS)
+
+    assert await faults(books) == []
+    assert await used(books, limit_id) == 16
+    with pytest.raises(NotFound):
+        await credit(books, calls[0], 1)
+    with pytest.raises(NotFound):
+        await ledger.find_owner(books.database, calls[0])
+    await books.connection.execute(correct, books.organization_id, uuid7(), uuid7())
+    assert [fault.what for fault in await faults(books)] == ["correction of no call"]
+    harm(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
+
+
+async def test_the_ledger_stays_insert_only(books):
+    """Before and after a month was dropped; its own rows cannot be deleted one by one either."""
+    start = await old_month(books, MONTHS + 1)
+    await settled(books)
+    for table in (f"ledger_partitions.ledger_entries_{start:%Y_%m}", "public.ledger_entries"):
+        with pytest.raises(asyncpg.RestrictViolationError, match="insert-only"):
+            await books.connection.execute(f"DELETE FROM {table}")
+        await ledger.retain(books.database, OPERATOR, MONTHS)
+
+
+async def test_a_month_is_dropped_while_calls_go_on(books):
+    """The books agree at every moment, and no call waits for long."""
+    limit_id = await books.limit("usd", "lifetime", 10**12)
+    await books.limit("requests", "minute", 10**12)
+    for months in range(MONTHS + 1, MONTHS + 5):
+        await old_month(books, months, 500, 7, [limit_id], [datetime(1970, 1, 1, tzinfo=UTC)])
+
+    async with asyncio.timeout(60), calls_going_on(books) as durations:
+        retaining = asyncio.create_task(ledger.retain(books.database, OPERATOR, MONTHS))
+        while not retaining.done():
+            assert await faults(books) == []
+        dropped = await retaining
+
+    assert len(dropped) == 4
+    assert len(await events(books, "ledger.drop")) == 4
+    assert durations
+    assert max(durations) < 2
+
+
+async def test_replicas_drop_a_month_once(books):
+    """Whoever comes second leaves it to the first, and nothing is carried twice."""
+    limit_id = await books.limit("usd", "lifetime", 10**12)
+    await old_month(books, MONTHS + 1, 50, 7, [limit_id], [datetime(1970, 1, 1, tzinfo=UTC)])
+
+    dropped = await asyncio.gather(
+        *(ledger.retain(books.database, OPERATOR, MONTHS) for _ in range(4))
+    )
+
+    assert sorted(map(len, dropped)) == [0, 0, 0, 1]
+
+
+async def test_a_reader_is_not_waited_for_long(books, monkeypatch):
+    """While the ledger is read, the drop steps aside again and again, so that calls go on; at last
+    it gives up and has changed nothing."""
+    monkeypatch.setattr(ledger.retention, "DROP_ATTEMPTS", 3)
+    limit_id = await books.limit("usd", "lifetime", 10**12)
+    await old_month(books, MONTHS + 1, 50, 7, [limit_id], [datetime(1970, 1, 1, tzinfo=UTC)])
+    reading = books.connection.transaction()
+    await reading.start()
+    await books.connection.fetchval("SELECT count(*) FROM ledger_entries")
+
+    async with calls_going_on(books) as durations:
+        with pytest.raises(Unavailable, match="The ledger is being read"):
+            await ledger.retain(books.database, OPERATOR, MONTHS)
+
+    assert durations
+    assert max(durations) < 1
+    await reading.rollback()
+    assert await events(books, "ledger.drop") == []
+    assert len(await ledger.retain(books.database, OPERATOR, MONTHS)) == 1

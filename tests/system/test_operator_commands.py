@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import sys
 
 import psycopg
@@ -115,3 +116,58 @@ async def test_the_books_are_repaired(database_address, command, tmp_path, upstr
     changed(database_address, chain)
     status, out = await audited(command, "--repair")
     assert (status, "breaks at 2" in out, "repaired" in out) == (1, True, False)
+
+
+async def test_months_are_dropped(database_address, command):
+    """--dry-run tells what would go; then it goes, and nothing is left to do."""
+    (organization,) = await rialto("organizations", "create", "acme", **command)
+    changed(
+        database_address,
+        "CREATE TABLE ledger_partitions.ledger_entries_2025_01 PARTITION OF ledger_entries"
+        " FOR VALUES FROM (uuid7_floor('2025-01-01 00:00Z')) TO (uuid7_floor('2025-02-01 00:00Z'))",
+    )
+    changed(
+        database_address,
+        "INSERT INTO ledger_entries (organization_id, id, kind, cost_nanos, cost_source)"
+        f" VALUES ('{organization['id']}', uuid7_floor('2025-01-03 00:00Z'), 'unattributed',"
+        " 1500000000, 'reported')",
+    )
+    words = ("ledger", "retain", "--months", "12")
+
+    (shown,) = await rialto(*words, "--dry-run", **command)
+    (dropped,) = await rialto(*words, **command)
+
+    assert shown == {
+        "month": "2025-01",
+        "organizations": 1,
+        "entries": 1,
+        "requests": 0,
+        "tokens": 0,
+        "cost_usd": "1.50",
+        "is_dropped": False,
+    }
+    assert dropped == {**shown, "is_dropped": True}
+    assert await rialto(*words, **command) == []
+    assert (await audited(command))[0] == 0
+
+
+async def test_months_are_dropped_by_the_service(database_address, tmp_path, upstream, command):
+    """With LEDGER_RETENTION_MONTHS, by itself and with a line in the log."""
+    changed(
+        database_address,
+        "CREATE TABLE ledger_partitions.ledger_entries_2025_01 PARTITION OF ledger_entries"
+        " FOR VALUES FROM (uuid7_floor('2025-01-01 00:00Z')) TO (uuid7_floor('2025-02-01 00:00Z'))",
+    )
+    environment = {
+        "DATABASE_URL": command["DATABASE_URL"],
+        "VENICE_API_KEY": "sandbox",
+        "VENICE_BASE_URL": f"{upstream.url}/api/v1",
+    }
+    async with started(tmp_path, **environment) as process:
+        await process.listening()
+        assert not process.said("ledger month dropped")
+    shown = await rialto("ledger", "retain", "--months", "12", "--dry-run", **command)
+    assert json.dumps(shown).count("2025-01") == 1
+    async with started(tmp_path, LEDGER_RETENTION_MONTHS="12", **environment) as process:
+        line = await process.says("ledger month dropped")
+    assert line["month"] == "2025-01"

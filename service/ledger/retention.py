@@ -1,0 +1,187 @@
+"""Months of the ledger that are not kept any more."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from service import audit, money
+from service.audit import Actor
+from service.db import Database
+from service.errors import Unavailable
+
+log = structlog.get_logger()
+
+DROP_TIMEOUT_S: Final = 600
+DROP_ATTEMPTS: Final = 60
+"""Of a tenth of a second each, half a second apart."""
+LOCK_KEY: Final = "rialto.ledger_retention"
+
+# A month has expired when its end is so many months ago.
+FIND_EXPIRED: Final = """
+    SELECT month
+    FROM public.ledger_months()
+    WHERE month AT TIME ZONE 'UTC' + make_interval(months => $1 + 1)
+          <= date_trunc('month', now() AT TIME ZONE 'UTC')
+    ORDER BY month
+"""
+COUNT_MONTH: Final = """
+    SELECT organization_id, count(*) AS entries, sum(requests)::bigint AS requests,
+           sum(tokens)::bigint AS tokens, coalesce(sum(cost_nanos), 0)::bigint AS cost_nanos
+    FROM public.ledger_entries
+    WHERE id >= public.uuid7_floor($1)
+      AND id < public.uuid7_floor($2)
+    GROUP BY organization_id
+    ORDER BY organization_id
+"""
+DIGEST_MONTH: Final = """
+    SELECT id, kind, amends_id, api_key_id, request_id, endpoint, model, outcome, requests, tokens,
+           input_tokens, cached_input_tokens, output_tokens, cost_nanos, cost_source, note
+    FROM public.ledger_entries
+    WHERE organization_id = $1
+      AND id >= public.uuid7_floor($2)
+      AND id < public.uuid7_floor($3)
+    ORDER BY id
+"""
+# What limits have used that is in the month. Windows end, so it is little besides lifetimes.
+SUM_CARRIED: Final = """
+    WITH booked AS (
+        SELECT e.organization_id, counted.limit_id, counted.window_at, sum(e.cost_nanos) AS usd,
+               sum(e.requests) AS requests, sum(e.tokens) AS tokens
+        FROM public.ledger_entries e
+        CROSS JOIN LATERAL unnest(e.limit_ids, e.limit_windows) AS counted (limit_id, window_at)
+        WHERE e.id >= public.uuid7_floor($1)
+          AND e.id < public.uuid7_floor($2)
+        GROUP BY e.organization_id, counted.limit_id, counted.window_at
+    )
+    SELECT s.organization_id, s.id, s.window_at, coalesce(
+               CASE s.unit WHEN 'usd' THEN b.usd WHEN 'tokens' THEN b.tokens
+                           ELSE b.requests END, 0)::bigint AS amount
+    FROM booked b
+    JOIN public.limits_as_of(
+        ARRAY(SELECT id FROM public.limits WHERE unit <> 'concurrency'), clock_timestamp()
+    ) s ON s.organization_id = b.organization_id
+        AND s.id = b.limit_id
+        AND s.window_at = b.window_at
+    WHERE s.bucket_s IS NULL
+"""
+TRY_LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtext($1))"
+FREEZE_MONTH: Final = "SELECT public.freeze_ledger_month($1)"
+DROP_MONTH: Final = "SELECT public.drop_ledger_month($1, $2, $3, $4, $5, $6)"
+
+
+class Month(msgspec.Struct, frozen=True, kw_only=True):
+    """A month of the ledger in UTC, as in ``2026-01``, with the totals of all organizations; and
+    whether it was dropped."""
+
+    month: str
+    organizations: int
+    entries: int
+    requests: int
+    tokens: int
+    cost_usd: str
+    is_dropped: bool
+
+
+async def expired(database: Database, months: int) -> Sequence[Month]:
+    """The months that ended at least ``months`` months ago, oldest first; they stay."""
+    found = []
+    for row in await database.fetch(FIND_EXPIRED, months):
+        start, end = _span(row["month"])
+        found.append(_month(start, await database.fetch(COUNT_MONTH, start, end)))
+    return found
+
+
+async def retain(database: Database, actor: Actor, months: int) -> Sequence[Month]:
+    """Drop the months that ended at least ``months`` months ago, oldest first; returns them.
+
+    Each in one transaction: what the entries counted in windows that still run is added to what
+    the limits carry, and each organization's audit event ``ledger.drop`` keeps the month's totals
+    and ``sha256``, the SHA-256 of :data:`DIGEST_MONTH` as CSV in the form of PostgreSQL's COPY.
+    Calls go on meanwhile.
+
+    :raises Unavailable: when the ledger was being read all the time.
+    """
+    dropped: list[Month] = []
+    while True:
+        async with database.transaction() as conn:
+            month = await _drop_oldest(conn, actor, months)
+        if month is None:
+            return dropped
+        log.info("ledger month dropped", **msgspec.structs.asdict(month))
+        dropped.append(month)
+
+
+async def _drop_oldest(conn: Any, actor: Actor, months: int) -> Month | None:
+    """None when there is none, or when another replica is at it."""
+    if not await conn.fetchval(TRY_LOCK, LOCK_KEY):
+        return None
+    row = await conn.fetchrow(FIND_EXPIRED, months)
+    if row is None:
+        return None
+    start, end = _span(row["month"])
+    await conn.execute(f"SET LOCAL statement_timeout = '{DROP_TIMEOUT_S}s'")
+    await conn.execute(FREEZE_MONTH, start)
+    totals = await conn.fetch(COUNT_MONTH, start, end, timeout=DROP_TIMEOUT_S)
+    digests = [await _digest(conn, total["organization_id"], start, end) for total in totals]
+    carried = await conn.fetch(SUM_CARRIED, start, end, timeout=DROP_TIMEOUT_S)
+    # What locks comes last, organizations before the ledger.
+    for total, digest in zip(totals, digests, strict=True):
+        detail = {
+            "entries": total["entries"],
+            "requests": total["requests"],
+            "tokens": total["tokens"],
+            "cost_usd": money.format_usd(total["cost_nanos"]),
+            "sha256": digest,
+        }
+        await audit.record(
+            conn, total["organization_id"], actor, "ledger.drop", f"{start:%Y-%m}", detail
+        )
+    is_dropped = await conn.fetchval(
+        DROP_MONTH,
+        start,
+        *([row[column] for row in carried] for column in range(4)),
+        DROP_ATTEMPTS,
+        timeout=DROP_TIMEOUT_S,
+    )
+    if not is_dropped:
+        raise Unavailable("The ledger is being read. Try again later.")
+    return _month(start, totals, is_dropped=True)
+
+
+async def _digest(conn: Any, organization_id: Any, start: datetime, end: datetime) -> str:
+    digest = hashlib.sha256()
+
+    async def read(part: bytes) -> None:
+        digest.update(part)
+
+    await conn.copy_from_query(
+        DIGEST_MONTH,
+        organization_id,
+        start,
+        end,
+        output=read,
+        format="csv",
+        timeout=DROP_TIMEOUT_S,
+    )
+    return digest.hexdigest()
+
+
+def _span(month: datetime) -> tuple[datetime, datetime]:
+    start = month.astimezone(UTC)
+    return start, (start + timedelta(days=31)).replace(day=1)
+
+
+def _month(start: datetime, totals: Sequence[Any], *, is_dropped: bool = False) -> Month:
+    return Month(
+        month=f"{start:%Y-%m}",
+        organizations=len(totals),
+        entries=sum(total["entries"] for total in totals),
+        requests=sum(total["requests"] for total in totals),
+        tokens=sum(total["tokens"] for total in totals),
+        cost_usd=money.format_usd(sum(total["cost_nanos"] for total in totals)),
+        is_dropped=is_dropped,
+    )
