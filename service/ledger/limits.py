@@ -27,33 +27,24 @@ OWNER_OF_KEY: Final = """
     FROM public.api_keys
     WHERE id = $1
 """
-# ruff: noqa: S608 - statements are put together from constants
-STANDING: Final = """
+LIST_IDS: Final = """
+    SELECT id
+    FROM public.limits
+    WHERE organization_id = $1
+      AND CASE WHEN $4::bytea IS NULL THEN template_id IS NULL ELSE end_user = $4 END
+      AND deleted_at IS NULL
+      AND id > $2
+    ORDER BY id
+    LIMIT $3
+"""
+READ_LIMITS: Final = """
     SELECT s.id, l.organization_id, s.scope, s.api_key_id, encode(s.end_user, 'hex') AS end_user,
            s.template_id, s.model, s.unit, s.period, s.ceiling, s.used, s.held, s.resets_at,
            l.raised_until, l.alert_percents, l.children, l.created_at
-"""
-LIST_LIMITS: Final = f"""
-    WITH found AS (
-        SELECT id
-        FROM public.limits
-        WHERE organization_id = $1
-          AND CASE WHEN $4::bytea IS NULL THEN template_id IS NULL ELSE end_user = $4 END
-          AND deleted_at IS NULL
-          AND id > $2
-        ORDER BY id
-        LIMIT $3
-    )
-    {STANDING}
-    FROM public.limits_as_of(ARRAY(SELECT id FROM found), clock_timestamp()) s
-    JOIN public.limits l USING (organization_id, id)
-    ORDER BY s.id
-"""
-FIND_LIMIT: Final = f"""
-    {STANDING}
-    FROM public.limits_as_of(ARRAY[$1::uuid], clock_timestamp()) s
+    FROM public.limits_as_of($1::uuid[], clock_timestamp()) s
     JOIN public.limits l USING (organization_id, id)
     WHERE l.deleted_at IS NULL
+    ORDER BY s.id
 """
 INSERT_LIMIT: Final = """
     INSERT INTO public.limits (
@@ -240,13 +231,13 @@ async def list_limits(
     """An organization's limits by age, oldest first, as they stand at this instant. With the digest
     of an end user those that bind that one, the counters of limits of each among them; the empty
     one is for calls without an end user."""
-    rows = await database.fetch(LIST_LIMITS, organization_id, after, limit, end_user)
-    return [_limit(row) for row in rows]
+    found = await database.fetch(LIST_IDS, organization_id, after, limit, end_user)
+    return [_limit(row) for row in await database.fetch(READ_LIMITS, [row["id"] for row in found])]
 
 
 async def find_limit(database: Database, limit_id: UUID) -> Limit:
     """:raises NotFound: when there is none of this id."""
-    row = await database.fetchrow(FIND_LIMIT, limit_id)
+    row = await database.fetchrow(READ_LIMITS, [limit_id])
     if row is None:
         raise NotFound("There is no such limit.")
     return _limit(row)

@@ -39,7 +39,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "limits": _columns(
         "organization_id id scope api_key_id end_user template_id model unit period ceiling "
         "used held carried window_start buckets bucket_at raised_to raised_until "
-        "alert_percents alerted_percent created_at updated_at deleted_at"
+        "alert_percents alerted_percent children created_at updated_at deleted_at"
     ),
     "upstream_keys": _columns(
         "id name role source organization_id sealed_key status status_reason set_aside_until "
