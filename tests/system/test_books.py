@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import random
 import signal
+from decimal import Decimal
 from uuid import UUID
 
 import aiohttp
 import asyncpg
 import pytest
 from process import database_url, started, talking
-from support import Caller
+from support import Caller, limited
 
 from service.db import connect_arguments
 from service.ledger.proofs import FIND_FAULTS
+from service.sandbox import Fault, FaultKind
 
 
 @pytest.fixture
@@ -35,55 +37,97 @@ async def connection(database_address):
     await connection.close()
 
 
-async def limited(caller, **limit):
-    """Set a limit on the caller's organization."""
-    path = f"/admin/v1/organizations/{caller.organization_id}/limits"
-    status, made = await caller.service.operate("POST", path, json=limit)
-    assert status == 201, made
-    return made
-
-
 async def audited(connection, organization_id):
     """The limits, after the audit."""
     assert await connection.fetch(FIND_FAULTS, organization_id) == []
-    return await connection.fetch("SELECT unit, used, held FROM limits ORDER BY unit DESC")
+    return await connection.fetch(
+        "SELECT unit, used, held, ceiling FROM limits WHERE organization_id = $1"
+        " ORDER BY unit DESC",
+        organization_id,
+    )
+
+
+ROOM = 20
+UNITS = [
+    (unit, period)
+    for unit in ("usd", "requests", "tokens")
+    for period in ("minute", "hour", "day", "month", "lifetime")
+] + [("concurrency", None)]
+
+
+async def room_for(caller, unit, period, count):
+    """A limit with room for so many calls, by what a refusal says that one needs."""
+    facts = {"unit": unit, "period": period} if period else {"unit": unit}
+    limit = await limited(caller, **facts, ceiling="0" if unit == "usd" else 0)
+    async with caller.chat() as response:
+        needed = (await response.json())["error"]["limit"]["needed"]
+    ceiling = str(Decimal(needed) * count) if unit == "usd" else needed * count
+    change = {"ceiling": ceiling}
+    await caller.service.operate("PATCH", f"/admin/v1/limits/{limit['id']}", json=change)
+
+
+async def answered(caller):
+    """Status and body of a call."""
+    async with caller.chat() as response:
+        return response.status, await response.json()
+
+
+def check_refusals(answers):
+    """Each refusal proves itself."""
+    for status, body in answers:
+        if status != 200:
+            assert status in (402, 429)
+            facts = body["error"]["limit"]
+            used, held, needed, ceiling = (
+                Decimal(facts[name]) for name in ("used", "held", "needed", "ceiling")
+            )
+            assert used + held + needed > ceiling, facts
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 async def test_exactly_as_many_reach_venice_as_fit(
     tmp_path, environment, upstream, connection, processes
 ):
-    """1,000 calls at once against room for 20 that cost exactly their bound, while Venice holds
-    every answer back: 20 reach it, on any number of processes."""
+    """For each unit and period: many calls at once against room for 20, while Venice holds every
+    answer back: 20 reach it, on any number of processes. Then as many again without the barrier,
+    when calls end and others take their room: the ceiling is kept all the same."""
     async with contextlib.AsyncExitStack() as stack:
         services = []
         for _ in range(processes):
             process = await stack.enter_async_context(started(tmp_path, **environment))
             services.append(await stack.enter_async_context(talking(process)))
-        first = await services[0].new_caller()
-        callers = [
-            Caller(service, first.organization_id, {"id": first.key_id, "key": first.key})
-            for service in services
-        ]
-        await limited(first, unit="requests", period="hour", ceiling=20)
-        await limited(first, unit="usd", period="month", ceiling="1000")
+        for unit, period in UNITS:
+            count = 1000 if (unit, period) == ("usd", "month") else 120
+            first = await services[0].new_caller()
+            callers = [
+                Caller(service, first.organization_id, {"id": first.key_id, "key": first.key})
+                for service in services
+            ]
+            await room_for(first, unit, period, ROOM)
+            upstream.calls.clear()
+            upstream.faults.add(Fault(kind=FaultKind.BARRIER, path="/chat/completions"))
 
-        async def call(caller):
-            async with caller.chat("[tokens=3][delay=2]") as response:
-                return response.status, await response.json()
+            calls = [
+                asyncio.create_task(answered(callers[number % processes]))
+                for number in range(count)
+            ]
+            async with asyncio.timeout(60):
+                while sum(call.done() for call in calls) < count - ROOM:
+                    await asyncio.sleep(0.01)
+                while len(upstream.calls.to("/chat/completions")) < ROOM:
+                    await asyncio.sleep(0.01)
+            upstream.faults.release()
+            answers = await asyncio.gather(*calls)
 
-        calls = [asyncio.create_task(call(callers[number % processes])) for number in range(1000)]
-        answers = await asyncio.gather(*calls)
-
-        statuses = [status for status, _ in answers]
-        assert statuses.count(200) == 20
-        assert statuses.count(429) == 980
-        assert len(upstream.calls.to("/chat/completions")) == 20
-        for status, body in answers:
-            if status == 429:
-                limit = body["error"]["limit"]
-                assert limit["used"] + limit["needed"] > limit["ceiling"]
-        assert await connection.fetchval("SELECT count(*) FROM ledger_entries") == 20
+            assert [status for status, _ in answers].count(200) == ROOM, (unit, period)
+            assert len(upstream.calls.to("/chat/completions")) == ROOM
+            check_refusals(answers)
+            check_refusals(
+                await asyncio.gather(*(answered(callers[n % processes]) for n in range(100)))
+            )
+            (limit,) = await audited(connection, first.organization_id)
+            assert limit["held"] == 0
+            assert limit["used"] <= limit["ceiling"]
         assert await connection.fetchval("SELECT count(*) FROM holds") == 0
 
 
