@@ -5,9 +5,9 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, get_args
 from uuid import UUID
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -33,6 +33,7 @@ MIGRATE_TIMEOUT_S: Final = 90.0
 COMMAND_TIMEOUT_S: Final = 5.0
 COMMAND_LINE: Final = Actor(name="command-line")
 FIRST_ID: Final = UUID(int=0)
+DAY: Final = click.DateTime(["%Y-%m-%d"])
 LAST_ID: Final = UUID(int=2**128 - 1)
 
 
@@ -364,6 +365,95 @@ def list_ledger(organization_id: UUID, limit: int) -> None:
             database, organization_id, before=LAST_ID, limit=limit
         )
     )
+
+
+@ledger_group.command("export")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--format", "export_format", type=click.Choice(["csv", "jsonl"]), default="csv")
+@click.option("--from", "start", type=DAY, metavar="DAY", help="The first day, UTC.")
+@click.option("--to", "end", type=DAY, metavar="DAY", help="The day after the last, UTC.")
+@click.option("--output", type=click.File("wb"), default="-", help="A file; else standard output.")
+def export_ledger(
+    organization_id: UUID,
+    export_format: ledger.ExportFormat,
+    start: datetime | None,
+    end: datetime | None,
+    output: BinaryIO,
+) -> None:
+    """Write the entries settled in a period, oldest first; without --from those of this month."""
+    since, until = _period(start, end)
+
+    async def work(database: Database, _: Keyring) -> Any:
+        await accounts.find_organization(database, organization_id)
+        output.write(ledger.header(export_format))
+        count = 0
+        async for entries in ledger.export(database, organization_id, since, until):
+            output.write(ledger.lines(export_format, entries))
+            count += len(entries)
+            if sys.stderr.isatty():
+                click.echo(f"\r{count:,} entries", nl=False, err=True)
+        click.echo(f"\r{count:,} entries" if sys.stderr.isatty() else f"{count} entries", err=True)
+        return []
+
+    _with_database(work)
+
+
+@main.command("usage")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--group-by", type=click.Choice(get_args(ledger.GroupBy)), default="day")
+@click.option("--from", "start", type=DAY, metavar="DAY", help="The first day, UTC.")
+@click.option("--to", "end", type=DAY, metavar="DAY", help="The day after the last, UTC.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object instead of a table.")
+def show_usage(
+    organization_id: UUID,
+    group_by: ledger.GroupBy,
+    start: datetime | None,
+    end: datetime | None,
+    is_json: bool,
+) -> None:
+    """Sum what was used in a period; without --from in this month."""
+    since, until = _period(start, end)
+
+    async def work(database: Database, _: Keyring) -> Any:
+        await accounts.find_organization(database, organization_id)
+        wanted = ledger.Filter(start=since, end=until)
+        report = await ledger.report(database, organization_id, group_by, wanted)
+        if is_json:
+            return report
+        _show(report)
+        return []
+
+    _with_database(work)
+
+
+def _show(report: ledger.Report) -> None:
+    """The report as a table."""
+    rows: list[tuple[str, ledger.Sums]] = [(group.key or "-", group) for group in report.groups]
+    rows.append(("total", report.total))
+    width = max(len(report.group_by), *(len(key) for key, _ in rows))
+    click.echo(f"{report.group_by:{width}} {'calls':>9} {'input':>13} {'output':>13} {'USD':>18}")
+    for key, sums in rows:
+        click.echo(
+            f"{key:{width}} {sums.calls:>9,} {sums.input_tokens:>13,} {sums.output_tokens:>13,}"
+            f" {sums.cost_usd:>18}"
+        )
+    if report.is_cut:
+        click.echo(f"Only the first {len(report.groups):,} groups; the total is of all.")
+    if report.total.unknown_costs:
+        click.echo(f"The cost of {report.total.unknown_costs:,} calls is not known.")
+
+
+def _period(start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
+    now = datetime.now(UTC)
+    since = (
+        start.replace(tzinfo=UTC)
+        if start
+        else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    )
+    until = end.replace(tzinfo=UTC) if end else now
+    if since >= until:
+        raise click.BadParameter("must be before --to", param_hint="--from")
+    return since, until
 
 
 @ledger_group.command("credit")

@@ -41,6 +41,8 @@ KEEPALIVE_IDLE_S: Final = 30
 TCP_USER_TIMEOUT_MS: Final = 15_000
 LISTEN_CHECK_S: Final = 20.0
 RETRY_AFTER_S: Final = 5
+MOST_READERS: Final = 2
+READ_TIMEOUT_S: Final = 30.0
 REPEATS: Final = 2
 """A statement whose connection was lost runs this often again at most."""
 
@@ -189,6 +191,7 @@ class Database:
     def __init__(self, pool: Any, settings: Settings) -> None:
         self._pool = pool
         self._settings = settings
+        self._readers = asyncio.Semaphore(MOST_READERS)
         self.succeeded_at = time.monotonic()
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
@@ -228,6 +231,29 @@ class Database:
         with translated():
             async with self._connection(certain=True) as connection, connection.transaction():
                 yield connection
+
+    @contextlib.asynccontextmanager
+    async def reading(self, timeout: float = READ_TIMEOUT_S) -> AsyncIterator[Any]:
+        """A transaction that only reads, all of it as of one instant, for reports and proofs: they
+        may take longer than other statements, and at most two of them run at a time, so that calls
+        always find a connection.
+
+        :raises Unavailable: when the database is gone, or nothing is free within the deadline.
+        """
+        with translated():
+            async with asyncio.timeout(self._settings.database_acquire_timeout_s):
+                await self._readers.acquire()
+            try:
+                async with (
+                    self._connection(certain=True) as connection,
+                    connection.transaction(isolation="repeatable_read", readonly=True),
+                ):
+                    await connection.execute(
+                        f"SET LOCAL statement_timeout = {round(timeout * 1000)}"
+                    )
+                    yield _Reader(connection, timeout)
+            finally:
+                self._readers.release()
 
     async def _repeated(self, run: Callable[[Any], Awaitable[T]]) -> T:
         with translated():
@@ -322,6 +348,23 @@ class Database:
             return False
         self._succeeded(connection)
         return True
+
+
+class _Reader:
+    """A connection whose statements may take longer than the pool's others."""
+
+    def __init__(self, connection: Any, timeout: float) -> None:
+        self._connection = connection
+        self._timeout = timeout
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
+        """All rows."""
+        rows: list[Any] = await self._connection.fetch(sql, *arguments, timeout=self._timeout)
+        return rows
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Any:
+        """The first row, or None."""
+        return await self._connection.fetchrow(sql, *arguments, timeout=self._timeout)
 
 
 def _is_closed(connection: Any) -> bool:

@@ -11,9 +11,9 @@ from service import accounts, body, ledger
 from service.accounts import Caller, Role, StatedKeySettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
 from service.api.state import DATABASE, KEYRING
-from service.api.wire import REQUEST_ID, json_response, read_body
+from service.api.wire import REQUEST_ID, json_response, path_id, read_body
 from service.audit import Actor
-from service.errors import ClientError, Forbidden, NotFound
+from service.errors import ClientError, Forbidden
 
 T = TypeVar("T")
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -69,7 +69,7 @@ async def list_organizations(request: web.Request) -> web.Response:
 async def find_organization(request: web.Request) -> web.Response:
     """``GET /admin/v1/organizations/{id}``."""
     caller = await authenticate_operator(request)
-    organization_id = _id(request)
+    organization_id = path_id(request)
     must_administer(caller, organization_id)
     return json_response(await accounts.find_organization(request.app[DATABASE], organization_id))
 
@@ -77,7 +77,7 @@ async def find_organization(request: web.Request) -> web.Response:
 async def create_key(request: web.Request) -> web.Response:
     """``POST /admin/v1/organizations/{id}/keys`` → 201; the key is shown this once."""
     caller = await authenticate_operator(request)
-    organization_id = _id(request)
+    organization_id = path_id(request)
     must_administer(caller, organization_id)
     new = await _read(request, NewKey)
     if new.role == "operator" and caller.role != "operator":
@@ -100,7 +100,7 @@ async def create_key(request: web.Request) -> web.Response:
 async def list_keys(request: web.Request) -> web.Response:
     """``GET /admin/v1/organizations/{id}/keys?limit=&after=``, oldest first."""
     caller = await authenticate_operator(request)
-    organization_id = _id(request)
+    organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
     database = request.app[DATABASE]
@@ -114,7 +114,7 @@ async def change_key(request: web.Request) -> web.Response:
     """``PATCH /admin/v1/keys/{id}``: its settings."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
-    key = await accounts.find_key(database, _id(request))
+    key = await accounts.find_key(database, path_id(request))
     must_administer(caller, key.organization_id)
     change = await _read(request, KeyChange)
     async with database.transaction() as conn:
@@ -125,7 +125,7 @@ async def change_key(request: web.Request) -> web.Response:
 async def revoke_key(request: web.Request) -> web.Response:
     """``DELETE /admin/v1/keys/{id}`` → 204; in force at once on every replica."""
     caller = await authenticate_operator(request)
-    key = await accounts.find_key(request.app[DATABASE], _id(request))
+    key = await accounts.find_key(request.app[DATABASE], path_id(request))
     must_administer(caller, key.organization_id)
     async with request.app[DATABASE].transaction() as conn:
         await accounts.revoke_key(conn, _actor(request, caller), key)
@@ -135,7 +135,7 @@ async def revoke_key(request: web.Request) -> web.Response:
 async def create_limit(request: web.Request) -> web.Response:
     """``POST /admin/v1/organizations/{id}/limits`` → 201; in force on the next call everywhere."""
     caller = await authenticate_operator(request)
-    organization_id = _id(request)
+    organization_id = path_id(request)
     must_administer(caller, organization_id)
     new = await _read(request, ledger.NewLimit)
     database = request.app[DATABASE]
@@ -154,7 +154,7 @@ async def list_limits(request: web.Request) -> web.Response:
     """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: with what is used and
     held; of one end user those that bind it, an empty one being for calls that name none."""
     caller = await authenticate_operator(request)
-    organization_id = _id(request)
+    organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
     database = request.app[DATABASE]
@@ -171,7 +171,7 @@ async def change_limit(request: web.Request) -> web.Response:
     """``PATCH /admin/v1/limits/{id}``: the ceiling, or a raise that ends by itself."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
-    limit = await ledger.find_limit(database, _id(request))
+    limit = await ledger.find_limit(database, path_id(request))
     must_administer(caller, limit.organization_id)
     change = await _read(request, ledger.LimitChange)
     async with database.transaction() as conn:
@@ -183,7 +183,7 @@ async def delete_limit(request: web.Request) -> web.Response:
     """``DELETE /admin/v1/limits/{id}`` → 204."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
-    limit = await ledger.find_limit(database, _id(request))
+    limit = await ledger.find_limit(database, path_id(request))
     must_administer(caller, limit.organization_id)
     async with database.transaction() as conn:
         await ledger.delete_limit(conn, _actor(request, caller), limit)
@@ -193,7 +193,7 @@ async def delete_limit(request: web.Request) -> web.Response:
 async def list_ledger(request: web.Request) -> web.Response:
     """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``, newest first."""
     caller = await authenticate_operator(request)
-    organization_id = _id(request)
+    organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, LAST_ID)
     database = request.app[DATABASE]
@@ -208,7 +208,7 @@ async def credit(request: web.Request) -> web.Response:
     same again, with its ``id``, changes nothing."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
-    entry_id = _id(request)
+    entry_id = path_id(request)
     new = await _read(request, ledger.NewCredit)
     database = request.app[DATABASE]
     organization_id = await ledger.find_owner(database, entry_id)
@@ -230,13 +230,6 @@ async def _digest(request: web.Request, organization_id: UUID, end_user: str) ->
 
 def _actor(request: web.Request, caller: Caller) -> Actor:
     return Actor(name=caller.actor_name, request_id=request[REQUEST_ID])
-
-
-def _id(request: web.Request) -> UUID:
-    try:
-        return UUID(request.match_info["id"])
-    except ValueError:
-        raise NotFound("There is nothing of this id; an id is a UUID.") from None
 
 
 def _aware(at: datetime) -> datetime:

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from service.api import admin, health, inference
+from service.api import admin, health, inference, reports
 
 
 def add_routes(app: web.Application) -> None:
@@ -14,6 +14,9 @@ def add_routes(app: web.Application) -> None:
     for prefix in ("/v1", "/api/v1"):
         router.add_post(f"{prefix}/chat/completions", inference.chat_completions)
         router.add_get(f"{prefix}/models", inference.models)
+    router.add_post("/v1/quote", inference.quote)
+    router.add_get("/v1/usage", reports.own_usage)
+    router.add_get("/v1/limits", reports.own_limits)
     organizations = "/admin/v1/organizations"
     router.add_post(organizations, admin.create_organization)
     router.add_get(organizations, admin.list_organizations)
@@ -27,4 +30,6 @@ def add_routes(app: web.Application) -> None:
     router.add_patch("/admin/v1/limits/{id}", admin.change_limit)
     router.add_delete("/admin/v1/limits/{id}", admin.delete_limit)
     router.add_get(f"{organizations}/{{id}}/ledger", admin.list_ledger)
+    router.add_get(f"{organizations}/{{id}}/ledger/export", reports.export)
+    router.add_get(f"{organizations}/{{id}}/usage", reports.usage)
     router.add_post("/admin/v1/ledger/{id}/credit", admin.credit)

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import time
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
 from service.api.state import SETTINGS
 from service.errors import (
+    NotFound,
     PayloadTooLarge,
     RateLimited,
     RequestTimeout,
@@ -52,6 +54,17 @@ async def read_body(request: web.Request) -> bytes:
         ) from None
     except web.HTTPRequestEntityTooLarge:
         raise PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.") from None
+
+
+def path_id(request: web.Request) -> UUID:
+    """The id in the path.
+
+    :raises NotFound: when it is no UUID.
+    """
+    try:
+        return UUID(request.match_info["id"])
+    except ValueError:
+        raise NotFound("There is nothing of this id; an id is a UUID.") from None
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:

@@ -1,15 +1,15 @@
 """A paid call, as it was asked for."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
 
 from service.accounts import Caller
 from service.catalog import Catalog, Usage
-from service.errors import ClientError
-from service.ledger import Admission
+from service.errors import ClientError, ServiceError
+from service.ledger import Admission, Limit
 
 TAGS_HEADER: Final = "x-rialto-tags"
 MOST_TAGS: Final = 10
@@ -85,6 +85,14 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     output_cap: int | None = None
     least_nanos: int | None = None
     least_tokens: int | None = None
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call could cost, and what admission would say to it."""
+
+    bound: Bound
+    limits: Sequence[Limit]
+    refusal: ServiceError | None
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from service.errors import (
     UpstreamCut,
     UpstreamError,
 )
-from service.gateway.call import Bound, Call
+from service.gateway.call import Bound, Call, Quote
 from service.ledger import Admission, CostSource, Entry, Hold, Ledger, Outcome
 from service.upstream import Answer, Metered, StreamMeter, Venice, WholeEvents, read_plain
 
@@ -252,6 +252,30 @@ def _usage(call: Call, metered: Metered) -> tuple[Usage, CostSource]:
     return usage, CostSource.COMPUTED
 
 
+def _hold(caller: Caller, call: Call, bound: Bound) -> Hold:
+    """What the call asks admission for.
+
+    :raises Forbidden: when the caller is not one of calls.
+    """
+    if caller.role != "inference" or caller.api_key_id is None:
+        raise Forbidden("Only a key of role inference can make this call.")
+    return Hold(
+        organization_id=caller.organization_id,
+        id=uuid7(),
+        api_key_id=caller.api_key_id,
+        request_id=call.request_id,
+        endpoint=call.endpoint.path,
+        model=call.model,
+        is_stream=call.is_stream,
+        bound_nanos=bound.nanos,
+        bound_tokens=bound.tokens,
+        least_nanos=bound.least_nanos,
+        least_tokens=bound.least_tokens,
+        end_user=caller.end_user_digest(call.end_user).hex() if call.end_user else None,
+        tags=call.tags,
+    )
+
+
 class Gateway:
     """Takes paid calls."""
 
@@ -275,27 +299,10 @@ class Gateway:
 
         :raises ServiceError: of the class that says what went wrong.
         """
-        if caller.role != "inference" or caller.api_key_id is None:
-            raise Forbidden("Only a key of role inference can make this call.")
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
         bound = call.endpoint.bound(call, caller, self._catalog)
-        hold = Hold(
-            organization_id=caller.organization_id,
-            id=uuid7(),
-            api_key_id=caller.api_key_id,
-            request_id=call.request_id,
-            endpoint=call.endpoint.path,
-            model=call.model,
-            is_stream=call.is_stream,
-            bound_nanos=bound.nanos,
-            bound_tokens=bound.tokens,
-            least_nanos=bound.least_nanos,
-            least_tokens=bound.least_tokens,
-            end_user=caller.end_user_digest(call.end_user).hex() if call.end_user else None,
-            tags=call.tags,
-        )
-        open_call = OpenCall(call, bound, hold)
+        open_call = OpenCall(call, bound, _hold(caller, call, bound))
         self._open_calls.add(open_call)
         try:
             await self._admit(open_call)
@@ -319,26 +326,45 @@ class Gateway:
         finally:
             await self._settle(open_call)
 
+    async def quote(self, caller: Caller, call: Call) -> Quote:
+        """What the call could cost at most, the limits that it would meet, and whether it would be
+        made now. Venice hears nothing of it, and nothing is held.
+
+        :raises Unavailable: when the books cannot say.
+        """
+        bound = call.endpoint.bound(call, caller, self._catalog)
+        standing = await self._ledger.would_admit(_hold(caller, call, bound))
+        outcome = standing.outcome
+        if isinstance(outcome, ServiceError):
+            return Quote(bound=bound, limits=standing.limits, refusal=self._told(outcome, call))
+        bound = call.endpoint.cut(call, bound, outcome, self._catalog)
+        return Quote(bound=bound, limits=standing.limits, refusal=None)
+
     async def _admit(self, open_call: OpenCall) -> None:
         open_call.is_refused = True
         try:
             admission = await self._ledger.admit(open_call.hold)
         except (LimitExceeded, RateLimited) as error:
-            if not self._catalog.is_loaded:
-                # Without prices and windows the bound is no bound to refuse a call by.
-                raise Unavailable("The prices are not known yet.", retry_after_s=1) from error
-            model = open_call.call.model
-            if error.code == "price_unknown" and not self._catalog.lists(model):
-                raise NotFound(
-                    f"There is no model {model!r}.", code="model_not_found", param="model"
-                ) from error
-            raise
+            raise self._told(error, open_call.call) from error
         # Whatever else comes of admission, there is nothing to settle here: what was refused holds
         # nothing, and what nobody knows of the ledger undoes itself.
         open_call.is_refused = False
         open_call.admission = admission
         call, bound = open_call.call, open_call.bound
         open_call.bound = call.endpoint.cut(call, bound, admission, self._catalog)
+
+    def _told(self, refusal: ServiceError, call: Call) -> ServiceError:
+        """What the caller of a refused call is told."""
+        if not isinstance(refusal, LimitExceeded | RateLimited):
+            return refusal
+        if not self._catalog.is_loaded:
+            # Without prices and windows the bound is no bound to refuse a call by.
+            return Unavailable("The prices are not known yet.", retry_after_s=1)
+        if refusal.code == "price_unknown" and not self._catalog.lists(call.model):
+            return NotFound(
+                f"There is no model {call.model!r}.", code="model_not_found", param="model"
+            )
+        return refusal
 
     async def _settle(self, open_call: OpenCall) -> None:
         if open_call.is_refused:

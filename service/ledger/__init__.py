@@ -6,10 +6,11 @@ settles.
 """
 
 from service.ledger.alerts import Alert, announce
-from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome
+from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Standing
 from service.ledger.credits import NewCredit, credit
 from service.ledger.end_users import sweep_end_users
-from service.ledger.entries import LedgerEntry, find_entry, find_owner, list_entries
+from service.ledger.entries import LedgerEntry, export, find_entry, find_owner, list_entries
+from service.ledger.exports import CONTENT_TYPES, ExportFormat, header, lines
 from service.ledger.leases import sweep
 from service.ledger.limits import (
     Limit,
@@ -21,19 +22,26 @@ from service.ledger.limits import (
     create_limit,
     delete_limit,
     find_limit,
+    list_binding,
     list_limits,
 )
 from service.ledger.partitions import make_partitions
 from service.ledger.proofs import Fault, Proof, prove, repair
 from service.ledger.refusals import Rate, Rates
+from service.ledger.reports import Filter, Group, GroupBy, Report, Sums, report
 from service.ledger.retention import Month, expired, retain
 
 __all__ = [
+    "CONTENT_TYPES",
     "Admission",
     "Alert",
     "CostSource",
     "Entry",
+    "ExportFormat",
     "Fault",
+    "Filter",
+    "Group",
+    "GroupBy",
     "Hold",
     "Ledger",
     "LedgerEntry",
@@ -47,6 +55,9 @@ __all__ = [
     "Proof",
     "Rate",
     "Rates",
+    "Report",
+    "Standing",
+    "Sums",
     "Unit",
     "announce",
     "change_limit",
@@ -54,14 +65,19 @@ __all__ = [
     "credit",
     "delete_limit",
     "expired",
+    "export",
     "find_entry",
     "find_limit",
     "find_owner",
+    "header",
+    "lines",
+    "list_binding",
     "list_entries",
     "list_limits",
     "make_partitions",
     "prove",
     "repair",
+    "report",
     "retain",
     "sweep",
     "sweep_end_users",

@@ -14,6 +14,7 @@ import structlog
 from service.db import Database, uuid7
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ledger.batches import Batches
+from service.ledger.limits import Limit, list_binding
 from service.ledger.refusals import Rates, refusal
 
 log = structlog.get_logger()
@@ -138,6 +139,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return {**row, "organization_id": hold.organization_id, "id": hold.id}
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits that a call would meet, and what admission would say to it."""
+
+    limits: Sequence[Limit]
+    outcome: Admission | ServiceError
+
+
+class _TakenBack(Exception):
+    """Ends a transaction without a trace."""
+
+
 class Ledger:
     """Admits and settles the calls of one process."""
 
@@ -152,6 +164,8 @@ class Ledger:
         self._admissions: Batches[Hold, Admission] = Batches(self._admit, MOST_ADMITTING)
         # Never more than admitted calls and admissions to undo, which are both bounded.
         self._settlements: Batches[Entry, None] = Batches(self._settle, None)
+        # One at a time, since it locks limits that calls wait for.
+        self._trying = asyncio.Semaphore(1)
         self._open: dict[UUID, Hold] = {}
         self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
@@ -226,6 +240,31 @@ class Ledger:
         task = asyncio.create_task(undo())
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)
+
+    async def would_admit(self, hold: Hold) -> Standing:
+        """What :meth:`admit` would say now. The call is admitted, and that is taken back before
+        anybody sees it: so the answer is what the call itself would get.
+
+        :raises Unavailable: when the database cannot say, or too many ask.
+        """
+        end_user = bytes.fromhex(hold.end_user or "")
+        calls = msgspec.json.encode([hold]).decode()
+        arguments = (calls, self._process_id, LEASE_S, self._most_end_users)
+        try:
+            async with (
+                asyncio.timeout(ADMIT_TIMEOUT_S),
+                self._trying,
+                self._database.transaction() as conn,
+            ):
+                limits = await list_binding(
+                    conn, hold.organization_id, hold.api_key_id, end_user, hold.model
+                )
+                row = await conn.fetchrow(ADMIT, *arguments)
+                raise _TakenBack
+        except _TakenBack:
+            return Standing(limits=limits, outcome=_verdict(row))
+        except TimeoutError as error:
+            raise Unavailable("The books do not answer.", retry_after_s=1) from error
 
     def settle(self, entry: Entry) -> asyncio.Future[None]:
         """Write the entry; the future is done when it is in the books.
@@ -308,18 +347,18 @@ class Ledger:
         return left
 
 
-def _verdict(row: Any) -> Admission | Exception:
-    verdict = row["verdict"]
-    if verdict == "admitted":
+def _verdict(row: Any) -> Admission | ServiceError:
+    said = row["verdict"]
+    if said == "admitted":
         return Admission(
             bound_nanos=row["granted_nanos"],
             bound_tokens=row["granted_tokens"],
             rates=Rates.of(row),
         )
-    if verdict == "organization_inactive":
-        return Forbidden("The organization is not active.", code=verdict)
-    if verdict.endswith("_api_key"):
-        return Unauthenticated("The API key is no longer in force.", code=verdict)
+    if said == "organization_inactive":
+        return Forbidden("The organization is not active.", code=said)
+    if said.endswith("_api_key"):
+        return Unauthenticated("The API key is no longer in force.", code=said)
     return refusal(row)
 
 

@@ -1,6 +1,6 @@
 """Reading the ledger."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -11,23 +11,45 @@ from service import money
 from service.db import Database
 from service.errors import NotFound
 
-LIST_ENTRIES: Final = """
-    SELECT id, kind, amends_id, api_key_id, request_id, endpoint, model, requested_model, is_stream,
-           outcome, status, input_tokens, cached_input_tokens, output_tokens, cost_nanos,
-           cost_source, first_byte_ms, duration_ms, note, created_at
+FIRST_ID: Final = UUID(int=0)
+LONGEST_CALL: Final = "7 days"
+CLOCKS_APART: Final = "5 minutes"
+EXPORT_PAGE_ROWS: Final = 1_000
+
+# ruff: noqa: S608 - statements are put together from constants
+COLUMNS: Final = """
+    id, kind, amends_id, api_key_id, encode(end_user, 'hex') AS end_user, request_id, endpoint,
+    model, requested_model, is_stream, outcome, status, input_tokens, cached_input_tokens,
+    output_tokens,
+    cost_nanos, cost_source, bound_nanos, bound_tokens, price_version, upstream_request_id,
+    first_byte_ms, duration_ms, tags::text AS tags, note, counted_at, created_at
+"""
+LIST_ENTRIES: Final = f"""
+    SELECT {COLUMNS}
     FROM public.ledger_entries
     WHERE organization_id = $1
       AND id < $2
     ORDER BY id DESC
     LIMIT $3
 """
-FIND_ENTRY: Final = """
-    SELECT id, kind, amends_id, api_key_id, request_id, endpoint, model, requested_model, is_stream,
-           outcome, status, input_tokens, cached_input_tokens, output_tokens, cost_nanos,
-           cost_source, first_byte_ms, duration_ms, note, created_at
+FIND_ENTRY: Final = f"""
+    SELECT {COLUMNS}
     FROM public.ledger_entries
     WHERE organization_id = $1
       AND id = $2
+"""
+# Oldest first, after the one given. An id is of the time of the admission, which is never later
+# than the settlement, so the ids bound what has to be read.
+EXPORT_PAGE: Final = f"""
+    SELECT {COLUMNS}
+    FROM public.ledger_entries
+    WHERE organization_id = $1
+      AND id > greatest($2, public.uuid7_floor($3::timestamptz - interval '{LONGEST_CALL}'))
+      AND id < public.uuid7_floor($4::timestamptz + interval '{CLOCKS_APART}')
+      AND counted_at >= $3
+      AND counted_at < $4
+    ORDER BY id
+    LIMIT $5
 """
 # The key begins with the organization: one look-up for each is far less than a walk through the
 # month, and OFFSET 0 keeps it so.
@@ -46,12 +68,15 @@ FIND_OWNER: Final = """
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """An entry as the operator sees it. ``cost_usd`` is a decimal string, null when unknown;
-    corrections and credits name in ``amends_id`` the call whose cost they change."""
+    corrections and credits name in ``amends_id`` the call whose cost they change. ``end_user`` is
+    the hex of the digest of a name; ``counted_at`` is when it was settled, which is the time that
+    reports and limits count it in."""
 
     id: UUID
     kind: str
     amends_id: UUID | None
     api_key_id: UUID | None
+    end_user: str | None
     request_id: str | None
     endpoint: str | None
     model: str | None
@@ -64,9 +89,15 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None
     cost_usd: str | None
     cost_source: str
+    bound_usd: str | None
+    bound_tokens: int | None
+    price_version: int | None
+    upstream_request_id: str | None
     first_byte_ms: int | None
     duration_ms: int | None
+    tags: dict[str, str] | None
     note: str | None
+    counted_at: datetime | None
     created_at: datetime
 
 
@@ -97,7 +128,38 @@ async def find_owner(database: Database, entry_id: UUID) -> UUID:
     return owner
 
 
+async def export(
+    database: Database, organization_id: UUID, start: datetime, end: datetime
+) -> AsyncIterator[Sequence[LedgerEntry]]:
+    """Every entry that was settled from ``start`` on and before ``end``, in pages, by the time of
+    admission, oldest first. Each page is a short statement of its own: what is settled while the
+    export runs may be in it or not.
+
+    :raises Unavailable: when the database cannot be read.
+    """
+    after = FIRST_ID
+    while True:
+        async with database.reading() as conn:
+            rows = await conn.fetch(
+                EXPORT_PAGE, organization_id, after, start, end, EXPORT_PAGE_ROWS
+            )
+        if rows:
+            yield [_entry(row) for row in rows]
+        if len(rows) < EXPORT_PAGE_ROWS:
+            return
+        after = rows[-1]["id"]
+
+
 def _entry(row: Any) -> LedgerEntry:
     facts = dict(row)
-    nanos = facts.pop("cost_nanos")
-    return LedgerEntry(**facts, cost_usd=None if nanos is None else money.format_usd(nanos))
+    tags = facts.pop("tags")
+    return LedgerEntry(
+        **{name: facts[name] for name in facts if not name.endswith("_nanos")},
+        cost_usd=_usd(facts["cost_nanos"]),
+        bound_usd=_usd(facts["bound_nanos"]),
+        tags=None if tags is None else msgspec.json.decode(tags),
+    )
+
+
+def _usd(nanos: int | None) -> str | None:
+    return None if nanos is None else money.format_usd(nanos)

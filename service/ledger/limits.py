@@ -37,6 +37,24 @@ LIST_IDS: Final = """
     ORDER BY id
     LIMIT $3
 """
+# Those that bind a call of the key and the end user; of a limit of each end user its counter for
+# that one, where there is one already.
+LIST_BINDING: Final = """
+    SELECT coalesce(
+        (SELECT c.id FROM public.limits c
+         WHERE c.organization_id = l.organization_id
+           AND l.scope = 'each_end_user'
+           AND c.id = public.limit_child_id(l.id, $3)),
+        l.id
+    ) AS id
+    FROM public.limits l
+    WHERE l.organization_id = $1
+      AND l.template_id IS NULL
+      AND l.deleted_at IS NULL
+      AND (l.api_key_id IS NULL OR l.api_key_id = $2)
+      AND (l.end_user IS NULL OR l.end_user = $3)
+      AND ($4::text IS NULL OR l.model IS NULL OR l.model IN ($4, split_part($4, ':', 1)))
+"""
 READ_LIMITS: Final = """
     SELECT s.id, l.organization_id, s.scope, s.api_key_id, encode(s.end_user, 'hex') AS end_user,
            s.template_id, s.model, s.unit, s.period, s.ceiling, s.used, s.held, s.resets_at,
@@ -129,6 +147,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     ceiling: str | int
     used: str | int
     held: str | int
+    left: str | int
     resets_at: datetime | None
     raised_until: datetime | None
     alert_percents: list[int]
@@ -144,7 +163,10 @@ def _limit(row: Any) -> Limit:
         facts["alert_percents"] = []
     if facts["unit"] != "usd" and facts["period"] in ("minute", "hour"):
         facts["resets_at"] = None
-    amounts = {name: amount(facts["unit"], facts[name]) for name in ("ceiling", "used", "held")}
+    facts["left"] = max(0, facts["ceiling"] - facts["used"] - facts["held"])
+    amounts = {
+        name: amount(facts["unit"], facts[name]) for name in ("ceiling", "used", "held", "left")
+    }
     return Limit(**{**facts, **amounts})
 
 
@@ -233,6 +255,15 @@ async def list_limits(
     one is for calls without an end user."""
     found = await database.fetch(LIST_IDS, organization_id, after, limit, end_user)
     return [_limit(row) for row in await database.fetch(READ_LIMITS, [row["id"] for row in found])]
+
+
+async def list_binding(
+    conn: Any, organization_id: UUID, api_key_id: UUID, end_user: bytes, model: str | None = None
+) -> Sequence[Limit]:
+    """The limits that bind calls of a key: of all models, or of one. ``end_user`` is the digest of
+    the end user; the empty one is for calls without."""
+    found = await conn.fetch(LIST_BINDING, organization_id, api_key_id, end_user, model)
+    return [_limit(row) for row in await conn.fetch(READ_LIMITS, [row["id"] for row in found])]
 
 
 async def find_limit(database: Database, limit_id: UUID) -> Limit:

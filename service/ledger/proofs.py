@@ -15,6 +15,8 @@ from service import audit
 from service.audit import Actor
 from service.db import Database
 
+PROOF_TIMEOUT_S: Final = 300.0
+
 # Windows: used = carried + entries of the window, held = open holds. Rings, bucket by bucket: its
 # count = entries and open holds that were admitted in it. A hold and an entry exclude each other.
 FIND_FAULTS: Final = """
@@ -163,9 +165,13 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def prove(database: Database, organization_id: UUID) -> Proof:
-    """Prove an organization's limits by its holds and entries."""
-    counts = await database.fetchrow(COUNT_PROVEN, organization_id)
-    faults = [_fault(row) for row in await database.fetch(FIND_FAULTS, organization_id)]
+    """Prove an organization's limits by its holds and entries, as of one instant.
+
+    :raises Unavailable: when the database cannot say in time.
+    """
+    async with database.reading(PROOF_TIMEOUT_S) as conn:
+        counts = await conn.fetchrow(COUNT_PROVEN, organization_id)
+        faults = [_fault(row) for row in await conn.fetch(FIND_FAULTS, organization_id)]
     return Proof(organization_id=organization_id, **counts, faults=faults)
 
 

@@ -1,0 +1,159 @@
+"""What was used, for operators and for callers themselves."""
+
+import re
+from datetime import UTC, date, datetime, time
+from typing import Any, Final, cast, get_args
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from service import accounts, ledger
+from service.accounts import Caller
+from service.api.auth import authenticate, authenticate_operator, must_administer
+from service.api.state import DATABASE, KEYRING
+from service.api.wire import json_response, path_id
+from service.errors import ClientError, Forbidden
+from service.ledger import CONTENT_TYPES, ExportFormat, GroupBy
+
+DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
+GROUPS: Final[tuple[str, ...]] = get_args(GroupBy)
+FORMATS: Final[tuple[str, ...]] = get_args(ExportFormat)
+
+
+async def usage(request: web.Request) -> web.Response:
+    """``GET /admin/v1/organizations/{id}/usage?group_by=&from=&to=``; ``api_key_id``, ``end_user``
+    (the plain name), ``model`` and ``tag`` (``name=value``) choose among the entries."""
+    caller = await authenticate_operator(request)
+    organization_id = path_id(request)
+    must_administer(caller, organization_id)
+    await accounts.find_organization(request.app[DATABASE], organization_id)
+    api_key_id = request.query.get("api_key_id")
+    try:
+        key = UUID(api_key_id) if api_key_id else None
+    except ValueError:
+        raise ClientError("api_key_id: must be a UUID.", param="api_key_id") from None
+    return await _report(request, organization_id, key, GROUPS)
+
+
+async def own_usage(request: web.Request) -> web.Response:
+    """``GET /v1/usage?group_by=&from=&to=&end_user=&model=&tag=``: of the caller's key."""
+    caller, key = await _caller(request)
+    groups = tuple(name for name in GROUPS if name != "key")
+    return await _report(request, caller.organization_id, key, groups)
+
+
+async def own_limits(request: web.Request) -> web.Response:
+    """``GET /v1/limits?end_user=&model=``: those that bind the caller's calls."""
+    caller, key = await _caller(request)
+    name = request.query.get("end_user")
+    end_user = caller.end_user_digest(name) if name else b""
+    limits = await ledger.list_binding(
+        request.app[DATABASE], caller.organization_id, key, end_user, request.query.get("model")
+    )
+    return json_response({"limits": limits})
+
+
+async def export(request: web.Request) -> web.StreamResponse:
+    """``GET /admin/v1/organizations/{id}/ledger/export?format=csv|jsonl&from=&to=``, oldest first.
+
+    If it cannot go on the connection is broken off, so that no part is taken for the whole.
+    """
+    caller = await authenticate_operator(request)
+    organization_id = path_id(request)
+    must_administer(caller, organization_id)
+    database = request.app[DATABASE]
+    await accounts.find_organization(database, organization_id)
+    wanted = cast(ExportFormat, _one_of(request, "format", FORMATS, "csv"))
+    start, end = _period(request)
+    name = f"ledger-{organization_id}-{start:%Y%m%dT%H%M%SZ}-{end:%Y%m%dT%H%M%SZ}.{wanted}"
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": f"{CONTENT_TYPES[wanted]}; charset=utf-8",
+            "Content-Disposition": f'attachment; filename="{name}"',
+        }
+    )
+    await response.prepare(request)
+    await response.write(ledger.header(wanted))
+    async for entries in ledger.export(database, organization_id, start, end):
+        await response.write(ledger.lines(wanted, entries))
+    return response
+
+
+async def _report(
+    request: web.Request, organization_id: UUID, api_key_id: UUID | None, groups: tuple[str, ...]
+) -> web.Response:
+    database, query = request.app[DATABASE], request.query
+    group_by = cast(GroupBy, _one_of(request, "group_by", groups, "day"))
+    start, end = _period(request)
+    end_user = None
+    if name := query.get("end_user"):
+        end_user = await accounts.end_user_digest(
+            database, request.app[KEYRING], organization_id, name
+        )
+    wanted = ledger.Filter(
+        start=start,
+        end=end,
+        api_key_id=api_key_id,
+        end_user=end_user,
+        model=query.get("model"),
+        tag=_tag(query.get("tag")),
+    )
+    report = await ledger.report(database, organization_id, group_by, wanted)
+    return json_response(as_answer(report))
+
+
+def as_answer(report: ledger.Report) -> dict[str, Any]:
+    """The report with ``from`` and ``to``, as it was asked for."""
+    facts = msgspec.structs.asdict(report)
+    start, end = facts.pop("start"), facts.pop("end")
+    return {"from": start, "to": end, **facts}
+
+
+async def _caller(request: web.Request) -> tuple[Caller, UUID]:
+    caller = await authenticate(request)
+    if caller.api_key_id is None:
+        raise Forbidden("Only a caller's own key can ask this.")
+    return caller, caller.api_key_id
+
+
+def _one_of(request: web.Request, name: str, known: tuple[str, ...], default: str) -> str:
+    value = request.query.get(name, default)
+    if value not in known:
+        raise ClientError(f"{name}: must be one of {', '.join(known)}.", param=name)
+    return value
+
+
+def _period(request: web.Request) -> tuple[datetime, datetime]:
+    now = datetime.now(UTC)
+    start = _instant(request, "from", now.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+    end = _instant(request, "to", now)
+    if start >= end:
+        raise ClientError("from: must be before to.", param="from")
+    return start, end
+
+
+def _instant(request: web.Request, name: str, default: datetime) -> datetime:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    rule = f"{name}: must be a day, as 2026-11-01, or a time and zone, as 2026-11-01T08:00:00Z."
+    try:
+        if DATE.fullmatch(text):
+            return datetime.combine(date.fromisoformat(text), time(), UTC)
+        # A plus sign that was not encoded arrives as a space.
+        at = datetime.fromisoformat(text.replace(" ", "+"))
+        if at.tzinfo is None:
+            raise ClientError(rule, param=name)
+        return at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ClientError(rule, param=name) from None
+
+
+def _tag(text: str | None) -> tuple[str, str] | None:
+    if not text:
+        return None
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise ClientError("tag: must be name=value.", param="tag")
+    return name, value

@@ -1,0 +1,389 @@
+"""Usage reports, the export of the ledger, what a caller sees of itself, and quotes."""
+
+import asyncio
+import csv
+import io
+import json
+import random
+import tracemalloc
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import aiohttp
+import pytest
+from faults import TcpProxy
+from support import MODEL, OPERATOR_KEY, ORGANIZATIONS, limited, make_settings, running, standing
+
+from service import app as application
+from service.db import uuid7
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+GROUPS = ("day", "model", "key", "end_user", "endpoint", "tag")
+FIELDS = ("calls", "input_tokens", "cached_input_tokens", "output_tokens", "unknown_costs")
+
+
+def id_of(at):
+    """A UUIDv7 of that instant."""
+    return f"{int(at.timestamp() * 1000):012x}" + uuid7().hex[12:]
+
+
+def an_entry(chance, kind, calls):
+    """Something for the ledger: a call, or a correction or credit of one."""
+    at = START + timedelta(minutes=chance.randrange(30 * 24 * 60))
+    cost = chance.choice([None, 0, 1, 7, 10**9, chance.randrange(10**13)])
+    entry = {
+        "id": id_of(at - timedelta(minutes=chance.randrange(60))),
+        "kind": kind,
+        "api_key_id": chance.choice(["key a", "key b"]),
+        "end_user": chance.choice([None, "alice", "bob"]),
+        "endpoint": "/chat/completions",
+        "model": chance.choice(["m", "other"]),
+        "requests": 1,
+        "input_tokens": chance.randrange(1000),
+        "cached_input_tokens": chance.randrange(10),
+        "output_tokens": chance.randrange(1000),
+        "cost_nanos": cost,
+        "cost_source": "unknown" if cost is None else "reported",
+        "tags": chance.choice([None, {"team": "a"}, {"team": "b", "feature": "=x"}]),
+        "counted_at": at,
+        "amends_id": None,
+        "note": None,
+    }
+    if kind != "call":
+        call = chance.choice(calls)
+        entry |= {"requests": 0, "cost_nanos": -5, "cost_source": "manual", "note": "=1+1"}
+        entry |= {"amends_id": call["id"]} | {
+            name: call[name] for name in ("api_key_id", "end_user", "model", "tags")
+        }
+    return entry
+
+
+@pytest.fixture
+async def booked(service, caller):
+    """Entries of a month, written as they are, and returned."""
+    chance = random.Random(7)
+    calls = [an_entry(chance, "call", ()) for _ in range(200)]
+    entries = calls + [
+        an_entry(chance, chance.choice(["correction", "credit"]), calls) for _ in range(20)
+    ]
+    keys = {"key a": caller.key_id, "key b": str(uuid7())}
+    database = service.app[application.api.DATABASE]
+    digests = {}
+    for name in ("alice", "bob"):
+        made = await limited(caller, unit="requests", period="day", ceiling=9, end_user=name)
+        digests[name] = made["end_user"]
+        await service.operate("DELETE", f"/admin/v1/limits/{made['id']}")
+    for entry in entries:
+        entry["api_key_id"] = keys[entry["api_key_id"]]
+        entry["end_user"] = digests.get(entry["end_user"])
+        columns = list(entry)
+        values = [
+            json.dumps(value) if name == "tags" and value else value
+            for name, value in entry.items()
+        ]
+        casts = {"tags": "::text::jsonb", "end_user": ""}
+        places = [f"${n + 1}{casts.get(name, '')}" for n, name in enumerate(columns)]
+        values[columns.index("end_user")] = entry["end_user"] and bytes.fromhex(entry["end_user"])
+        await database.fetch(
+            f"INSERT INTO public.ledger_entries (organization_id, outcome, request_id,"
+            f" {', '.join(columns)}) VALUES ('{caller.organization_id}', 'ok', '-r',"
+            f" {', '.join(places)})",
+            *values,
+        )
+    return entries
+
+
+def summed(entries, group_by):
+    """The sums that a report has to have, by group."""
+    sums = defaultdict(lambda: defaultdict(int))
+    for entry in entries:
+        keys = {
+            "day": [f"{entry['counted_at']:%Y-%m-%d}"],
+            "model": [entry["model"]],
+            "key": [entry["api_key_id"]],
+            "end_user": [entry["end_user"]],
+            "endpoint": [entry["endpoint"]],
+            "tag": [f"{name}={value}" for name, value in (entry["tags"] or {}).items()] or [None],
+            "all": ["all"],
+        }[group_by]
+        for key in keys:
+            of_key = sums[key]
+            of_key["calls"] += entry["requests"]
+            for name in ("input_tokens", "cached_input_tokens", "output_tokens"):
+                of_key[name] += entry[name]
+            of_key["cost_nanos"] += entry["cost_nanos"] or 0
+            of_key["unknown_costs"] += entry["cost_nanos"] is None
+    return sums
+
+
+def check(sums, expected):
+    """Exact to the nano-dollar."""
+    assert Decimal(sums["cost_usd"]) * 10**9 == expected["cost_nanos"]
+    assert [sums[name] for name in FIELDS] == [expected[name] for name in FIELDS]
+
+
+@pytest.mark.parametrize("group_by", GROUPS)
+async def test_sums_are_exact(service, caller, booked, group_by):
+    """By each group and in total; entries of another organization are not in them."""
+    await service.new_caller("other")
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
+    query = {"group_by": group_by, "from": "2026-11-01", "to": "2026-12-01"}
+    _, report = await service.operate("GET", path, params=query)
+
+    expected = summed(booked, group_by)
+    assert {group["key"] for group in report["groups"]} == set(expected)
+    for group in report["groups"]:
+        check(group, expected[group["key"]])
+    check(report["total"], summed(booked, "all")["all"])
+    assert (report["is_cut"], report["from"]) == (False, "2026-11-01T00:00:00Z")
+
+
+async def test_entries_are_chosen(service, caller, booked):
+    """By time, key, end user's plain name, model and tag, and by all together."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
+    month = {"from": "2026-11-01", "to": "2026-12-01"}
+    alice = next(entry["end_user"] for entry in booked if entry["end_user"])
+    _, of_users = await service.operate("GET", path, params={**month, "group_by": "end_user"})
+    middle = START + timedelta(days=10, hours=3)
+    for query, wanted in (
+        ({"from": "2026-11-11T04:00:00+01:00"}, lambda e: e["counted_at"] >= middle),
+        ({"to": "2026-11-11T03:00:00Z"}, lambda e: e["counted_at"] < middle),
+        ({"api_key_id": caller.key_id}, lambda e: e["api_key_id"] == caller.key_id),
+        ({"model": "m"}, lambda e: e["model"] == "m"),
+        ({"tag": "feature==x"}, lambda e: (e["tags"] or {}).get("feature") == "=x"),
+        (
+            {"model": "m", "tag": "team=a"},
+            lambda e: e["model"] == "m" and (e["tags"] or {}).get("team") == "a",
+        ),
+    ):
+        status, report = await service.operate("GET", path, params={**month, **query})
+        assert status == 200, report
+        check(report["total"], summed([e for e in booked if wanted(e)], "all")["all"])
+    totals = {group["key"]: group["calls"] for group in of_users["groups"]}
+    _, report = await service.operate("GET", path, params={**month, "end_user": "alice"})
+    assert report["total"]["calls"] in (totals[alice], *totals.values())
+    assert {totals[key] for key in totals if key} >= {report["total"]["calls"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ({"group_by": "colour"}, "group_by"),
+        ({"from": "yesterday"}, "from"),
+        ({"from": "2026-11-01T00:00:00"}, "from"),
+        ({"to": "2026-13-01"}, "to"),
+        ({"from": "2026-11-02", "to": "2026-11-02"}, "from"),
+        ({"api_key_id": "x"}, "api_key_id"),
+        ({"tag": "team"}, "tag"),
+    ],
+)
+async def test_a_wrong_question_is_told_the_rule(service, caller, query, param):
+    """The parameter at fault is named."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
+    status, body = await service.operate("GET", path, params=query)
+
+    assert (status, body["error"]["param"]) == (400, param)
+
+
+async def test_reports_are_ones_own(service, caller):
+    """An admin sees its own organization; a caller its own key, and no groups of keys."""
+    other = await service.new_caller("other")
+    path = f"{ORGANIZATIONS}/{caller.organization_id}"
+    _, admin = await service.operate(
+        "POST",
+        f"{ORGANIZATIONS}/{other.organization_id}/keys",
+        json={"name": "admin", "role": "admin"},
+    )
+    for who, url, status in (
+        (admin["key"], f"{path}/usage", 403),
+        (admin["key"], f"{path}/ledger/export", 403),
+        (admin["key"], f"{ORGANIZATIONS}/{other.organization_id}/usage", 200),
+        (caller.key, f"{path}/usage", 403),
+        (caller.key, "/v1/usage", 200),
+        (caller.key, "/v1/usage?group_by=key", 400),
+        (OPERATOR_KEY, "/v1/usage", 403),
+        (OPERATOR_KEY, f"{ORGANIZATIONS}/{uuid7()}/usage", 404),
+    ):
+        headers = {"Authorization": f"Bearer {who}"}
+        async with service.http.get(url, headers=headers) as response:
+            assert response.status == status, (url, await response.text())
+
+
+async def test_a_caller_sees_what_it_used_and_may_use(service, caller):
+    """Its own key's usage, and the limits that bind it: nobody else's."""
+    second = (
+        await service.operate(
+            "POST", f"{ORGANIZATIONS}/{caller.organization_id}/keys", json={"name": "second"}
+        )
+    )[1]
+    await limited(caller, unit="usd", period="month", ceiling="5")
+    await limited(caller, unit="requests", period="minute", ceiling=60, of_key=True)
+    await limited(caller, unit="tokens", period="day", ceiling=10**6, each_end_user=True)
+    await limited(caller, unit="requests", period="day", ceiling=9, end_user="bob")
+    await limited(caller, unit="requests", period="day", ceiling=1, api_key_id=second["id"])
+    async with caller.chat(user="alice") as response:
+        cost_usd = response.headers["x-rialto-cost-usd"]
+    async with service.http.get("/v1/usage", headers=caller.headers) as response:
+        usage = await response.json()
+    async with service.http.get("/v1/limits?end_user=alice", headers=caller.headers) as response:
+        limits = {limit["unit"]: limit for limit in (await response.json())["limits"]}
+
+    assert (usage["total"]["calls"], usage["total"]["cost_usd"]) == (1, cost_usd)
+    assert limits.keys() == {"usd", "requests", "tokens"}
+    assert (limits["requests"]["used"], limits["requests"]["left"]) == (1, 59)
+    assert limits["tokens"]["used"] > 0
+    assert Decimal(limits["usd"]["left"]) == 5 - Decimal(cost_usd)
+
+
+async def exported(service, caller, **query):
+    """The export, decoded."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/ledger/export"
+    headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
+    query = {"from": "2026-11-01", "to": "2026-12-01", **query}
+    async with service.http.get(path, params=query, headers=headers) as response:
+        assert response.status == 200
+        return response.headers, await response.text()
+
+
+async def test_the_export_has_every_entry(service, caller, booked):
+    """As CSV and as JSON lines the same entries; no cell begins a formula."""
+    headers, text = await exported(service, caller, format="csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    _, text = await exported(service, caller, format="jsonl")
+    entries = [json.loads(line) for line in text.splitlines()]
+
+    assert headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert headers["Content-Disposition"].endswith('Z.csv"')
+    assert [row["id"] for row in rows] == [entry["id"] for entry in entries]
+    assert sorted(row["id"].replace("-", "") for row in rows) == sorted(
+        entry["id"] for entry in booked
+    )
+    for row, entry in zip(rows, entries, strict=True):
+        assert row["cost_usd"] == (entry["cost_usd"] or "")
+        assert row["tags"] == (
+            json.dumps(entry["tags"], sort_keys=True, separators=(",", ":"))
+            if entry["tags"]
+            else ""
+        )
+        assert row["note"] == ("'=1+1" if entry["note"] else "")
+        assert row["request_id"] == "'-r"
+    total = sum(Decimal(entry["cost_usd"] or 0) for entry in entries) * 10**9
+    assert total == summed(booked, "all")["all"]["cost_nanos"]
+
+
+INSERT_MANY = """
+    INSERT INTO public.ledger_entries (
+        organization_id, id, kind, api_key_id, request_id, endpoint, model, outcome, requests,
+        cost_nanos, cost_source, counted_at
+    )
+    SELECT $1, (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - i), 12, '0')
+                || substr(md5(i::text), 1, 20))::uuid,
+           'call', $1, 'r', '/chat/completions', 'm', 'ok', 1, 7, 'reported', now()
+    FROM generate_series(1, $2::integer) i
+"""
+
+
+async def test_a_large_export_takes_no_more_memory(service, caller):
+    """60,000 entries are read in pages and sent as they are read: 20 MB, of which no more than a
+    few are ever in memory."""
+    database = service.app[application.api.DATABASE]
+    await database.fetch(INSERT_MANY, caller.organization_id, 60_000)
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/ledger/export?format=jsonl"
+    headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
+    tracemalloc.start()
+    try:
+        lines = size = 0
+        async with service.http.get(path, headers=headers) as response:
+            async for chunk in response.content.iter_any():
+                lines += chunk.count(b"\n")
+                size += len(chunk)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert lines == 60_000
+    assert size > 20_000_000
+    assert peak < 10_000_000
+
+
+async def test_a_failed_export_is_no_whole_one(database_address, upstream):
+    """The database goes away in the middle: the body ends without its end, which clients notice."""
+    async with TcpProxy(database_address) as proxy:
+        settings = make_settings(proxy.address, upstream.url, database_acquire_timeout_s=0.5)
+        async with running(settings) as service:
+            caller = await service.new_caller()
+            database = service.app[application.api.DATABASE]
+            await database.fetch(INSERT_MANY, caller.organization_id, 100_000)
+            path = f"{ORGANIZATIONS}/{caller.organization_id}/ledger/export"
+            headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
+            with pytest.raises(aiohttp.ClientPayloadError):
+                async with service.http.get(path, headers=headers) as response:
+                    await response.content.readany()
+                    proxy.refuse()
+                    proxy.reset()
+                    await response.read()
+
+
+async def test_reports_leave_connections_to_the_calls(service, caller):
+    """However many reports are asked for at a time, they get two of the five connections."""
+    database = service.app[application.api.DATABASE]
+    most = open_now = 0
+
+    async def read():
+        nonlocal most, open_now
+        async with database.reading() as conn:
+            open_now += 1
+            most = max(most, open_now)
+            await conn.fetch("SELECT pg_sleep(0.1)")
+            open_now -= 1
+
+    reading = asyncio.gather(*(read() for _ in range(8)))
+    async with caller.chat() as response:
+        assert response.status == 200
+    await reading
+    assert most == 2
+
+
+async def quoted(caller, **members):
+    """A quote of a call."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], **members}
+    async with caller.service.http.post("/v1/quote", json=body, headers=caller.headers) as response:
+        return response.status, await response.json()
+
+
+async def test_a_quote_is_what_the_call_would_get(service, upstream, caller):
+    """What it could cost, what it would meet, and whether it would pass; without a trace."""
+    limit = await limited(caller, unit="usd", period="month", ceiling="1000")
+    await limited(caller, unit="requests", period="day", ceiling=1, each_end_user=True)
+    status, quote = await quoted(caller, max_tokens=100, user="alice")
+    refused = await limited(caller, unit="usd", period="day", ceiling="0.000000001")
+    _, other = await quoted(caller, max_tokens=100, user="alice")
+    async with caller.chat("x", max_tokens=100, user="alice") as response:
+        told = (await response.json())["error"]
+
+    assert (status, quote["would_pass"], quote["refusal"]) == (200, True, None)
+    assert (quote["endpoint"], quote["model"]) == ("/chat/completions", MODEL)
+    assert (quote["max_output_tokens"], len(quote["limits"])) == (100, 2)
+    assert quote["limits"][0]["id"] == limit["id"]
+    assert other["would_pass"] is False
+    assert other["refusal"]["limit"]["id"] == refused["id"]
+    assert other["refusal"]["limit"]["needed"] == quote["max_cost_usd"]
+    assert {**other["refusal"], "request_id": None} == {**told, "request_id": None}
+    assert upstream.calls.to("/chat/completions") == []
+    database = service.app[application.api.DATABASE]
+    assert await database.fetchval("SELECT count(*) FROM public.holds") == 0
+    assert {limit["held"] for limit in await standing(caller)} <= {0, "0.00"}
+
+
+async def test_a_quote_knows_the_rules(service, caller):
+    """What the call would be refused for, its quote is too."""
+    for members, status in (({"messages": []}, 400), ({"user": "x" * 129}, 400)):
+        assert (await quoted(caller, **members))[0] == status
+    _, admin = await service.operate(
+        "POST",
+        f"{ORGANIZATIONS}/{caller.organization_id}/keys",
+        json={"name": "admin", "role": "admin"},
+    )
+    caller.headers = {"Authorization": f"Bearer {admin['key']}"}
+    assert (await quoted(caller))[0] == 403
