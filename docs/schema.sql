@@ -754,6 +754,20 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.csv_cell(cell text)
+ RETURNS text
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT CASE
+        WHEN cell IS NULL THEN ''
+        WHEN cell ~ '[",\r\n]' OR cell ~ '^[-=+@\t]'
+        THEN '"' || CASE WHEN cell ~ '^[-=+@\t\r]' THEN '''' ELSE '' END
+                 || replace(cell, '"', '""') || '"'
+        ELSE cell
+    END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.drop_ledger_month(month timestamp with time zone, organization_ids uuid[], limit_ids uuid[], windows timestamp with time zone[], amounts bigint[], attempts integer)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -1375,6 +1389,14 @@ BEGIN
     SELECT count(*) INTO swept FROM gone;
     RETURN swept;
 END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.usd_text(nanos bigint)
+ RETURNS text
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT regexp_replace((nanos::numeric / 1000000000)::numeric(30, 9)::text, '0{1,7}$', '')
 $function$;
 
 CREATE OR REPLACE FUNCTION public.uuid7_floor(at timestamp with time zone)

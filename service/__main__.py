@@ -385,11 +385,12 @@ def export_ledger(
 
     async def work(database: Database, _: Keyring) -> Any:
         await accounts.find_organization(database, organization_id)
-        output.write(ledger.header(export_format))
         count = 0
-        async for entries in ledger.export(database, organization_id, since, until):
-            output.write(ledger.lines(export_format, entries))
-            count += len(entries)
+        async for lines, entries in ledger.export(
+            database, organization_id, export_format, since, until
+        ):
+            output.write(lines)
+            count += entries
             if sys.stderr.isatty():
                 click.echo(f"\r{count:,} entries", nl=False, err=True)
         click.echo(f"\r{count:,} entries" if sys.stderr.isatty() else f"{count} entries", err=True)

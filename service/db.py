@@ -249,7 +249,8 @@ class Database:
                     connection.transaction(isolation="repeatable_read", readonly=True),
                 ):
                     await connection.execute(
-                        f"SET LOCAL statement_timeout = {round(timeout * 1000)}"
+                        f"SET LOCAL statement_timeout = {round(timeout * 1000)};"
+                        " SET LOCAL timezone = 'UTC'"
                     )
                     yield _Reader(connection, timeout)
             finally:

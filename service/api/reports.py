@@ -74,9 +74,8 @@ async def export(request: web.Request) -> web.StreamResponse:
         }
     )
     await response.prepare(request)
-    await response.write(ledger.header(wanted))
-    async for entries in ledger.export(database, organization_id, start, end):
-        await response.write(ledger.lines(wanted, entries))
+    async for lines, _ in ledger.export(database, organization_id, wanted, start, end):
+        await response.write(lines)
     return response
 
 

@@ -9,8 +9,8 @@ from service.ledger.alerts import Alert, announce
 from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Standing
 from service.ledger.credits import NewCredit, credit
 from service.ledger.end_users import sweep_end_users
-from service.ledger.entries import LedgerEntry, export, find_entry, find_owner, list_entries
-from service.ledger.exports import CONTENT_TYPES, ExportFormat, header, lines
+from service.ledger.entries import LedgerEntry, find_entry, find_owner, list_entries
+from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
 from service.ledger.leases import sweep
 from service.ledger.limits import (
     Limit,
@@ -69,8 +69,6 @@ __all__ = [
     "find_entry",
     "find_limit",
     "find_owner",
-    "header",
-    "lines",
     "list_binding",
     "list_entries",
     "list_limits",

@@ -1,6 +1,6 @@
 """Reading the ledger."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -10,11 +10,6 @@ import msgspec
 from service import money
 from service.db import Database
 from service.errors import NotFound
-
-FIRST_ID: Final = UUID(int=0)
-LONGEST_CALL: Final = "7 days"
-CLOCKS_APART: Final = "5 minutes"
-EXPORT_PAGE_ROWS: Final = 1_000
 
 # ruff: noqa: S608 - statements are put together from constants
 COLUMNS: Final = """
@@ -37,19 +32,6 @@ FIND_ENTRY: Final = f"""
     FROM public.ledger_entries
     WHERE organization_id = $1
       AND id = $2
-"""
-# Oldest first, after the one given. An id is of the time of the admission, which is never later
-# than the settlement, so the ids bound what has to be read.
-EXPORT_PAGE: Final = f"""
-    SELECT {COLUMNS}
-    FROM public.ledger_entries
-    WHERE organization_id = $1
-      AND id > greatest($2, public.uuid7_floor($3::timestamptz - interval '{LONGEST_CALL}'))
-      AND id < public.uuid7_floor($4::timestamptz + interval '{CLOCKS_APART}')
-      AND counted_at >= $3
-      AND counted_at < $4
-    ORDER BY id
-    LIMIT $5
 """
 # The key begins with the organization: one look-up for each is far less than a walk through the
 # month, and OFFSET 0 keeps it so.
@@ -126,28 +108,6 @@ async def find_owner(database: Database, entry_id: UUID) -> UUID:
     if owner is None:
         raise NotFound("There is no such entry in the ledger.", param="entry_id")
     return owner
-
-
-async def export(
-    database: Database, organization_id: UUID, start: datetime, end: datetime
-) -> AsyncIterator[Sequence[LedgerEntry]]:
-    """Every entry that was settled from ``start`` on and before ``end``, in pages, by the time of
-    admission, oldest first. Each page is a short statement of its own: what is settled while the
-    export runs may be in it or not.
-
-    :raises Unavailable: when the database cannot be read.
-    """
-    after = FIRST_ID
-    while True:
-        async with database.reading() as conn:
-            rows = await conn.fetch(
-                EXPORT_PAGE, organization_id, after, start, end, EXPORT_PAGE_ROWS
-            )
-        if rows:
-            yield [_entry(row) for row in rows]
-        if len(rows) < EXPORT_PAGE_ROWS:
-            return
-        after = rows[-1]["id"]
 
 
 def _entry(row: Any) -> LedgerEntry:

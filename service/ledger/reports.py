@@ -9,7 +9,7 @@ import msgspec
 
 from service import money
 from service.db import Database
-from service.ledger.entries import CLOCKS_APART, LONGEST_CALL
+from service.ledger.exports import CLOCKS_APART, LONGEST_CALL
 
 GroupBy = Literal["day", "model", "key", "end_user", "endpoint", "tag"]
 

@@ -261,13 +261,18 @@ async def test_the_export_has_every_entry(service, caller, booked):
     )
     for row, entry in zip(rows, entries, strict=True):
         assert row["cost_usd"] == (entry["cost_usd"] or "")
-        assert row["tags"] == (
-            json.dumps(entry["tags"], sort_keys=True, separators=(",", ":"))
-            if entry["tags"]
-            else ""
-        )
+        assert (json.loads(row["tags"]) if row["tags"] else None) == entry["tags"]
         assert row["note"] == ("'=1+1" if entry["note"] else "")
         assert row["request_id"] == "'-r"
+    listed = {entry["id"]: entry for entry in await caller.entries()}
+    times = {"counted_at", "created_at"}
+    for entry in entries:
+        for name, value in listed.get(entry["id"], {}).items():
+            if name in times:
+                assert datetime.fromisoformat(entry[name]) == datetime.fromisoformat(value)
+            else:
+                assert entry[name] == value
+    assert list(rows[0]) == list(entries[0]) == list(next(iter(listed.values())))
     total = sum(Decimal(entry["cost_usd"] or 0) for entry in entries) * 10**9
     assert total == summed(booked, "all")["all"]["cost_nanos"]
 

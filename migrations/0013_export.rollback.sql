@@ -1,0 +1,2 @@
+DROP FUNCTION public.csv_cell(text);
+DROP FUNCTION public.usd_text(bigint);
