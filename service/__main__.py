@@ -20,8 +20,8 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from service import __version__, accounts, audit, embedded, ledger, logs, schema
-from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service import __version__, accounts, audit, embedded, jobs, ledger, logs, schema
+from service.audit import Actor
 from service.crypto import Keyring
 from service.db import Database, first_connection, open_pool
 from service.errors import Conflict, ServiceError, SettingsError, StartupError
@@ -302,9 +302,7 @@ def audit_books(organization_id: UUID | None, is_repair: bool) -> None:
 
     async def work(database: Database, _: Keyring) -> Any:
         if organization_id is None:
-            wanted = [OPERATOR_ORGANIZATION_ID]
-            while page := await accounts.list_organizations(database, wanted[-1], limit=1000):
-                wanted += [organization.id for organization in page]
+            wanted = [found async for found in jobs.every_organization(database)]
         else:
             wanted = [(await accounts.find_organization(database, organization_id)).id]
         if is_repair:

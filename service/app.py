@@ -176,6 +176,9 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
     ]
+    if interval_s := app[api.SETTINGS].audit_interval_s:
+        proving = jobs.keep_books_proven(app[api.DATABASE], interval_s)
+        running.append(_named("audit", proving))
     if months := app[api.SETTINGS].ledger_retention_months:
         running.append(_named("retention", jobs.keep_retention(app[api.DATABASE], months)))
     yield

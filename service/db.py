@@ -194,6 +194,11 @@ class Database:
         self._readers = asyncio.Semaphore(MOST_READERS)
         self.succeeded_at = time.monotonic()
 
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many the pool has, and how many of them are idle."""
+        return self._pool.get_size(), self._pool.get_idle_size()
+
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
         """All rows."""
         return await self._repeated(lambda connection: connection.fetch(sql, *arguments))

@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
 from typing import Final
+from uuid import UUID
 
+import msgspec
 import structlog
 
-from service import ledger
-from service.audit import Actor
+from service import accounts, audit, ledger, metrics
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.db import Database
 from service.ledger import Ledger
 
@@ -21,6 +26,7 @@ LEASES_EVERY_S: Final = 15.0
 ALERTS_EVERY_S: Final = 60.0
 ALERTS_PAUSE_S: Final = 1.0
 END_USERS_EVERY_S: Final = 600.0
+ORGANIZATIONS_A_PAGE: Final = 1000
 
 
 async def keep_partitions(database: Database) -> None:
@@ -68,6 +74,54 @@ async def keep_retention(database: Database, months: int) -> None:
         except Exception:
             log.exception("ledger months not dropped", retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)
+
+
+async def every_organization(database: Database) -> AsyncIterator[UUID]:
+    """Their ids, the operator's first."""
+    page = [OPERATOR_ORGANIZATION_ID]
+    while page:
+        for organization_id in page:
+            yield organization_id
+        found = await accounts.list_organizations(database, page[-1], ORGANIZATIONS_A_PAGE)
+        page = [organization.id for organization in found]
+
+
+async def keep_books_proven(database: Database, interval_s: float) -> None:
+    """Prove the books every ``interval_s``, for ever. Each replica does, at a time of its own: that
+    costs little, and none has to be the chosen one."""
+    while True:
+        await asyncio.sleep(interval_s * random.uniform(0.9, 1.1))  # noqa: S311 - not a secret
+        try:
+            await _prove_books(database)
+        except Exception:
+            log.exception("books not proven", retry_s=interval_s)
+
+
+async def _prove_books(database: Database) -> None:
+    started_at = time.monotonic()
+    organizations = entries = faults = 0
+    async for organization_id in every_organization(database):
+        proof = await ledger.prove(database, organization_id)
+        break_at = await audit.first_break(database, organization_id)
+        organizations += 1
+        entries += proof.entries
+        faults += len(proof.faults) + (break_at is not None)
+        of_organization = {"organization_id": str(organization_id)}
+        for fault in proof.faults:
+            log.error("books disagree", **of_organization, **msgspec.to_builtins(fault))
+        if break_at is not None:
+            log.error("chain of audit events breaks", **of_organization, sequence=break_at)
+    duration_s = time.monotonic() - started_at
+    metrics.AUDIT_FAULTS.set(faults)
+    metrics.AUDIT_SECONDS.set(duration_s)
+    metrics.AUDIT_FINISHED.set_to_current_time()
+    log.info(
+        "books proven",
+        organizations=organizations,
+        entries=entries,
+        faults=faults,
+        duration_ms=round(duration_s * 1000),
+    )
 
 
 async def keep_leases(books: Ledger, database: Database) -> None:

@@ -316,6 +316,13 @@ class Settings:
         _seconds(0, 300),
         5.0,
     )
+    audit_interval_s: float = _variable(
+        "AUDIT_INTERVAL",
+        "seconds",
+        "How often the books of every organization are proven, give or take 10 %. 0 is never.",
+        _seconds(0, 604_800),
+        3600.0,
+    )
     most_end_users: int = _variable(
         "MAX_END_USERS",
         "integer",

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from service import logs
+from service import logs, metrics
 from service.api.state import STATUS
 from service.api.wire import REQUEST_ID, error_response
 from service.crypto import UnknownMasterKey
@@ -27,7 +27,8 @@ log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-QUIET_PATHS: Final = frozenset({"/health", "/health/full"})
+QUIET_PATHS: Final = frozenset({"/health", "/health/full", "/metrics"})
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 CLIENT_CLOSED: Final = 499
 """What the log says of a request whose client left; nobody is answered with it."""
 
@@ -52,14 +53,22 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         counter.open_requests -= not is_quiet
         say = log.debug if is_quiet and status == 200 else log.info
-        duration_ms = round((time.perf_counter() - started_at) * 1000, 1)
+        duration_s = time.perf_counter() - started_at
+        metrics.REQUEST_SECONDS.labels(*_kind(request), status).observe(duration_s)
         say(
             "request",
             method=request.method,
             path=request.path,
             status=status,
-            duration_ms=duration_ms,
+            duration_ms=round(duration_s * 1000, 1),
         )
+
+
+def _kind(request: web.Request) -> tuple[str, str]:
+    """Method and route, of which there are few, whatever is asked for."""
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "none"
+    return request.method if request.method in METHODS else "other", route
 
 
 @web.middleware

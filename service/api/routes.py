@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from service.api import admin, health, inference, reports
+from service.api import admin, health, inference, metrics, reports
 
 
 def add_routes(app: web.Application) -> None:
@@ -10,6 +10,7 @@ def add_routes(app: web.Application) -> None:
     router = app.router
     router.add_get("/health", health.health)
     router.add_get("/health/full", health.FullHealth().answer)
+    router.add_get("/metrics", metrics.show)
     # OpenAI's paths and Venice's own, one handler each.
     for prefix in ("/v1", "/api/v1"):
         router.add_post(f"{prefix}/chat/completions", inference.chat_completions)

@@ -8,7 +8,7 @@ from typing import Final, overload
 
 import structlog
 
-from service import money
+from service import metrics, money
 from service.accounts import Caller
 from service.catalog import Catalog, Usage
 from service.db import uuid7
@@ -371,7 +371,13 @@ class Gateway:
             self._open_calls.discard(open_call)
             return
         # A task of its own: neither a hang-up nor a shutdown of the handler takes the entry along.
-        settling = self._ledger.settle(open_call.entry(self._catalog))
+        entry = open_call.entry(self._catalog)
+        metrics.CALLS.labels(entry.hold.endpoint, entry.outcome.value).inc()
+        if entry.first_byte_ms is not None:
+            metrics.FIRST_BYTE_SECONDS.labels(entry.hold.endpoint).observe(
+                entry.first_byte_ms / 1000
+            )
+        settling = self._ledger.settle(entry)
         settling.add_done_callback(lambda _: self._open_calls.discard(open_call))
         await open_call.close()
         await asyncio.wait({settling}, timeout=SETTLE_WAIT_S)

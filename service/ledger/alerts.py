@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from service import audit
+from service import audit, metrics
 from service.audit import Actor
 from service.db import Database
 from service.ledger.refusals import amount
@@ -83,6 +83,7 @@ async def announce(database: Database) -> list[Alert]:
             if limit is not None:
                 alerts += await _record(conn, limit)
     for alert in alerts:
+        metrics.ALERTS.labels(alert.percent).inc()
         log.warning(
             "limit alert",
             limit_id=str(alert.limit_id),

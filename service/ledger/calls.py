@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from service import metrics
 from service.db import Database, uuid7
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ledger.batches import Batches
@@ -180,19 +181,23 @@ class Ledger:
         future = self._admissions.submit(hold)
         self._open[hold.id] = hold
         try:
-            async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                return await future
+            with metrics.ADMISSION_SECONDS.time():
+                async with asyncio.timeout(ADMIT_TIMEOUT_S):
+                    return await future
         except TimeoutError as error:
             self._undo(hold)
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
         except (Unavailable, asyncio.CancelledError):
             self._undo(hold)
             raise
-        except ServiceError:
+        except ServiceError as error:
             self._open.pop(hold.id, None)
+            if error.limit is not None:
+                metrics.REFUSALS.labels(error.code, error.limit["unit"], error.limit["scope"]).inc()
             raise
 
     async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
+        metrics.ADMISSION_BATCH.observe(len(holds))
         calls = msgspec.json.encode(holds).decode()
         try:
             rows = await self._database.fetch(
@@ -285,6 +290,7 @@ class Ledger:
             try:
                 await self._write(entries)
             except Unavailable:
+                metrics.SETTLEMENT_RETRIES.inc()
                 log.warning(
                     "settlements wait for the database", count=len(entries), retry_s=pause_s
                 )
@@ -297,21 +303,27 @@ class Ledger:
                         await self._settle([entry])
                 else:
                     # The books must say what they could not take.
+                    metrics.UNWRITTEN.inc()
                     log.exception("settlement failed", **_facts(entries[0]))
                 return [None] * len(entries)
             else:
                 return [None] * len(entries)
 
     async def _write(self, entries: Sequence[Entry]) -> None:
+        metrics.SETTLEMENT_BATCH.observe(len(entries))
         rows = msgspec.json.encode([entry.row() for entry in entries]).decode()
         for written in await self._database.fetch(SETTLE, rows, False):
             if written["kind"] == "alert":
                 self.alerts_are_due.set()
                 continue
             if written["kind"] == "correction":
+                metrics.CORRECTIONS.inc()
                 log.warning("late settlement corrects the sweeper's", entry_id=str(written["id"]))
             cost_nanos, bound_nanos = written["cost_nanos"], written["bound_nanos"]
+            if written["kind"] == "call" and cost_nanos:
+                metrics.SETTLED_USD.inc(cost_nanos / 1e9)
             if None not in (cost_nanos, bound_nanos) and cost_nanos > bound_nanos:
+                metrics.ABOVE_BOUND.inc()
                 log.warning(
                     "cost above the bound",
                     entry_id=str(written["id"]),

@@ -5,6 +5,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from service import metrics
 from service.db import Database, uuid7
 from service.ledger.calls import SETTLE, CostSource, Outcome
 
@@ -37,6 +38,7 @@ async def sweep(database: Database) -> int:
             # Another replica was faster, or a lease was renewed: the rest waits for the next time.
             break
     if swept:
+        metrics.SWEPT.inc(swept)
         log.warning("interrupted calls settled at their bound", count=swept)
     return swept
 

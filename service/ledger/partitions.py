@@ -4,6 +4,7 @@ from typing import Final
 
 import structlog
 
+from service import metrics
 from service.db import Database
 
 log = structlog.get_logger()
@@ -23,5 +24,6 @@ async def make_partitions(database: Database) -> None:
     if made:
         log.info("ledger partitions made", count=made)
     strays = await database.fetchval(COUNT_STRAYS)
+    metrics.STRAY_ENTRIES.set(strays)
     if strays:
         log.warning("ledger entries outside of any month", count=strays)

@@ -8,7 +8,7 @@ from typing import Final
 import aiohttp
 import structlog
 
-from service import __version__
+from service import __version__, metrics
 from service.errors import (
     ServiceError,
     UpstreamCut,
@@ -102,10 +102,13 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        metrics.UPSTREAM.labels("unreachable").inc()
         raise UpstreamUnreachable("Venice cannot be reached.", retry_after_s=5) from error
     except TimeoutError as error:
+        metrics.UPSTREAM.labels("timeout").inc()
         raise UpstreamTimeout("Venice did not answer in time.") from error
     except (aiohttp.ClientError, ConnectionError) as error:
+        metrics.UPSTREAM.labels("cut").inc()
         raise UpstreamCut("Venice closed the connection before its answer was complete.") from error
 
 
@@ -129,6 +132,7 @@ class Venice:
         }
         with _translated():
             response = await self._session.post(self._base_url + path, data=body, headers=sent)
+            metrics.UPSTREAM.labels(response.status).inc()
             if response.ok:
                 return Answer(response)
             raise await self._refused(response)
