@@ -1,0 +1,99 @@
+"""Faults under load, each many times; then the books are looked at. See tests/chaos.py."""
+
+import asyncio
+import dataclasses
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import chaos  # noqa: E402
+import click  # noqa: E402
+import psycopg  # noqa: E402
+import structlog  # noqa: E402
+from conftest import running_server  # noqa: E402
+
+from service import schema  # noqa: E402
+
+LONG_FORM = {
+    "kill-service": 100,
+    "kill-postgres": 12,
+    "lose-connections": 10,
+    "reset-connections": 40,
+    "stall-postgres": 3,
+    "freeze-service": 10,
+}
+COLUMNS = (
+    "faults",
+    "calls",
+    "answered",
+    "refused",
+    "unavailable",
+    "cut",
+    "interrupted",
+    "corrections",
+)
+
+
+@click.command()
+@click.option("--only", type=click.Choice(list(LONG_FORM)), multiple=True, help="These faults.")
+@click.option("--faults", type=click.IntRange(1), help="How many of each; else the long form.")
+@click.option("--seed", type=int, default=1, help="The same choices again.")
+def main(only: tuple[str, ...], faults: int | None, seed: int) -> None:
+    """Kill, cut, stall and freeze the service and PostgreSQL under load, and check the books after
+    each. Exit status 1 if anything is wrong."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    # What is cut off on purpose is no news.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    reports = []
+    for name, count in LONG_FORM.items():
+        if not only or name in only:
+            reports.append(asyncio.run(scenario(name, faults or count, seed)))
+    show(reports, seed)
+    sys.exit(any(report.problems for report in reports))
+
+
+async def scenario(name: str, count: int, seed: int) -> chaos.Report:
+    """One scenario on a server of its own, which keeps what it has acknowledged."""
+
+    def progress(report: chaos.Report) -> None:
+        end = "\n" if report.faults == count or not sys.stderr.isatty() else ""
+        click.echo(
+            f"\r{name}: {report.faults}/{count} faults, {report.calls:,} calls,"
+            f" {report.seconds:.0f} s  {end}",
+            nl=False,
+            err=True,
+        )
+
+    with running_server() as server, tempfile.TemporaryDirectory() as directory:
+        address = dataclasses.replace(server.address, database="chaos")
+        with psycopg.connect(
+            host=address.host, port=address.port, user=address.user, autocommit=True
+        ) as connection:
+            connection.execute("CREATE DATABASE chaos")
+            for setting in ("fsync", "synchronous_commit"):
+                (value,) = connection.execute(f"SHOW {setting}").fetchone()
+                assert value == "on", f"{setting} is {value}"
+        schema.apply(address)
+        return await chaos.run(server, address, Path(directory), name, count, seed, progress)
+
+
+def show(reports: list[chaos.Report], seed: int) -> None:
+    """The table, and whatever is wrong."""
+    click.echo(f"seed {seed}")
+    head = "".join(f" {name:>11}" for name in COLUMNS)
+    click.echo(f"{'scenario':18}{head} {'seconds':>8}  books")
+    for report in reports:
+        row = "".join(f" {getattr(report, name):>11,}" for name in COLUMNS)
+        verdict = f"{len(report.problems)} wrong" if report.problems else "right"
+        click.echo(f"{report.name:18}{row} {report.seconds:>8.0f}  {verdict}")
+    for report in reports:
+        for problem in report.problems[:20]:
+            click.echo(f"{report.name}: {problem}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""Faults under load: two replicas on one database, many calls, and something that dies.
+
+What is looked at afterwards: each call that Venice charged for has one entry, each answer that a
+client had in full has its settlement at the right cost, each refusal proves itself, no limit was
+passed, nothing is held, and the books agree.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from decimal import Decimal
+
+import aiohttp
+import psutil
+from faults import TcpProxy
+from process import database_url, started, talking
+from support import Caller, limited, make_settings
+from upstream import playing
+
+from service import ledger
+from service.db import open_pool
+from service.sandbox import Fault, FaultKind
+
+WORKERS = 24
+CUT = (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError)
+"""The last is said by a session that was closed with its replica."""
+RESOLVE_TIMEOUT_S = 90
+LIMITS = (
+    {"unit": "usd", "period": "lifetime", "ceiling": "1000000"},
+    {"unit": "usd", "period": "day", "ceiling": "0.4", "of_key": True},
+    {"unit": "requests", "period": "minute", "ceiling": 2_500},
+    {"unit": "tokens", "period": "hour", "ceiling": 400_000_000, "of_key": True},
+    {"unit": "concurrency", "ceiling": 18},
+    {"unit": "requests", "period": "hour", "ceiling": 200, "each_end_user": True},
+)
+"""Some have room for everything, some refuse."""
+VENICES_FAULTS = (
+    FaultKind.MODEL_OVERLOADED,
+    FaultKind.INFERENCE_FAILED,
+    FaultKind.DISCONNECT,
+    FaultKind.CUT,
+    FaultKind.AT_CAPACITY,
+)
+
+
+@dataclasses.dataclass
+class Report:
+    """What happened in a scenario."""
+
+    name: str
+    faults: int = 0
+    calls: int = 0
+    answered: int = 0
+    refused: int = 0
+    unavailable: int = 0
+    cut: int = 0
+    interrupted: int = 0
+    corrections: int = 0
+    seconds: float = 0.0
+    problems: list = dataclasses.field(default_factory=list)
+
+
+class Replica:
+    """A process of the service that is started again when it has died."""
+
+    def __init__(self, directory, environment):
+        self.directory, self.environment = directory, environment
+        self.stack = contextlib.AsyncExitStack()
+        self.process = self.service = None
+
+    async def start(self):
+        started_process = started(self.directory, **self.environment)
+        self.process = await self.stack.enter_async_context(started_process)
+        self.service = await self.stack.enter_async_context(talking(self.process))
+
+    async def restart(self):
+        """After its end."""
+        await self.process.ended()
+        await self.stack.aclose()
+        await self.start()
+
+
+class Chaos:
+    """The replicas, the load on them, and what they did."""
+
+    def __init__(self, server, address, directory, seed):
+        self.server, self.address, self.directory = server, address, directory
+        self.chance = random.Random(seed)
+        self.answers, self.refusals = {}, []
+        self.seen = Counter()
+        self.callers = []
+
+    @contextlib.asynccontextmanager
+    async def running(self):
+        """Everything, for the length of the block; the database is reached by way of the proxy."""
+        async with contextlib.AsyncExitStack() as stack:
+            self.upstream = await stack.enter_async_context(playing())
+            self.proxy = await stack.enter_async_context(TcpProxy(self.address))
+            environment = {
+                "DATABASE_URL": database_url(self.proxy.address) + "?sslmode=disable",
+                "VENICE_API_KEY": "sandbox",
+                "VENICE_BASE_URL": f"{self.upstream.url}/api/v1",
+                "SHUTDOWN_LISTEN_SECONDS": "0",
+            }
+            self.replicas = [Replica(self.directory, environment) for _ in range(2)]
+            for replica in self.replicas:
+                await replica.start()
+                stack.push_async_callback(replica.stack.aclose)
+            pool = open_pool(make_settings(self.address, "http://x"), self.address)
+            self.database = await stack.enter_async_context(pool)
+            await self._prepare()
+            yield self
+
+    async def _prepare(self):
+        first = await self.replicas[0].service.new_caller()
+        for limit in LIMITS:
+            await limited(first, **limit)
+        path = f"/admin/v1/organizations/{first.organization_id}/keys"
+        _, key = await first.service.operate("POST", path, json={"name": "second"})
+        self.organization_id = first.organization_id
+        self.callers = [{"id": first.key_id, "key": first.key}, key]
+
+    async def load(self, faults):
+        """Calls from many clients for as long as ``faults`` runs."""
+        working = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
+        failing = asyncio.create_task(self._fail_venice())
+        try:
+            await faults
+        finally:
+            failing.cancel()
+            self.is_over = True
+            await asyncio.wait_for(asyncio.gather(*working), 60)
+
+    is_over = False
+
+    async def _fail_venice(self):
+        while True:
+            await asyncio.sleep(self.chance.uniform(0.05, 0.2))
+            kind = self.chance.choice(VENICES_FAULTS)
+            self.upstream.faults.add(Fault(kind=kind, path="/chat/completions", times=1))
+
+    async def _work(self):
+        while not self.is_over:
+            replica = self.chance.choice(self.replicas)
+            key = self.chance.choice(self.callers)
+            if not replica.process.is_running:
+                await asyncio.sleep(0.05)
+                continue
+            self.seen["calls"] += 1
+            number = self.seen["calls"]
+            caller = Caller(replica.service, self.organization_id, key)
+            caller.headers["X-Request-ID"] = f"chaos-{number}"
+            try:
+                await asyncio.wait_for(self._call(caller, number), 40)
+            except CUT:
+                self.seen["cut"] += 1
+                await asyncio.sleep(0.05)
+
+    async def _call(self, caller, number):
+        tokens = self.chance.randrange(1, 40)
+        is_stream = self.chance.random() < 0.5
+        leaves = self.chance.random() < 0.1
+        call = caller.chat(
+            f"[tokens={tokens}][delay={self.chance.uniform(0, 0.01):.4f}] #{number}#",
+            stream=is_stream,
+            user=f"user {self.chance.randrange(30)}",
+            max_tokens=100,
+        )
+        async with call as response:
+            if leaves and response.status == 200:
+                self.seen["left"] += 1
+                return
+            text = await response.text()
+            if response.status in (402, 429) and '"limit"' in text:
+                self.refusals.append(json.loads(text)["error"])
+                await asyncio.sleep(0.02)
+            elif response.status == 503:
+                self.seen["unavailable"] += 1
+                await asyncio.sleep(0.1)
+            elif response.status == 200:
+                whole = text.endswith("data: [DONE]\n\n") and '"error"' not in text
+                if whole or not is_stream:
+                    self.answers[number] = response.headers.get("x-rialto-cost-usd")
+
+    async def resolve(self):
+        """Wait until nothing is held: settlements that waited are written, and what a dead process
+        left behind is swept, as soon as its lease is over; so it is over now."""
+        deadline = time.monotonic() + RESOLVE_TIMEOUT_S
+        await asyncio.sleep(1)
+        while await self._count("SELECT count(*) FROM public.holds"):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(2)
+            await self.database.fetch(
+                "UPDATE public.holds SET lease_until = now() - interval '1 s'"
+                " WHERE created_at < now() - interval '6 s'"
+            )
+            await ledger.sweep(self.database)
+        # Settlements of calls that were swept all the same come as corrections.
+        await asyncio.sleep(6)
+
+    async def _count(self, sql):
+        return await self.database.fetchval(sql)
+
+    async def check(self):
+        """Everything that is not as it must be, a line each."""
+        problems = []
+        rows = await self.database.fetch(
+            "SELECT request_id, kind, outcome, cost_nanos FROM public.ledger_entries"
+        )
+        calls, net = Counter(), Counter()
+        for row in rows:
+            calls[row["request_id"]] += row["kind"] == "call"
+            net[row["request_id"]] += row["cost_nanos"] or 0
+        problems += [f"{name}: {count} entries" for name, count in calls.items() if count != 1]
+        charged = self._charged()
+        problems += [
+            f"chaos-{number}: charged, and in no entry"
+            for number, nanos in charged.items()
+            if nanos and not calls[f"chaos-{number}"]
+        ]
+        problems += [
+            f"chaos-{number}: answered for {charged[number]}, booked at {net[f'chaos-{number}']}"
+            for number in self.answers
+            if net[f"chaos-{number}"] != charged[number]
+        ]
+        problems += [f"unproven refusal: {error}" for error in self.refusals if not proves(error)]
+        problems += await self._limits()
+        if held := await self._count("SELECT count(*) FROM public.holds"):
+            problems.append(f"{held} calls are still held")
+        return problems
+
+    def _charged(self):
+        charged = Counter()
+        for call in self.upstream.calls.to("/chat/completions"):
+            _, number, _ = call.body.decode().split("#", 2)
+            charged[int(number)] += call.charged_nanos
+        return charged
+
+    async def _limits(self):
+        proof = await ledger.prove(self.database, self.organization_id)
+        passed = await self.database.fetch(
+            "SELECT s.id, s.used, s.ceiling FROM public.limits_as_of("
+            " ARRAY(SELECT id FROM public.limits), clock_timestamp()) s WHERE s.used > s.ceiling"
+        )
+        return [f"books: {fault}" for fault in proof.faults] + [
+            f"limit {row['id']}: {row['used']} used of {row['ceiling']}" for row in passed
+        ]
+
+    # What goes wrong: one fault each.
+
+    async def kill_service(self):
+        """kill -9 of a replica, which is started again."""
+        replica = self.chance.choice(self.replicas)
+        replica.process.send(signal.SIGKILL)
+        await replica.restart()
+
+    async def kill_postgres(self):
+        """kill -9 of PostgreSQL with all its processes."""
+        await asyncio.to_thread(self.server.kill)
+        await asyncio.sleep(self.chance.uniform(0.1, 1))
+        await asyncio.to_thread(self.server.start)
+
+    async def lose_connections(self):
+        """The network swallows what is sent, and forgets the connections."""
+        self.proxy.blackhole()
+        await asyncio.sleep(self.chance.uniform(0.5, 3))
+        await self.proxy.restore()
+
+    async def reset_connections(self):
+        """Every connection is reset in the middle of what it does."""
+        self.proxy.reset()
+
+    async def stall_postgres(self, seconds=10):
+        """PostgreSQL stands still, in the middle of commits."""
+        await self._stop(self.server.pid, seconds)
+
+    async def freeze_service(self):
+        """A replica stands still past the leases of its calls; another settles them."""
+        replica = self.chance.choice(self.replicas)
+        process = psutil.Process(replica.process.process.pid)
+        process.suspend()
+        await asyncio.sleep(1)
+        await self.database.fetch("UPDATE public.holds SET lease_until = now() - interval '1 s'")
+        await ledger.sweep(self.database)
+        process.resume()
+        await asyncio.sleep(1)
+
+    async def _stop(self, pid, seconds):
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        for one in family:
+            os.kill(one.pid, signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        for one in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGCONT)
+
+
+SCENARIOS = {
+    "kill-service": Chaos.kill_service,
+    "kill-postgres": Chaos.kill_postgres,
+    "lose-connections": Chaos.lose_connections,
+    "reset-connections": Chaos.reset_connections,
+    "stall-postgres": Chaos.stall_postgres,
+    "freeze-service": Chaos.freeze_service,
+}
+"""What can be asked for, by name."""
+
+
+def proves(error):
+    """Whether the numbers of a refusal say that there was no room."""
+    facts = error["limit"]
+    if facts["needed"] is None:
+        return error["code"] == "price_unknown"
+    used, held, needed, ceiling = (
+        Decimal(facts[name]) for name in ("used", "held", "needed", "ceiling")
+    )
+    return used + held + needed > ceiling
+
+
+async def run(server, address, directory, name, count, seed, progress=lambda _: None):
+    """A scenario with so many faults; returns its Report. The database must have its tables."""
+    began = time.monotonic()
+    report = Report(name)
+    async with Chaos(server, address, directory, seed).running() as chaos:
+
+        async def fail():
+            await asyncio.sleep(1)
+            for _ in range(count):
+                await SCENARIOS[name](chaos)
+                report.faults += 1
+                report.calls, report.answered = chaos.seen["calls"], len(chaos.answers)
+                report.seconds = time.monotonic() - began
+                progress(report)
+                await asyncio.sleep(chaos.chance.uniform(0.2, 1))
+            await asyncio.sleep(1)
+
+        await chaos.load(fail())
+        await chaos.resolve()
+        report.problems = await chaos.check()
+        report.calls, report.answered = chaos.seen["calls"], len(chaos.answers)
+        report.refused, report.cut = len(chaos.refusals), chaos.seen["cut"]
+        report.unavailable = chaos.seen["unavailable"]
+        report.interrupted = await chaos._count(
+            "SELECT count(*) FROM public.ledger_entries WHERE outcome = 'interrupted'"
+            " AND kind = 'call'"
+        )
+        report.corrections = await chaos._count(
+            "SELECT count(*) FROM public.ledger_entries WHERE kind = 'correction'"
+        )
+    report.seconds = time.monotonic() - began
+    return report
