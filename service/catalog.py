@@ -7,15 +7,14 @@ the same time, and served stale when Venice does not answer. Prices are read fro
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from decimal import Decimal
 from typing import Final
 
 import msgspec
 import structlog
 
-from service import money
 from service.db import Database, uuid7
 from service.errors import ClientError, Unavailable, UpstreamError
+from service.prices import Price, TokenPrice, read_price
 
 log = structlog.get_logger()
 
@@ -65,33 +64,6 @@ RAISE_OVERHEAD: Final = """
 FetchModels = Callable[[str | None], Awaitable[bytes]]
 
 
-class Leaf(msgspec.Struct):
-    """A price as Venice writes it: the same number in USD and DIEM."""
-
-    usd: Decimal
-
-
-class Rates(msgspec.Struct):
-    """Prices of a million tokens."""
-
-    input: Leaf | None = None
-    output: Leaf | None = None
-    cache_input: Leaf | None = None
-    cache_write: Leaf | None = None
-
-
-class ExtendedRates(Rates):
-    """What the whole request costs once its prompt passes the threshold."""
-
-    context_token_threshold: int = 0
-
-
-class Pricing(Rates):
-    """Prices of a text or embedding model; those of other types are not read yet."""
-
-    extended: ExtendedRates | None = None
-
-
 class ModelSpec(msgspec.Struct, rename="camel"):
     """The parts of a model's description that are used here."""
 
@@ -104,6 +76,7 @@ class Model(msgspec.Struct):
     """One line of Venice's list."""
 
     id: str
+    type: str = "text"
     model_spec: ModelSpec = msgspec.field(default_factory=ModelSpec)
 
 
@@ -111,69 +84,6 @@ class ModelList(msgspec.Struct):
     """Venice's list."""
 
     data: list[Model]
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of a call. Cached ones are among the input tokens."""
-
-    input_tokens: int
-    output_tokens: int
-    cached_input_tokens: int = 0
-    cache_write_tokens: int = 0
-
-
-class Price(msgspec.Struct, frozen=True):
-    """What a model's tokens cost."""
-
-    pricing: Pricing
-    context_tokens: int | None
-    max_output_tokens: int | None
-
-    def cost_nanos(self, usage: Usage) -> int | None:
-        """Nano-dollars for the usage, or None when a rate that it needs is not stated.
-
-        Cached and cache-writing tokens are part of the input and have their own rates where the
-        catalogue states them; past the threshold everything is billed at the extended rates.
-        """
-        rates: Rates = self.pricing
-        extended = self.pricing.extended
-        if extended is not None and usage.input_tokens > extended.context_token_threshold:
-            rates = extended
-        if rates.input is None or (rates.output is None and usage.output_tokens):
-            return None
-        output = rates.output or rates.input
-        plain = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
-        return money.cost_of_tokens(
-            (max(0, plain), _nanos(rates.input)),
-            (usage.cached_input_tokens, _nanos(rates.cache_input or rates.input)),
-            (usage.cache_write_tokens, _nanos(rates.cache_write or rates.input)),
-            (usage.output_tokens, _nanos(output)),
-        )
-
-    def bound_nanos(self, input_tokens: int, output_tokens: int) -> int | None:
-        """The most that at most so many tokens can cost; None when a rate is not stated.
-
-        Input that is cached or written to a cache may cost more than input, and a prompt that
-        passes the threshold turns every rate into the extended one: the dearest is taken.
-        """
-        bounds = []
-        for rates in (self.pricing, self.pricing.extended):
-            if rates is None or rates.input is None:
-                continue
-            if rates.output is None and output_tokens:
-                return None
-            dearest = max(
-                _nanos(leaf)
-                for leaf in (rates.input, rates.cache_input, rates.cache_write)
-                if leaf is not None
-            )
-            output = _nanos(rates.output or rates.input)
-            bounds.append(money.cost_of_tokens((input_tokens, dearest), (output_tokens, output)))
-        return max(bounds, default=None)
-
-
-def _nanos(leaf: Leaf) -> int:
-    return money.parse_usd(leaf.usd)
 
 
 class _Cached(msgspec.Struct, frozen=True):
@@ -263,6 +173,11 @@ class Catalog:
         """Whether Venice has a model of this name. Feature suffixes do not matter."""
         return name.partition(":")[0] in self._names
 
+    def token_price(self, *names: str) -> TokenPrice | None:
+        """The price of the first of these models that has one for tokens."""
+        price = self.price(*names)
+        return price if isinstance(price, TokenPrice) else None
+
     def price(self, *names: str) -> Price | None:
         """The price of the first of these models that has one. Feature suffixes do not matter."""
         for name in names:
@@ -306,12 +221,7 @@ def _decode(body: bytes) -> ModelList:
 
 
 def _price(model: Model) -> Price | None:
-    """The token prices of a model; models of other types state theirs in other shapes."""
-    try:
-        pricing = msgspec.json.decode(model.model_spec.pricing, type=Pricing)
-    except msgspec.DecodeError:
-        return None
-    if pricing.input is None:
-        return None
     spec = model.model_spec
-    return Price(pricing, spec.available_context_tokens, spec.max_completion_tokens)
+    return read_price(
+        model.type, bytes(spec.pricing), spec.available_context_tokens, spec.max_completion_tokens
+    )

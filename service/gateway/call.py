@@ -7,9 +7,10 @@ from typing import Final, Protocol
 import msgspec
 
 from service.accounts import Caller
-from service.catalog import Catalog, Usage
+from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
 from service.ledger import Admission, Limit
+from service.prices import Usage
 
 TAGS_HEADER: Final = "x-rialto-tags"
 MOST_TAGS: Final = 10

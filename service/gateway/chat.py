@@ -9,10 +9,11 @@ import msgspec
 
 from service import body
 from service.accounts import Caller
-from service.catalog import Catalog, Price, Usage
+from service.catalog import Catalog
 from service.errors import ClientError
 from service.gateway.call import Bound, Call, parse_tags
 from service.ledger import Admission
+from service.prices import TokenPrice, Usage
 
 PASSED_HEADERS: Final = (
     "x-venice-tee-client-pub-key",
@@ -108,7 +109,7 @@ class ChatEndpoint:
 
     def bound(self, call: Call, caller: Caller, catalog: Catalog) -> Bound:
         """Every byte of text a token, at most the model's window; and all the output allowed."""
-        price = catalog.price(call.model)
+        price = catalog.token_price(call.model)
         window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
         has_venice_prompt = call.has_venice_prompt
         if has_venice_prompt is None:
@@ -148,7 +149,7 @@ class ChatEndpoint:
         """The bound with the most output for each choice that stays within what was granted."""
         if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
             return bound
-        price = catalog.price(call.model)
+        price = catalog.token_price(call.model)
         most = (granted.bound_tokens - bound.input_tokens) // call.choices
         if granted.bound_nanos is not None:
             # The cost never falls with more output: the last that is within the money is the most.
@@ -203,7 +204,9 @@ SPLICED: Final = (
 )
 
 
-def _nanos(call: Call, price: Price | None, input_tokens: int, output_tokens: int) -> int | None:
+def _nanos(
+    call: Call, price: TokenPrice | None, input_tokens: int, output_tokens: int
+) -> int | None:
     """The most that a call with so much output for each choice can cost."""
     nanos = price.bound_nanos(input_tokens, output_tokens * call.choices) if price else None
     return None if nanos is None else nanos + call.surcharge_nanos

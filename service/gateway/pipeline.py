@@ -10,7 +10,7 @@ import structlog
 
 from service import metrics, money
 from service.accounts import Caller
-from service.catalog import Catalog, Usage
+from service.catalog import Catalog
 from service.db import uuid7
 from service.errors import (
     Forbidden,
@@ -24,6 +24,7 @@ from service.errors import (
 )
 from service.gateway.call import Bound, Call, Quote
 from service.ledger import Admission, CostSource, Entry, Hold, Ledger, Outcome
+from service.prices import Usage
 from service.upstream import Answer, Metered, StreamMeter, Venice, WholeEvents, read_plain
 
 log = structlog.get_logger()
@@ -231,7 +232,7 @@ def _cost(call: Call, metered: Metered, catalog: Catalog) -> tuple[Usage, int | 
     usage, source = _usage(call, metered)
     if metered.cost_usd is not None:
         return usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED
-    price = catalog.price(metered.model or "", call.model)
+    price = catalog.token_price(metered.model or "", call.model)
     cost_nanos = price.cost_nanos(usage) if price else None
     return usage, cost_nanos, CostSource.UNKNOWN if cost_nanos is None else source
 

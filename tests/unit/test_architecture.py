@@ -13,7 +13,7 @@ LEVELS = [
     {"errors"},
     {"address"},
     {"money", "logs", "settings", "body"},
-    {"db", "crypto", "metrics", "schema", "embedded"},
+    {"db", "crypto", "metrics", "prices", "schema", "embedded"},
     {"audit", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},
     {"gateway"},

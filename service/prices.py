@@ -1,0 +1,321 @@
+"""What Venice's models cost: the catalogue's prices, read once into integers.
+
+Venice states a price for each type of model in a shape of its own (``GET /models``,
+``model_spec.pricing``); here each becomes a struct that answers in nano-dollars what a request can
+cost at most, and what its usage cost. A price that is not stated, or cannot be read, is None:
+unknown, never zero. Video has no stated prices: its bound is the quote.
+"""
+
+from collections.abc import Mapping
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, Final
+
+import msgspec
+
+from service import money
+
+CHARACTERS_PER_PRICE: Final = 1_000
+MOST_SECONDS: Final = Decimal(10**9)
+
+
+class Leaf(msgspec.Struct, frozen=True):
+    """A price as Venice writes it: the same number in USD and DIEM."""
+
+    usd: Decimal
+
+    @property
+    def nanos(self) -> int:
+        """:raises ValueError: beyond what the books hold, or below nothing."""
+        nanos = money.parse_usd(self.usd)
+        if nanos < 0:
+            raise ValueError("a price must not be negative")
+        return nanos
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """Prices of a million tokens."""
+
+    input: Leaf | None = None
+    output: Leaf | None = None
+    cache_input: Leaf | None = None
+    cache_write: Leaf | None = None
+
+
+class Extended(Rates, frozen=True):
+    """What the whole request costs once its prompt passes the threshold."""
+
+    context_token_threshold: int = 0
+
+
+class TokenPricing(Rates, frozen=True):
+    """Prices of a text, embedding or decision model."""
+
+    extended: Extended | None = None
+
+
+class InputImages(msgspec.Struct, frozen=True):
+    """How many input images the price of an output image includes, and what one more adds."""
+
+    included: int
+    additional: Leaf
+
+
+class ImagePricing(msgspec.Struct, frozen=True, rename="camel"):
+    """Prices of an image or inpaint model: of one, by resolution, by resolution and quality."""
+
+    generation: Leaf | None = None
+    inpaint: Leaf | None = None
+    resolutions: dict[str, Leaf] = {}
+    quality: dict[str, dict[str, Leaf]] = {}
+    upscale: dict[str, Leaf] = {}
+    input_images: InputImages | None = None
+
+
+class Duration(Leaf, frozen=True):
+    """The price of a piece whose length is within these seconds."""
+
+    min_seconds: Decimal
+    max_seconds: Decimal
+
+
+class AudioPricing(msgspec.Struct, frozen=True):
+    """Prices of speech (``input``, a million characters), transcription and music, one each."""
+
+    input: Leaf | None = None
+    per_audio_second: Leaf | None = None
+    generation: Leaf | None = None
+    durations: dict[str, Duration] = {}
+    per_second: Leaf | None = None
+    per_thousand_characters: Leaf | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of a call. Cached ones are among the input tokens."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+class _TokenRates(msgspec.Struct, frozen=True):
+    """Nano-dollars for a million tokens."""
+
+    input: int
+    output: int | None
+    cache_input: int
+    cache_write: int
+
+    @classmethod
+    def of(cls, rates: Rates) -> "_TokenRates | None":
+        if rates.input is None:
+            return None
+        price = rates.input.nanos
+        return cls(
+            price,
+            rates.output.nanos if rates.output else None,
+            rates.cache_input.nanos if rates.cache_input else price,
+            rates.cache_write.nanos if rates.cache_write else price,
+        )
+
+
+class TokenPrice(msgspec.Struct, frozen=True):
+    """What the tokens of a model cost; and how many it takes and gives."""
+
+    rates: _TokenRates
+    extended: _TokenRates | None
+    threshold_tokens: int
+    context_tokens: int | None = None
+    max_output_tokens: int | None = None
+
+    def cost_nanos(self, usage: Usage) -> int | None:
+        """What the usage costs, or None when a rate that it needs is not stated.
+
+        Cached and cache-writing tokens are part of the input and have their own rates where the
+        catalogue states them; past the threshold everything is billed at the extended rates.
+        """
+        rates = self.rates
+        if self.extended is not None and usage.input_tokens > self.threshold_tokens:
+            rates = self.extended
+        if rates.output is None and usage.output_tokens:
+            return None
+        plain = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
+        return money.cost_of_tokens(
+            (max(0, plain), rates.input),
+            (usage.cached_input_tokens, rates.cache_input),
+            (usage.cache_write_tokens, rates.cache_write),
+            (usage.output_tokens, rates.output or 0),
+        )
+
+    def bound_nanos(self, input_tokens: int, output_tokens: int) -> int | None:
+        """The most that at most so many tokens can cost; None when a rate is not stated.
+
+        Input that is cached or written to a cache may cost more than input, and a prompt that
+        passes the threshold turns every rate into the extended one: the dearest is taken.
+        """
+        bounds = []
+        for rates in (self.rates, self.extended):
+            if rates is None:
+                continue
+            if rates.output is None and output_tokens:
+                return None
+            dearest = max(rates.input, rates.cache_input, rates.cache_write)
+            bounds.append(
+                money.cost_of_tokens((input_tokens, dearest), (output_tokens, rates.output or 0))
+            )
+        return max(bounds)
+
+
+class ImagePrice(msgspec.Struct, frozen=True):
+    """What images cost. Resolutions are Venice's tiers (``1K``), as are qualities (``low``)."""
+
+    base: int | None
+    resolutions: Mapping[str, int]
+    quality: Mapping[str, Mapping[str, int]]
+    upscale: Mapping[str, int]
+    included_images: int
+    additional_image: int
+
+    def images_nanos(
+        self,
+        count: int,
+        *,
+        resolution: str | None = None,
+        quality: str | None = None,
+        input_images: int = 0,
+    ) -> int | None:
+        """What so many generated or edited images cost, of the tier that is asked for; of the
+        dearest where none is, or one that is not stated. None when no price is stated."""
+        tiers = self.quality.get(resolution or "") if resolution else None
+        by_quality = [tiers] if tiers else list(self.quality.values())
+        prices = [
+            price
+            for tier in by_quality
+            for name, price in tier.items()
+            if quality not in tier or name == quality
+        ]
+        if not prices:
+            stated = self.resolutions.get(resolution or "")
+            prices = [stated] if stated is not None else list(self.resolutions.values())
+        if not prices:
+            prices = [] if self.base is None else [self.base]
+        if not prices:
+            return None
+        more = max(0, input_images - self.included_images) * self.additional_image
+        return count * (max(prices) + more)
+
+    def upscale_nanos(self, scale: str | None = None) -> int | None:
+        """What an upscale by ``2x`` or ``4x`` costs; the dearest where none is stated."""
+        stated = self.upscale.get(scale or "")
+        return stated if stated is not None else max(self.upscale.values(), default=None)
+
+
+class AudioPrice(msgspec.Struct, frozen=True):
+    """What speech, transcriptions and music cost."""
+
+    million_characters: int | None
+    thousand_characters: int | None
+    second: int | None
+    piece: int | None
+    durations: tuple[tuple[Decimal, Decimal, int], ...]
+
+    def nanos(
+        self, *, characters: int | None = None, seconds: Decimal | int | None = None
+    ) -> int | None:
+        """What so many characters of text, or seconds of sound, cost; the dearest where prices go
+        by length and that is not known. None where the price needs a fact that is missing."""
+        if self.million_characters is not None and characters is not None:
+            return money.cost_of_tokens((characters, self.million_characters))
+        if self.thousand_characters is not None and characters is not None:
+            return -(-characters * self.thousand_characters // CHARACTERS_PER_PRICE)
+        if self.second is not None and seconds is not None:
+            length = min(Decimal(seconds), MOST_SECONDS)
+            return int((length * self.second).to_integral_value(rounding=ROUND_CEILING))
+        fitting = [
+            price
+            for shortest, longest, price in self.durations
+            if seconds is None or shortest <= seconds <= longest
+        ]
+        return max(fitting, default=self.piece)
+
+
+Price = TokenPrice | ImagePrice | AudioPrice
+
+TOKEN_TYPES: Final = frozenset({"text", "code", "embedding", "decision"})
+IMAGE_TYPES: Final = frozenset({"image", "inpaint", "upscale"})
+AUDIO_TYPES: Final = frozenset({"tts", "asr", "music"})
+
+
+def read_price(
+    model_type: str,
+    pricing: bytes,
+    context_tokens: int | None = None,
+    max_output_tokens: int | None = None,
+) -> Price | None:
+    """The price of a model by what the catalogue states of it; None when it states none that can be
+    read."""
+    try:
+        if model_type in TOKEN_TYPES:
+            return _tokens(_decode(pricing, TokenPricing), context_tokens, max_output_tokens)
+        if model_type in IMAGE_TYPES:
+            return _images(_decode(pricing, ImagePricing))
+        if model_type in AUDIO_TYPES:
+            return _audio(_decode(pricing, AudioPricing))
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return None
+
+
+def _decode(pricing: bytes, shape: Any) -> Any:
+    return msgspec.json.decode(pricing, type=shape)
+
+
+def _tokens(
+    stated: TokenPricing, context_tokens: int | None, max_output_tokens: int | None
+) -> TokenPrice | None:
+    rates = _TokenRates.of(stated)
+    if rates is None:
+        return None
+    extended, threshold_tokens = None, 0
+    if stated.extended is not None:
+        extended = _TokenRates.of(stated.extended)
+        threshold_tokens = stated.extended.context_token_threshold
+    return TokenPrice(rates, extended, threshold_tokens, context_tokens, max_output_tokens)
+
+
+def _images(stated: ImagePricing) -> ImagePrice | None:
+    base = stated.generation or stated.inpaint
+    if base is None and not (stated.resolutions or stated.quality or stated.upscale):
+        return None
+    more = stated.input_images
+    return ImagePrice(
+        base=base.nanos if base else None,
+        resolutions=_nanos(stated.resolutions),
+        quality={tier: _nanos(leaves) for tier, leaves in stated.quality.items()},
+        upscale=_nanos(stated.upscale),
+        included_images=more.included if more else 0,
+        additional_image=more.additional.nanos if more else 0,
+    )
+
+
+def _audio(stated: AudioPricing) -> AudioPrice | None:
+    price = AudioPrice(
+        million_characters=_or_none(stated.input),
+        thousand_characters=_or_none(stated.per_thousand_characters),
+        second=_or_none(stated.per_audio_second or stated.per_second),
+        piece=_or_none(stated.generation),
+        durations=tuple(
+            (tier.min_seconds, tier.max_seconds, tier.nanos) for tier in stated.durations.values()
+        ),
+    )
+    return (
+        price if any(value not in (None, ()) for value in msgspec.structs.astuple(price)) else None
+    )
+
+
+def _or_none(leaf: Leaf | None) -> int | None:
+    return leaf.nanos if leaf else None
+
+
+def _nanos(leaves: Mapping[str, Leaf]) -> dict[str, int]:
+    return {name: leaf.nanos for name, leaf in leaves.items()}
