@@ -34,10 +34,10 @@ RESOLVE_TIMEOUT_S = 90
 LIMITS = (
     {"unit": "usd", "period": "lifetime", "ceiling": "1000000"},
     {"unit": "usd", "period": "day", "ceiling": "0.4", "of_key": True},
-    {"unit": "requests", "period": "minute", "ceiling": 2_500},
+    {"unit": "requests", "period": "minute", "ceiling": 6_000},
     {"unit": "tokens", "period": "hour", "ceiling": 400_000_000, "of_key": True},
-    {"unit": "concurrency", "ceiling": 18},
-    {"unit": "requests", "period": "hour", "ceiling": 200, "each_end_user": True},
+    {"unit": "concurrency", "ceiling": 18, "of_key": True},
+    {"unit": "requests", "period": "hour", "ceiling": 1_000, "each_end_user": True},
 )
 """Some have room for everything, some refuse."""
 VENICES_FAULTS = (
