@@ -40,6 +40,7 @@ END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 # Parts of a message whose tokens its bytes do not bound.
 MEDIA: Final = re.compile(rb'"(?:image_url|input_audio|video_url|file)"')
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
 
 
 class VeniceParameters(msgspec.Struct):
@@ -61,7 +62,7 @@ class ChatRequest(msgspec.Struct):
     safety_identifier: str | msgspec.UnsetType | None = msgspec.UNSET
     user: str | msgspec.UnsetType | None = msgspec.UNSET
     anon_user_id: str | msgspec.UnsetType | None = msgspec.UNSET
-    n: Count | None = None
+    n: Choices | None = None
     max_completion_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
     max_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
     tools: list[msgspec.Raw] | None = None
@@ -100,7 +101,9 @@ class ChatEndpoint:
             tags=parse_tags(headers),
             parts=len(request.messages) + len(request.tools or ()),
             choices=request.n or 1,
-            max_output_tokens=request.max_completion_tokens or request.max_tokens or None,
+            # Whichever of the two Venice heeds.
+            max_output_tokens=max(request.max_completion_tokens or 0, request.max_tokens or 0)
+            or None,
             has_extras=has_extras,
             has_venice_prompt=has_prompt if isinstance(has_prompt, bool) else None,
             venice_parameters=_stated(request.venice_parameters),

@@ -19,6 +19,8 @@ Period = Literal["minute", "hour", "day", "month", "lifetime"]
 Percents = Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=100)]], msgspec.Meta(max_length=10)]
 
 DEFAULT_ALERT_PERCENTS: Final = [50, 80, 100]
+MOST_NANOS: Final = 10**18
+"""Far from what a sum of bigint holds."""
 MOST_COUNT: Final = 2**53
 """The largest whole number that every JSON reader keeps."""
 
@@ -182,8 +184,9 @@ def parse_ceiling(unit: Unit, ceiling: str | int, field: str = "ceiling") -> int
             nanos = money.parse_usd(ceiling)
         except ValueError as error:
             raise ClientError(f"{field}: {error}.", param=field) from None
-        if nanos < 0:
-            raise ClientError(f"{field}: must not be negative.", param=field)
+        if not 0 <= nanos <= MOST_NANOS:
+            most = money.format_usd(MOST_NANOS)
+            raise ClientError(f"{field}: must be from 0 to {most}.", param=field)
         return nanos
     if not isinstance(ceiling, int) or not 0 <= ceiling <= MOST_COUNT:
         raise ClientError(

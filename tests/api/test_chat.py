@@ -463,6 +463,10 @@ async def test_a_slow_reader_holds_venice_back(upstream, caller):
         (b'{"model":"m","messages":"hi"}', "messages"),
         (b'{"model":"m","messages":[{}],"stream":"yes"}', "stream"),
         (b'{"model":"m","messages":[{}],"user":7}', "user"),
+        (b'{"model":"m","messages":[{}],"n":129}', "n"),
+        (b'{"model":"m","messages":[{}],"max_tokens":0}', "max_tokens"),
+        (b'{"model":"m","messages":[{}],"max_tokens":2147483649}', "max_tokens"),
+        (b'{"model":"m","messages":[{}],"venice_parameters":[]}', "venice_parameters"),
     ],
 )
 async def test_bad_bodies_never_reach_venice(upstream, caller, body, param):

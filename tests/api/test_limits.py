@@ -194,6 +194,26 @@ async def test_limits_are_managed(caller):
         ({"unit": "usd", "period": "month", "ceiling": 5}, "ceiling"),
         ({"unit": "usd", "period": "month", "ceiling": "five"}, "ceiling"),
         ({"unit": "usd", "period": "month", "ceiling": "-1"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "1000000000.01"}, "ceiling"),
+        (
+            {"unit": "usd", "period": "month", "ceiling": "1", "alert_percents": [0]},
+            "alert_percents",
+        ),
+        (
+            {"unit": "tokens", "period": "month", "ceiling": 1, "alert_percents": [50]},
+            "alert_percents",
+        ),
+        (
+            {
+                "unit": "tokens",
+                "period": "day",
+                "ceiling": 1,
+                "end_user": "a",
+                "each_end_user": True,
+            },
+            "end_user",
+        ),
+        ({"unit": "tokens", "period": "day", "ceiling": 1, "end_user": "a" * 129}, "end_user"),
         ({"unit": "usd", "period": "month", "ceiling": "1e99"}, "ceiling"),
         ({"unit": "requests", "period": "month", "ceiling": "5"}, "ceiling"),
         ({"unit": "requests", "period": "month", "ceiling": -5}, "ceiling"),
