@@ -96,15 +96,16 @@ class Books:
     async def settle(self, hold, nanos=1, tokens=1, **changes):
         await self.ledger.settle(entry_of(hold, nanos, tokens, **changes))
 
-    async def slow_down(self, without=""):
-        """Make every admission take 0.3 s between reading and writing; and take a guard out."""
+    async def slow_down(self, function="admit", before="FOR call IN", without="", instead=""):
+        """Make a function of the database wait 0.3 s before a statement of its, always the same;
+        and take a guard out."""
         source = await self.connection.fetchval(
-            "SELECT pg_get_functiondef('public.admit'::regproc)"
+            f"SELECT pg_get_functiondef('public.{function}'::regproc)"
         )
-        slow = source.replace("FOR call IN", "PERFORM pg_sleep(0.3);\n    FOR call IN", 1)
-        assert slow != source
-        assert without in slow
-        await self.connection.execute(slow.replace(without, "") if without else slow)
+        assert before in source
+        assert without in source
+        slow = source.replace(before, f"PERFORM pg_sleep(0.3);\n    {before}", 1)
+        await self.connection.execute(slow.replace(without, instead) if without else slow)
 
     async def age(self, end_user=None):
         """Let a day have passed since everything that was counted for the end user, or for nobody
@@ -213,7 +214,7 @@ async def test_exactly_as_many_as_fit_on_several_processes(books, processes, uni
 @pytest.mark.parametrize("is_guarded", [True, False])
 async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
     """Two replicas decide at the same time: without the row lock both would spend the same room."""
-    await books.slow_down("" if is_guarded else "FOR NO KEY UPDATE")
+    await books.slow_down(without="" if is_guarded else "FOR NO KEY UPDATE")
     await books.limit("usd", "month", 100)
     ledgers = [Ledger(books.database, uuid7()) for _ in range(2)]
 
@@ -377,6 +378,56 @@ async def test_idle_counters_are_swept_and_no_others(books):
     assert await books.admitted([books.hold(6, end_user="used")]) == [False]
     assert await books.admitted([books.hold(10, end_user="idle")]) == [True]
     await books.settle(held, 5)
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+async def test_a_counter_that_is_swept_before_its_lock_is_made_again(books, is_guarded):
+    """Found by an admission, swept before it is locked: without another look the call would count
+    nowhere."""
+    await books.limit("requests", "day", 3, end_user=EACH)
+    first = books.hold(end_user="alice")
+    await books.ledger.admit(first)
+    await books.settle(first)
+    await books.age("alice")
+    await books.slow_down(
+        before="SELECT array_agg(l.id) INTO locked",
+        without="" if is_guarded else "EXIT WHEN child_ids IS NULL OR child_ids <@ locked;",
+        instead="EXIT;",
+    )
+
+    admitting = asyncio.create_task(books.admitted([books.hold(end_user="alice")]))
+    await asyncio.sleep(0.1)
+    assert await ledger.sweep_end_users(books.database) == 1
+
+    assert await admitting == [True]
+    counted = await books.connection.fetchval("SELECT cardinality(limit_ids) FROM holds")
+    assert counted == is_guarded
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+async def test_a_counter_that_is_used_before_its_sweep_stays(books, is_guarded):
+    """Found idle by a sweep, used before it is taken away: without a look at its version the use
+    would be forgotten."""
+    limit_id = await books.limit("requests", "day", 3, end_user=EACH)
+    first = books.hold(end_user="alice")
+    await books.ledger.admit(first)
+    await books.settle(first)
+    await books.age("alice")
+    await books.slow_down(
+        "sweep_children",
+        before="PERFORM",
+        without="" if is_guarded else " AND l.xmin::text = f.version",
+    )
+
+    sweeping = asyncio.create_task(ledger.sweep_end_users(books.database))
+    await asyncio.sleep(0.1)
+    second = books.hold(end_user="alice")
+    await books.ledger.admit(second)
+    await books.settle(second)
+    await sweeping
+
+    used = await books.connection.fetch("SELECT used FROM limits WHERE template_id = $1", limit_id)
+    assert [row["used"] for row in used] == ([1] if is_guarded else [])
 
 
 async def test_a_sweep_never_frees_anybody(books):
