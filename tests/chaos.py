@@ -93,7 +93,7 @@ class Chaos:
         self.server, self.address, self.directory = server, address, directory
         self.chance = random.Random(seed)
         self.answers, self.refusals = {}, []
-        self.seen = Counter()
+        self.seen, self.charged = Counter(), Counter()
         self.callers = []
 
     @contextlib.asynccontextmanager
@@ -130,10 +130,12 @@ class Chaos:
         """Calls from many clients for as long as ``faults`` runs."""
         working = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
         failing = asyncio.create_task(self._fail_venice())
+        watching = asyncio.create_task(self._watch_venice())
         try:
             await faults
         finally:
             failing.cancel()
+            watching.cancel()
             self.is_over = True
             await asyncio.wait_for(asyncio.gather(*working), 60)
 
@@ -219,7 +221,8 @@ class Chaos:
             calls[row["request_id"]] += row["kind"] == "call"
             net[row["request_id"]] += row["cost_nanos"] or 0
         problems += [f"{name}: {count} entries" for name, count in calls.items() if count != 1]
-        charged = self._charged()
+        self._note_charges()
+        charged = self.charged
         problems += [
             f"chaos-{number}: charged, and in no entry"
             for number, nanos in charged.items()
@@ -236,12 +239,16 @@ class Chaos:
             problems.append(f"{held} calls are still held")
         return problems
 
-    def _charged(self):
-        charged = Counter()
+    async def _watch_venice(self):
+        """The sandbox keeps its last 10,000 calls only."""
+        while True:
+            self._note_charges()
+            await asyncio.sleep(2)
+
+    def _note_charges(self):
         for call in self.upstream.calls.to("/chat/completions"):
             _, number, _ = call.body.decode().split("#", 2)
-            charged[int(number)] += call.charged_nanos
-        return charged
+            self.charged[int(number)] = call.charged_nanos
 
     async def _limits(self):
         proof = await ledger.prove(self.database, self.organization_id)
