@@ -5,6 +5,7 @@ the chain at its place.
 """
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -41,6 +42,14 @@ READ_CHAIN: Final = """
     ORDER BY sequence
     LIMIT $3
 """
+LIST_EVENTS: Final = """
+    SELECT sequence, id, actor, action, target, detail::text AS detail, request_id, created_at
+    FROM public.audit_events
+    WHERE organization_id = $1
+      AND sequence < $2
+    ORDER BY sequence DESC
+    LIMIT $3
+"""
 READ_HEAD: Final = """
     SELECT audit_sequence, audit_head
     FROM public.organizations
@@ -65,6 +74,19 @@ async def lock(conn: Any, organization_id: UUID) -> None:
     """Keep every other change that is audited waiting, until the transaction ends. It comes before
     all other locks of the transaction."""
     await conn.fetchrow(LOCK_HEAD, organization_id)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done, as it stands in the chain."""
+
+    sequence: int
+    id: UUID
+    actor: str
+    action: str
+    target: str
+    detail: Any
+    request_id: str | None
+    created_at: datetime
 
 
 async def record(
@@ -110,6 +132,14 @@ async def record(
         event_hash,
     )
     await conn.execute(MOVE_HEAD, organization_id, sequence, event_hash)
+
+
+async def list_events(
+    database: Database, organization_id: UUID, before: int, limit: int
+) -> Sequence[Event]:
+    """An organization's events, newest first, before the sequence number given."""
+    rows = await database.fetch(LIST_EVENTS, organization_id, before, limit)
+    return [Event(**{**row, "detail": msgspec.json.decode(row["detail"])}) for row in rows]
 
 
 async def first_break(database: Database, organization_id: UUID) -> int | None:

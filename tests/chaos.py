@@ -36,7 +36,7 @@ LIMITS = (
     {"unit": "usd", "period": "day", "ceiling": "0.4", "of_key": True},
     {"unit": "requests", "period": "minute", "ceiling": 6_000},
     {"unit": "tokens", "period": "hour", "ceiling": 400_000_000, "of_key": True},
-    {"unit": "concurrency", "ceiling": 18, "of_key": True},
+    {"unit": "concurrency", "ceiling": 8, "of_key": True},
     {"unit": "requests", "period": "hour", "ceiling": 1_000, "each_end_user": True},
 )
 """Some have room for everything, some refuse."""

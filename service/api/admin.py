@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service import accounts, body, ledger
+from service import accounts, audit, body, ledger
 from service.accounts import Caller, Role, StatedKeySettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
 from service.api.state import DATABASE, KEYRING
@@ -217,6 +217,23 @@ async def credit(request: web.Request) -> web.Response:
             conn, _actor(request, caller), organization_id, entry_id, new
         )
     return json_response(await ledger.find_entry(database, organization_id, credit_id), 201)
+
+
+async def list_audit_events(request: web.Request) -> web.Response:
+    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``, newest first."""
+    caller = await authenticate_operator(request)
+    organization_id = path_id(request)
+    must_administer(caller, organization_id)
+    limit, _ = _page(request, FIRST_ID)
+    before = request.query.get("before", str(ledger.MOST_COUNT))
+    if not before.isdecimal() or not 1 <= int(before) <= ledger.MOST_COUNT:
+        raise ClientError("before: must be the number that 'next' gave.", param="before")
+    database = request.app[DATABASE]
+    events = await audit.list_events(database, organization_id, int(before), limit)
+    if not events:
+        await accounts.find_organization(database, organization_id)
+    following = events[-1].sequence if len(events) == limit else None
+    return json_response({"events": events, "next": following})
 
 
 async def _read(request: web.Request, shape: type[T]) -> T:

@@ -33,4 +33,5 @@ def add_routes(app: web.Application) -> None:
     router.add_get(f"{organizations}/{{id}}/ledger", admin.list_ledger)
     router.add_get(f"{organizations}/{{id}}/ledger/export", reports.export)
     router.add_get(f"{organizations}/{{id}}/usage", reports.usage)
+    router.add_get(f"{organizations}/{{id}}/audit-events", admin.list_audit_events)
     router.add_post("/admin/v1/ledger/{id}/credit", admin.credit)

@@ -13,6 +13,7 @@ from service.ledger.entries import LedgerEntry, find_entry, find_owner, list_ent
 from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
 from service.ledger.leases import sweep
 from service.ledger.limits import (
+    MOST_COUNT,
     Limit,
     LimitChange,
     NewLimit,
@@ -33,6 +34,7 @@ from service.ledger.retention import Month, expired, retain
 
 __all__ = [
     "CONTENT_TYPES",
+    "MOST_COUNT",
     "Admission",
     "Alert",
     "CostSource",

@@ -159,6 +159,34 @@ async def test_the_output_is_capped_and_said(upstream, caller):
     assert bodies[2]["max_tokens"] == 77
 
 
+async def test_an_alert_is_in_the_audit(service, caller):
+    """Half of the money is gone: soon an event says so, once; pages go back in time."""
+    asked = {"content": "[tokens=2000]", "max_tokens": 2000}
+    async with caller.chat(**asked) as response:
+        cost = Decimal(response.headers["x-rialto-cost-usd"])
+    limit = await limited(caller, unit="usd", period="month", ceiling=str(cost * 4))
+    for _ in range(3):
+        async with caller.chat(**asked) as response:
+            assert response.status == 200
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/audit-events"
+    async with asyncio.timeout(10):
+        while True:
+            _, body = await service.operate("GET", path, params={"limit": 1})
+            if body["events"][0]["action"] == "limit.alert":
+                break
+            await asyncio.sleep(0.05)
+
+    (event,) = body["events"]
+    assert (event["actor"], event["target"]) == ("rialto", limit["id"])
+    assert (event["detail"]["percent"], event["detail"]["unit"]) == (50, "usd")
+    _, older = await service.operate("GET", path, params={"before": body["next"]})
+    actions = [event["action"] for event in older["events"]]
+    assert actions == ["limit.create", "api_key.create", "organization.create"]
+    for query in ({"before": "0"}, {"before": "x"}):
+        status, body = await service.operate("GET", path, params=query)
+        assert (status, body["error"]["param"]) == (400, "before")
+
+
 async def test_limits_are_managed(caller):
     """Changed, raised for a while, removed; each is audited and in force on the next call."""
     limit = await limited(caller, unit="requests", period="month", ceiling=0)
@@ -197,7 +225,7 @@ async def test_limits_are_managed(caller):
         ({"unit": "usd", "period": "month", "ceiling": "1000000000.01"}, "ceiling"),
         (
             {"unit": "usd", "period": "month", "ceiling": "1", "alert_percents": [0]},
-            "alert_percents",
+            "alert_percents[0]",
         ),
         (
             {"unit": "tokens", "period": "month", "ceiling": 1, "alert_percents": [50]},
