@@ -1151,6 +1151,8 @@ DECLARE
     i integer;
     slot integer;
 BEGIN
+    -- Before the limits, as does whoever drops a month.
+    LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
     SELECT array_agg(DISTINCT e.organization_id), array_agg(e.id) INTO callers, hold_ids
     FROM jsonb_to_recordset(entries) AS e (organization_id uuid, id uuid);
     SELECT array_agg(DISTINCT h.id), array_agg(DISTINCT counted.limit_id) INTO seen, wanted

@@ -372,6 +372,10 @@ class _Reader:
         """The first row, or None."""
         return await self._connection.fetchrow(sql, *arguments, timeout=self._timeout)
 
+    async def execute(self, sql: str) -> None:
+        """A statement without rows."""
+        await self._connection.execute(sql, timeout=self._timeout)
+
 
 def _is_closed(connection: Any) -> bool:
     """asyncpg takes a connection that was lost away from its user, whose next word to it raises."""

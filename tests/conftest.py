@@ -7,13 +7,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import asyncpg
 import psycopg
 import pytest
+from books import Books
 from faults import OwnServer, TcpProxy
 from support import MODEL, limited, make_settings, running
 from upstream import playing
 
 from service import schema
+from service.db import connect_arguments, open_pool
 
 CARELESS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
 """No test loses power."""
@@ -146,3 +149,18 @@ async def bounded_caller(service):
         ceiling = "1000000" if limit["unit"] == "usd" else 10**12
         await limited(caller, **limit, ceiling=ceiling)
     return caller
+
+
+@pytest.fixture
+async def books(database_address):
+    """Books on a database of the test's own, audited at the end."""
+    connection = await asyncpg.connect(**connect_arguments(database_address))
+    try:
+        async with open_pool(make_settings(database_address, "http://x"), database_address) as pool:
+            books = Books(pool, connection)
+            await books.prepare()
+            yield books
+            await books.audit()
+            await books.ledger.flush(1)
+    finally:
+        await connection.close()

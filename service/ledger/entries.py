@@ -1,6 +1,7 @@
 """Reading the ledger."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -46,6 +47,22 @@ FIND_OWNER: Final = """
         OFFSET 0
     ) e
 """
+
+
+# Before the snapshot of the transaction is taken: a month that is dropped while this waits is
+# gone at once, and what the limits carry of it is only in a snapshot that is taken after that.
+LOCK_LEDGER: Final = "LOCK TABLE public.ledger_entries IN ACCESS SHARE MODE"
+
+
+@contextlib.asynccontextmanager
+async def reading_ledger(database: Database, timeout: float) -> AsyncIterator[Any]:
+    """A transaction that reads the ledger, and what belongs to it, as of one instant.
+
+    :raises Unavailable: when the database is gone, or nothing is free within the deadline.
+    """
+    async with database.reading(timeout) as conn:
+        await conn.execute(LOCK_LEDGER)
+        yield conn
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import msgspec
 from service import audit
 from service.audit import Actor
 from service.db import Database
+from service.ledger.entries import reading_ledger
 
 PROOF_TIMEOUT_S: Final = 300.0
 
@@ -169,7 +170,7 @@ async def prove(database: Database, organization_id: UUID) -> Proof:
 
     :raises Unavailable: when the database cannot say in time.
     """
-    async with database.reading(PROOF_TIMEOUT_S) as conn:
+    async with reading_ledger(database, PROOF_TIMEOUT_S) as conn:
         counts = await conn.fetchrow(COUNT_PROVEN, organization_id)
         faults = [_fault(row) for row in await conn.fetch(FIND_FAULTS, organization_id)]
     return Proof(organization_id=organization_id, **counts, faults=faults)

@@ -9,11 +9,13 @@ import msgspec
 
 from service import money
 from service.db import Database
+from service.ledger.entries import reading_ledger
 from service.ledger.exports import CLOCKS_APART, LONGEST_CALL
 
 GroupBy = Literal["day", "model", "key", "end_user", "endpoint", "tag"]
 
 MOST_ROWS: Final = 10_000
+REPORT_TIMEOUT_S: Final = 30.0
 
 # ruff: noqa: S608 - statements are put together from constants
 WANTED: Final = f"""
@@ -122,7 +124,7 @@ async def report(
         tag_name,
         tag_value,
     )
-    async with database.reading() as conn:
+    async with reading_ledger(database, REPORT_TIMEOUT_S) as conn:
         total = await conn.fetchrow(SUM_ALL, *arguments)
         rows = await conn.fetch(SUM_GROUPS, *arguments, group_by, MOST_ROWS + 1)
     return Report(

@@ -1,176 +1,23 @@
 """Admission and settlement in the database: the verdicts of a greedy model, and sums that agree."""
 
 import asyncio
-import hashlib
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
-import asyncpg
 import pytest
+from books import EACH, entry_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import make_settings
 
 from service import ledger
-from service.db import connect_arguments, open_pool, uuid7
-from service.errors import LimitExceeded, RateLimited, ServiceError, Unavailable
-from service.ledger import CostSource, Entry, Hold, Ledger, Outcome
+from service.db import open_pool, uuid7
+from service.errors import LimitExceeded, RateLimited, Unavailable
+from service.ledger import Ledger
 
 MODELS = ("m", "other")
 END_USERS = ("alice", "bob")
-EACH = "each end user"
-
-
-def digest(end_user):
-    """As long as a real one."""
-    return hashlib.sha256(end_user.encode()).digest()[:16]
-
-
-class Books:
-    """A database with an organization, its keys and limits, and a ledger that works on it."""
-
-    def __init__(self, database, connection):
-        self.database = database
-        self.connection = connection
-        self.ledger = Ledger(database, uuid7())
-        self.organization_id = uuid7()
-        self.keys = [uuid7(), uuid7()]
-
-    async def prepare(self):
-        await self.connection.execute(
-            "INSERT INTO organizations (id, name) VALUES ($1, 'a')", self.organization_id
-        )
-        for key in self.keys:
-            await self.connection.execute(
-                "INSERT INTO api_keys (id, organization_id, name, role, digest, prefix)"
-                " VALUES ($1, $2, 'k', 'inference', $3, 'rk_')",
-                key,
-                self.organization_id,
-                key.bytes * 2,
-            )
-
-    async def limit(self, unit, period, ceiling, key=None, model=None, end_user=None):
-        """A new limit, of an end user or of EACH; returns its id."""
-        limit_id = uuid7()
-        scope = "api_key" if key else "organization"
-        if end_user:
-            scope = "each_end_user" if end_user is EACH else "end_user"
-        await self.connection.execute(
-            "INSERT INTO limits (organization_id, id, scope, api_key_id, model, unit, period,"
-            " ceiling, end_user) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-            self.organization_id,
-            limit_id,
-            scope,
-            key,
-            model,
-            unit,
-            period,
-            ceiling,
-            None if end_user in (None, EACH) else digest(end_user),
-        )
-        return limit_id
-
-    def hold(self, nanos=1, tokens=1, key=None, model="m", end_user=None, **least):
-        return Hold(
-            organization_id=self.organization_id,
-            id=uuid7(),
-            api_key_id=key or self.keys[0],
-            request_id="r",
-            endpoint="/chat/completions",
-            model=model,
-            is_stream=False,
-            bound_nanos=nanos,
-            bound_tokens=tokens,
-            end_user=digest(end_user).hex() if end_user else None,
-            **least,
-        )
-
-    async def admitted(self, holds):
-        """Which of the calls that arrive together are admitted, in order."""
-        outcomes = await asyncio.gather(*map(self.ledger.admit, holds), return_exceptions=True)
-        for outcome in outcomes:
-            assert not isinstance(outcome, Exception) or isinstance(outcome, ServiceError), outcome
-        return [not isinstance(outcome, Exception) for outcome in outcomes]
-
-    async def settle(self, hold, nanos=1, tokens=1, **changes):
-        await self.ledger.settle(entry_of(hold, nanos, tokens, **changes))
-
-    async def slow_down(self, function="admit", before="FOR call IN", without="", instead=""):
-        """Make a function of the database wait 0.3 s before a statement of its, always the same;
-        and take a guard out."""
-        source = await self.connection.fetchval(
-            f"SELECT pg_get_functiondef('public.{function}'::regproc)"
-        )
-        assert before in source
-        assert without in source
-        slow = source.replace(before, f"PERFORM pg_sleep(0.3);\n    {before}", 1)
-        await self.connection.execute(slow.replace(without, instead) if without else slow)
-
-    async def age(self, end_user=None):
-        """Let a day have passed since everything that was counted for the end user, or for nobody
-        in particular."""
-        counted = (
-            "limit_windows = ARRAY("
-            " SELECT at - interval '1 day' * coalesce(w.at = l.window_start, false)::integer"
-            " FROM unnest(limit_ids, limit_windows) WITH ORDINALITY AS w (id, at, place)"
-            " JOIN limits l USING (id) ORDER BY place)"
-        )
-        async with self.connection.transaction():
-            await self.connection.execute("SET LOCAL session_replication_role = replica")
-            for table, change in (
-                ("holds", counted),
-                ("ledger_entries", counted),
-                ("limits", "window_start = window_start - interval '1 day'"),
-            ):
-                await self.connection.execute(
-                    f"UPDATE {table} SET {change} WHERE end_user IS NOT DISTINCT FROM $1",
-                    digest(end_user) if end_user else None,
-                )
-
-    async def state(self, limit_id):
-        limit = await ledger.find_limit(self.database, limit_id)
-        return limit.used, limit.held
-
-    async def audit(self):
-        """The books agree with themselves."""
-        assert (await ledger.prove(self.database, self.organization_id)).faults == []
-
-
-def entry_of(hold, nanos, tokens, **changes):
-    """An entry for a call that ended well."""
-    facts = {
-        "hold": hold,
-        "model": hold.model,
-        "outcome": Outcome.OK,
-        "status": 200,
-        "input_tokens": tokens,
-        "cached_input_tokens": 0,
-        "output_tokens": 0,
-        "cost_nanos": nanos,
-        "cost_source": CostSource.REPORTED,
-        "upstream_request_id": None,
-        "first_byte_ms": 1,
-        "duration_ms": 2,
-    }
-    return Entry(**{**facts, **changes})
-
-
-@pytest.fixture
-async def books(database_address):
-    """Books on a database of the test's own, audited at the end."""
-    connection = await asyncpg.connect(**connect_arguments(database_address))
-    try:
-        async with open_pool(make_settings(database_address, "http://x"), database_address) as pool:
-            books = Books(pool, connection)
-            await books.prepare()
-            yield books
-            await books.audit()
-            await books.ledger.flush(1)
-    finally:
-        await connection.close()
-
-
 UNITS = [
     ("usd", "month"),
     ("usd", "day"),

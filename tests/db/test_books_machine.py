@@ -1,11 +1,11 @@
 """The books as a machine: whatever is done to them, in any order, they agree with a model."""
 
 import asyncio
-import hashlib
 from collections import Counter
 
 import asyncpg
 import msgspec
+from books import Books, digest, entry_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -15,7 +15,7 @@ from service import ledger
 from service.audit import Actor
 from service.db import connect_arguments, open_pool, uuid7
 from service.errors import LimitExceeded, RateLimited
-from service.ledger import CostSource, Entry, Hold, Ledger, LimitChange, NewLimit, Outcome
+from service.ledger import CostSource, Ledger, LimitChange, NewLimit
 
 ACTOR = Actor(name="test")
 MODELS = ("m", "other")
@@ -31,10 +31,6 @@ UNITS = (
     ("concurrency", None),
 )
 EXAMPLES = 30
-
-
-def digest(end_user):
-    return hashlib.sha256(end_user.encode()).digest()[:16] if end_user else None
 
 
 class Counted:
@@ -99,23 +95,11 @@ class BooksMachine(RuleBasedStateMachine):
     def __init__(self, runner, database, connection):
         super().__init__()
         self.run, self.database, self.connection = runner.run, database, connection
-        self.organization_id, self.keys = uuid7(), [uuid7(), uuid7()]
+        self.books = Books(database, connection)
+        self.organization_id, self.keys = self.books.organization_id, self.books.keys
         self.replicas = [Ledger(database, uuid7()) for _ in range(2)]
         self.limits, self.open, self.interrupted = {}, [], []
-        self.run(self.prepare())
-
-    async def prepare(self):
-        await self.connection.execute(
-            "INSERT INTO organizations (id, name) VALUES ($1, 'a')", self.organization_id
-        )
-        for key in self.keys:
-            await self.connection.execute(
-                "INSERT INTO api_keys (id, organization_id, name, role, digest, prefix)"
-                " VALUES ($1, $2, 'k', 'inference', $3, 'rk_')",
-                key,
-                self.organization_id,
-                key.bytes * 2,
-            )
+        self.run(self.books.prepare())
 
     @rule(
         unit=st.sampled_from(UNITS),
@@ -140,7 +124,7 @@ class BooksMachine(RuleBasedStateMachine):
         async def work():
             async with self.database.transaction() as conn:
                 return await ledger.create_limit(
-                    conn, ACTOR, self.organization_id, new, digest(new.end_user)
+                    conn, ACTOR, self.organization_id, new, new.end_user and digest(new.end_user)
                 )
 
         self.limits[self.run(work())] = Counted(new, ceiling)
@@ -200,21 +184,7 @@ class BooksMachine(RuleBasedStateMachine):
     def calls_arrive(self, replica, asked):
         """Together at one replica: their verdicts are those of the model, one after the other."""
         calls = [
-            Call(
-                Hold(
-                    organization_id=self.organization_id,
-                    id=uuid7(),
-                    api_key_id=self.keys[key],
-                    request_id="r",
-                    endpoint="/chat/completions",
-                    model=model,
-                    is_stream=False,
-                    bound_nanos=nanos,
-                    bound_tokens=tokens,
-                    end_user=digest(end_user).hex() if end_user else None,
-                ),
-                end_user,
-            )
+            Call(self.books.hold(nanos, tokens, self.keys[key], model, end_user), end_user)
             for nanos, tokens, key, model, end_user in asked
         ]
 
@@ -253,7 +223,13 @@ class BooksMachine(RuleBasedStateMachine):
         call = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         if source is CostSource.NOT_CHARGED:
             nanos, tokens = 0, None
-        entry = self.entry(call, nanos, tokens, CostSource.UNKNOWN if nanos is None else source)
+        entry = entry_of(
+            call.hold,
+            nanos,
+            tokens,
+            cost_source=CostSource.UNKNOWN if nanos is None else source,
+            output_tokens=tokens and 0,
+        )
         for _ in range(times):
             self.run(self.settle(replica, entry))
         bound = call.hold
@@ -288,7 +264,9 @@ class BooksMachine(RuleBasedStateMachine):
         if not self.interrupted:
             return
         call = self.interrupted.pop(data.draw(st.integers(0, len(self.interrupted) - 1)))
-        entry = self.entry(call, nanos, tokens, CostSource.REPORTED)
+        entry = entry_of(
+            call.hold, nanos, tokens, cost_source=CostSource.REPORTED, output_tokens=tokens and 0
+        )
         for replica in (0, 1):
             self.run(self.settle(replica, entry))
         call.book(nanos, tokens)
@@ -297,22 +275,6 @@ class BooksMachine(RuleBasedStateMachine):
     def end_users_are_swept(self):
         """Counters that count nothing may go, others stay as they are."""
         self.run(ledger.sweep_end_users(self.database))
-
-    def entry(self, call, nanos, tokens, source):
-        return Entry(
-            hold=call.hold,
-            model=call.hold.model,
-            outcome=Outcome.OK,
-            status=200,
-            input_tokens=tokens,
-            cached_input_tokens=0,
-            output_tokens=None if tokens is None else 0,
-            cost_nanos=nanos,
-            cost_source=source,
-            upstream_request_id=None,
-            first_byte_ms=1,
-            duration_ms=2,
-        )
 
     async def settle(self, replica, entry):
         await self.replicas[replica].settle(entry)
@@ -332,7 +294,7 @@ class BooksMachine(RuleBasedStateMachine):
 
         proof, standing = self.run(work())
         assert proof.faults == []
-        names = {digest(name) or b"": name for name in END_USERS}
+        names = {digest(name) if name else b"": name for name in END_USERS}
         for row in standing:
             limit = self.limits.get(row["template_id"] or row["id"])
             if limit is None or row["scope"] == "each_end_user":

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import psycopg
 import pytest
+from books import Books
 from support import make_settings
-from test_admission import UNITS, Books
+from test_admission import UNITS
 
 from service import audit, ledger
 from service.audit import Actor
