@@ -163,7 +163,8 @@ class ChatEndpoint:
                 key=lambda output: _nanos(call, price, bound.input_tokens, output) or 0,
             )
             most = min(most, affordable)
-        return msgspec.structs.replace(bound, output_cap=most)
+        # Venice takes a maximum of nothing for none at all.
+        return msgspec.structs.replace(bound, output_cap=max(1, most))
 
     def learn(self, call: Call, bound: Bound, usage: Usage, catalog: Catalog) -> None:
         """What Venice added to the prompt, where it is more than was thought."""
