@@ -204,3 +204,12 @@ def test_the_sandboxs_catalogue_is_read():
         spec = line["model_spec"]
         price = read_price(line["type"], json.dumps(spec.get("pricing")).encode())
         assert isinstance(price, kinds.get(line["type"], TokenPrice)) or "pricing" not in spec
+
+
+def test_a_cost_is_rounded_up_once():
+    """Not for each kind of token: parts of a nano-dollar are summed first."""
+    price = price_of("text", input=leaf(0.000001), output=leaf(0.000001))
+
+    assert price.cost_nanos(Usage(input_tokens=400, output_tokens=600)) == 1
+    assert price.cost_nanos(Usage(input_tokens=401, output_tokens=600)) == 2
+    assert price.bound_nanos(1, 0) == 1
