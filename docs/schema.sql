@@ -547,7 +547,8 @@ BEGIN
         IF call.least_tokens IS NOT NULL THEN
             FOREACH i IN ARRAY call.places LOOP
                 remaining := ceilings[i] - useds[i] - helds[i];
-                IF units[i] = 'usd' THEN
+                -- A bound that is not known stays unknown, whatever is left.
+                IF units[i] = 'usd' AND call.bound_nanos IS NOT NULL THEN
                     granted_nanos := least(granted_nanos, greatest(remaining, call.least_nanos));
                 ELSIF units[i] = 'tokens' THEN
                     granted_tokens := least(granted_tokens, greatest(remaining, call.least_tokens));
@@ -1349,6 +1350,9 @@ DECLARE
     versions text[];
     swept integer;
 BEGIN
+    WITH held AS MATERIALIZED (
+        SELECT DISTINCT unnest(h.limit_ids) AS id FROM public.holds h
+    )
     SELECT array_agg(l.id), array_agg(l.version) INTO found, versions
     FROM (
         SELECT l.id, l.xmin::text AS version
@@ -1357,7 +1361,7 @@ BEGIN
         WHERE l.template_id IS NOT NULL
           AND l.held = 0
           AND (t.deleted_at IS NOT NULL OR public.limit_is_idle(l, clock_timestamp()))
-          AND l.id <> ALL (ARRAY(SELECT unnest(h.limit_ids) FROM public.holds h))
+          AND NOT EXISTS (SELECT FROM held WHERE held.id = l.id)
         LIMIT most
     ) l;
     PERFORM
@@ -1428,11 +1432,16 @@ BEGIN
                                THEN l.alerted_percent
                                ELSE 0 END,
         window_start = CASE WHEN n.bucket_s IS NULL THEN n.window_at ELSE l.window_start END,
-        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets
-                       ELSE ARRAY(SELECT b FROM unnest(rings[n.place:n.place]) b) END,
+        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets ELSE r.ring END,
         bucket_at = CASE WHEN n.bucket_s IS NULL THEN l.bucket_at ELSE n.window_at END
     FROM unnest(ids, useds, helds, bucket_ss, windows, touched)
         WITH ORDINALITY AS n (id, used, held, bucket_s, window_at, is_touched, place)
+    -- All rings at once: a slice for each row would copy them all each time.
+    JOIN (
+        SELECT (u.at - 1) / 61 + 1 AS place, array_agg(u.b ORDER BY u.at) AS ring
+        FROM unnest(rings) WITH ORDINALITY AS u (b, at)
+        GROUP BY 1
+    ) r USING (place)
     WHERE l.id = n.id
       AND n.is_touched;
 END

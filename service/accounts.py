@@ -52,7 +52,15 @@ FIND_CALLER: Final = """
                  AND l.template_id IS NULL
                  AND l.deleted_at IS NULL
                  AND l.unit = 'usd'
-           ) AS has_money_limit
+           ) AS has_money_limit,
+           EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.model IS NOT NULL
+           ) AS has_model_limit
     FROM public.api_keys k
     JOIN public.organizations o ON o.id = k.organization_id
     WHERE k.digest = $1
@@ -173,6 +181,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     settings: KeySettings = KeySettings()
     has_money_limit: bool = False
     """Whether any limit of its organization is one of money."""
+    has_model_limit: bool = False
+    """Whether any limit of its organization is for one model."""
 
     @property
     def actor_name(self) -> str:
@@ -263,6 +273,7 @@ class Callers:
             end_users_key=end_users_key,
             settings=msgspec.json.decode(row["settings"], type=KeySettings),
             has_money_limit=row["has_money_limit"],
+            has_model_limit=row["has_model_limit"],
         )
 
 

@@ -25,6 +25,8 @@ def decode(body: bytes, shape: type[T]) -> T:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
         raise _at_fault(str(error)) from None
+    except RecursionError:
+        raise ClientError("The body is nested too deeply.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
 
@@ -39,10 +41,10 @@ def _at_fault(text: str) -> ClientError:
     return ClientError(f"{field}: {rule}." if field else f"{rule}.", param=field or None)
 
 
-def text_bytes(body: bytes) -> int:
-    """At least as many bytes as the text in a JSON body has in UTF-8, and not many more: escapes
-    are undone, punctuation counts."""
-    return len(msgspec.json.encode(msgspec.json.decode(body))) if b"\\u" in body else len(body)
+def unescaped(body: bytes) -> bytes:
+    """The JSON body with each character as itself in UTF-8: at least as many bytes as its text has,
+    and not many more."""
+    return msgspec.json.encode(msgspec.json.decode(body)) if b"\\u" in body else body
 
 
 def set_members(body: bytes, members: Mapping[str, Any], present: Collection[str]) -> bytes:

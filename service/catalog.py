@@ -42,6 +42,9 @@ OVERHEAD_TOKENS: Final = 128
 SYSTEM_PROMPT_TOKENS: Final = 4_096
 """The same, with its own system prompt."""
 
+MOST_OVERHEAD_TOKENS: Final = 16_384
+"""The most that is learned of one call for all others of its model."""
+
 READ_OVERHEADS: Final = """
     SELECT name, overhead_tokens, overhead_tokens_with_venice_prompt
     FROM public.models
@@ -156,7 +159,10 @@ class Catalog:
 
     def learn_overhead(self, name: str, excess_tokens: int, *, with_prompt: bool) -> None:
         """A prompt of the model had so many tokens more than its text bounds."""
-        if excess_tokens > self.overhead_tokens(name, with_prompt=with_prompt):
+        if excess_tokens > MOST_OVERHEAD_TOKENS:
+            # That is nothing Venice adds to every prompt.
+            log.warning("prompt above its bound", model=name, tokens=excess_tokens)
+        elif excess_tokens > self.overhead_tokens(name, with_prompt=with_prompt):
             model = name.partition(":")[0]
             self._overheads[model, with_prompt] = excess_tokens
             self._learned.add(model)

@@ -51,6 +51,8 @@ LOST: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InvalidCachedStatementError,
+    # A server that is no primary any more.
+    asyncpg.ReadOnlySQLTransactionError,
     # What asyncpg says when the server's goodbye arrived before the statement was sent.
     asyncpg.InternalClientError,
 )
@@ -61,7 +63,10 @@ BUSY: Final = (
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
-    asyncpg.TooManyConnectionsError,
+    # A full disk, no memory, too many connections.
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
 )
 """The database is there and cannot do this now."""
 HOPELESS: Final = (
@@ -283,11 +288,11 @@ class Database:
         except BaseException as error:
             # asyncpg says InterfaceError when a closed connection is rolled back, and also for
             # mistakes of ours, which must not pass for a lost connection.
-            if isinstance(error, LOST) or _is_closed(connection):
+            # A statement that took too long is no sign of a lost connection either.
+            is_lost = isinstance(error, LOST) and not isinstance(error, asyncpg.QueryCanceledError)
+            if is_lost or _is_closed(connection):
                 await self._replace(connection)
                 raise ConnectionLost from error
-            if isinstance(error, TimeoutError):
-                await self._replace(connection)
             raise
         finally:
             await self._release(connection)

@@ -123,6 +123,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     venice_parameters: bytes = b"{}"
     surcharge_nanos: int = 0
     """What is charged beside the tokens, at most."""
+    has_price: bool = True
+    """Whether the model's price is that of the call."""
 
     def __repr__(self) -> str:
         return f"<Call {self.request_id} {self.endpoint.path} {self.model}>"

@@ -34,6 +34,8 @@ SEARCH_NANOS: Final = 10_000_000
 """USD 0.01 for each of web search, X search and a scraped page."""
 MOST_SCRAPED_PAGES: Final = 10
 NULL: Final = msgspec.Raw(b"null")
+MAXIMA: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""What a caller may call the most output of one choice."""
 END_USER_LENGTH: Final = 128
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
@@ -65,6 +67,9 @@ class ChatRequest(msgspec.Struct):
     n: Choices | None = None
     max_completion_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
     max_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
+    max_output_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
+    web_search: Any = None
+    fallbacks: Any = None
     tools: list[msgspec.Raw] | None = None
     venice_parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -85,8 +90,10 @@ class ChatEndpoint:
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")
         parameters = _parameters(request)
-        surcharge_nanos, has_extras = _extras(request.model, parameters)
+        surcharge_nanos, has_extras = _extras(request, parameters)
         has_prompt = parameters.include_venice_system_prompt
+        if "include_venice_system_prompt" in request.model:
+            has_prompt = True
         return Call(
             endpoint=self,
             request_id=request_id,
@@ -101,13 +108,14 @@ class ChatEndpoint:
             tags=parse_tags(headers),
             parts=len(request.messages) + len(request.tools or ()),
             choices=request.n or 1,
-            # Whichever of the two Venice heeds.
-            max_output_tokens=max(request.max_completion_tokens or 0, request.max_tokens or 0)
-            or None,
+            # Whichever of them Venice heeds.
+            max_output_tokens=max(getattr(request, name) or 0 for name in MAXIMA) or None,
             has_extras=has_extras,
             has_venice_prompt=has_prompt if isinstance(has_prompt, bool) else None,
             venice_parameters=_stated(request.venice_parameters),
             surcharge_nanos=surcharge_nanos,
+            # Another model may answer, at prices of its own.
+            has_price=not request.fallbacks,
         )
 
     def bound(self, call: Call, caller: Caller, catalog: Catalog) -> Bound:
@@ -118,8 +126,9 @@ class ChatEndpoint:
         if has_venice_prompt is None:
             has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
         input_tokens, prompt_tokens = window, None
-        if not call.has_extras and not MEDIA.search(call.body):
-            prompt_tokens = body.text_bytes(call.body) + PART_TOKENS * call.parts
+        text = body.unescaped(call.body)
+        if not call.has_extras and not MEDIA.search(text):
+            prompt_tokens = len(text) + PART_TOKENS * call.parts
             overhead = catalog.overhead_tokens(call.model, with_prompt=has_venice_prompt)
             input_tokens = min(window, prompt_tokens + overhead)
         most_output = (price and price.max_output_tokens) or window
@@ -140,7 +149,8 @@ class ChatEndpoint:
             output_cap=output_cap,
         )
         least = caller.settings.least_output_tokens
-        if least is None or least >= output_tokens or call.is_end_to_end_encrypted:
+        is_cut = least is not None and least < output_tokens
+        if least is None or not is_cut or bound.nanos is None or call.is_end_to_end_encrypted:
             return bound
         return msgspec.structs.replace(
             bound,
@@ -187,8 +197,7 @@ class ChatEndpoint:
             members["anon_user_id"] = pseudonym
         if bound.output_cap is not None:
             members["max_completion_tokens"] = bound.output_cap
-            if "max_tokens" in call.present:
-                members["max_tokens"] = bound.output_cap
+            members |= {name: bound.output_cap for name in MAXIMA if name in call.present}
         if call.has_venice_prompt is None and not bound.has_venice_prompt:
             stated = msgspec.json.decode(call.venice_parameters, type=dict[str, msgspec.Raw])
             members["venice_parameters"] = {**stated, "include_venice_system_prompt": False}
@@ -200,19 +209,16 @@ class ChatEndpoint:
         return body.set_members(content, members, call.present)
 
 
-SPLICED: Final = (
-    *END_USER_FIELDS,
-    "max_completion_tokens",
-    "max_tokens",
-    "venice_parameters",
-)
+SPLICED: Final = (*END_USER_FIELDS, *MAXIMA, "venice_parameters")
 
 
 def _nanos(
     call: Call, price: TokenPrice | None, input_tokens: int, output_tokens: int
 ) -> int | None:
     """The most that a call with so much output for each choice can cost."""
-    nanos = price.bound_nanos(input_tokens, output_tokens * call.choices) if price else None
+    if price is None or not call.has_price:
+        return None
+    nanos = price.bound_nanos(input_tokens, output_tokens * call.choices)
     return None if nanos is None else nanos + call.surcharge_nanos
 
 
@@ -239,15 +245,17 @@ def _parameters(request: ChatRequest) -> VeniceParameters:
         raise ClientError(f"venice_parameters: {error}", param="venice_parameters") from None
 
 
-def _extras(model: str, parameters: VeniceParameters) -> tuple[int, bool]:
+def _extras(request: ChatRequest, parameters: VeniceParameters) -> tuple[int, bool]:
     """What Venice's own parameters add at most in nano-dollars, and whether they add to the prompt;
     they stand in the body or behind the model's name."""
-    suffix = model.partition(":")[2]
+    suffix = request.model.partition(":")[2]
 
     def is_on(name: str) -> bool:
         return getattr(parameters, name) not in (None, False, "off", "") or name in suffix
 
-    searches = is_on("enable_web_search") + is_on("enable_x_search")
+    # Venice takes web_search beside its own parameter for the same.
+    is_searched = is_on("enable_web_search") or request.web_search not in (None, False, "off", "")
+    searches = is_searched + is_on("enable_x_search")
     pages = MOST_SCRAPED_PAGES if is_on("enable_web_scraping") else 0
     has_extras = bool(searches or pages or is_on("character_slug"))
     return SEARCH_NANOS * (searches + pages), has_extras

@@ -45,6 +45,10 @@ FREE_OUTCOMES: Final = frozenset(
 """Venice surely charged nothing: it was never reached, or refused before any work."""
 
 
+LEFT: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
+"""The call was ended on this side."""
+
+
 class Reply:
     """Venice's answer to a call: ``body`` of a plain one, ``chunks()`` of a stream."""
 
@@ -200,7 +204,10 @@ class OpenCall:
         source = CostSource.NOT_CHARGED
         if self._is_sent and outcome not in FREE_OUTCOMES:
             usage, cost_nanos, source = _cost(self.call, metered, catalog)
-            if metered.usage is not None:
+            if self.metered is None and not self.call.is_stream and outcome in LEFT:
+                # Nothing was counted, and Venice may have gone on: so leaving saves no money.
+                usage, cost_nanos, source = None, None, CostSource.UNKNOWN
+            if metered.usage is not None and usage is not None:
                 self.call.endpoint.learn(self.call, self.bound, usage, catalog)
         return Entry(
             hold=self.hold,
@@ -233,8 +240,10 @@ def _cost(call: Call, metered: Metered, catalog: Catalog) -> tuple[Usage, int | 
     if metered.cost_usd is not None:
         return usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED
     price = catalog.token_price(metered.model or "", call.model)
-    cost_nanos = price.cost_nanos(usage) if price else None
-    return usage, cost_nanos, CostSource.UNKNOWN if cost_nanos is None else source
+    cost_nanos = price.cost_nanos(usage) if price and call.has_price else None
+    if cost_nanos is None:
+        return usage, None, CostSource.UNKNOWN
+    return usage, cost_nanos + call.surcharge_nanos, source
 
 
 def _usage(call: Call, metered: Metered) -> tuple[Usage, CostSource]:
@@ -302,6 +311,7 @@ class Gateway:
         """
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
+        self._must_be_listed(caller, call)
         bound = call.endpoint.bound(call, caller, self._catalog)
         open_call = OpenCall(call, bound, _hold(caller, call, bound))
         self._open_calls.add(open_call)
@@ -333,11 +343,12 @@ class Gateway:
 
         :raises Unavailable: when the books cannot say.
         """
+        self._must_be_listed(caller, call)
         bound = call.endpoint.bound(call, caller, self._catalog)
         standing = await self._ledger.would_admit(_hold(caller, call, bound))
         outcome = standing.outcome
         if isinstance(outcome, ServiceError):
-            return Quote(bound=bound, limits=standing.limits, refusal=self._told(outcome, call))
+            return Quote(bound=bound, limits=standing.limits, refusal=self._told(outcome))
         bound = call.endpoint.cut(call, bound, outcome, self._catalog)
         return Quote(bound=bound, limits=standing.limits, refusal=None)
 
@@ -346,7 +357,7 @@ class Gateway:
         try:
             admission = await self._ledger.admit(open_call.hold)
         except (LimitExceeded, RateLimited) as error:
-            raise self._told(error, open_call.call) from error
+            raise self._told(error) from error
         # Whatever else comes of admission, there is nothing to settle here: what was refused holds
         # nothing, and what nobody knows of the ledger undoes itself.
         open_call.is_refused = False
@@ -354,18 +365,26 @@ class Gateway:
         call, bound = open_call.call, open_call.bound
         open_call.bound = call.endpoint.cut(call, bound, admission, self._catalog)
 
-    def _told(self, refusal: ServiceError, call: Call) -> ServiceError:
+    def _told(self, refusal: ServiceError) -> ServiceError:
         """What the caller of a refused call is told."""
         if not isinstance(refusal, LimitExceeded | RateLimited):
             return refusal
         if not self._catalog.is_loaded:
             # Without prices and windows the bound is no bound to refuse a call by.
             return Unavailable("The prices are not known yet.", retry_after_s=1)
-        if refusal.code == "price_unknown" and not self._catalog.lists(call.model):
-            return NotFound(
+        return refusal
+
+    def _must_be_listed(self, caller: Caller, call: Call) -> None:
+        """Limits go by Venice's own names: where there are some of money, or of a model, a name
+        that Venice knows for another would pass by them.
+
+        :raises NotFound: when the model is not in Venice's list.
+        """
+        is_limited = caller.has_money_limit or caller.has_model_limit
+        if is_limited and self._catalog.is_loaded and not self._catalog.lists(call.model):
+            raise NotFound(
                 f"There is no model {call.model!r}.", code="model_not_found", param="model"
             )
-        return refusal
 
     async def _settle(self, open_call: OpenCall) -> None:
         if open_call.is_refused:

@@ -38,11 +38,20 @@ SETTLE: Final = """
     SELECT *
     FROM public.settle($1::text::jsonb, $2)
 """
+# What is being settled needs no lease, and is not waited for.
 RENEW_LEASES: Final = """
-    UPDATE public.holds
+    WITH free AS (
+        SELECT organization_id, id
+        FROM public.holds
+        WHERE organization_id = ANY ($1)
+          AND id = ANY ($2)
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE public.holds h
     SET lease_until = clock_timestamp() + make_interval(secs => $3)
-    WHERE organization_id = ANY ($1)
-      AND id = ANY ($2)
+    FROM free
+    WHERE h.organization_id = free.organization_id
+      AND h.id = free.id
 """
 
 
@@ -194,6 +203,9 @@ class Ledger:
             self._open.pop(hold.id, None)
             if error.limit is not None:
                 metrics.REFUSALS.labels(error.code, error.limit["unit"], error.limit["scope"]).inc()
+            raise
+        except BaseException:
+            self._open.pop(hold.id, None)
             raise
 
     async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:

@@ -1,5 +1,6 @@
 """What becomes of a call whose process has gone: the sweeper settles it at its bound."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -7,6 +8,7 @@ import structlog
 
 from service import metrics
 from service.db import Database, uuid7
+from service.errors import Unavailable
 from service.ledger.calls import SETTLE, CostSource, Outcome
 
 log = structlog.get_logger()
@@ -30,8 +32,7 @@ async def sweep(database: Database) -> int:
     """
     swept = 0
     while expired := await database.fetch(FIND_EXPIRED, MOST_A_SWEEP):
-        entries = msgspec.json.encode([_entry(hold) for hold in expired]).decode()
-        settled = await database.fetch(SETTLE, entries, True)
+        settled = await _settled(database, expired)
         settled = [row for row in settled if row["kind"] != "alert"]
         swept += len(settled)
         if len(settled) < len(expired):
@@ -41,6 +42,22 @@ async def sweep(database: Database) -> int:
         metrics.SWEPT.inc(swept)
         log.warning("interrupted calls settled at their bound", count=swept)
     return swept
+
+
+async def _settled(database: Database, holds: Sequence[Any]) -> Sequence[Any]:
+    entries = msgspec.json.encode([_entry(hold) for hold in holds]).decode()
+    try:
+        settled: list[Any] = await database.fetch(SETTLE, entries, True)
+    except Unavailable:
+        raise
+    except Exception:
+        if len(holds) > 1:
+            # One that cannot be settled keeps no other from it.
+            return [row for hold in holds for row in await _settled(database, [hold])]
+        log.exception("a hold cannot be settled", hold_id=str(holds[0]["id"]))
+        return []
+    else:
+        return settled
 
 
 def _entry(hold: Any) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class NewLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_key_id: UUID | None = None
     end_user: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
     each_end_user: bool = False
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+    model: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,256}$")] | None = None
     alert_percents: Percents | None = None
 
     @property

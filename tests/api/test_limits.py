@@ -187,6 +187,50 @@ async def test_an_alert_is_in_the_audit(service, caller):
         assert (status, body["error"]["param"]) == (400, "before")
 
 
+@pytest.mark.parametrize("name", ["default", "venice-llama-3.3-70b", "llama.3.3.70b"])
+@pytest.mark.parametrize("limit", [{"unit": "usd"}, {"unit": "requests", "model": MODEL}])
+async def test_no_other_name_passes_by_a_limit(service, upstream, name, limit):
+    """Venice takes traits and other spellings for a model; a limit goes by its name. So does a key
+    that may cut its calls down: what has no price has none left either."""
+    caller = await service.new_caller(settings={"least_output_tokens": 1})
+    ceiling = "0.00" if limit["unit"] == "usd" else 0
+    await limited(caller, **limit, period="day", ceiling=ceiling)
+    async with caller.chat(model=name) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, error["code"]) == (404, "model_not_found")
+    assert upstream.calls.to("/chat/completions") == []
+
+
+WINDOW = 131_072
+
+
+@pytest.mark.parametrize(
+    ("members", "tokens", "has_price"),
+    [
+        ({}, 100 + 400, True),
+        ({"max_tokens": 5, "max_completion_tokens": 200}, 200, True),
+        ({"max_tokens": 5, "max_output_tokens": 300}, 300, True),
+        ({"web_search": True}, WINDOW, True),
+        ({"venice_parameters": {"enable_web_search": "on"}}, WINDOW, True),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, WINDOW, True),
+        ({"messages": [{"role": "user", "content": [{"image_url": "é"}]}]}, WINDOW, True),
+        ({"fallbacks": [{"model": "claude-opus-4-8"}]}, 100, False),
+    ],
+)
+async def test_the_bound_knows_what_venice_may_charge(caller, members, tokens, has_price):
+    """Media, searches, other names of the maximum, other models: each is in the bound."""
+    body = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": "x"}]}
+    body |= members
+    for content in (json.dumps(body), json.dumps(body).replace("image_url", "image\\u005furl")):
+        headers = {**caller.headers, "Content-Type": "application/json"}
+        async with caller.service.http.post("/v1/quote", data=content, headers=headers) as response:
+            quote = await response.json()
+        assert response.status == 200, quote
+        assert quote["max_tokens"] >= tokens
+        assert (quote["max_cost_usd"] is not None) == has_price
+
+
 async def test_limits_are_managed(caller):
     """Changed, raised for a while, removed; each is audited and in force on the next call."""
     limit = await limited(caller, unit="requests", period="month", ceiling=0)

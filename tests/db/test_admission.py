@@ -328,6 +328,61 @@ async def test_a_call_is_cut_down_to_what_is_left(books):
     assert [tuple(row) for row in held] == [(70, 20), (30, 35)]
 
 
+async def test_an_unknown_price_is_never_cut_down(books):
+    """Whatever is left of the money, or is not."""
+    await books.limit("usd", "month", 10)
+    for used in (0, 10, 5):
+        with pytest.raises(LimitExceeded) as refused:
+            await books.ledger.admit(books.hold(None, 20, least_tokens=5))
+        assert refused.value.code == "price_unknown"
+        if used == 0:
+            spent = books.hold(10)
+            await books.ledger.admit(spent)
+            await books.settle(spent, 10 + used)
+
+
+@pytest.mark.parametrize("code", ["53100", "53200", "58030", "25006", "XX000"])
+async def test_a_database_in_trouble_loses_no_settlement(books, code):
+    """A full disk, no memory, a server that only reads: it is tried again until it is written."""
+    await books.limit("usd", "month", 1000)
+    hold = books.hold(100)
+    await books.ledger.admit(hold)
+    source = await books.connection.fetchval("SELECT pg_get_functiondef('public.settle'::regproc)")
+    trouble = f"BEGIN\n    RAISE EXCEPTION 'trouble' USING ERRCODE = '{code}';\n"
+    await books.connection.execute(source.replace("BEGIN\n", trouble, 1))
+    settling = books.ledger.settle(entry_of(hold, 7, 1))
+    await asyncio.sleep(0.5)
+    assert not settling.done()
+    await books.connection.execute(source)
+    await asyncio.wait_for(settling, 10)
+
+    costs = await books.connection.fetch("SELECT outcome, cost_nanos FROM ledger_entries")
+    assert [tuple(row) for row in costs] == [("ok", 7)]
+
+
+async def test_a_hold_that_cannot_be_settled_keeps_no_other(books):
+    """The sweeper goes on without it."""
+    await books.limit("usd", "month", 1000)
+    holds = [books.hold(1) for _ in range(5)]
+    for hold in holds:
+        await books.ledger.admit(hold)
+    bad = holds[1]
+    await books.connection.execute(
+        "INSERT INTO ledger_entries (organization_id, id, kind, api_key_id, request_id, endpoint,"
+        " outcome, cost_nanos, cost_source) VALUES ($1, $2, 'call', $3, 'r', '/c', 'ok', 0,"
+        " 'reported')",
+        bad.organization_id,
+        bad.id,
+        bad.api_key_id,
+    )
+    await books.connection.execute("UPDATE holds SET lease_until = now() - interval '1 s'")
+
+    assert await ledger.sweep(books.database) == 4
+    assert await books.connection.fetchval("SELECT id FROM holds") == bad.id
+    # For the audit at the end.
+    await books.connection.execute("DELETE FROM holds; UPDATE limits SET held = 0")
+
+
 async def test_an_alert_is_announced_once(books):
     """Once for each threshold, limit and window, whoever announces; again in the next window."""
     limit_id = await books.limit("usd", "day", 100)
