@@ -473,11 +473,16 @@ BEGIN
 
     FOR call IN
         SELECT c.*,
-               -- Not EXISTS, which may be answered by a hash of the whole table.
-               (
+               -- An admission whose connection broke is repeated, and the server may come to the
+               -- first statement when the call is long over. Not EXISTS, which may be answered by
+               -- a hash of the whole table.
+               coalesce((
                    SELECT h.id FROM public.holds h
                    WHERE h.organization_id = c.organization_id AND h.id = c.id
-               ) IS NOT NULL AS is_repeated,
+               ), (
+                   SELECT x.id FROM public.ledger_entries x
+                   WHERE x.organization_id = c.organization_id AND x.id = c.id
+               )) IS NOT NULL AS is_repeated,
                coalesce((
                    SELECT CASE
                        WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
@@ -902,7 +907,7 @@ AS $function$
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limits_as_of(wanted uuid[], instant timestamp with time zone)
- RETURNS TABLE(organization_id uuid, id uuid, scope text, api_key_id uuid, end_user bytea, template_id uuid, model text, unit text, period text, ceiling bigint, used bigint, held bigint, bucket_s integer, window_at timestamp with time zone, resets_at timestamp with time zone, ring bigint[], alert_at bigint)
+ RETURNS TABLE(organization_id uuid, id uuid, scope text, api_key_id uuid, end_user bytea, template_id uuid, model text, unit text, period text, ceiling bigint, used bigint, held bigint, bucket_s integer, window_at timestamp with time zone, resets_at timestamp with time zone, ring bigint[], alert_percents smallint[], alert_at bigint)
  LANGUAGE sql
  STABLE
 AS $function$
@@ -910,11 +915,11 @@ AS $function$
            l.unit, l.period, l.ceiling_now, l.used_now, l.held, l.bucket_s, l.window_at,
            CASE WHEN l.bucket_s IS NULL THEN public.limit_resets_at(l.period, l.window_at)
                 ELSE l.window_at + 61 * l.bucket_s * interval '1 second' END,
-           l.ring,
+           l.ring, l.alert_percents_now,
            -- The use at which the next alert is due.
            CASE WHEN l.unit = 'usd' THEN (
                SELECT ceil(min(percent) * nullif(l.ceiling_now, 0)::numeric / 100)::bigint
-               FROM unnest(l.alert_percents) percent
+               FROM unnest(l.alert_percents_now) percent
                WHERE percent > CASE WHEN l.window_start = l.window_at THEN l.alerted_percent
                                     ELSE 0 END
            ) END
@@ -945,7 +950,16 @@ AS $function$
                                  AND t.id = l.template_id
                            ),
                            CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END
-                       ) AS ceiling_now
+                       ) AS ceiling_now,
+                       coalesce(
+                           (
+                               SELECT t.alert_percents
+                               FROM public.limits t
+                               WHERE t.organization_id = l.organization_id
+                                 AND t.id = l.template_id
+                           ),
+                           l.alert_percents
+                       ) AS alert_percents_now
                 FROM (
                     SELECT l.*, public.limit_bucket_s(l.unit, l.period) AS bucket_s
                     FROM public.limits l
@@ -1000,10 +1014,10 @@ BEGIN
         END IF;
         INSERT INTO public.limits (
             organization_id, id, scope, api_key_id, end_user, template_id, model, unit, period,
-            ceiling, alert_percents
+            ceiling
         )
         SELECT t.organization_id, pair.id, 'end_user', t.api_key_id, pair.end_user, t.id, t.model,
-               t.unit, t.period, t.ceiling, t.alert_percents
+               t.unit, t.period, t.ceiling
         FROM public.limits t
         WHERE t.id = pair.template_id
         ON CONFLICT DO NOTHING;
@@ -1147,6 +1161,7 @@ DECLARE
     earlier public.ledger_entries;
     entry public.ledger_entries;
     written public.ledger_entries[] := '{}';
+    is_over boolean;
     used_more bigint;
     held_less bigint;
     i integer;
@@ -1215,17 +1230,27 @@ BEGIN
             entry.id := hold.id;
             entry.kind := 'call';
             entry.requests := 1;
-            IF call.cost_nanos IS NULL AND hold.bound_nanos IS NOT NULL THEN
+            -- A late repetition of an admission can just miss that the call is over.
+            is_over := only_expired AND EXISTS (
+                SELECT
+                FROM public.ledger_entries x
+                WHERE x.organization_id = hold.organization_id AND x.id = hold.id
+            );
+            IF is_over THEN
+                entry.requests := 0;
+                entry.cost_nanos := 0;
+            ELSIF call.cost_nanos IS NULL AND hold.bound_nanos IS NOT NULL THEN
                 entry.cost_nanos := hold.bound_nanos;
                 entry.cost_source := 'bound';
             ELSIF call.cost_source = 'estimated' THEN
                 entry.cost_nanos := least(call.cost_nanos, hold.bound_nanos);
             END IF;
             entry.tokens := CASE
-                WHEN call.cost_source = 'not_charged' THEN 0
+                WHEN is_over OR call.cost_source = 'not_charged' THEN 0
                 ELSE coalesce(call.input_tokens + call.output_tokens, hold.bound_tokens, 0)
             END;
         ELSE
+            is_over := false;
             -- What is no better known than before needs no correction.
             CONTINUE WHEN only_expired OR call.cost_nanos IS NULL;
             SELECT x.* INTO earlier
@@ -1293,6 +1318,7 @@ BEGIN
                 rings[i][slot] := rings[i][slot] + used_more - held_less;
             END IF;
         END LOOP;
+        CONTINUE WHEN is_over;
 
         entry.organization_id := hold.organization_id;
         entry.api_key_id := hold.api_key_id;

@@ -23,6 +23,7 @@ LONG_FORM = {
     "kill-postgres": 12,
     "lose-connections": 10,
     "reset-connections": 40,
+    "run-late": 30,
     "stall-postgres": 3,
     "freeze-service": 10,
 }

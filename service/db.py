@@ -198,6 +198,8 @@ class Database:
         self._settings = settings
         self._readers = asyncio.Semaphore(MOST_READERS)
         self.succeeded_at = time.monotonic()
+        self.losses = 0
+        """How often a connection was lost under a statement, which the server may yet run."""
 
     @property
     def connections(self) -> tuple[int, int]:
@@ -291,6 +293,7 @@ class Database:
             # A statement that took too long is no sign of a lost connection either.
             is_lost = isinstance(error, LOST) and not isinstance(error, asyncpg.QueryCanceledError)
             if is_lost or _is_closed(connection):
+                self.losses += 1
                 await self._replace(connection)
                 raise ConnectionLost from error
             raise

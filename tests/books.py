@@ -85,6 +85,12 @@ class Books:
     async def settle(self, hold, nanos=1, tokens=1, **changes):
         await self.ledger.settle(entry_of(hold, nanos, tokens, **changes))
 
+    async def wait_for(self, condition):
+        """Until the query says true."""
+        async with asyncio.timeout(10):
+            while not await self.connection.fetchval(condition):
+                await asyncio.sleep(0.02)
+
     async def slow_down(self, function="admit", before="FOR call IN", without="", instead=""):
         """Make a function of the database wait 0.3 s before a statement of its, always the same;
         and take a guard out."""

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
 import random
 import signal
 import time
@@ -269,9 +268,9 @@ class Chaos:
         await replica.restart()
 
     async def kill_postgres(self):
-        """kill -9 of PostgreSQL with all its processes."""
+        """kill -9 of PostgreSQL and its processes; it may stay away for longer than calls wait."""
         await asyncio.to_thread(self.server.kill)
-        await asyncio.sleep(self.chance.uniform(0.1, 1))
+        await asyncio.sleep(self.chance.choice([0.5, 8]))
         await asyncio.to_thread(self.server.start)
 
     async def lose_connections(self):
@@ -284,30 +283,37 @@ class Chaos:
         """Every connection is reset in the middle of what it does."""
         self.proxy.reset()
 
+    async def run_late(self):
+        """Connections break under statements that the server comes to only later, when they have
+        long been repeated."""
+        with stopped(self._backends()):
+            await asyncio.sleep(self.chance.uniform(0.01, 0.3))
+            self.proxy.reset()
+            await asyncio.sleep(self.chance.uniform(0.5, 2.5))
+
     async def stall_postgres(self, seconds=10):
         """PostgreSQL stands still, in the middle of commits."""
-        await self._stop(self.server.pid, seconds)
+        server = psutil.Process(self.server.pid)
+        with stopped([server, *server.children()]):
+            await asyncio.sleep(seconds)
 
     async def freeze_service(self):
         """A replica stands still past the leases of its calls; another settles them."""
         replica = self.chance.choice(self.replicas)
-        process = psutil.Process(replica.process.process.pid)
-        process.suspend()
-        await asyncio.sleep(1)
-        await self.database.fetch("UPDATE public.holds SET lease_until = now() - interval '1 s'")
-        await ledger.sweep(self.database)
-        process.resume()
+        with stopped([psutil.Process(replica.process.process.pid)]):
+            await asyncio.sleep(1)
+            await self.database.fetch(
+                "UPDATE public.holds SET lease_until = now() - interval '1 s'"
+            )
+            await ledger.sweep(self.database)
         await asyncio.sleep(1)
 
-    async def _stop(self, pid, seconds):
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        for one in family:
-            os.kill(one.pid, signal.SIGSTOP)
-        await asyncio.sleep(seconds)
-        for one in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one.pid, signal.SIGCONT)
+    def _backends(self):
+        """The server's processes that serve a client each."""
+        for process in psutil.Process(self.server.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "[local]" in "".join(process.cmdline()):
+                    yield process
 
 
 SCENARIOS = {
@@ -315,10 +321,25 @@ SCENARIOS = {
     "kill-postgres": Chaos.kill_postgres,
     "lose-connections": Chaos.lose_connections,
     "reset-connections": Chaos.reset_connections,
+    "run-late": Chaos.run_late,
     "stall-postgres": Chaos.stall_postgres,
     "freeze-service": Chaos.freeze_service,
 }
 """What can be asked for, by name."""
+
+
+@contextlib.contextmanager
+def stopped(processes):
+    """They stand still for the length of the block."""
+    processes = list(processes)
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def proves(error):

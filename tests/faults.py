@@ -129,7 +129,8 @@ class TcpProxy:
         link = _Link([writer], is_lost=self._are_new_lost)
         self._links.add(link)
         try:
-            with contextlib.suppress(OSError):
+            # Cancelled is how a link ends with its proxy.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 there = await self._connect()
                 link.writers.append(there[1])
                 await asyncio.gather(

@@ -41,6 +41,8 @@ END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
 # Parts of a message whose tokens its bytes do not bound.
 MEDIA: Final = re.compile(rb'"(?:image_url|input_audio|video_url|file)"')
+# A letter that no encoder escapes: such a name could be any.
+ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|6[1-9a-fA-F]|7[0-9aA])")
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
 
@@ -55,11 +57,21 @@ class VeniceParameters(msgspec.Struct):
     character_slug: Any = None
 
 
+class Message(msgspec.Struct, gc=False):
+    """One of the conversation; made to be counted."""
+
+    role: str
+
+
+class Tool(msgspec.Struct, gc=False):
+    """What the model may call; made to be counted."""
+
+
 class ChatRequest(msgspec.Struct):
     """The members of a request that are read here; all others pass unread."""
 
     model: str
-    messages: list[msgspec.Raw]
+    messages: list[Message]
     stream: bool | None = None
     safety_identifier: str | msgspec.UnsetType | None = msgspec.UNSET
     user: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -70,7 +82,7 @@ class ChatRequest(msgspec.Struct):
     max_output_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
     web_search: Any = None
     fallbacks: Any = None
-    tools: list[msgspec.Raw] | None = None
+    tools: list[Tool] | None = None
     venice_parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -126,9 +138,9 @@ class ChatEndpoint:
         if has_venice_prompt is None:
             has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
         input_tokens, prompt_tokens = window, None
-        text = body.unescaped(call.body)
-        if not call.has_extras and not MEDIA.search(text):
-            prompt_tokens = len(text) + PART_TOKENS * call.parts
+        has_media = MEDIA.search(call.body) or ESCAPED_LETTER.search(call.body)
+        if not call.has_extras and not has_media:
+            prompt_tokens = body.text_bytes(call.body) + PART_TOKENS * call.parts
             overhead = catalog.overhead_tokens(call.model, with_prompt=has_venice_prompt)
             input_tokens = min(window, prompt_tokens + overhead)
         most_output = (price and price.max_output_tokens) or window

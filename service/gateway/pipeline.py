@@ -203,7 +203,7 @@ class OpenCall:
         cost_nanos: int | None = 0
         source = CostSource.NOT_CHARGED
         if self._is_sent and outcome not in FREE_OUTCOMES:
-            usage, cost_nanos, source = _cost(self.call, metered, catalog)
+            usage, cost_nanos, source = _cost(self.call, self.bound, metered, catalog)
             if self.metered is None and not self.call.is_stream and outcome in LEFT:
                 # Nothing was counted, and Venice may have gone on: so leaving saves no money.
                 usage, cost_nanos, source = None, None, CostSource.UNKNOWN
@@ -234,23 +234,29 @@ class OpenCall:
         return None if at is None else round((at - self._started_at) * 1000)
 
 
-def _cost(call: Call, metered: Metered, catalog: Catalog) -> tuple[Usage, int | None, CostSource]:
-    """Usage, nano-dollars and where they come from: the best source there is."""
-    usage, source = _usage(call, metered)
+def _cost(
+    call: Call, bound: Bound, metered: Metered, catalog: Catalog
+) -> tuple[Usage, int | None, CostSource]:
+    """Usage, nano-dollars and where they come from: the best source there is. An estimate is never
+    above the bound."""
+    usage, source = _usage(call, bound, metered)
     if metered.cost_usd is not None:
         return usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED
     price = catalog.token_price(metered.model or "", call.model)
     cost_nanos = price.cost_nanos(usage) if price and call.has_price else None
     if cost_nanos is None:
         return usage, None, CostSource.UNKNOWN
-    return usage, cost_nanos + call.surcharge_nanos, source
+    cost_nanos += call.surcharge_nanos
+    if source is CostSource.ESTIMATED and bound.nanos is not None:
+        cost_nanos = min(cost_nanos, bound.nanos)
+    return usage, cost_nanos, source
 
 
-def _usage(call: Call, metered: Metered) -> tuple[Usage, CostSource]:
+def _usage(call: Call, bound: Bound, metered: Metered) -> tuple[Usage, CostSource]:
     if metered.usage is None:
-        usage = Usage(
-            input_tokens=call.estimated_input_tokens(), output_tokens=metered.counted_tokens
-        )
+        input_tokens = min(call.estimated_input_tokens(), bound.tokens)
+        output_tokens = min(metered.counted_tokens, bound.tokens - input_tokens)
+        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
         return usage, CostSource.ESTIMATED
     details = metered.usage.prompt_tokens_details
     usage = Usage(
@@ -286,6 +292,15 @@ def _hold(caller: Caller, call: Call, bound: Bound) -> Hold:
     )
 
 
+def _told(refusal: ServiceError, *, are_prices_known: bool) -> ServiceError:
+    """What the caller of a refused call is told."""
+    if isinstance(refusal, LimitExceeded | RateLimited) and not are_prices_known:
+        # Without prices and windows the bound is no bound to refuse a call by, even if they have
+        # come since.
+        return Unavailable("The prices are not known yet.", retry_after_s=1)
+    return refusal
+
+
 class Gateway:
     """Takes paid calls."""
 
@@ -312,11 +327,12 @@ class Gateway:
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
         self._must_be_listed(caller, call)
+        are_prices_known = self._catalog.is_loaded
         bound = call.endpoint.bound(call, caller, self._catalog)
         open_call = OpenCall(call, bound, _hold(caller, call, bound))
         self._open_calls.add(open_call)
         try:
-            await self._admit(open_call)
+            await self._admit(open_call, are_prices_known=are_prices_known)
             body = call.endpoint.upstream_body(call, caller, open_call.bound)
             reply = await open_call.begin(self._venice, body, self._heartbeat_s)
             if reply.body is not None:
@@ -344,35 +360,28 @@ class Gateway:
         :raises Unavailable: when the books cannot say.
         """
         self._must_be_listed(caller, call)
+        are_prices_known = self._catalog.is_loaded
         bound = call.endpoint.bound(call, caller, self._catalog)
         standing = await self._ledger.would_admit(_hold(caller, call, bound))
         outcome = standing.outcome
         if isinstance(outcome, ServiceError):
-            return Quote(bound=bound, limits=standing.limits, refusal=self._told(outcome))
+            refusal = _told(outcome, are_prices_known=are_prices_known)
+            return Quote(bound=bound, limits=standing.limits, refusal=refusal)
         bound = call.endpoint.cut(call, bound, outcome, self._catalog)
         return Quote(bound=bound, limits=standing.limits, refusal=None)
 
-    async def _admit(self, open_call: OpenCall) -> None:
+    async def _admit(self, open_call: OpenCall, *, are_prices_known: bool) -> None:
         open_call.is_refused = True
         try:
             admission = await self._ledger.admit(open_call.hold)
         except (LimitExceeded, RateLimited) as error:
-            raise self._told(error) from error
+            raise _told(error, are_prices_known=are_prices_known) from error
         # Whatever else comes of admission, there is nothing to settle here: what was refused holds
         # nothing, and what nobody knows of the ledger undoes itself.
         open_call.is_refused = False
         open_call.admission = admission
         call, bound = open_call.call, open_call.bound
         open_call.bound = call.endpoint.cut(call, bound, admission, self._catalog)
-
-    def _told(self, refusal: ServiceError) -> ServiceError:
-        """What the caller of a refused call is told."""
-        if not isinstance(refusal, LimitExceeded | RateLimited):
-            return refusal
-        if not self._catalog.is_loaded:
-            # Without prices and windows the bound is no bound to refuse a call by.
-            return Unavailable("The prices are not known yet.", retry_after_s=1)
-        return refusal
 
     def _must_be_listed(self, caller: Caller, call: Call) -> None:
         """Limits go by Venice's own names: where there are some of money, or of a model, a name

@@ -20,12 +20,14 @@ FIND_DUE: Final = """
     SELECT s.organization_id, s.id
     FROM public.limits_as_of(
         ARRAY(
-            SELECT id
-            FROM public.limits
-            WHERE unit = 'usd'
-              AND used > 0
-              AND deleted_at IS NULL
-              AND cardinality(alert_percents) > 0
+            SELECT l.id
+            FROM public.limits l
+            LEFT JOIN public.limits t
+                ON t.organization_id = l.organization_id AND t.id = l.template_id
+            WHERE l.unit = 'usd'
+              AND l.used > 0
+              AND l.deleted_at IS NULL
+              AND cardinality(coalesce(t.alert_percents, l.alert_percents)) > 0
         ),
         clock_timestamp()
     ) s
@@ -44,7 +46,7 @@ READ_LIMIT: Final = """
            encode(s.end_user, 'hex') AS end_user, l.api_key_id,
            ARRAY(
                SELECT percent
-               FROM unnest(l.alert_percents) percent
+               FROM unnest(s.alert_percents) percent
                WHERE percent > l.alerted_percent
                  AND percent * s.ceiling::numeric <= s.used::numeric * 100
                ORDER BY percent

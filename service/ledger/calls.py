@@ -70,7 +70,7 @@ class Outcome(enum.StrEnum):
     SHUTDOWN = "shutdown"
     INTERNAL_ERROR = "internal_error"
     NOT_SENT = "not_sent"
-    """Its caller had gone, or had been told 503, by the time it was admitted."""
+    """Its caller had gone, or had been told 503 or a refusal, by the time it was admitted."""
     INTERRUPTED = "interrupted"
     """Its process ended without settling it; the sweeper did."""
 
@@ -211,6 +211,7 @@ class Ledger:
     async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
         metrics.ADMISSION_BATCH.observe(len(holds))
         calls = msgspec.json.encode(holds).decode()
+        losses = self._database.losses
         try:
             rows = await self._database.fetch(
                 ADMIT, calls, self._process_id, LEASE_S, self._most_end_users
@@ -222,7 +223,14 @@ class Ledger:
                 return [error]
             # One that the books cannot take keeps no other from them.
             return [(await self._admit([hold]))[0] for hold in holds]
-        return [_verdict(row) for row in rows]
+        verdicts = [_verdict(row) for row in rows]
+        if self._database.losses != losses:
+            # This may have been a repetition, and the first statement may run yet: what was refused
+            # now may then be admitted.
+            for hold, verdict in zip(holds, verdicts, strict=True):
+                if isinstance(verdict, ServiceError):
+                    self._undo(hold)
+        return verdicts
 
     def _undo(self, hold: Hold) -> None:
         """Nobody waits for this admission any more, and whether it was made is not known: end what

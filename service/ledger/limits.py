@@ -60,7 +60,7 @@ LIST_BINDING: Final = """
 READ_LIMITS: Final = """
     SELECT s.id, l.organization_id, s.scope, s.api_key_id, encode(s.end_user, 'hex') AS end_user,
            s.template_id, s.model, s.unit, s.period, s.ceiling, s.used, s.held, s.resets_at,
-           l.raised_until, l.alert_percents, l.children, l.created_at
+           l.raised_until, s.alert_percents, l.children, l.created_at
     FROM public.limits_as_of($1::uuid[], clock_timestamp()) s
     JOIN public.limits l USING (organization_id, id)
     WHERE l.deleted_at IS NULL
@@ -301,7 +301,7 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
         raise ClientError("raised_until: must have a time zone.", param="raised_until")
     is_raise = isinstance(raised_to, str | int) and isinstance(raised_until, datetime)
     await audit.lock(conn, limit.organization_id)
-    await conn.execute(
+    status = await conn.execute(
         CHANGE_LIMIT,
         limit.organization_id,
         limit.id,
@@ -313,6 +313,8 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
         raised_until if is_raise else None,
         None if change.alert_percents is msgspec.UNSET else change.alert_percents,
     )
+    if status != "UPDATE 1":
+        raise NotFound("There is no such limit.")
     detail = msgspec.to_builtins(change)
     await audit.record(conn, limit.organization_id, actor, "limit.change", str(limit.id), detail)
 

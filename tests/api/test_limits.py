@@ -8,6 +8,7 @@ import openai
 import pytest
 from support import MODEL, ORGANIZATIONS, cost_of, limited, make_settings, running, standing
 
+from service import api
 from service.catalog import Catalog
 
 
@@ -141,6 +142,25 @@ async def test_a_burst_never_passes_the_ceiling(caller):
     assert set(statuses) == {200, 429}
     assert 0 < Decimal(now["used"]) <= Decimal("0.05")
     assert statuses.count(200) == len(await caller.entries())
+
+
+async def test_an_estimate_stays_within_the_bound(upstream, caller):
+    """What is only estimated is never above what was held for it, in money and in tokens, and the
+    caller is told the cost that is booked."""
+    await limited(caller, unit="tokens", period="hour", ceiling=1_000_000)
+    upstream.faults.push("/chat/completions", "missing_usage", times=1)
+    async with caller.chat(
+        max_tokens=1, n=20, venice_parameters={"include_venice_system_prompt": False}
+    ) as response:
+        assert len(await response.read()) // 4 > 400
+        bound_tokens = 1_000_000 - int(response.headers["x-ratelimit-remaining-tokens"])
+        told_usd = Decimal(response.headers["x-rialto-cost-usd"])
+
+    (entry,) = await caller.entries()
+    assert (entry["cost_source"], cost_of(entry)) == ("estimated", told_usd)
+    assert entry["input_tokens"] + entry["output_tokens"] <= bound_tokens
+    (now,) = await standing(caller)
+    assert now["used"] <= bound_tokens
 
 
 async def test_the_output_is_capped_and_said(upstream, caller):
@@ -341,3 +361,26 @@ async def test_before_prices_are_known_nothing_is_refused_for_good(
         await limited(caller, unit="usd", period="month", ceiling="100")
         async with caller.chat() as response:
             assert response.status == 200
+
+
+async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
+    database_address, upstream, monkeypatch
+):
+    """What counts is whether they were known when the call's bound was taken."""
+    monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
+    async with running(make_settings(database_address, upstream.url)) as service:
+        caller = await service.new_caller()
+        await limited(caller, unit="usd", period="month", ceiling="100")
+        async with service.app[api.DATABASE].transaction() as connection:
+            await connection.execute("SELECT FROM limits FOR UPDATE")
+            calling = asyncio.create_task(caller.chat().__aenter__())
+            async with asyncio.timeout(5):
+                while not await connection.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                ):
+                    await asyncio.sleep(0.01)
+            await service.app[api.CATALOG].models("text")
+            assert service.app[api.CATALOG].is_loaded
+        async with await calling as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"

@@ -30,6 +30,7 @@ def careful():
         ("kill-postgres", 2),
         ("lose-connections", 2),
         ("reset-connections", 4),
+        ("run-late", 2),
         ("freeze-service", 1),
     ],
 )

@@ -110,3 +110,27 @@ def test_errors_name_the_field(content, param, text):
 
     assert caught.value.param == param
     assert text in caught.value.message
+
+
+@given(JSON, st.booleans())
+def test_the_bytes_of_a_text_are_bounded(value, ensure_ascii):
+    """However it is escaped, by no less than its characters have, and by few more than they may."""
+    plain = json.dumps(value, ensure_ascii=False).encode(errors="replace")
+    escaped = json.dumps(value, ensure_ascii=ensure_ascii).encode(errors="replace")
+
+    def characters(part):
+        if isinstance(part, dict):
+            return sum(map(characters, (*part, *part.values())))
+        if isinstance(part, list):
+            return sum(map(characters, part))
+        return len(part.encode(errors="replace")) if isinstance(part, str) else 0
+
+    assert characters(value) <= body.text_bytes(escaped)
+    assert body.text_bytes(escaped) <= len(plain) * 2
+
+
+def test_a_backslash_before_a_u_is_no_escape():
+    """An escaped backslash takes the next character from nobody."""
+    for text in (r"\u0041", "\\" * 7 + "u", "\\n", "\u20ac", "\U0001f600"):
+        assert body.text_bytes(json.dumps(text).encode()) >= len(text.encode()) + 2
+    assert body.text_bytes(b'"\\u20ac"') == 5

@@ -1,0 +1,272 @@
+"""What ends a call: its settlement, the sweeper, or the undoing of an admission that was lost."""
+
+import asyncio
+
+import msgspec
+import pytest
+from books import entry_of
+from support import make_settings
+
+from service import ledger
+from service.db import open_pool, uuid7
+from service.errors import RateLimited, Unavailable
+from service.ledger import Ledger
+
+EXPIRE = "UPDATE holds SET lease_until = now() - interval '1 s'"
+
+
+async def test_repeating_changes_nothing(books):
+    """The same admission or settlement again, as after a lost connection, counts once."""
+    limit_id = await books.limit("usd", "month", 100)
+    hold = books.hold(60)
+    await books.ledger.admit(hold)
+    await books.ledger.admit(hold)
+    assert await books.state(limit_id) == ("0.00", "0.00000006")
+
+    for _ in range(2):
+        await books.settle(hold, 50)
+    assert await books.state(limit_id) == ("0.00000005", "0.00")
+
+
+@pytest.mark.parametrize("code", ["53100", "53200", "58030", "25006", "XX000"])
+async def test_a_database_in_trouble_loses_no_settlement(books, code):
+    """A full disk, no memory, a server that only reads: it is tried again until it is written."""
+    await books.limit("usd", "month", 1000)
+    hold = books.hold(100)
+    await books.ledger.admit(hold)
+    source = await books.connection.fetchval("SELECT pg_get_functiondef('public.settle'::regproc)")
+    trouble = f"BEGIN\n    RAISE EXCEPTION 'trouble' USING ERRCODE = '{code}';\n"
+    await books.connection.execute(source.replace("BEGIN\n", trouble, 1))
+    settling = books.ledger.settle(entry_of(hold, 7, 1))
+    await asyncio.sleep(0.5)
+    assert not settling.done()
+    await books.connection.execute(source)
+    await asyncio.wait_for(settling, 10)
+
+    costs = await books.connection.fetch("SELECT outcome, cost_nanos FROM ledger_entries")
+    assert [tuple(row) for row in costs] == [("ok", 7)]
+
+
+async def test_one_bad_entry_keeps_no_other_from_the_books(books):
+    """An entry that the database cannot take is logged; those of its batch are written."""
+    holds = [books.hold() for _ in range(5)]
+    await books.admitted(holds)
+
+    await asyncio.gather(
+        *(books.settle(hold, status=10**9 if n == 2 else 200) for n, hold in enumerate(holds))
+    )
+
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 4
+    await books.settle(holds[2])
+
+
+async def test_an_outage_full_of_refusals_loses_no_settlement(
+    books, proxy, proxied_address, monkeypatch
+):
+    """Calls that are refused while the database is away never crowd out the settlements of those
+    that were admitted before."""
+    monkeypatch.setattr(ledger.calls, "MOST_UNDOING", 20)
+    settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
+    async with open_pool(settings, proxied_address) as pool:
+        away = Ledger(pool, uuid7())
+        holds = [books.hold() for _ in range(30)]
+        await asyncio.gather(*map(away.admit, holds))
+        proxy.refuse()
+        proxy.reset()
+        settling = [away.settle(entry_of(hold, 1, 1)) for hold in holds]
+        for _ in range(3):
+            refused = await asyncio.gather(
+                *(away.admit(books.hold()) for _ in range(100)), return_exceptions=True
+            )
+            assert {type(error) for error in refused} == {Unavailable}
+        await proxy.restore()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*settling)
+        await away.flush(1)
+
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 30
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
+
+
+async def test_the_sweeper_settles_at_the_bound_and_late_news_corrects_it(books):
+    """A hold whose lease has run out is settled as interrupted; the real cost, when it comes after
+    all, is a correction of its own, once."""
+    limit_id = await books.limit("usd", "month", 100)
+    hold, alive = books.hold(60), books.hold(30)
+    await books.ledger.admit(hold)
+    await books.ledger.admit(alive)
+    await books.connection.execute(EXPIRE + " WHERE id = $1", hold.id)
+
+    assert await ledger.sweep(books.database) == 1
+    assert await books.state(limit_id) == ("0.00000006", "0.00000003")
+    await books.audit()
+    late = entry_of(hold, 45, 1)
+    for _ in range(2):
+        await books.ledger.settle(late)
+        await books.settle(hold, 20)
+
+    assert await books.state(limit_id) == ("0.000000045", "0.00000003")
+    rows = await books.connection.fetch(
+        "SELECT kind, amends_id, outcome, cost_nanos, cost_source FROM ledger_entries ORDER BY id"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("call", None, "interrupted", 60, "bound"),
+        ("correction", hold.id, "ok", -15, "reported"),
+    ]
+    await books.settle(alive, 1)
+
+
+async def test_a_lease_that_is_renewed_is_left_alone(books):
+    """Also between the sweeper's look and its hand."""
+    hold = books.hold()
+    await books.ledger.admit(hold)
+    await books.connection.execute(EXPIRE)
+
+    await books.ledger.renew_leases()
+
+    assert await ledger.sweep(books.database) == 0
+    await books.settle(hold)
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
+
+
+async def test_a_hold_that_cannot_be_settled_keeps_no_other(books):
+    """The sweeper goes on without it."""
+    await books.limit("usd", "month", 1000)
+    holds = [books.hold() for _ in range(5)]
+    await books.admitted(holds)
+    bad = holds[1]
+    await books.connection.execute(
+        f"ALTER TABLE ledger_entries ADD CONSTRAINT bad CHECK (id <> '{bad.id}');" + EXPIRE
+    )
+
+    assert await ledger.sweep(books.database) == 4
+    assert await books.connection.fetchval("SELECT id FROM holds") == bad.id
+
+    await books.connection.execute("ALTER TABLE ledger_entries DROP CONSTRAINT bad")
+    assert await ledger.sweep(books.database) == 1
+
+
+async def test_a_caller_that_leaves_holds_nothing(books):
+    """An admission whose caller was cancelled is undone, whether it was made or not."""
+    limit_id = await books.limit("usd", "month", 100)
+    for pause_ms in (0, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5):
+        hold = books.hold()
+        admitting = asyncio.create_task(books.ledger.admit(hold))
+        await asyncio.sleep(pause_ms / 1000)
+        if not admitting.cancel():
+            await books.settle(hold, 0)
+        await asyncio.wait({admitting})
+    # Long before the second attempt to undo it.
+    await asyncio.sleep(1)
+
+    assert await books.state(limit_id) == ("0.00", "0.00")
+
+
+async def test_an_admission_under_way_is_undone_when_it_is_made(books):
+    """Its caller leaves while the database decides: the undoing waits for the decision."""
+    await books.slow_down()
+    limit_id = await books.limit("usd", "month", 100)
+
+    admitting = asyncio.create_task(books.ledger.admit(books.hold()))
+    await asyncio.sleep(0.1)
+    assert admitting.cancel()
+    await books.wait_for("SELECT count(*) > 0 FROM ledger_entries")
+
+    assert await books.state(limit_id) == ("0.00", "0.00")
+    entry = await books.connection.fetchrow("SELECT outcome, cost_nanos FROM ledger_entries")
+    assert tuple(entry) == ("not_sent", 0)
+
+
+async def test_a_shutdown_undoes_what_is_under_way(books):
+    """A caller leaves while the database decides, and the process ends: no hold is left to be
+    settled at its bound."""
+    await books.slow_down()
+    limit_id = await books.limit("usd", "month", 100)
+    admitting = asyncio.create_task(books.ledger.admit(books.hold()))
+    await asyncio.sleep(0.1)
+    admitting.cancel()
+
+    assert await books.ledger.flush(5) == 0
+
+    assert await books.state(limit_id) == ("0.00", "0.00")
+    assert await books.connection.fetchval("SELECT outcome FROM ledger_entries") == "not_sent"
+
+
+async def admit_late(books, hold):
+    """The server comes to a statement of another connection, which nobody waits for."""
+    calls = msgspec.json.encode([hold]).decode()
+    await books.connection.fetch(ledger.calls.ADMIT, calls, uuid7(), 60, 100)
+
+
+@pytest.mark.parametrize("limits", [[], ["usd", "requests"]])
+async def test_an_admission_that_comes_late_holds_nothing(books, limits):
+    """The server comes to a statement whose connection broke long ago, and whose call is over."""
+    ids = [await books.limit(unit, "month", 1000) for unit in limits]
+    hold = books.hold(60)
+    await books.ledger.admit(hold)
+    await books.settle(hold, 50)
+    before = [await books.state(limit_id) for limit_id in ids]
+
+    await admit_late(books, hold)
+
+    assert [await books.state(limit_id) for limit_id in ids] == before
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
+
+
+async def test_a_hold_of_a_call_that_is_over_is_let_go(books):
+    """A late admission that just missed the settlement: the sweeper gives back what it holds, and
+    the call is not counted again."""
+    limits = [
+        await books.limit(unit, period, 1000)
+        for unit, period in (("usd", "month"), ("tokens", "minute"), ("concurrency", None))
+    ]
+    hold = books.hold(60, 7)
+    await books.ledger.admit(hold)
+    await books.settle(hold, 50, 6)
+    before = [await books.state(limit_id) for limit_id in limits]
+    source = await books.connection.fetchval("SELECT pg_get_functiondef('public.admit'::regproc)")
+    blind = source.replace("WHERE x.organization_id = c.organization_id", "WHERE false")
+    assert blind != source
+    await books.connection.execute(blind)
+    await admit_late(books, hold)
+    assert [await books.state(limit_id) for limit_id in limits] != before
+
+    await books.connection.execute(EXPIRE)
+    await ledger.sweep(books.database)
+
+    assert [await books.state(limit_id) for limit_id in limits] == before
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
+
+
+async def test_a_refusal_that_a_late_statement_overtakes_is_undone(
+    books, proxy, proxied_address, monkeypatch
+):
+    """A statement whose connection breaks is repeated and refused; then there is room, and the
+    server comes to the first one."""
+    monkeypatch.setattr(ledger.calls, "UNDO_AGAIN_S", 1.0)
+    limit_id = await books.limit("concurrency", None, 1)
+    first, second = books.hold(), books.hold()
+    await books.ledger.admit(first)
+    async with open_pool(make_settings(proxied_address, "http://x"), proxied_address) as pool:
+        away = Ledger(pool, uuid7())
+        async with books.connection.transaction():
+            await books.connection.execute("SELECT FROM limits FOR UPDATE")
+            admitting = asyncio.create_task(away.admit(second))
+            await books.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+            proxy.reset()
+            async with asyncio.timeout(5):
+                while not pool.losses:
+                    await asyncio.sleep(0.01)
+        with pytest.raises(RateLimited):
+            await admitting
+        await books.settle(first)
+        await admit_late(books, second)
+        assert await books.state(limit_id) == (0, 1)
+
+        await books.wait_for("SELECT count(*) = 0 FROM holds")
+        assert await away.flush(1) == 0
+
+    assert await books.state(limit_id) == (0, 0)
+    find = "SELECT outcome, cost_nanos FROM ledger_entries WHERE id = $1"
+    assert tuple(await books.connection.fetchrow(find, second.id)) == ("not_sent", 0)
