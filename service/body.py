@@ -24,14 +24,14 @@ def decode(body: bytes, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
-        raise _at_fault(str(error)) from None
+        raise at_fault(str(error)) from None
     except RecursionError:
         raise ClientError("The body is nested too deeply.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def _at_fault(text: str) -> ClientError:
+def at_fault(text: str) -> ClientError:
     """Our error for msgspec's ``Expected `str`, got `int` - at `$.model```."""
     match = AT_FIELD.match(text)
     rule, field = (match["rule"], match["field"]) if match else (text, None)

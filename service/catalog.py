@@ -104,6 +104,7 @@ class Catalog:
         self._fetching: dict[str | None, asyncio.Task[bytes]] = {}
         self._prices: dict[str, Price] = {}
         self._names: set[str] = set()
+        self._types: dict[str, str] = {}
         self._overheads: dict[tuple[str, bool], int] = {}
         self._learned: set[str] = set()
 
@@ -147,6 +148,7 @@ class Catalog:
         self._lists[model_type] = _Cached(time.monotonic(), body)
         for model in models.data:
             self._names.add(model.id)
+            self._types[model.id] = model.type
             if (price := _price(model)) is not None:
                 self._prices[model.id] = price
         return body
@@ -191,6 +193,12 @@ class Catalog:
             if price is not None:
                 return price
         return None
+
+    def prices_of_type(self, model_type: str) -> list[Price]:
+        """The prices of all models of the type."""
+        return [
+            price for name, price in self._prices.items() if self._types.get(name) == model_type
+        ]
 
     async def keep_fresh(self) -> None:
         """Refresh the prices, for ever."""

@@ -1,29 +1,100 @@
 """The routes that callers use."""
 
+from typing import Any, Final
+from urllib.parse import quote as percent_encoded
+
 from aiohttp import web
 
 from service import money
 from service.api.auth import authenticate
-from service.api.state import CATALOG, GATEWAY
-from service.api.wire import REQUEST_ID, error_object, json_response, read_body, relay
-from service.gateway import CHAT
+from service.api.state import CATALOG, GATEWAY, VENICE
+from service.api.wire import (
+    REQUEST_ID,
+    Handler,
+    error_object,
+    json_response,
+    pass_on,
+    read_body,
+    relay,
+)
+from service.errors import NotFound
+from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
+
+NOT_PROXIED: Final = ("api_keys", "billing", "x402")
+"""What is the operator's own at Venice, by the first part of its path."""
 
 
-async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """``POST /v1/chat/completions``, streamed or not."""
+def paid(endpoint: Endpoint[Any]) -> Handler:
+    """The handler of an endpoint that costs money."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        caller = await authenticate(request)
+        call = endpoint.parse(await _inbound(request, endpoint.path))
+        async with request.app[GATEWAY].call(caller, call) as reply:
+            return await relay(request, reply)
+
+    return handle
+
+
+def free(path: str) -> Handler:
+    """The handler of a path of Venice that costs nothing: passed on and back as it is."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        await authenticate(request)
+        inbound = await _inbound(request, path)
+        headers = {"Accept": request.headers.get("Accept", "*/*")}
+        if inbound.content:
+            headers["Content-Type"] = inbound.content_type
+        answer = await request.app[VENICE].forward(
+            request.method, _with_query(request, inbound.path), inbound.content, headers
+        )
+        try:
+            return await pass_on(request, answer.headers, answer.chunks())
+        finally:
+            answer.close()
+
+    return handle
+
+
+async def other(request: web.Request) -> web.StreamResponse:
+    """Any other path of Venice's: a call whose price nobody knows."""
     caller = await authenticate(request)
-    content = await read_body(request)
-    call = CHAT.parse(content, request[REQUEST_ID], request.headers)
-    async with request.app[GATEWAY].call(caller, call) as reply:
+    path = "/" + request.match_info["other"]
+    if path.split("/")[1] in NOT_PROXIED:
+        raise NotFound(f"{path} is the account's own, and is not to be had through the gateway.")
+    inbound = Inbound(
+        content=await read_body(request),
+        request_id=request[REQUEST_ID],
+        headers=request.headers,
+        path=_with_query(request, percent_encoded(path)),
+        method=request.method,
+    )
+    async with request.app[GATEWAY].call(caller, OTHER.parse(inbound)) as reply:
         return await relay(request, reply)
 
 
+async def _inbound(request: web.Request, path: str) -> Inbound:
+    return Inbound(
+        content=await read_body(request),
+        request_id=request[REQUEST_ID],
+        headers=request.headers,
+        path=path.format(
+            **{name: percent_encoded(value, "") for name, value in request.match_info.items()}
+        ),
+    )
+
+
+def _with_query(request: web.Request, path: str) -> str:
+    return f"{path}?{request.rel_url.raw_query_string}" if request.query_string else path
+
+
 async def quote(request: web.Request) -> web.Response:
-    """``POST /v1/quote`` with the body of a chat completion: what it could cost, which limits it
-    would meet, and whether it would pass; nothing is sent and nothing held."""
+    """``POST /v1/quote`` with the body of a chat completion, or ``/v1/quote/{path}`` with that of
+    another paid call: what it could cost, which limits it would meet, and whether it would pass;
+    nothing is made and nothing held."""
     caller = await authenticate(request)
-    content = await read_body(request)
-    call = CHAT.parse(content, request[REQUEST_ID], request.headers)
+    endpoint = _quotable(request.match_info.get("path"))
+    call = endpoint.parse(await _inbound(request, endpoint.path))
     quote = await request.app[GATEWAY].quote(caller, call)
     bound, refusal = quote.bound, quote.refusal
     return json_response(
@@ -32,12 +103,21 @@ async def quote(request: web.Request) -> web.Response:
             "model": call.model,
             "max_cost_usd": None if bound.nanos is None else money.format_usd(bound.nanos),
             "max_tokens": bound.tokens,
-            "max_output_tokens": bound.output_cap or call.max_output_tokens,
+            "max_output_tokens": bound.output_cap or call.max_output,
             "would_pass": refusal is None,
             "refusal": None if refusal is None else error_object(refusal, None)["error"],
             "limits": quote.limits,
         }
     )
+
+
+def _quotable(path: str | None) -> Endpoint[Any]:
+    if path is None:
+        return CHAT
+    for endpoint in ENDPOINTS:
+        if endpoint.path == f"/{path}":
+            return endpoint
+    raise NotFound(f"There is no paid call at /{path}.")
 
 
 async def models(request: web.Request) -> web.Response:

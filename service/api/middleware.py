@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -10,7 +9,7 @@ from aiohttp import web
 
 from service import logs, metrics
 from service.api.state import STATUS
-from service.api.wire import REQUEST_ID, error_response
+from service.api.wire import REQUEST_ID, Handler, error_response
 from service.crypto import UnknownMasterKey
 from service.db import uuid7
 from service.errors import (
@@ -23,8 +22,6 @@ from service.errors import (
 )
 
 log = structlog.get_logger()
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 QUIET_PATHS: Final = frozenset({"/health", "/health/full", "/metrics"})

@@ -1,8 +1,24 @@
 """Every route of the service."""
 
+from typing import Final
+
 from aiohttp import web
 
 from service.api import admin, health, inference, metrics, reports
+from service.gateway import DECISIONS, ENDPOINTS, FREE_PATHS
+
+READ_PATHS: Final = (
+    "/models/traits",
+    "/models/compatibility_mapping",
+    "/image/styles",
+    "/characters",
+    "/characters/{slug}",
+    "/characters/{slug}/reviews",
+    "/crypto/rpc/networks",
+    "/tee/attestation",
+    "/tee/signature",
+)
+"""What can be read at Venice for nothing."""
 
 
 def add_routes(app: web.Application) -> None:
@@ -13,9 +29,16 @@ def add_routes(app: web.Application) -> None:
     router.add_get("/metrics", metrics.show)
     # OpenAI's paths and Venice's own, one handler each.
     for prefix in ("/v1", "/api/v1"):
-        router.add_post(f"{prefix}/chat/completions", inference.chat_completions)
+        for endpoint in ENDPOINTS:
+            router.add_post(prefix + endpoint.path, inference.paid(endpoint))
+        router.add_post(f"{prefix}/systemone", inference.paid(DECISIONS))
+        for path in FREE_PATHS:
+            router.add_post(prefix + path, inference.free(path))
+        for path in READ_PATHS:
+            router.add_get(prefix + path, inference.free(path))
         router.add_get(f"{prefix}/models", inference.models)
     router.add_post("/v1/quote", inference.quote)
+    router.add_post("/v1/quote/{path:.+}", inference.quote)
     router.add_get("/v1/usage", reports.own_usage)
     router.add_get("/v1/limits", reports.own_limits)
     organizations = "/admin/v1/organizations"
@@ -35,3 +58,6 @@ def add_routes(app: web.Application) -> None:
     router.add_get(f"{organizations}/{{id}}/usage", reports.usage)
     router.add_get(f"{organizations}/{{id}}/audit-events", admin.list_audit_events)
     router.add_post("/admin/v1/ledger/{id}/credit", admin.credit)
+    # What Venice may have beside all that.
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        router.add_route(method, "/api/v1/{other:.+}", inference.other)

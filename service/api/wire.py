@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Final
 from uuid import UUID
 
@@ -20,6 +21,8 @@ from service.errors import (
 )
 from service.gateway import Reply, uncancel
 from service.ledger import Rates
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 HEARTBEAT: Final = b": heartbeat\n\n"
@@ -122,13 +125,28 @@ def _reply_headers(reply: Reply) -> dict[str, str]:
 
 
 async def relay(request: web.Request, reply: Reply) -> web.StreamResponse:
-    """Pass Venice's answer on: a plain one whole, a stream as it comes."""
+    """Pass Venice's answer on: a plain one whole, anything else as it comes."""
+    if reply.is_events:
+        return await _EventStream(request, reply).relay()
+    headers = _reply_headers(reply)
+    if reply.cost_usd is not None:
+        headers["x-rialto-cost-usd"] = reply.cost_usd
     if reply.body is not None:
-        response = web.Response(body=reply.body, headers=_reply_headers(reply))
-        if reply.cost_usd is not None:
-            response.headers["x-rialto-cost-usd"] = reply.cost_usd
-        return response
-    return await _EventStream(request, reply).relay()
+        return web.Response(body=reply.body, headers=headers)
+    return await pass_on(request, headers, reply.chunks())
+
+
+async def pass_on(
+    request: web.Request, headers: Mapping[str, str], chunks: AsyncGenerator[bytes]
+) -> web.StreamResponse:
+    """An answer of any type as it comes, never held whole. Should it fail on its way, the
+    connection is cut, which is how its caller can tell."""
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            await response.write(chunk)
+    return response
 
 
 class _EventStream:

@@ -1,7 +1,39 @@
 """The one pipeline that every paid call takes, and a small ``Endpoint`` for each kind of call."""
 
-from service.gateway.call import Call
-from service.gateway.chat import CHAT
-from service.gateway.pipeline import Gateway, Reply, uncancel
+from typing import Any, Final
 
-__all__ = ["CHAT", "Call", "Gateway", "Reply", "uncancel"]
+from service.gateway import audio, images, queues, requests
+from service.gateway.call import Call, Endpoint, Inbound
+from service.gateway.chat import CHAT
+from service.gateway.decisions import DECISIONS
+from service.gateway.embeddings import EMBEDDINGS
+from service.gateway.pipeline import Gateway, Reply, uncancel
+from service.gateway.queues import FREE_PATHS
+from service.gateway.requests import OTHER
+from service.gateway.responses import RESPONSES
+
+__all__ = [
+    "CHAT",
+    "DECISIONS",
+    "ENDPOINTS",
+    "FREE_PATHS",
+    "OTHER",
+    "Call",
+    "Endpoint",
+    "Gateway",
+    "Inbound",
+    "Reply",
+    "uncancel",
+]
+
+ENDPOINTS: Final[tuple[Endpoint[Any], ...]] = (
+    CHAT,
+    RESPONSES,
+    EMBEDDINGS,
+    DECISIONS,
+    *images.ENDPOINTS,
+    *audio.ENDPOINTS,
+    *queues.ENDPOINTS,
+    *requests.ENDPOINTS,
+)
+"""Everything that Venice charges for, as far as it is known."""

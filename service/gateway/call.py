@@ -1,20 +1,35 @@
-"""A paid call, as it was asked for."""
+"""A paid call, as it was asked for, and what the kinds of call differ in."""
 
+import enum
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
-from service.ledger import Admission, Limit
+from service.ledger import Admission, CostSource, Limit
 from service.prices import Usage
+from service.upstream import Metered, Venice
 
+if TYPE_CHECKING:
+    from typing import Self
+
+PASSED_HEADERS: Final = (
+    "x-venice-tee-client-pub-key",
+    "x-venice-tee-model-pub-key",
+    "x-venice-tee-signing-algo",
+)
+"""What of a caller's headers Venice gets."""
 TAGS_HEADER: Final = "x-rialto-tags"
 MOST_TAGS: Final = 10
 TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
+# What the books can take, and more than any model is called.
+MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
+END_USER_LENGTH: Final = 128
+JSON: Final = "application/json"
 
 
 def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
@@ -42,31 +57,57 @@ def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
     return tags
 
 
-class Endpoint(Protocol):
-    """What the kinds of call differ in; the methods are called in the order they stand."""
+def check_model(name: str, field: str = "model") -> str:
+    """:raises ClientError: when no model can be called so."""
+    if not MODEL_NAME.fullmatch(name):
+        raise ClientError(
+            f"{field}: must be 1 to 256 printable ASCII characters without spaces.", param=field
+        )
+    return name
 
-    path: str
-    """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
 
-    def parse(self, content: bytes, request_id: str, headers: Mapping[str, str]) -> "Call":
-        """:raises ClientError: when Venice would surely refuse the body."""
-        ...
+def check_end_user(name: str, field: str) -> str:
+    """:raises ClientError: when the name is too long."""
+    if len(name) > END_USER_LENGTH:
+        raise ClientError(f"{field}: must have at most {END_USER_LENGTH} characters.", param=field)
+    return name
 
-    def bound(self, call: "Call", caller: Caller, catalog: Catalog) -> "Bound":
-        """The most that the call can use."""
-        ...
 
-    def cut(self, call: "Call", bound: "Bound", granted: Admission, catalog: Catalog) -> "Bound":
-        """The bound with as much output as was granted."""
-        ...
+class Relay(enum.Enum):
+    """How an answer reaches the caller."""
 
-    def learn(self, call: "Call", bound: "Bound", usage: Usage, catalog: Catalog) -> None:
-        """Let the catalogue know what the call says of the next one's bound."""
-        ...
+    WHOLE = "whole"
+    """JSON that is read for its usage and then sent."""
+    EVENTS = "events"
+    """Server-sent events, passed on as they come and read on their way."""
+    PASSED = "passed"
+    """Bytes that say nothing of usage, passed on as they come."""
 
-    def upstream_body(self, call: "Call", caller: Caller, bound: "Bound") -> bytes:
-        """The body that Venice gets."""
-        ...
+
+class Inbound(msgspec.Struct, frozen=True, kw_only=True):
+    """A request of a caller, read to its end. ``path`` is Venice's own, below ``/api/v1``."""
+
+    content: bytes
+    request_id: str
+    headers: Mapping[str, str]
+    path: str = ""
+    method: str = "POST"
+
+    @property
+    def content_type(self) -> str:
+        """What the body is said to be; JSON where nothing is said."""
+        return self.headers.get("Content-Type", JSON)
+
+    def facts(self) -> dict[str, Any]:
+        """What every call takes over."""
+        return {
+            "request_id": self.request_id,
+            "headers": {
+                name: self.headers[name] for name in PASSED_HEADERS if name in self.headers
+            },
+            "tags": parse_tags(self.headers),
+            "body": self.content,
+        }
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +119,11 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     nanos: int | None
-    tokens: int
-    input_tokens: int
-    prompt_tokens: int | None
+    tokens: int = 0
+    input_tokens: int = 0
+    prompt_tokens: int | None = None
     """The prompt alone, without what Venice adds; None where bytes do not bound it."""
-    has_venice_prompt: bool
+    has_venice_prompt: bool = False
     output_cap: int | None = None
     least_nanos: int | None = None
     least_tokens: int | None = None
@@ -96,44 +137,86 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     refusal: ServiceError | None
 
 
+class Cost(NamedTuple):
+    """What a call used, and where that is known from."""
+
+    usage: Usage | None
+    nanos: int | None
+    source: CostSource
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A call of one endpoint. ``headers`` are those that are passed on to Venice."""
 
-    endpoint: Endpoint
+    endpoint: "Endpoint[Any]"
     request_id: str
     model: str
-    is_stream: bool
     body: bytes
-    end_user: str | None = None
-    """The end user as the caller names them."""
+    headers: Mapping[str, str]
     tags: dict[str, str] | None = None
     """The caller's own words for the call, for reports."""
-    present: frozenset[str]
-    """Which of the members that may be set by us the body has already."""
-    headers: Mapping[str, str]
-    parts: int = 1
-    """Messages and tools: each costs a few tokens beside its text."""
-    choices: int = 1
-    max_output_tokens: int | None = None
-    """What the caller allows for one choice; None where they set nothing."""
-    has_extras: bool = False
-    """Whether Venice adds what only the model's window bounds: results, pages, a character."""
-    has_venice_prompt: bool | None = None
-    """Whether Venice's own system prompt is wanted; None where the caller does not say."""
-    venice_parameters: bytes = b"{}"
+    end_user: str | None = None
+    """The end user as the caller names them."""
+    relay: Relay = Relay.WHOLE
+    is_stream: bool = False
+    content_type: str = JSON
+    method: str = "POST"
+    path: str = ""
+    """Where it is not the endpoint's own."""
+    is_default_model: bool = False
+    """Whether the caller left the choice of the model to Venice."""
     surcharge_nanos: int = 0
-    """What is charged beside the tokens, at most."""
+    """What is charged beside the model's price, at most."""
     has_price: bool = True
     """Whether the model's price is that of the call."""
 
     def __repr__(self) -> str:
         return f"<Call {self.request_id} {self.endpoint.path} {self.model}>"
 
-    def estimated_input_tokens(self) -> int:
-        """Four bytes of the body a token: for the books when nothing better is known."""
-        return len(self.body) // 4 + 1
+    @property
+    def upstream_path(self) -> str:
+        """Where Venice takes the call, below ``/api/v1``."""
+        return self.path or self.endpoint.path
 
     @property
-    def is_end_to_end_encrypted(self) -> bool:
-        """Whether only the model may read the body; then no byte of it is touched."""
-        return self.model.startswith("e2ee-")
+    def max_output(self) -> int | None:
+        """The most output the caller allows for one choice; None where they set nothing."""
+        return None
+
+    async def priced(self, venice: Venice) -> "Self":
+        """The call with what only Venice knows of its price.
+
+        :raises UpstreamError: when Venice does not say.
+        """
+        return self
+
+
+C = TypeVar("C", bound=Call)
+
+
+class Endpoint(Generic[C]):
+    """What the kinds of call differ in; the methods are called in the order they stand."""
+
+    path: ClassVar[str]
+    """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
+
+    def parse(self, inbound: Inbound) -> C:
+        """:raises ClientError: when Venice would surely refuse the body."""
+        raise NotImplementedError
+
+    def bound(self, call: C, caller: Caller, catalog: Catalog) -> Bound:
+        """The most that the call can use."""
+        raise NotImplementedError
+
+    def cut(self, call: C, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
+        """The bound with as much output as was granted."""
+        return bound
+
+    def upstream_body(self, call: C, caller: Caller, bound: Bound) -> bytes:
+        """The body that Venice gets."""
+        return call.body
+
+    def cost(self, call: C, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
+        """What the call cost, from the best source there is; an estimate is never above the
+        bound."""
+        raise NotImplementedError

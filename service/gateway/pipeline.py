@@ -22,10 +22,17 @@ from service.errors import (
     UpstreamCut,
     UpstreamError,
 )
-from service.gateway.call import Bound, Call, Quote
+from service.gateway.call import Bound, Call, Cost, Quote, Relay
 from service.ledger import Admission, CostSource, Entry, Hold, Ledger, Outcome
-from service.prices import Usage
-from service.upstream import Answer, Metered, StreamMeter, Venice, WholeEvents, read_plain
+from service.upstream import (
+    Answer,
+    Metered,
+    StreamMeter,
+    Venice,
+    WholeEvents,
+    read_headers,
+    read_plain,
+)
 
 log = structlog.get_logger()
 
@@ -50,21 +57,22 @@ LEFT: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
 
 
 class Reply:
-    """Venice's answer to a call: ``body`` of a plain one, ``chunks()`` of a stream."""
+    """Venice's answer to a call: ``body`` of one that is whole, ``chunks()`` of any other."""
 
     def __init__(self, open_call: "OpenCall", headers: dict[str, str], body: bytes | None) -> None:
         self._open_call = open_call
         self.headers = headers
         self.body = body
+        self.is_events = open_call.call.relay is Relay.EVENTS
         self.is_late = False
         """Whether Venice was silent for so long that the caller should hear something first."""
         self.rates = open_call.admission.rates if open_call.admission else None
         self.output_cap = open_call.bound.output_cap
         self.cost_usd: str | None = None
-        """What a plain answer cost, where that is known; a stream ends before it can be said."""
+        """What the answer cost, where that is known; a stream ends before it can be said."""
 
     def chunks(self) -> AsyncGenerator[bytes]:
-        """The stream's events as they come, each whole.
+        """The body as it comes; of a stream of events each whole.
 
         :raises UpstreamError: when it fails on the way.
         """
@@ -107,8 +115,10 @@ class OpenCall:
         be kept waiting with heartbeats; if it fails after that, ``chunks`` says so.
         """
         self._is_sent = True
-        if not self.call.is_stream:
+        if self.call.relay is Relay.WHOLE:
             return await self._begin_plain(venice, body)
+        if self.call.relay is Relay.PASSED:
+            return await self._begin_passed(venice, body)
         self._begun = asyncio.create_task(self._begin_stream(venice, body))
         done, _ = await asyncio.wait({self._begun}, timeout=patience_s)
         reply = Reply(self, self._begun.result() if done else STREAM_HEADERS, None)
@@ -125,6 +135,13 @@ class OpenCall:
         self._outcome, self._status = Outcome.OK, self.answer.status
         return Reply(self, self.answer.headers, content)
 
+    async def _begin_passed(self, venice: Venice, body: bytes) -> Reply:
+        self.answer = await self._send(venice, body, "*/*")
+        self._first_byte_at = time.monotonic()
+        self._status = self.answer.status
+        self.metered = read_headers(self.answer.said)
+        return Reply(self, self.answer.headers, None)
+
     async def _begin_stream(self, venice: Venice, body: bytes) -> dict[str, str]:
         self.answer = await self._send(venice, body, "text/event-stream")
         self._chunks = self.answer.chunks()
@@ -133,13 +150,17 @@ class OpenCall:
         return self.answer.headers
 
     async def _send(self, venice: Venice, body: bytes, accept: str) -> Answer:
-        return await venice.post(
-            self.call.endpoint.path, body, {**self.call.headers, "Accept": accept}
-        )
+        headers = {**self.call.headers, "Content-Type": self.call.content_type, "Accept": accept}
+        if self.call.method != "POST":
+            return await venice.forward(self.call.method, self.call.upstream_path, body, headers)
+        return await venice.post(self.call.upstream_path, body, headers)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """See :meth:`Reply.chunks`."""
-        assert self._begun is not None  # noqa: S101 - for the type checker
+        if self._begun is None:
+            async for chunk in self._passed_chunks():
+                yield chunk
+            return
         try:
             await self._begun
             assert self._chunks is not None  # noqa: S101 - for the type checker
@@ -153,6 +174,17 @@ class OpenCall:
             self._end_stream()
             if rest := self._events.rest():
                 yield rest
+        except ServiceError as error:
+            self.fail(error)
+            raise
+
+    async def _passed_chunks(self) -> AsyncGenerator[bytes]:
+        assert self.answer is not None  # noqa: S101 - for the type checker
+        self._chunks = self.answer.chunks()
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+            self._outcome = Outcome.OK
         except ServiceError as error:
             self.fail(error)
             raise
@@ -199,16 +231,7 @@ class OpenCall:
             outcome = Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
         metered = self.metered or self.stream_meter.result()
         model = metered.model or self.call.model.partition(":")[0]
-        usage: Usage | None = None
-        cost_nanos: int | None = 0
-        source = CostSource.NOT_CHARGED
-        if self._is_sent and outcome not in FREE_OUTCOMES:
-            usage, cost_nanos, source = _cost(self.call, self.bound, metered, catalog)
-            if self.metered is None and not self.call.is_stream and outcome in LEFT:
-                # Nothing was counted, and Venice may have gone on: so leaving saves no money.
-                usage, cost_nanos, source = None, None, CostSource.UNKNOWN
-            if metered.usage is not None and usage is not None:
-                self.call.endpoint.learn(self.call, self.bound, usage, catalog)
+        usage, cost_nanos, source = self._cost(outcome, metered, catalog)
         return Entry(
             hold=self.hold,
             model=model,
@@ -224,6 +247,17 @@ class OpenCall:
             duration_ms=self._milliseconds_to(time.monotonic()),
         )
 
+    def _cost(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
+        if not self._is_sent or outcome in FREE_OUTCOMES or metered.is_withheld:
+            return Cost(None, 0, CostSource.NOT_CHARGED)
+        is_blind = self.call.relay is Relay.PASSED or (
+            self.call.relay is Relay.WHOLE and outcome in LEFT
+        )
+        if self.metered is None and is_blind:
+            # Nothing was counted, and Venice may have gone on: so leaving saves no money.
+            return Cost(None, None, CostSource.UNKNOWN)
+        return self.call.endpoint.cost(self.call, self.bound, metered, catalog)
+
     @overload
     def _milliseconds_to(self, at: float) -> int: ...
 
@@ -232,40 +266,6 @@ class OpenCall:
 
     def _milliseconds_to(self, at: float | None) -> int | None:
         return None if at is None else round((at - self._started_at) * 1000)
-
-
-def _cost(
-    call: Call, bound: Bound, metered: Metered, catalog: Catalog
-) -> tuple[Usage, int | None, CostSource]:
-    """Usage, nano-dollars and where they come from: the best source there is. An estimate is never
-    above the bound."""
-    usage, source = _usage(call, bound, metered)
-    if metered.cost_usd is not None:
-        return usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED
-    price = catalog.token_price(metered.model or "", call.model)
-    cost_nanos = price.cost_nanos(usage) if price and call.has_price else None
-    if cost_nanos is None:
-        return usage, None, CostSource.UNKNOWN
-    cost_nanos += call.surcharge_nanos
-    if source is CostSource.ESTIMATED and bound.nanos is not None:
-        cost_nanos = min(cost_nanos, bound.nanos)
-    return usage, cost_nanos, source
-
-
-def _usage(call: Call, bound: Bound, metered: Metered) -> tuple[Usage, CostSource]:
-    if metered.usage is None:
-        input_tokens = min(call.estimated_input_tokens(), bound.tokens)
-        output_tokens = min(metered.counted_tokens, bound.tokens - input_tokens)
-        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-        return usage, CostSource.ESTIMATED
-    details = metered.usage.prompt_tokens_details
-    usage = Usage(
-        input_tokens=metered.usage.prompt_tokens,
-        output_tokens=metered.usage.completion_tokens,
-        cached_input_tokens=(details and details.cached_tokens) or 0,
-        cache_write_tokens=(details and details.cache_creation_input_tokens) or 0,
-    )
-    return usage, CostSource.COMPUTED
 
 
 def _hold(caller: Caller, call: Call, bound: Bound) -> Hold:
@@ -327,6 +327,7 @@ class Gateway:
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
         self._must_be_listed(caller, call)
+        call = await call.priced(self._venice)
         are_prices_known = self._catalog.is_loaded
         bound = call.endpoint.bound(call, caller, self._catalog)
         open_call = OpenCall(call, bound, _hold(caller, call, bound))
@@ -335,7 +336,7 @@ class Gateway:
             await self._admit(open_call, are_prices_known=are_prices_known)
             body = call.endpoint.upstream_body(call, caller, open_call.bound)
             reply = await open_call.begin(self._venice, body, self._heartbeat_s)
-            if reply.body is not None:
+            if not reply.is_events:
                 cost_nanos = open_call.entry(self._catalog).cost_nanos
                 reply.cost_usd = None if cost_nanos is None else money.format_usd(cost_nanos)
             yield reply
@@ -360,6 +361,7 @@ class Gateway:
         :raises Unavailable: when the books cannot say.
         """
         self._must_be_listed(caller, call)
+        call = await call.priced(self._venice)
         are_prices_known = self._catalog.is_loaded
         bound = call.endpoint.bound(call, caller, self._catalog)
         standing = await self._ledger.would_admit(_hold(caller, call, bound))
@@ -390,6 +392,8 @@ class Gateway:
         :raises NotFound: when the model is not in Venice's list.
         """
         is_limited = caller.has_money_limit or caller.has_model_limit
+        if call.is_default_model and not caller.has_model_limit:
+            return
         if is_limited and self._catalog.is_loaded and not self._catalog.lists(call.model):
             raise NotFound(
                 f"There is no model {call.model!r}.", code="model_not_found", param="model"

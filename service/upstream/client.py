@@ -7,6 +7,7 @@ from typing import Final
 
 import aiohttp
 import structlog
+from yarl import URL
 
 from service import __version__, metrics
 from service.errors import (
@@ -28,6 +29,7 @@ KEEPALIVE_S: Final = 10
 ERROR_BODY_BYTES: Final = 64 * 1024
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
+QUOTE_TIMEOUT_S: Final = 15.0
 
 # Headers of Venice that are about the answer. Those about the operator's account (rate limits,
 # balances) are not among them.
@@ -60,6 +62,7 @@ class Answer:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
+        self.said: Mapping[str, str] = response.headers
         self.headers = {
             name: value
             for name, value in response.headers.items()
@@ -136,6 +139,37 @@ class Venice:
             if response.ok:
                 return Answer(response)
             raise await self._refused(response)
+
+    async def forward(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> Answer:
+        """Any request, with its query in the path; for what costs nothing or is not known.
+
+        :raises UpstreamError: of the class that says what happened, for every status but 2xx.
+        """
+        sent = {"Authorization": self._authorization, **headers}
+        with _translated():
+            url = URL(self._base_url + path, encoded=True)
+            response = await self._session.request(
+                method, url, data=body or None, headers=sent, allow_redirects=False
+            )
+            metrics.UPSTREAM.labels(response.status).inc()
+            if response.ok:
+                return Answer(response)
+            raise await self._refused(response)
+
+    async def quote(self, path: str, body: bytes) -> bytes:
+        """What a job would cost, as JSON; free.
+
+        :raises UpstreamError: when Venice does not say.
+        """
+        with _translated():
+            async with asyncio.timeout(QUOTE_TIMEOUT_S):
+                answer = await self.post(path, body, {"Accept": "application/json"})
+                try:
+                    return await answer.read()
+                finally:
+                    answer.close()
 
     async def models(self, model_type: str | None) -> bytes:
         """``GET /models``: public and free."""

@@ -6,7 +6,9 @@ end. When the numbers are missing, the events that went by are what there is to 
 """
 
 import contextlib
+import re
 from collections import deque
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Final, TypeVar
 
@@ -29,6 +31,17 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 MOST_USD: Final = Decimal(1_000_000)
 """Nothing costs as much; a cost beyond it is no cost."""
 MOST_NAME_CHARACTERS: Final = 256
+MOST_SECONDS: Final = Decimal(10**7)
+LAST_EVENT_TYPES: Final = frozenset(
+    {"response.completed", "response.incomplete", "response.failed"}
+)
+"""The events that end a stream of the Responses API."""
+# Of the Responses API the last event repeats the whole answer, which no tail may hold; a quote
+# within a text would be escaped, so this is a member.
+USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+MODEL_HEADER: Final = "x-venice-model-id"
+COST_HEADER: Final = "x-venice-rpc-cost-usd"
+WITHHELD_HEADER: Final = "x-venice-is-content-violation"
 
 
 class CachedDetails(msgspec.Struct):
@@ -39,11 +52,34 @@ class CachedDetails(msgspec.Struct):
 
 
 class UsageObject(msgspec.Struct):
-    """``usage`` of a chat completion."""
+    """``usage``: of a chat completion or embeddings, or by the names of a response's."""
 
-    prompt_tokens: Count = 0
-    completion_tokens: Count = 0
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: CachedDetails | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    input_tokens_details: CachedDetails | None = None
+
+    @property
+    def all_input_tokens(self) -> int:
+        """Tokens of the prompt, the cached ones among them."""
+        return self.prompt_tokens or self.input_tokens or 0
+
+    @property
+    def all_output_tokens(self) -> int:
+        """Tokens that were made, those of reasoning among them."""
+        return self.completion_tokens or self.output_tokens or 0
+
+    @property
+    def all_tokens(self) -> int:
+        """Input and output."""
+        return self.all_input_tokens + self.all_output_tokens
+
+    @property
+    def details(self) -> CachedDetails:
+        """What of the input was cached."""
+        return self.prompt_tokens_details or self.input_tokens_details or CachedDetails()
 
 
 class CostObject(msgspec.Struct):
@@ -69,10 +105,14 @@ class Facts(msgspec.Struct):
     what it should be says nothing, and takes nothing else along."""
 
     id: msgspec.Raw = ABSENT
+    queue_id: msgspec.Raw = ABSENT
     model: msgspec.Raw = ABSENT
     usage: msgspec.Raw = ABSENT
     cost: msgspec.Raw = ABSENT
+    duration: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
+    type: msgspec.Raw = ABSENT
+    response: msgspec.Raw = ABSENT
 
 
 def _member(raw: msgspec.Raw, shape: type[T]) -> T | None:
@@ -95,18 +135,44 @@ class Metered(msgspec.Struct, kw_only=True):
     model: str | None = None
     usage: UsageObject | None = None
     cost_usd: Decimal | None = None
+    duration_s: Decimal | None = None
+    """Seconds of sound that were heard."""
     counted_tokens: int = 0
     is_error: bool = False
     is_complete: bool = False
+    is_withheld: bool = False
+    """Whether Venice gave something else than was asked for, and charged nothing."""
 
     def take(self, facts: Facts) -> None:
         """Note what a decoded object says. What is known already, from later on, stays."""
-        self.upstream_request_id = self.upstream_request_id or _name(facts.id)
+        event = _member(facts.type, str)
+        if event in LAST_EVENT_TYPES:
+            self.is_complete = True
+            self.is_error = self.is_error or event == "response.failed"
+        if facts.response != ABSENT and (response := _member(facts.response, Facts)) is not None:
+            self.take(response)
+            return
+        self.upstream_request_id = (
+            self.upstream_request_id or _name(facts.id) or _name(facts.queue_id)
+        )
         self.model = self.model or _name(facts.model)
         self.usage = self.usage or _member(facts.usage, UsageObject)
         self.is_error = self.is_error or bytes(facts.error) != b"null"
         if self.cost_usd is None and (cost := _member(facts.cost, CostObject)) is not None:
             self.cost_usd = cost.total_usd()
+        if self.duration_s is None and (seconds := _member(facts.duration, Decimal)) is not None:
+            self.duration_s = seconds if 0 <= seconds <= MOST_SECONDS else None
+
+
+def read_headers(headers: Mapping[str, str]) -> Metered:
+    """What the headers of an answer say of it, where its body says nothing."""
+    metered = Metered(is_complete=True, model=headers.get(MODEL_HEADER))
+    metered.is_withheld = headers.get(WITHHELD_HEADER, "").lower() == "true"
+    stated = headers.get(COST_HEADER)
+    if stated is not None:
+        with contextlib.suppress(ArithmeticError):
+            metered.cost_usd = CostObject(usd=Decimal(stated)).total_usd()
+    return metered
 
 
 def read_plain(body: bytes) -> Metered:
@@ -145,7 +211,8 @@ class StreamMeter:
         """What the stream said, from its last events."""
         metered = Metered()
         decoded = 0
-        for line in reversed(b"".join(self._tail).splitlines()):
+        tail = b"".join(self._tail)
+        for line in reversed(tail.splitlines()):
             if not line.startswith(DATA):
                 continue
             data = line[len(DATA) :].strip()
@@ -158,6 +225,13 @@ class StreamMeter:
                 metered.take(msgspec.json.decode(data, type=Facts))
             if metered.usage is not None or decoded == LAST_EVENTS:
                 break
+        if metered.usage is None:
+            # What a caller wrote may be repeated there too, so the most counts.
+            found = [_member(msgspec.Raw(stated), UsageObject) for stated in USAGE.findall(tail)]
+            usages = [usage for usage in found if usage is not None]
+            metered.usage = max(usages, key=lambda usage: usage.all_tokens, default=None)
+            if metered.usage is not None and tail.endswith(EVENT_ENDS):
+                metered.is_complete = True
         # Each event carries a token or more, save [DONE] and the one with the usage.
         metered.counted_tokens = max(0, self._events - metered.is_complete - bool(metered.usage))
         return metered

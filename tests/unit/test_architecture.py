@@ -12,7 +12,7 @@ SERVICE = ROOT / "service"
 LEVELS = [
     {"errors"},
     {"address"},
-    {"money", "logs", "settings", "body"},
+    {"money", "logs", "settings", "body", "multipart"},
     {"db", "crypto", "metrics", "prices", "schema", "embedded"},
     {"audit", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},

@@ -1,0 +1,125 @@
+"""Speech, transcriptions, voices."""
+
+from typing import Annotated, Final
+
+import msgspec
+
+from service import body
+from service.catalog import Catalog
+from service.errors import ClientError
+from service.gateway.call import Call, Inbound, Relay, check_model
+from service.gateway.units import UnitEndpoint, read_form
+from service.prices import AudioPrice
+from service.upstream import Metered
+
+DEFAULT_SPEECH_MODEL: Final = "tts-kokoro"
+DEFAULT_TRANSCRIPTION_MODEL: Final = "nvidia/parakeet-tdt-0.6b-v3"
+DEFAULT_VOICE_MODEL: Final = "tts-chatterbox-hd"
+LEAST_BYTES_PER_S: Final = 500
+"""Sound that says anything takes more: the leanest codecs for speech need about 600 (AMR at 4.75
+kbit/s)."""
+
+SpokenText = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+
+
+class AudioCall(Call, frozen=True, kw_only=True):
+    """A call that is paid by the character or by the second."""
+
+    characters: int | None = None
+    most_seconds: int | None = None
+
+
+class AudioEndpoint(UnitEndpoint[AudioCall]):
+    """Priced by what the model's price goes by."""
+
+    def nanos(
+        self, call: AudioCall, catalog: Catalog, metered: Metered | None = None
+    ) -> int | None:
+        """See :meth:`UnitEndpoint.nanos`."""
+        price = catalog.price(call.model)
+        if not isinstance(price, AudioPrice):
+            return None
+        seconds = metered.duration_s if metered is not None else call.most_seconds
+        return price.nanos(characters=call.characters, seconds=seconds)
+
+
+class SpeechRequest(msgspec.Struct):
+    """The members of ``POST /audio/speech`` that are read here."""
+
+    input: SpokenText
+    model: str | None = None
+    streaming: bool | None = None
+
+
+class SpeechEndpoint(AudioEndpoint):
+    """``POST /audio/speech``: sound, as it comes."""
+
+    path = "/audio/speech"
+
+    def parse(self, inbound: Inbound) -> AudioCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request = body.decode(inbound.content, SpeechRequest)
+        return AudioCall(
+            endpoint=self,
+            **inbound.facts(),
+            model=check_model(request.model or DEFAULT_SPEECH_MODEL),
+            relay=Relay.PASSED,
+            is_stream=bool(request.streaming),
+            characters=len(request.input),
+        )
+
+
+class TranscriptionRequest(msgspec.Struct):
+    """The fields of ``POST /audio/transcriptions`` that are read here."""
+
+    model: str | None = None
+    response_format: str | None = None
+
+
+class TranscriptionEndpoint(AudioEndpoint):
+    """``POST /audio/transcriptions``: the text of a sound file, and how long that was."""
+
+    path = "/audio/transcriptions"
+
+    def parse(self, inbound: Inbound) -> AudioCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request, parts = read_form(inbound, TranscriptionRequest)
+        files = [part for part in parts if part.name == "file" and part.text is None]
+        if len(files) != 1:
+            raise ClientError("file: must be there once, as a file.", param="file")
+        is_json = request.response_format in (None, "", "json")
+        return AudioCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model=check_model(request.model or DEFAULT_TRANSCRIPTION_MODEL),
+            relay=Relay.WHOLE if is_json else Relay.PASSED,
+            most_seconds=-(-files[0].length_bytes // LEAST_BYTES_PER_S),
+        )
+
+
+class VoiceRequest(msgspec.Struct):
+    """The fields of ``POST /audio/voices`` that are read here."""
+
+    model: str | None = None
+
+
+class VoiceEndpoint(AudioEndpoint):
+    """``POST /audio/voices``: a voice made after a recording."""
+
+    path = "/audio/voices"
+
+    def parse(self, inbound: Inbound) -> AudioCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request, _ = read_form(inbound, VoiceRequest)
+        return AudioCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model=check_model(request.model or DEFAULT_VOICE_MODEL),
+            # Venice states what the model's speech costs, not what its voices do.
+            has_price=False,
+        )
+
+
+ENDPOINTS: Final = (SpeechEndpoint(), TranscriptionEndpoint(), VoiceEndpoint())

@@ -1,0 +1,37 @@
+"""Decisions: questions about a state, answered by the token."""
+
+from typing import Final
+
+import msgspec
+
+from service import body
+from service.gateway.call import Inbound, check_model
+from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, end_user
+
+
+class DecisionsRequest(TokenRequest, kw_only=True):
+    """The members of a request that are read here; all others pass unread."""
+
+    questions: dict[str, msgspec.Raw]
+
+
+class DecisionsEndpoint(TokenEndpoint[TokenCall]):
+    """``POST /decisions``, also as ``/systemone``."""
+
+    path = "/decisions"
+
+    def parse(self, inbound: Inbound) -> TokenCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request = body.decode(inbound.content, DecisionsRequest)
+        return TokenCall(
+            endpoint=self,
+            **inbound.facts(),
+            model=check_model(request.model),
+            path=inbound.path,
+            end_user=end_user(request),
+            parts=len(request.questions) + 1,
+            has_venice_prompt=False,
+        )
+
+
+DECISIONS: Final = DecisionsEndpoint()

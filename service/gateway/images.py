@@ -1,0 +1,253 @@
+"""Images: made, edited, enlarged, cut out."""
+
+from typing import Annotated, Any, ClassVar, Final
+
+import msgspec
+
+from service import body
+from service.accounts import Caller
+from service.catalog import Catalog
+from service.errors import ClientError
+from service.gateway.call import Bound, Call, Inbound, Relay, check_end_user, check_model
+from service.gateway.units import UnitEndpoint, count_elements, read_form
+from service.prices import ImagePrice
+from service.upstream import Metered
+
+ENHANCE_NANOS: Final = 40_000_000
+"""USD 0.04 for a prompt that Venice writes anew."""
+SEARCH_NANOS: Final = 10_000_000
+DEFAULT_EDIT_MODEL: Final = "firered-image-edit"
+DEFAULT: Final = "default"
+
+Prompt = Annotated[str, msgspec.Meta(min_length=1)]
+Variants = Annotated[int, msgspec.Meta(ge=1, le=4)]
+Scale = Annotated[float, msgspec.Meta(ge=1, le=4)]
+
+
+class ImageCall(Call, frozen=True, kw_only=True):
+    """A call that is paid by the image."""
+
+    count: int = 1
+    resolution: str | None = None
+    quality: str | None = None
+    input_images: int = 0
+    model_type: str = "image"
+    """Of which type the model is, should the caller leave the choice to Venice."""
+    scale: str | None = None
+
+
+class ImageEndpoint(UnitEndpoint[ImageCall]):
+    """An image is charged by its tier; where the caller names none, at the dearest."""
+
+    def nanos(
+        self, call: ImageCall, catalog: Catalog, metered: Metered | None = None
+    ) -> int | None:
+        """See :meth:`UnitEndpoint.nanos`."""
+        named = [metered.model] if metered is not None and metered.model else []
+        price = catalog.price(*named, call.model)
+        prices = [price] if price is not None else []
+        if call.is_default_model and not prices:
+            prices = catalog.prices_of_type(call.model_type)
+        return max(
+            (n for price in prices if (n := self._of(call, price)) is not None), default=None
+        )
+
+    def _of(self, call: ImageCall, price: Any) -> int | None:
+        if not isinstance(price, ImagePrice):
+            return None
+        if call.scale is not None:
+            return price.upscale_nanos(call.scale)
+        return price.images_nanos(
+            call.count,
+            resolution=call.resolution,
+            quality=call.quality,
+            input_images=call.input_images,
+        )
+
+
+class GenerateRequest(msgspec.Struct):
+    """The members of ``POST /image/generate`` that are read here."""
+
+    model: str
+    prompt: Prompt
+    variants: Variants = 1
+    resolution: str | None = None
+    quality: str | None = None
+    enhance_prompt: bool | None = None
+    enable_web_search: bool | None = None
+    style_references: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    anon_user_id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class GenerateEndpoint(ImageEndpoint):
+    """``POST /image/generate``: base64 in JSON, or the image itself."""
+
+    path = "/image/generate"
+
+    def parse(self, inbound: Inbound) -> ImageCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request = body.decode(inbound.content, GenerateRequest)
+        has_references = request.style_references not in (msgspec.UNSET, b"null", b"[]")
+        anonymous = request.anon_user_id
+        return ImageCall(
+            endpoint=self,
+            **inbound.facts(),
+            model=check_model(request.model),
+            relay=Relay.PASSED,
+            end_user=check_end_user(anonymous, "anon_user_id") if anonymous else None,
+            count=request.variants,
+            resolution=request.resolution,
+            quality=request.quality,
+            surcharge_nanos=ENHANCE_NANOS * bool(request.enhance_prompt)
+            + SEARCH_NANOS * bool(request.enable_web_search),
+            # Venice charges for them and does not say how much.
+            has_price=not has_references,
+        )
+
+    def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
+        """The caller's bytes, with a pseudonym for the end user that they name."""
+        if call.end_user is None:
+            return call.body
+        name = "anon_user_id"
+        return body.set_members(call.body, {name: caller.pseudonym(call.end_user)}, {name})
+
+
+class GenerationsRequest(msgspec.Struct):
+    """The members of ``POST /images/generations`` that are read here."""
+
+    prompt: Prompt
+    model: str | None = None
+    quality: str | None = None
+    user: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class GenerationsEndpoint(ImageEndpoint):
+    """``POST /images/generations``, in OpenAI's shape."""
+
+    path = "/images/generations"
+
+    def parse(self, inbound: Inbound) -> ImageCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request = body.decode(inbound.content, GenerationsRequest)
+        model = check_model(request.model or DEFAULT)
+        user = request.user
+        return ImageCall(
+            endpoint=self,
+            **inbound.facts(),
+            model=model,
+            # Venice takes a name that it does not know for its default.
+            is_default_model=True,
+            relay=Relay.PASSED,
+            end_user=check_end_user(user, "user") if user else None,
+            quality={"hd": "high", "standard": "medium"}.get(
+                request.quality or "", request.quality
+            ),
+        )
+
+    def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
+        """The caller's bytes, with a pseudonym for the end user."""
+        if call.end_user is None:
+            return call.body
+        return body.set_members(call.body, {"user": caller.pseudonym(call.end_user)}, {"user"})
+
+
+class EditRequest(msgspec.Struct):
+    """The members of the two ways to edit that are read here."""
+
+    prompt: Prompt
+    model: str | None = None
+    modelId: str | None = None  # noqa: N815 - Venice's name for it
+    resolution: str | None = None
+    quality: str | None = None
+    enhance_prompt: bool | None = None
+    images: msgspec.Raw | str | None = None
+
+
+class EditEndpoint(ImageEndpoint):
+    """``POST /image/edit``: the edited image."""
+
+    path = "/image/edit"
+
+    def parse(self, inbound: Inbound) -> ImageCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request, parts = read_form(inbound, EditRequest)
+        names = {name for name in (request.model, request.modelId) if name}
+        if len(names) > 1:
+            raise ClientError("model: modelId says something else.", param="model")
+        input_images = 1
+        if parts:
+            input_images = max(1, sum(p.name in ("image", "images", "images[]") for p in parts))
+        elif request.images is not None:
+            input_images = count_elements(msgspec.Raw(request.images), "images")
+        return ImageCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model=check_model(names.pop() if names else DEFAULT_EDIT_MODEL),
+            relay=Relay.PASSED,
+            resolution=request.resolution,
+            quality=request.quality,
+            input_images=input_images,
+            surcharge_nanos=ENHANCE_NANOS * bool(request.enhance_prompt),
+        )
+
+
+class MultiEditEndpoint(EditEndpoint):
+    """``POST /image/multi-edit``: one image out of several."""
+
+    path = "/image/multi-edit"
+
+
+class UpscaleRequest(msgspec.Struct):
+    """The members of ``POST /image/upscale`` that are read here."""
+
+    scale: Scale = 2
+
+
+class UpscaleEndpoint(ImageEndpoint):
+    """``POST /image/upscale``: the enlarged image, a PNG."""
+
+    path = "/image/upscale"
+
+    def parse(self, inbound: Inbound) -> ImageCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request, _ = read_form(inbound, UpscaleRequest)
+        return ImageCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model="upscaler",
+            is_default_model=True,
+            relay=Relay.PASSED,
+            model_type="upscale",
+            scale="2x" if request.scale <= 2 else "4x",
+        )
+
+
+class CutOutEndpoint(ImageEndpoint):
+    """``POST /image/background-remove``: the image without its background, a PNG."""
+
+    path = "/image/background-remove"
+    model: ClassVar[str] = "background-remove"
+
+    def parse(self, inbound: Inbound) -> ImageCall:
+        """Whatever the body is; Venice states no price for it."""
+        return ImageCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model=self.model,
+            is_default_model=True,
+            relay=Relay.PASSED,
+            has_price=False,
+        )
+
+
+ENDPOINTS: Final = (
+    GenerateEndpoint(),
+    GenerationsEndpoint(),
+    EditEndpoint(),
+    MultiEditEndpoint(),
+    UpscaleEndpoint(),
+    CutOutEndpoint(),
+)

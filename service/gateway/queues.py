@@ -1,0 +1,173 @@
+"""Video and long audio: queued at Venice, charged when queued, fetched later.
+
+The bound is Venice's own quote, asked for before the call is admitted; Venice charges it when it
+takes the job, so the books are right whether or not the caller ever asks for the result. Asking for
+it, and for a quote, costs nothing.
+"""
+
+from decimal import Decimal
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from service import body, money
+from service.catalog import Catalog
+from service.errors import UpstreamError
+from service.gateway.call import Call, Inbound, check_end_user, check_model
+from service.gateway.units import UnitEndpoint
+from service.upstream import Metered, Venice
+
+FREE_PATHS: Final = (
+    "/video/quote",
+    "/video/retrieve",
+    "/video/complete",
+    "/audio/quote",
+    "/audio/retrieve",
+    "/audio/complete",
+    "/audio/voice-changer/quote",
+    "/audio/voice-changer/retrieve",
+    "/audio/voice-changer/complete",
+)
+"""What Venice charges nothing for; retrieving is of what was charged when it was queued."""
+
+
+class Quote(msgspec.Struct):
+    """Venice's answer to a request for a price, in US dollars."""
+
+    quote: Decimal
+
+
+class QueueCall(Call, frozen=True, kw_only=True):
+    """A job for Venice's queue. ``quote_nanos`` is its price once Venice has said it."""
+
+    quote_path: str
+    quoted: bytes
+    quote_nanos: int | None = None
+
+    async def priced(self, venice: Venice) -> "QueueCall":
+        """See :meth:`Call.priced`."""
+        if not self.has_price:
+            return self
+        answer = await venice.quote(self.quote_path, self.quoted)
+        try:
+            quote = msgspec.json.decode(answer, type=Quote).quote
+            nanos = money.parse_usd(quote)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise UpstreamError("Venice's quote cannot be read.") from error
+        return msgspec.structs.replace(self, quote_nanos=max(0, nanos))
+
+
+class QueueEndpoint(UnitEndpoint[QueueCall]):
+    """Jobs cost their quote."""
+
+    quote_path: ClassVar[str]
+
+    def nanos(
+        self,
+        call: QueueCall,
+        catalog: Catalog,
+        metered: Metered | None = None,
+    ) -> int | None:
+        """See :meth:`UnitEndpoint.nanos`."""
+        return call.quote_nanos
+
+
+class VideoRequest(msgspec.Struct):
+    """The members of ``POST /video/queue`` that its price goes by."""
+
+    model: str
+    duration: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    aspect_ratio: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    resolution: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    upscale_factor: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    audio: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    video_url: str | msgspec.UnsetType | None = msgspec.UNSET
+    reference_video_urls: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    anon_user_id: str | None = None
+
+
+QUOTED: Final = ("model", "duration", "aspect_ratio", "resolution", "upscale_factor", "audio")
+
+
+class VideoEndpoint(QueueEndpoint):
+    """``POST /video/queue``."""
+
+    path = "/video/queue"
+    quote_path = "/video/quote"
+
+    def parse(self, inbound: Inbound) -> QueueCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request = body.decode(inbound.content, VideoRequest)
+        check_model(request.model)
+        quoted = _stated(request, QUOTED)
+        # How long a video is that Venice has not seen, no quote can know.
+        has_price = request.reference_video_urls in (msgspec.UNSET, b"null", b"[]")
+        if isinstance(request.video_url, str):
+            has_price = has_price and request.video_url.startswith("http")
+            quoted["video_url"] = request.video_url
+        end_user = request.anon_user_id
+        return QueueCall(
+            endpoint=self,
+            **inbound.facts(),
+            model=request.model,
+            end_user=check_end_user(end_user, "anon_user_id") if end_user else None,
+            quote_path=self.quote_path,
+            quoted=msgspec.json.encode(quoted),
+            has_price=has_price,
+        )
+
+
+class AudioRequest(msgspec.Struct):
+    """The members of ``POST /audio/queue`` that its price goes by."""
+
+    model: str
+    prompt: str
+    duration_seconds: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class AudioQueueEndpoint(QueueEndpoint):
+    """``POST /audio/queue``: music, effects, long speech."""
+
+    path = "/audio/queue"
+    quote_path = "/audio/quote"
+
+    def parse(self, inbound: Inbound) -> QueueCall:
+        """:raises ClientError: for what Venice would surely refuse."""
+        request = body.decode(inbound.content, AudioRequest)
+        quoted = _stated(request, ("model", "duration_seconds"))
+        quoted["character_count"] = len(request.prompt)
+        return QueueCall(
+            endpoint=self,
+            **inbound.facts(),
+            model=check_model(request.model),
+            quote_path=self.quote_path,
+            quoted=msgspec.json.encode(quoted),
+        )
+
+
+class VoiceChangerEndpoint(QueueEndpoint):
+    """``POST /audio/voice-changer/queue``: no price is known for it before its length is."""
+
+    path = "/audio/voice-changer/queue"
+    quote_path = "/audio/voice-changer/quote"
+
+    def parse(self, inbound: Inbound) -> QueueCall:
+        """Whatever the body is."""
+        return QueueCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model="voice-changer",
+            is_default_model=True,
+            quote_path=self.quote_path,
+            quoted=b"",
+            has_price=False,
+        )
+
+
+def _stated(request: msgspec.Struct, names: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: getattr(request, name) for name in names}
+    return {name: value for name, value in values.items() if value is not msgspec.UNSET}
+
+
+ENDPOINTS: Final = (VideoEndpoint(), AudioQueueEndpoint(), VoiceChangerEndpoint())

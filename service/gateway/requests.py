@@ -1,0 +1,149 @@
+"""Calls that are paid by the request: searches, pages, documents, blockchains; and paths of Venice
+that are not known here."""
+
+from typing import Annotated, Any, ClassVar, Final
+
+import msgspec
+
+from service import body
+from service.catalog import Catalog
+from service.errors import ClientError
+from service.gateway.call import Call, Inbound, Relay, check_model
+from service.gateway.units import UnitEndpoint
+from service.upstream import Metered
+
+AUGMENT_NANOS: Final = 10_000_000
+"""USD 0.01 for a search, a page, a document."""
+RPC_NANOS: Final = 120_000
+"""The dearest method on the dearest chain: 4 × 30 credits of at most USD 10⁻⁶."""
+MOST_RPC_REQUESTS: Final = 100
+
+Query = Annotated[str, msgspec.Meta(min_length=1, max_length=400)]
+
+
+class RequestCall(Call, frozen=True, kw_only=True):
+    """A call that is paid by the request; of a batch by each."""
+
+    count: int = 1
+
+
+class RequestEndpoint(UnitEndpoint[RequestCall]):
+    """``nanos_each`` is the most that one costs; None where that is not known."""
+
+    nanos_each: ClassVar[int | None] = AUGMENT_NANOS
+
+    def parse(self, inbound: Inbound) -> RequestCall:
+        """Whatever the body is."""
+        return RequestCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model=self.path.lstrip("/"),
+            is_default_model=True,
+            relay=Relay.PASSED,
+        )
+
+    def nanos(
+        self,
+        call: RequestCall,
+        catalog: Catalog,
+        metered: Metered | None = None,
+    ) -> int | None:
+        """See :meth:`UnitEndpoint.nanos`."""
+        return None if self.nanos_each is None else self.nanos_each * call.count
+
+
+class SearchRequest(msgspec.Struct):
+    """What is read of ``POST /augment/search``."""
+
+    query: Query
+
+
+class SearchEndpoint(RequestEndpoint):
+    """``POST /augment/search``."""
+
+    path = "/augment/search"
+
+    def parse(self, inbound: Inbound) -> RequestCall:
+        """:raises ClientError: without a query."""
+        body.decode(inbound.content, SearchRequest)
+        return super().parse(inbound)
+
+
+class ScrapeRequest(msgspec.Struct):
+    """What is read of ``POST /augment/scrape``."""
+
+    url: str
+
+
+class ScrapeEndpoint(RequestEndpoint):
+    """``POST /augment/scrape``."""
+
+    path = "/augment/scrape"
+
+    def parse(self, inbound: Inbound) -> RequestCall:
+        """:raises ClientError: without a URL."""
+        body.decode(inbound.content, ScrapeRequest)
+        return super().parse(inbound)
+
+
+class TextParserEndpoint(RequestEndpoint):
+    """``POST /augment/text-parser``."""
+
+    path = "/augment/text-parser"
+
+
+class RpcRequest(msgspec.Struct, gc=False):
+    """One request of JSON-RPC."""
+
+    method: str
+
+
+REQUEST_OR_BATCH: Final[Any] = RpcRequest | list[RpcRequest]
+
+
+class RpcEndpoint(RequestEndpoint):
+    """``POST /crypto/rpc/{network}``: one request of JSON-RPC, or a batch."""
+
+    path = "/crypto/rpc/{network}"
+    nanos_each = RPC_NANOS
+
+    def parse(self, inbound: Inbound) -> RequestCall:
+        """:raises ClientError: for what is no JSON-RPC, or too much of it."""
+        requests = body.decode(inbound.content, REQUEST_OR_BATCH)
+        count = len(requests) if isinstance(requests, list) else 1
+        if not 1 <= count <= MOST_RPC_REQUESTS:
+            raise ClientError(f"A batch has 1 to {MOST_RPC_REQUESTS} requests.")
+        return RequestCall(
+            endpoint=self,
+            **inbound.facts(),
+            model=check_model(inbound.path.lstrip("/"), "network"),
+            path=inbound.path,
+            is_default_model=True,
+            relay=Relay.PASSED,
+            count=count,
+        )
+
+
+class OtherEndpoint(RequestEndpoint):
+    """A path of Venice that is not known here: nobody knows what it costs."""
+
+    path = "/{other}"
+    nanos_each = None
+
+    def parse(self, inbound: Inbound) -> RequestCall:
+        """:raises ClientError: for a path that no API has."""
+        return RequestCall(
+            endpoint=self,
+            **inbound.facts(),
+            content_type=inbound.content_type,
+            model=check_model(inbound.path.partition("?")[0].lstrip("/"), "path"),
+            path=inbound.path,
+            method=inbound.method,
+            is_default_model=True,
+            relay=Relay.PASSED,
+        )
+
+
+ENDPOINTS: Final = (SearchEndpoint(), ScrapeEndpoint(), TextParserEndpoint(), RpcEndpoint())
+OTHER: Final = OtherEndpoint()

@@ -1,0 +1,284 @@
+"""What calls that are paid by the token have in common."""
+
+import re
+from bisect import bisect_right
+from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
+
+import msgspec
+
+from service import body, money
+from service.accounts import Caller
+from service.catalog import Catalog
+from service.errors import ClientError
+from service.gateway.call import (
+    Bound,
+    Call,
+    Cost,
+    Endpoint,
+    check_end_user,
+)
+from service.ledger import Admission, CostSource
+from service.prices import TokenPrice, Usage
+from service.upstream import Metered
+
+PART_TOKENS: Final = 16
+"""What a template puts around a message or a tool, at most."""
+UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
+"""For a model whose window is not stated."""
+SEARCH_NANOS: Final = 10_000_000
+"""USD 0.01 for each of web search, X search and a scraped page."""
+MOST_SCRAPED_PAGES: Final = 10
+NULL: Final = msgspec.Raw(b"null")
+END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
+"""Where a caller may name its end user, the one that counts first."""
+# Parts of a message whose tokens its bytes do not bound.
+MEDIA: Final = re.compile(
+    rb'"(?:image_url|input_image|input_audio|input_file|input_video|video_url|file)"'
+)
+# A letter that no encoder escapes: such a name could be any.
+ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|6[1-9a-fA-F]|7[0-9aA])")
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Text = str | msgspec.UnsetType | None
+
+
+class VeniceParameters(msgspec.Struct):
+    """The parameters that add to the prompt or to the price."""
+
+    include_venice_system_prompt: Any = None
+    enable_web_search: Any = None
+    enable_web_scraping: Any = None
+    enable_x_search: Any = None
+    character_slug: Any = None
+
+
+class Tool(msgspec.Struct, gc=False):
+    """What the model may call; made to be counted."""
+
+
+class TokenRequest(msgspec.Struct, kw_only=True):
+    """The members that are read of every request that is paid by the token; all others pass
+    unread."""
+
+    model: str
+    stream: bool | None = None
+    safety_identifier: Text = msgspec.UNSET
+    user: Text = msgspec.UNSET
+    anon_user_id: Text = msgspec.UNSET
+    web_search: Any = None
+    fallbacks: Any = None
+    tools: list[Tool] | None = None
+    venice_parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class TokenCall(Call, frozen=True, kw_only=True):
+    """A call that is paid by the token."""
+
+    present: frozenset[str] = frozenset()
+    """Which of the members that may be set by us the body has already."""
+    parts: int = 1
+    """Messages and tools: each costs a few tokens beside its text."""
+    choices: int = 1
+    max_output_tokens: int | None = None
+    """What the caller allows for one choice; None where they set nothing."""
+    has_extras: bool = False
+    """Whether Venice adds what only the model's window bounds: results, pages, a character."""
+    has_venice_prompt: bool | None = None
+    """Whether Venice's own system prompt is wanted; None where the caller does not say."""
+    venice_parameters: bytes = b"{}"
+
+    @property
+    def max_output(self) -> int | None:
+        return self.max_output_tokens
+
+    def estimated_input_tokens(self) -> int:
+        """Four bytes of the body a token: for the books when nothing better is known."""
+        return len(self.body) // 4 + 1
+
+    @property
+    def is_end_to_end_encrypted(self) -> bool:
+        """Whether only the model may read the body; then no byte of it is touched."""
+        return self.model.startswith("e2ee-")
+
+
+T = TypeVar("T", bound=TokenCall)
+
+
+class TokenEndpoint(Endpoint[T], Generic[T]):
+    """A kind of call that is paid by the token."""
+
+    gives_output: ClassVar[bool] = True
+    cap_member: ClassVar[str | None] = None
+    """The member that caps the output, where there is one."""
+
+    def bound(self, call: T, caller: Caller, catalog: Catalog) -> Bound:
+        """Every byte of text a token, at most the model's window; and all the output allowed."""
+        price = catalog.token_price(call.model)
+        window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
+        has_venice_prompt = call.has_venice_prompt
+        if has_venice_prompt is None:
+            has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
+        input_tokens, prompt_tokens = window, None
+        has_media = MEDIA.search(call.body) or ESCAPED_LETTER.search(call.body)
+        if not call.has_extras and not has_media:
+            prompt_tokens = body.text_bytes(call.body) + PART_TOKENS * call.parts
+            overhead = catalog.overhead_tokens(call.model, with_prompt=has_venice_prompt)
+            input_tokens = min(window, prompt_tokens + overhead)
+        output_tokens, output_cap = self._output(call, caller, price, window)
+        bound = Bound(
+            nanos=_nanos(call, price, input_tokens, output_tokens),
+            tokens=input_tokens + output_tokens * call.choices,
+            input_tokens=input_tokens,
+            prompt_tokens=prompt_tokens,
+            has_venice_prompt=has_venice_prompt,
+            output_cap=output_cap,
+        )
+        least = caller.settings.least_output_tokens if self.cap_member else None
+        is_cut = least is not None and least < output_tokens
+        if least is None or not is_cut or bound.nanos is None or call.is_end_to_end_encrypted:
+            return bound
+        return msgspec.structs.replace(
+            bound,
+            least_nanos=_nanos(call, price, input_tokens, least),
+            least_tokens=input_tokens + least * call.choices,
+        )
+
+    def _output(
+        self, call: T, caller: Caller, price: TokenPrice | None, window: int
+    ) -> tuple[int, int | None]:
+        """The most output of one choice, and the cap that makes it the most."""
+        if not self.gives_output:
+            return 0, None
+        most = (price and price.max_output_tokens) or window
+        if call.max_output_tokens is not None:
+            return min(call.max_output_tokens, most), None
+        if call.is_end_to_end_encrypted or self.cap_member is None:
+            return most, None
+        most = min(caller.settings.default_max_output_tokens, most)
+        return most, most
+
+    def cut(self, call: T, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
+        """The bound with the most output for each choice that stays within what was granted."""
+        if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
+            return bound
+        price = catalog.token_price(call.model)
+        most = (granted.bound_tokens - bound.input_tokens) // call.choices
+        if granted.bound_nanos is not None:
+            # The cost never falls with more output: the last that is within the money is the most.
+            outputs = range(1, most + 1)
+            affordable = bisect_right(
+                outputs,
+                granted.bound_nanos,
+                key=lambda output: _nanos(call, price, bound.input_tokens, output) or 0,
+            )
+            most = min(most, affordable)
+        # Venice takes a maximum of nothing for none at all.
+        return msgspec.structs.replace(bound, output_cap=max(1, most))
+
+    def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
+        """Venice's own word, else its usage at the catalogue's price, else what was counted."""
+        usage, source = _usage(call, bound, metered)
+        if metered.usage is not None and bound.prompt_tokens is not None:
+            excess = usage.input_tokens - bound.prompt_tokens
+            catalog.learn_overhead(call.model, excess, with_prompt=bound.has_venice_prompt)
+        if metered.cost_usd is not None:
+            return Cost(usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED)
+        price = catalog.token_price(metered.model or "", call.model)
+        cost_nanos = price.cost_nanos(usage) if price and call.has_price else None
+        if cost_nanos is None:
+            return Cost(usage, None, CostSource.UNKNOWN)
+        cost_nanos += call.surcharge_nanos
+        if source is CostSource.ESTIMATED and bound.nanos is not None:
+            cost_nanos = min(cost_nanos, bound.nanos)
+        return Cost(usage, cost_nanos, source)
+
+
+def _usage(call: TokenCall, bound: Bound, metered: Metered) -> tuple[Usage, CostSource]:
+    if metered.usage is None:
+        input_tokens = min(call.estimated_input_tokens(), bound.tokens)
+        output_tokens = min(metered.counted_tokens, bound.tokens - input_tokens)
+        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+        return usage, CostSource.ESTIMATED
+    said = metered.usage
+    usage = Usage(
+        input_tokens=said.all_input_tokens,
+        output_tokens=said.all_output_tokens,
+        cached_input_tokens=said.details.cached_tokens or 0,
+        cache_write_tokens=said.details.cache_creation_input_tokens or 0,
+    )
+    return usage, CostSource.COMPUTED
+
+
+def _nanos(
+    call: TokenCall, price: TokenPrice | None, input_tokens: int, output_tokens: int
+) -> int | None:
+    """The most that a call with so much output for each choice can cost."""
+    if price is None or not call.has_price:
+        return None
+    nanos = price.bound_nanos(input_tokens, output_tokens * call.choices)
+    return None if nanos is None else nanos + call.surcharge_nanos
+
+
+def end_user(request: TokenRequest) -> str | None:
+    """Whom the request names as its end user.
+
+    :raises ClientError: when a name is too long.
+    """
+    named = [(name, getattr(request, name)) for name in END_USER_FIELDS]
+    for name, value in named:
+        if isinstance(value, str):
+            check_end_user(value, name)
+    return next((value for _, value in named if value), None)
+
+
+def stated(parameters: msgspec.Raw | msgspec.UnsetType) -> bytes:
+    """The object of Venice's own parameters; an empty one where there is none."""
+    if isinstance(parameters, msgspec.UnsetType) or parameters == NULL:
+        return b"{}"
+    return bytes(parameters)
+
+
+def venice_facts(request: TokenRequest) -> dict[str, Any]:
+    """What Venice's own parameters say of a call; they stand in the body or behind the model.
+
+    :raises ClientError: when they are no object.
+    """
+    try:
+        parameters = body.decode(stated(request.venice_parameters), VeniceParameters)
+    except ClientError as error:
+        raise ClientError(f"venice_parameters: {error}", param="venice_parameters") from None
+    surcharge_nanos, has_extras = _extras(request, parameters)
+    has_prompt = parameters.include_venice_system_prompt
+    if "include_venice_system_prompt" in request.model:
+        has_prompt = True
+    return {
+        "surcharge_nanos": surcharge_nanos,
+        "has_extras": has_extras,
+        "has_venice_prompt": has_prompt if isinstance(has_prompt, bool) else None,
+        "venice_parameters": stated(request.venice_parameters),
+        # Another model may answer, at prices of its own.
+        "has_price": not request.fallbacks,
+    }
+
+
+def _extras(request: TokenRequest, parameters: VeniceParameters) -> tuple[int, bool]:
+    """What Venice's own parameters add at most in nano-dollars, and whether they add to the
+    prompt."""
+    suffix = request.model.partition(":")[2]
+
+    def is_on(name: str) -> bool:
+        return getattr(parameters, name) not in (None, False, "off", "") or name in suffix
+
+    # Venice takes web_search beside its own parameter for the same.
+    is_searched = is_on("enable_web_search") or request.web_search not in (None, False, "off", "")
+    searches = is_searched + is_on("enable_x_search")
+    pages = MOST_SCRAPED_PAGES if is_on("enable_web_scraping") else 0
+    has_extras = bool(searches or pages or is_on("character_slug"))
+    return SEARCH_NANOS * (searches + pages), has_extras
+
+
+def without_venice_prompt(call: TokenCall, bound: Bound) -> dict[str, Any]:
+    """The member that leaves Venice's own prompt out, where that is the default."""
+    if call.has_venice_prompt is not None or bound.has_venice_prompt:
+        return {}
+    parameters = msgspec.json.decode(call.venice_parameters, type=dict[str, msgspec.Raw])
+    return {"venice_parameters": {**parameters, "include_venice_system_prompt": False}}

@@ -1,0 +1,79 @@
+"""What calls that are paid by the piece have in common: an image, a second, a request."""
+
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from service import body, money, multipart
+from service.accounts import Caller
+from service.catalog import Catalog
+from service.errors import ClientError
+from service.gateway.call import Bound, Call, Cost, Endpoint, Inbound
+from service.ledger import CostSource
+from service.upstream import Metered
+
+MOST_ELEMENTS: Final = 1_000
+
+T = TypeVar("T", bound=Call)
+S = TypeVar("S")
+
+
+def read_form(inbound: Inbound, shape: type[S]) -> tuple[S, list[multipart.Part]]:
+    """A body that may be JSON or ``multipart/form-data`` as ``shape``, and the parts of the latter.
+
+    :raises ClientError: naming the field and the rule.
+    """
+    if not multipart.is_multipart(inbound.content_type):
+        return body.decode(inbound.content, shape), []
+    parts = multipart.parse(inbound.content, inbound.content_type)
+    texts: dict[str, str] = {}
+    for part in parts:
+        if part.text is None:
+            continue
+        if part.name in texts and part.name in shape.__struct_fields__:  # type: ignore[attr-defined]
+            raise ClientError(f"{part.name}: is there twice.", param=part.name)
+        texts[part.name] = part.text
+    try:
+        return msgspec.convert(texts, shape, strict=False), parts
+    except msgspec.ValidationError as error:
+        raise body.at_fault(str(error)) from None
+
+
+def count_elements(array: msgspec.Raw, field: str) -> int:
+    """How many elements a JSON array has.
+
+    :raises ClientError: when it is none, or has too many.
+    """
+    # Each needs a comma; within texts there are few, since pictures are written without.
+    if array[:1] != b"[" or bytes(array).count(b",") > MOST_ELEMENTS:
+        raise ClientError(f"{field}: must be a short list.", param=field)
+    return len(msgspec.json.decode(array, type=list[msgspec.Raw]))
+
+
+class UnitEndpoint(Endpoint[T], Generic[T]):
+    """A kind of call whose price follows from what was asked for."""
+
+    def nanos(self, call: T, catalog: Catalog, metered: Metered | None = None) -> int | None:
+        """What the call costs: at most, or with what its answer says. None without a price."""
+        raise NotImplementedError
+
+    def bound(self, call: T, caller: Caller, catalog: Catalog) -> Bound:
+        """What is asked for, at the dearest it can be."""
+        return Bound(nanos=self._all(call, catalog))
+
+    def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
+        """Venice's own word, else what was asked for at the catalogue's price."""
+        if metered.cost_usd is not None:
+            return Cost(None, money.parse_usd(metered.cost_usd), CostSource.REPORTED)
+        nanos = self._all(call, catalog, metered)
+        if nanos is None:
+            return Cost(None, None, CostSource.UNKNOWN)
+        if bound.nanos is not None:
+            nanos = min(nanos, bound.nanos)
+        return Cost(None, nanos, CostSource.COMPUTED)
+
+    def _all(self, call: T, catalog: Catalog, metered: Metered | None = None) -> int | None:
+        if not call.has_price:
+            return None
+        nanos = self.nanos(call, catalog, metered)
+        return None if nanos is None else nanos + call.surcharge_nanos

@@ -1,0 +1,63 @@
+"""Bodies of type ``multipart/form-data``: what their fields are called and how long they are."""
+
+import re
+from typing import Final, NamedTuple
+
+from service.errors import ClientError
+
+BOUNDARY: Final = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+NAME: Final = re.compile(rb'[;\s]name="([^"\r\n]*)"', re.IGNORECASE)
+FILENAME: Final = re.compile(rb"[;\s]filename\*?=", re.IGNORECASE)
+MOST_PARTS: Final = 100
+TEXT_BYTES: Final = 65_536
+
+
+class Part(NamedTuple):
+    """A field. ``text`` is its value; None for a file, or for what is too long for a text."""
+
+    name: str
+    length_bytes: int
+    text: str | None
+
+
+def is_multipart(content_type: str) -> bool:
+    """Whether a body of this type has parts."""
+    return content_type.strip().lower().startswith("multipart/form-data")
+
+
+def parse(content: bytes, content_type: str) -> list[Part]:
+    """The parts in the order they stand (RFC 7578); nothing of a file is copied.
+
+    :raises ClientError: when it is no such body, or has too many parts.
+    """
+    match = BOUNDARY.search(content_type)
+    if match is None:
+        raise ClientError("Content-Type: multipart/form-data needs a boundary.")
+    delimiter = b"--" + (match[1] or match[2]).encode()
+    parts: list[Part] = []
+    start = content.find(delimiter)
+    while start != -1:
+        start += len(delimiter)
+        if content[start : start + 2] == b"--":
+            return parts
+        end = content.find(b"\r\n" + delimiter, start)
+        head_end = content.find(b"\r\n\r\n", start)
+        if end == -1 or not 0 <= head_end <= end:
+            break
+        parts.append(_part(content, content[start:head_end], head_end + 4, end))
+        if len(parts) > MOST_PARTS:
+            raise ClientError(f"The body has more than {MOST_PARTS} parts.")
+        start = end + 2
+    raise ClientError("The multipart body ends before its last boundary.")
+
+
+def _part(content: bytes, head: bytes, start: int, end: int) -> Part:
+    name = NAME.search(head)
+    if name is None:
+        raise ClientError("A part of the multipart body has no name.")
+    # A body that has nothing begins where its head ends.
+    length_bytes = max(0, end - start)
+    text = None
+    if not FILENAME.search(head) and length_bytes <= TEXT_BYTES:
+        text = content[start:end].decode(errors="replace")
+    return Part(name[1].decode(errors="replace"), length_bytes, text)
