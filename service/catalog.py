@@ -64,6 +64,9 @@ RAISE_OVERHEAD: Final = """
         )
 """
 
+SIGNS: Final = str.maketrans("._ /", "----")
+"""Signs that Venice does not tell apart in a model's name."""
+
 FetchModels = Callable[[str | None], Awaitable[bytes]]
 
 
@@ -104,6 +107,7 @@ class Catalog:
         self._fetching: dict[str | None, asyncio.Task[bytes]] = {}
         self._prices: dict[str, Price] = {}
         self._names: set[str] = set()
+        self._spellings: dict[str, str] = {}
         self._types: dict[str, str] = {}
         self._overheads: dict[tuple[str, bool], int] = {}
         self._learned: set[str] = set()
@@ -148,6 +152,7 @@ class Catalog:
         self._lists[model_type] = _Cached(time.monotonic(), body)
         for model in models.data:
             self._names.add(model.id)
+            self._spellings[_folded(model.id)] = model.id
             self._types[model.id] = model.type
             if (price := _price(model)) is not None:
                 self._prices[model.id] = price
@@ -180,6 +185,14 @@ class Catalog:
     def lists(self, name: str) -> bool:
         """Whether Venice has a model of this name. Feature suffixes do not matter."""
         return name.partition(":")[0] in self._names
+
+    def resolve(self, name: str) -> str:
+        """The name as Venice lists the model, should it be spelt in another way that Venice
+        tolerates; a feature suffix stays."""
+        model, colon, suffix = name.partition(":")
+        if model in self._names:
+            return name
+        return self._spellings.get(_folded(model), model) + colon + suffix
 
     def token_price(self, *names: str) -> TokenPrice | None:
         """The price of the first of these models that has one for tokens."""
@@ -225,6 +238,10 @@ class Catalog:
             ):
                 key = (row["name"], with_prompt)
                 self._overheads[key] = max(self._overheads.get(key, 0), row[column] or 0)
+
+
+def _folded(name: str) -> str:
+    return name.removeprefix("venice-").translate(SIGNS).lower()
 
 
 def _decode(body: bytes) -> ModelList:

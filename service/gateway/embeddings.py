@@ -56,7 +56,7 @@ def _count(stated: msgspec.Raw) -> int:
 
     :raises ClientError: when there are none, too many, or something else.
     """
-    if stated[:1] == b'"':
+    if bytes(stated)[:1] == b'"':
         return 1
     try:
         texts = msgspec.json.decode(stated, type=list[str])

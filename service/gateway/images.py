@@ -9,7 +9,7 @@ from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import ClientError
 from service.gateway.call import Bound, Call, Inbound, Relay, check_end_user, check_model
-from service.gateway.units import UnitEndpoint, count_elements, read_form
+from service.gateway.units import UnitEndpoint, read_form
 from service.prices import ImagePrice
 from service.upstream import Metered
 
@@ -21,6 +21,8 @@ DEFAULT: Final = "default"
 
 Prompt = Annotated[str, msgspec.Meta(min_length=1)]
 Variants = Annotated[int, msgspec.Meta(ge=1, le=4)]
+MEDIA: Final = frozenset({"image", "images", "images[]"})
+Pictures = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=100)]
 Scale = Annotated[float, msgspec.Meta(ge=1, le=4)]
 
 
@@ -160,7 +162,7 @@ class EditRequest(msgspec.Struct):
     resolution: str | None = None
     quality: str | None = None
     enhance_prompt: bool | None = None
-    images: msgspec.Raw | str | None = None
+    images: Pictures | None = None
 
 
 class EditEndpoint(ImageEndpoint):
@@ -170,15 +172,15 @@ class EditEndpoint(ImageEndpoint):
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, parts = read_form(inbound, EditRequest)
+        request, parts = read_form(inbound, EditRequest, MEDIA)
         names = {name for name in (request.model, request.modelId) if name}
         if len(names) > 1:
             raise ClientError("model: modelId says something else.", param="model")
         input_images = 1
         if parts:
-            input_images = max(1, sum(p.name in ("image", "images", "images[]") for p in parts))
+            input_images = max(1, sum(part.name in MEDIA for part in parts))
         elif request.images is not None:
-            input_images = count_elements(msgspec.Raw(request.images), "images")
+            input_images = len(request.images)
         return ImageCall(
             endpoint=self,
             **inbound.facts(),

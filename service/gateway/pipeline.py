@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final, overload
+from typing import Final, TypeVar, overload
 
+import msgspec
 import structlog
 
 from service import metrics, money
@@ -35,6 +36,8 @@ from service.upstream import (
 )
 
 log = structlog.get_logger()
+
+C = TypeVar("C", bound=Call)
 
 MOST_OPEN_CALLS: Final = 10_000
 SETTLE_WAIT_S: Final = 5.0
@@ -326,7 +329,7 @@ class Gateway:
         """
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
-        self._must_be_listed(caller, call)
+        call = self._resolved(caller, call)
         call = await call.priced(self._venice)
         are_prices_known = self._catalog.is_loaded
         bound = call.endpoint.bound(call, caller, self._catalog)
@@ -360,7 +363,7 @@ class Gateway:
 
         :raises Unavailable: when the books cannot say.
         """
-        self._must_be_listed(caller, call)
+        call = self._resolved(caller, call)
         call = await call.priced(self._venice)
         are_prices_known = self._catalog.is_loaded
         bound = call.endpoint.bound(call, caller, self._catalog)
@@ -385,19 +388,23 @@ class Gateway:
         call, bound = open_call.call, open_call.bound
         open_call.bound = call.endpoint.cut(call, bound, admission, self._catalog)
 
-    def _must_be_listed(self, caller: Caller, call: Call) -> None:
-        """Limits go by Venice's own names: where there are some of money, or of a model, a name
-        that Venice knows for another would pass by them.
+    def _resolved(self, caller: Caller, call: C) -> C:
+        """The call by its model's own name. Limits go by it: where there are some of money, or of a
+        model, a name that only Venice knows for another would pass by them.
 
         :raises NotFound: when the model is not in Venice's list.
         """
+        name = self._catalog.resolve(call.model)
+        if name != call.model:
+            call = msgspec.structs.replace(call, model=name)
         is_limited = caller.has_money_limit or caller.has_model_limit
         if call.is_default_model and not caller.has_model_limit:
-            return
+            return call
         if is_limited and self._catalog.is_loaded and not self._catalog.lists(call.model):
             raise NotFound(
                 f"There is no model {call.model!r}.", code="model_not_found", param="model"
             )
+        return call
 
     async def _settle(self, open_call: OpenCall) -> None:
         if open_call.is_refused:

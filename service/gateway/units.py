@@ -1,6 +1,7 @@
 """What calls that are paid by the piece have in common: an image, a second, a request."""
 
-from typing import Final, Generic, TypeVar
+from collections.abc import Collection
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -12,14 +13,15 @@ from service.gateway.call import Bound, Call, Cost, Endpoint, Inbound
 from service.ledger import CostSource
 from service.upstream import Metered
 
-MOST_ELEMENTS: Final = 1_000
-
 T = TypeVar("T", bound=Call)
 S = TypeVar("S")
 
 
-def read_form(inbound: Inbound, shape: type[S]) -> tuple[S, list[multipart.Part]]:
-    """A body that may be JSON or ``multipart/form-data`` as ``shape``, and the parts of the latter.
+def read_form(
+    inbound: Inbound, shape: type[S], media: Collection[str] = ()
+) -> tuple[S, list[multipart.Part]]:
+    """A body that may be JSON or ``multipart/form-data`` as ``shape``, and the parts of the latter;
+    those of names in ``media`` are no part of the shape.
 
     :raises ClientError: naming the field and the rule.
     """
@@ -28,7 +30,7 @@ def read_form(inbound: Inbound, shape: type[S]) -> tuple[S, list[multipart.Part]
     parts = multipart.parse(inbound.content, inbound.content_type)
     texts: dict[str, str] = {}
     for part in parts:
-        if part.text is None:
+        if part.text is None or part.name in media:
             continue
         if part.name in texts and part.name in shape.__struct_fields__:  # type: ignore[attr-defined]
             raise ClientError(f"{part.name}: is there twice.", param=part.name)
@@ -37,17 +39,6 @@ def read_form(inbound: Inbound, shape: type[S]) -> tuple[S, list[multipart.Part]
         return msgspec.convert(texts, shape, strict=False), parts
     except msgspec.ValidationError as error:
         raise body.at_fault(str(error)) from None
-
-
-def count_elements(array: msgspec.Raw, field: str) -> int:
-    """How many elements a JSON array has.
-
-    :raises ClientError: when it is none, or has too many.
-    """
-    # Each needs a comma; within texts there are few, since pictures are written without.
-    if array[:1] != b"[" or bytes(array).count(b",") > MOST_ELEMENTS:
-        raise ClientError(f"{field}: must be a short list.", param=field)
-    return len(msgspec.json.decode(array, type=list[msgspec.Raw]))
 
 
 class UnitEndpoint(Endpoint[T], Generic[T]):

@@ -17,7 +17,20 @@ from typing import Final
 
 from aiohttp import web
 
-from service.sandbox import account, chat, control, embeddings, images
+from service.sandbox import (
+    account,
+    audio,
+    chat,
+    control,
+    decisions,
+    edits,
+    embeddings,
+    images,
+    queues,
+    reading,
+    requests,
+    responses,
+)
 from service.sandbox.calls import CALLS, Call, Calls
 from service.sandbox.exchange import (
     API_KEYS,
@@ -48,10 +61,43 @@ ROUTES: Final = (
     ("GET", "/models/traits", endpoint(account.list_traits, is_public=True)),
     ("GET", "/models/compatibility_mapping", endpoint(account.list_compatible, is_public=True)),
     ("GET", "/api_keys/rate_limits", endpoint(account.rate_limits)),
+    ("GET", "/billing/balance", endpoint(account.balance)),
+    ("GET", "/image/styles", endpoint(edits.styles, is_public=True)),
+    ("GET", "/characters", endpoint(reading.characters)),
+    ("GET", "/characters/{slug}", endpoint(reading.character)),
+    ("GET", "/characters/{slug}/reviews", endpoint(reading.reviews)),
+    ("GET", "/tee/attestation", endpoint(reading.attestation, is_public=True)),
+    ("GET", "/tee/signature", endpoint(reading.signature, is_public=True)),
+    ("GET", "/crypto/rpc/networks", endpoint(requests.networks, is_public=True)),
     ("POST", "/chat/completions", endpoint(chat.complete)),
+    ("POST", "/responses", endpoint(responses.respond)),
+    ("POST", "/decisions", endpoint(decisions.decide)),
+    ("POST", "/systemone", endpoint(decisions.decide)),
     ("POST", "/embeddings", endpoint(embeddings.embed)),
     ("POST", "/image/generate", endpoint(images.generate)),
     ("POST", "/images/generations", endpoint(images.generations)),
+    ("POST", "/image/edit", endpoint(edits.edit)),
+    ("POST", "/image/multi-edit", endpoint(edits.multi_edit)),
+    ("POST", "/image/upscale", endpoint(edits.upscale)),
+    ("POST", "/image/background-remove", endpoint(edits.remove_background)),
+    ("POST", "/audio/speech", endpoint(audio.speak)),
+    ("POST", "/audio/transcriptions", endpoint(audio.transcribe)),
+    ("POST", "/audio/voices", endpoint(audio.clone)),
+    ("POST", "/video/quote", endpoint(queues.quote_video, is_public=True)),
+    ("POST", "/video/queue", endpoint(queues.queue_video)),
+    ("POST", "/audio/quote", endpoint(queues.quote_audio, is_public=True)),
+    ("POST", "/audio/queue", endpoint(queues.queue_audio)),
+    ("POST", "/audio/voice-changer/quote", endpoint(queues.quote_voice, is_public=True)),
+    ("POST", "/audio/voice-changer/queue", endpoint(queues.queue_voice)),
+    *(
+        ("POST", f"/{family}/{step}", endpoint(answer))
+        for family in ("video", "audio", "audio/voice-changer")
+        for step, answer in (("retrieve", queues.retrieve), ("complete", queues.complete))
+    ),
+    ("POST", "/augment/search", endpoint(requests.search)),
+    ("POST", "/augment/scrape", endpoint(requests.scrape)),
+    ("POST", "/augment/text-parser", endpoint(requests.parse_text)),
+    ("POST", "/crypto/rpc/{network}", endpoint(requests.call_chain)),
 )
 
 
@@ -62,6 +108,7 @@ def create_sandbox(api_keys: Collection[str] = ("sandbox",)) -> web.Application:
     app[API_KEYS] = frozenset(api_keys)
     app[FAULTS] = Faults()
     app[CALLS] = Calls()
+    app[queues.JOBS] = {}
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_let_go)
     for method, path, handler in ROUTES:

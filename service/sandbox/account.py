@@ -10,7 +10,7 @@ from service.sandbox.calls import CALLS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE
 from service.sandbox.exchange import Exchange, Plain, Reply
 from service.sandbox.middleware import START_BALANCE_NANOS
 from service.sandbox.model import usd
-from service.sandbox.refusals import invalid, issue
+from service.sandbox.refusals import Refusal, invalid, issue
 
 _LISTED: Final = frozenset({"all", "code", *models.TYPES})
 
@@ -62,6 +62,11 @@ def _of_type(exchange: Exchange, lists: dict[str, bytes]) -> Reply:
         text = f"Expected one of {', '.join(sorted(lists))}"
         raise invalid(issue(text, "type", code="invalid_enum_value"))
     return Plain(body=body)
+
+
+def balance(_: Exchange) -> Reply:
+    """``GET /billing/balance``: not with a key of this kind."""
+    raise Refusal(401, {"error": "Admin API key required"})
 
 
 def rate_limits(exchange: Exchange) -> Reply:

@@ -112,7 +112,7 @@ def _plan(asked: ChatRequest, model: Model) -> Plan:
         raise context_exceeded(prompt_tokens, model.context)
     said = next((m.texts() for m in reversed(messages) if m.role == "user"), [])
     tool = _tool(asked, model)
-    words, pause_s = _words(" ".join(said))
+    words, pause_s = words_for(" ".join(said))
     given = (asked.max_tokens, asked.max_completion_tokens, asked.max_output_tokens)
     limit = min((tokens for tokens in given if tokens is not UNSET), default=MAX_TOKENS)
     finish_reason = "length" if len(words) > limit else "stop"
@@ -155,7 +155,7 @@ def _tool(asked: ChatRequest, model: Model) -> str | None:
     return None
 
 
-def _words(said: str) -> tuple[list[str], float]:
+def words_for(said: str) -> tuple[list[str], float]:
     """The answer's tokens, and the pause between them, as the last user message asks for."""
     echo = " ".join(said[:ECHOED_CHARACTERS].split()[:ECHOED_WORDS])
     sentence = f"{OPENING} You wrote: {echo}".split(" ")

@@ -10,9 +10,10 @@ from typing import Final, TypeVar
 import msgspec
 from aiohttp import web
 
-from service.sandbox import refusals
+from service.sandbox import form, refusals
 from service.sandbox.calls import CALL, CALLS, Call
 from service.sandbox.faults import FAULTS, Fault, FaultKind, refusal
+from service.sandbox.form import Form
 from service.sandbox.model import Model, nanos
 from service.sandbox.refusals import Refusal
 
@@ -76,20 +77,55 @@ class Exchange:
         self.request.app[CALLS].charge(self.call, prompt_tokens + completion_tokens, cost)
 
     def charge_units(self, model: Model, units: int) -> None:
-        """Bill images."""
-        self.request.app[CALLS].charge(self.call, 0, nanos(model.unit_price) * units)
+        """Bill images, unless they are withheld."""
+        if not self.is_withheld:
+            self.charge_nanos(nanos(model.unit_price) * units)
+
+    def charge_nanos(self, cost_nanos: int) -> None:
+        """Bill what is not counted in tokens."""
+        self.request.app[CALLS].charge(self.call, 0, cost_nanos)
+
+    def form(self) -> Form:
+        """The body as a form.
+
+        :raises Refusal: when it is none.
+        """
+        return form.parse(self.body, self.request.headers.get("Content-Type", ""))
+
+    def decode_form(self, shape: type[T]) -> tuple[T, dict[str, list[bytes]]]:
+        """The body, JSON or a form, and the files of the latter.
+
+        :raises Refusal: when it is anything else than what the shape says.
+        """
+        if self.request.content_type != "multipart/form-data":
+            return self.decode(msgspec.json.Decoder(shape)), {}
+        sent = self.form()
+        try:
+            return msgspec.convert(sent.texts, shape, strict=False), sent.files
+        except msgspec.ValidationError as error:
+            raise refusals.invalid(refusals.issue(str(error))) from None
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether a black image is given instead of what was asked for, for nothing."""
+        return self.has(FaultKind.CONTENT_VIOLATION)
+
+    def withheld_headers(self) -> dict[str, str]:
+        """What says so."""
+        return {"x-venice-is-content-violation": "true"} if self.is_withheld else {}
 
     @property
     def states_usage(self) -> bool:
         """Whether the answer has ``usage``."""
-        return not self._has(FaultKind.MISSING_USAGE)
+        return not self.has(FaultKind.MISSING_USAGE)
 
     @property
     def states_cost(self) -> bool:
         """Whether the answer has ``cost``."""
-        return not self._has(FaultKind.MISSING_USAGE, FaultKind.MISSING_COST)
+        return not self.has(FaultKind.MISSING_USAGE, FaultKind.MISSING_COST)
 
-    def _has(self, *kinds: FaultKind) -> bool:
+    def has(self, *kinds: FaultKind) -> bool:
+        """Whether the call has one of these faults."""
         return self.fault is not None and self.fault.kind in kinds
 
     def drop(self, *, unsent_too: bool = False) -> None:
@@ -115,7 +151,7 @@ def endpoint(answer: Answer, *, is_public: bool = False) -> Handler:
         if not is_public:
             _authenticate(request)
         call = request[CALL]
-        fault = request.app[FAULTS].take(call.path)
+        fault = request.app[FAULTS].take(call.path, key_of(request))
         # The body was read, and is kept by aiohttp, when the call was recorded.
         body = await request.read()
         exchange = Exchange(request=request, call=call, body=body, fault=fault)
@@ -129,12 +165,16 @@ def endpoint(answer: Answer, *, is_public: bool = False) -> Handler:
 
 
 def _authenticate(request: web.Request) -> None:
-    given = request.headers.get("Authorization")
-    if given is None:
+    if "Authorization" not in request.headers:
         raise refusals.unauthenticated()
-    scheme, _, key = given.partition(" ")
-    if scheme.lower() != "bearer" or key.strip() not in request.app[API_KEYS]:
+    if key_of(request) not in request.app[API_KEYS]:
         raise refusals.bad_key()
+
+
+def key_of(request: web.Request) -> str:
+    """The key of a call; an empty text where there is none."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _before(exchange: Exchange, fault: Fault) -> web.StreamResponse | None:

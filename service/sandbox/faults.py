@@ -1,15 +1,16 @@
 """Everything that can go wrong at Venice or on the way to it, on demand."""
 
 import asyncio
+import random
 import time
 from enum import Enum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from service.sandbox.refusals import Refusal, bad_key
+from service.sandbox.refusals import Refusal, bad_key, context_exceeded, issue, unauthenticated
 
 EVERY_PATH: Final = "*"
 MAX_HOLD_S: Final = 600.0
@@ -45,6 +46,16 @@ class FaultKind(Enum):
     SLOW_BYTES = "slow_bytes", "The body comes in pieces of 7 bytes, seconds (0.001) apart."
     MISSING_USAGE = "missing_usage", "Neither usage nor cost is stated."
     MISSING_COST = "missing_cost", "Usage is stated, cost is not."
+    CONTENT_VIOLATION = "content_violation", "Images: a black one, not charged, said in a header."
+    JOB_FAILED = "job_failed", "Queues: retrieving says that the provider refused; refunded."
+    CONTENT_POLICY = "content_policy", "422 with a suggested_prompt."
+    NEEDS_CONSENT = "needs_consent", "409 whose error is an object, with consent_flow."
+    CONTEXT_LENGTH = "context_length", "400 in OpenAI's shape."
+    DETAILED = "detailed", "400 with a text as details and issues."
+    TOO_LARGE = "too_large", "413 with code PAYLOAD_TOO_LARGE."
+    PRIVACY_RESTRICTED = "privacy_restricted", "403 with code MODEL_PRIVACY_RESTRICTED."
+    RETIRED = "retired", "410 of a model that is gone."
+    WALLET_REQUIRED = "wallet_required", "402 that offers payment by wallet, as without a key."
 
     def __new__(cls, value: str, doc: str) -> "FaultKind":
         """Keep the sentence beside the value."""
@@ -68,6 +79,10 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     seconds: Seconds | None = None
     retry_after: Annotated[int, Meta(ge=0)] = 30
     message: Annotated[str, Meta(max_length=1000)] | None = None
+    key: Annotated[str, Meta(max_length=200)] | None = None
+    """Only calls with this key."""
+    chance: Annotated[float, Meta(gt=0, le=1)] = 1
+    """How likely it is that a call has the fault."""
 
     def __post_init__(self) -> None:
         # Paths are Venice's own; the prefix is what people copy from a log.
@@ -81,6 +96,8 @@ class Faults:
         self._faults: list[Fault] = []
         self._released = asyncio.Event()
         self._arrived = asyncio.Event()
+        # The same faults for the same calls, as far as these come in the same order.
+        self._random = random.Random(1)
         self.held = 0
         """How many calls stand at a barrier, hang or stall now."""
 
@@ -126,10 +143,11 @@ class Faults:
                 self._arrived.clear()
                 await self._arrived.wait()
 
-    def take(self, path: str) -> Fault | None:
-        """The fault of the next call to a path, used up by one."""
+    def take(self, path: str, key: str = "") -> Fault | None:
+        """The fault of the next call to a path with a key, used up by one."""
         for fault in self._faults:
-            if fault.path in (path, EVERY_PATH):
+            is_meant = fault.path in (path, EVERY_PATH) and fault.key in (key, None)
+            if is_meant and (fault.chance == 1 or self._random.random() < fault.chance):
                 if fault.times is not None:
                     fault.times -= 1
                     if fault.times == 0:
@@ -160,8 +178,15 @@ FAULTS: Final = web.AppKey("FAULTS", Faults)
 
 def refusal(fault: Fault) -> Refusal | None:
     """The refusal that a fault stands for, if it is one."""
-    if fault.kind is FaultKind.INVALID_KEY:
-        return bad_key()
+    match fault.kind:
+        case FaultKind.INVALID_KEY:
+            return bad_key()
+        case FaultKind.WALLET_REQUIRED:
+            return unauthenticated()
+        case FaultKind.CONTEXT_LENGTH:
+            return context_exceeded(200_000, 131_072)
+        case _:
+            pass
     known = _REFUSALS.get(fault.kind)
     if known is None:
         return None
@@ -177,7 +202,7 @@ def refusal(fault: Fault) -> Refusal | None:
     return Refusal(status, {"error": fault.message or text, **more}, headers)
 
 
-_REFUSALS: Final[dict[FaultKind, tuple[int, str, dict[str, str]]]] = {
+_REFUSALS: Final[dict[FaultKind, tuple[int, Any, dict[str, Any]]]] = {
     FaultKind.RATE_LIMITED: (429, "Rate limit exceeded", {"code": "RATE_LIMIT_EXCEEDED"}),
     FaultKind.MODEL_OVERLOADED: (
         429,
@@ -202,6 +227,24 @@ _REFUSALS: Final[dict[FaultKind, tuple[int, str, dict[str, str]]]] = {
         "The model is at capacity. Please try again later.",
         {"code": "MODEL_AT_CAPACITY"},
     ),
+    FaultKind.CONTENT_POLICY: (
+        422,
+        "Your prompt violates the content policy of the model.",
+        {"suggested_prompt": "A simulated landscape"},
+    ),
+    FaultKind.NEEDS_CONSENT: (409, {"code": "needs_consent"}, {"consent_flow": "simulated"}),
+    FaultKind.DETAILED: (
+        400,
+        "Invalid request parameters",
+        {"details": "A text and no object", "issues": [issue("Not this", "model")]},
+    ),
+    FaultKind.TOO_LARGE: (413, "Request body too large", {"code": "PAYLOAD_TOO_LARGE"}),
+    FaultKind.PRIVACY_RESTRICTED: (
+        403,
+        "This key may not use the model.",
+        {"code": "MODEL_PRIVACY_RESTRICTED"},
+    ),
+    FaultKind.RETIRED: (410, "This model was retired. Use llama-3.3-70b instead.", {}),
     FaultKind.TIMEOUT: (
         504,
         "The request timed out. Use stream=true for long answers.",

@@ -80,9 +80,10 @@ def generate(exchange: Exchange) -> Reply:
     if asked.return_binary and asked.variants > 1:
         raise invalid(issue("return_binary allows one variant", "variants"))
     exchange.charge_units(model, asked.variants)
-    pictures = [_png(f"{asked.prompt} {index}") for index in range(asked.variants)]
+    pictures = [png(f"{asked.prompt} {index}") for index in range(asked.variants)]
+    headers = {**model.headers(), **exchange.withheld_headers()}
     if asked.return_binary:
-        return Plain(body=pictures[0], content_type="image/png", headers=model.headers())
+        return Plain(body=pictures[0], content_type="image/png", headers=headers)
     answer = {
         "id": f"generate-image-{uuid.uuid4().hex}",
         "images": [base64.b64encode(picture).decode() for picture in pictures],
@@ -94,7 +95,7 @@ def generate(exchange: Exchange) -> Reply:
             "total": 0,
         },
     }
-    return Plain(body=msgspec.json.encode(answer), headers=model.headers())
+    return Plain(body=msgspec.json.encode(answer), headers=headers)
 
 
 def generations(exchange: Exchange) -> Reply:
@@ -102,7 +103,7 @@ def generations(exchange: Exchange) -> Reply:
     asked = exchange.decode(_OPENAI)
     model = models.find(asked.model, "image") or models.get("default", "image")
     exchange.charge_units(model, 1)
-    encoded = base64.b64encode(_png(f"{asked.prompt} 0")).decode()
+    encoded = base64.b64encode(png(f"{asked.prompt} 0")).decode()
     picture = {"b64_json": encoded}
     if asked.response_format == "url":
         picture = {"url": f"data:image/png;base64,{encoded}"}
@@ -110,7 +111,8 @@ def generations(exchange: Exchange) -> Reply:
     return Plain(body=msgspec.json.encode(answer), headers=model.headers())
 
 
-def _png(seed: str) -> bytes:
+def png(seed: str) -> bytes:
+    """A small square in the seed's colour."""
     colour = hashlib.sha256(seed.encode()).digest()[:3]
     rows = (b"\0" + colour * SIDE) * SIDE
     return b"".join(

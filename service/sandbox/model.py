@@ -31,6 +31,11 @@ def leaf(price: str) -> dict[str, msgspec.Raw]:
     return {"usd": usd(nanos(price)), "diem": usd(nanos(price))}
 
 
+def nanos_of(price: dict[str, msgspec.Raw]) -> int:
+    """The same in nano-dollars."""
+    return nanos(bytes(price["usd"]).decode())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Prices in USD of a million tokens."""

@@ -140,6 +140,55 @@ MODELS: Final = (
         traits=("default",),
         spec={"pricing": {"per_audio_second": leaf("0.0001")}},
     ),
+    Model(
+        id="firered-image-edit",
+        name="FireRed Edit",
+        type="inpaint",
+        traits=("default",),
+        unit_price="0.04",
+        spec={
+            "pricing": {
+                "inpaint": leaf("0.04"),
+                "inputImages": {"included": 1, "additional": leaf("0.01")},
+            }
+        },
+    ),
+    Model(
+        id="upscaler",
+        name="Upscaler",
+        type="upscale",
+        traits=("default",),
+        unit_price="0.02",
+        spec={"pricing": {"upscale": {"2x": leaf("0.02"), "4x": leaf("0.08")}}},
+    ),
+    Model(
+        id="tts-chatterbox-hd",
+        name="Chatterbox HD",
+        type="tts",
+        spec={"pricing": {"input": leaf("50")}, "voices": ["Aurora"]},
+    ),
+    Model(
+        id="elevenlabs-music",
+        name="ElevenLabs Music",
+        type="music",
+        traits=("default",),
+        spec={
+            "pricing": {
+                "durations": {
+                    "30": {**leaf("0.4"), "min_seconds": 3, "max_seconds": 30},
+                    "120": {**leaf("1.2"), "min_seconds": 31, "max_seconds": 120},
+                }
+            }
+        },
+    ),
+    Model(id="wan-2.5-preview-text-to-video", name="Wan 2.5 Preview", type="video"),
+    Model(
+        id="jev-latest",
+        name="Jev",
+        type="decision",
+        traits=("default",),
+        rates=Rates(input="0.5", output="1.5"),
+    ),
 )
 
 COMPATIBLE: Final = {

@@ -1,22 +1,79 @@
 """Nothing that costs money is reachable without a model of what it costs."""
 
+import aiohttp
+import msgspec
 import pytest
 from support import MODEL, limited
 
 from service import app as application
+from service.gateway import ENDPOINTS, FREE_PATHS
 
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
 BODIES = {
-    "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "x"}]},
+    "/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "x"}]},
+    "/responses": {"model": MODEL, "input": "x"},
+    "/embeddings": {"model": "text-embedding-bge-m3", "input": "x"},
+    "/decisions": {"model": "jev-latest", "state": "x", "questions": {"a": {"type": "noul"}}},
+    "/systemone": {"model": "jev-latest", "state": "x", "questions": {"a": {"type": "noul"}}},
+    "/image/generate": {"model": "venice-sd35", "prompt": "x"},
+    "/images/generations": {"prompt": "x"},
+    "/image/edit": {"image": PICTURE, "prompt": "x"},
+    "/image/multi-edit": {"images": [PICTURE], "prompt": "x"},
+    "/image/upscale": {"image": PICTURE, "scale": 2},
+    "/image/background-remove": {"image": PICTURE},
+    "/audio/speech": {"model": "tts-kokoro", "input": "x"},
+    "/audio/transcriptions": {"file": b"x" * 1000},
+    "/audio/voices": {"file": b"x" * 1000},
+    "/audio/queue": {"model": "elevenlabs-music", "prompt": "x", "duration_seconds": 10},
+    "/audio/voice-changer/queue": {"audio": b"x" * 1000},
+    "/video/queue": {
+        "model": "wan-2.5-preview-text-to-video",
+        "prompt": "x",
+        "duration": "5s",
+        "resolution": "720p",
+    },
+    "/augment/search": {"query": "x"},
+    "/augment/scrape": {"url": "https://example.com"},
+    "/augment/text-parser": {"file": b"x"},
+    "/crypto/rpc/{network}": {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber"},
 }
-"""A small call for each paid route, the same under ``/api/v1``."""
-FREE = {"/v1/quote"}
-"""What asks Venice for nothing."""
+"""A small call for each paid route; one with bytes in it is a form."""
+UNPRICED = {"/image/background-remove", "/audio/voices", "/audio/voice-changer/queue"}
+"""What Venice states no price for, so that a limit of money lets nothing of it pass."""
+QUOTED = {"/audio/queue", "/video/queue"}
+"""What Venice is asked the price of, each time."""
+FIXED = {path for path in BODIES if path.startswith(("/augment/", "/crypto/"))}
+"""What costs the same whatever the catalogue says."""
+OTHER = "/api/v1/{other}"
+"""What is not known here: without a price, so refused where there is a limit of money."""
+PREFIXES = ("/v1", "/api/v1")
+
+
+def sent(body):
+    """How a body is sent."""
+    if not any(isinstance(value, bytes) for value in body.values()):
+        return {"json": body}
+    form = aiohttp.FormData()
+    for name, value in body.items():
+        form.add_field(name, value, filename="x.bin" if isinstance(value, bytes) else None)
+    return {"data": form}
+
+
+def paid_calls(upstream):
+    """What reached Venice and costs something there."""
+    return [call for call in upstream.calls if call.method == "POST" and "quote" not in call.path]
+
+
+async def refusal(service, caller, url, **body):
+    """Status and code of the answer to a call."""
+    async with service.http.post(url, headers=caller.headers, **body) as response:
+        return response.status, (await response.json())["error"]["code"]
 
 
 def callers_routes(service):
-    """Method and path of every route that callers use and that is no mere reading."""
+    """The path of every route that callers use and that is no mere reading."""
     return {
-        (route.method, route.resource.canonical)
+        route.resource.canonical
         for route in service.app.router.routes()
         if route.method not in ("GET", "HEAD")
         and not route.resource.canonical.startswith("/admin/")
@@ -25,24 +82,45 @@ def callers_routes(service):
 
 async def test_every_route_is_paid_or_known_to_be_free(service):
     """A new route needs its place in this file, and so a cost model or a reason to need none."""
-    known = {f"{prefix}{path}" for path in BODIES for prefix in ("", "/api")} | FREE
+    paid = {prefix + path for path in BODIES for prefix in PREFIXES}
+    free = {prefix + path for path in FREE_PATHS for prefix in PREFIXES}
+    quotes = {"/v1/quote", "/v1/quote/{path}"}
 
-    assert {path for _, path in callers_routes(service)} - known == set()
+    assert callers_routes(service) == paid | free | quotes | {OTHER}
+    assert {endpoint.path for endpoint in ENDPOINTS} | {"/systemone"} == set(BODIES)
 
 
-@pytest.mark.parametrize("path", [f"{prefix}{path}" for path in BODIES for prefix in ("", "/api")])
-async def test_without_money_nothing_reaches_venice(service, upstream, caller, path):
-    """With a limit of nothing each paid route is refused before Venice hears of the call; so is a
-    model without a price."""
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("path", BODIES)
+async def test_without_money_nothing_reaches_venice(service, upstream, caller, path, prefix):
+    """With a limit of nothing each paid route is refused before Venice hears of the call."""
     await limited(caller, unit="usd", period="lifetime", ceiling="0")
-    body = BODIES[path.removeprefix("/api")]
-    catalog = service.app[application.api.CATALOG]
-    for price_is_known in (True, False):
-        if not price_is_known:
-            del catalog._prices[MODEL]
-        async with service.http.post(path, json=body, headers=caller.headers) as response:
-            error = (await response.json())["error"]
-        assert response.status == 402
-        assert error["code"] == ("limit_exceeded" if price_is_known else "price_unknown")
 
-    assert [call for call in upstream.calls if call.method == "POST"] == []
+    status, code = await refusal(
+        service, caller, prefix + path.format(network="base-mainnet"), **sent(BODIES[path])
+    )
+
+    assert (status, code) == (402, "price_unknown" if path in UNPRICED else "limit_exceeded")
+    assert paid_calls(upstream) == []
+
+
+@pytest.mark.parametrize("path", sorted(set(BODIES) - UNPRICED - QUOTED - FIXED))
+async def test_a_model_without_a_price_is_refused(service, upstream, caller, path):
+    """Even with money left: what a call costs must be known where it is limited."""
+    await limited(caller, unit="usd", period="lifetime", ceiling="100")
+    service.app[application.api.CATALOG]._prices.clear()
+    service.app[application.api.CATALOG]._prices["another"] = msgspec.UNSET
+
+    assert await refusal(service, caller, "/v1" + path, **sent(BODIES[path])) == (
+        402,
+        "price_unknown",
+    )
+    assert paid_calls(upstream) == []
+
+
+async def test_a_path_that_is_not_known_has_no_price(service, upstream, caller):
+    """Venice may charge anything for what it adds tomorrow."""
+    await limited(caller, unit="usd", period="lifetime", ceiling="100")
+
+    assert await refusal(service, caller, "/api/v1/new/thing", json={}) == (402, "price_unknown")
+    assert paid_calls(upstream) == []

@@ -1,0 +1,101 @@
+"""Speech, transcriptions and voices. Every sound is silence."""
+
+import io
+import uuid
+import wave
+from collections.abc import Generator
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from service.sandbox import models
+from service.sandbox.exchange import Exchange, Plain, Reply, Stream
+from service.sandbox.model import nanos, nanos_of
+from service.sandbox.refusals import Refusal
+
+DEFAULT_SPEECH_MODEL: Final = "tts-kokoro"
+DEFAULT_TRANSCRIPTION_MODEL: Final = "nvidia/parakeet-tdt-0.6b-v3"
+DEFAULT_VOICE_MODEL: Final = "tts-chatterbox-hd"
+MILLION: Final = 1_000_000
+BYTES_PER_S: Final = 16_000
+MAX_FILE_BYTES: Final = 25 * 1024 * 1024
+VOICE_NANOS: Final = nanos("0.5")
+SAMPLE_RATE: Final = 8_000
+
+
+class SpeechRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Every field of ``/audio/speech``."""
+
+    input: Annotated[str, Meta(min_length=1, max_length=4096)]
+    model: str = DEFAULT_SPEECH_MODEL
+    voice: str | UnsetType = UNSET
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: Annotated[float, Meta(ge=0.25, le=4)] = 1
+    streaming: bool = False
+    language: str | UnsetType = UNSET
+    prompt: str | UnsetType = UNSET
+    temperature: float | UnsetType = UNSET
+    top_p: float | UnsetType = UNSET
+
+
+_SPEECH: Final = msgspec.json.Decoder(SpeechRequest)
+
+
+def speak(exchange: Exchange) -> Reply:
+    """``POST /audio/speech``: a WAV whatever the format, whole or sentence by sentence."""
+    asked = exchange.decode(_SPEECH)
+    model = models.get(asked.model, "tts")
+    price = nanos_of(model.spec["pricing"]["input"])
+    exchange.charge_nanos(-(-len(asked.input) * price // MILLION))
+    sound = silence(1)
+    headers = {**model.headers(), "x-venice-audio-format": "wav"}
+    if asked.streaming:
+        pieces = _pieces(sound, asked.input.count(".") + 1)
+        return Stream(pieces=pieces, content_type="audio/wav", headers=headers)
+    return Plain(body=sound, content_type="audio/wav", headers=headers)
+
+
+def _pieces(sound: bytes, count: int) -> Generator[bytes, None, None]:
+    size = -(-len(sound) // count)
+    for start in range(0, len(sound), size):
+        yield sound[start : start + size]
+
+
+def transcribe(exchange: Exchange) -> Reply:
+    """``POST /audio/transcriptions``: a second for every 16,000 bytes."""
+    form = exchange.form()
+    sound = form.file("file")
+    if len(sound) > MAX_FILE_BYTES:
+        raise Refusal(413, {"code": "PAYLOAD_TOO_LARGE", "error": "File exceeds 25MB"})
+    model = models.get(form.texts.get("model", DEFAULT_TRANSCRIPTION_MODEL), "asr")
+    seconds = -(-len(sound) // BYTES_PER_S)
+    exchange.charge_nanos(seconds * nanos_of(model.spec["pricing"]["per_audio_second"]))
+    text = "This is a simulated transcription."
+    if form.texts.get("response_format") == "text":
+        return Plain(body=text.encode(), content_type="text/plain", headers=model.headers())
+    answer: dict[str, object] = {"text": text}
+    if exchange.states_usage:
+        answer["duration"] = seconds
+    return Plain(body=msgspec.json.encode(answer), headers=model.headers())
+
+
+def clone(exchange: Exchange) -> Reply:
+    """``POST /audio/voices``: a voice that is known to nobody."""
+    form = exchange.form()
+    form.file("file")
+    model = models.get(form.texts.get("model", DEFAULT_VOICE_MODEL), "tts")
+    exchange.charge_nanos(VOICE_NANOS)
+    answer = {"id": f"vv_{uuid.uuid4().hex}", "model": model.id}
+    return Plain(body=msgspec.json.encode(answer))
+
+
+def silence(seconds: int) -> bytes:
+    """A WAV in which nothing is to be heard."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(1)
+        sound.setframerate(SAMPLE_RATE)
+        sound.writeframes(b"\x80" * SAMPLE_RATE * seconds)
+    return file.getvalue()

@@ -1,0 +1,111 @@
+"""Images made of images: edited, enlarged, cut out. The answer is a PNG, whatever was sent."""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from service.sandbox import models
+from service.sandbox.exchange import Exchange, Plain, Reply
+from service.sandbox.images import png
+from service.sandbox.model import Model, nanos_of
+from service.sandbox.refusals import invalid, issue
+
+DEFAULT_EDIT_MODEL: Final = "firered-image-edit"
+CUT_OUT_NANOS: Final = 20_000_000
+MOST_INPUT_IMAGES: Final = 9
+
+
+class EditRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Every field of ``/image/edit``, and of ``/image/multi-edit`` with ``images``."""
+
+    prompt: Annotated[str, Meta(min_length=1)]
+    model: str | None = None
+    modelId: str | None = None  # noqa: N815 - Venice's name for it
+    image: Any = None
+    images: list[str] | None = None
+    aspect_ratio: str | None = None
+    resolution: str | None = None
+    quality: str | None = None
+    output_format: str | None = None
+    safe_mode: bool | None = None
+    enhance_prompt: bool | None = None
+
+
+class UpscaleRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Every field of ``/image/upscale``."""
+
+    image: Any = None
+    scale: Annotated[float, Meta(ge=1, le=4)] = 2
+    creativity: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
+class CutOutRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Every field of ``/image/background-remove``."""
+
+    image: Any = None
+    image_url: str | None = None
+
+
+def edit(exchange: Exchange) -> Reply:
+    """``POST /image/edit``."""
+    asked, files = exchange.decode_form(EditRequest)
+    if asked.image is None and not files.get("image"):
+        raise invalid(issue("Required", "image", code="invalid_type"))
+    return _edited(exchange, asked, 1)
+
+
+def multi_edit(exchange: Exchange) -> Reply:
+    """``POST /image/multi-edit``."""
+    asked, files = exchange.decode_form(EditRequest)
+    count = len(asked.images or ()) + sum(map(len, files.values()))
+    if not 1 <= count <= MOST_INPUT_IMAGES:
+        raise invalid(issue(f"Expected 1 to {MOST_INPUT_IMAGES} images", "images"))
+    return _edited(exchange, asked, count)
+
+
+def _edited(exchange: Exchange, asked: EditRequest, count: int) -> Reply:
+    model = models.get(asked.model or asked.modelId or DEFAULT_EDIT_MODEL, "inpaint")
+    exchange.charge_units(model, 1)
+    more = model.spec["pricing"].get("inputImages")
+    if more is not None and not exchange.is_withheld:
+        additional = nanos_of(more["additional"])
+        exchange.charge_nanos(max(0, count - more["included"]) * additional)
+    return _picture(exchange, model, asked.prompt)
+
+
+def upscale(exchange: Exchange) -> Reply:
+    """``POST /image/upscale``."""
+    asked, files = exchange.decode_form(UpscaleRequest)
+    if asked.image is None and not files.get("image"):
+        raise invalid(issue("Required", "image", code="invalid_type"))
+    model = models.get("upscaler", "upscale")
+    price = model.spec["pricing"]["upscale"]["2x" if asked.scale <= 2 else "4x"]
+    if not exchange.is_withheld:
+        exchange.charge_nanos(nanos_of(price))
+    return _picture(exchange, model, "upscaled")
+
+
+def remove_background(exchange: Exchange) -> Reply:
+    """``POST /image/background-remove``."""
+    asked, files = exchange.decode_form(CutOutRequest)
+    if asked.image is None and asked.image_url is None and not files.get("image"):
+        raise invalid(issue("Required", "image", code="invalid_type"))
+    exchange.charge_nanos(CUT_OUT_NANOS)
+    return Plain(body=png("cut out"), content_type="image/png")
+
+
+def _picture(exchange: Exchange, model: Model, seed: str) -> Plain:
+    return Plain(
+        body=png(seed),
+        content_type="image/png",
+        headers={**model.headers(), **exchange.withheld_headers()},
+    )
+
+
+STYLES: Final = ("3D Model", "Analog Film", "Anime", "Cinematic", "Comic Book")
+
+
+def styles(_: Exchange) -> Reply:
+    """``GET /image/styles``."""
+    return Plain(body=msgspec.json.encode({"object": "list", "data": STYLES}))

@@ -1,0 +1,214 @@
+"""``POST /responses``: whole, or as the typed events of OpenAI's Responses API.
+
+As in Venice's translated mode, unknown members are taken and ignored, nothing is stored, and there
+is usage but no cost.
+"""
+
+import time
+import uuid
+from collections.abc import Generator
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct, UnsetType
+
+from service.sandbox import chat, models
+from service.sandbox.exchange import Exchange, Plain, Reply, Stream
+from service.sandbox.model import Model
+from service.sandbox.refusals import invalid, issue
+
+Text = str | UnsetType
+
+
+class Item(Struct):
+    """A part of the conversation; only its text matters here."""
+
+    role: str = "user"
+    content: str | list[dict[str, Any]] | None = None
+
+    def texts(self) -> list[str]:
+        """The parts that are text."""
+        if isinstance(self.content, str):
+            return [self.content]
+        found = (part.get("text") for part in self.content or ())
+        return [text for text in found if isinstance(text, str)]
+
+
+class Tool(Struct):
+    """A tool; here its name stands beside its type."""
+
+    type: str = "function"
+    name: str = ""
+
+
+class ResponsesRequest(Struct, kw_only=True):
+    """What matters here of a request."""
+
+    model: str
+    input: str | Annotated[list[Item], Meta(min_length=1)]
+    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    stream: bool | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+
+class Plan(Struct, kw_only=True):
+    """What will be answered."""
+
+    model: Model
+    id: str
+    item_id: str
+    created_at: int
+    input_tokens: int
+    words: list[str]
+    tool: str | None
+    is_whole: bool
+    pause_s: float
+
+    @property
+    def output_tokens(self) -> int:
+        return 2 if self.tool else len(self.words)
+
+    def item(self, status: str) -> dict[str, Any]:
+        """The one item of the output."""
+        if self.tool is not None:
+            return {
+                "type": "function_call",
+                "id": self.item_id,
+                "call_id": f"call_{self.item_id[-24:]}",
+                "name": self.tool,
+                "arguments": "{}" if status == "completed" else "",
+                "status": status,
+            }
+        content = [self.part()] if status == "completed" else []
+        return {
+            "type": "message",
+            "id": self.item_id,
+            "role": "assistant",
+            "status": status,
+            "content": content,
+        }
+
+    def part(self) -> dict[str, Any]:
+        """The text of the output."""
+        return {"type": "output_text", "text": "".join(self.words), "annotations": []}
+
+    def response(self, exchange: Exchange, status: str) -> dict[str, Any]:
+        """The response object in one of its states."""
+        is_done = status in ("completed", "incomplete")
+        stated: dict[str, Any] = {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created_at,
+            "status": status,
+            "model": self.model.id,
+            "output": [self.item("completed")] if is_done else [],
+            "error": None,
+            "incomplete_details": (
+                {"reason": "max_output_tokens"} if status == "incomplete" else None
+            ),
+            "instructions": None,
+            "metadata": {},
+            "parallel_tool_calls": True,
+            "temperature": None,
+            "tool_choice": "auto",
+            "tools": [],
+            "top_p": None,
+            "store": False,
+            "usage": None,
+        }
+        if is_done and exchange.states_usage:
+            stated["usage"] = {
+                "input_tokens": self.input_tokens,
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens": self.output_tokens,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": self.input_tokens + self.output_tokens,
+            }
+        return stated
+
+    @property
+    def last_status(self) -> str:
+        return "completed" if self.is_whole else "incomplete"
+
+
+_DECODER: Final = msgspec.json.Decoder(ResponsesRequest)
+
+
+def respond(exchange: Exchange) -> Reply:
+    """The same answer as a chat completion's, in the other shape."""
+    asked = exchange.decode(_DECODER)
+    model = models.get(asked.model.partition(":")[0], "text")
+    if "E2EE" in model.capabilities:
+        raise invalid(issue("E2EE models are not available here", "model"))
+    plan = _plan(asked, model)
+    if asked.stream:
+        return Stream(pieces=_events(exchange, plan), headers=model.headers(), pause_s=plan.pause_s)
+    exchange.charge(model, plan.input_tokens, plan.output_tokens)
+    return Plain(
+        body=msgspec.json.encode(plan.response(exchange, plan.last_status)),
+        headers=model.headers(),
+        after_s=min(chat.MAX_PAUSE_S, plan.pause_s * plan.output_tokens),
+    )
+
+
+def _plan(asked: ResponsesRequest, model: Model) -> Plan:
+    items = [Item(content=asked.input)] if isinstance(asked.input, str) else asked.input
+    said = next((item.texts() for item in reversed(items) if item.role == "user"), [])
+    words, pause_s = chat.words_for(" ".join(said))
+    limit = asked.max_output_tokens or chat.MAX_TOKENS
+    names = [tool.name for tool in asked.tools or () if tool.type == "function"]
+    is_tool = asked.tool_choice == "required" or isinstance(asked.tool_choice, dict)
+    return Plan(
+        model=model,
+        id=f"resp_{uuid.uuid4().hex}",
+        item_id=f"msg_{uuid.uuid4().hex}",
+        created_at=int(time.time()),
+        input_tokens=sum(
+            chat.TOKENS_PER_MESSAGE + sum(len(text.split()) for text in item.texts())
+            for item in items
+        ),
+        words=words[:limit],
+        tool=names[0] if names and is_tool else None,
+        is_whole=len(words) <= limit,
+        pause_s=pause_s,
+    )
+
+
+def _events(exchange: Exchange, plan: Plan) -> Generator[bytes, None, None]:
+    """Each event with its number, the last one with usage. There is no ``[DONE]``."""
+    sent = 0
+    try:
+        for number, (kind, data) in enumerate(_typed(exchange, plan)):
+            content = msgspec.json.encode({"type": kind, "sequence_number": number, **data})
+            yield b"event: %b\ndata: %b\n\n" % (kind.encode(), content)
+            sent += kind.endswith(".delta")
+        sent = plan.output_tokens
+    finally:
+        exchange.charge(plan.model, plan.input_tokens if sent else 0, sent)
+
+
+def _typed(exchange: Exchange, plan: Plan) -> Generator[tuple[str, dict[str, Any]], None, None]:
+    yield "response.created", {"response": plan.response(exchange, "in_progress")}
+    yield "response.in_progress", {"response": plan.response(exchange, "in_progress")}
+    place = {"output_index": 0}
+    yield "response.output_item.added", {**place, "item": plan.item("in_progress")}
+    within = {**place, "item_id": plan.item_id}
+    if plan.tool is not None:
+        yield "response.function_call_arguments.delta", {**within, "delta": "{}"}
+        yield (
+            "response.function_call_arguments.done",
+            {**within, "name": plan.tool, "arguments": "{}"},
+        )
+    else:
+        within["content_index"] = 0
+        empty = {**plan.part(), "text": ""}
+        yield "response.content_part.added", {**within, "part": empty}
+        for word in plan.words:
+            yield "response.output_text.delta", {**within, "delta": word, "logprobs": []}
+        text = plan.part()["text"]
+        yield "response.output_text.done", {**within, "text": text, "logprobs": []}
+        yield "response.content_part.done", {**within, "part": plan.part()}
+    yield "response.output_item.done", {**place, "item": plan.item("completed")}
+    last = plan.last_status
+    yield f"response.{last}", {"response": plan.response(exchange, last)}
