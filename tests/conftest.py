@@ -1,4 +1,5 @@
-"""A real PostgreSQL for every test that asks for one: a database of its own, from a template."""
+"""A real PostgreSQL for every test that asks for one: a database of its own, from a template. A
+sandbox, and clients of it."""
 
 import contextlib
 import dataclasses
@@ -8,15 +9,18 @@ import tempfile
 from pathlib import Path
 
 import asyncpg
+import openai
 import psycopg
 import pytest
 from books import Books
 from faults import OwnServer, TcpProxy
+from sandbox_client import KEY
 from support import MODEL, limited, make_settings, running
 from upstream import playing
 
 from service import schema
 from service.db import connect_arguments, open_pool
+from service.sandbox import create_sandbox
 
 CARELESS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
 """No test loses power."""
@@ -164,3 +168,18 @@ async def books(database_address):
             await books.ledger.flush(1)
     finally:
         await connection.close()
+
+
+@pytest.fixture
+async def venice(aiohttp_client):
+    """A client of a sandbox of its own, with the key."""
+    return await aiohttp_client(create_sandbox(), headers=KEY)
+
+
+@pytest.fixture
+async def sdk(venice):
+    """OpenAI's SDK, pointed at the sandbox."""
+    async with openai.AsyncOpenAI(
+        base_url=str(venice.make_url("/api/v1")), api_key="sandbox", max_retries=0
+    ) as client:
+        yield client

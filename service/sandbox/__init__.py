@@ -85,6 +85,7 @@ ROUTES: Final = (
     ("POST", "/audio/voices", endpoint(audio.clone)),
     ("POST", "/video/quote", endpoint(queues.quote_video, is_public=True)),
     ("POST", "/video/queue", endpoint(queues.queue_video)),
+    ("POST", "/video/transcriptions", endpoint(queues.transcribe_video)),
     ("POST", "/audio/quote", endpoint(queues.quote_audio, is_public=True)),
     ("POST", "/audio/queue", endpoint(queues.queue_audio)),
     ("POST", "/audio/voice-changer/quote", endpoint(queues.quote_voice, is_public=True)),

@@ -103,12 +103,13 @@ def generations(exchange: Exchange) -> Reply:
     asked = exchange.decode(_OPENAI)
     model = models.find(asked.model, "image") or models.get("default", "image")
     exchange.charge_units(model, 1)
+    headers = {**model.headers(), **exchange.withheld_headers()}
     encoded = base64.b64encode(png(f"{asked.prompt} 0")).decode()
     picture = {"b64_json": encoded}
     if asked.response_format == "url":
         picture = {"url": f"data:image/png;base64,{encoded}"}
     answer = {"created": int(time.time()), "data": [picture]}
-    return Plain(body=msgspec.json.encode(answer), headers=model.headers())
+    return Plain(body=msgspec.json.encode(answer), headers=headers)
 
 
 def png(seed: str) -> bytes:

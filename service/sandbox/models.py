@@ -134,7 +134,7 @@ MODELS: Final = (
         spec={"pricing": {"input": leaf("3.5")}, "voices": ["af_sky", "am_adam"]},
     ),
     Model(
-        id="nvidia-parakeet-tdt-0-6b-v3",
+        id="nvidia/parakeet-tdt-0.6b-v3",
         name="Parakeet",
         type="asr",
         traits=("default",),

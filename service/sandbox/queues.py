@@ -148,13 +148,18 @@ def queue_audio(exchange: Exchange) -> Reply:
     """``POST /audio/queue``."""
     asked = exchange.decode(_AUDIO_QUEUE)
     cost_nanos = _audio_nanos(asked.model, asked.duration_seconds)
-    return _queued(exchange, asked.model, cost_nanos, silence(1), "audio/wav")
+    return _queued(exchange, asked.model, cost_nanos, silence(1), "audio/wav", status="QUEUED")
 
 
 def quote_voice(exchange: Exchange) -> Reply:
     """``POST /audio/voice-changer/quote``."""
     asked = exchange.decode(msgspec.json.Decoder(dict[str, Any]))
     return _quoted(int(asked.get("duration_seconds", 0)) * VOICE_SECOND_NANOS)
+
+
+def transcribe_video(_: Exchange) -> Reply:
+    """``POST /video/transcriptions``: retired, though the description still has it."""
+    raise Refusal(410, {"error": "This endpoint was retired. Use /audio/transcriptions."})
 
 
 def queue_voice(exchange: Exchange) -> Reply:
@@ -166,6 +171,7 @@ def queue_voice(exchange: Exchange) -> Reply:
         seconds * VOICE_SECOND_NANOS,
         silence(1),
         "audio/wav",
+        status="QUEUED",
         duration_seconds=seconds,
     )
 
@@ -188,7 +194,7 @@ def _queued(
     queue_id = str(uuid.uuid4())
     jobs[queue_id] = Job(model=model, content_type=content_type, body=body, queued_at=time.time())
     exchange.charge_nanos(cost_nanos)
-    answer = {"model": model, "queue_id": queue_id, "status": "QUEUED", **more}
+    answer = {"model": model, "queue_id": queue_id, **more}
     return Plain(body=msgspec.json.encode(answer))
 
 

@@ -23,7 +23,13 @@ CHARACTER: Final[dict[str, Any]] = {
     "modelId": "llama-3.3-70b",
     "tags": ["simulated"],
     "webEnabled": False,
-    "stats": {"imports": 0, "averageRating": 5, "ratingCount": 1, "ratingSum": 5},
+    "stats": {
+        "imports": 0,
+        "averageRating": 5,
+        "ratingCount": 1,
+        "ratingSum": 5,
+        "userRating": None,
+    },
 }
 REVIEW: Final = {
     "id": "4f6c1b1e-0000-4000-8000-000000000002",
@@ -34,7 +40,7 @@ REVIEW: Final = {
     "message": "Says so itself.",
     "rating": 5,
     "userAvatarUrl": None,
-    "userName": "sandbox",
+    "username": "sandbox",
 }
 
 
@@ -52,7 +58,12 @@ def character(exchange: Exchange) -> Reply:
 def reviews(exchange: Exchange) -> Reply:
     """``GET /characters/{slug}/reviews``."""
     _must_exist(exchange)
-    answer = {"object": "list", "data": [REVIEW], "pagination": {"page": 1, "total": 1}}
+    answer = {
+        "object": "list",
+        "data": [REVIEW],
+        "pagination": {"page": 1, "pageSize": 20, "total": 1, "totalPages": 1},
+        "summary": {"averageRating": 5, "totalReviews": 1},
+    }
     return Plain(body=msgspec.json.encode(answer), headers={"x-pagination-total": "1"})
 
 

@@ -103,7 +103,6 @@ class Plan(Struct, kw_only=True):
             "status": status,
             "model": self.model.id,
             "output": [self.item("completed")] if is_done else [],
-            "error": None,
             "incomplete_details": (
                 {"reason": "max_output_tokens"} if status == "incomplete" else None
             ),

@@ -198,7 +198,8 @@ def test_what_cannot_be_read_is_no_price(kind, pricing):
 
 def test_the_sandboxs_catalogue_is_read():
     """Each of its models that states a price has one, of its type's kind."""
-    kinds = {"image": ImagePrice, "tts": AudioPrice, "asr": AudioPrice}
+    kinds = dict.fromkeys(("image", "inpaint", "upscale"), ImagePrice)
+    kinds |= dict.fromkeys(("tts", "asr", "music"), AudioPrice)
     for model in of_type("all"):
         line = json.loads(msgspec.json.encode(model.entry()))
         spec = line["model_spec"]
