@@ -1,5 +1,6 @@
 """The routes that callers use."""
 
+import re
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
 
@@ -22,6 +23,7 @@ from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
 
 NOT_PROXIED: Final = ("api_keys", "billing", "x402")
 """What is the operator's own at Venice, by the first part of its path."""
+_FAMILY: Final = re.compile(r"[\w-]+", re.ASCII)
 
 
 def paid(endpoint: Endpoint[Any]) -> Handler:
@@ -60,8 +62,7 @@ async def other(request: web.Request) -> web.StreamResponse:
     """Any other path of Venice's: a call whose price nobody knows."""
     caller = await authenticate(request)
     path = "/" + request.match_info["other"]
-    if path.split("/")[1] in NOT_PROXIED:
-        raise NotFound(f"{path} is the account's own, and is not to be had through the gateway.")
+    _must_be_plain(path)
     inbound = Inbound(
         content=await read_body(request),
         request_id=request[REQUEST_ID],
@@ -73,7 +74,18 @@ async def other(request: web.Request) -> web.StreamResponse:
         return await relay(request, reply)
 
 
+def _must_be_plain(path: str) -> None:
+    """Nothing in a path may make it another one at Venice, such as one of the account's own."""
+    family, *rest = path.split("/")[1:]
+    if family.lower() in NOT_PROXIED:
+        raise NotFound(f"{path} is the account's own, and is not to be had through the gateway.")
+    is_odd = any(part in ("", ".", "..") or "\\" in part for part in rest)
+    if is_odd or not _FAMILY.fullmatch(family):
+        raise NotFound(f"There is nothing at {path}.")
+
+
 async def _inbound(request: web.Request, path: str) -> Inbound:
+    _must_be_plain(path.format(**request.match_info))
     return Inbound(
         content=await read_body(request),
         request_id=request[REQUEST_ID],

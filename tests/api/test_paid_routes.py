@@ -4,6 +4,7 @@ import aiohttp
 import msgspec
 import pytest
 from support import MODEL, limited
+from yarl import URL
 
 from service import app as application
 from service.gateway import ENDPOINTS, FREE_PATHS
@@ -115,6 +116,32 @@ async def test_a_model_without_a_price_is_refused(service, upstream, caller, pat
         402,
         "price_unknown",
     )
+    assert paid_calls(upstream) == []
+
+
+ACCOUNT = ["api_keys", "billing/balance", "x402/top-up"]
+DETOURS = ["{}", "x/../{}", "x/%2e%2e/{}", "./{}", "/{}", "%2F{}", "x/..%2f{}", "x\\..\\{}", "{}/"]
+
+
+@pytest.mark.parametrize("path", ACCOUNT)
+@pytest.mark.parametrize("detour", DETOURS)
+async def test_the_account_is_not_reachable(service, upstream, caller, path, detour):
+    """Whatever a server may make of a path."""
+    for spelling in (path, path.upper()):
+        url = URL(f"/api/v1/{detour.format(spelling)}", encoded=True)
+        async with service.http.get(url, headers=caller.headers) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
+
+    assert [call for call in upstream.calls if call.path.startswith("/" + path)] == []
+
+
+@pytest.mark.parametrize("path", ["/crypto/rpc/%2e%2e", "/crypto/rpc/..%2Fbilling"])
+async def test_a_name_in_a_path_stays_one(service, upstream, caller, path):
+    """Also in the paths that are known."""
+    url = URL(f"/api/v1{path}", encoded=True)
+    async with service.http.post(url, headers=caller.headers, json={"method": "a"}) as response:
+        assert response.status == 404
+
     assert paid_calls(upstream) == []
 
 
