@@ -1,5 +1,7 @@
 """Real SDKs, pointed at the service by base URL and key alone."""
 
+import base64
+
 import openai
 import pytest
 import venice_ai
@@ -34,6 +36,62 @@ async def test_openai_stream(client, caller):
     assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) == 12
     assert chunks[-1].usage.completion_tokens == 12
     assert (await caller.only_entry())["output_tokens"] == 12
+
+
+async def test_openai_tools(client):
+    """A tool that must be called is called."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    completion = await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, tools=[tool], tool_choice="required"
+    )
+
+    (call,) = completion.choices[0].message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("look", "{}")
+
+
+async def test_openai_responses(client, caller):
+    """The Responses API, whole and as typed events."""
+    plain = await client.responses.create(model=MODEL, input="[tokens=12]")
+    stream = await client.responses.create(model=MODEL, input="[tokens=12]", stream=True)
+    events = [event async for event in stream]
+
+    assert plain.output_text == events[-1].response.output_text
+    assert plain.usage.output_tokens == 12
+    assert [entry["output_tokens"] for entry in await caller.entries()] == [12, 12]
+
+
+async def test_openai_embeddings(client, caller):
+    """The SDK asks for base64 on its own."""
+    made = await client.embeddings.create(model="text-embedding-bge-m3", input=["a", "b"])
+
+    assert [len(item.embedding) for item in made.data] == [1024, 1024]
+    assert (await caller.only_entry())["input_tokens"] == made.usage.prompt_tokens
+
+
+async def test_openai_images(client, caller):
+    """An image, and an edit of it as a form."""
+    made = await client.images.generate(model="venice-sd35", prompt="a fox")
+    picture = base64.b64decode(made.data[0].b64_json)
+
+    assert picture.startswith(b"\x89PNG")
+    assert (await caller.only_entry())["endpoint"] == "/images/generations"
+
+
+async def test_openai_audio(client, caller):
+    """Speech, also as it comes, and its text."""
+    speech = await client.audio.speech.create(model="tts-kokoro", voice="af_sky", input="Hello.")
+    async with client.audio.speech.with_streaming_response.create(
+        model="tts-kokoro", voice="af_sky", input="Hello.", extra_body={"streaming": True}
+    ) as response:
+        streamed = b"".join([chunk async for chunk in response.iter_bytes()])
+    heard = await client.audio.transcriptions.create(
+        model="nvidia/parakeet-tdt-0.6b-v3", file=("a.wav", speech.content)
+    )
+
+    assert speech.content == streamed
+    assert heard.text
+    endpoints = [entry["endpoint"] for entry in await caller.entries()]
+    assert endpoints == ["/audio/transcriptions", "/audio/speech", "/audio/speech"]
 
 
 async def test_openai_models(client):

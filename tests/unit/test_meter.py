@@ -1,6 +1,7 @@
 """The meter: what a stream says, whatever way its bytes are cut."""
 
 import itertools
+import json
 from decimal import Decimal
 
 import pytest
@@ -161,3 +162,54 @@ def test_names_fit_the_books():
 
     assert metered.upstream_request_id == "ab"
     assert len(metered.model) == 256
+
+
+def typed(kind, **members):
+    """An event as the Responses API has it."""
+    data = json.dumps({"type": kind, **members})
+    return f"event: {kind}\ndata: {data}\n\n".encode()
+
+
+DELTAS = [typed("response.output_text.delta", delta=f"w{n}") for n in range(5)]
+RESPONSE = {
+    "id": "resp_1",
+    "model": "m",
+    "usage": {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12},
+}
+
+
+@pytest.mark.parametrize(
+    ("last", "is_error"),
+    [("completed", False), ("incomplete", False), ("failed", True)],
+)
+def test_typed_events(last, is_error):
+    """The last one of a response says what it used; there is no [DONE]."""
+    metered = fed(*DELTAS, typed(f"response.{last}", response=RESPONSE))
+
+    assert (metered.upstream_request_id, metered.model) == ("resp_1", "m")
+    assert (metered.usage.all_tokens, metered.is_complete) == (12, True)
+    assert metered.is_error is is_error
+
+
+def test_typed_events_that_are_cut():
+    """Are counted, and not whole."""
+    metered = fed(*DELTAS)
+
+    assert (metered.counted_tokens, metered.is_complete, metered.usage) == (5, False, None)
+
+
+def test_a_last_event_that_is_longer_than_the_tail():
+    """Its usage is found by its name in what is kept."""
+    response = {"output": ["x" * TAIL_BYTES], **RESPONSE}
+    metered = fed(*DELTAS, typed("response.completed", response=response))
+
+    assert (metered.usage.all_tokens, metered.is_complete) == (12, True)
+
+
+def test_usage_in_what_a_caller_wrote_saves_nothing():
+    """It may be repeated in a long last event; the most that is stated counts."""
+    echoed = {"usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}
+    response = {"output": ["x" * TAIL_BYTES], **RESPONSE, "metadata": echoed}
+    metered = fed(*DELTAS, typed("response.completed", response=response))
+
+    assert metered.usage.all_tokens == 12

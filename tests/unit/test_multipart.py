@@ -1,0 +1,97 @@
+"""Multipart bodies: what their fields are called and how long they are."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import ClientError
+from service.multipart import MOST_PARTS, TEXT_BYTES, Part, is_multipart, parse
+
+TYPE = "multipart/form-data; boundary=b"
+
+
+def head(name, more=""):
+    """The head of a part."""
+    return f'Content-Disposition: form-data; name="{name}"{more}'.encode()
+
+
+def body(*parts, end=b"--b--\r\n"):
+    """Heads and contents between boundaries."""
+    written = (b"--b\r\n%b\r\n\r\n%b\r\n" % part for part in parts)
+    return b"".join(written) + end
+
+
+CONTENT = st.binary(max_size=60).filter(lambda content: b"--b" not in content)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), CONTENT, st.booleans())))
+def test_parts_are_read_as_written(fields):
+    """Names and lengths of any content; texts of what is no file."""
+    written = body(
+        *(
+            (head(name, '; filename="x.bin"' if is_file else ""), content)
+            for name, content, is_file in fields
+        )
+    )
+
+    assert parse(written, TYPE) == [
+        Part(name, len(content), None if is_file else content.decode(errors="replace"))
+        for name, content, is_file in fields
+    ]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        'multipart/form-data; boundary="b"',
+        "multipart/form-data;boundary=b",
+        "Multipart/Form-Data; charset=utf-8; Boundary=b",
+        "multipart/form-data; boundary=b; charset=utf-8",
+    ],
+)
+def test_ways_to_say_the_boundary(content_type):
+    """Quoted or not, wherever it stands."""
+    assert is_multipart(content_type)
+    assert parse(body((head("a"), b"1")), content_type) == [Part("a", 1, "1")]
+
+
+def test_what_is_too_long_for_a_text():
+    """Is none, and is measured all the same."""
+    long = b"x" * (TEXT_BYTES + 1)
+
+    assert parse(body((head("a"), long)), TYPE) == [Part("a", len(long), None)]
+
+
+def test_more_headers_and_a_preamble():
+    """What stands before the first boundary says nothing, nor do a part's other headers."""
+    odd = b'Content-Type: text/plain\r\ncontent-disposition: form-data; filename*=x; name="a"'
+
+    assert parse(b"ignore me\r\n" + body((odd, b"1")), TYPE) == [Part("a", 1, None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [
+        (body((head("a"), b"1")), "multipart/form-data"),
+        (body((head("a"), b"1")), "multipart/form-data; boundary=other"),
+        (body((head("a"), b"1"), end=b""), TYPE),
+        (body((b"Content-Disposition: form-data", b"1")), TYPE),
+        (body(*[(head("a"), b"")] * (MOST_PARTS + 1)), TYPE),
+        (b"--b\r\nno end of a head\r\n--b--", TYPE),
+        (b"", TYPE),
+    ],
+)
+def test_what_is_no_form(content, content_type):
+    """Is a clear error."""
+    with pytest.raises(ClientError):
+        parse(content, content_type)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_it(content):
+    """But with the error that says so."""
+    for tried in (content, b"--b" + content, b"--b\r\n" + content + b"\r\n--b--"):
+        with contextlib.suppress(ClientError):
+            assert all(part.length_bytes >= 0 for part in parse(tried, TYPE))
