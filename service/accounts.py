@@ -179,6 +179,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     pseudonym_key: bytes = b""
     end_users_key: bytes = b""
     settings: KeySettings = KeySettings()
+    expires_at: datetime | None = None
     has_money_limit: bool = False
     """Whether any limit of its organization is one of money."""
     has_model_limit: bool = False
@@ -272,6 +273,7 @@ class Callers:
             pseudonym_key=pseudonym_key,
             end_users_key=end_users_key,
             settings=msgspec.json.decode(row["settings"], type=KeySettings),
+            expires_at=row["expires_at"],
             has_money_limit=row["has_money_limit"],
             has_model_limit=row["has_model_limit"],
         )

@@ -6,7 +6,7 @@ the same time, and served stale when Venice does not answer. Prices are read fro
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import msgspec
@@ -181,6 +181,11 @@ class Catalog:
     def is_loaded(self) -> bool:
         """Whether Venice's prices were read at least once."""
         return bool(self._prices)
+
+    @property
+    def names(self) -> Collection[str]:
+        """What Venice calls its models."""
+        return self._names
 
     def lists(self, name: str) -> bool:
         """Whether Venice has a model of this name. Feature suffixes do not matter."""

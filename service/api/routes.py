@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api import admin, health, inference, metrics, reports
+from service.api import account, admin, health, inference, metrics, reports
 from service.gateway import DECISIONS, ENDPOINTS, FREE_PATHS
 
 READ_PATHS: Final = (
@@ -37,6 +37,8 @@ def add_routes(app: web.Application) -> None:
         for path in READ_PATHS:
             router.add_get(prefix + path, inference.free(path))
         router.add_get(f"{prefix}/models", inference.models)
+        router.add_get(f"{prefix}/api_keys/rate_limits", account.rate_limits)
+        router.add_get(f"{prefix}/billing/balance", account.balance)
     router.add_post("/v1/quote", inference.quote)
     router.add_post("/v1/quote/{path:.+}", inference.quote)
     router.add_get("/v1/usage", reports.own_usage)

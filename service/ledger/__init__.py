@@ -14,6 +14,7 @@ from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
 from service.ledger.leases import sweep
 from service.ledger.limits import (
     MOST_COUNT,
+    MOST_NANOS,
     Limit,
     LimitChange,
     NewLimit,
@@ -35,6 +36,7 @@ from service.ledger.retention import Month, expired, retain
 __all__ = [
     "CONTENT_TYPES",
     "MOST_COUNT",
+    "MOST_NANOS",
     "Admission",
     "Alert",
     "CostSource",

@@ -75,7 +75,7 @@ async def test_a_model_without_a_price_is_refused(service, upstream, caller, pat
     assert paid_calls(upstream) == []
 
 
-ACCOUNT = ["api_keys", "billing/balance", "x402/top-up"]
+ACCOUNT = ["api_keys", "billing/usage", "x402/top-up"]
 DETOURS = ["{}", "x/../{}", "x/%2e%2e/{}", "./{}", "/{}", "%2F{}", "x/..%2f{}", "x\\..\\{}", "{}/"]
 
 
