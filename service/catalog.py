@@ -7,7 +7,7 @@ the same time, and served stale when Venice does not answer. Prices are read fro
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -76,6 +76,7 @@ class ModelSpec(msgspec.Struct, rename="camel"):
     pricing: msgspec.Raw = msgspec.Raw(b"null")
     available_context_tokens: int | None = None
     max_completion_tokens: int | None = None
+    capabilities: Any = None
 
 
 class Model(msgspec.Struct):
@@ -109,6 +110,7 @@ class Catalog:
         self._names: set[str] = set()
         self._spellings: dict[str, str] = {}
         self._types: dict[str, str] = {}
+        self._capabilities: dict[str, frozenset[str]] = {}
         self._overheads: dict[tuple[str, bool], int] = {}
         self._learned: set[str] = set()
 
@@ -154,6 +156,7 @@ class Catalog:
             self._names.add(model.id)
             self._spellings[_folded(model.id)] = model.id
             self._types[model.id] = model.type
+            self._capabilities[model.id] = _capabilities(model.model_spec.capabilities)
             if (price := _price(model)) is not None:
                 self._prices[model.id] = price
         return body
@@ -198,6 +201,11 @@ class Catalog:
         if model in self._names:
             return name
         return self._spellings.get(_folded(model), model) + colon + suffix
+
+    def can(self, name: str, capability: str) -> bool:
+        """Whether the model has a capability, by Venice's name for it: ``supportsReasoning``."""
+        model = self.resolve(name).partition(":")[0]
+        return capability in self._capabilities.get(model, ())
 
     def token_price(self, *names: str) -> TokenPrice | None:
         """The price of the first of these models that has one for tokens."""
@@ -247,6 +255,12 @@ class Catalog:
 
 def _folded(name: str) -> str:
     return name.removeprefix("venice-").translate(SIGNS).lower()
+
+
+def _capabilities(stated: Any) -> frozenset[str]:
+    if not isinstance(stated, dict):
+        return frozenset()
+    return frozenset(name for name, is_there in stated.items() if is_there is True)
 
 
 def _decode(body: bytes) -> ModelList:

@@ -6,6 +6,11 @@ from support import MODEL
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 BODIES = {
     "/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "x"}]},
+    "/messages": {
+        "model": MODEL,
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "x"}],
+    },
     "/responses": {"model": MODEL, "input": "x"},
     "/embeddings": {"model": "text-embedding-bge-m3", "input": "x"},
     "/decisions": {"model": "jev-latest", "state": "x", "questions": {"a": {"type": "noul"}}},
@@ -33,6 +38,8 @@ BODIES = {
     "/crypto/rpc/{network}": {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber"},
 }
 """A small call for each paid route; one with bytes in it is a form."""
+OTHER_NAMES = {"/systemone": "/decisions", "/messages": "/chat/completions"}
+"""What is another way to make a call of an endpoint."""
 UNPRICED = {"/image/background-remove", "/audio/voices", "/audio/voice-changer/queue"}
 """What Venice states no price for, so that a limit of money lets nothing of it pass."""
 QUOTED = {"/audio/queue", "/video/queue"}

@@ -10,11 +10,14 @@ from service.accounts import OPERATOR, Caller
 from service.api.state import CALLERS, SETTINGS
 from service.errors import Forbidden, Unauthenticated
 
-BEARER: Final = "Bearer "
+API_KEY_HEADER: Final = "x-api-key"
+"""Where Anthropic's clients have their key."""
 
 
 def _bearer(request: web.Request) -> str:
     header = request.headers.get("Authorization")
+    if header is None and (key := request.headers.get(API_KEY_HEADER, "").strip()):
+        return key
     if header is None:
         raise Unauthenticated(
             "There is no API key: send it as 'Authorization: Bearer rk_…'.", code="missing_api_key"

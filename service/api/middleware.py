@@ -9,7 +9,7 @@ from aiohttp import web
 
 from service import logs, metrics
 from service.api.state import STATUS
-from service.api.wire import REQUEST_ID, Handler, error_response
+from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, error_response
 from service.crypto import UnknownMasterKey
 from service.db import uuid7
 from service.errors import (
@@ -76,7 +76,7 @@ async def render_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return error_response(_of_aiohttp(error, request), request[REQUEST_ID])
+        return error_response(_of_aiohttp(error, request), request)
     except ServiceError as error:
         failure = error
         if failure.status >= 500:
@@ -94,7 +94,7 @@ async def render_errors(request: web.Request, handler: Handler) -> web.StreamRes
     if _has_begun(request):
         # A second answer inside the first would corrupt both: end the connection instead.
         raise failure
-    return error_response(failure, request[REQUEST_ID])
+    return error_response(failure, request)
 
 
 def _has_begun(request: web.Request) -> bool:
@@ -117,6 +117,8 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
     """Every answer carries the id, streams too: the headers are not on their way yet."""
     if (request_id := request.get(REQUEST_ID)) is not None:
         response.headers["x-request-id"] = request_id
+        if request.get(DIALECT) is ANTHROPIC:
+            response.headers["request-id"] = request_id
 
 
 MIDDLEWARES: Final = (observe, render_errors)

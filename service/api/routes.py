@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api import account, admin, health, inference, metrics, reports
+from service.api import account, admin, health, inference, messages, metrics, reports
 from service.gateway import DECISIONS, ENDPOINTS, FREE_PATHS
 
 READ_PATHS: Final = (
@@ -36,6 +36,8 @@ def add_routes(app: web.Application) -> None:
             router.add_post(prefix + path, inference.free(path))
         for path in READ_PATHS:
             router.add_get(prefix + path, inference.free(path))
+        router.add_post(f"{prefix}/messages", messages.create)
+        router.add_post(f"{prefix}/messages/count_tokens", messages.count_tokens)
         router.add_get(f"{prefix}/models", inference.models)
         router.add_get(f"{prefix}/api_keys/rate_limits", account.rate_limits)
         router.add_get(f"{prefix}/billing/balance", account.balance)

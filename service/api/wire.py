@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
+from service import anthropic
 from service.api.state import SETTINGS
 from service.errors import (
     NotFound,
@@ -91,9 +93,42 @@ def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
     return {"error": content}
 
 
-def error_response(error: ServiceError, request_id: str | None) -> web.Response:
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How errors are said to a caller, plainly and as the last of a stream's events."""
+
+    error_object: Callable[[ServiceError, str | None], dict[str, Any]]
+    last_event: bytes
+    """With a place for the object."""
+
+
+DIALECT: Final = web.RequestKey("DIALECT", Dialect)
+OPENAI: Final = Dialect(error_object=error_object, last_event=b"data: %b\n\n" + DONE)
+ANTHROPIC: Final = Dialect(
+    error_object=anthropic.error_object, last_event=b"event: error\ndata: %b\n\n"
+)
+
+
+class Translation(Protocol):
+    """Says Venice's answer in the caller's dialect."""
+
+    def whole(self, content: bytes) -> bytes:
+        """A plain answer.
+
+        :raises UpstreamError: when it is none.
+        """
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The next events.
+
+        :raises UpstreamError: when they are none.
+        """
+
+
+def error_response(error: ServiceError, request: web.Request) -> web.Response:
     """The answer to a request that failed before anything of an answer was sent."""
-    response = json_response(error_object(error, request_id), error.status)
+    dialect = request.get(DIALECT, OPENAI)
+    response = json_response(dialect.error_object(error, request.get(REQUEST_ID)), error.status)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif error.status == RateLimited.status:
@@ -124,15 +159,18 @@ def _reply_headers(reply: Reply) -> dict[str, str]:
     return {**reply.headers, **headers}
 
 
-async def relay(request: web.Request, reply: Reply) -> web.StreamResponse:
+async def relay(
+    request: web.Request, reply: Reply, translation: Translation | None = None
+) -> web.StreamResponse:
     """Pass Venice's answer on: a plain one whole, anything else as it comes."""
     if reply.is_events:
-        return await _EventStream(request, reply).relay()
+        return await _EventStream(request, reply, translation).relay()
     headers = _reply_headers(reply)
     if reply.cost_usd is not None:
         headers["x-rialto-cost-usd"] = reply.cost_usd
     if reply.body is not None:
-        return web.Response(body=reply.body, headers=headers)
+        content = translation.whole(reply.body) if translation else reply.body
+        return web.Response(body=content, headers=headers)
     return await pass_on(request, headers, reply.chunks())
 
 
@@ -156,9 +194,10 @@ class _EventStream:
     that the call is in the books when its caller sees the end.
     """
 
-    def __init__(self, request: web.Request, reply: Reply) -> None:
+    def __init__(self, request: web.Request, reply: Reply, translation: Translation | None) -> None:
         self._request = request
         self._reply = reply
+        self._translation = translation
         self._response = web.StreamResponse(headers={**_reply_headers(reply), **STREAM_HEADERS})
         self._heartbeat_s = request.app[SETTINGS].heartbeat_s
         self._written_at = time.monotonic()
@@ -171,8 +210,10 @@ class _EventStream:
         try:
             async with contextlib.aclosing(self._reply.chunks()) as chunks:
                 async for chunk in chunks:
-                    self._written_at = time.monotonic()
-                    await self._response.write(chunk)
+                    events = self._translation.feed(chunk) if self._translation else chunk
+                    if events:
+                        self._written_at = time.monotonic()
+                        await self._response.write(events)
         except ServiceError as error:
             await self._end_with(error)
         except asyncio.CancelledError:
@@ -201,7 +242,9 @@ class _EventStream:
 
     async def _end_with(self, error: ServiceError) -> None:
         """A failure after the status was sent is the stream's last event."""
-        content = msgspec.json.encode(error_object(error, self._request.get(REQUEST_ID)))
+        dialect = self._request.get(DIALECT, OPENAI)
+        said = dialect.error_object(error, self._request.get(REQUEST_ID))
+        content = dialect.last_event % msgspec.json.encode(said)
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):
-                await self._response.write(b"data: " + content + b"\n\n" + DONE)
+                await self._response.write(content)

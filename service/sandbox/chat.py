@@ -25,6 +25,7 @@ ECHOED_CHARACTERS: Final = 200
 ECHOED_WORDS: Final = 12
 OPENING: Final = "This is a simulated answer from the Rialto sandbox: no model was asked."
 FILLER: Final = ("and", "the", "sandbox", "goes", "on", "for", "more", "tokens", "were", "asked")
+THOUGHTS: Final = re.compile(r"\[think=(\d{1,6})\]")
 TOKENS: Final = re.compile(r"\[tokens=(\d{1,6})\]")
 PROMPT: Final = re.compile(r"\[prompt=(\d{1,6})\]")
 DELAY: Final = re.compile(r"\[delay=(\d{1,3}(?:\.\d{1,6})?)\]")
@@ -40,6 +41,7 @@ class Plan:
     id: str
     created: int
     prompt_tokens: int
+    thoughts: list[str]
     words: list[str]
     finish_reason: str
     tool: str | None
@@ -49,7 +51,7 @@ class Plan:
     @property
     def chunks(self) -> int:
         """Tokens of one choice. A tool call is two: its name, its arguments."""
-        return len(self.words) if self.tool is None else 2
+        return len(self.thoughts) + (len(self.words) if self.tool is None else 2)
 
     def spent(self, exchange: Exchange, completion_tokens: int) -> dict[str, Any]:
         """``usage`` and ``cost``, as far as they are stated."""
@@ -74,7 +76,7 @@ def complete(exchange: Exchange) -> Reply:
     name, _, suffix = asked.model.partition(":")
     model = models.get(name, "text")
     parameters = _parameters(asked, suffix)
-    plan = _plan(asked, model)
+    plan = _plan(asked, model, parameters)
     headers = model.headers()
     if "E2EE" in model.capabilities and parameters.enable_e2ee:
         if not asked.stream:
@@ -100,7 +102,7 @@ def _parameters(asked: ChatRequest, suffix: str) -> VeniceParameters:
         raise invalid(issue(str(error), "model")) from None
 
 
-def _plan(asked: ChatRequest, model: Model) -> Plan:
+def _plan(asked: ChatRequest, model: Model, parameters: VeniceParameters) -> Plan:
     messages = _messages(asked)
     prompt_tokens = sum(
         TOKENS_PER_MESSAGE + sum(len(text.split()) for text in message.texts())
@@ -113,6 +115,10 @@ def _plan(asked: ChatRequest, model: Model) -> Plan:
     said = next((m.texts() for m in reversed(messages) if m.role == "user"), [])
     tool = _tool(asked, model)
     words, pause_s = words_for(" ".join(said))
+    thoughts: list[str] = []
+    wanted = THOUGHTS.search(" ".join(said))
+    if wanted and "Reasoning" in model.capabilities and not parameters.disable_thinking:
+        thoughts = ["Hm, "] * min(MAX_TOKENS, int(wanted.group(1)))
     given = (asked.max_tokens, asked.max_completion_tokens, asked.max_output_tokens)
     limit = min((tokens for tokens in given if tokens is not UNSET), default=MAX_TOKENS)
     finish_reason = "length" if len(words) > limit else "stop"
@@ -121,6 +127,7 @@ def _plan(asked: ChatRequest, model: Model) -> Plan:
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
         prompt_tokens=prompt_tokens,
+        thoughts=thoughts,
         words=words[:limit],
         finish_reason="tool_calls" if tool else finish_reason,
         tool=tool,
@@ -178,6 +185,8 @@ def _whole(exchange: Exchange, plan: Plan, parameters: VeniceParameters) -> byte
     message: dict[str, Any] = {"role": "assistant", "content": "".join(plan.words)}
     if plan.tool is not None:
         message |= {"content": None, "tool_calls": [_tool_call(plan)]}
+    if plan.thoughts:
+        message["reasoning_content"] = "".join(plan.thoughts)
     # Encoded once: the choices are the same.
     encoded = msgspec.Raw(msgspec.json.encode(message))
     completion_tokens = plan.chunks * plan.choices
@@ -241,6 +250,8 @@ def _deltas(plan: Plan) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _choice_deltas(plan: Plan) -> Iterator[bytes]:
+    for thought in plan.thoughts:
+        yield msgspec.json.encode({"reasoning_content": thought})
     if plan.tool is not None:
         call = {"index": 0, **_tool_call(plan, "")}
         yield msgspec.json.encode({"role": "assistant", "content": None, "tool_calls": [call]})

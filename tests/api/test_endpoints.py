@@ -4,12 +4,13 @@ import asyncio
 
 import aiohttp
 import pytest
-from paid_bodies import BODIES, UNPRICED, sent
+from paid_bodies import BODIES, OTHER_NAMES, UNPRICED, sent
 from support import cost_of, limited
 
 STREAMED = {
     "/chat/completions": {"stream": True},
     "/responses": {"stream": True},
+    "/messages": {"stream": True},
     "/audio/speech": {"streaming": True},
 }
 """What makes the same call one whose answer comes in pieces."""
@@ -36,7 +37,7 @@ def charged(upstream):
 
 def endpoint_of(path):
     """The name of a path in the books."""
-    return "/decisions" if path == "/systemone" else path
+    return OTHER_NAMES.get(path, path)
 
 
 def at_venice(path):

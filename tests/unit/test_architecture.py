@@ -13,7 +13,7 @@ LEVELS = [
     {"errors"},
     {"address"},
     {"money", "logs", "settings", "body", "multipart"},
-    {"db", "crypto", "metrics", "prices", "schema", "embedded"},
+    {"db", "crypto", "metrics", "prices", "schema", "embedded", "anthropic"},
     {"audit", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},
     {"gateway"},

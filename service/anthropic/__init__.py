@@ -1,0 +1,17 @@
+"""Anthropic's Messages API (https://docs.anthropic.com/en/api/messages) in terms of Venice's chat
+completions: requests one way, answers and errors the other. Nothing here waits for anything.
+"""
+
+from service.anthropic.answer import MessageEvents, message
+from service.anthropic.errors import error_object
+from service.anthropic.request import MessagesRequest, chat_body, decode, estimate_tokens
+
+__all__ = [
+    "MessageEvents",
+    "MessagesRequest",
+    "chat_body",
+    "decode",
+    "error_object",
+    "estimate_tokens",
+    "message",
+]

@@ -1,0 +1,53 @@
+"""The routes of Anthropic's clients."""
+
+from aiohttp import web
+
+from service import anthropic
+from service.api.auth import authenticate
+from service.api.state import CATALOG, GATEWAY
+from service.api.wire import (
+    ANTHROPIC,
+    DIALECT,
+    REQUEST_ID,
+    json_response,
+    read_body,
+    relay,
+)
+from service.gateway import CHAT, Inbound
+
+
+class _Translation:
+    """A completion said as a message."""
+
+    def __init__(self, *, with_thinking: bool) -> None:
+        self._with_thinking = with_thinking
+        self._events = anthropic.MessageEvents(with_thinking=with_thinking)
+
+    def whole(self, content: bytes) -> bytes:
+        return anthropic.message(content, with_thinking=self._with_thinking)
+
+    def feed(self, chunk: bytes) -> bytes:
+        return self._events.feed(chunk)
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/messages``: a chat completion in other words."""
+    request[DIALECT] = ANTHROPIC
+    caller = await authenticate(request)
+    asked = anthropic.decode(await read_body(request))
+    takes_effort = request.app[CATALOG].can(asked.model, "supportsReasoningEffort")
+    inbound = Inbound(
+        content=anthropic.chat_body(asked, takes_effort=takes_effort),
+        request_id=request[REQUEST_ID],
+        headers=request.headers,
+    )
+    async with request.app[GATEWAY].call(caller, CHAT.parse(inbound)) as reply:
+        translation = _Translation(with_thinking=asked.wants_thinking)
+        return await relay(request, reply, translation)
+
+
+async def count_tokens(request: web.Request) -> web.Response:
+    """``POST /v1/messages/count_tokens``: an estimate, from the length of what was sent."""
+    request[DIALECT] = ANTHROPIC
+    await authenticate(request)
+    return json_response({"input_tokens": anthropic.estimate_tokens(await read_body(request))})

@@ -1,0 +1,238 @@
+"""Anthropic's SDK, pointed at the service by base URL and key alone."""
+
+import asyncio
+import json
+
+import anthropic
+import pytest
+from support import MODEL, limited, make_settings, running
+
+REASONING = "zai-org-glm-5-1"
+MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
+TOOL = {"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}
+
+
+@pytest.fixture
+async def client(caller):
+    """Anthropic's SDK with a caller's key, in the header that is its own."""
+    async with anthropic.AsyncAnthropic(
+        base_url=caller.service.url, api_key=caller.key, max_retries=0
+    ) as client:
+        yield client
+
+
+def asking(**members):
+    return {"model": MODEL, "max_tokens": 100, "messages": MESSAGES, **members}
+
+
+async def booked(caller):
+    """The one entry, which may come after its call has ended for the client."""
+    async with asyncio.timeout(5):
+        while not await caller.entries():
+            await asyncio.sleep(0.01)
+    return await caller.only_entry()
+
+
+async def test_plain(client, caller, upstream):
+    """A message and its usage, which are those in the books."""
+    message = await client.messages.create(**asking(system="Be short."))
+
+    assert [block.type for block in message.content] == ["text"]
+    assert (message.stop_reason, message.usage.output_tokens) == ("end_turn", 12)
+    entry = await caller.only_entry()
+    assert (entry["input_tokens"], entry["output_tokens"]) == (message.usage.input_tokens, 12)
+    assert message._request_id == entry["request_id"]
+    sent = json.loads(upstream.calls[-1].body)
+    assert sent["messages"] == [{"role": "system", "content": "Be short."}, *MESSAGES]
+    assert sent["max_completion_tokens"] == 100
+
+
+async def test_stream(client, caller):
+    """The same as events, which the SDK adds up."""
+    async with client.messages.stream(**asking()) as stream:
+        pieces = [piece async for piece in stream.text_stream]
+        message = await stream.get_final_message()
+
+    assert len(pieces) == 12
+    assert message.content[0].text == "".join(pieces)
+    assert (message.stop_reason, message.usage.output_tokens) == ("end_turn", 12)
+    entry = await caller.only_entry()
+    assert (entry["input_tokens"], entry["output_tokens"]) == (message.usage.input_tokens, 12)
+
+
+async def test_bearer(caller):
+    """Claude Code sends a token as OpenAI's clients do."""
+    async with anthropic.AsyncAnthropic(
+        base_url=caller.service.url, auth_token=caller.key, max_retries=0
+    ) as client:
+        assert (await client.messages.create(**asking())).content
+
+
+async def test_length(client):
+    """The maximum of output is Anthropic's own member."""
+    message = await client.messages.create(**asking(max_tokens=3))
+
+    assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 3)
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look"}])
+async def test_tools(client, choice):
+    """A call of a tool, plain and streamed, and the answer to its result."""
+    plain = await client.messages.create(**asking(tools=[TOOL], tool_choice=choice))
+    async with client.messages.stream(**asking(tools=[TOOL], tool_choice=choice)) as stream:
+        streamed = await stream.get_final_message()
+
+    for message in (plain, streamed):
+        (block,) = message.content
+        assert (block.type, block.name, block.input) == ("tool_use", "look", {})
+        assert message.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": block.id, "content": "A fox."}
+    conversation = [
+        *MESSAGES,
+        {"role": "assistant", "content": streamed.content},
+        {"role": "user", "content": [result]},
+    ]
+    answer = await client.messages.create(**asking(messages=conversation, tools=[TOOL]))
+    assert answer.stop_reason == "end_turn"
+
+
+async def test_thinking(client, upstream):
+    """Only who asks for thoughts gets them."""
+    asked = asking(model=REASONING, messages=[{"role": "user", "content": "[think=4][tokens=2]"}])
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    without = await client.messages.create(**asked)
+    plain = await client.messages.create(**asked | {"max_tokens": 2000}, thinking=thinking)
+    async with client.messages.stream(**asked | {"max_tokens": 2000}, thinking=thinking) as stream:
+        streamed = await stream.get_final_message()
+
+    assert [block.type for block in without.content] == ["text"]
+    for message in (plain, streamed):
+        assert [block.type for block in message.content] == ["thinking", "text"]
+        assert message.content[0].thinking == "Hm, " * 4
+        assert message.usage.output_tokens == 6
+    assert without.usage.output_tokens == 2
+
+
+async def test_claude_codes_habits(client, upstream):
+    """Long names of users, marks for the cache, members of beta features, efforts."""
+    mark = {"type": "ephemeral", "ttl": "1h"}
+    message = await client.beta.messages.create(
+        **asking(
+            system=[{"type": "text", "text": "You code.", "cache_control": mark}],
+            messages=[
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "Go", "cache_control": mark}],
+                }
+            ],
+            tools=[{**TOOL, "name": f"tool_{index}", "cache_control": mark} for index in range(30)],
+            metadata={"user_id": "user_" + "a" * 150},
+            thinking={"type": "adaptive"},
+            extra_body={
+                "context_management": {"edits": []},
+                "output_config": {"effort": "high"},
+            },
+            betas=["context-1m-2025-08-07"],
+        )
+    )
+
+    assert message.stop_reason == "end_turn"
+    sent = json.loads(upstream.calls[-1].body)
+    assert len(sent["tools"]) == 30
+    assert "a" * 150 not in str(sent)
+
+
+async def test_count_tokens(client, upstream):
+    """An estimate: nobody else is asked, and nothing is booked."""
+    short = await client.messages.count_tokens(model=MODEL, messages=MESSAGES)
+    long = await client.messages.count_tokens(
+        model=MODEL, messages=[{"role": "user", "content": "word " * 4000}], tools=[TOOL]
+    )
+
+    assert 5 < short.input_tokens < 50
+    assert 4000 < long.input_tokens < 6000
+    assert upstream.calls.to("/chat/completions") == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "kind"),
+    [
+        ("model_overloaded", anthropic.InternalServerError, "overloaded_error"),
+        ("insufficient_balance", anthropic.InternalServerError, "overloaded_error"),
+        ("detailed", anthropic.BadRequestError, "invalid_request_error"),
+        ("inference_failed", anthropic.InternalServerError, "api_error"),
+        ("timeout", anthropic.InternalServerError, "timeout_error"),
+    ],
+)
+async def test_venices_errors(client, upstream, fault, error, kind):
+    """Each is the SDK's own exception, streamed or not."""
+    upstream.faults.push("/chat/completions", fault)
+    with pytest.raises(error) as plain:
+        await client.messages.create(**asking())
+    with pytest.raises(error) as streamed:
+        await client.messages.create(**asking(), stream=True)
+
+    assert {plain.value.type, streamed.value.type} == {kind}
+
+
+async def test_own_errors(client, caller, service):
+    """Keys, limits, models and members are refused in Anthropic's words."""
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        await client.messages.create(**asking(model="nope"))
+    assert caught.value.type == "not_found_error"
+    with pytest.raises(anthropic.AuthenticationError) as caught:
+        await client.with_options(api_key="rk_wrong").messages.create(**asking())
+    assert caught.value.body["error"]["code"] == "malformed_api_key"
+    with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].type") as caught:
+        await client.messages.create(**asking(tools=[{"type": "bash_20250124", "name": "bash"}]))
+    assert caught.value.body["request_id"]
+    await limited(caller, unit="usd", period="day", ceiling="0")
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        await client.messages.create(**asking())
+    assert (caught.value.status_code, caught.value.type) == (402, "billing_error")
+    other = await service.new_caller("other")
+    await limited(other, unit="requests", period="minute", ceiling=0)
+    with pytest.raises(anthropic.RateLimitError):
+        await client.with_options(api_key=other.key).messages.create(**asking())
+    for body in (b"{", b"[]", b'{"model": "x"}'):
+        async with service.http.post(
+            "/v1/messages", data=body, headers={"x-api-key": caller.key}
+        ) as response:
+            assert (response.status, (await response.json())["type"]) == (400, "error")
+
+
+@pytest.mark.parametrize("fault", ["cut", "in_band_error"])
+async def test_a_stream_that_fails_is_an_error(client, caller, upstream, fault):
+    """It does not look like a short answer."""
+    upstream.faults.push("/chat/completions", fault, after=4)
+    with pytest.raises(anthropic.APIError):
+        async with client.messages.stream(**asking()) as stream:
+            await stream.get_final_message()
+
+    assert (await booked(caller))["outcome"] in ("upstream_cut", "upstream_error")
+
+
+async def test_heartbeats_do_not_disturb(database_address, upstream):
+    """Comments before and between events."""
+    settings = make_settings(database_address, upstream.url, heartbeat_s=0.05)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        upstream.faults.push("/chat/completions", "slow_headers", seconds=0.2, times=1)
+        async with anthropic.AsyncAnthropic(base_url=service.url, api_key=caller.key) as client:
+            slow = [{"role": "user", "content": "[tokens=3][delay=0.2]"}]
+            async with client.messages.stream(**asking(messages=slow)) as stream:
+                message = await stream.get_final_message()
+
+    assert message.usage.output_tokens == 3
+
+
+async def test_hang_up(client, caller, upstream):
+    """The books have what went by."""
+    long = [{"role": "user", "content": "[tokens=999][delay=0.01]"}]
+    async with client.messages.stream(**asking(messages=long, max_tokens=2000)) as stream:
+        async for _ in stream.text_stream:
+            break
+
+    entry = await booked(caller)
+    assert entry["outcome"] == "client_closed"
+    assert 0 < entry["output_tokens"] < 999
