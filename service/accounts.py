@@ -39,12 +39,16 @@ END_USERS: Final = "end users"
 """The purpose of the key under which end users' names are digested."""
 
 OutputTokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+ParameterName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9_]{1,64}$")]
+ParameterValue = bool | int | float | Annotated[str, msgspec.Meta(max_length=256)] | None
+VeniceParameters = Annotated[dict[ParameterName, ParameterValue], msgspec.Meta(max_length=32)]
 Role = Literal["inference", "admin", "operator"]
 
 FIND_CALLER: Final = """
     SELECT k.id, k.organization_id, k.name, k.role, k.digest, k.previous_digest, k.previous_until,
            k.expires_at, k.revoked_at, k.settings::text AS settings,
            o.status AS organization_status, o.wrapped_data_key,
+           o.settings::text AS organization_settings,
            EXISTS (
                SELECT
                FROM public.limits l
@@ -71,15 +75,20 @@ INSERT_ORGANIZATION: Final = """
     VALUES ($1, $2, $3, $4, $4)
 """
 LIST_ORGANIZATIONS: Final = """
-    SELECT id, name, status, created_at
+    SELECT id, name, status, settings::text AS settings, created_at
     FROM public.organizations
     WHERE id > $1
     ORDER BY id
     LIMIT $2
 """
 FIND_ORGANIZATION: Final = """
-    SELECT id, name, status, created_at
+    SELECT id, name, status, settings::text AS settings, created_at
     FROM public.organizations
+    WHERE id = $1
+"""
+CHANGE_ORGANIZATION: Final = """
+    UPDATE public.organizations
+    SET settings = $2::text::jsonb, updated_at = $3
     WHERE id = $1
 """
 INSERT_KEY: Final = """
@@ -131,16 +140,32 @@ FIND_DATA_KEY: Final = """
 ANNOUNCE: Final = "SELECT pg_notify($1, $2)"
 
 
+class OrganizationSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an organization's calls get where neither they nor their keys say anything."""
+
+    venice_parameters: VeniceParameters = {}
+
+
+class StatedOrganizationSettings(
+    OrganizationSettings, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """Settings as they are asked for; what is stored may be of a newer version."""
+
+
 class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a key's calls get where they say nothing themselves.
 
     ``default_max_output_tokens`` caps the output of a call that sets no maximum. With
     ``least_output_tokens`` a call that its limits cannot afford is not refused but cut down to the
-    output they can, as long as it is at least this much.
+    output they can, as long as it is at least this much. ``venice_parameters`` are Venice's own,
+    for calls of text. ``tolerant`` leaves out, or renames, what clients send on their own account
+    and Venice refuses.
     """
 
     default_max_output_tokens: OutputTokens = 8_192
     least_output_tokens: OutputTokens | None = None
+    venice_parameters: VeniceParameters = {}
+    tolerant: bool = True
 
 
 class StatedKeySettings(KeySettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,6 +178,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     name: str
     status: str
+    settings: OrganizationSettings
     created_at: datetime
 
 
@@ -272,11 +298,19 @@ class Callers:
             role=row["role"],
             pseudonym_key=pseudonym_key,
             end_users_key=end_users_key,
-            settings=msgspec.json.decode(row["settings"], type=KeySettings),
+            settings=_merged(row),
             expires_at=row["expires_at"],
             has_money_limit=row["has_money_limit"],
             has_model_limit=row["has_model_limit"],
         )
+
+
+def _merged(row: Any) -> KeySettings:
+    """The key's settings over those of its organization."""
+    settings = msgspec.json.decode(row["settings"], type=KeySettings)
+    common = msgspec.json.decode(row["organization_settings"], type=OrganizationSettings)
+    parameters = {**common.venice_parameters, **settings.venice_parameters}
+    return msgspec.structs.replace(settings, venice_parameters=parameters)
 
 
 def _check_in_force(row: Any, digest: bytes) -> None:
@@ -350,7 +384,11 @@ async def create_organization(
     """
     _check_name(name)
     organization = Organization(
-        id=uuid7(), name=name, status="active", created_at=datetime.now(UTC)
+        id=uuid7(),
+        name=name,
+        status="active",
+        settings=OrganizationSettings(),
+        created_at=datetime.now(UTC),
     )
     wrapped = keyring.new_data_key(organization.id.bytes)
     await conn.execute(INSERT_ORGANIZATION, organization.id, name, wrapped, organization.created_at)
@@ -368,7 +406,12 @@ async def create_organization(
 async def list_organizations(database: Database, after: UUID, limit: int) -> Sequence[Organization]:
     """Organizations by age, oldest first, after the one given; the operator's own is left out."""
     rows = await database.fetch(LIST_ORGANIZATIONS, after, limit)
-    return [Organization(**row) for row in rows]
+    return [_organization(row) for row in rows]
+
+
+def _organization(row: Any) -> Organization:
+    settings = msgspec.json.decode(row["settings"], type=OrganizationSettings)
+    return Organization(**{**row, "settings": settings})
 
 
 async def find_organization(database: Database, organization_id: UUID) -> Organization:
@@ -376,7 +419,20 @@ async def find_organization(database: Database, organization_id: UUID) -> Organi
     row = await database.fetchrow(FIND_ORGANIZATION, organization_id)
     if row is None:
         raise NotFound("There is no such organization.")
-    return Organization(**row)
+    return _organization(row)
+
+
+async def change_organization(
+    conn: Any, actor: Actor, organization_id: UUID, settings: OrganizationSettings
+) -> None:
+    """Give the organization other settings, here and on every replica."""
+    stored = msgspec.json.encode(settings).decode()
+    detail = {"settings": msgspec.to_builtins(settings)}
+    target = str(organization_id)
+    # First, since it locks the organization and says if there is none.
+    await audit.record(conn, organization_id, actor, "organization.change", target, detail)
+    await conn.execute(CHANGE_ORGANIZATION, organization_id, stored, datetime.now(UTC))
+    await conn.execute(ANNOUNCE, CHANNEL, target)
 
 
 async def end_user_digest(

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from service import accounts, audit, body, ledger
-from service.accounts import Caller, Role, StatedKeySettings
+from service.accounts import Caller, Role, StatedKeySettings, StatedOrganizationSettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
 from service.api.state import DATABASE, KEYRING
 from service.api.wire import REQUEST_ID, json_response, path_id, read_body
@@ -28,6 +28,12 @@ class NewOrganization(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``POST /admin/v1/organizations``."""
 
     name: Name
+
+
+class OrganizationChange(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``PATCH /admin/v1/organizations/{id}``: settings that replace those it has."""
+
+    settings: StatedOrganizationSettings
 
 
 class NewKey(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,6 +78,21 @@ async def find_organization(request: web.Request) -> web.Response:
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     return json_response(await accounts.find_organization(request.app[DATABASE], organization_id))
+
+
+async def change_organization(request: web.Request) -> web.Response:
+    """``PATCH /admin/v1/organizations/{id}``: its settings."""
+    caller = await authenticate_operator(request)
+    organization_id = path_id(request)
+    must_administer(caller, organization_id)
+    change = await _read(request, OrganizationChange)
+    database = request.app[DATABASE]
+    await accounts.find_organization(database, organization_id)
+    async with database.transaction() as conn:
+        await accounts.change_organization(
+            conn, _actor(request, caller), organization_id, change.settings
+        )
+    return json_response(await accounts.find_organization(database, organization_id))
 
 
 async def create_key(request: web.Request) -> web.Response:

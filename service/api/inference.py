@@ -7,6 +7,7 @@ from urllib.parse import quote as percent_encoded
 from aiohttp import web
 
 from service import money
+from service.accounts import Caller
 from service.api.auth import authenticate
 from service.api.state import CATALOG, GATEWAY, VENICE
 from service.api.wire import (
@@ -31,7 +32,7 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate(request)
-        call = endpoint.parse(await _inbound(request, endpoint.path))
+        call = endpoint.parse(await _inbound(request, endpoint.path, caller))
         async with request.app[GATEWAY].call(caller, call) as reply:
             return await relay(request, reply)
 
@@ -42,8 +43,7 @@ def free(path: str) -> Handler:
     """The handler of a path of Venice that costs nothing: passed on and back as it is."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        await authenticate(request)
-        inbound = await _inbound(request, path)
+        inbound = await _inbound(request, path, await authenticate(request))
         headers = {"Accept": request.headers.get("Accept", "*/*")}
         if inbound.content:
             headers["Content-Type"] = inbound.content_type
@@ -84,7 +84,7 @@ def _must_be_plain(path: str) -> None:
         raise NotFound(f"There is nothing at {path}.")
 
 
-async def _inbound(request: web.Request, path: str) -> Inbound:
+async def _inbound(request: web.Request, path: str, caller: Caller) -> Inbound:
     _must_be_plain(path.format(**request.match_info))
     return Inbound(
         content=await read_body(request),
@@ -93,6 +93,7 @@ async def _inbound(request: web.Request, path: str) -> Inbound:
         path=path.format(
             **{name: percent_encoded(value, "") for name, value in request.match_info.items()}
         ),
+        settings=caller.settings,
     )
 
 
@@ -106,7 +107,7 @@ async def quote(request: web.Request) -> web.Response:
     nothing is made and nothing held."""
     caller = await authenticate(request)
     endpoint = _quotable(request.match_info.get("path"))
-    call = endpoint.parse(await _inbound(request, endpoint.path))
+    call = endpoint.parse(await _inbound(request, endpoint.path, caller))
     quote = await request.app[GATEWAY].quote(caller, call)
     bound, refusal = quote.bound, quote.refusal
     return json_response(

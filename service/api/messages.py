@@ -40,6 +40,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         content=anthropic.chat_body(asked, takes_effort=takes_effort),
         request_id=request[REQUEST_ID],
         headers=request.headers,
+        settings=caller.settings,
     )
     async with request.app[GATEWAY].call(caller, CHAT.parse(inbound)) as reply:
         translation = _Translation(with_thinking=asked.wants_thinking)

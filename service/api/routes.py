@@ -49,6 +49,7 @@ def add_routes(app: web.Application) -> None:
     router.add_post(organizations, admin.create_organization)
     router.add_get(organizations, admin.list_organizations)
     router.add_get(f"{organizations}/{{id}}", admin.find_organization)
+    router.add_patch(f"{organizations}/{{id}}", admin.change_organization)
     router.add_post(f"{organizations}/{{id}}/keys", admin.create_key)
     router.add_get(f"{organizations}/{{id}}/keys", admin.list_keys)
     router.add_patch("/admin/v1/keys/{id}", admin.change_key)

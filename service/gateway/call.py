@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Typ
 
 import msgspec
 
-from service.accounts import Caller
+from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
 from service.ledger import Admission, CostSource, Limit
@@ -92,6 +92,8 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     path: str = ""
     method: str = "POST"
+    settings: KeySettings = KeySettings()
+    """Those of the caller's key."""
 
     @property
     def content_type(self) -> str:

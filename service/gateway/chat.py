@@ -15,6 +15,7 @@ from service.gateway.tokens import (
     TokenEndpoint,
     TokenRequest,
     end_user,
+    read,
     venice_facts,
     without_venice_prompt,
 )
@@ -49,7 +50,7 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, ChatRequest)
+        inbound, request = read(inbound, ChatRequest)
         check_model(request.model)
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")

@@ -8,7 +8,7 @@ from service import body
 from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway.call import Bound, Inbound, check_model
-from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, end_user
+from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, end_user, read
 
 MOST_INPUTS: Final = 2048
 
@@ -27,7 +27,7 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, EmbeddingsRequest)
+        inbound, request = read(inbound, EmbeddingsRequest, has_parameters=False)
         check_model(request.model)
         return TokenCall(
             endpoint=self,

@@ -16,6 +16,7 @@ from service.gateway.tokens import (
     TokenRequest,
     Tool,
     end_user,
+    read,
     venice_facts,
     without_venice_prompt,
 )
@@ -43,7 +44,7 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse, or silently ignore."""
-        request = body.decode(inbound.content, ResponsesRequest)
+        inbound, request = read(inbound, ResponsesRequest)
         check_model(request.model)
         for name in ("previous_response_id", "conversation", "background"):
             if getattr(request, name) not in NOTHING:

@@ -15,8 +15,10 @@ from service.gateway.call import (
     Call,
     Cost,
     Endpoint,
+    Inbound,
     check_end_user,
 )
+from service.gateway.tolerance import tolerate
 from service.ledger import Admission, CostSource
 from service.prices import TokenPrice, Usage
 from service.upstream import Metered
@@ -28,6 +30,8 @@ UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
 SEARCH_NANOS: Final = 10_000_000
 """USD 0.01 for each of web search, X search and a scraped page."""
 MOST_SCRAPED_PAGES: Final = 10
+END_TO_END_ENCRYPTED: Final = "e2ee-"
+"""How the names of models begin whose calls only they may read."""
 NULL: Final = msgspec.Raw(b"null")
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
@@ -97,10 +101,11 @@ class TokenCall(Call, frozen=True, kw_only=True):
     @property
     def is_end_to_end_encrypted(self) -> bool:
         """Whether only the model may read the body; then no byte of it is touched."""
-        return self.model.startswith("e2ee-")
+        return self.model.startswith(END_TO_END_ENCRYPTED)
 
 
 T = TypeVar("T", bound=TokenCall)
+R = TypeVar("R", bound=TokenRequest)
 
 
 class TokenEndpoint(Endpoint[T], Generic[T]):
@@ -228,6 +233,31 @@ def end_user(request: TokenRequest) -> str | None:
         if isinstance(value, str):
             check_end_user(value, name)
     return next((value for _, value in named if value), None)
+
+
+def read(inbound: Inbound, shape: type[R], *, has_parameters: bool = True) -> tuple[Inbound, R]:
+    """The request, and its body with what the caller's key says of it: members that Venice refuses
+    are left out, parameters of Venice's that the call does not state are set where it
+    ``has_parameters``.
+
+    :raises ClientError: naming the field and the rule.
+    """
+    request, settings = body.decode(inbound.content, shape), inbound.settings
+    if request.model.startswith(END_TO_END_ENCRYPTED):
+        return inbound, request
+    content = inbound.content
+    if settings.tolerant and (content := tolerate(content)) is not inbound.content:
+        request = body.decode(content, shape)
+    if settings.venice_parameters and has_parameters:
+        given = request.venice_parameters
+        own = body.decode(stated(given), dict[str, msgspec.Raw])
+        merged = {**settings.venice_parameters, **own}
+        present = () if given is msgspec.UNSET else ("venice_parameters",)
+        content = body.set_members(content, {"venice_parameters": merged}, present)
+        request.venice_parameters = msgspec.Raw(msgspec.json.encode(merged))
+    if content is inbound.content:
+        return inbound, request
+    return msgspec.structs.replace(inbound, content=content), request
 
 
 def stated(parameters: msgspec.Raw | msgspec.UnsetType) -> bytes:

@@ -22,7 +22,7 @@ async def test_an_organization_is_made(service):
     status, made = await service.operate("POST", ORGANIZATIONS, json={"name": "Acme"})
 
     assert status == 201
-    assert list(made) == ["id", "name", "status", "created_at"]
+    assert list(made) == ["id", "name", "status", "settings", "created_at"]
     assert await service.operate("GET", f"{ORGANIZATIONS}/{made['id']}") == (200, made)
     assert (await service.operate("GET", ORGANIZATIONS))[1]["organizations"] == [made]
 

@@ -1,0 +1,80 @@
+"""What clients send on their own account and Venice refuses."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.gateway.tolerance import LEFT_OUT, tolerate
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+def tolerated(**members):
+    return json.loads(tolerate(json.dumps(members).encode()))
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_members_that_say_nothing(name):
+    """Are left out, wherever they stand."""
+    assert tolerated(a=1, **{name: {"x": [1]}}, b=2) == {"a": 1, "b": 2}
+
+
+def test_nulls():
+    """Say nothing, but within other members."""
+    assert tolerated(a=None, b={"c": None}, d=[None]) == {"b": {"c": None}, "d": [None]}
+    assert tolerated(a=None) == {}
+
+
+@pytest.mark.parametrize(
+    ("stream", "is_kept"), [({"stream": True}, True), ({"stream": False}, False), ({}, False)]
+)
+def test_options_of_streams(stream, is_kept):
+    """Are for streams."""
+    said = tolerated(stream_options={"include_usage": True}, **stream)
+
+    assert ("stream_options" in said) is is_kept
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [("auto", "auto"), ({"name": "look"}, {"type": "function", "function": {"name": "look"}})],
+)
+def test_functions(choice, said):
+    """Are tools by their first name."""
+    function = {"name": "look", "parameters": {"type": "object"}}
+
+    assert tolerated(functions=[function], function_call=choice) == {
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": said,
+    }
+    assert tolerated(functions=[function], tools=[]) == {"tools": []}
+    assert tolerated(functions=1) == {"tools": 1}
+    assert tolerated(functions=[function], tools=None)["tools"][0]["function"] == function
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{ "model" : "m","messages":[{"role":"user","content":"is null, store"}] }',
+        b'{"a": "\\"store\\"", "b": {"metadata": 1}, "stream": true, "stream_options": {}}',
+    ],
+)
+def test_nothing_else_is_touched(content):
+    """Not a byte."""
+    assert tolerate(content) is content
+
+
+@given(st.dictionaries(st.text(max_size=4) | st.sampled_from(sorted(LEFT_OUT)), JSON))
+def test_all_others_stay(members):
+    """Whatever they are called and have."""
+    kept = {
+        name: value for name, value in members.items() if name not in LEFT_OUT and value is not None
+    }
+
+    assert json.loads(tolerate(json.dumps(members).encode())) == kept
