@@ -10,7 +10,9 @@ from service.errors import ClientError
 
 T = TypeVar("T")
 
-AT_FIELD: Final = re.compile(r"^(?P<rule>.*?)(?: - at (?:`key` in )?`\$\.?(?P<field>.*)`)?$", re.DOTALL)
+AT_FIELD: Final = re.compile(
+    r"^(?P<rule>.*?)(?: - at (?:`key` in )?`\$\.?(?P<field>.*)`)?$", re.DOTALL
+)
 FIELD_IN_RULE: Final = re.compile(r"field `(?P<field>[^`]+)`")
 # Strings and punctuation; what lies between them (numbers, true, null, space) does not matter.
 TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
