@@ -20,7 +20,7 @@ from service.errors import StartupError
 from service.gateway import Gateway
 from service.ledger import Ledger
 from service.settings import Settings, load
-from service.upstream import open_venice
+from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open_venice
 
 log = structlog.get_logger()
 
@@ -124,7 +124,8 @@ async def venice(app: web.Application) -> AsyncIterator[None]:
         if api_key is None:
             base_url = await stack.enter_async_context(_sandbox(settings))
             api_key = SANDBOX_KEY
-        client = open_venice(settings, base_url=base_url, api_key=api_key)
+        key = UpstreamKey(id=ENVIRONMENT_KEY_ID, name="environment", secret=api_key)
+        client = open_venice(settings, base_url=base_url, keys=UpstreamKeys([key]))
         app[api.VENICE] = await stack.enter_async_context(client)
         yield
 
@@ -170,6 +171,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
     forget = app[api.CALLERS].forget
     running = [
         _named("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
+        _named("upstream keys", app[api.VENICE].keys.keep_probed(app[api.VENICE].state)),
         _named("catalogue", app[api.CATALOG].keep_fresh()),
         _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
         _named("alerts", jobs.keep_alerts(app[BOOKS], app[api.DATABASE])),

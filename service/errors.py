@@ -137,10 +137,18 @@ class RateLimited(ClientError):
 
 
 class UpstreamError(ServiceError):
-    """Venice failed, or answered what cannot be understood."""
+    """Venice failed, or answered what cannot be understood.
+
+    ``upstream_status`` is Venice's own, ``named_retry_after_s`` the time it named, ``rate_reset_s``
+    that until a used up rate is there again; ``attempts`` are the codes of all that was tried.
+    """
 
     status = 502
     code = "upstream_error"
+    upstream_status: int | None = None
+    named_retry_after_s: int | None = None
+    rate_reset_s: float | None = None
+    attempts: tuple[str, ...] = ()
 
 
 class UpstreamUnreachable(UpstreamError):

@@ -278,6 +278,13 @@ class Settings:
         _seconds(0.1, 3600),
         300.0,
     )
+    venice_retry_s: float = _variable(
+        "VENICE_RETRY_SECONDS",
+        "seconds",
+        "How long attempts are repeated that Venice surely did not charge for.",
+        _seconds(0, 300),
+        10.0,
+    )
     host: str = _variable(
         "HOST",
         "text",

@@ -32,6 +32,7 @@ def make_settings(address, venice_url, **changes):
         "venice_api_key": "sandbox",
         "venice_base_url": f"{venice_url}/api/v1",
         "port": 0,
+        "venice_retry_s": 0.3,
         "startup_database_timeout_s": 10.0,
     }
     return Settings(**{**values, **changes})

@@ -7,6 +7,9 @@ from aiohttp import web
 
 from service.sandbox import CALLS, FAULTS, create_sandbox
 
+KEYS = ("sandbox", "second", "third")
+"""What Venice takes for a key; the service has the first."""
+
 
 @dataclasses.dataclass
 class Upstream:
@@ -27,7 +30,7 @@ class Upstream:
 @contextlib.asynccontextmanager
 async def playing():
     """The sandbox, for the length of the block."""
-    app = create_sandbox(["sandbox"])
+    app = create_sandbox(KEYS)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -20,6 +20,7 @@ from service.errors import (
     RequestTimeout,
     ServiceError,
     Unavailable,
+    UpstreamError,
 )
 from service.gateway import Reply, uncancel
 from service.ledger import Rates
@@ -136,6 +137,8 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
         response.headers["x-should-retry"] = "false"
     if error.rates is not None:
         response.headers.update(rate_headers(error.rates))
+    if isinstance(error, UpstreamError):
+        response.headers.update(_attempts(error.attempts))
     return response
 
 
@@ -152,8 +155,13 @@ def rate_headers(rates: Rates) -> dict[str, str]:
     return headers
 
 
+def _attempts(attempts: Sequence[str]) -> dict[str, str]:
+    return {"x-rialto-attempts": ", ".join(attempts)} if len(attempts) > 1 else {}
+
+
 def _reply_headers(reply: Reply) -> dict[str, str]:
     headers = rate_headers(reply.rates) if reply.rates is not None else {}
+    headers |= _attempts(reply.attempts)
     if reply.output_cap is not None:
         headers["x-rialto-max-output-tokens"] = str(reply.output_cap)
     return {**reply.headers, **headers}

@@ -201,6 +201,8 @@ class Endpoint(Generic[C]):
 
     path: ClassVar[str]
     """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
+    is_inference: ClassVar[bool] = False
+    """Whether a call that Venice was too busy for can be repeated: it is charged after it ran."""
 
     def parse(self, inbound: Inbound) -> C:
         """:raises ClientError: when Venice would surely refuse the body."""

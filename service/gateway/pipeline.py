@@ -23,6 +23,7 @@ from service.errors import (
     UpstreamCut,
     UpstreamError,
 )
+from service.gateway.attempts import Attempts
 from service.gateway.call import Bound, Call, Cost, Quote, Relay
 from service.ledger import Admission, CostSource, Entry, Hold, Ledger, Outcome
 from service.upstream import (
@@ -73,6 +74,7 @@ class Reply:
         self.output_cap = open_call.bound.output_cap
         self.cost_usd: str | None = None
         """What the answer cost, where that is known; a stream ends before it can be said."""
+        self.attempts = open_call.tried
 
     def chunks(self) -> AsyncGenerator[bytes]:
         """The body as it comes; of a stream of events each whole.
@@ -102,6 +104,7 @@ class OpenCall:
         self.metered: Metered | None = None
         self.answer: Answer | None = None
         self._is_sent = False
+        self._attempts: Attempts | None = None
         self._begun: asyncio.Task[dict[str, str]] | None = None
         self._chunks: AsyncGenerator[bytes] | None = None
         self._first_chunk = b""
@@ -153,10 +156,13 @@ class OpenCall:
         return self.answer.headers
 
     async def _send(self, venice: Venice, body: bytes, accept: str) -> Answer:
-        headers = {**self.call.headers, "Content-Type": self.call.content_type, "Accept": accept}
-        if self.call.method != "POST":
-            return await venice.forward(self.call.method, self.call.upstream_path, body, headers)
-        return await venice.post(self.call.upstream_path, body, headers)
+        self._attempts = Attempts(venice, self.call, self.hold.organization_id)
+        return await self._attempts.send(body, accept)
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """The codes of all attempts so far."""
+        return self._attempts.codes if self._attempts is not None else ()
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """See :meth:`Reply.chunks`."""
@@ -226,6 +232,8 @@ class OpenCall:
             await self._chunks.aclose()
         if self.answer is not None:
             self.answer.close()
+        if self._attempts is not None:
+            self._attempts.close()
 
     def entry(self, catalog: Catalog) -> Entry:
         """What the books get."""

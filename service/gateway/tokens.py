@@ -111,6 +111,7 @@ R = TypeVar("R", bound=TokenRequest)
 class TokenEndpoint(Endpoint[T], Generic[T]):
     """A kind of call that is paid by the token."""
 
+    is_inference = True
     gives_output: ClassVar[bool] = True
     cap_member: ClassVar[str | None] = None
     """The member that caps the output, where there is one."""

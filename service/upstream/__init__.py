@@ -1,15 +1,22 @@
 """Venice, and nothing else of the outside world: the only ``ClientSession`` lives here."""
 
 from service.upstream.client import Answer, Venice, open_venice
+from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.meter import Metered, StreamMeter, WholeEvents, read_headers, read_plain
+from service.upstream.retries import pause_s
 
 __all__ = [
+    "ENVIRONMENT_KEY_ID",
     "Answer",
+    "KeyState",
     "Metered",
     "StreamMeter",
+    "UpstreamKey",
+    "UpstreamKeys",
     "Venice",
     "WholeEvents",
     "open_venice",
+    "pause_s",
     "read_headers",
     "read_plain",
 ]

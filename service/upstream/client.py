@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Final
 
 import aiohttp
+import msgspec
 import structlog
 from yarl import URL
 
@@ -18,7 +19,9 @@ from service.errors import (
     UpstreamUnreachable,
 )
 from service.settings import Settings
+from service.upstream.keys import KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.refusals import refusal
+from service.upstream.retries import RetryBudget
 
 log = structlog.get_logger()
 
@@ -30,6 +33,7 @@ ERROR_BODY_BYTES: Final = 64 * 1024
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
 QUOTE_TIMEOUT_S: Final = 15.0
+KEY_TIMEOUT_S: Final = 10.0
 
 # Headers of Venice that are about the answer. Those about the operator's account (rate limits,
 # balances) are not among them.
@@ -115,21 +119,39 @@ def _translated() -> Iterator[None]:
         raise UpstreamCut("Venice closed the connection before its answer was complete.") from error
 
 
-class Venice:
-    """Requests to Venice with the operator's key. Errors are translated; nothing is repeated."""
+class _Data(msgspec.Struct):
+    data: KeyState
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, api_key: str) -> None:
+
+class Venice:
+    """Requests to Venice with the operator's keys. Errors are translated; nothing is repeated."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base_url: str,
+        keys: UpstreamKeys,
+        retry_s: float,
+    ) -> None:
         self._session = session
         self._base_url = base_url
-        self._authorization = f"Bearer {api_key}"
+        self.keys = keys
+        self.retry_s = retry_s
+        """No attempt of a call begins later than this after its first."""
+        self.budget = RetryBudget()
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send a JSON body.
+    def _authorization(self, key: UpstreamKey | None) -> str:
+        return f"Bearer {(key or self.keys.any()).secret}"
+
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str], key: UpstreamKey | None = None
+    ) -> Answer:
+        """Send a JSON body, with any key unless one is given.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
         sent = {
-            "Authorization": self._authorization,
+            "Authorization": self._authorization(key),
             "Content-Type": "application/json",
             **headers,
         }
@@ -141,13 +163,18 @@ class Venice:
             raise await self._refused(response)
 
     async def forward(
-        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        key: UpstreamKey | None = None,
     ) -> Answer:
         """Any request, with its query in the path; for what costs nothing or is not known.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
-        sent = {"Authorization": self._authorization, **headers}
+        sent = {"Authorization": self._authorization(key), **headers}
         with _translated():
             url = URL(self._base_url + path, encoded=True)
             response = await self._session.request(
@@ -183,8 +210,25 @@ class Venice:
         """
         await self._get("/api_keys/rate_limits", {}, timeout)
 
-    async def _get(self, path: str, parameters: Mapping[str, str], timeout: float) -> bytes:
-        headers = {"Authorization": self._authorization}
+    async def state(self, key: UpstreamKey) -> KeyState:
+        """What Venice says of a key, at no cost.
+
+        :raises UpstreamError: when it says nothing good.
+        """
+        body = await self._get("/api_keys/rate_limits", {}, KEY_TIMEOUT_S, key)
+        try:
+            return msgspec.json.decode(body, type=_Data).data
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UpstreamError("Venice's word on a key cannot be read.") from error
+
+    async def _get(
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        timeout: float,
+        key: UpstreamKey | None = None,
+    ) -> bytes:
+        headers = {"Authorization": self._authorization(key)}
         with _translated():
             async with (
                 asyncio.timeout(timeout),
@@ -214,7 +258,9 @@ class Venice:
 
 
 @contextlib.asynccontextmanager
-async def open_venice(settings: Settings, *, base_url: str, api_key: str) -> AsyncIterator[Venice]:
+async def open_venice(
+    settings: Settings, *, base_url: str, keys: UpstreamKeys
+) -> AsyncIterator[Venice]:
     """The client, open for the length of the block."""
     connector = aiohttp.TCPConnector(
         limit=CONNECTIONS, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=KEEPALIVE_S
@@ -236,4 +282,4 @@ async def open_venice(settings: Settings, *, base_url: str, api_key: str) -> Asy
         trust_env=False,
         requote_redirect_url=False,
     ) as session:
-        yield Venice(session, base_url, api_key)
+        yield Venice(session, base_url, keys, settings.venice_retry_s)

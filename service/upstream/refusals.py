@@ -6,6 +6,7 @@ key, balance or rate is the operator's business, so the caller learns only that 
 """
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,11 +27,38 @@ log = structlog.get_logger()
 MESSAGE_CHARACTERS: Final = 2000
 BUSY_RETRY_S: Final = 5
 EXHAUSTED_RETRY_S: Final = 60
+RATES: Final = (
+    ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+    ("x-ratelimit-remaining", "x-ratelimit-resets"),
+)
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """The error for an answer of Venice that is not 2xx."""
+    error = _error(status, headers, body)
+    error.upstream_status = status
+    if headers.get("Retry-After", "").isdecimal():
+        error.named_retry_after_s = _retry_after_s(headers)
+    elif status == 429:
+        error.rate_reset_s = _rate_reset_s(headers)
+    return error
+
+
+def _rate_reset_s(headers: Mapping[str, str]) -> float:
+    """Venice states the time in milliseconds since 1970, for one of three rates, or of failures."""
+    spent = [
+        reset
+        for left, reset in RATES
+        if headers.get(left) == "0" and headers.get(reset, "").isdecimal()
+    ]
+    if not spent:
+        return BUSY_RETRY_S
+    return max(0.0, max(int(headers[name]) for name in spent) / 1000 - time.time())
+
+
+def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     if status in (401, 402, 403):
         # Ours, not the caller's: the key, its balance, its address. The log has what Venice said.
         log.error("venice refuses our key", upstream_status=status, text=message_of(body))

@@ -171,7 +171,6 @@ async def test_what_venice_is_sent(upstream, caller):
         ("rate_limited", 503, "upstream_busy"),
         ("model_overloaded", 503, "upstream_busy"),
         ("error_budget", 503, "upstream_busy"),
-        ("at_capacity", 503, "upstream_busy"),
         ("insufficient_balance", 503, "upstream_exhausted"),
         ("key_spend_limit", 503, "upstream_exhausted"),
         ("invalid_key", 503, "upstream_exhausted"),

@@ -80,16 +80,15 @@ ACCOUNT = ["api_keys", "billing/usage", "x402/top-up"]
 DETOURS = ["{}", "x/../{}", "x/%2e%2e/{}", "./{}", "/{}", "%2F{}", "x/..%2f{}", "x\\..\\{}", "{}/"]
 
 
-@pytest.mark.parametrize("path", ACCOUNT)
 @pytest.mark.parametrize("detour", DETOURS)
-async def test_the_account_is_not_reachable(service, upstream, caller, path, detour):
+async def test_the_account_is_not_reachable(service, upstream, caller, detour):
     """Whatever a server may make of a path."""
-    for spelling in (path, path.upper()):
+    for spelling in (*ACCOUNT, *map(str.upper, ACCOUNT)):
         url = URL(f"/api/v1/{detour.format(spelling)}", encoded=True)
         async with service.http.get(url, headers=caller.headers) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
 
-    assert [call for call in upstream.calls if call.path.startswith("/" + path)] == []
+    assert {call.path for call in upstream.calls} <= {"/models"}
 
 
 @pytest.mark.parametrize("path", ["/crypto/rpc/%2e%2e", "/crypto/rpc/..%2Fbilling"])

@@ -1,0 +1,57 @@
+"""Which failed attempts are repeated, and when. Only what Venice surely did not charge for is."""
+
+import random
+from typing import Final
+
+from service.errors import ServiceError, UpstreamBusy, UpstreamExhausted, UpstreamUnreachable
+
+FIRST_PAUSE_S: Final = 0.1
+MOST_PAUSE_S: Final = 2.0
+MOST_LEFT: Final = 100.0
+A_SUCCESS: Final = 2.0
+
+
+class RetryBudget:
+    """How many attempts may be repeated in this process: each answer earns two, so that an outage,
+    which earns none, is not made worse by more than a hundred."""
+
+    def __init__(self) -> None:
+        self._left = MOST_LEFT
+
+    def earn(self) -> None:
+        """A call was answered."""
+        self._left = min(MOST_LEFT, self._left + A_SUCCESS)
+
+    def spend(self) -> bool:
+        """Whether one more attempt may be repeated."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+def pause_s(
+    error: ServiceError,
+    attempt: int,
+    *,
+    is_inference: bool,
+    has_key: bool,
+    has_fresh_key: bool,
+) -> float | None:
+    """How long to wait before the next attempt; None when there may be none.
+
+    ``attempt`` counts from 1. A key that Venice refuses was charged nothing and rests, so another
+    one may do, at once if it is fresh: not tried for this call. Overload is repeated for inference,
+    after the time that Venice names.
+    """
+    jittered = random.uniform(0, min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))  # noqa: S311
+    if isinstance(error, UpstreamUnreachable):
+        return jittered
+    if isinstance(error, UpstreamExhausted):
+        return (0.0 if has_fresh_key else jittered) if has_key else None
+    if isinstance(error, UpstreamBusy) and is_inference:
+        if has_fresh_key:
+            return 0.0
+        named_s: int | None = error.named_retry_after_s
+        return jittered if named_s is None else named_s + jittered
+    return None

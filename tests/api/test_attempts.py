@@ -1,0 +1,147 @@
+"""Keys that fail, and what their callers notice of it."""
+
+import asyncio
+import uuid
+
+import pytest
+from paid_bodies import BODIES, sent
+from support import limited
+from upstream import KEYS
+
+from service.api import VENICE
+from service.upstream import UpstreamKey
+
+
+def with_keys(service, *secrets):
+    """Give the service these keys."""
+    made = [UpstreamKey(id=uuid.uuid4(), name=f"key-{name}", secret=name) for name in secrets]
+    service.app[VENICE].keys.replace(made)
+    return made
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_busy_moment_is_waited_out(caller, upstream, stream):
+    """One entry, for the answer; what was tried is said."""
+    upstream.faults.push("/chat/completions", "at_capacity", times=1)
+    async with caller.chat(stream=stream) as response:
+        await response.read()
+
+    assert response.status == 200
+    assert response.headers["x-rialto-attempts"] == "upstream_busy, ok"
+    assert (await caller.only_entry())["outcome"] == "ok"
+    await caller.service.audit()
+
+
+async def test_a_call_that_is_answered_at_once_says_nothing_of_it(caller):
+    """The header is for what was out of the ordinary."""
+    async with caller.chat() as response:
+        assert "x-rialto-attempts" not in response.headers
+
+
+async def test_a_long_wait_is_left_to_the_caller(caller, upstream):
+    """Venice names 30 seconds; so do we, at once."""
+    upstream.faults.push("/chat/completions", "model_overloaded")
+    async with caller.chat() as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "30")
+
+    assert len(upstream.calls.to("/chat/completions")) == 1
+
+
+@pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance", "rate_limited"])
+async def test_another_key_takes_over(service, caller, upstream, kind):
+    """And the one that failed is left alone."""
+    with_keys(service, *KEYS)
+    upstream.faults.push("*", kind, key="sandbox")
+    for _ in range(12):
+        async with caller.chat() as response:
+            assert response.status == 200
+        assert "sandbox" not in str(response.headers)
+
+    asked = [call.headers["Authorization"] for call in upstream.calls.to("/chat/completions")]
+    assert asked.count("Bearer sandbox") == 1
+    assert len(await caller.entries()) == 12
+
+
+@pytest.mark.parametrize("path", ["/image/generate", "/video/queue", "/audio/speech"])
+async def test_media_is_not_repeated(service, caller, upstream, path):
+    """Nobody knows whether a busy Venice has begun; a key that it refuses was charged nothing."""
+    with_keys(service, *KEYS)
+    upstream.faults.push(path, "at_capacity")
+    url = f"/v1{path}"
+    async with service.http.post(url, headers=caller.headers, **sent(BODIES[path])) as response:
+        assert response.status == 503
+    assert len(upstream.calls.to(path)) == 1
+
+    upstream.faults.clear()
+    for key in KEYS[:2]:
+        upstream.faults.push(path, "insufficient_balance", key=key)
+    async with service.http.post(url, headers=caller.headers, **sent(BODIES[path])) as response:
+        assert response.status == 200
+    await service.audit()
+
+
+@pytest.mark.parametrize("kind", ["inference_failed", "bad_gateway", "timeout", "disconnect"])
+async def test_what_may_have_been_charged_is_not_repeated(service, caller, upstream, kind):
+    """However many keys there are."""
+    with_keys(service, *KEYS)
+    upstream.faults.push("/chat/completions", kind)
+    async with caller.chat() as response:
+        assert response.status in (502, 504)
+        assert "x-rialto-attempts" not in response.headers
+
+    assert len(upstream.calls.to("/chat/completions")) == 1
+
+
+async def test_a_spent_key_is_not_asked_again(service, caller, upstream):
+    """Failing calls would lock it out; a free probe brings it back."""
+    upstream.faults.push("*", "insufficient_balance")
+    for _ in range(5):
+        async with caller.chat() as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "60")
+    assert len(upstream.calls.to("/chat/completions")) == 1
+
+    upstream.faults.clear()
+    async with asyncio.timeout(20):
+        while service.app[VENICE].keys.resting():
+            await asyncio.sleep(0.05)
+    async with caller.chat() as response:
+        assert response.status == 200
+
+
+async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
+    """The breaker: its callers are told at once, those of others notice nothing."""
+    upstream.faults.push("/chat/completions", "inference_failed", times=5)
+    codes = []
+    for _ in range(7):
+        async with caller.chat() as response:
+            codes.append((await response.json())["error"]["code"])
+
+    assert codes == ["upstream_error"] * 5 + ["upstream_busy"] * 2
+    async with caller.chat(model="venice-uncensored") as response:
+        assert response.status == 200
+
+
+async def test_the_drill(service, upstream):
+    """Of three keys one is invalid, one is spent, one is overloaded half of the time: no call is
+    lost, and none is charged twice."""
+    with_keys(service, *KEYS)
+    service.app[VENICE].retry_s = 20.0
+    upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")
+    upstream.faults.push("*", "insufficient_balance", key="second")
+    upstream.faults.push(
+        "/chat/completions", "model_overloaded", key="third", chance=0.5, retry_after=0
+    )
+    caller = await service.new_caller()
+    await limited(caller, unit="usd", period="day", ceiling="100")
+
+    async def make_calls():
+        for _ in range(10):
+            async with caller.chat(content="[tokens=3]") as response:
+                assert response.status == 200, await response.text()
+
+    await asyncio.gather(*(make_calls() for _ in range(20)))
+
+    charged = [call for call in upstream.calls if call.charged_nanos]
+    assert len(charged) == 200
+    assert {call.headers["Authorization"] for call in charged} == {"Bearer third"}
+    await service.audit()

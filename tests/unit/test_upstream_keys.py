@@ -1,0 +1,239 @@
+"""Which key takes a call, which ones rest, and what is repeated."""
+
+import asyncio
+import uuid
+
+import pytest
+
+from service.errors import (
+    UpstreamBusy,
+    UpstreamCut,
+    UpstreamError,
+    UpstreamExhausted,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from service.upstream import KeyState, UpstreamKey, UpstreamKeys, keys, pause_s
+from service.upstream.refusals import refusal
+from service.upstream.retries import MOST_LEFT, RetryBudget
+
+TENANT = uuid.UUID(int=7)
+
+
+def key(name, organization_id=None):
+    return UpstreamKey(
+        id=uuid.uuid4(), name=name, secret=f"secret of {name}", organization_id=organization_id
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test moves."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(keys, "time", clock)
+    return clock
+
+
+def test_the_one_with_the_fewest_calls():
+    """Calls spread evenly."""
+    pool = UpstreamKeys([key("a"), key("b"), key("c")])
+    for _ in range(30):
+        pool.in_flight[pool.choose(TENANT, "m").id] += 1
+
+    assert sorted(pool.in_flight.values()) == [10, 10, 10]
+
+
+def test_an_organizations_own():
+    """Has no other calls, and its organization no other keys."""
+    shared, own = key("shared"), key("own", TENANT)
+    pool = UpstreamKeys([shared, own])
+
+    assert {pool.choose(TENANT, "m").name for _ in range(20)} == {"own"}
+    assert {pool.choose(uuid.uuid4(), "m").name for _ in range(20)} == {"shared"}
+    pool.failed(own, "m", refusal(402, {}, b""))
+    with pytest.raises(UpstreamExhausted):
+        pool.choose(TENANT, "m")
+
+
+@pytest.mark.parametrize("status", [401, 402])
+async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, status):
+    """For every model; the others go on."""
+    monkeypatch.setattr(keys, "PROBE_EVERY_S", 0.001)
+    spent, well = key("spent"), key("well")
+    pool = UpstreamKeys([spent, well])
+    pool.failed(spent, "m", refusal(status, {}, b""))
+    assert {pool.choose(TENANT, "other").name for _ in range(20)} == {"well"}
+    assert pool.resting() == {"spent": f"status {status}"}
+
+    answers = iter([UpstreamExhausted("no"), KeyState(), KeyState(access_permitted=True)])
+    probed = []
+
+    async def probe(asked):
+        probed.append(asked.name)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    probing = asyncio.create_task(pool.keep_probed(probe))
+    async with asyncio.timeout(5):
+        while pool.resting():
+            await asyncio.sleep(0.001)
+    probing.cancel()
+    assert probed == ["spent"] * 3
+    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"spent", "well"}
+
+
+def test_one_that_may_not_use_a_model(clock):
+    """Rests for that model, for a while."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    pool.failed(one, "m", refusal(403, {}, b""))
+
+    with pytest.raises(UpstreamBusy) as caught:
+        pool.choose(TENANT, "m")
+    assert caught.value.retry_after_s == keys.FORBIDDEN_REST_S
+    assert pool.choose(TENANT, "other") is one
+    clock.now += keys.FORBIDDEN_REST_S
+    assert pool.choose(TENANT, "m") is one
+
+
+def test_a_rate_that_is_used_up(clock, monkeypatch):
+    """Rests until Venice's own time, which is in milliseconds since 1970."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    monkeypatch.setattr("service.upstream.refusals.time.time", lambda: 2000.0)
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2012500"}
+    pool.failed(one, "m", refusal(429, headers, b""))
+
+    with pytest.raises(UpstreamBusy) as caught:
+        pool.choose(TENANT, "m")
+    assert caught.value.retry_after_s == 13
+    clock.now += 12.5
+    assert pool.choose(TENANT, "m") is one
+
+
+def test_overload_is_no_ones_fault():
+    """Venice names a time, and the key goes on."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    for _ in range(20):
+        pool.failed(one, "m", refusal(429, {"Retry-After": "30"}, b""))
+        pool.failed(one, "m", refusal(503, {}, b""))
+        pool.failed(one, "m", UpstreamUnreachable("no"))
+        pool.failed(one, "m", refusal(400, {}, b""))
+
+    assert pool.choose(TENANT, "m") is one
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamError("500"), UpstreamCut("cut"), UpstreamTimeout("late")]
+)
+def test_the_breaker(clock, error):
+    """After five failures in a row the key rests for that model; then one call shows the way."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    for _ in range(keys.FAILURES_IN_A_ROW - 1):
+        pool.failed(one, "m", error)
+    pool.succeeded(one, "m")
+    for _ in range(keys.FAILURES_IN_A_ROW):
+        assert pool.choose(TENANT, "m") is one
+        pool.failed(one, "m", error)
+    with pytest.raises(UpstreamBusy):
+        pool.choose(TENANT, "m")
+    assert pool.choose(TENANT, "other") is one
+
+    clock.now += keys.FAILING_REST_S
+    assert pool.choose(TENANT, "m") is one
+    with pytest.raises(UpstreamBusy):
+        pool.choose(TENANT, "m")
+    pool.failed(one, "m", error)
+    clock.now += keys.FAILING_REST_S
+    with pytest.raises(UpstreamBusy):
+        pool.choose(TENANT, "m")
+    clock.now += keys.FAILING_REST_S
+    assert pool.choose(TENANT, "m") is one
+    pool.succeeded(one, "m")
+    assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
+
+
+def test_names_without_end_are_not_kept():
+    """Callers may think of any."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    for number in range(keys.MOST_CONDITIONS + 10):
+        pool.failed(one, f"m{number}", UpstreamCut("cut"))
+
+    assert len(pool._conditions) <= keys.MOST_CONDITIONS
+
+
+def test_a_secret_is_not_shown():
+    """Not even in a traceback."""
+    assert "secret of" not in repr(key("a"))
+
+
+BUSY, NAMED = refusal(503, {}, b""), refusal(429, {"Retry-After": "30"}, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_inference", "has_key", "is_repeated"),
+    [
+        (UpstreamUnreachable("x"), False, False, True),
+        (refusal(401, {}, b""), False, True, True),
+        (refusal(402, {}, b""), True, False, False),
+        (BUSY, True, False, True),
+        (BUSY, True, True, True),
+        (BUSY, False, True, False),
+        (NAMED, True, False, True),
+        (refusal(500, {}, b""), True, True, False),
+        (refusal(502, {}, b""), True, True, False),
+        (refusal(504, {}, b""), True, True, False),
+        (UpstreamCut("x"), True, True, False),
+        (UpstreamTimeout("x"), True, True, False),
+        (UpstreamRejected("x"), True, True, False),
+    ],
+)
+def test_what_is_repeated(error, is_inference, has_key, is_repeated):
+    """Only what was surely not charged."""
+    pause = pause_s(error, 1, is_inference=is_inference, has_key=has_key, has_fresh_key=has_key)
+
+    assert (pause is not None) is is_repeated
+
+
+def pause(error, attempt=1, *, has_fresh_key=False):
+    """Of a call of text, with a key at hand."""
+    return pause_s(error, attempt, is_inference=True, has_key=True, has_fresh_key=has_fresh_key)
+
+
+def test_pauses():
+    """Grow, are jittered, and heed the time that Venice names."""
+    pauses = [
+        [
+            pause_s(BUSY, attempt, is_inference=True, has_key=True, has_fresh_key=False)
+            for _ in range(50)
+        ]
+        for attempt in range(1, 12)
+    ]
+
+    assert max(pauses[0]) <= 0.2
+    assert 1 < max(pauses[-1]) <= 2.0
+    assert all(len(set(some)) > 10 for some in pauses)
+    assert pause(NAMED) >= 30
+    assert pause(NAMED, has_fresh_key=True) == 0
+
+
+def test_an_outage_is_not_amplified():
+    """A hundred repetitions, then none until something is answered."""
+    budget = RetryBudget()
+
+    assert sum(budget.spend() for _ in range(1000)) == MOST_LEFT
+    budget.earn()
+    assert sum(budget.spend() for _ in range(10)) == 2
