@@ -1,12 +1,10 @@
 """The command line, ``python -m service``: serving, migrating, and the operator's verbs."""
 
 import asyncio
-import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, BinaryIO, Final, get_args
 from uuid import UUID
 
@@ -20,12 +18,13 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from service import __version__, accounts, audit, embedded, jobs, ledger, logs, schema
+from service import __version__, accounts, audit, jobs, ledger, schema, upstream
 from service.audit import Actor
+from service.console import database_address, read_settings, run_to_the_end, with_database
 from service.crypto import Keyring
-from service.db import Database, first_connection, open_pool
-from service.errors import Conflict, ServiceError, SettingsError, StartupError
-from service.settings import EX_CONFIG, Environment, Settings, load
+from service.db import Database, first_connection
+from service.errors import Conflict, ServiceError
+from service.settings import Environment
 
 log = structlog.get_logger()
 
@@ -35,18 +34,6 @@ COMMAND_LINE: Final = Actor(name="command-line")
 FIRST_ID: Final = UUID(int=0)
 DAY: Final = click.DateTime(["%Y-%m-%d"])
 LAST_ID: Final = UUID(int=2**128 - 1)
-
-
-def _settings(**defaults: Any) -> Settings:
-    try:
-        settings = load(**defaults)
-    except SettingsError as error:
-        for mistake in error.mistakes:
-            click.echo(f"settings: {mistake}", err=True)
-        click.echo("Nothing was started. docs/settings.md lists every setting.", err=True)
-        sys.exit(EX_CONFIG)
-    logs.configure(settings.log_level, settings.log_format)
-    return settings
 
 
 @click.group(invoke_without_command=True)
@@ -61,7 +48,7 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    settings = _settings()
+    settings = read_settings()
     # Not imported by the other commands.
     from service import demo, server  # noqa: PLC0415
 
@@ -75,16 +62,16 @@ def serve() -> None:
 @main.command()
 def migrate() -> None:
     """Apply pending migrations and check the fourteen tables."""
-    settings = _settings()
+    settings = read_settings()
     timeout_s = min(MIGRATE_TIMEOUT_S, settings.startup_database_timeout_s)
 
     async def run() -> None:
-        async with _address(settings) as address:
+        async with database_address(settings) as address:
             await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout_s)
             async with first_connection(address, timeout_s) as conn:
                 await schema.verify(conn)
 
-    _run(run())
+    run_to_the_end(run())
 
 
 @main.group()
@@ -102,13 +89,13 @@ def create_organization(name: str) -> None:
         async with database.transaction() as conn:
             return await accounts.create_organization(conn, keyring, COMMAND_LINE, name)
 
-    _with_database(work)
+    with_database(work)
 
 
 @organizations.command("list")
 def list_organizations() -> None:
     """List the organizations, oldest first."""
-    _with_database(
+    with_database(
         lambda database, _: accounts.list_organizations(database, after=FIRST_ID, limit=1000)
     )
 
@@ -141,14 +128,14 @@ def create_key(
             )
         return {**msgspec.to_builtins(key), "key": secret}
 
-    _with_database(work)
+    with_database(work)
 
 
 @keys.command("list")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
 def list_keys(organization_id: UUID) -> None:
     """List the keys of an organization, oldest first."""
-    _with_database(
+    with_database(
         lambda database, _: accounts.list_keys(
             database, organization_id, after=FIRST_ID, limit=1000
         )
@@ -166,7 +153,79 @@ def revoke_key(api_key_id: UUID) -> None:
             await accounts.revoke_key(conn, COMMAND_LINE, key)
         return await accounts.find_key(database, api_key_id)
 
-    _with_database(work)
+    with_database(work)
+
+
+@main.group("upstream-keys")
+def upstream_keys() -> None:
+    """The operator's keys at Venice."""
+
+
+@upstream_keys.command("add")
+@click.argument("name")
+@click.option(
+    "--organization", "organization_id", type=click.UUID, help="For the calls of this one only."
+)
+def add_upstream_key(name: str, organization_id: UUID | None) -> None:
+    """Store a key of Venice's, sealed. It is asked for, or read from standard input."""
+    is_terminal = sys.stdin.isatty()
+    secret = click.prompt("Key", hide_input=True) if is_terminal else sys.stdin.readline()
+
+    async def work(database: Database, keyring: Keyring) -> Any:
+        await accounts.check_master_key(database, keyring)
+        async with database.transaction() as conn:
+            key_id = await upstream.add(
+                conn, keyring, COMMAND_LINE, name, secret.strip(), organization_id
+            )
+        return [key for key in await upstream.list_stored(database) if key.id == key_id]
+
+    with_database(work)
+
+
+@upstream_keys.command("list")
+def list_upstream_keys() -> None:
+    """List them, with what Venice last said of their balance."""
+    with_database(lambda database, _: upstream.list_stored(database))
+
+
+@upstream_keys.command("check")
+def check_upstream_keys() -> None:
+    """Ask Venice about each key in use, at no cost, and list what it says."""
+    settings = read_settings(log_level="warning")
+    if settings.venice_api_key is None:
+        sys.exit("Without VENICE_API_KEY the sandbox plays Venice: there is nothing to check.")
+    secret = settings.venice_api_key
+
+    async def work(database: Database, keyring: Keyring) -> Any:
+        pool = upstream.UpstreamKeys(await upstream.load(database, keyring, secret))
+        found = []
+        async with upstream.open_venice(
+            settings, base_url=settings.venice_base_url, keys=pool
+        ) as venice:
+            for key in pool.all:
+                try:
+                    state = await venice.state(key)
+                except ServiceError as error:
+                    found.append({"name": key.name, "is_well": False, "problem": str(error)})
+                    continue
+                await upstream.note_state(database, key, state)
+                found.append({"name": key.name, "is_well": state.access_permitted, "problem": None})
+        return found
+
+    with_database(work)
+
+
+@upstream_keys.command("disable")
+@click.argument("key_id", type=click.UUID)
+def disable_upstream_key(key_id: UUID) -> None:
+    """Put a key out of use, on every replica within seconds."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        async with database.transaction() as conn:
+            await upstream.disable(conn, COMMAND_LINE, key_id)
+        return [key for key in await upstream.list_stored(database) if key.id == key_id]
+
+    with_database(work)
 
 
 @main.group()
@@ -240,14 +299,14 @@ def create_limits(
             ]
         return [await ledger.find_limit(database, limit_id) for limit_id in made]
 
-    _with_database(work)
+    with_database(work)
 
 
 @limits.command("list")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
 def list_limits(organization_id: UUID) -> None:
     """List an organization's limits with what is used and held."""
-    _with_database(
+    with_database(
         lambda database, _: ledger.list_limits(
             database, organization_id, after=FIRST_ID, limit=1000
         )
@@ -268,7 +327,7 @@ def change_limit(limit_id: UUID, ceiling: str) -> None:
             await ledger.change_limit(conn, COMMAND_LINE, limit, change)
         return await ledger.find_limit(database, limit_id)
 
-    _with_database(work)
+    with_database(work)
 
 
 @limits.command("delete")
@@ -282,7 +341,7 @@ def delete_limit(limit_id: UUID) -> None:
             await ledger.delete_limit(conn, COMMAND_LINE, limit)
         return limit
 
-    _with_database(work)
+    with_database(work)
 
 
 @main.command("audit")
@@ -314,7 +373,7 @@ def audit_books(organization_id: UUID | None, is_repair: bool) -> None:
             raise Conflict(f"The books do not agree: {sum(faults)} faults.", code="books_disagree")
         return []
 
-    _with_database(work)
+    with_database(work)
 
 
 async def _proven(database: Database, organization_id: UUID) -> int:
@@ -358,7 +417,7 @@ def ledger_group() -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=20)
 def list_ledger(organization_id: UUID, limit: int) -> None:
     """List the newest entries."""
-    _with_database(
+    with_database(
         lambda database, _: ledger.list_entries(
             database, organization_id, before=LAST_ID, limit=limit
         )
@@ -394,7 +453,7 @@ def export_ledger(
         click.echo(f"\r{count:,} entries" if sys.stderr.isatty() else f"{count} entries", err=True)
         return []
 
-    _with_database(work)
+    with_database(work)
 
 
 @main.command("usage")
@@ -422,7 +481,7 @@ def show_usage(
         _show(report)
         return []
 
-    _with_database(work)
+    with_database(work)
 
 
 def _show(report: ledger.Report) -> None:
@@ -475,7 +534,7 @@ def credit(entry_id: UUID, usd: str, note: str, credit_id: UUID | None) -> None:
             made = await ledger.credit(conn, COMMAND_LINE, organization_id, entry_id, new)
         return await ledger.find_entry(database, organization_id, made)
 
-    _with_database(work)
+    with_database(work)
 
 
 @ledger_group.command("retain")
@@ -490,56 +549,7 @@ def retain(months: int, is_dry_run: bool) -> None:
             return await ledger.expired(database, months)
         return await ledger.retain(database, COMMAND_LINE, months)
 
-    _with_database(work)
-
-
-Work = Callable[[Database, Keyring], Awaitable[Any]]
-
-
-def _with_database(work: Work) -> None:
-    """Run one verb and print what it returns: one JSON object, or one a line. It stands alone:
-    steps are logged only when LOG_LEVEL asks for them, and to standard error."""
-    settings = _settings(log_level="warning")
-
-    async def run() -> None:
-        async with _address(settings) as address:
-            # Says why there is none, which a pool cannot.
-            async with first_connection(address, COMMAND_TIMEOUT_S):
-                pass
-            async with open_pool(settings, address) as database:
-                result = await work(database, Keyring(settings.encryption_keys))
-        for line in result if isinstance(result, list) else [result]:
-            click.echo(msgspec.json.encode(line).decode())
-
-    _run(run())
-
-
-@contextlib.asynccontextmanager
-async def _address(settings: Settings) -> AsyncIterator[Any]:
-    """The database without a pooler in between; in development the embedded one, shared with a
-    service that runs."""
-    if settings.migration_database is not None:
-        yield settings.migration_database
-        return
-    async with embedded.running(Path(settings.data_directory) / "postgres") as address:
-        yield address
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; a failure is one line that says what to do, and exit status 1."""
-    try:
-        asyncio.run(work)
-    except StartupError as error:
-        sys.exit(f"{error} {error.hint}")
-    except ServiceError as error:
-        sys.exit(f"{error.code}: {error}")
-    except Exception as error:
-        # Its text may hold rows of the database, so it is not printed; a log line is redacted.
-        log.debug("command failed", exc_info=True)
-        sys.exit(
-            f"internal_error: {type(error).__name__}. `python -m service migrate` brings the tables"
-            " up to date; LOG_LEVEL=debug shows where it happened."
-        )
+    with_database(work)
 
 
 if __name__ == "__main__":

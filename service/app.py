@@ -171,7 +171,8 @@ async def background(app: web.Application) -> AsyncIterator[None]:
     forget = app[api.CALLERS].forget
     running = [
         _named("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
-        _named("upstream keys", app[api.VENICE].keys.keep_probed(app[api.VENICE].state)),
+        _named("probes", app[api.VENICE].keys.keep_probed(app[api.VENICE].state)),
+        _named("upstream keys", _keep_upstream_keys(app)),
         _named("catalogue", app[api.CATALOG].keep_fresh()),
         _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
         _named("alerts", jobs.keep_alerts(app[BOOKS], app[api.DATABASE])),
@@ -187,6 +188,11 @@ async def background(app: web.Application) -> AsyncIterator[None]:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+def _keep_upstream_keys(app: web.Application) -> Coroutine[Any, Any, None]:
+    secret = app[api.SETTINGS].venice_api_key or SANDBOX_KEY
+    return jobs.keep_upstream_keys(app[api.DATABASE], app[api.KEYRING], app[api.VENICE], secret)
 
 
 def _named(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 API_KEY_FORM: Final = re.compile(r"rk_[A-Za-z0-9_-]{43}")
 API_KEY_PREFIX_LENGTH: Final = 10
 NONCE_BYTES: Final = 12
+WRAPPED_BYTES: Final = NONCE_BYTES + 32 + 16
 
 
 def new_api_key() -> str:
@@ -74,6 +75,19 @@ class Keyring:
         """A new data key, wrapped."""
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._ciphers[0].encrypt(nonce, os.urandom(32), owner)
+
+    def seal(self, owner: bytes, secret: bytes) -> bytes:
+        """``secret`` under a data key of its own, which stands wrapped before it."""
+        wrapped = self.new_data_key(owner)
+        nonce = os.urandom(NONCE_BYTES)
+        cipher = AESGCM(self.open_data_key(owner, wrapped))
+        return wrapped + nonce + cipher.encrypt(nonce, secret, owner)
+
+    def unseal(self, owner: bytes, sealed: bytes) -> bytes:
+        """:raises UnknownMasterKey: when no master key of the ring fits."""
+        wrapped, rest = sealed[:WRAPPED_BYTES], sealed[WRAPPED_BYTES:]
+        cipher = AESGCM(self.open_data_key(owner, wrapped))
+        return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], owner)
 
     def open_data_key(self, owner: bytes, wrapped: bytes) -> bytes:
         """:raises UnknownMasterKey: when no master key of the ring fits."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -11,10 +12,13 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from service import accounts, audit, ledger, metrics
+from service import accounts, audit, ledger, metrics, upstream
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.crypto import Keyring
 from service.db import Database
+from service.errors import ServiceError
 from service.ledger import Ledger
+from service.upstream import UpstreamKey, Venice
 
 log = structlog.get_logger()
 
@@ -26,6 +30,10 @@ LEASES_EVERY_S: Final = 15.0
 ALERTS_EVERY_S: Final = 60.0
 ALERTS_PAUSE_S: Final = 1.0
 END_USERS_EVERY_S: Final = 600.0
+UPSTREAM_KEYS_EVERY_S: Final = 10.0
+BALANCES_EVERY_S: Final = 300.0
+DAY_S: Final = 86_400.0
+RIALTO: Final = Actor(name="rialto")
 ORGANIZATIONS_A_PAGE: Final = 1000
 
 
@@ -38,6 +46,67 @@ async def keep_partitions(database: Database) -> None:
         except Exception:
             log.exception("ledger partitions not made", retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)
+
+
+async def keep_upstream_keys(
+    database: Database, keyring: Keyring, venice: Venice, environment_secret: str
+) -> None:
+    """Use the stored keys, and keep what Venice says of their balances, for ever."""
+    balances = Balances()
+    while True:
+        try:
+            venice.keys.replace(await upstream.load(database, keyring, environment_secret))
+            metrics.UPSTREAM_RESTING.set(len(venice.keys.resting()))
+            await balances.check(database, venice)
+        except Exception:
+            log.exception("upstream keys not read", retry_s=UPSTREAM_KEYS_EVERY_S)
+        await asyncio.sleep(UPSTREAM_KEYS_EVERY_S)
+
+
+class Balances:
+    """What keys may still spend, and whether that lasts a day."""
+
+    def __init__(self) -> None:
+        self._checked_at = -math.inf
+        self._before: dict[UUID, float] = {}
+        self._low: set[UUID] = set()
+
+    async def check(self, database: Database, venice: Venice) -> None:
+        """Ask Venice, if the last time is long ago."""
+        elapsed_s = time.monotonic() - self._checked_at
+        if elapsed_s < BALANCES_EVERY_S:
+            return
+        self._checked_at = time.monotonic()
+        for key in venice.keys.all:
+            try:
+                state = await venice.state(key)
+            except ServiceError as error:
+                log.warning("upstream key not checked", key=key.name, code=error.code)
+                continue
+            await upstream.note_state(database, key, state)
+            balance_usd = state.balances.get("USD")
+            if balance_usd is None:
+                continue
+            metrics.UPSTREAM_BALANCE_USD.labels(key.name).set(balance_usd)
+            spent_usd = self._before.get(key.id, balance_usd) - balance_usd
+            self._before[key.id] = balance_usd
+            await self._warn(database, key, balance_usd, spent_usd / elapsed_s)
+
+    async def _warn(
+        self, database: Database, key: UpstreamKey, balance_usd: float, usd_a_second: float
+    ) -> None:
+        if usd_a_second <= 0 or balance_usd / usd_a_second > DAY_S:
+            self._low.discard(key.id)
+            return
+        hours = balance_usd / usd_a_second / 3600
+        log.warning("upstream balance is low", key=key.name, hours_left=round(hours, 1))
+        if key.id not in self._low:
+            self._low.add(key.id)
+            detail = {"name": key.name, "balance_usd": balance_usd, "hours_left": round(hours, 1)}
+            async with database.transaction() as conn:
+                await audit.record(
+                    conn, OPERATOR_ORGANIZATION_ID, RIALTO, "upstream_key.low", str(key.id), detail
+                )
 
 
 async def keep_alerts(books: Ledger, database: Database) -> None:

@@ -89,6 +89,12 @@ ALERTS: Final = _counter(
 UPSTREAM: Final = _counter(
     "rialto_upstream_answers_total", "What Venice answered: a status, or how it failed.", "status"
 )
+UPSTREAM_BALANCE_USD: Final = _gauge(
+    "rialto_upstream_balance_usd", "What a Venice key may still spend, when last asked.", "key"
+)
+UPSTREAM_RESTING: Final = _gauge(
+    "rialto_upstream_keys_resting", "Venice keys that are invalid or spent."
+)
 POOL: Final = _gauge("rialto_pool_connections", "Connections of the pool.", "state")
 STRAY_ENTRIES: Final = _gauge(
     "rialto_ledger_stray_entries", "Entries outside of any month: there should be none."

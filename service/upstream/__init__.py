@@ -4,17 +4,24 @@ from service.upstream.client import Answer, Venice, open_venice
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.meter import Metered, StreamMeter, WholeEvents, read_headers, read_plain
 from service.upstream.retries import pause_s
+from service.upstream.stored import StoredKey, add, disable, list_stored, load, note_state
 
 __all__ = [
     "ENVIRONMENT_KEY_ID",
     "Answer",
     "KeyState",
     "Metered",
+    "StoredKey",
     "StreamMeter",
     "UpstreamKey",
     "UpstreamKeys",
     "Venice",
     "WholeEvents",
+    "add",
+    "disable",
+    "list_stored",
+    "load",
+    "note_state",
     "open_venice",
     "pause_s",
     "read_headers",

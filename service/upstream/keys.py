@@ -75,7 +75,6 @@ class _Condition:
     reason: str = ""
     failures: int = 0
     rests: int = 0
-    probed: int = 0
 
 
 Probe = Callable[[UpstreamKey], Awaitable[KeyState]]
@@ -87,6 +86,8 @@ class UpstreamKeys:
     def __init__(self, keys: Sequence[UpstreamKey]) -> None:
         self._keys = tuple(keys)
         self._conditions: dict[tuple[UUID, str], _Condition] = {}
+        self._probes: Counter[UUID] = Counter()
+        """Since a call with the key was answered: each pause between them is longer."""
         self.in_flight: Counter[UUID] = Counter()
 
     def replace(self, keys: Sequence[UpstreamKey]) -> None:
@@ -125,10 +126,11 @@ class UpstreamKeys:
             raise self._why_not(self._of(organization_id), model, now)
         fresh = [key for key in ready if key.id not in tried] or ready
         key = min(fresh, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
-        condition = self._conditions.get((key.id, model))
-        if condition is not None and condition.until:
-            # This call is the one that shows whether it has recovered.
-            condition.until = now + TRIAL_S
+        for name in (EVERY_MODEL, model):
+            condition = self._conditions.get((key.id, name))
+            if condition is not None and condition.until:
+                # This call is the one that shows whether it has recovered.
+                condition.until = now + TRIAL_S
         return key
 
     def ready(self, organization_id: UUID, model: str) -> Sequence[UpstreamKey]:
@@ -144,6 +146,12 @@ class UpstreamKeys:
     def succeeded(self, key: UpstreamKey, model: str) -> None:
         """A call was answered: the key is well."""
         self._conditions.pop((key.id, model), None)
+        condition = self._conditions.get((key.id, EVERY_MODEL))
+        if condition is not None and math.isinf(condition.until):
+            # An older call than the one that was refused.
+            return
+        self._conditions.pop((key.id, EVERY_MODEL), None)
+        self._probes.pop(key.id, None)
 
     def failed(self, key: UpstreamKey, model: str, error: ServiceError) -> None:
         """A call was not answered: the key rests, if that is a reason to."""
@@ -162,7 +170,11 @@ class UpstreamKeys:
     def resting(self) -> dict[str, str]:
         """The names of keys that rest altogether, and why."""
         found = ((key, self._conditions.get((key.id, EVERY_MODEL))) for key in self._keys)
-        return {key.name: condition.reason for key, condition in found if condition is not None}
+        return {
+            key.name: condition.reason
+            for key, condition in found
+            if condition is not None and math.isinf(condition.until)
+        }
 
     async def keep_probed(self, probe: Probe) -> None:
         """Ask of each key that rests altogether whether it is well again, for ever."""
@@ -172,10 +184,12 @@ class UpstreamKeys:
             now = time.monotonic()
             for key in self._keys:
                 condition = self._conditions.get((key.id, EVERY_MODEL))
-                if condition is None or next_at.get(key.id, 0.0) > now:
+                if condition is None or math.isfinite(condition.until):
                     continue
-                condition.probed += 1
-                pause_s = min(MOST_PROBE_PAUSE_S, PROBE_EVERY_S * 2**condition.probed)
+                if next_at.get(key.id, 0.0) > now:
+                    continue
+                self._probes[key.id] = min(10, self._probes[key.id] + 1)
+                pause_s = min(MOST_PROBE_PAUSE_S, PROBE_EVERY_S * 2 ** self._probes[key.id])
                 next_at[key.id] = now + pause_s
                 try:
                     state = await probe(key)
@@ -183,7 +197,7 @@ class UpstreamKeys:
                     log.debug("upstream key probed", key=key.name, code=error.code)
                     continue
                 if state.access_permitted:
-                    del self._conditions[key.id, EVERY_MODEL]
+                    condition.until = now
                     log.info("upstream key is well again", key=key.name)
 
     def _ready_at(self, key: UpstreamKey, model: str) -> float:

@@ -53,5 +53,7 @@ def pause_s(
         if has_fresh_key:
             return 0.0
         named_s: int | None = error.named_retry_after_s
-        return jittered if named_s is None else named_s + jittered
+        if named_s is None:
+            return jittered
+        return named_s + random.uniform(0, FIRST_PAUSE_S + named_s / 4)  # noqa: S311
     return None

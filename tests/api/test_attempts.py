@@ -1,22 +1,26 @@
 """Keys that fail, and what their callers notice of it."""
 
 import asyncio
-import uuid
 
 import pytest
 from paid_bodies import BODIES, sent
 from support import limited
 from upstream import KEYS
 
-from service.api import VENICE
-from service.upstream import UpstreamKey
+from service import upstream as upstream_keys
+from service.api import DATABASE, KEYRING, VENICE
+from service.audit import Actor
 
 
-def with_keys(service, *secrets):
-    """Give the service these keys."""
-    made = [UpstreamKey(id=uuid.uuid4(), name=f"key-{name}", secret=name) for name in secrets]
-    service.app[VENICE].keys.replace(made)
-    return made
+async def with_keys(service):
+    """Give the service, which has the first key by its settings, the others too."""
+    database, keyring = service.app[DATABASE], service.app[KEYRING]
+    for name in KEYS[1:]:
+        async with database.transaction() as conn:
+            await upstream_keys.add(conn, keyring, Actor(name="test"), name, name, None)
+    keys = await upstream_keys.load(database, keyring, KEYS[0])
+    service.app[VENICE].keys.replace(keys)
+    assert [key.secret for key in keys] == list(KEYS)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -50,7 +54,7 @@ async def test_a_long_wait_is_left_to_the_caller(caller, upstream):
 @pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance", "rate_limited"])
 async def test_another_key_takes_over(service, caller, upstream, kind):
     """And the one that failed is left alone."""
-    with_keys(service, *KEYS)
+    await with_keys(service)
     upstream.faults.push("*", kind, key="sandbox")
     for _ in range(12):
         async with caller.chat() as response:
@@ -65,7 +69,7 @@ async def test_another_key_takes_over(service, caller, upstream, kind):
 @pytest.mark.parametrize("path", ["/image/generate", "/video/queue", "/audio/speech"])
 async def test_media_is_not_repeated(service, caller, upstream, path):
     """Nobody knows whether a busy Venice has begun; a key that it refuses was charged nothing."""
-    with_keys(service, *KEYS)
+    await with_keys(service)
     upstream.faults.push(path, "at_capacity")
     url = f"/v1{path}"
     async with service.http.post(url, headers=caller.headers, **sent(BODIES[path])) as response:
@@ -83,7 +87,7 @@ async def test_media_is_not_repeated(service, caller, upstream, path):
 @pytest.mark.parametrize("kind", ["inference_failed", "bad_gateway", "timeout", "disconnect"])
 async def test_what_may_have_been_charged_is_not_repeated(service, caller, upstream, kind):
     """However many keys there are."""
-    with_keys(service, *KEYS)
+    await with_keys(service)
     upstream.faults.push("/chat/completions", kind)
     async with caller.chat() as response:
         assert response.status in (502, 504)
@@ -124,7 +128,7 @@ async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
 async def test_the_drill(service, upstream):
     """Of three keys one is invalid, one is spent, one is overloaded half of the time: no call is
     lost, and none is charged twice."""
-    with_keys(service, *KEYS)
+    await with_keys(service)
     service.app[VENICE].retry_s = 20.0
     upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")
     upstream.faults.push("*", "insufficient_balance", key="second")

@@ -3,15 +3,23 @@
 import asyncio
 import contextlib
 import json
+import os
 import sys
+from pathlib import Path
 
 import psycopg
 import pytest
 from process import database_url, started, talking
-from support import cost_of
+from support import ENCRYPTION_KEY, OPERATOR_KEY, cost_of
 from test_command_line import rialto, run
 
 from service.db import uuid7
+
+TEST_ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    "OPERATOR_KEY": OPERATOR_KEY,
+    "ENCRYPTION_KEY": ENCRYPTION_KEY,
+}
 
 
 @pytest.fixture
@@ -171,3 +179,53 @@ async def test_months_are_dropped_by_the_service(database_address, tmp_path, ups
     async with started(tmp_path, LEDGER_RETENTION_MONTHS="12", **environment) as process:
         line = await process.says("ledger month dropped")
     assert line["month"] == "2025-01"
+
+
+async def test_upstream_keys(tmp_path, database_address, upstream, command):
+    """They are sealed, listed without themselves, checked, used within seconds, and disabled."""
+    venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
+    add = (sys.executable, "-m", "service", "upstream-keys", "add", "spare")
+
+    async def typed(line):
+        process = await asyncio.create_subprocess_shell(
+            f"echo {line} | {' '.join(add)}",
+            cwd=tmp_path,
+            env=os.environ | TEST_ENVIRONMENT | {"DATABASE_URL": command["DATABASE_URL"]},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    status, out, err = await typed("second")
+    assert status == 0, err
+    assert "second" not in out
+    key = json.loads(out)
+    assert (key["name"], key["source"], key["balance_usd"]) == ("spare", "database", None)
+    assert (await typed("third"))[2].startswith("conflict: ")
+    assert (await typed("''"))[2].startswith("invalid_request: key")
+    async with (
+        started(tmp_path, DATABASE_URL=command["DATABASE_URL"], **venice) as process,
+        talking(process) as service,
+    ):
+        caller = await service.new_caller()
+        upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")
+        async with asyncio.timeout(20):
+            while True:
+                async with caller.chat() as response:
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.1)
+    upstream.faults.clear()
+    checked = await rialto("upstream-keys", "check", **command, **venice)
+    assert checked == [
+        {"name": "environment", "is_well": True, "problem": None},
+        {"name": "spare", "is_well": True, "problem": None},
+    ]
+    listed = await rialto("upstream-keys", "list", **command)
+    assert all(float(line["balance_usd"]) > 0 and line["tier"] == "paid" for line in listed)
+    (disabled,) = await rialto("upstream-keys", "disable", key["id"], **command)
+    assert disabled["status"] == "disabled"
+    names = [line["name"] for line in await rialto("upstream-keys", "check", **command, **venice)]
+    assert names == ["environment"]
+    assert (await audited(command))[0] == 0

@@ -19,7 +19,7 @@ LEVELS = [
     {"gateway"},
     {"api", "jobs", "watchdog"},
     {"app"},
-    {"server", "demo"},
+    {"server", "demo", "console"},
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 
+from service import crypto
 from service.errors import (
     UpstreamBusy,
     UpstreamCut,
@@ -89,7 +90,21 @@ async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, 
             await asyncio.sleep(0.001)
     probing.cancel()
     assert probed == ["spent"] * 3
+    # One call shows the way, whatever its model.
+    names = [pool.choose(TENANT, f"m{number % 5}").name for number in range(50)]
+    assert names.count("spent") == 1
+    pool.succeeded(spent, "m1")
     assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"spent", "well"}
+
+
+def test_an_older_answer_does_not_bring_a_spent_key_back():
+    """It was under way before the key was refused."""
+    spent, well = key("spent"), key("well")
+    pool = UpstreamKeys([spent, well])
+    pool.failed(spent, "m", refusal(402, {}, b""))
+    pool.succeeded(spent, "m")
+
+    assert pool.resting() == {"spent": "status 402"}
 
 
 def test_one_that_may_not_use_a_model(clock):
@@ -237,3 +252,16 @@ def test_an_outage_is_not_amplified():
     assert sum(budget.spend() for _ in range(1000)) == MOST_LEFT
     budget.earn()
     assert sum(budget.spend() for _ in range(10)) == 2
+
+
+def test_sealed_keys_open_for_their_owner_alone():
+    """With any master key of the ring, and each time in other bytes."""
+    ring = crypto.Keyring(["new-master-key", "old-master-key"])
+    sealed = crypto.Keyring(["old-master-key"]).seal(b"owner", b"secret")
+
+    assert ring.unseal(b"owner", sealed) == b"secret"
+    assert sealed != crypto.Keyring(["old-master-key"]).seal(b"owner", b"secret")
+    with pytest.raises(crypto.UnknownMasterKey):
+        crypto.Keyring(["new-master-key"]).unseal(b"owner", sealed)
+    with pytest.raises(crypto.UnknownMasterKey):
+        ring.unseal(b"other", sealed)
