@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -32,6 +31,8 @@ ALERTS_PAUSE_S: Final = 1.0
 END_USERS_EVERY_S: Final = 600.0
 UPSTREAM_KEYS_EVERY_S: Final = 10.0
 BALANCES_EVERY_S: Final = 300.0
+FIRST_BALANCES_S: Final = 30.0
+"""A start has better things to ask Venice."""
 DAY_S: Final = 86_400.0
 RIALTO: Final = Actor(name="rialto")
 ORGANIZATIONS_A_PAGE: Final = 1000
@@ -67,7 +68,7 @@ class Balances:
     """What keys may still spend, and whether that lasts a day."""
 
     def __init__(self) -> None:
-        self._checked_at = -math.inf
+        self._checked_at = time.monotonic() - BALANCES_EVERY_S + FIRST_BALANCES_S
         self._before: dict[UUID, float] = {}
         self._low: set[UUID] = set()
 

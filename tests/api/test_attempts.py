@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 from paid_bodies import BODIES, sent
-from support import limited
+from support import ORGANIZATIONS, limited
 from upstream import KEYS
 
+from service import jobs
 from service import upstream as upstream_keys
 from service.api import DATABASE, KEYRING, VENICE
-from service.audit import Actor
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 
 
 async def with_keys(service):
@@ -149,3 +150,28 @@ async def test_the_drill(service, upstream):
     assert len(charged) == 200
     assert {call.headers["Authorization"] for call in charged} == {"Bearer third"}
     await service.audit()
+
+
+async def test_a_balance_that_does_not_last_a_day_is_an_event(
+    service, caller, upstream, monkeypatch
+):
+    """Once, in the operator's audit log; the balance is kept."""
+    monkeypatch.setattr(jobs, "BALANCES_EVERY_S", 0)
+    monkeypatch.setattr(jobs, "FIRST_BALANCES_S", 0)
+    database, venice = service.app[DATABASE], service.app[VENICE]
+    venice.keys.replace(await upstream_keys.load(database, service.app[KEYRING], KEYS[0]))
+    balances = jobs.Balances()
+    for _ in range(3):
+        await balances.check(database, venice)
+        long = BODIES["/video/queue"] | {"duration": "20000s"}
+        async with service.http.post(
+            "/v1/video/queue", headers=caller.headers, json=long
+        ) as response:
+            assert response.status == 200
+
+    path = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/audit-events"
+    _, body = await service.operate("GET", path)
+    lows = [event for event in body["events"] if event["action"] == "upstream_key.low"]
+    assert [event["detail"]["name"] for event in lows] == ["environment"]
+    (key,) = await upstream_keys.list_stored(database)
+    assert (key.balance_usd, key.tier) == ("998000.00", "paid")
