@@ -43,12 +43,17 @@ def free(path: str) -> Handler:
     """The handler of a path of Venice that costs nothing: passed on and back as it is."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        inbound = await _inbound(request, path, await authenticate(request))
+        caller = await authenticate(request)
+        inbound = await _inbound(request, path, caller)
         headers = {"Accept": request.headers.get("Accept", "*/*")}
         if inbound.content:
             headers["Content-Type"] = inbound.content_type
-        answer = await request.app[VENICE].forward(
-            request.method, _with_query(request, inbound.path), inbound.content, headers
+        answer = await request.app[VENICE].forward_to_any(
+            request.method,
+            _with_query(request, inbound.path),
+            inbound.content,
+            headers,
+            caller.organization_id,
         )
         try:
             return await pass_on(request, answer.headers, answer.chunks())

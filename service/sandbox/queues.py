@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from service.sandbox import models
 from service.sandbox.audio import BYTES_PER_S, silence
-from service.sandbox.exchange import Exchange, Plain, Reply
+from service.sandbox.exchange import Exchange, Plain, Reply, key_of
 from service.sandbox.faults import FaultKind
 from service.sandbox.model import nanos, nanos_of, usd
 from service.sandbox.refusals import Refusal, invalid, issue
@@ -85,6 +85,7 @@ class Ticket(Struct, forbid_unknown_fields=True, kw_only=True):
 class Job:
     """A job in the queue."""
 
+    key: str
     model: str
     content_type: str
     body: bytes
@@ -192,7 +193,13 @@ def _queued(
     while len(jobs) >= MAX_JOBS:
         del jobs[next(iter(jobs))]
     queue_id = str(uuid.uuid4())
-    jobs[queue_id] = Job(model=model, content_type=content_type, body=body, queued_at=time.time())
+    jobs[queue_id] = Job(
+        key=key_of(exchange.request),
+        model=model,
+        content_type=content_type,
+        body=body,
+        queued_at=time.time(),
+    )
     exchange.charge_nanos(cost_nanos)
     answer = {"model": model, "queue_id": queue_id, **more}
     return Plain(body=msgspec.json.encode(answer))
@@ -237,6 +244,7 @@ def complete(exchange: Exchange) -> Reply:
 
 def _job(exchange: Exchange, ticket: Ticket) -> Job:
     job = exchange.request.app[JOBS].get(ticket.queue_id)
-    if job is None or job.model != ticket.model or time.time() - job.queued_at > LIFETIME_S:
+    asked = (key_of(exchange.request), ticket.model)
+    if job is None or (job.key, job.model) != asked or time.time() - job.queued_at > LIFETIME_S:
         raise Refusal(400, {"error": "Request ID is invalid.", "code": "REQUEST_ID_NOT_FOUND"})
     return job

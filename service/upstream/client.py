@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Final
+from uuid import UUID
 
 import aiohttp
 import msgspec
@@ -15,11 +16,13 @@ from service.errors import (
     ServiceError,
     UpstreamCut,
     UpstreamError,
+    UpstreamExhausted,
+    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from service.settings import Settings
-from service.upstream.keys import KeyState, UpstreamKey, UpstreamKeys
+from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.refusals import refusal
 from service.upstream.retries import RetryBudget
 
@@ -184,6 +187,25 @@ class Venice:
             if response.ok:
                 return Answer(response)
             raise await self._refused(response)
+
+    async def forward_to_any(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        organization_id: UUID,
+    ) -> Answer:
+        """The same for what costs nothing, with each of the organization's keys until one is taken:
+        a job is known to the key alone that it was queued with.
+
+        :raises UpstreamError: what the last one was told.
+        """
+        *others, last = self.keys.ready(organization_id, EVERY_MODEL) or [self.keys.any()]
+        for key in others:
+            with contextlib.suppress(UpstreamRejected, UpstreamExhausted):
+                return await self.forward(method, path, body, headers, key)
+        return await self.forward(method, path, body, headers, last)
 
     async def quote(self, path: str, body: bytes) -> bytes:
         """What a job would cost, as JSON; free.

@@ -175,3 +175,31 @@ async def test_a_balance_that_does_not_last_a_day_is_an_event(
     assert [event["detail"]["name"] for event in lows] == ["environment"]
     (key,) = await upstream_keys.list_stored(database)
     assert (key.balance_usd, key.tier) == ("998000.00", "paid")
+
+
+@pytest.mark.parametrize("idle", range(3))
+async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller, idle):
+    """Which no other may know, being of another account."""
+    await with_keys(service)
+    keys = service.app[VENICE].keys
+    for index, key in enumerate(keys.all):
+        keys.in_flight[key.id] = 0 if index == idle else 10
+    asked = BODIES["/video/queue"]
+    async with service.http.post("/v1/video/queue", headers=caller.headers, json=asked) as response:
+        queue_id = (await response.json())["queue_id"]
+
+    ticket = {"model": asked["model"], "queue_id": queue_id}
+    for step, content_type in (
+        ("retrieve", "application/json"),
+        ("retrieve", "application/json"),
+        ("retrieve", "video/mp4"),
+        ("complete", "application/json"),
+    ):
+        url = f"/v1/video/{step}"
+        async with service.http.post(url, headers=caller.headers, json=ticket) as response:
+            assert (response.status, response.content_type) == (200, content_type)
+    async with service.http.post(url, headers=caller.headers, json=ticket) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (
+            400,
+            "upstream_rejected",
+        )
