@@ -15,7 +15,7 @@ from service import accounts, audit, ledger, metrics, upstream
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.crypto import Keyring
 from service.db import Database
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.ledger import Ledger
 from service.upstream import UpstreamKey, Venice
 
@@ -59,6 +59,8 @@ async def keep_upstream_keys(
             venice.keys.replace(await upstream.load(database, keyring, environment_secret))
             metrics.UPSTREAM_RESTING.set(len(venice.keys.resting()))
             await balances.check(database, venice)
+        except Unavailable as error:
+            log.warning("upstream keys not read", error=str(error), retry_s=UPSTREAM_KEYS_EVERY_S)
         except Exception:
             log.exception("upstream keys not read", retry_s=UPSTREAM_KEYS_EVERY_S)
         await asyncio.sleep(UPSTREAM_KEYS_EVERY_S)

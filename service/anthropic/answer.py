@@ -215,6 +215,10 @@ class MessageEvents:
         self._finish_reason: str | None = None
         self._usage = Usage()
 
+    def whole(self, content: bytes) -> bytes:
+        """A plain answer: :func:`message`."""
+        return message(content, with_thinking=self._with_thinking)
+
     def feed(self, chunk: bytes) -> bytes:
         """What can be said after these bytes.
 

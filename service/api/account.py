@@ -9,10 +9,9 @@ import msgspec
 from aiohttp import web
 
 from service import ledger, money
-from service.api.auth import authenticate
+from service.api.auth import authenticate_key
 from service.api.state import CATALOG, DATABASE
 from service.api.wire import json_response
-from service.errors import Forbidden
 from service.ledger import MOST_NANOS, Limit
 
 RATES: Final = {
@@ -66,12 +65,8 @@ async def balance(request: web.Request) -> web.Response:
 
 async def _limits(request: web.Request) -> tuple[Sequence[Limit], datetime | None]:
     """The limits that bind every call of the key, whoever its end user is, and the key's end."""
-    caller = await authenticate(request)
-    if caller.api_key_id is None:
-        raise Forbidden("Only a caller's own key can ask this.")
-    found = await ledger.list_binding(
-        request.app[DATABASE], caller.organization_id, caller.api_key_id, b""
-    )
+    caller, key = await authenticate_key(request)
+    found = await ledger.list_binding(request.app[DATABASE], caller.organization_id, key, b"")
     return [limit for limit in found if limit.scope in ("organization", "api_key")], (
         caller.expires_at
     )

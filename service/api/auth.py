@@ -46,6 +46,14 @@ async def authenticate(request: web.Request) -> Caller:
     return await request.app[CALLERS].identify(key)
 
 
+async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
+    """The same, with the id of the caller's key, for what is asked about the key itself."""
+    caller = await authenticate(request)
+    if caller.api_key_id is None:
+        raise Forbidden("Only a caller's own key can ask this.")
+    return caller, caller.api_key_id
+
+
 async def authenticate_operator(request: web.Request) -> Caller:
     """The caller of an administrative route: the operator, or a key of role operator or admin.
 

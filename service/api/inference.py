@@ -24,6 +24,8 @@ from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
 
 NOT_PROXIED: Final = ("api_keys", "billing", "x402")
 """What is the operator's own at Venice, by the first part of its path."""
+JOB_STEPS: Final = ("/retrieve", "/complete")
+"""How the paths end where a job is asked for that was queued."""
 _FAMILY: Final = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -48,13 +50,13 @@ def free(path: str) -> Handler:
         headers = {"Accept": request.headers.get("Accept", "*/*")}
         if inbound.content:
             headers["Content-Type"] = inbound.content_type
-        answer = await request.app[VENICE].forward_to_any(
-            request.method,
-            _with_query(request, inbound.path),
-            inbound.content,
-            headers,
-            caller.organization_id,
-        )
+        venice, upstream_path = request.app[VENICE], _with_query(request, inbound.path)
+        if path.endswith(JOB_STEPS):
+            answer = await venice.of_a_job(
+                upstream_path, inbound.content, headers, caller.organization_id
+            )
+        else:
+            answer = await venice.forward(request.method, upstream_path, inbound.content, headers)
         try:
             return await pass_on(request, answer.headers, answer.chunks())
         finally:

@@ -16,20 +16,6 @@ from service.api.wire import (
 from service.gateway import CHAT, Inbound
 
 
-class _Translation:
-    """A completion said as a message."""
-
-    def __init__(self, *, with_thinking: bool) -> None:
-        self._with_thinking = with_thinking
-        self._events = anthropic.MessageEvents(with_thinking=with_thinking)
-
-    def whole(self, content: bytes) -> bytes:
-        return anthropic.message(content, with_thinking=self._with_thinking)
-
-    def feed(self, chunk: bytes) -> bytes:
-        return self._events.feed(chunk)
-
-
 async def create(request: web.Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in other words."""
     request[DIALECT] = ANTHROPIC
@@ -43,7 +29,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         settings=caller.settings,
     )
     async with request.app[GATEWAY].call(caller, CHAT.parse(inbound)) as reply:
-        translation = _Translation(with_thinking=asked.wants_thinking)
+        translation = anthropic.MessageEvents(with_thinking=asked.wants_thinking)
         return await relay(request, reply, translation)
 
 

@@ -9,11 +9,10 @@ import msgspec
 from aiohttp import web
 
 from service import accounts, ledger
-from service.accounts import Caller
-from service.api.auth import authenticate, authenticate_operator, must_administer
+from service.api.auth import authenticate_key, authenticate_operator, must_administer
 from service.api.state import DATABASE, KEYRING
 from service.api.wire import json_response, path_id
-from service.errors import ClientError, Forbidden
+from service.errors import ClientError
 from service.ledger import CONTENT_TYPES, ExportFormat, GroupBy
 
 DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -38,14 +37,14 @@ async def usage(request: web.Request) -> web.Response:
 
 async def own_usage(request: web.Request) -> web.Response:
     """``GET /v1/usage?group_by=&from=&to=&end_user=&model=&tag=``: of the caller's key."""
-    caller, key = await _caller(request)
+    caller, key = await authenticate_key(request)
     groups = tuple(name for name in GROUPS if name != "key")
     return await _report(request, caller.organization_id, key, groups)
 
 
 async def own_limits(request: web.Request) -> web.Response:
     """``GET /v1/limits?end_user=&model=``: those that bind the caller's calls."""
-    caller, key = await _caller(request)
+    caller, key = await authenticate_key(request)
     name = request.query.get("end_user")
     end_user = caller.end_user_digest(name) if name else b""
     limits = await ledger.list_binding(
@@ -107,13 +106,6 @@ def as_answer(report: ledger.Report) -> dict[str, Any]:
     facts = msgspec.structs.asdict(report)
     start, end = facts.pop("start"), facts.pop("end")
     return {"from": start, "to": end, **facts}
-
-
-async def _caller(request: web.Request) -> tuple[Caller, UUID]:
-    caller = await authenticate(request)
-    if caller.api_key_id is None:
-        raise Forbidden("Only a caller's own key can ask this.")
-    return caller, caller.api_key_id
 
 
 def _one_of(request: web.Request, name: str, known: tuple[str, ...], default: str) -> str:

@@ -43,8 +43,11 @@ class Attempts:
                 answer = await self._attempt(body, accept)
             except UpstreamError as error:
                 wait_s = self._wait_s(error)
-                is_late = wait_s is None or time.monotonic() + wait_s > ends_at
-                if wait_s is None or is_late or not self._venice.budget.spend():
+                if (
+                    wait_s is None
+                    or time.monotonic() + wait_s > ends_at
+                    or not self._venice.budget.spend()
+                ):
                     self._say()
                     error.attempts = self.codes
                     raise

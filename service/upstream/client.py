@@ -188,24 +188,19 @@ class Venice:
                 return Answer(response)
             raise await self._refused(response)
 
-    async def forward_to_any(
-        self,
-        method: str,
-        path: str,
-        body: bytes,
-        headers: Mapping[str, str],
-        organization_id: UUID,
+    async def of_a_job(
+        self, path: str, body: bytes, headers: Mapping[str, str], organization_id: UUID
     ) -> Answer:
-        """The same for what costs nothing, with each of the organization's keys until one is taken:
-        a job is known to the key alone that it was queued with.
+        """Ask for a job, which only the key knows that it was queued with: each key of the
+        organization is tried until one does.
 
         :raises UpstreamError: what the last one was told.
         """
         *others, last = self.keys.ready(organization_id, EVERY_MODEL) or [self.keys.any()]
         for key in others:
             with contextlib.suppress(UpstreamRejected, UpstreamExhausted):
-                return await self.forward(method, path, body, headers, key)
-        return await self.forward(method, path, body, headers, last)
+                return await self.post(path, body, headers, key)
+        return await self.post(path, body, headers, last)
 
     async def quote(self, path: str, body: bytes) -> bytes:
         """What a job would cost, as JSON; free.

@@ -25,6 +25,7 @@ from service.errors import (
     UpstreamCut,
     UpstreamError,
     UpstreamExhausted,
+    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -39,8 +40,8 @@ FAILING_REST_S: Final = 5.0
 MOST_FAILING_REST_S: Final = 60.0
 FORBIDDEN_REST_S: Final = 300.0
 MOST_RATE_REST_S: Final = 60.0
-TRIAL_S: Final = 30.0
-"""How long a single call has to show that a key has recovered, before another may."""
+TRIAL_S: Final = 5.0
+"""How long a single call has to show that a model has recovered, before another may."""
 PROBE_EVERY_S: Final = 1.0
 MOST_PROBE_PAUSE_S: Final = 30.0
 MOST_CONDITIONS: Final = 10_000
@@ -126,11 +127,10 @@ class UpstreamKeys:
             raise self._why_not(self._of(organization_id), model, now)
         fresh = [key for key in ready if key.id not in tried] or ready
         key = min(fresh, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
-        for name in (EVERY_MODEL, model):
-            condition = self._conditions.get((key.id, name))
-            if condition is not None and condition.until:
-                # This call is the one that shows whether it has recovered.
-                condition.until = now + TRIAL_S
+        condition = self._conditions.get((key.id, model))
+        if condition is not None and condition.failures >= FAILURES_IN_A_ROW:
+            # This call is the one that shows whether it has recovered.
+            condition.until = now + TRIAL_S
         return key
 
     def ready(self, organization_id: UUID, model: str) -> Sequence[UpstreamKey]:
@@ -146,19 +146,18 @@ class UpstreamKeys:
     def succeeded(self, key: UpstreamKey, model: str) -> None:
         """A call was answered: the key is well."""
         self._conditions.pop((key.id, model), None)
-        condition = self._conditions.get((key.id, EVERY_MODEL))
-        if condition is not None and math.isinf(condition.until):
-            # An older call than the one that was refused.
-            return
-        self._conditions.pop((key.id, EVERY_MODEL), None)
-        self._probes.pop(key.id, None)
+        if (key.id, EVERY_MODEL) not in self._conditions:
+            self._probes.pop(key.id, None)
 
     def failed(self, key: UpstreamKey, model: str, error: ServiceError) -> None:
         """A call was not answered: the key rests, if that is a reason to."""
         status = getattr(error, "upstream_status", None)
         if isinstance(error, UpstreamUnreachable):
             return
-        if status in (401, 402):
+        if isinstance(error, UpstreamRejected):
+            # The caller's own mistake was found: key and model are well.
+            self.succeeded(key, model)
+        elif status in (401, 402):
             self._rest(key, EVERY_MODEL, math.inf, f"status {status}")
         elif status == 403:
             self._rest(key, model, FORBIDDEN_REST_S, "status 403")
@@ -170,11 +169,7 @@ class UpstreamKeys:
     def resting(self) -> dict[str, str]:
         """The names of keys that rest altogether, and why."""
         found = ((key, self._conditions.get((key.id, EVERY_MODEL))) for key in self._keys)
-        return {
-            key.name: condition.reason
-            for key, condition in found
-            if condition is not None and math.isinf(condition.until)
-        }
+        return {key.name: condition.reason for key, condition in found if condition is not None}
 
     async def keep_probed(self, probe: Probe) -> None:
         """Ask of each key that rests altogether whether it is well again, for ever."""
@@ -184,9 +179,7 @@ class UpstreamKeys:
             now = time.monotonic()
             for key in self._keys:
                 condition = self._conditions.get((key.id, EVERY_MODEL))
-                if condition is None or math.isfinite(condition.until):
-                    continue
-                if next_at.get(key.id, 0.0) > now:
+                if condition is None or next_at.get(key.id, 0.0) > now:
                     continue
                 self._probes[key.id] = min(10, self._probes[key.id] + 1)
                 pause_s = min(MOST_PROBE_PAUSE_S, PROBE_EVERY_S * 2 ** self._probes[key.id])
@@ -197,7 +190,7 @@ class UpstreamKeys:
                     log.debug("upstream key probed", key=key.name, code=error.code)
                     continue
                 if state.access_permitted:
-                    condition.until = now
+                    self._conditions.pop((key.id, EVERY_MODEL), None)
                     log.info("upstream key is well again", key=key.name)
 
     def _ready_at(self, key: UpstreamKey, model: str) -> float:

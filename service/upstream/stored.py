@@ -32,10 +32,9 @@ INSERT_KEY: Final = """
     ON CONFLICT (name) DO NOTHING
 """
 READ_KEYS: Final = """
-    SELECT id, name, organization_id, source, sealed_key
+    SELECT id, name, organization_id, source, sealed_key, status
     FROM public.upstream_keys
     WHERE role = 'inference'
-      AND status <> 'disabled'
     ORDER BY id
 """
 LIST_KEYS: Final = """
@@ -132,9 +131,14 @@ async def load(
     database: Database, keyring: Keyring, environment_secret: str
 ) -> Sequence[UpstreamKey]:
     """The keys in use: that of the settings among them, unless it is disabled."""
-    await database.fetch(INSERT_ENVIRONMENT_KEY, ENVIRONMENT_KEY_ID, ENVIRONMENT)
+    rows = await database.fetch(READ_KEYS)
+    if all(row["id"] != ENVIRONMENT_KEY_ID for row in rows):
+        await database.fetch(INSERT_ENVIRONMENT_KEY, ENVIRONMENT_KEY_ID, ENVIRONMENT)
+        rows = await database.fetch(READ_KEYS)
     keys = []
-    for row in await database.fetch(READ_KEYS):
+    for row in rows:
+        if row["status"] == "disabled":
+            continue
         secret = environment_secret
         if row["source"] != ENVIRONMENT:
             try:

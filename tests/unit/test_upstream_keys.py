@@ -90,10 +90,6 @@ async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, 
             await asyncio.sleep(0.001)
     probing.cancel()
     assert probed == ["spent"] * 3
-    # One call shows the way, whatever its model.
-    names = [pool.choose(TENANT, f"m{number % 5}").name for number in range(50)]
-    assert names.count("spent") == 1
-    pool.succeeded(spent, "m1")
     assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"spent", "well"}
 
 
@@ -177,6 +173,29 @@ def test_the_breaker(clock, error):
     clock.now += keys.FAILING_REST_S
     assert pool.choose(TENANT, "m") is one
     pool.succeeded(one, "m")
+    assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
+
+
+def test_a_callers_mistake_shows_that_a_model_is_well(clock):
+    """Or one bad call would keep all others waiting for the trial's time."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    for _ in range(keys.FAILURES_IN_A_ROW):
+        pool.failed(one, "m", UpstreamCut("cut"))
+    clock.now += keys.FAILING_REST_S
+    assert pool.choose(TENANT, "m") is one
+    pool.failed(one, "m", refusal(400, {}, b""))
+
+    assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
+
+
+def test_no_trial_after_a_rate_has_come_back(clock):
+    """Its time is Venice's own: then all may go."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    pool.failed(one, "m", refusal(429, {}, b""))
+    clock.now += 5
+
     assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
 
 
