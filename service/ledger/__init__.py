@@ -6,7 +6,7 @@ settles.
 """
 
 from service.ledger.alerts import Alert, announce
-from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Standing
+from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Sent, Standing
 from service.ledger.credits import NewCredit, credit
 from service.ledger.end_users import sweep_end_users
 from service.ledger.entries import LedgerEntry, find_entry, find_owner, list_entries
@@ -60,6 +60,7 @@ __all__ = [
     "Rate",
     "Rates",
     "Report",
+    "Sent",
     "Standing",
     "Sums",
     "Unit",

@@ -54,7 +54,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "holds": _columns(
         "organization_id id api_key_id end_user request_id endpoint model is_stream "
         "bound_nanos bound_tokens limit_ids limit_windows process_id lease_until "
-        "price_version upstream_key_id upstream_request_id tags created_at"
+        "price_version upstream_key_id upstream_request_id tags created_at requested_model"
     ),
     "ledger_entries": _columns(
         "organization_id id kind amends_id api_key_id end_user request_id endpoint model "
