@@ -159,13 +159,18 @@ class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
     ``least_output_tokens`` a call that its limits cannot afford is not refused but cut down to the
     output they can, as long as it is at least this much. ``venice_parameters`` are Venice's own,
     for calls of text. ``tolerant`` leaves out, or renames, what clients send on their own account
-    and Venice refuses.
+    and Venice refuses. With ``repeat_failed`` a call of text that Venice failed is tried a second
+    time, though the first may have been charged: it is admitted for both. A call whose client
+    hangs up is cancelled at Venice, or with ``on_disconnect`` "finish" read to its end and billed
+    exactly.
     """
 
     default_max_output_tokens: OutputTokens = 8_192
     least_output_tokens: OutputTokens | None = None
     venice_parameters: VeniceParameters = {}
     tolerant: bool = True
+    repeat_failed: bool = False
+    on_disconnect: Literal["cancel", "finish"] = "cancel"
 
 
 class StatedKeySettings(KeySettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -210,6 +215,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Whether any limit of its organization is one of money."""
     has_model_limit: bool = False
     """Whether any limit of its organization is for one model."""
+    allowed_models: frozenset[str] | None = None
+    """The models and aliases that the key may use; None for all."""
 
     @property
     def actor_name(self) -> str:

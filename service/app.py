@@ -161,7 +161,7 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     app[BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
     app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
     yield
-    app[api.GATEWAY].end_open_calls()
+    await app[api.GATEWAY].close()
     left = await ledger.flush(FLUSH_TIMEOUT_S)
     log.info("ledger flushed", unwritten=left)
 

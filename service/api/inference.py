@@ -114,9 +114,9 @@ async def quote(request: web.Request) -> web.Response:
     nothing is made and nothing held."""
     caller = await authenticate(request)
     endpoint = _quotable(request.match_info.get("path"))
-    call = endpoint.parse(await _inbound(request, endpoint.path, caller))
-    quote = await request.app[GATEWAY].quote(caller, call)
-    bound, refusal = quote.bound, quote.refusal
+    asked = endpoint.parse(await _inbound(request, endpoint.path, caller))
+    quote = await request.app[GATEWAY].quote(caller, asked)
+    call, bound, refusal = quote.call, quote.bound, quote.refusal
     return json_response(
         {
             "endpoint": call.endpoint.path,

@@ -28,6 +28,7 @@ from service.ledger import Rates
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+SPACE: Final = b"\n"
 HEARTBEAT: Final = b": heartbeat\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 GOODBYE_TIMEOUT_S: Final = 2.0
@@ -161,7 +162,7 @@ def _attempts(attempts: Sequence[str]) -> dict[str, str]:
 
 def _reply_headers(reply: Reply) -> dict[str, str]:
     headers = rate_headers(reply.rates) if reply.rates is not None else {}
-    headers |= _attempts(reply.attempts)
+    headers |= {"x-rialto-model": reply.model, **_attempts(reply.attempts)}
     if reply.output_cap is not None:
         headers["x-rialto-max-output-tokens"] = str(reply.output_cap)
     return {**reply.headers, **headers}
@@ -179,7 +180,27 @@ async def relay(
     if reply.body is not None:
         content = translation.whole(reply.body) if translation else reply.body
         return web.Response(body=content, headers=headers)
+    if reply.is_awaited:
+        return await _relay_awaited(request, reply, headers, translation)
     return await pass_on(request, headers, reply.chunks())
+
+
+async def _relay_awaited(
+    request: web.Request,
+    reply: Reply,
+    headers: Mapping[str, str],
+    translation: Translation | None,
+) -> web.StreamResponse:
+    """A plain answer that takes long: white space, which JSON may begin with, keeps the connection
+    from being taken for dead. Should the answer fail, the connection is cut: its status is sent."""
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    content = None
+    while content is None:
+        await response.write(SPACE)
+        content = await reply.whole(request.app[SETTINGS].heartbeat_s)
+    await response.write(translation.whole(content) if translation else content)
+    return response
 
 
 async def pass_on(

@@ -7,7 +7,8 @@ from service.gateway.call import Call, Endpoint, Inbound
 from service.gateway.chat import CHAT
 from service.gateway.decisions import DECISIONS
 from service.gateway.embeddings import EMBEDDINGS
-from service.gateway.pipeline import Gateway, Reply, uncancel
+from service.gateway.open_call import Reply
+from service.gateway.pipeline import Gateway, uncancel
 from service.gateway.queues import FREE_PATHS
 from service.gateway.requests import OTHER
 from service.gateway.responses import RESPONSES

@@ -63,6 +63,7 @@ class SpeechEndpoint(AudioEndpoint):
             endpoint=self,
             **inbound.facts(),
             model=check_model(request.model or DEFAULT_SPEECH_MODEL),
+            model_members=("model",) if request.model else (),
             relay=Relay.PASSED,
             is_stream=bool(request.streaming),
             characters=len(request.input),
@@ -93,6 +94,7 @@ class TranscriptionEndpoint(AudioEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model=check_model(request.model or DEFAULT_TRANSCRIPTION_MODEL),
+            model_members=("model",) if request.model else (),
             relay=Relay.WHOLE if is_json else Relay.PASSED,
             most_seconds=-(-files[0].length_bytes // LEAST_BYTES_PER_S),
         )
@@ -117,6 +119,7 @@ class VoiceEndpoint(AudioEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model=check_model(request.model or DEFAULT_VOICE_MODEL),
+            model_members=("model",) if request.model else (),
             # Venice states what the model's speech costs, not what its voices do.
             has_price=False,
         )

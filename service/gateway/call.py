@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Typ
 
 import msgspec
 
+from service import body as json_body
+from service import multipart
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
@@ -82,6 +84,8 @@ class Relay(enum.Enum):
     """Server-sent events, passed on as they come and read on their way."""
     PASSED = "passed"
     """Bytes that say nothing of usage, passed on as they come."""
+    ASSEMBLED = "assembled"
+    """JSON that takes so long that Venice is asked for events, which are put together."""
 
 
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +138,8 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
     """What a call could cost, and what admission would say to it."""
 
+    call: "Call"
+    """As it would be made."""
     bound: Bound
     limits: Sequence[Limit]
     refusal: ServiceError | None
@@ -165,8 +171,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     method: str = "POST"
     path: str = ""
     """Where it is not the endpoint's own."""
+    has_model: bool = True
+    """Whether ``model`` is the name of one, and not of what is done without any."""
+    model_members: tuple[str, ...] = ("model",)
+    """The body's members that name the model, where it does."""
     is_default_model: bool = False
-    """Whether the caller left the choice of the model to Venice."""
+    """Whether Venice takes a model of its own choice where it does not know the name."""
+    requested_model: str | None = None
+    """By which name the caller asked for the model, where that is not its own."""
     surcharge_nanos: int = 0
     """What is charged beside the model's price, at most."""
     has_price: bool = True
@@ -179,6 +191,19 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     def upstream_path(self) -> str:
         """Where Venice takes the call, below ``/api/v1``."""
         return self.path or self.endpoint.path
+
+    def for_model(self, name: str) -> "Self":
+        """The same call to the model of this name, which the body then says too."""
+        if name == self.model:
+            return self
+        content, members = self.body, self.model_members
+        if members and multipart.is_multipart(self.content_type):
+            content = multipart.set_texts(content, self.content_type, dict.fromkeys(members, name))
+        elif members:
+            content = json_body.set_members(content, dict.fromkeys(members, name), members)
+        return msgspec.structs.replace(
+            self, model=name, body=content, requested_model=self.requested_model or self.model
+        )
 
     @property
     def max_output(self) -> int | None:
@@ -219,6 +244,13 @@ class Endpoint(Generic[C]):
     def upstream_body(self, call: C, caller: Caller, bound: Bound) -> bytes:
         """The body that Venice gets."""
         return call.body
+
+    def assemble(self, events: bytes) -> bytes:
+        """The answer that a stream of events amounts to, where a plain one is asked for that way.
+
+        :raises UpstreamError: when they make none.
+        """
+        raise NotImplementedError
 
     def cost(self, call: C, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """What the call cost, from the best source there is; an estimate is never above the

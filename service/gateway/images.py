@@ -137,6 +137,7 @@ class GenerationsEndpoint(ImageEndpoint):
             endpoint=self,
             **inbound.facts(),
             model=model,
+            model_members=("model",) if request.model else (),
             # Venice takes a name that it does not know for its default.
             is_default_model=True,
             relay=Relay.PASSED,
@@ -186,6 +187,7 @@ class EditEndpoint(ImageEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model=check_model(names.pop() if names else DEFAULT_EDIT_MODEL),
+            model_members=tuple(name for name in ("model", "modelId") if getattr(request, name)),
             relay=Relay.PASSED,
             resolution=request.resolution,
             quality=request.quality,
@@ -219,6 +221,8 @@ class UpscaleEndpoint(ImageEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model="upscaler",
+            has_model=False,
+            # Of whatever model of its type Venice takes.
             is_default_model=True,
             relay=Relay.PASSED,
             model_type="upscale",
@@ -239,7 +243,7 @@ class CutOutEndpoint(ImageEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model=self.model,
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
             has_price=False,
         )

@@ -44,6 +44,13 @@ class QueueCall(Call, frozen=True, kw_only=True):
     quoted: bytes
     quote_nanos: int | None = None
 
+    def for_model(self, name: str) -> "QueueCall":
+        """See :meth:`Call.for_model`; the quote is for that model too."""
+        if name == self.model:
+            return self
+        quoted = body.set_members(self.quoted, {"model": name}, {"model"})
+        return msgspec.structs.replace(super().for_model(name), quoted=quoted)
+
     async def priced(self, venice: Venice) -> "QueueCall":
         """See :meth:`Call.priced`."""
         if not self.has_price:
@@ -158,7 +165,7 @@ class VoiceChangerEndpoint(QueueEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model="voice-changer",
-            is_default_model=True,
+            has_model=False,
             quote_path=self.quote_path,
             quoted=b"",
             has_price=False,

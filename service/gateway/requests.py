@@ -39,7 +39,7 @@ class RequestEndpoint(UnitEndpoint[RequestCall]):
             **inbound.facts(),
             content_type=inbound.content_type,
             model=self.path.lstrip("/"),
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
         )
 
@@ -119,7 +119,7 @@ class RpcEndpoint(RequestEndpoint):
             **inbound.facts(),
             model=check_model(inbound.path.lstrip("/"), "network"),
             path=inbound.path,
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
             count=count,
         )
@@ -140,7 +140,7 @@ class OtherEndpoint(RequestEndpoint):
             model=check_model(inbound.path.partition("?")[0].lstrip("/"), "path"),
             path=inbound.path,
             method=inbound.method,
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
         )
 

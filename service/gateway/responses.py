@@ -7,6 +7,7 @@ import msgspec
 from service import body
 from service.accounts import Caller
 from service.errors import ClientError
+from service.gateway import assembly
 from service.gateway.call import Bound, Inbound, Relay, check_model
 from service.gateway.tokens import (
     END_USER_FIELDS,
@@ -17,6 +18,7 @@ from service.gateway.tokens import (
     Tool,
     end_user,
     read,
+    relay_of,
     venice_facts,
     without_venice_prompt,
 )
@@ -63,8 +65,8 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
             **inbound.facts(),
             **facts,
             model=request.model,
-            is_stream=bool(request.stream),
-            relay=Relay.EVENTS if request.stream else Relay.WHOLE,
+            is_stream=request.stream is True,
+            relay=relay_of(request, inbound, request.max_output_tokens or None),
             end_user=end_user(request),
             present=frozenset(
                 name for name in SPLICED if getattr(request, name) is not msgspec.UNSET
@@ -85,11 +87,17 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
         if bound.output_cap is not None:
             members["max_output_tokens"] = bound.output_cap
         members |= without_venice_prompt(call, bound)
+        if call.relay is Relay.ASSEMBLED:
+            members["stream"] = True
         content = call.body
         if "safety_identifier" in call.present:
             content = body.without_members(content, {"safety_identifier"})
         return body.set_members(content, members, call.present)
 
+    def assemble(self, events: bytes) -> bytes:
+        """See :meth:`Endpoint.assemble`."""
+        return assembly.response(events)
 
-SPLICED: Final = (*END_USER_FIELDS, "max_output_tokens", "venice_parameters")
+
+SPLICED: Final = (*END_USER_FIELDS, "max_output_tokens", "stream", "venice_parameters")
 RESPONSES: Final = ResponsesEndpoint()

@@ -1,13 +1,15 @@
 """Venice, and nothing else of the outside world: the only ``ClientSession`` lives here."""
 
-from service.upstream.client import Answer, Venice, open_venice
+from service.upstream.client import PLAIN_BODY_BYTES, Answer, Venice, open_venice
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.meter import Metered, StreamMeter, WholeEvents, read_headers, read_plain
-from service.upstream.retries import pause_s
+from service.upstream.refusals import split_at_error
+from service.upstream.retries import is_repeatable, is_uncharged, pause_s
 from service.upstream.stored import StoredKey, add, disable, list_stored, load, note_state
 
 __all__ = [
     "ENVIRONMENT_KEY_ID",
+    "PLAIN_BODY_BYTES",
     "Answer",
     "KeyState",
     "Metered",
@@ -19,6 +21,8 @@ __all__ = [
     "WholeEvents",
     "add",
     "disable",
+    "is_repeatable",
+    "is_uncharged",
     "list_stored",
     "load",
     "note_state",
@@ -26,4 +30,5 @@ __all__ = [
     "pause_s",
     "read_headers",
     "read_plain",
+    "split_at_error",
 ]

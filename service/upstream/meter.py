@@ -39,6 +39,9 @@ LAST_EVENT_TYPES: Final = frozenset(
 # Of the Responses API the last event repeats the whole answer, which no tail may hold; a quote
 # within a text would be escaped, so this is a member.
 USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+# An id stands before everything that a model wrote.
+FIRST_ID: Final = re.compile(rb'"id"\s*:\s*"([\w.:-]{1,256})"')
+FIRST_BYTES: Final = 4096
 MODEL_HEADER: Final = "x-venice-model-id"
 COST_HEADER: Final = "x-venice-rpc-cost-usd"
 WITHHELD_HEADER: Final = "x-venice-is-content-violation"
@@ -206,6 +209,11 @@ class StreamMeter:
         self._tail_bytes += len(chunk)
         while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
             self._tail_bytes -= len(self._tail.popleft())
+
+    def first_id(self) -> str | None:
+        """The id of the answer, if the first bytes have it whole."""
+        found = FIRST_ID.search(self._tail[0][:FIRST_BYTES]) if self._tail else None
+        return found[1].decode() if found else None
 
     def result(self) -> Metered:
         """What the stream said, from its last events."""

@@ -32,6 +32,11 @@ RATES: Final = (
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
     ("x-ratelimit-remaining", "x-ratelimit-resets"),
 )
+DATA: Final = b"data:"
+EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+ERROR_MEMBER: Final = b'"error"'
+REJECTIONS: Final = {"content_blocked_by_provider": 422, "e2ee_attestation_stale": 400}
+"""Codes within a stream that are about the request, and the statuses that go with them."""
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 
@@ -85,6 +90,45 @@ def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErro
 def _retry_after_s(headers: Mapping[str, str]) -> int:
     text = headers.get("Retry-After", "")
     return min(int(text), 3600) if text.isdecimal() else BUSY_RETRY_S
+
+
+def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:
+    """Whole server-sent events up to the first that is an error of Venice, and that error.
+
+    Venice says what fails after its status in the stream: ``data: {"error": {"message", "type",
+    "code", "retry_after"}}``.
+    """
+    at = 0
+    while (at := events.find(ERROR_MEMBER, at)) != -1:
+        line_at = events.rfind(b"\n", 0, at) + 1
+        line_end = events.find(b"\n", at)
+        line = events[line_at : line_end if line_end != -1 else len(events)]
+        if line.startswith(DATA) and (error := _in_band(line[len(DATA) :])) is not None:
+            ends = [events.rfind(end, 0, line_at) for end in EVENT_ENDS]
+            before = (at + len(end) for at, end in zip(ends, EVENT_ENDS, strict=True) if at != -1)
+            return events[: max(before, default=0)], error
+        at += len(ERROR_MEMBER)
+    return events, None
+
+
+def _in_band(data: bytes) -> UpstreamError | None:
+    try:
+        said = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    error = said.get("error") if isinstance(said, dict) else None
+    if not isinstance(error, dict | str) or not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    text = message_of(data)
+    if code == "model_overloaded":
+        named = error.get("retry_after") if isinstance(error, dict) else None
+        retry_after_s = named if isinstance(named, int) and 0 <= named <= 3600 else BUSY_RETRY_S
+        return UpstreamBusy("The model is overloaded at Venice.", retry_after_s=retry_after_s)
+    if code in REJECTIONS:
+        return UpstreamRejected(text or "Venice rejected the request.", status=REJECTIONS[code])
+    log.warning("venice failed within a stream", upstream_code=str(code)[:100], text=text)
+    return UpstreamError("Venice failed while it answered.")
 
 
 def message_of(body: bytes) -> str:

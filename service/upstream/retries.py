@@ -3,7 +3,14 @@
 import random
 from typing import Final
 
-from service.errors import ServiceError, UpstreamBusy, UpstreamExhausted, UpstreamUnreachable
+from service.errors import (
+    ServiceError,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamExhausted,
+    UpstreamRejected,
+    UpstreamUnreachable,
+)
 
 FIRST_PAUSE_S: Final = 0.1
 MOST_PAUSE_S: Final = 2.0
@@ -57,3 +64,18 @@ def pause_s(
             return jittered
         return named_s + random.uniform(0, FIRST_PAUSE_S + named_s / 4)  # noqa: S311
     return None
+
+
+def is_uncharged(error: UpstreamError, *, is_inference: bool) -> bool:
+    """Whether Venice surely charged nothing, and another model may do what this one did not: its
+    keys are refused, it is overloaded, or it is no more."""
+    if isinstance(error, UpstreamExhausted):
+        return True
+    if isinstance(error, UpstreamRejected):
+        return error.upstream_status in (404, 410)
+    return isinstance(error, UpstreamBusy) and is_inference
+
+
+def is_repeatable(error: UpstreamError) -> bool:
+    """Whether Venice failed in a way that often passes, though it may have charged for it."""
+    return error.upstream_status in (500, 502)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClientError
-from service.multipart import MOST_PARTS, TEXT_BYTES, Part, is_multipart, parse
+from service.multipart import MOST_PARTS, TEXT_BYTES, is_multipart, parse, set_texts
 
 TYPE = "multipart/form-data; boundary=b"
 
@@ -15,6 +15,11 @@ TYPE = "multipart/form-data; boundary=b"
 def head(name, more=""):
     """The head of a part."""
     return f'Content-Disposition: form-data; name="{name}"{more}'.encode()
+
+
+def parts_of(content, content_type=TYPE):
+    """Name, length and text of each."""
+    return [(part.name, part.length_bytes, part.text) for part in parse(content, content_type)]
 
 
 def body(*parts, end=b"--b--\r\n"):
@@ -36,8 +41,8 @@ def test_parts_are_read_as_written(fields):
         )
     )
 
-    assert parse(written, TYPE) == [
-        Part(name, len(content), None if is_file else content.decode(errors="replace"))
+    assert parts_of(written) == [
+        (name, len(content), None if is_file else content.decode(errors="replace"))
         for name, content, is_file in fields
     ]
 
@@ -54,21 +59,21 @@ def test_parts_are_read_as_written(fields):
 def test_ways_to_say_the_boundary(content_type):
     """Quoted or not, wherever it stands."""
     assert is_multipart(content_type)
-    assert parse(body((head("a"), b"1")), content_type) == [Part("a", 1, "1")]
+    assert parts_of(body((head("a"), b"1")), content_type) == [("a", 1, "1")]
 
 
 def test_what_is_too_long_for_a_text():
     """Is none, and is measured all the same."""
     long = b"x" * (TEXT_BYTES + 1)
 
-    assert parse(body((head("a"), long)), TYPE) == [Part("a", len(long), None)]
+    assert parts_of(body((head("a"), long))) == [("a", len(long), None)]
 
 
 def test_more_headers_and_a_preamble():
     """What stands before the first boundary says nothing, nor do a part's other headers."""
     odd = b'Content-Type: text/plain\r\ncontent-disposition: form-data; filename*=x; name="a"'
 
-    assert parse(b"ignore me\r\n" + body((odd, b"1")), TYPE) == [Part("a", 1, None)]
+    assert parts_of(b"ignore me\r\n" + body((odd, b"1"))) == [("a", 1, None)]
 
 
 @pytest.mark.parametrize(
@@ -95,3 +100,21 @@ def test_no_bytes_break_it(content):
     for tried in (content, b"--b" + content, b"--b\r\n" + content + b"\r\n--b--"):
         with contextlib.suppress(ClientError):
             assert all(part.length_bytes >= 0 for part in parse(tried, TYPE))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), CONTENT, st.booleans())))
+def test_texts_are_set_where_they_stand(fields):
+    """Of every field of the name that is no file; all else stays, byte for byte."""
+
+    def written(change):
+        return body(
+            *(
+                (
+                    head(name, '; filename="x.bin"' if is_file else ""),
+                    b"other" if change and name == "a" and not is_file else content,
+                )
+                for name, content, is_file in fields
+            )
+        )
+
+    assert set_texts(written(False), TYPE, {"a": "other"}) == written(True)
