@@ -1,15 +1,18 @@
 """The routes that callers use."""
 
+import contextlib
 import re
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
+from uuid import UUID
 
+import msgspec
 from aiohttp import web
 
-from service import money
+from service import body, ledger, money
 from service.accounts import Caller
 from service.api.auth import authenticate
-from service.api.state import CATALOG, GATEWAY, VENICE
+from service.api.state import CATALOG, DATABASE, GATEWAY, VENICE
 from service.api.wire import (
     REQUEST_ID,
     Handler,
@@ -19,7 +22,7 @@ from service.api.wire import (
     read_body,
     relay,
 )
-from service.errors import NotFound
+from service.errors import ClientError, NotFound, Unavailable
 from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
 
 NOT_PROXIED: Final = ("api_keys", "billing", "x402")
@@ -52,8 +55,9 @@ def free(path: str) -> Handler:
             headers["Content-Type"] = inbound.content_type
         venice, upstream_path = request.app[VENICE], _with_query(request, inbound.path)
         if path.endswith(JOB_STEPS):
+            key_id = await _key_of_job(request, caller, inbound.content)
             answer = await venice.of_a_job(
-                upstream_path, inbound.content, headers, caller.organization_id
+                upstream_path, inbound.content, headers, caller.organization_id, key_id
             )
         else:
             answer = await venice.forward(request.method, upstream_path, inbound.content, headers)
@@ -63,6 +67,24 @@ def free(path: str) -> Handler:
             answer.close()
 
     return handle
+
+
+class Job(msgspec.Struct):
+    """What is read of a question about a job."""
+
+    queue_id: str = ""
+
+
+async def _key_of_job(request: web.Request, caller: Caller, content: bytes) -> UUID | None:
+    """The operator's key that the job was queued with, where the books know."""
+    job = body.decode(content, Job)
+    if not job.queue_id:
+        raise ClientError("queue_id: is missing.", param="queue_id")
+    with contextlib.suppress(Unavailable):
+        return await ledger.find_job_key(
+            request.app[DATABASE], caller.organization_id, job.queue_id
+        )
+    return None
 
 
 async def other(request: web.Request) -> web.StreamResponse:

@@ -189,13 +189,20 @@ class Venice:
             raise await self._refused(response)
 
     async def of_a_job(
-        self, path: str, body: bytes, headers: Mapping[str, str], organization_id: UUID
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        organization_id: UUID,
+        key_id: UUID | None,
     ) -> Answer:
-        """Ask for a job, which only the key knows that it was queued with: each key of the
-        organization is tried until one does.
+        """Ask for a job, which only the account knows that it was queued with: its key, or where
+        that is not in use any more each key of the organization until one does.
 
         :raises UpstreamError: what the last one was told.
         """
+        if (own := self.keys.find(key_id)) is not None:
+            return await self.post(path, body, headers, own)
         *others, last = self.keys.ready(organization_id, EVERY_MODEL) or [self.keys.any()]
         for key in others:
             with contextlib.suppress(UpstreamRejected, UpstreamExhausted):

@@ -100,6 +100,10 @@ class UpstreamKeys:
         """Every key in use."""
         return self._keys
 
+    def find(self, key_id: UUID | None) -> UpstreamKey | None:
+        """The key of this id, if it is in use."""
+        return next((key for key in self._keys if key.id == key_id), None)
+
     def any(self) -> UpstreamKey:
         """A key for what costs nothing.
 

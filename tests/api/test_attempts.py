@@ -1,10 +1,11 @@
 """Keys that fail, and what their callers notice of it."""
 
 import asyncio
+from decimal import Decimal
 
 import pytest
 from paid_bodies import BODIES, sent
-from support import ORGANIZATIONS, limited
+from support import ORGANIZATIONS, cost_of, limited, standing
 from upstream import KEYS
 
 from service import jobs
@@ -178,8 +179,8 @@ async def test_a_balance_that_does_not_last_a_day_is_an_event(
 
 
 @pytest.mark.parametrize("idle", range(3))
-async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller, idle):
-    """Which no other may know, being of another account."""
+async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller, upstream, idle):
+    """Which no other may know, being of another account, and none is asked in vain."""
     await with_keys(service)
     keys = service.app[VENICE].keys
     for index, key in enumerate(keys.all):
@@ -188,6 +189,7 @@ async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller,
     async with service.http.post("/v1/video/queue", headers=caller.headers, json=asked) as response:
         queue_id = (await response.json())["queue_id"]
 
+    chosen = keys.all[idle].secret
     ticket = {"model": asked["model"], "queue_id": queue_id}
     for step, content_type in (
         ("retrieve", "application/json"),
@@ -198,8 +200,126 @@ async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller,
         url = f"/v1/video/{step}"
         async with service.http.post(url, headers=caller.headers, json=ticket) as response:
             assert (response.status, response.content_type) == (200, content_type)
+    asked_with = {
+        call.headers["Authorization"]
+        for step in ("retrieve", "complete")
+        for call in upstream.calls.to(f"/video/{step}")
+    }
+    assert asked_with == {f"Bearer {chosen}"}
     async with service.http.post(url, headers=caller.headers, json=ticket) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (
             400,
             "upstream_rejected",
         )
+
+
+async def test_a_key_that_is_gone_leaves_its_jobs_to_the_others(service, caller, upstream):
+    """They may be of the same account."""
+    await with_keys(service)
+    keys = service.app[VENICE].keys
+    for index, key in enumerate(keys.all):
+        keys.in_flight[key.id] = 0 if index == 1 else 10
+    asked = BODIES["/video/queue"]
+    async with service.http.post("/v1/video/queue", headers=caller.headers, json=asked) as response:
+        queue_id = (await response.json())["queue_id"]
+    keys.replace([key for key in keys.all if key.secret != "second"])
+
+    ticket = {"model": asked["model"], "queue_id": queue_id}
+    async with service.http.post(
+        "/v1/video/retrieve", headers=caller.headers, json=ticket
+    ) as response:
+        assert response.status == 400
+    assert len(upstream.calls.to("/video/retrieve")) == 2
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"", b'{"queue_id": 7}'])
+async def test_a_question_about_no_job_is_answered_here(service, caller, upstream, body):
+    """Venice would count it against the key."""
+    url = "/v1/video/retrieve"
+    async with service.http.post(url, headers=caller.headers, data=body) as response:
+        assert (response.status, upstream.calls.to("/video/retrieve")) == (400, [])
+
+
+class TestRepeatedFailures:
+    """Keys whose failed calls of text are tried a second time, though Venice may have charged."""
+
+    @pytest.fixture
+    async def caller(self, service):
+        caller = await service.new_caller(settings={"repeat_failed": True})
+        await limited(caller, unit="usd", period="day", ceiling="100")
+        await limited(caller, unit="tokens", period="hour", ceiling=10**9)
+        return caller
+
+    @pytest.mark.parametrize("kind", ["inference_failed", "bad_gateway"])
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_both_attempts_are_booked(self, service, caller, upstream, kind, stream):
+        """The answer at its cost, the failure at an estimate, in the one entry of the call."""
+        upstream.faults.push("/chat/completions", kind, times=1)
+        async with caller.chat("[tokens=3]", stream=stream) as response:
+            await response.read()
+            assert response.status == 200
+            assert response.headers["x-rialto-attempts"] == "upstream_error, ok"
+
+        entry = await caller.only_entry()
+        (charged,) = [call.charged_nanos for call in upstream.calls if call.charged_nanos]
+        assert (entry["outcome"], entry["cost_source"]) == ("ok", "estimated")
+        plain = await service.new_caller()
+        upstream.faults.push("/chat/completions", kind, times=1)
+        async with plain.chat("[tokens=3]", stream=stream) as response:
+            assert response.status == 502
+        failed = cost_of(await plain.only_entry())
+        assert cost_of(entry) == Decimal(charged) / 10**9 + failed
+        assert failed > 0
+
+    async def test_a_second_failure_is_the_last(self, caller, upstream):
+        """And both are estimated."""
+        upstream.faults.push("/chat/completions", "inference_failed")
+        async with caller.chat("[tokens=3]") as response:
+            assert response.status == 502
+        entry = await caller.only_entry()
+
+        plain = await caller.service.new_caller()
+        async with plain.chat("[tokens=3]") as response:
+            assert response.status == 502
+        assert len(upstream.calls.to("/chat/completions")) == 3
+        assert cost_of(entry) == 2 * cost_of(await plain.only_entry()) > 0
+
+    async def test_the_hold_is_for_both(self, service, upstream):
+        """A limit that has room for one attempt only refuses the call."""
+        bounds = []
+        for repeats in (False, True):
+            caller = await service.new_caller(settings={"repeat_failed": repeats})
+            limit = await limited(caller, unit="usd", period="day", ceiling="100")
+            upstream.faults.push("/chat/completions", "barrier")
+            waiting = asyncio.create_task(caller.chat().__aenter__())
+            await upstream.faults.wait_held(1)
+            (held,) = await standing(caller)
+            bounds.append(Decimal(held["held"]))
+            upstream.faults.clear()
+            (await waiting).close()
+        assert bounds[1] == 2 * bounds[0] > 0
+
+        path = f"/admin/v1/limits/{limit['id']}"
+        await service.operate("PATCH", path, json={"ceiling": str(bounds[0])})
+        async with caller.chat() as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (
+                402,
+                "limit_exceeded",
+            )
+
+    @pytest.mark.parametrize("kind", ["timeout", "disconnect"])
+    async def test_what_nobody_knows_the_end_of_is_not_repeated(self, caller, upstream, kind):
+        """It may run at Venice still."""
+        upstream.faults.push("/chat/completions", kind)
+        async with caller.chat() as response:
+            assert response.status in (502, 504)
+        assert len(upstream.calls.to("/chat/completions")) == 1
+
+    async def test_media_is_never_repeated(self, service, caller, upstream):
+        """Whatever the key says."""
+        upstream.faults.push("/image/generate", "inference_failed")
+        body = BODIES["/image/generate"]
+        url = "/v1/image/generate"
+        async with service.http.post(url, headers=caller.headers, **sent(body)) as response:
+            assert response.status == 502
+        assert len(upstream.calls.to("/image/generate")) == 1
