@@ -20,6 +20,7 @@ from service.api.wire import (
     json_response,
     pass_on,
     read_body,
+    read_or_pass,
     relay,
 )
 from service.errors import ClientError, NotFound, Unavailable
@@ -37,7 +38,7 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate(request)
-        call = endpoint.parse(await _inbound(request, endpoint.path, caller))
+        call = endpoint.parse(await _inbound(request, endpoint.path, caller, endpoint))
         async with request.app[GATEWAY].call(caller, call) as reply:
             return await relay(request, reply)
 
@@ -92,8 +93,10 @@ async def other(request: web.Request) -> web.StreamResponse:
     caller = await authenticate(request)
     path = "/" + request.match_info["other"]
     _must_be_plain(path)
+    content, upload = await read_or_pass(request)
     inbound = Inbound(
-        content=await read_body(request),
+        content=content,
+        upload=upload,
         request_id=request[REQUEST_ID],
         headers=request.headers,
         path=_with_query(request, percent_encoded(path)),
@@ -113,10 +116,17 @@ def _must_be_plain(path: str) -> None:
         raise NotFound(f"There is nothing at {path}.")
 
 
-async def _inbound(request: web.Request, path: str, caller: Caller) -> Inbound:
+async def _inbound(
+    request: web.Request, path: str, caller: Caller, endpoint: Endpoint[Any] = CHAT
+) -> Inbound:
     _must_be_plain(path.format(**request.match_info))
+    if endpoint.reads_body:
+        content, upload = await read_body(request), None
+    else:
+        content, upload = await read_or_pass(request)
     return Inbound(
-        content=await read_body(request),
+        content=content,
+        upload=upload,
         request_id=request[REQUEST_ID],
         headers=request.headers,
         path=path.format(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -22,12 +22,15 @@ from service.errors import (
     Unavailable,
     UpstreamError,
 )
-from service.gateway import Reply, uncancel
+from service.gateway import Reply, Upload, uncancel
 from service.ledger import Rates
+from service.settings import Settings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+MOST_READ_BYTES: Final = 1024 * 1024
+"""Of a body that need not be read; one that is can be sent again."""
 SPACE: Final = b"\n"
 HEARTBEAT: Final = b": heartbeat\n\n"
 DONE: Final = b"data: [DONE]\n\n"
@@ -56,11 +59,47 @@ async def read_body(request: web.Request) -> bytes:
         async with asyncio.timeout(settings.body_timeout_s):
             return await request.read()
     except TimeoutError:
-        raise RequestTimeout(
-            f"The body did not arrive within {settings.body_timeout_s:g} seconds."
-        ) from None
+        raise _too_late(settings) from None
     except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.") from None
+        raise _too_large(settings) from None
+
+
+async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
+    """A small body; or else one to be passed on as it arrives, within the same deadline and size.
+
+    :raises RequestTimeout, PayloadTooLarge: when it is not.
+    """
+    settings, length_bytes = request.app[SETTINGS], request.content_length
+    if not request.body_exists or (length_bytes is not None and length_bytes <= MOST_READ_BYTES):
+        return await read_body(request), None
+    if length_bytes is not None and length_bytes > settings.body_max_bytes:
+        raise _too_large(settings)
+    return b"", Upload(_arriving(request), length_bytes)
+
+
+async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
+    settings, size = request.app[SETTINGS], 0
+    ends_at = time.monotonic() + settings.body_timeout_s
+    while True:
+        try:
+            async with asyncio.timeout(ends_at - time.monotonic()):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise _too_late(settings) from None
+        if not chunk:
+            return
+        size += len(chunk)
+        if size > settings.body_max_bytes:
+            raise _too_large(settings)
+        yield chunk
+
+
+def _too_late(settings: Settings) -> RequestTimeout:
+    return RequestTimeout(f"The body did not arrive within {settings.body_timeout_s:g} seconds.")
+
+
+def _too_large(settings: Settings) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.")
 
 
 def path_id(request: web.Request) -> UUID:

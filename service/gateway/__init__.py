@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from service.gateway import audio, images, queues, requests
-from service.gateway.call import Call, Endpoint, Inbound
+from service.gateway.call import Call, Endpoint, Inbound, Upload
 from service.gateway.chat import CHAT
 from service.gateway.decisions import DECISIONS
 from service.gateway.embeddings import EMBEDDINGS
@@ -24,6 +24,7 @@ __all__ = [
     "Gateway",
     "Inbound",
     "Reply",
+    "Upload",
     "uncancel",
 ]
 

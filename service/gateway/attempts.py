@@ -9,6 +9,7 @@ from uuid import UUID
 import structlog
 
 from service.errors import ServiceError, UpstreamError
+from service.gateway.call import Upload
 from service.gateway.route import Route
 from service.ledger import Sent
 from service.upstream import Answer, UpstreamKey, Venice, is_repeatable, is_uncharged, pause_s
@@ -66,6 +67,8 @@ class Attempts:
         """Whether there is another attempt, after the pause before it. Another key comes first,
         then another model; to wait for this one is what is left."""
         route, budget = self._route, self._venice.budget
+        if route.call.upload is not None and route.call.upload.is_begun:
+            return False
         is_inference = route.call.endpoint.is_inference
         wait_s = self._pause_s(error)
         if is_repeatable(error) and route.may_repeat and not self.has_failed:
@@ -104,11 +107,20 @@ class Attempts:
         return answer
 
     async def _send(self, key: UpstreamKey, accept: str) -> Answer:
-        call, body = self._route.call, self._route.body()
+        call = self._route.call
+        body: bytes | Upload = call.upload or self._route.body()
         headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
-        if call.method != "POST":
-            return await self._venice.forward(call.method, call.upstream_path, body, headers, key)
-        return await self._venice.post(call.upstream_path, body, headers, key)
+        if call.upload is not None and call.upload.length_bytes is not None:
+            headers["Content-Length"] = str(call.upload.length_bytes)
+        try:
+            if call.method != "POST":
+                path = call.upstream_path
+                return await self._venice.forward(call.method, path, body, headers, key)
+            return await self._venice.post(call.upstream_path, body, headers, key)
+        except UpstreamError as error:
+            if call.upload is not None and call.upload.error is not None:
+                raise call.upload.error from error
+            raise
 
     def _pause_s(self, error: UpstreamError) -> float | None:
         call, keys = self._route.call, self._venice.keys

@@ -2,7 +2,7 @@
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -88,12 +88,39 @@ class Relay(enum.Enum):
     """JSON that takes so long that Venice is asked for events, which are put together."""
 
 
+class Upload:
+    """A body that nothing here reads: it is passed on as it arrives, and so can be sent once.
+
+    ``chunks`` raise the service's own errors, of which Venice's client would make another one:
+    ``error`` keeps it. ``length_bytes`` is what the caller said, if anything.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], length_bytes: int | None) -> None:
+        self._chunks = chunks
+        self.length_bytes = length_bytes
+        self.is_begun = False
+        self.is_whole = False
+        self.error: ServiceError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.is_begun = True
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        except ServiceError as error:
+            self.error = error
+            raise
+        self.is_whole = True
+
+
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     """A request of a caller, read to its end. ``path`` is Venice's own, below ``/api/v1``."""
 
     content: bytes
     request_id: str
     headers: Mapping[str, str]
+    upload: Upload | None = None
+    """The body, where it is not in ``content``."""
     path: str = ""
     method: str = "POST"
     settings: KeySettings = KeySettings()
@@ -113,6 +140,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
             },
             "tags": parse_tags(self.headers),
             "body": self.content,
+            "upload": self.upload,
         }
 
 
@@ -161,6 +189,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     body: bytes
     headers: Mapping[str, str]
+    upload: Upload | None = None
     tags: dict[str, str] | None = None
     """The caller's own words for the call, for reports."""
     end_user: str | None = None
@@ -226,6 +255,8 @@ class Endpoint(Generic[C]):
 
     path: ClassVar[str]
     """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
+    reads_body: ClassVar[bool] = True
+    """Whether anything here depends on the body; where not, a large one is passed on unread."""
     is_inference: ClassVar[bool] = False
     """Whether a call that Venice was too busy for can be repeated: it is charged after it ran."""
 

@@ -234,6 +234,7 @@ class CutOutEndpoint(ImageEndpoint):
     """``POST /image/background-remove``: the image without its background, a PNG."""
 
     path = "/image/background-remove"
+    reads_body = False
     model: ClassVar[str] = "background-remove"
 
     def parse(self, inbound: Inbound) -> ImageCall:

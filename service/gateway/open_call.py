@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Final, overload
 
 from service.catalog import Catalog
-from service.errors import ServiceError, UpstreamCut, UpstreamError
+from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
 from service.gateway.attempts import Attempts
 from service.gateway.call import Bound, Call, Cost, Relay
 from service.gateway.route import Route
@@ -278,7 +278,8 @@ class OpenCall:
             self._end(Outcome.SHUTDOWN, None)
         elif isinstance(error, UpstreamError):
             self._end(Outcome(error.code), None)
-        elif isinstance(error, asyncio.CancelledError | ConnectionError):
+        elif isinstance(error, asyncio.CancelledError | ConnectionError | ClientError):
+            # What is still a mistake of the caller's after admission is the end of an upload.
             self._end(Outcome.CLIENT_CLOSED, None)
         else:
             self._end(Outcome.INTERNAL_ERROR, None)
@@ -345,6 +346,9 @@ class OpenCall:
 
     def _cost_of_last(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
         if self._attempts is None or outcome in FREE_OUTCOMES or metered.is_withheld:
+            return Cost(None, 0, CostSource.NOT_CHARGED)
+        if self.call.upload is not None and not self.call.upload.is_whole:
+            # Venice never had the whole of it.
             return Cost(None, 0, CostSource.NOT_CHARGED)
         is_blind = self.call.relay is Relay.PASSED or (
             self.call.relay is Relay.WHOLE and outcome in LEFT

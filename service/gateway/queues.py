@@ -156,6 +156,7 @@ class VoiceChangerEndpoint(QueueEndpoint):
     """``POST /audio/voice-changer/queue``: no price is known for it before its length is."""
 
     path = "/audio/voice-changer/queue"
+    reads_body = False
     quote_path = "/audio/voice-changer/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:

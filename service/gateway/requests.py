@@ -91,6 +91,7 @@ class TextParserEndpoint(RequestEndpoint):
     """``POST /augment/text-parser``."""
 
     path = "/augment/text-parser"
+    reads_body = False
 
 
 class RpcRequest(msgspec.Struct, gc=False):
@@ -129,6 +130,7 @@ class OtherEndpoint(RequestEndpoint):
     """A path of Venice that is not known here: nobody knows what it costs."""
 
     path = "/{other}"
+    reads_body = False
     nanos_each = None
 
     def parse(self, inbound: Inbound) -> RequestCall:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -147,9 +147,13 @@ class Venice:
         return f"Bearer {(key or self.keys.any()).secret}"
 
     async def post(
-        self, path: str, body: bytes, headers: Mapping[str, str], key: UpstreamKey | None = None
+        self,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        headers: Mapping[str, str],
+        key: UpstreamKey | None = None,
     ) -> Answer:
-        """Send a JSON body, with any key unless one is given.
+        """Send a body, with any key unless one is given.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
@@ -169,7 +173,7 @@ class Venice:
         self,
         method: str,
         path: str,
-        body: bytes,
+        body: bytes | AsyncIterable[bytes],
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
     ) -> Answer:
