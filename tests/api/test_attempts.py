@@ -2,9 +2,10 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from paid_bodies import BODIES, sent
-from support import ORGANIZATIONS, limited
+from support import MODEL, ORGANIZATIONS, limited
 from upstream import KEYS
 
 from service import jobs
@@ -65,6 +66,21 @@ async def test_another_key_takes_over(service, caller, upstream, kind):
     asked = [call.headers["Authorization"] for call in upstream.calls.to("/chat/completions")]
     assert asked.count("Bearer sandbox") == 1
     assert len(await caller.entries()) == 12
+
+
+async def test_a_key_rests_when_its_rate_is_used_up(service, upstream):
+    """By what an answer of Venice's says of it, until the time that it names."""
+    venice = service.app[VENICE]
+    (key,) = venice.keys.all
+    upstream.faults.push("/chat/completions", "rate_spent", times=1, seconds=30)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+    answer = await venice.post("/chat/completions", msgspec.json.encode(body), {}, key)
+    answer.close()
+    venice.keys.succeeded(key, MODEL, answer.said)
+
+    (rest,) = venice.keys.rests()[key.id]
+    assert (rest.model, rest.reason) == (MODEL, "rate used up")
+    assert 20 < rest.seconds_left <= 30
 
 
 @pytest.mark.parametrize("path", ["/image/generate", "/video/queue", "/audio/speech"])
