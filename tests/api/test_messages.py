@@ -1,11 +1,10 @@
 """Anthropic's SDK, pointed at the service by base URL and key alone."""
 
-import asyncio
 import json
 
 import anthropic
 import pytest
-from support import MODEL, limited, make_settings, running
+from support import MODEL, booked, limited, make_settings, running
 
 REASONING = "zai-org-glm-5-1"
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
@@ -23,14 +22,6 @@ async def client(caller):
 
 def asking(**members):
     return {"model": MODEL, "max_tokens": 100, "messages": MESSAGES, **members}
-
-
-async def booked(caller):
-    """The one entry, which may come after its call has ended for the client."""
-    async with asyncio.timeout(5):
-        while not await caller.entries():
-            await asyncio.sleep(0.01)
-    return await caller.only_entry()
 
 
 async def test_plain(client, caller, upstream):
