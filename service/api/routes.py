@@ -48,6 +48,7 @@ def add_routes(app: web.Application) -> None:
         router.add_post(f"{prefix}/messages", messages.create)
         router.add_post(f"{prefix}/messages/count_tokens", messages.count_tokens)
         router.add_get(f"{prefix}/models", inference.models)
+        router.add_get(f"{prefix}/models/{{model:.+}}", inference.model)
         router.add_get(f"{prefix}/api_keys/rate_limits", account.rate_limits)
         router.add_get(f"{prefix}/billing/balance", account.balance)
     router.add_post("/v1/quote", inference.quote)
