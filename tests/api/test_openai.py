@@ -14,9 +14,7 @@ from support import MODEL, booked, cost_of, limited
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
 LONG = [{"role": "user", "content": "[tokens=999][delay=0.01]"}]
 EMBEDDING = "text-embedding-bge-m3"
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
+PNG = base64.b64decode("iVBORw0KGgo=")
 LOOK = {
     "type": "function",
     "function": {
@@ -323,11 +321,17 @@ async def test_venices_errors(client, caller, upstream, fault, error, code, stre
 
 
 async def test_a_key_that_is_none(client):
-    """401 of the SDK's."""
-    wrong = client.with_options(api_key="rk_" + "A" * 43)
-    with pytest.raises(openai.AuthenticationError) as caught:
-        await wrong.models.list()
-    assert caught.value.code == "invalid_api_key"
+    """401 of the SDK's, with a code for each reason."""
+    for key, code in (("rk_" + "A" * 43, "invalid_api_key"), ("sk-1", "malformed_api_key")):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            await client.with_options(api_key=key).models.list()
+        assert caught.value.code == code
+
+
+async def test_a_model_that_is_none(client):
+    """404 of the SDK's, with the nearest name."""
+    with pytest.raises(openai.NotFoundError, match="Did you mean"):
+        await client.chat.completions.create(model="llama-3.3-70bb", messages=MESSAGES)
 
 
 async def test_a_stream_that_is_closed(client, caller, upstream):
