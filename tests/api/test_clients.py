@@ -91,26 +91,3 @@ async def test_sdks_read_over_heartbeats(database_address, upstream):
                 stream = await sdk.chat.completions.create(model=MODEL, messages=slow, stream=True)
                 chunks = [chunk async for chunk in stream]
                 assert chunks[-1].usage.completion_tokens == 3
-
-
-async def test_venice_py(caller):
-    """Venice's own dialect, plain and streamed, under /api/v1."""
-    url = f"{caller.service.url}/api/v1"
-    async with venice_ai.VeniceClient(base_url=url, api_key=caller.key) as client:
-        completion = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
-        stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
-        chunks = [chunk async for chunk in stream]
-        models = await client.models.list(type="all")
-
-    assert completion.cost.usd > 0
-    assert chunks[-1].usage.completion_tokens == 12
-    assert MODEL in [model.id for model in models.data]
-    assert [entry["output_tokens"] for entry in await caller.entries()] == [12, 12]
-
-
-async def test_venice_py_errors(caller):
-    """A key that is none is Venice's own authentication error."""
-    url = f"{caller.service.url}/api/v1"
-    async with venice_ai.VeniceClient(base_url=url, api_key="rk_" + "A" * 43) as client:
-        with pytest.raises(venice_ai.exceptions.AuthenticationError):
-            await client.chat.completions.create(model=MODEL, messages=MESSAGES)
