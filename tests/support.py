@@ -148,3 +148,11 @@ async def booked(caller):
         while not await caller.entries():
             await asyncio.sleep(0.01)
     return await caller.only_entry()
+
+
+async def books_agree(caller, upstream):
+    """Each call that Venice charged for has an entry, of one that ended well, at the same cost."""
+    entries = await caller.entries()
+    assert {entry["outcome"] for entry in entries} == {"ok"}
+    charged = [call.charged_nanos for call in reversed(list(upstream.calls)) if call.charged_nanos]
+    assert [int(cost_of(entry) * 10**9) for entry in entries] == charged

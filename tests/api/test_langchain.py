@@ -1,6 +1,7 @@
 """LangChain, pointed at the service by base URL and key alone."""
 
 import asyncio
+import functools
 import json
 
 import openai
@@ -17,28 +18,22 @@ HELLO = "Hello [tokens=12]"
 EMBEDDING = "text-embedding-bge-m3"
 
 
+def pointed(kind, caller, **members):
+    """A client of LangChain's with a caller's key."""
+    url = f"{caller.service.url}/v1"
+    return kind(base_url=url, api_key=caller.key, max_retries=0, **members)
+
+
 @pytest.fixture
 def chat(caller):
-    """LangChain's chat model with a caller's key; more of its members may be given."""
-
-    def make(**members):
-        url = f"{caller.service.url}/v1"
-        members = {"model": MODEL, "max_retries": 0, **members}
-        return ChatOpenAI(base_url=url, api_key=caller.key, **members)
-
-    return make
+    """Makes chat models; more of their members may be given."""
+    return functools.partial(pointed, ChatOpenAI, caller, model=MODEL)
 
 
 @pytest.fixture
 def embeddings(caller):
-    """LangChain's embeddings with a caller's key."""
-
-    def make(**members):
-        url = f"{caller.service.url}/v1"
-        members = {"model": EMBEDDING, "max_retries": 0, **members}
-        return OpenAIEmbeddings(base_url=url, api_key=caller.key, **members)
-
-    return make
+    """Makes embeddings, likewise."""
+    return functools.partial(pointed, OpenAIEmbeddings, caller, model=EMBEDDING)
 
 
 class Fox(pydantic.BaseModel):

@@ -6,7 +6,7 @@ import json
 import pydantic
 import pytest
 import venice_ai
-from support import MODEL, booked, cost_of, limited
+from support import MODEL, booked, books_agree, cost_of, limited
 from venice_ai import exceptions
 
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
@@ -25,13 +25,6 @@ class Fox(pydantic.BaseModel):
 
     name: str
     friends: list[str]
-
-
-async def books_agree(caller, upstream):
-    """Each call that Venice charged for has an entry of the same cost."""
-    charged = [call.charged_nanos for call in upstream.calls if call.charged_nanos]
-    entries = reversed(await caller.entries())
-    assert [int(cost_of(entry) * 10**9) for entry in entries] == charged
 
 
 async def test_chat(client, caller, upstream):
