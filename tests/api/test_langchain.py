@@ -18,22 +18,30 @@ HELLO = "Hello [tokens=12]"
 EMBEDDING = "text-embedding-bge-m3"
 
 
-def pointed(kind, caller, **members):
-    """A client of LangChain's with a caller's key."""
-    url = f"{caller.service.url}/v1"
-    return kind(base_url=url, api_key=caller.key, max_retries=0, **members)
+@pytest.fixture
+async def pointed(caller):
+    """What every client of LangChain's needs. It closes no connections by itself."""
+    async with openai.DefaultAsyncHttpxClient() as http_async_client:
+        with openai.DefaultHttpxClient() as http_client:
+            yield {
+                "base_url": f"{caller.service.url}/v1",
+                "api_key": caller.key,
+                "max_retries": 0,
+                "http_client": http_client,
+                "http_async_client": http_async_client,
+            }
 
 
 @pytest.fixture
-def chat(caller):
+def chat(pointed):
     """Makes chat models; more of their members may be given."""
-    return functools.partial(pointed, ChatOpenAI, caller, model=MODEL)
+    return functools.partial(ChatOpenAI, **pointed, model=MODEL)
 
 
 @pytest.fixture
-def embeddings(caller):
+def embeddings(pointed):
     """Makes embeddings, likewise."""
-    return functools.partial(pointed, OpenAIEmbeddings, caller, model=EMBEDDING)
+    return functools.partial(OpenAIEmbeddings, **pointed, model=EMBEDDING)
 
 
 class Fox(pydantic.BaseModel):
