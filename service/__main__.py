@@ -23,7 +23,7 @@ from service.audit import Actor
 from service.console import database_address, read_settings, run_to_the_end, with_database
 from service.crypto import Keyring
 from service.db import Database, first_connection
-from service.errors import Conflict, ServiceError
+from service.errors import Conflict
 from service.settings import Environment
 
 log = structlog.get_logger()
@@ -177,7 +177,7 @@ def add_upstream_key(name: str, organization_id: UUID | None) -> None:
             key_id = await upstream.add(
                 conn, keyring, COMMAND_LINE, name, secret.strip(), organization_id
             )
-        return [key for key in await upstream.list_stored(database) if key.id == key_id]
+        return [await upstream.find_stored(database, key_id)]
 
     with_database(work)
 
@@ -198,19 +198,10 @@ def check_upstream_keys() -> None:
 
     async def work(database: Database, keyring: Keyring) -> Any:
         pool = upstream.UpstreamKeys(await upstream.load(database, keyring, secret))
-        found = []
         async with upstream.open_venice(
             settings, base_url=settings.venice_base_url, keys=pool
         ) as venice:
-            for key in pool.all:
-                try:
-                    state = await venice.state(key)
-                except ServiceError as error:
-                    found.append({"name": key.name, "is_well": False, "problem": str(error)})
-                    continue
-                await upstream.note_state(database, key, state)
-                found.append({"name": key.name, "is_well": state.access_permitted, "problem": None})
-        return found
+            return [await upstream.check(database, venice, key) for key in pool.all]
 
     with_database(work)
 
@@ -223,7 +214,7 @@ def disable_upstream_key(key_id: UUID) -> None:
     async def work(database: Database, _: Keyring) -> Any:
         async with database.transaction() as conn:
             await upstream.disable(conn, COMMAND_LINE, key_id)
-        return [key for key in await upstream.list_stored(database) if key.id == key_id]
+        return [await upstream.find_stored(database, key_id)]
 
     with_database(work)
 

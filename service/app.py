@@ -124,6 +124,7 @@ async def venice(app: web.Application) -> AsyncIterator[None]:
         if api_key is None:
             base_url = await stack.enter_async_context(_sandbox(settings))
             api_key = SANDBOX_KEY
+        app[api.VENICE_KEY] = api_key
         key = UpstreamKey(id=ENVIRONMENT_KEY_ID, name="environment", secret=api_key)
         client = open_venice(settings, base_url=base_url, keys=UpstreamKeys([key]))
         app[api.VENICE] = await stack.enter_async_context(client)
@@ -191,8 +192,9 @@ async def background(app: web.Application) -> AsyncIterator[None]:
 
 
 def _keep_upstream_keys(app: web.Application) -> Coroutine[Any, Any, None]:
-    secret = app[api.SETTINGS].venice_api_key or SANDBOX_KEY
-    return jobs.keep_upstream_keys(app[api.DATABASE], app[api.KEYRING], app[api.VENICE], secret)
+    return jobs.keep_upstream_keys(
+        app[api.DATABASE], app[api.KEYRING], app[api.VENICE], app[api.VENICE_KEY]
+    )
 
 
 def _named(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -86,7 +86,7 @@ class Balances:
             except ServiceError as error:
                 log.warning("upstream key not checked", key=key.name, code=error.code)
                 continue
-            await upstream.note_state(database, key, state)
+            await upstream.note_state(database, venice, key, state)
             balance_usd = state.balances.get("USD")
             if balance_usd is None:
                 continue

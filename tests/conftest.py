@@ -42,6 +42,21 @@ def running_server(**arguments):
 
 
 @contextlib.contextmanager
+def careful_server(name):
+    """A server that keeps what it has acknowledged, through kill -9; and the address of a database
+    on it, with all tables."""
+    with running_server() as server:
+        address = dataclasses.replace(server.address, database=name)
+        with administration(server) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+            for setting in ("fsync", "synchronous_commit"):
+                (value,) = connection.execute(f"SHOW {setting}").fetchone()
+                assert value == "on", f"{setting} is {value}"
+        schema.apply(address)
+        yield server, address
+
+
+@contextlib.contextmanager
 def administration(server):
     """A connection that may make and drop databases."""
     address = server.address

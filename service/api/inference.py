@@ -177,3 +177,22 @@ async def models(request: web.Request) -> web.Response:
     await authenticate(request)
     body = await request.app[CATALOG].models(request.query.get("type"))
     return web.Response(body=body, content_type="application/json")
+
+
+class _List(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+class _Listed(msgspec.Struct):
+    id: str
+
+
+async def model(request: web.Request) -> web.Response:
+    """``GET /v1/models/{model}``: one of the list, of any type, by any of its names."""
+    await authenticate(request)
+    catalog, name = request.app[CATALOG], request.match_info["model"]
+    listed = msgspec.json.decode(await catalog.models("all"), type=_List)
+    for entry in listed.data:
+        if msgspec.json.decode(entry, type=_Listed).id == catalog.resolve(name):
+            return web.Response(body=bytes(entry), content_type="application/json")
+    raise NotFound(f"There is no model {name!r}: GET /v1/models?type=all lists them.")

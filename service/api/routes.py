@@ -4,7 +4,16 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api import account, admin, health, inference, messages, metrics, reports
+from service.api import (
+    account,
+    admin,
+    health,
+    inference,
+    messages,
+    metrics,
+    reports,
+    upstream_keys,
+)
 from service.gateway import DECISIONS, ENDPOINTS, FREE_PATHS
 
 READ_PATHS: Final = (
@@ -39,6 +48,7 @@ def add_routes(app: web.Application) -> None:
         router.add_post(f"{prefix}/messages", messages.create)
         router.add_post(f"{prefix}/messages/count_tokens", messages.count_tokens)
         router.add_get(f"{prefix}/models", inference.models)
+        router.add_get(f"{prefix}/models/{{model:.+}}", inference.model)
         router.add_get(f"{prefix}/api_keys/rate_limits", account.rate_limits)
         router.add_get(f"{prefix}/billing/balance", account.balance)
     router.add_post("/v1/quote", inference.quote)
@@ -63,6 +73,10 @@ def add_routes(app: web.Application) -> None:
     router.add_get(f"{organizations}/{{id}}/usage", reports.usage)
     router.add_get(f"{organizations}/{{id}}/audit-events", admin.list_audit_events)
     router.add_post("/admin/v1/ledger/{id}/credit", admin.credit)
+    router.add_get("/admin/v1/upstream-keys", upstream_keys.list_keys)
+    router.add_post("/admin/v1/upstream-keys", upstream_keys.add_key)
+    router.add_delete("/admin/v1/upstream-keys/{id}", upstream_keys.disable_key)
+    router.add_post("/admin/v1/upstream-keys/{id}/check", upstream_keys.check_key)
     # What Venice may have beside all that.
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         router.add_route(method, "/api/v1/{other:.+}", inference.other)

@@ -102,7 +102,7 @@ class Attempts:
             self._tried.append((key.name, model, error.code))
             self.close()
             raise
-        keys.succeeded(key, model)
+        keys.succeeded(key, model, answer.said)
         self._tried.append((key.name, model, OK))
         return answer
 

@@ -7,7 +7,7 @@ key, balance or rate is the operator's business, so the caller learns only that 
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -30,8 +30,9 @@ EXHAUSTED_RETRY_S: Final = 60
 RATES: Final = (
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-    ("x-ratelimit-remaining", "x-ratelimit-resets"),
 )
+FAILURES: Final = ("x-ratelimit-remaining", "x-ratelimit-resets")
+"""Which failed too often: said of one user's calls of a model, so of no use in a success."""
 DATA: Final = b"data:"
 EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 ERROR_MEMBER: Final = b'"error"'
@@ -47,20 +48,25 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErr
     if headers.get("Retry-After", "").isdecimal():
         error.named_retry_after_s = _retry_after_s(headers)
     elif status == 429:
-        error.rate_reset_s = _rate_reset_s(headers)
+        reset_s = _reset_s(headers, (*RATES, FAILURES))
+        error.rate_reset_s = BUSY_RETRY_S if reset_s is None else reset_s
     return error
 
 
-def _rate_reset_s(headers: Mapping[str, str]) -> float:
-    """Venice states the time in milliseconds since 1970, for one of three rates, or of failures."""
+def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
+    """When a rate that is used up comes back, by the headers of an answer that succeeded; None
+    while something of each is left."""
+    return _reset_s(headers, RATES)
+
+
+def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> float | None:
+    """Venice states the time in milliseconds since 1970."""
     spent = [
-        reset
-        for left, reset in RATES
+        int(headers[reset])
+        for left, reset in rates
         if headers.get(left) == "0" and headers.get(reset, "").isdecimal()
     ]
-    if not spent:
-        return BUSY_RETRY_S
-    return max(0.0, max(int(headers[name]) for name in spent) / 1000 - time.time())
+    return max(0.0, max(spent) / 1000 - time.time()) if spent else None
 
 
 def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

@@ -3,9 +3,10 @@
 import asyncio
 from decimal import Decimal
 
+import msgspec
 import pytest
 from paid_bodies import BODIES, sent
-from support import ORGANIZATIONS, cost_of, limited, standing
+from support import MODEL, ORGANIZATIONS, cost_of, limited, standing
 from upstream import KEYS
 
 from service import jobs
@@ -68,6 +69,21 @@ async def test_another_key_takes_over(service, caller, upstream, kind):
     assert len(await caller.entries()) == 12
 
 
+async def test_a_key_rests_when_its_rate_is_used_up(service, upstream):
+    """By what an answer of Venice's says of it, until the time that it names."""
+    venice = service.app[VENICE]
+    (key,) = venice.keys.all
+    upstream.faults.push("/chat/completions", "rate_spent", times=1, seconds=30)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+    answer = await venice.post("/chat/completions", msgspec.json.encode(body), {}, key)
+    answer.close()
+    venice.keys.succeeded(key, MODEL, answer.said)
+
+    (rest,) = venice.keys.rests()[key.id]
+    assert (rest.model, rest.reason) == (MODEL, "rate used up")
+    assert 20 < rest.seconds_left <= 30
+
+
 @pytest.mark.parametrize("path", ["/image/generate", "/video/queue", "/audio/speech"])
 async def test_media_is_not_repeated(service, caller, upstream, path):
     """Nobody knows whether a busy Venice has begun; a key that it refuses was charged nothing."""
@@ -125,32 +141,6 @@ async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
     assert codes == ["upstream_error"] * 5 + ["upstream_busy"] * 2
     async with caller.chat(model="venice-uncensored") as response:
         assert response.status == 200
-
-
-async def test_the_drill(service, upstream):
-    """Of three keys one is invalid, one is spent, one is overloaded half of the time: no call is
-    lost, and none is charged twice."""
-    await with_keys(service)
-    service.app[VENICE].retry_s = 20.0
-    upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")
-    upstream.faults.push("*", "insufficient_balance", key="second")
-    upstream.faults.push(
-        "/chat/completions", "model_overloaded", key="third", chance=0.5, retry_after=0
-    )
-    caller = await service.new_caller()
-    await limited(caller, unit="usd", period="day", ceiling="100")
-
-    async def make_calls():
-        for _ in range(10):
-            async with caller.chat(content="[tokens=3]") as response:
-                assert response.status == 200, await response.text()
-
-    await asyncio.gather(*(make_calls() for _ in range(20)))
-
-    charged = [call for call in upstream.calls if call.charged_nanos]
-    assert len(charged) == 200
-    assert {call.headers["Authorization"] for call in charged} == {"Bearer third"}
-    await service.audit()
 
 
 async def test_a_balance_that_does_not_last_a_day_is_an_event(

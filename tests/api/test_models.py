@@ -30,6 +30,35 @@ async def test_an_unknown_type_is_told(caller):
     assert "embedding" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("llama-3.3-70b", "llama-3.3-70b"),
+        ("Llama 3_3-70b", "llama-3.3-70b"),
+        ("nvidia/parakeet-tdt-0.6b-v3", "nvidia/parakeet-tdt-0.6b-v3"),
+        ("text-embedding-bge-m3", "text-embedding-bge-m3"),
+    ],
+)
+async def test_one_model(upstream, caller, name, wanted):
+    """By any of its names and of any type, as it stands in Venice's list."""
+    http = caller.service.http
+    async with http.get(f"{upstream.url}/api/v1/models?type=all") as response:
+        (theirs,) = [model for model in (await response.json())["data"] if model["id"] == wanted]
+
+    for prefix in ("/v1", "/api/v1"):
+        async with http.get(f"{prefix}/models/{name}", headers=caller.headers) as response:
+            assert (response.status, await response.json()) == (200, theirs)
+
+
+async def test_no_model(caller):
+    """404, and where to look."""
+    async with caller.service.http.get("/v1/models/nope", headers=caller.headers) as response:
+        error = (await response.json())["error"]
+
+        assert (response.status, error["code"]) == (404, "not_found")
+    assert "/v1/models" in error["message"]
+
+
 async def test_a_key_is_needed(service):
     """The list is for callers."""
     async with service.http.get("/v1/models") as response:
