@@ -141,7 +141,19 @@ def _quotable(path: str | None) -> Endpoint[Any]:
 
 
 async def models(request: web.Request) -> web.Response:
-    """``GET /v1/models?type=``: Venice's own list."""
-    await authenticate(request)
-    body = await request.app[CATALOG].models(request.query.get("type"))
+    """``GET /v1/models?type=``: what the caller's key may use, text models unless another type is
+    asked for."""
+    caller = await authenticate(request)
+    body = await request.app[CATALOG].listing(
+        caller.organization_id, caller.allowed_models, request.query.get("type", "text")
+    )
+    return web.Response(body=body, content_type="application/json")
+
+
+async def model(request: web.Request) -> web.Response:
+    """``GET /v1/models/{model}``: one of them, by any of its names."""
+    caller = await authenticate(request)
+    body = await request.app[CATALOG].entry(
+        caller.organization_id, caller.allowed_models, request.match_info["model"]
+    )
     return web.Response(body=body, content_type="application/json")

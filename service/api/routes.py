@@ -39,6 +39,7 @@ def add_routes(app: web.Application) -> None:
         router.add_post(f"{prefix}/messages", messages.create)
         router.add_post(f"{prefix}/messages/count_tokens", messages.count_tokens)
         router.add_get(f"{prefix}/models", inference.models)
+        router.add_get(f"{prefix}/models/{{model:.+}}", inference.model)
         router.add_get(f"{prefix}/api_keys/rate_limits", account.rate_limits)
         router.add_get(f"{prefix}/billing/balance", account.balance)
     router.add_post("/v1/quote", inference.quote)
@@ -63,6 +64,9 @@ def add_routes(app: web.Application) -> None:
     router.add_get(f"{organizations}/{{id}}/usage", reports.usage)
     router.add_get(f"{organizations}/{{id}}/audit-events", admin.list_audit_events)
     router.add_post("/admin/v1/ledger/{id}/credit", admin.credit)
+    router.add_get("/admin/v1/models", admin.list_models)
+    router.add_put("/admin/v1/models/{alias:.+}", admin.set_alias)
+    router.add_delete("/admin/v1/models/{alias:.+}", admin.remove_alias)
     # What Venice may have beside all that.
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         router.add_route(method, "/api/v1/{other:.+}", inference.other)
