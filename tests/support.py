@@ -15,6 +15,7 @@ OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
 ENCRYPTION_KEY = "encryption-key-of-the-tests-0123456789"
 MODEL = "llama-3.3-70b"
 ORGANIZATIONS = "/admin/v1/organizations"
+MODELS = "/admin/v1/models"
 
 
 def make_settings(address, venice_url, **changes):
@@ -139,3 +140,12 @@ async def standing(caller):
     path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
     _, body = await caller.service.operate("GET", path)
     return body["limits"]
+
+
+async def set_alias(service, name, targets, organization_id=None):
+    """Set an alias as the operator, once Venice's models are known; returns it."""
+    await service.app[application.api.CATALOG].sync()
+    body = {"targets": targets, "organization_id": organization_id}
+    status, made = await service.operate("PUT", f"{MODELS}/{name}", json=body)
+    assert status == 200, made
+    return made
