@@ -143,8 +143,7 @@ async def standing(caller):
 
 
 async def set_alias(service, name, targets, organization_id=None):
-    """Set an alias as the operator, once Venice's models are known; returns it."""
-    await service.app[application.api.CATALOG].sync()
+    """Set an alias as the operator; returns it."""
     body = {"targets": targets, "organization_id": organization_id}
     status, made = await service.operate("PUT", f"{MODELS}/{name}", json=body)
     assert status == 200, made

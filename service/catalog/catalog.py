@@ -114,6 +114,11 @@ class Catalog:
         # Read first: a copy that has changed by the time Venice has answered is newer than that.
         before = await copy.read(self._database)
         listed = read_list(await self._fetch("/models", "all"))
+        if not before:
+            # The first time callers wait for prices: other names come after them.
+            await copy.write(self._database, before, listed)
+            await self.load()
+            before = self._copy
         named = await asyncio.gather(*(self._other_names(kind) for kind in NAMED_TYPES))
         names = dict(zip(NAMED_TYPES, named, strict=True))
         await copy.write(self._database, before, _with_names(listed, names, before))

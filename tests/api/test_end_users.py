@@ -213,7 +213,6 @@ async def test_what_venice_adds_is_learned(service, caller):
     """A prompt with more tokens than its bytes and the allowance bound raises the allowance of its
     model, and of no other."""
     catalog = service.app[application.api.CATALOG]
-    await catalog.sync()
     before = catalog.overhead_tokens(MODEL, with_prompt=True)
     async with caller.chat("[prompt=9000]") as response:
         usage = (await response.json())["usage"]
