@@ -257,6 +257,7 @@ async def test_an_older_answer_is_not_written(fetch, database, upstream):
         await go_on.wait()
         return body
 
+    upstream.listing.change(MODEL, {"pricing": {"input": {"usd": 5}, "output": {"usd": 5}}})
     late = Catalog(slow, database)
     syncing = asyncio.create_task(late.sync())
     await asked.wait()
@@ -266,6 +267,7 @@ async def test_an_older_answer_is_not_written(fetch, database, upstream):
     await syncing
 
     assert late.price_version(MODEL) == 2
+    assert late.token_price(MODEL).rates.input == 900_000_000
     assert len(await rows(database)) == 2
 
 
