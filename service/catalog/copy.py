@@ -138,20 +138,20 @@ def _stored(rows: Iterable[Any]) -> Copy:
     return copy
 
 
-async def write(database: Database, before: Copy, listed: Sequence[Model]) -> bool:
-    """Bring the copy to what Venice lists, if it is still as it was ``before`` Venice was asked;
-    tells whether anything was written. What an operator should know of it is audited."""
+async def write(database: Database, before: Copy, listed: Sequence[Model]) -> None:
+    """Bring the copy to what Venice lists, if it is still as it was ``before`` Venice was asked.
+    What an operator should know of it is audited."""
     if not compare(before, listed):
-        return False
+        return
     async with database.transaction() as conn:
         # Before all other locks. It keeps other replicas, and whoever sets an alias for all, out.
         await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
         if _stored(await conn.fetch(READ_MODELS)) != before:
-            return False
+            return
         taken = {row["name"] for row in await conn.fetch(READ_TAKEN_NAMES)}
         changes = compare(before, listed, taken)
         if not changes:
-            return False
+            return
         await _write(conn, changes)
         # All that an empty table is filled with is no news.
         events = _events(changes) if before else []
@@ -159,7 +159,6 @@ async def write(database: Database, before: Copy, listed: Sequence[Model]) -> bo
             await audit.record(conn, OPERATOR_ORGANIZATION_ID, RIALTO, action, name, detail)
     for action, name, detail in events:
         log.info("catalogue changed", action=action, model=name, **detail)
-    return True
 
 
 async def _write(conn: Any, changes: Changes) -> None:
