@@ -41,8 +41,10 @@ class Models:
         self._spellings: dict[str, str] = {}
         self._also_named: dict[tuple[str, str], str] = {}
         self._capabilities: dict[str, frozenset[str]] = {}
-        # The retired first, so that a name in use goes before one that was.
-        for known in sorted(stored, key=lambda known: known.retired_at is None):
+        # In Venice's order, but the retired first: a name in use goes before one that was.
+        for known in sorted(
+            stored, key=lambda known: (known.retired_at is None, known.model.position)
+        ):
             self._add(known)
 
     def _add(self, known: Stored) -> None:
@@ -75,13 +77,10 @@ class Models:
 
     def of_type(self, model_type: str) -> Iterator[Model]:
         """The listed models of a type in Venice's order; ``all`` and ``code`` are types too."""
-        models = sorted(
-            (known.model for known in self.listed.values()), key=lambda model: model.position
-        )
-        for model in models:
-            is_code = "optimizedForCode" in self._capabilities[model.name]
-            if model_type in (model.type, "all") or (model_type == "code" and is_code):
-                yield model
+        for name, known in self.listed.items():
+            is_code = "optimizedForCode" in self._capabilities[name]
+            if model_type in (known.model.type, "all") or (model_type == "code" and is_code):
+                yield known.model
 
     def target(self, name: str, model_type: str | None) -> str:
         """The listed model that a name without a suffix stands for, by its name, another spelling,
