@@ -143,11 +143,16 @@ CREATE TABLE public.models (
     deprecation jsonb,
     targets text[],
     created_at timestamptz NOT NULL DEFAULT now(),
+    listing text,
+    "position" integer,
+    also_named text[] NOT NULL DEFAULT '{}',
+    retired_at timestamptz,
     CONSTRAINT models_pkey PRIMARY KEY (id),
     CONSTRAINT models_version_key UNIQUE NULLS NOT DISTINCT (organization_id, name, version),
     CONSTRAINT models_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
     CONSTRAINT models_kind CHECK (kind IN ('venice', 'alias')),
     CONSTRAINT models_name_length CHECK (char_length(name) >= 1 AND char_length(name) <= 200),
+    CONSTRAINT models_retired CHECK (retired_at IS NULL OR kind = 'venice' AND NOT is_current),
     CONSTRAINT models_targets CHECK ((kind = 'alias') = (COALESCE(cardinality(targets), 0) > 0))
 );
 CREATE UNIQUE INDEX models_current_idx ON public.models (organization_id, name) NULLS NOT DISTINCT WHERE is_current;

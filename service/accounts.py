@@ -5,6 +5,7 @@ cache that only saves reads: NOTIFY empties it when a key or an organization cha
 read again after a few seconds whatever NOTIFY said, and paid calls are checked again at admission.
 """
 
+import re
 import time
 import unicodedata
 from collections import OrderedDict
@@ -44,9 +45,12 @@ ParameterValue = bool | int | float | Annotated[str, msgspec.Meta(max_length=256
 VeniceParameters = Annotated[dict[ParameterName, ParameterValue], msgspec.Meta(max_length=32)]
 Role = Literal["inference", "admin", "operator"]
 
+MOST_MODELS: Final = 100
+_MODEL_NAME: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
+
 FIND_CALLER: Final = """
     SELECT k.id, k.organization_id, k.name, k.role, k.digest, k.previous_digest, k.previous_until,
-           k.expires_at, k.revoked_at, k.settings::text AS settings,
+           k.expires_at, k.revoked_at, k.settings::text AS settings, k.allowed_models,
            o.status AS organization_status, o.wrapped_data_key,
            o.settings::text AS organization_settings,
            EXISTS (
@@ -93,14 +97,14 @@ CHANGE_ORGANIZATION: Final = """
 """
 INSERT_KEY: Final = """
     INSERT INTO public.api_keys (
-        id, organization_id, name, role, digest, prefix, settings, expires_at, created_at,
-        updated_at
+        id, organization_id, name, role, digest, prefix, settings, allowed_models, expires_at,
+        created_at, updated_at
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $9)
+    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $10)
 """
 LIST_KEYS: Final = """
-    SELECT id, organization_id, name, role, prefix, settings::text AS settings, expires_at,
-           revoked_at, created_at
+    SELECT id, organization_id, name, role, prefix, settings::text AS settings,
+           allowed_models AS models, expires_at, revoked_at, created_at
     FROM public.api_keys
     WHERE organization_id = $1
       AND id > $2
@@ -108,14 +112,16 @@ LIST_KEYS: Final = """
     LIMIT $3
 """
 FIND_KEY: Final = """
-    SELECT id, organization_id, name, role, prefix, settings::text AS settings, expires_at,
-           revoked_at, created_at
+    SELECT id, organization_id, name, role, prefix, settings::text AS settings,
+           allowed_models AS models, expires_at, revoked_at, created_at
     FROM public.api_keys
     WHERE id = $1
 """
 CHANGE_KEY: Final = """
     UPDATE public.api_keys
-    SET settings = $2::text::jsonb, updated_at = $3
+    SET settings = coalesce($2::text::jsonb, settings),
+        allowed_models = CASE WHEN $3::boolean THEN $4::text[] ELSE allowed_models END,
+        updated_at = $5
     WHERE id = $1
 """
 REVOKE_KEY: Final = """
@@ -196,9 +202,27 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     prefix: str
     settings: KeySettings
+    models: list[str] | None
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key to be made. ``models`` are the aliases and Venice's models it may use; null for all."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH)]
+    role: Role = "inference"
+    expires_at: datetime | None = None
+    settings: StatedKeySettings | None = None
+    models: list[str] | None = None
+
+
+class KeyChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of a key is replaced; at least one of them."""
+
+    settings: StatedKeySettings | msgspec.UnsetType = msgspec.UNSET
+    models: list[str] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,12 +235,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     end_users_key: bytes = b""
     settings: KeySettings = KeySettings()
     expires_at: datetime | None = None
+    allowed_models: frozenset[str] | None = None
+    """Aliases and models of Venice's that it may use; None for all."""
     has_money_limit: bool = False
     """Whether any limit of its organization is one of money."""
     has_model_limit: bool = False
     """Whether any limit of its organization is for one model."""
-    allowed_models: frozenset[str] | None = None
-    """The models and aliases that the key may use; None for all."""
 
     @property
     def actor_name(self) -> str:
@@ -307,9 +331,14 @@ class Callers:
             end_users_key=end_users_key,
             settings=_merged(row),
             expires_at=row["expires_at"],
+            allowed_models=_set(row["allowed_models"]),
             has_money_limit=row["has_money_limit"],
             has_model_limit=row["has_model_limit"],
         )
+
+
+def _set(names: list[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)
 
 
 def _merged(row: Any) -> KeySettings:
@@ -361,6 +390,25 @@ def _check_expiry(expires_at: datetime) -> None:
         )
     if expires_at <= datetime.now(UTC):
         raise ClientError("expires_at: must be in the future.", param="expires_at")
+
+
+def _check_models(models: list[str] | None) -> None:
+    """The rule for what a key may use. An empty list would be a key that can do nothing, or a
+    mistake for null.
+
+    :raises ClientError: when a list breaks it.
+    """
+    if models is None:
+        return
+    if not 1 <= len(models) <= MOST_MODELS:
+        raise ClientError(
+            f"models: must be null, for all, or 1 to {MOST_MODELS} names.", param="models"
+        )
+    if not all(_MODEL_NAME.fullmatch(name) for name in models):
+        raise ClientError(
+            "models: each must be 1 to 200 printable ASCII characters without spaces.",
+            param="models",
+        )
 
 
 async def check_master_key(database: Database, keyring: crypto.Keyring) -> None:
@@ -457,24 +505,20 @@ async def end_user_digest(
 
 
 async def create_key(
-    conn: Any,
-    actor: Actor,
-    organization_id: UUID,
-    name: str,
-    role: Role,
-    expires_at: datetime | None = None,
-    settings: KeySettings | None = None,
+    conn: Any, actor: Actor, organization_id: UUID, new: NewKey
 ) -> tuple[ApiKey, str]:
     """A new key and its secret, which is stored nowhere: this is the only time it is seen.
 
     :raises NotFound: when there is no such organization.
     :raises Conflict: when an operator's key is asked for a tenant, or the reverse.
-    :raises ClientError: when the name breaks its rule, or the expiry is not in the future.
+    :raises ClientError: when the name or a model breaks its rule, or the expiry is not in the
+        future.
     """
-    _check_name(name)
-    if expires_at is not None:
-        _check_expiry(expires_at)
-    if (role == "operator") != (organization_id == OPERATOR_ORGANIZATION_ID):
+    _check_name(new.name)
+    _check_models(new.models)
+    if new.expires_at is not None:
+        _check_expiry(new.expires_at)
+    if (new.role == "operator") != (organization_id == OPERATOR_ORGANIZATION_ID):
         raise Conflict(
             f"Keys of role operator belong to the operator's organization"
             f" ({OPERATOR_ORGANIZATION_ID}) and no others do.",
@@ -484,28 +528,31 @@ async def create_key(
     key = ApiKey(
         id=uuid7(),
         organization_id=organization_id,
-        name=name,
-        role=role,
+        name=new.name,
+        role=new.role,
         prefix=secret[: crypto.API_KEY_PREFIX_LENGTH],
-        settings=settings or KeySettings(),
-        expires_at=expires_at,
+        settings=new.settings or KeySettings(),
+        models=new.models,
+        expires_at=new.expires_at,
         revoked_at=None,
         created_at=datetime.now(UTC),
     )
-    digest = crypto.key_digest(secret)
     await conn.execute(
         INSERT_KEY,
         key.id,
         organization_id,
-        name,
-        role,
-        digest,
+        key.name,
+        key.role,
+        crypto.key_digest(secret),
         key.prefix,
         msgspec.json.encode(key.settings).decode(),
-        expires_at,
+        key.models,
+        key.expires_at,
         key.created_at,
     )
-    detail = {"name": name, "role": role, "prefix": key.prefix}
+    detail: dict[str, Any] = {"name": key.name, "role": key.role, "prefix": key.prefix}
+    if key.models is not None:
+        detail["models"] = key.models
     await audit.record(conn, organization_id, actor, "api_key.create", str(key.id), detail)
     return key, secret
 
@@ -531,12 +578,19 @@ async def find_key(database: Database, api_key_id: UUID) -> ApiKey:
     return _key(row)
 
 
-async def change_key(conn: Any, actor: Actor, key: ApiKey, settings: KeySettings) -> None:
-    """Give the key other settings, here and on every replica."""
-    stored = msgspec.json.encode(settings).decode()
-    await conn.execute(CHANGE_KEY, key.id, stored, datetime.now(UTC))
-    detail = {"settings": msgspec.to_builtins(settings)}
-    await audit.record(conn, key.organization_id, actor, "api_key.change", str(key.id), detail)
+async def change_key(conn: Any, actor: Actor, key: ApiKey, change: KeyChange) -> None:
+    """Give the key other settings or models, here and on every replica.
+
+    :raises ClientError: when neither is given, or a model breaks its rule.
+    """
+    stated = msgspec.to_builtins(change)
+    if not stated:
+        raise ClientError("settings, models: at least one of them must be given.")
+    models = stated.get("models")
+    _check_models(models)
+    settings = msgspec.json.encode(stated["settings"]).decode() if "settings" in stated else None
+    await conn.execute(CHANGE_KEY, key.id, settings, "models" in stated, models, datetime.now(UTC))
+    await audit.record(conn, key.organization_id, actor, "api_key.change", str(key.id), stated)
     await conn.execute(ANNOUNCE, CHANNEL, str(key.id))
 
 

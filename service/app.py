@@ -157,8 +157,10 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     settings, database = app[api.SETTINGS], app[api.DATABASE]
     app[api.CALLERS] = Callers(database, app[api.KEYRING], settings.key_cache_s)
     app[api.CATALOG] = Catalog(app[api.VENICE].models, database)
-    # A start does not wait for Venice: prices come as soon as it answers.
-    log.info("catalogue", loading="in the background")
+    # A start does not wait for Venice: what it said last is in the database.
+    with logs.step("catalogue") as facts:
+        await app[api.CATALOG].load()
+        facts["models"] = len(app[api.CATALOG].names)
     app[BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
     app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
     yield
@@ -175,6 +177,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("probes", app[api.VENICE].keys.keep_probed(app[api.VENICE].state)),
         _named("upstream keys", _keep_upstream_keys(app)),
         _named("catalogue", app[api.CATALOG].keep_fresh()),
+        _named("aliases", app[api.CATALOG].keep_aliases()),
         _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
         _named("alerts", jobs.keep_alerts(app[BOOKS], app[api.DATABASE])),
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),

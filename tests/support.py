@@ -16,6 +16,7 @@ OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
 ENCRYPTION_KEY = "encryption-key-of-the-tests-0123456789"
 MODEL = "llama-3.3-70b"
 ORGANIZATIONS = "/admin/v1/organizations"
+MODELS = "/admin/v1/models"
 
 
 def make_settings(address, venice_url, **changes):
@@ -156,3 +157,11 @@ async def books_agree(caller, upstream):
     assert {entry["outcome"] for entry in entries} == {"ok"}
     charged = [call.charged_nanos for call in reversed(list(upstream.calls)) if call.charged_nanos]
     assert [int(cost_of(entry) * 10**9) for entry in entries] == charged
+
+
+async def set_alias(service, name, targets, organization_id=None):
+    """Set an alias as the operator; returns it."""
+    body = {"targets": targets, "organization_id": organization_id}
+    status, made = await service.operate("PUT", f"{MODELS}/{name}", json=body)
+    assert status == 200, made
+    return made

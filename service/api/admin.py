@@ -1,16 +1,16 @@
 """The operator's routes. Every change is audited by the verb that makes it."""
 
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar, cast, get_args
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
-from service import accounts, audit, body, ledger
-from service.accounts import Caller, Role, StatedKeySettings, StatedOrganizationSettings
+from service import accounts, audit, body, catalog, ledger
+from service.accounts import Caller, StatedOrganizationSettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
-from service.api.state import DATABASE, KEYRING
+from service.api.state import CATALOG, DATABASE, KEYRING
 from service.api.wire import REQUEST_ID, json_response, path_id, read_body
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
@@ -22,6 +22,7 @@ FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
 PAGE: Final = 100
 MOST_A_PAGE: Final = 1000
+KINDS: Final[tuple[str, ...]] = get_args(catalog.Kind)
 
 
 class NewOrganization(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,21 +35,6 @@ class OrganizationChange(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``PATCH /admin/v1/organizations/{id}``: settings that replace those it has."""
 
     settings: StatedOrganizationSettings
-
-
-class NewKey(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``POST /admin/v1/organizations/{id}/keys``."""
-
-    name: Name
-    role: Role = "inference"
-    expires_at: datetime | None = None
-    settings: StatedKeySettings | None = None
-
-
-class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``PATCH /admin/v1/keys/{id}``: settings that replace the key's."""
-
-    settings: StatedKeySettings
 
 
 async def create_organization(request: web.Request) -> web.Response:
@@ -100,21 +86,11 @@ async def create_key(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    new = await _read(request, NewKey)
+    new = await _read(request, accounts.NewKey)
     if new.role == "operator" and caller.role != "operator":
         raise Forbidden("Only the operator can make a key of role operator.")
-    if new.expires_at is not None and _aware(new.expires_at) <= datetime.now(UTC):
-        raise ClientError("expires_at: must be in the future.", param="expires_at")
     async with request.app[DATABASE].transaction() as conn:
-        key, secret = await accounts.create_key(
-            conn,
-            _actor(request, caller),
-            organization_id,
-            new.name,
-            new.role,
-            new.expires_at,
-            new.settings,
-        )
+        key, secret = await accounts.create_key(conn, _actor(request, caller), organization_id, new)
     return json_response({**msgspec.to_builtins(key), "key": secret}, 201)
 
 
@@ -132,14 +108,14 @@ async def list_keys(request: web.Request) -> web.Response:
 
 
 async def change_key(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/keys/{id}``: its settings."""
+    """``PATCH /admin/v1/keys/{id}``: its settings, and what it may use."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     key = await accounts.find_key(database, path_id(request))
     must_administer(caller, key.organization_id)
-    change = await _read(request, KeyChange)
+    change = await _read(request, accounts.KeyChange)
     async with database.transaction() as conn:
-        await accounts.change_key(conn, _actor(request, caller), key, change.settings)
+        await accounts.change_key(conn, _actor(request, caller), key, change)
     return json_response(await accounts.find_key(database, key.id))
 
 
@@ -255,6 +231,57 @@ async def list_audit_events(request: web.Request) -> web.Response:
         await accounts.find_organization(database, organization_id)
     following = events[-1].sequence if len(events) == limit else None
     return json_response({"events": events, "next": following})
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """``GET /admin/v1/models?limit=&after=&kind=``: Venice's models and the aliases, oldest first;
+    an administrator of one organization sees its own aliases and those of all."""
+    caller = await authenticate_operator(request)
+    limit, after = _page(request, FIRST_ID)
+    kind = request.query.get("kind")
+    if kind not in (None, *KINDS):
+        raise ClientError(f"kind: must be one of {', '.join(KINDS)}.", param="kind")
+    of = None if caller.role == "operator" else caller.organization_id
+    rows = await catalog.list_names(request.app[DATABASE], after, limit, of, cast(Any, kind))
+    return json_response({"models": rows, "next": _next(rows, limit)})
+
+
+async def set_alias(request: web.Request) -> web.Response:
+    """``PUT /admin/v1/models/{alias}``: what it stands for; in force everywhere within seconds."""
+    caller = await authenticate_operator(request)
+    new = await _read(request, catalog.NewAlias)
+    alias, database = request.match_info["alias"], request.app[DATABASE]
+    await _must_own(request, caller, new.organization_id)
+    async with database.transaction() as conn:
+        await catalog.set_alias(conn, _actor(request, caller), alias, new)
+    await request.app[CATALOG].load_aliases()
+    return json_response(await catalog.find_alias(database, alias, new.organization_id))
+
+
+async def remove_alias(request: web.Request) -> web.Response:
+    """``DELETE /admin/v1/models/{alias}?organization_id=`` → 204."""
+    caller = await authenticate_operator(request)
+    stated = request.query.get("organization_id")
+    try:
+        organization_id = UUID(stated) if stated else None
+    except ValueError:
+        raise ClientError("organization_id: must be a UUID.", param="organization_id") from None
+    await _must_own(request, caller, organization_id)
+    async with request.app[DATABASE].transaction() as conn:
+        await catalog.remove_alias(
+            conn, _actor(request, caller), request.match_info["alias"], organization_id
+        )
+    await request.app[CATALOG].load_aliases()
+    return web.Response(status=204)
+
+
+async def _must_own(request: web.Request, caller: Caller, organization_id: UUID | None) -> None:
+    """Aliases for all are the operator's; those of an organization its administrators' too."""
+    if organization_id is None:
+        must_be_operator(caller)
+        return
+    must_administer(caller, organization_id)
+    await accounts.find_organization(request.app[DATABASE], organization_id)
 
 
 async def _read(request: web.Request, shape: type[T]) -> T:

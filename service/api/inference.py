@@ -173,26 +173,19 @@ def _quotable(path: str | None) -> Endpoint[Any]:
 
 
 async def models(request: web.Request) -> web.Response:
-    """``GET /v1/models?type=``: Venice's own list."""
-    await authenticate(request)
-    body = await request.app[CATALOG].models(request.query.get("type"))
+    """``GET /v1/models?type=``: what the caller's key may use, text models unless another type is
+    asked for."""
+    caller = await authenticate(request)
+    body = await request.app[CATALOG].listing(
+        caller.organization_id, caller.allowed_models, request.query.get("type", "text")
+    )
     return web.Response(body=body, content_type="application/json")
 
 
-class _List(msgspec.Struct):
-    data: list[msgspec.Raw]
-
-
-class _Listed(msgspec.Struct):
-    id: str
-
-
 async def model(request: web.Request) -> web.Response:
-    """``GET /v1/models/{model}``: one of the list, of any type, by any of its names."""
-    await authenticate(request)
-    catalog, name = request.app[CATALOG], request.match_info["model"]
-    listed = msgspec.json.decode(await catalog.models("all"), type=_List)
-    for entry in listed.data:
-        if msgspec.json.decode(entry, type=_Listed).id == catalog.resolve(name):
-            return web.Response(body=bytes(entry), content_type="application/json")
-    raise NotFound(f"There is no model {name!r}: GET /v1/models?type=all lists them.")
+    """``GET /v1/models/{model}``: one of them, by any of its names."""
+    caller = await authenticate(request)
+    body = await request.app[CATALOG].entry(
+        caller.organization_id, caller.allowed_models, request.match_info["model"]
+    )
+    return web.Response(body=body, content_type="application/json")

@@ -77,6 +77,9 @@ def add_routes(app: web.Application) -> None:
     router.add_post("/admin/v1/upstream-keys", upstream_keys.add_key)
     router.add_delete("/admin/v1/upstream-keys/{id}", upstream_keys.disable_key)
     router.add_post("/admin/v1/upstream-keys/{id}/check", upstream_keys.check_key)
+    router.add_get("/admin/v1/models", admin.list_models)
+    router.add_put("/admin/v1/models/{alias:.+}", admin.set_alias)
+    router.add_delete("/admin/v1/models/{alias:.+}", admin.remove_alias)
     # What Venice may have beside all that.
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         router.add_route(method, "/api/v1/{other:.+}", inference.other)

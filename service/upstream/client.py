@@ -226,10 +226,10 @@ class Venice:
                 finally:
                     answer.close()
 
-    async def models(self, model_type: str | None) -> bytes:
-        """``GET /models``: public and free."""
-        parameters = {} if model_type is None else {"type": model_type}
-        return await self._get("/models", parameters, MODELS_TIMEOUT_S)
+    async def models(self, path: str, model_type: str) -> bytes:
+        """``GET /models``, ``/models/traits`` or ``/models/compatibility_mapping`` of a type:
+        public and free."""
+        return await self._get(path, {"type": model_type}, MODELS_TIMEOUT_S)
 
     async def check(self, timeout: float) -> None:
         """Prove that Venice answers and takes the key, at no cost: ``GET /api_keys/rate_limits``.

@@ -387,7 +387,7 @@ async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
                     "SELECT count(*) FROM pg_locks WHERE NOT granted"
                 ):
                     await asyncio.sleep(0.01)
-            await service.app[api.CATALOG].models("text")
+            await service.app[api.CATALOG].sync()
             assert service.app[api.CATALOG].is_loaded
         async with await calling as response:
             assert response.status == 503
