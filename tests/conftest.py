@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from books import Books
 from faults import OwnServer, TcpProxy
+from hypothesis import settings as hypothesis_settings
 from sandbox_client import KEY
 from support import MODEL, limited, make_settings, running
 from upstream import playing
@@ -21,6 +22,10 @@ from upstream import playing
 from service import api, schema
 from service.db import connect_arguments, open_pool
 from service.sandbox import create_sandbox
+
+# How long a machine takes says nothing of the code.
+hypothesis_settings.register_profile("rialto", deadline=None)
+hypothesis_settings.load_profile("rialto")
 
 CARELESS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
 """No test loses power."""

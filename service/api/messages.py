@@ -21,7 +21,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     request[DIALECT] = ANTHROPIC
     caller = await authenticate(request)
     asked = anthropic.decode(await read_body(request))
-    takes_effort = request.app[CATALOG].can(asked.model, "supportsReasoningEffort")
+    catalog = request.app[CATALOG]
+    first, *_ = catalog.targets(caller.organization_id, asked.model, caller.allowed_models, "text")
+    takes_effort = catalog.can(first, "supportsReasoningEffort")
     inbound = Inbound(
         content=anthropic.chat_body(asked, takes_effort=takes_effort),
         request_id=request[REQUEST_ID],

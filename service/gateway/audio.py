@@ -55,6 +55,7 @@ class SpeechEndpoint(AudioEndpoint):
     """``POST /audio/speech``: sound, as it comes."""
 
     path = "/audio/speech"
+    model_type = "tts"
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -81,6 +82,7 @@ class TranscriptionEndpoint(AudioEndpoint):
     """``POST /audio/transcriptions``: the text of a sound file, and how long that was."""
 
     path = "/audio/transcriptions"
+    model_type = "asr"
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""

@@ -255,6 +255,8 @@ class Endpoint(Generic[C]):
 
     path: ClassVar[str]
     """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
+    model_type: ClassVar[str | None] = None
+    """Of which type its models are, by Venice's name for it; None where they may be of several."""
     reads_body: ClassVar[bool] = True
     """Whether anything here depends on the body; where not, a large one is passed on unread."""
     is_inference: ClassVar[bool] = False

@@ -48,6 +48,7 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
     """``POST /chat/completions``."""
 
     path = "/chat/completions"
+    model_type = "text"
     cap_member = "max_completion_tokens"
 
     def parse(self, inbound: Inbound) -> TokenCall:

@@ -19,6 +19,7 @@ class DecisionsEndpoint(TokenEndpoint[TokenCall]):
     """``POST /decisions``, also as ``/systemone``."""
 
     path = "/decisions"
+    model_type = "decision"
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""

@@ -23,6 +23,7 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
     """``POST /embeddings``."""
 
     path = "/embeddings"
+    model_type = "embedding"
     gives_output = False
 
     def parse(self, inbound: Inbound) -> TokenCall:

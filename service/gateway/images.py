@@ -85,6 +85,7 @@ class GenerateEndpoint(ImageEndpoint):
     """``POST /image/generate``: base64 in JSON, or the image itself."""
 
     path = "/image/generate"
+    model_type = "image"
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -127,6 +128,7 @@ class GenerationsEndpoint(ImageEndpoint):
     """``POST /images/generations``, in OpenAI's shape."""
 
     path = "/images/generations"
+    model_type = "image"
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -170,6 +172,7 @@ class EditEndpoint(ImageEndpoint):
     """``POST /image/edit``: the edited image."""
 
     path = "/image/edit"
+    model_type = "inpaint"
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""

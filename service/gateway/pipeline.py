@@ -94,7 +94,12 @@ class Gateway:
         if not call.has_model:
             return (call,)
         try:
-            names = self._catalog.targets(caller.organization_id, call.model, caller.allowed_models)
+            names = self._catalog.targets(
+                caller.organization_id,
+                call.model,
+                caller.allowed_models,
+                call.endpoint.model_type,
+            )
         except NotFound:
             is_choosy = caller.has_model_limit or caller.allowed_models is not None
             if call.is_default_model and not is_choosy:

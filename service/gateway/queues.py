@@ -100,6 +100,7 @@ class VideoEndpoint(QueueEndpoint):
     """``POST /video/queue``."""
 
     path = "/video/queue"
+    model_type = "video"
     quote_path = "/video/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:

@@ -42,6 +42,7 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
     """``POST /responses``."""
 
     path = "/responses"
+    model_type = "text"
     cap_member = "max_output_tokens"
 
     def parse(self, inbound: Inbound) -> TokenCall:
