@@ -1,14 +1,23 @@
 """The operator's routes. Every change is audited by the verb that makes it."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from service import accounts, audit, body, ledger
-from service.accounts import Caller, Role, StatedKeySettings, StatedOrganizationSettings
+from service.accounts import (
+    ApiKey,
+    Caller,
+    Organization,
+    Role,
+    StatedKeySettings,
+    StatedOrganizationSettings,
+)
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
 from service.api.state import DATABASE, KEYRING
 from service.api.wire import REQUEST_ID, json_response, path_id, read_body
@@ -51,8 +60,69 @@ class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
     settings: StatedKeySettings
 
 
+class PageQuery(msgspec.Struct, kw_only=True):
+    """How many, and after which id: that which ``next`` gave."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_PAGE)] = PAGE
+    after: UUID | UnsetType = UNSET
+
+
+class LimitsQuery(PageQuery, kw_only=True):
+    """Also whose: without it all, empty those of calls that name no end user."""
+
+    end_user: str | UnsetType = UNSET
+
+
+class EventsQuery(msgspec.Struct, kw_only=True):
+    """How many, and before which number: that which ``next`` gave."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_PAGE)] = PAGE
+    before: Annotated[int, msgspec.Meta(ge=1, le=ledger.MOST_COUNT)] | UnsetType = UNSET
+
+
+class MadeKey(ApiKey, frozen=True, kw_only=True):
+    """A new key, with the secret that is shown this once."""
+
+    key: str
+
+
+class Organizations(msgspec.Struct):
+    """A page of organizations; ``next`` is null on the last."""
+
+    organizations: Sequence[Organization]
+    next: UUID | None
+
+
+class Keys(msgspec.Struct):
+    """A page of keys; ``next`` is null on the last."""
+
+    keys: Sequence[ApiKey]
+    next: UUID | None
+
+
+class Limits(msgspec.Struct):
+    """A page of limits; ``next`` is null on the last."""
+
+    limits: Sequence[ledger.Limit]
+    next: UUID | None
+
+
+class Entries(msgspec.Struct):
+    """A page of the books; ``next`` is null on the last."""
+
+    entries: Sequence[ledger.LedgerEntry]
+    next: UUID | None
+
+
+class Events(msgspec.Struct):
+    """A page of the audit; ``next`` is null on the last."""
+
+    events: Sequence[audit.Event]
+    next: int | None
+
+
 async def create_organization(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations`` → 201."""
+    """``POST /admin/v1/organizations`` → 201: a new organization."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     new = await _read(request, NewOrganization)
@@ -64,16 +134,16 @@ async def create_organization(request: web.Request) -> web.Response:
 
 
 async def list_organizations(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations?limit=&after=``, oldest first."""
+    """``GET /admin/v1/organizations?limit=&after=``: all of them, oldest first."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     limit, after = _page(request, FIRST_ID)
     rows = await accounts.list_organizations(request.app[DATABASE], after, limit)
-    return json_response({"organizations": rows, "next": _next(rows, limit)})
+    return json_response(Organizations(rows, _next(rows, limit)))
 
 
 async def find_organization(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}``."""
+    """``GET /admin/v1/organizations/{id}``: one of them."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -81,7 +151,7 @@ async def find_organization(request: web.Request) -> web.Response:
 
 
 async def change_organization(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/organizations/{id}``: its settings."""
+    """``PATCH /admin/v1/organizations/{id}``: other settings for it."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -96,7 +166,7 @@ async def change_organization(request: web.Request) -> web.Response:
 
 
 async def create_key(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations/{id}/keys`` → 201; the key is shown this once."""
+    """``POST /admin/v1/organizations/{id}/keys`` → 201: a new key, which is shown this once."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -115,11 +185,11 @@ async def create_key(request: web.Request) -> web.Response:
             new.expires_at,
             new.settings,
         )
-    return json_response({**msgspec.to_builtins(key), "key": secret}, 201)
+    return json_response(MadeKey(**msgspec.structs.asdict(key), key=secret), 201)
 
 
 async def list_keys(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``, oldest first."""
+    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``: its keys, oldest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -128,11 +198,11 @@ async def list_keys(request: web.Request) -> web.Response:
     rows = await accounts.list_keys(database, organization_id, after, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"keys": rows, "next": _next(rows, limit)})
+    return json_response(Keys(rows, _next(rows, limit)))
 
 
 async def change_key(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/keys/{id}``: its settings."""
+    """``PATCH /admin/v1/keys/{id}``: other settings for it."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     key = await accounts.find_key(database, path_id(request))
@@ -144,7 +214,7 @@ async def change_key(request: web.Request) -> web.Response:
 
 
 async def revoke_key(request: web.Request) -> web.Response:
-    """``DELETE /admin/v1/keys/{id}`` → 204; in force at once on every replica."""
+    """``DELETE /admin/v1/keys/{id}`` → 204: it is revoked, at once on every replica."""
     caller = await authenticate_operator(request)
     key = await accounts.find_key(request.app[DATABASE], path_id(request))
     must_administer(caller, key.organization_id)
@@ -154,7 +224,7 @@ async def revoke_key(request: web.Request) -> web.Response:
 
 
 async def create_limit(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations/{id}/limits`` → 201; in force on the next call everywhere."""
+    """``POST /admin/v1/organizations/{id}/limits`` → 201: a limit, in force on the next call."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -172,8 +242,9 @@ async def create_limit(request: web.Request) -> web.Response:
 
 
 async def list_limits(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: with what is used and
-    held; of one end user those that bind it, an empty one being for calls that name none."""
+    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: its limits, with
+    what is used and held; of one end user those that bind it, an empty one being for calls that
+    name none."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -185,11 +256,11 @@ async def list_limits(request: web.Request) -> web.Response:
     rows = await ledger.list_limits(database, organization_id, after, limit, end_user)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"limits": rows, "next": _next(rows, limit)})
+    return json_response(Limits(rows, _next(rows, limit)))
 
 
 async def change_limit(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/limits/{id}``: the ceiling, or a raise that ends by itself."""
+    """``PATCH /admin/v1/limits/{id}``: another ceiling, or a raise that ends by itself."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
@@ -201,7 +272,7 @@ async def change_limit(request: web.Request) -> web.Response:
 
 
 async def delete_limit(request: web.Request) -> web.Response:
-    """``DELETE /admin/v1/limits/{id}`` → 204."""
+    """``DELETE /admin/v1/limits/{id}`` → 204: it binds no call any more."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
@@ -212,7 +283,7 @@ async def delete_limit(request: web.Request) -> web.Response:
 
 
 async def list_ledger(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``, newest first."""
+    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``: its books, newest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -221,12 +292,12 @@ async def list_ledger(request: web.Request) -> web.Response:
     rows = await ledger.list_entries(database, organization_id, after, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"entries": rows, "next": _next(rows, limit)})
+    return json_response(Entries(rows, _next(rows, limit)))
 
 
 async def credit(request: web.Request) -> web.Response:
-    """``POST /admin/v1/ledger/{entry_id}/credit`` → 201 with the entry that gives money back; the
-    same again, with its ``id``, changes nothing."""
+    """``POST /admin/v1/ledger/{id}/credit`` → 201: the entry that gives money of a call back;
+    the same again, with its ``id``, changes nothing."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     entry_id = path_id(request)
@@ -241,7 +312,8 @@ async def credit(request: web.Request) -> web.Response:
 
 
 async def list_audit_events(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``, newest first."""
+    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: what was changed,
+    newest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -254,7 +326,7 @@ async def list_audit_events(request: web.Request) -> web.Response:
     if not events:
         await accounts.find_organization(database, organization_id)
     following = events[-1].sequence if len(events) == limit else None
-    return json_response({"events": events, "next": following})
+    return json_response(Events(events, following))
 
 
 async def _read(request: web.Request, shape: type[T]) -> T:

@@ -79,26 +79,44 @@ def json_response(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
+class ErrorDetail(msgspec.Struct, kw_only=True):
+    """What went wrong. ``param`` is the field at fault; ``request_id`` finds it in the log.
+
+    A refusal by a limit says in ``limit`` which, with the numbers that prove it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    request_id: str | None
+    limit: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Error(msgspec.Struct, kw_only=True):
     """The body of an error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+def error_object(error: ServiceError, request_id: str | None) -> Error:
+    """The body of ``error`` in OpenAI's shape."""
     kind = "invalid_request_error" if error.status < 500 else "api_error"
-    content: dict[str, Any] = {
-        "message": error.message,
-        "type": ERROR_TYPES.get(error.status, kind),
-        "param": error.param,
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if error.limit is not None:
-        content["limit"] = error.limit
-    return {"error": content}
+    detail = ErrorDetail(
+        message=error.message,
+        type=ERROR_TYPES.get(error.status, kind),
+        param=error.param,
+        code=error.code,
+        request_id=request_id,
+        limit=msgspec.UNSET if error.limit is None else dict(error.limit),
+    )
+    return Error(error=detail)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """How errors are said to a caller, plainly and as the last of a stream's events."""
 
-    error_object: Callable[[ServiceError, str | None], dict[str, Any]]
+    error_object: Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
     last_event: bytes
     """With a place for the object."""
 

@@ -55,6 +55,7 @@ class SpeechEndpoint(AudioEndpoint):
     """``POST /audio/speech``: sound, as it comes."""
 
     path = "/audio/speech"
+    request_type = SpeechRequest
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -80,6 +81,9 @@ class TranscriptionEndpoint(AudioEndpoint):
     """``POST /audio/transcriptions``: the text of a sound file, and how long that was."""
 
     path = "/audio/transcriptions"
+    request_type = TranscriptionRequest
+    file_names = ("file",)
+    takes_json = False
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -108,6 +112,8 @@ class VoiceEndpoint(AudioEndpoint):
     """``POST /audio/voices``: a voice made after a recording."""
 
     path = "/audio/voices"
+    request_type = VoiceRequest
+    file_names = ("file",)
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""

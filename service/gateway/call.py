@@ -30,6 +30,7 @@ TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 END_USER_LENGTH: Final = 128
 JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
 
 
 def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
@@ -201,6 +202,13 @@ class Endpoint(Generic[C]):
 
     path: ClassVar[str]
     """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
+    request_type: ClassVar[Any] = Any
+    """What of a JSON body is read here."""
+    file_names: ClassVar[tuple[str, ...]] = ()
+    """What the files of a form are called; a form is taken where there are any."""
+    takes_json: ClassVar[bool] = True
+    answer_types: ClassVar[tuple[str, ...]] = ("*/*",)
+    """The media types of Venice's answers."""
     is_inference: ClassVar[bool] = False
     """Whether a call that Venice was too busy for can be repeated: it is charged after it ran."""
 

@@ -82,9 +82,10 @@ class GenerateRequest(msgspec.Struct):
 
 
 class GenerateEndpoint(ImageEndpoint):
-    """``POST /image/generate``: base64 in JSON, or the image itself."""
+    """``POST /image/generate``: images, as base64 in JSON or as they are."""
 
     path = "/image/generate"
+    request_type = GenerateRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -124,9 +125,10 @@ class GenerationsRequest(msgspec.Struct):
 
 
 class GenerationsEndpoint(ImageEndpoint):
-    """``POST /images/generations``, in OpenAI's shape."""
+    """``POST /images/generations``: images, in OpenAI's shape."""
 
     path = "/images/generations"
+    request_type = GenerationsRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -169,6 +171,8 @@ class EditEndpoint(ImageEndpoint):
     """``POST /image/edit``: the edited image."""
 
     path = "/image/edit"
+    request_type = EditRequest
+    file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -198,6 +202,7 @@ class MultiEditEndpoint(EditEndpoint):
     """``POST /image/multi-edit``: one image out of several."""
 
     path = "/image/multi-edit"
+    file_names = ("images",)
 
 
 class UpscaleRequest(msgspec.Struct):
@@ -210,6 +215,8 @@ class UpscaleEndpoint(ImageEndpoint):
     """``POST /image/upscale``: the enlarged image, a PNG."""
 
     path = "/image/upscale"
+    request_type = UpscaleRequest
+    file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -230,6 +237,7 @@ class CutOutEndpoint(ImageEndpoint):
     """``POST /image/background-remove``: the image without its background, a PNG."""
 
     path = "/image/background-remove"
+    file_names = ("image",)
     model: ClassVar[str] = "background-remove"
 
     def parse(self, inbound: Inbound) -> ImageCall:
