@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -37,6 +37,7 @@ JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"
 NOTHING: Final = ()
 """What a route gives that answers without a body."""
+NOT_MODIFIED: Final = "304"
 OF_VENICE: Final = (NotFound, UpstreamError)
 """What can go wrong with what is passed on to Venice."""
 KEPT_OF_VENICE: Final = {"400", "404", "408", "413"}
@@ -108,7 +109,19 @@ class Routes:
 
     async def describe(self, request: web.Request) -> web.Response:
         """``GET /openapi.json``: this description."""
-        return _answer(request, *_encoded(self))
+        content, etag = self._encoded
+        if any(known.value in (etag, "*") for known in request.if_none_match or ()):
+            response = web.Response(status=304)
+        else:
+            response = web.Response(body=content, content_type=JSON)
+        response.etag = etag
+        return response
+
+    @cached_property
+    def _encoded(self) -> tuple[bytes, str]:
+        """The document, made when it is first asked for, and its ETag."""
+        content = msgspec.json.encode(self.document())
+        return content, hashlib.sha256(content).hexdigest()[:32]
 
     def document(self) -> Json:
         """The description of every route, in OpenAPI 3.1.
@@ -139,24 +152,6 @@ class Routes:
                 "securitySchemes": SECURITY,
             },
         }
-
-
-@lru_cache(maxsize=1)
-def _encoded(routes: Routes) -> tuple[bytes, str]:
-    """The document, made when it is first asked for, and its ETag."""
-    content = msgspec.json.encode(routes.document())
-    return content, hashlib.sha256(content).hexdigest()[:32]
-
-
-def _answer(request: web.Request, content: bytes, etag: str) -> web.Response:
-    known = {tag.value for tag in request.if_none_match or ()}
-    response = (
-        web.Response(status=304)
-        if known & {etag, "*"}
-        else web.Response(body=content, content_type=JSON)
-    )
-    response.etag = etag
-    return response
 
 
 def _operation(method: str, path: str, handler: Any, about: About) -> Json:
@@ -228,7 +223,7 @@ class _Schemas:
         answers: Json = {}
         for status in map(str, (about.status, *about.also)):
             answers[status] = {"description": HTTPStatus(int(status)).phrase}
-            if about.gives != NOTHING:
+            if about.gives != NOTHING and status != NOT_MODIFIED:
                 answers[status]["content"] = self._content(about.gives)
         for range_, codes in sorted(_codes(_errors(path, about)).items()):
             if range_ not in answers:

@@ -47,7 +47,7 @@ def add_routes(app: web.Application) -> None:
     full = public(gives=health.WholeHealth, also=(503,))
     routes.add("GET /health/full", health.FullHealth().answer, full)
     routes.add("GET /metrics", metrics.show, operator(gives=("text/plain",)))
-    document = public(gives=(JSON,), refuses=(ClientError,))
+    document = public(gives=(JSON,), also=(304,))
     routes.add("GET /openapi.json", routes.describe, document)
     # OpenAI's paths and Venice's own, one handler each.
     for prefix in ("/v1", "/api/v1"):
