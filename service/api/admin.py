@@ -1,5 +1,6 @@
 """The operator's routes. Every change is audited by the verb that makes it."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
@@ -29,6 +30,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
+DIGITS: Final = re.compile(r"[0-9]{1,19}")
 PAGE: Final = 100
 MOST_A_PAGE: Final = 1000
 
@@ -318,11 +320,9 @@ async def list_audit_events(request: web.Request) -> web.Response:
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, _ = _page(request, FIRST_ID)
-    before = request.query.get("before", str(ledger.MOST_COUNT))
-    if not before.isdecimal() or not 1 <= int(before) <= ledger.MOST_COUNT:
-        raise ClientError("before: must be the number that 'next' gave.", param="before")
+    before = _number(request, "before", ledger.MOST_COUNT, ledger.MOST_COUNT)
     database = request.app[DATABASE]
-    events = await audit.list_events(database, organization_id, int(before), limit)
+    events = await audit.list_events(database, organization_id, before, limit)
     if not events:
         await accounts.find_organization(database, organization_id)
     following = events[-1].sequence if len(events) == limit else None
@@ -349,13 +349,18 @@ def _aware(at: datetime) -> datetime:
 
 
 def _page(request: web.Request, start: UUID) -> tuple[int, UUID]:
-    limit, after = request.query.get("limit", str(PAGE)), request.query.get("after")
-    if not limit.isdecimal() or not 1 <= int(limit) <= MOST_A_PAGE:
-        raise ClientError(f"limit: must be from 1 to {MOST_A_PAGE}.", param="limit")
+    limit, after = _number(request, "limit", PAGE, MOST_A_PAGE), request.query.get("after")
     try:
-        return int(limit), UUID(after) if after else start
+        return limit, UUID(after) if after else start
     except ValueError:
         raise ClientError("after: must be the id that 'next' gave.", param="after") from None
+
+
+def _number(request: web.Request, name: str, default: int, most: int) -> int:
+    text = request.query.get(name, str(default))
+    if not DIGITS.fullmatch(text) or not 1 <= int(text) <= most:
+        raise ClientError(f"{name}: must be from 1 to {most}.", param=name)
+    return int(text)
 
 
 def _next(rows: Any, limit: int) -> UUID | None:

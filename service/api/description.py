@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from service import __version__
 from service.anthropic import AnthropicError
@@ -102,9 +102,9 @@ class Routes:
         """``route`` is a method and a path; GET answers HEAD too."""
         method, path = route.split()
         if method == "GET":
-            added = self._router.add_get(path, handler)
+            added = self._router.add_get(path, handler, expect_handler=_expect)
         else:
-            added = self._router.add_route(method, path, handler)
+            added = self._router.add_route(method, path, handler, expect_handler=_expect)
         self._abouts[added] = about
 
     async def describe(self, request: web.Request) -> web.Response:
@@ -152,6 +152,16 @@ class Routes:
                 "securitySchemes": SECURITY,
             },
         }
+
+
+async def _expect(request: web.Request) -> None:
+    """Any other expectation is ignored, as RFC 9110 allows: aiohttp's own answer to it would be
+    none of our errors."""
+    is_known = request.headers.get("Expect", "").lower() == "100-continue"
+    if is_known and request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # It is no part of the answer.
+        request.writer.output_size = 0
 
 
 def _operation(method: str, path: str, handler: Any, about: About) -> Json:

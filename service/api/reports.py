@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from service import accounts, ledger
 from service.api.auth import authenticate_key, authenticate_operator, must_administer
 from service.api.state import DATABASE, KEYRING
-from service.api.wire import json_response, path_id
+from service.api.wire import json_response, path_id, query_text
 from service.errors import ClientError
 from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
 
@@ -113,7 +113,7 @@ async def own_limits(request: web.Request) -> web.Response:
     name = request.query.get("end_user")
     end_user = caller.end_user_digest(name) if name else b""
     limits = await ledger.list_binding(
-        request.app[DATABASE], caller.organization_id, key, end_user, request.query.get("model")
+        request.app[DATABASE], caller.organization_id, key, end_user, query_text(request, "model")
     )
     return json_response(OwnLimits(limits))
 
@@ -160,8 +160,8 @@ async def _report(
         end=end,
         api_key_id=api_key_id,
         end_user=end_user,
-        model=query.get("model"),
-        tag=_tag(query.get("tag")),
+        model=query_text(request, "model"),
+        tag=_tag(query_text(request, "tag")),
     )
     report = await ledger.report(database, organization_id, group_by, wanted)
     return json_response(as_answer(report))

@@ -14,6 +14,7 @@ from aiohttp import web
 from service import anthropic
 from service.api.state import SETTINGS
 from service.errors import (
+    ClientError,
     NotFound,
     PayloadTooLarge,
     RateLimited,
@@ -49,6 +50,7 @@ async def read_body(request: web.Request) -> bytes:
     """The body, within the deadline and the size of the settings.
 
     :raises RequestTimeout, PayloadTooLarge: when it is not.
+    :raises ClientError: when it is not encoded as its headers say.
     """
     settings = request.app[SETTINGS]
     try:
@@ -60,6 +62,10 @@ async def read_body(request: web.Request) -> bytes:
         ) from None
     except web.HTTPRequestEntityTooLarge:
         raise PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.") from None
+    except web.RequestPayloadError as error:
+        raise ClientError(
+            "The body is not encoded as its Content-Encoding or Transfer-Encoding says."
+        ) from error
 
 
 def path_id(request: web.Request) -> UUID:
@@ -71,6 +77,17 @@ def path_id(request: web.Request) -> UUID:
         return UUID(request.match_info["id"])
     except ValueError:
         raise NotFound("There is nothing of this id; an id is a UUID.") from None
+
+
+def query_text(request: web.Request, name: str) -> str | None:
+    """A parameter of the query that the database is asked for, or None.
+
+    :raises ClientError: when it has a NUL, which no text of the database has.
+    """
+    text = request.query.get(name)
+    if text is not None and "\0" in text:
+        raise ClientError(f"{name}: must not have NUL characters.", param=name)
+    return text
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:

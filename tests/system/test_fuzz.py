@@ -2,25 +2,17 @@
 
 import asyncio
 
-import fuzz, os, time
+import fuzz
+
+MOST_NEVER_WELL = 13
+"""What needs a job's id, or what the sandbox does not play."""
 
 
 async def test_no_answer_contradicts_the_description(service, caller):
-    """Whatever is sent, there is no 500, and no answer that /openapi.json does not describe."""
-    t = time.time()
-    report = await asyncio.to_thread(
-        fuzz.run,
-        service.url,
-        caller.key,
-        int(os.environ.get("SEED", 1)),
-        int(os.environ.get("N", 6)),
-    )
-    with open("/tmp/fuzz.report", "w") as f:
-        print(time.time() - t, report.calls, report.never_well, file=f)
-        for k, v in report.statuses.items():
-            print(k, dict(v), file=f)
-        for k, v in report.problems.items():
-            print("=====", k, file=f)
-            print(v, file=f)
+    """Whatever is sent, there is no 500, and no answer that /openapi.json does not describe; and
+    it is not said of refusals alone."""
+    report = await asyncio.to_thread(fuzz.run, service.url, caller.key, number=1, examples=2)
 
     assert report.problems == {}
+    assert len(report.never_well) <= MOST_NEVER_WELL, report.never_well
+    assert report.calls > 1_000
