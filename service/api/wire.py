@@ -165,6 +165,9 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
     """The answer to a request that failed before anything of an answer was sent."""
     dialect = request.get(DIALECT, OPENAI)
     response = json_response(dialect.error_object(error, request.get(REQUEST_ID)), error.status)
+    if request.content.exception() is not None:
+        # Where the next request begins nobody knows; aiohttp closes, and does not say so.
+        response.force_close()
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif error.status == RateLimited.status:

@@ -95,3 +95,10 @@ def test_no_bytes_break_it(content):
     for tried in (content, b"--b" + content, b"--b\r\n" + content + b"\r\n--b--"):
         with contextlib.suppress(ClientError):
             assert all(part.length_bytes >= 0 for part in parse(tried, TYPE))
+
+
+@pytest.mark.parametrize("boundary", ["\udcff", '"\udcff"', "é", "", '"'])
+def test_a_boundary_is_ascii(boundary):
+    """A boundary of other bytes is refused: as a header's text they cannot even be encoded."""
+    with pytest.raises(ClientError, match="needs a boundary"):
+        parse(b"--b--", f"multipart/form-data; boundary={boundary}")
