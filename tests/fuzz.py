@@ -297,10 +297,13 @@ class _Fuzz:
 
     def _look(self, operation, case, answer, looked_at, *, is_odd_path=False):
         self.report.statuses[operation.label][answer.status_code] += 1
-        if is_odd_path and answer.status_code in (404, 405):
-            # Perhaps another route's, or none's.
+        if is_odd_path and answer.status_code in (404, 405, 417):
+            # Perhaps another route's, or none's; to what is none's aiohttp itself says 417.
             looked_at = []
-            if set(answer.json()) not in ({"error"}, {"type", "error", "request_id"}):
+            if answer.status_code != 417 and set(answer.json()) not in (
+                {"error"},
+                {"type", "error", "request_id"},
+            ):
                 self.report.problems.setdefault(operation.label, answer.text[:500])
         if answer.status_code != 500 and answer.status_code < 502:
             looked_at = [not_a_server_error, *looked_at]

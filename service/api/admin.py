@@ -21,7 +21,7 @@ from service.accounts import (
 )
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
 from service.api.state import DATABASE, KEYRING
-from service.api.wire import REQUEST_ID, json_response, path_id, read_body
+from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_body
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
 
@@ -66,7 +66,7 @@ class PageQuery(msgspec.Struct, kw_only=True):
     """How many, and after which id: that which ``next`` gave."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_PAGE)] = PAGE
-    after: UUID | UnsetType = UNSET
+    after: IdOrNothing | UnsetType = UNSET
 
 
 class LimitsQuery(PageQuery, kw_only=True):

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from service import accounts, ledger
 from service.api.auth import authenticate_key, authenticate_operator, must_administer
 from service.api.state import DATABASE, KEYRING
-from service.api.wire import json_response, path_id, query_text
+from service.api.wire import IdOrNothing, json_response, path_id, query_text
 from service.errors import ClientError
 from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
 
@@ -51,7 +51,7 @@ class UsageQuery(EntriesQuery, kw_only=True):
     """By what they are summed, and of which key."""
 
     group_by: GroupBy = "day"
-    api_key_id: UUID | UnsetType = UNSET
+    api_key_id: IdOrNothing | UnsetType = UNSET
 
 
 class ExportQuery(PeriodQuery, kw_only=True):

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -37,6 +37,8 @@ STREAM_HEADERS: Final = {
     # Proxies that buffer would turn a stream into a wait.
     "X-Accel-Buffering": "no",
 }
+IdOrNothing = Annotated[str, msgspec.Meta(pattern="^$|^[0-9A-Fa-f-]{32,36}$")]
+"""A UUID in a query; empty is as if it were not there."""
 ERROR_TYPES: Final = {
     401: "authentication_error",
     402: "insufficient_quota",

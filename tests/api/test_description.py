@@ -106,6 +106,10 @@ def test_operations_have_names_of_their_own(document):
     ("name", "statuses"),
     [
         ("GET /health", {"200", "500", "503"}),
+        (
+            "POST /admin/v1/ledger/{id}/credit",
+            {"201", "400", "401", "403", "404", "408", "409", "413", "500", "503"},
+        ),
         ("GET /v1/limits", {"200", "400", "401", "403", "500", "503"}),
         (
             "DELETE /admin/v1/limits/{id}",
