@@ -6,7 +6,9 @@ from typing import Final, NamedTuple
 
 from service.errors import ClientError
 
-BOUNDARY: Final = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+BOUNDARY: Final = re.compile(
+    r'boundary=(?:"([ !#-~]{1,70})"|([!#-:<-~]{1,70}))(?:[\s;]|$)', re.IGNORECASE
+)
 NAME: Final = re.compile(rb'[;\s]name="([^"\r\n]*)"', re.IGNORECASE)
 FILENAME: Final = re.compile(rb"[;\s]filename\*?=", re.IGNORECASE)
 MOST_PARTS: Final = 100

@@ -1,17 +1,20 @@
 """The operator's routes. Every change is audited by the verb that makes it."""
 
+import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar, cast, get_args
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from service import accounts, audit, body, catalog, ledger
-from service.accounts import Caller, StatedOrganizationSettings
+from service.accounts import ApiKey, Caller, Organization, StatedOrganizationSettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
 from service.api.state import CATALOG, DATABASE, KEYRING
-from service.api.wire import REQUEST_ID, json_response, path_id, read_body
+from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_body
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
 
@@ -20,6 +23,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
+DIGITS: Final = re.compile(r"[0-9]{1,19}")
 PAGE: Final = 100
 MOST_A_PAGE: Final = 1000
 KINDS: Final[tuple[str, ...]] = get_args(catalog.Kind)
@@ -37,8 +41,88 @@ class OrganizationChange(msgspec.Struct, forbid_unknown_fields=True):
     settings: StatedOrganizationSettings
 
 
+class PageQuery(msgspec.Struct, kw_only=True):
+    """How many, and after which id: that which ``next`` gave."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_PAGE)] = PAGE
+    after: IdOrNothing | UnsetType = UNSET
+
+
+class LimitsQuery(PageQuery, kw_only=True):
+    """Also whose: without it all, empty those of calls that name no end user."""
+
+    end_user: str | UnsetType = UNSET
+
+
+class EventsQuery(msgspec.Struct, kw_only=True):
+    """How many, and before which number: that which ``next`` gave."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_PAGE)] = PAGE
+    before: Annotated[int, msgspec.Meta(ge=1, le=ledger.MOST_COUNT)] | UnsetType = UNSET
+
+
+class MadeKey(ApiKey, frozen=True, kw_only=True):
+    """A new key, with the secret that is shown this once."""
+
+    key: str
+
+
+class Organizations(msgspec.Struct):
+    """A page of organizations; ``next`` is null on the last."""
+
+    organizations: Sequence[Organization]
+    next: UUID | None
+
+
+class Keys(msgspec.Struct):
+    """A page of keys; ``next`` is null on the last."""
+
+    keys: Sequence[ApiKey]
+    next: UUID | None
+
+
+class Limits(msgspec.Struct):
+    """A page of limits; ``next`` is null on the last."""
+
+    limits: Sequence[ledger.Limit]
+    next: UUID | None
+
+
+class Entries(msgspec.Struct):
+    """A page of the books; ``next`` is null on the last."""
+
+    entries: Sequence[ledger.LedgerEntry]
+    next: UUID | None
+
+
+class Events(msgspec.Struct):
+    """A page of the audit; ``next`` is null on the last."""
+
+    events: Sequence[audit.Event]
+    next: int | None
+
+
+class ModelsQuery(PageQuery, kw_only=True):
+    """Also of which kind: without it both."""
+
+    kind: catalog.Kind | UnsetType = UNSET
+
+
+class AliasQuery(msgspec.Struct, kw_only=True):
+    """Of which organization the alias is: without it, of all."""
+
+    organization_id: IdOrNothing | UnsetType = UNSET
+
+
+class Names(msgspec.Struct):
+    """A page of models and aliases; ``next`` is null on the last."""
+
+    models: Sequence[catalog.ListedName]
+    next: UUID | None
+
+
 async def create_organization(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations`` → 201."""
+    """``POST /admin/v1/organizations`` → 201: a new organization."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     new = await _read(request, NewOrganization)
@@ -50,16 +134,16 @@ async def create_organization(request: web.Request) -> web.Response:
 
 
 async def list_organizations(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations?limit=&after=``, oldest first."""
+    """``GET /admin/v1/organizations?limit=&after=``: all of them, oldest first."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     limit, after = _page(request, FIRST_ID)
     rows = await accounts.list_organizations(request.app[DATABASE], after, limit)
-    return json_response({"organizations": rows, "next": _next(rows, limit)})
+    return json_response(Organizations(rows, _next(rows, limit)))
 
 
 async def find_organization(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}``."""
+    """``GET /admin/v1/organizations/{id}``: one of them."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -67,7 +151,7 @@ async def find_organization(request: web.Request) -> web.Response:
 
 
 async def change_organization(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/organizations/{id}``: its settings."""
+    """``PATCH /admin/v1/organizations/{id}``: other settings for it."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -82,7 +166,7 @@ async def change_organization(request: web.Request) -> web.Response:
 
 
 async def create_key(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations/{id}/keys`` → 201; the key is shown this once."""
+    """``POST /admin/v1/organizations/{id}/keys`` → 201: a new key, which is shown this once."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -91,11 +175,11 @@ async def create_key(request: web.Request) -> web.Response:
         raise Forbidden("Only the operator can make a key of role operator.")
     async with request.app[DATABASE].transaction() as conn:
         key, secret = await accounts.create_key(conn, _actor(request, caller), organization_id, new)
-    return json_response({**msgspec.to_builtins(key), "key": secret}, 201)
+    return json_response(MadeKey(**msgspec.structs.asdict(key), key=secret), 201)
 
 
 async def list_keys(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``, oldest first."""
+    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``: its keys, oldest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -104,7 +188,7 @@ async def list_keys(request: web.Request) -> web.Response:
     rows = await accounts.list_keys(database, organization_id, after, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"keys": rows, "next": _next(rows, limit)})
+    return json_response(Keys(rows, _next(rows, limit)))
 
 
 async def change_key(request: web.Request) -> web.Response:
@@ -120,7 +204,7 @@ async def change_key(request: web.Request) -> web.Response:
 
 
 async def revoke_key(request: web.Request) -> web.Response:
-    """``DELETE /admin/v1/keys/{id}`` → 204; in force at once on every replica."""
+    """``DELETE /admin/v1/keys/{id}`` → 204: it is revoked, at once on every replica."""
     caller = await authenticate_operator(request)
     key = await accounts.find_key(request.app[DATABASE], path_id(request))
     must_administer(caller, key.organization_id)
@@ -130,7 +214,7 @@ async def revoke_key(request: web.Request) -> web.Response:
 
 
 async def create_limit(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations/{id}/limits`` → 201; in force on the next call everywhere."""
+    """``POST /admin/v1/organizations/{id}/limits`` → 201: a limit, in force on the next call."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -148,8 +232,9 @@ async def create_limit(request: web.Request) -> web.Response:
 
 
 async def list_limits(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: with what is used and
-    held; of one end user those that bind it, an empty one being for calls that name none."""
+    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: its limits, with
+    what is used and held; of one end user those that bind it, an empty one being for calls that
+    name none."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -161,11 +246,11 @@ async def list_limits(request: web.Request) -> web.Response:
     rows = await ledger.list_limits(database, organization_id, after, limit, end_user)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"limits": rows, "next": _next(rows, limit)})
+    return json_response(Limits(rows, _next(rows, limit)))
 
 
 async def change_limit(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/limits/{id}``: the ceiling, or a raise that ends by itself."""
+    """``PATCH /admin/v1/limits/{id}``: another ceiling, or a raise that ends by itself."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
@@ -177,7 +262,7 @@ async def change_limit(request: web.Request) -> web.Response:
 
 
 async def delete_limit(request: web.Request) -> web.Response:
-    """``DELETE /admin/v1/limits/{id}`` → 204."""
+    """``DELETE /admin/v1/limits/{id}`` → 204: it binds no call any more."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
@@ -188,7 +273,7 @@ async def delete_limit(request: web.Request) -> web.Response:
 
 
 async def list_ledger(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``, newest first."""
+    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``: its books, newest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -197,12 +282,12 @@ async def list_ledger(request: web.Request) -> web.Response:
     rows = await ledger.list_entries(database, organization_id, after, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"entries": rows, "next": _next(rows, limit)})
+    return json_response(Entries(rows, _next(rows, limit)))
 
 
 async def credit(request: web.Request) -> web.Response:
-    """``POST /admin/v1/ledger/{entry_id}/credit`` → 201 with the entry that gives money back; the
-    same again, with its ``id``, changes nothing."""
+    """``POST /admin/v1/ledger/{id}/credit`` → 201: the entry that gives money of a call back;
+    the same again, with its ``id``, changes nothing."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     entry_id = path_id(request)
@@ -217,20 +302,19 @@ async def credit(request: web.Request) -> web.Response:
 
 
 async def list_audit_events(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``, newest first."""
+    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: what was changed,
+    newest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, _ = _page(request, FIRST_ID)
-    before = request.query.get("before", str(ledger.MOST_COUNT))
-    if not before.isdecimal() or not 1 <= int(before) <= ledger.MOST_COUNT:
-        raise ClientError("before: must be the number that 'next' gave.", param="before")
+    before = _number(request, "before", ledger.MOST_COUNT, ledger.MOST_COUNT)
     database = request.app[DATABASE]
-    events = await audit.list_events(database, organization_id, int(before), limit)
+    events = await audit.list_events(database, organization_id, before, limit)
     if not events:
         await accounts.find_organization(database, organization_id)
     following = events[-1].sequence if len(events) == limit else None
-    return json_response({"events": events, "next": following})
+    return json_response(Events(events, following))
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -243,7 +327,7 @@ async def list_models(request: web.Request) -> web.Response:
         raise ClientError(f"kind: must be one of {', '.join(KINDS)}.", param="kind")
     of = None if caller.role == "operator" else caller.organization_id
     rows = await catalog.list_names(request.app[DATABASE], after, limit, of, cast(Any, kind))
-    return json_response({"models": rows, "next": _next(rows, limit)})
+    return json_response(Names(rows, _next(rows, limit)))
 
 
 async def set_alias(request: web.Request) -> web.Response:
@@ -259,7 +343,7 @@ async def set_alias(request: web.Request) -> web.Response:
 
 
 async def remove_alias(request: web.Request) -> web.Response:
-    """``DELETE /admin/v1/models/{alias}?organization_id=`` → 204."""
+    """``DELETE /admin/v1/models/{alias}?organization_id=`` → 204: an alias is taken away."""
     caller = await authenticate_operator(request)
     stated = request.query.get("organization_id")
     try:
@@ -304,13 +388,18 @@ def _aware(at: datetime) -> datetime:
 
 
 def _page(request: web.Request, start: UUID) -> tuple[int, UUID]:
-    limit, after = request.query.get("limit", str(PAGE)), request.query.get("after")
-    if not limit.isdecimal() or not 1 <= int(limit) <= MOST_A_PAGE:
-        raise ClientError(f"limit: must be from 1 to {MOST_A_PAGE}.", param="limit")
+    limit, after = _number(request, "limit", PAGE, MOST_A_PAGE), request.query.get("after")
     try:
-        return int(limit), UUID(after) if after else start
+        return limit, UUID(after) if after else start
     except ValueError:
         raise ClientError("after: must be the id that 'next' gave.", param="after") from None
+
+
+def _number(request: web.Request, name: str, default: int, most: int) -> int:
+    text = request.query.get(name, str(default))
+    if not DIGITS.fullmatch(text) or not 1 <= int(text) <= most:
+        raise ClientError(f"{name}: must be from 1 to {most}.", param=name)
+    return int(text)
 
 
 def _next(rows: Any, limit: int) -> UUID | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
 from uuid import UUID
@@ -15,6 +16,7 @@ from service.api.auth import authenticate
 from service.api.state import CATALOG, DATABASE, GATEWAY, VENICE
 from service.api.wire import (
     REQUEST_ID,
+    ErrorDetail,
     Handler,
     error_object,
     json_response,
@@ -25,12 +27,32 @@ from service.api.wire import (
 )
 from service.errors import ClientError, NotFound, Unavailable
 from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
+from service.ledger import Limit
 
 NOT_PROXIED: Final = ("api_keys", "billing", "x402")
 """What is the operator's own at Venice, by the first part of its path."""
 JOB_STEPS: Final = ("/retrieve", "/complete")
 """How the paths end where a job is asked for that was queued."""
 _FAMILY: Final = re.compile(r"[\w-]+", re.ASCII)
+
+
+class QuoteAnswer(msgspec.Struct, kw_only=True):
+    """What a call could cost at most, null without a price, and whether it would pass."""
+
+    endpoint: str
+    model: str
+    max_cost_usd: str | None
+    max_tokens: int
+    max_output_tokens: int | None
+    would_pass: bool
+    refusal: ErrorDetail | None
+    limits: Sequence[Limit]
+
+
+class ModelsQuery(msgspec.Struct):
+    """Of which type the models are to be, as at Venice."""
+
+    type: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def paid(endpoint: Endpoint[Any]) -> Handler:
@@ -42,6 +64,7 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
         async with request.app[GATEWAY].call(caller, call) as reply:
             return await relay(request, reply)
 
+    handle.__doc__ = type(endpoint).__doc__
     return handle
 
 
@@ -67,6 +90,7 @@ def free(path: str) -> Handler:
         finally:
             answer.close()
 
+    handle.__doc__ = f"``{path}``: Venice's own answer, at no cost."
     return handle
 
 
@@ -141,25 +165,25 @@ def _with_query(request: web.Request, path: str) -> str:
 
 
 async def quote(request: web.Request) -> web.Response:
-    """``POST /v1/quote`` with the body of a chat completion, or ``/v1/quote/{path}`` with that of
-    another paid call: what it could cost, which limits it would meet, and whether it would pass;
-    nothing is made and nothing held."""
+    """``POST /v1/quote``: what a call could cost, which limits it would meet, and whether it would
+    pass. The body is that of a chat completion; below ``/v1/quote/{path}`` that of another paid
+    call. Nothing is made and nothing held."""
     caller = await authenticate(request)
     endpoint = _quotable(request.match_info.get("path"))
     asked = endpoint.parse(await _inbound(request, endpoint.path, caller))
     quote = await request.app[GATEWAY].quote(caller, asked)
     call, bound, refusal = quote.call, quote.bound, quote.refusal
     return json_response(
-        {
-            "endpoint": call.endpoint.path,
-            "model": call.model,
-            "max_cost_usd": None if bound.nanos is None else money.format_usd(bound.nanos),
-            "max_tokens": bound.tokens,
-            "max_output_tokens": bound.output_cap or call.max_output,
-            "would_pass": refusal is None,
-            "refusal": None if refusal is None else error_object(refusal, None)["error"],
-            "limits": quote.limits,
-        }
+        QuoteAnswer(
+            endpoint=call.endpoint.path,
+            model=call.model,
+            max_cost_usd=None if bound.nanos is None else money.format_usd(bound.nanos),
+            max_tokens=bound.tokens,
+            max_output_tokens=bound.output_cap or call.max_output,
+            would_pass=refusal is None,
+            refusal=None if refusal is None else error_object(refusal, None).error,
+            limits=quote.limits,
+        )
     )
 
 

@@ -1,5 +1,6 @@
 """The routes of Anthropic's clients."""
 
+import msgspec
 from aiohttp import web
 
 from service import anthropic
@@ -14,6 +15,12 @@ from service.api.wire import (
     relay,
 )
 from service.gateway import CHAT, Inbound
+
+
+class TokenCount(msgspec.Struct):
+    """About how many tokens the input has."""
+
+    input_tokens: int
 
 
 async def create(request: web.Request) -> web.StreamResponse:
@@ -39,4 +46,4 @@ async def count_tokens(request: web.Request) -> web.Response:
     """``POST /v1/messages/count_tokens``: an estimate, from the length of what was sent."""
     request[DIALECT] = ANTHROPIC
     await authenticate(request)
-    return json_response({"input_tokens": anthropic.estimate_tokens(await read_body(request))})
+    return json_response(TokenCount(anthropic.estimate_tokens(await read_body(request))))

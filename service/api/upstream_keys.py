@@ -2,7 +2,6 @@
 others within seconds; a key is never shown."""
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -28,16 +27,35 @@ class NewUpstreamKey(msgspec.Struct, forbid_unknown_fields=True):
         return f"<NewUpstreamKey {self.name}>"
 
 
+class ShownKey(StoredKey, frozen=True, kw_only=True):
+    """A key as the operator sees it, and what of it rests in this process."""
+
+    rests: Sequence[Rest]
+
+
+class CheckedKey(ShownKey, frozen=True, kw_only=True):
+    """The same, with what Venice says of it now."""
+
+    is_well: bool
+    problem: str | None
+
+
+class Keys(msgspec.Struct):
+    """All keys."""
+
+    upstream_keys: Sequence[ShownKey]
+
+
 async def list_keys(request: web.Request) -> web.Response:
     """``GET /admin/v1/upstream-keys``: all, oldest first, and what rests in this process."""
     await _operator(request)
     rests = request.app[VENICE].keys.rests()
     stored = await upstream.list_stored(request.app[DATABASE])
-    return json_response({"upstream_keys": [_shown(key, rests.get(key.id, ())) for key in stored]})
+    return json_response(Keys([_shown(key, rests.get(key.id, ())) for key in stored]))
 
 
 async def add_key(request: web.Request) -> web.Response:
-    """``POST /admin/v1/upstream-keys`` → 201."""
+    """``POST /admin/v1/upstream-keys`` → 201: one more key at Venice."""
     actor = await _operator(request)
     new = body.decode(await read_body(request), NewUpstreamKey)
     database, keyring = request.app[DATABASE], request.app[KEYRING]
@@ -72,7 +90,8 @@ async def check_key(request: web.Request) -> web.Response:
     shown = _shown(
         await upstream.find_stored(database, key_id), venice.keys.rests().get(key_id, ())
     )
-    return json_response(shown | msgspec.to_builtins(checked))
+    facts = msgspec.structs.asdict(shown) | msgspec.structs.asdict(checked)
+    return json_response(CheckedKey(**facts))
 
 
 async def _operator(request: web.Request) -> Actor:
@@ -87,5 +106,5 @@ async def _load(request: web.Request) -> None:
     app[VENICE].keys.replace(keys)
 
 
-def _shown(key: StoredKey, rests: Sequence[Rest] = ()) -> dict[str, Any]:
-    return {**msgspec.to_builtins(key), "rests": msgspec.to_builtins(rests)}
+def _shown(key: StoredKey, rests: Sequence[Rest] = ()) -> ShownKey:
+    return ShownKey(**msgspec.structs.asdict(key), rests=rests)

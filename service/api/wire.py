@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,7 @@ from aiohttp import web
 from service import anthropic
 from service.api.state import SETTINGS
 from service.errors import (
+    ClientError,
     NotFound,
     PayloadTooLarge,
     RateLimited,
@@ -40,6 +41,8 @@ STREAM_HEADERS: Final = {
     # Proxies that buffer would turn a stream into a wait.
     "X-Accel-Buffering": "no",
 }
+IdOrNothing = Annotated[str, msgspec.Meta(pattern="^$|^[0-9A-Fa-f-]{32,36}$")]
+"""A UUID in a query; empty is as if it were not there."""
 ERROR_TYPES: Final = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -53,6 +56,7 @@ async def read_body(request: web.Request) -> bytes:
     """The body, within the deadline and the size of the settings.
 
     :raises RequestTimeout, PayloadTooLarge: when it is not.
+    :raises ClientError: when it is not encoded as its headers say.
     """
     settings = request.app[SETTINGS]
     try:
@@ -62,6 +66,8 @@ async def read_body(request: web.Request) -> bytes:
         raise _too_late(settings) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(settings) from None
+    except web.RequestPayloadError as error:
+        raise _not_as_encoded() from error
 
 
 async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
@@ -86,6 +92,8 @@ async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
                 chunk = await request.content.readany()
         except TimeoutError:
             raise _too_late(settings) from None
+        except web.RequestPayloadError as error:
+            raise _not_as_encoded() from error
         if not chunk:
             return
         size += len(chunk)
@@ -96,6 +104,10 @@ async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
 
 def _too_late(settings: Settings) -> RequestTimeout:
     return RequestTimeout(f"The body did not arrive within {settings.body_timeout_s:g} seconds.")
+
+
+def _not_as_encoded() -> ClientError:
+    return ClientError("The body is not encoded as its Content-Encoding or Transfer-Encoding says.")
 
 
 def _too_large(settings: Settings) -> PayloadTooLarge:
@@ -113,32 +125,61 @@ def path_id(request: web.Request) -> UUID:
         raise NotFound("There is nothing of this id; an id is a UUID.") from None
 
 
+def query_text(request: web.Request, name: str) -> str | None:
+    """A parameter of the query that the database is asked for, or None.
+
+    :raises ClientError: when it has a NUL, which no text of the database has.
+    """
+    text = request.query.get(name)
+    if text is not None and "\0" in text:
+        raise ClientError(f"{name}: must not have NUL characters.", param=name)
+    return text
+
+
 def json_response(value: Any, status: int = 200) -> web.Response:
     """``value`` as JSON."""
     body = msgspec.json.encode(value)
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
+class ErrorDetail(msgspec.Struct, kw_only=True):
+    """What went wrong. ``param`` is the field at fault; ``request_id`` finds it in the log.
+
+    A refusal by a limit says in ``limit`` which, with the numbers that prove it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    request_id: str | None
+    limit: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Error(msgspec.Struct, kw_only=True):
     """The body of an error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+def error_object(error: ServiceError, request_id: str | None) -> Error:
+    """The body of ``error`` in OpenAI's shape."""
     kind = "invalid_request_error" if error.status < 500 else "api_error"
-    content: dict[str, Any] = {
-        "message": error.message,
-        "type": ERROR_TYPES.get(error.status, kind),
-        "param": error.param,
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if error.limit is not None:
-        content["limit"] = error.limit
-    return {"error": content}
+    detail = ErrorDetail(
+        message=error.message,
+        type=ERROR_TYPES.get(error.status, kind),
+        param=error.param,
+        code=error.code,
+        request_id=request_id,
+        limit=msgspec.UNSET if error.limit is None else dict(error.limit),
+    )
+    return Error(error=detail)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """How errors are said to a caller, plainly and as the last of a stream's events."""
 
-    error_object: Callable[[ServiceError, str | None], dict[str, Any]]
+    error_object: Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
     last_event: bytes
     """With a place for the object."""
 
@@ -170,6 +211,9 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
     """The answer to a request that failed before anything of an answer was sent."""
     dialect = request.get(DIALECT, OPENAI)
     response = json_response(dialect.error_object(error, request.get(REQUEST_ID)), error.status)
+    if request.content.exception() is not None:
+        # Where the next request begins nobody knows; aiohttp closes, and does not say so.
+        response.force_close()
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif error.status == RateLimited.status:

@@ -56,6 +56,7 @@ class SpeechEndpoint(AudioEndpoint):
 
     path = "/audio/speech"
     model_type = "tts"
+    request_type = SpeechRequest
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -83,6 +84,9 @@ class TranscriptionEndpoint(AudioEndpoint):
 
     path = "/audio/transcriptions"
     model_type = "asr"
+    request_type = TranscriptionRequest
+    file_names = ("file",)
+    takes_json = False
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -112,6 +116,8 @@ class VoiceEndpoint(AudioEndpoint):
     """``POST /audio/voices``: a voice made after a recording."""
 
     path = "/audio/voices"
+    request_type = VoiceRequest
+    file_names = ("file",)
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""

@@ -32,6 +32,7 @@ TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 END_USER_LENGTH: Final = 128
 JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
 
 
 def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
@@ -259,6 +260,13 @@ class Endpoint(Generic[C]):
     """Of which type its models are, by Venice's name for it; None where they may be of several."""
     reads_body: ClassVar[bool] = True
     """Whether anything here depends on the body; where not, a large one is passed on unread."""
+    request_type: ClassVar[Any] = Any
+    """What of a JSON body is read here."""
+    file_names: ClassVar[tuple[str, ...]] = ()
+    """What the files of a form are called; a form is taken where there are any."""
+    takes_json: ClassVar[bool] = True
+    answer_types: ClassVar[tuple[str, ...]] = ("*/*",)
+    """The media types of Venice's answers."""
     is_inference: ClassVar[bool] = False
     """Whether a call that Venice was too busy for can be repeated: it is charged after it ran."""
 

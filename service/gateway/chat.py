@@ -8,7 +8,7 @@ from service import body
 from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway import assembly
-from service.gateway.call import Bound, Inbound, Relay, check_model
+from service.gateway.call import EVENTS, JSON, Bound, Inbound, Relay, check_model
 from service.gateway.tokens import (
     END_USER_FIELDS,
     Count,
@@ -45,10 +45,12 @@ class ChatRequest(TokenRequest, kw_only=True):
 
 
 class ChatEndpoint(TokenEndpoint[TokenCall]):
-    """``POST /chat/completions``."""
+    """``POST /chat/completions``: a chat completion, streamed or not."""
 
     path = "/chat/completions"
     model_type = "text"
+    request_type = ChatRequest
+    answer_types = (JSON, EVENTS)
     cap_member = "max_completion_tokens"
 
     def parse(self, inbound: Inbound) -> TokenCall:

@@ -82,10 +82,11 @@ class GenerateRequest(msgspec.Struct):
 
 
 class GenerateEndpoint(ImageEndpoint):
-    """``POST /image/generate``: base64 in JSON, or the image itself."""
+    """``POST /image/generate``: images, as base64 in JSON or as they are."""
 
     path = "/image/generate"
     model_type = "image"
+    request_type = GenerateRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -125,10 +126,11 @@ class GenerationsRequest(msgspec.Struct):
 
 
 class GenerationsEndpoint(ImageEndpoint):
-    """``POST /images/generations``, in OpenAI's shape."""
+    """``POST /images/generations``: images, in OpenAI's shape."""
 
     path = "/images/generations"
     model_type = "image"
+    request_type = GenerationsRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -173,6 +175,8 @@ class EditEndpoint(ImageEndpoint):
 
     path = "/image/edit"
     model_type = "inpaint"
+    request_type = EditRequest
+    file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -203,6 +207,7 @@ class MultiEditEndpoint(EditEndpoint):
     """``POST /image/multi-edit``: one image out of several."""
 
     path = "/image/multi-edit"
+    file_names = ("images",)
 
 
 class UpscaleRequest(msgspec.Struct):
@@ -215,6 +220,8 @@ class UpscaleEndpoint(ImageEndpoint):
     """``POST /image/upscale``: the enlarged image, a PNG."""
 
     path = "/image/upscale"
+    request_type = UpscaleRequest
+    file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -238,6 +245,7 @@ class CutOutEndpoint(ImageEndpoint):
 
     path = "/image/background-remove"
     reads_body = False
+    file_names = ("image",)
     model: ClassVar[str] = "background-remove"
 
     def parse(self, inbound: Inbound) -> ImageCall:

@@ -97,10 +97,11 @@ QUOTED: Final = ("model", "duration", "aspect_ratio", "resolution", "upscale_fac
 
 
 class VideoEndpoint(QueueEndpoint):
-    """``POST /video/queue``."""
+    """``POST /video/queue``: a video, to be fetched when it is made."""
 
     path = "/video/queue"
     model_type = "video"
+    request_type = VideoRequest
     quote_path = "/video/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:
@@ -137,6 +138,7 @@ class AudioQueueEndpoint(QueueEndpoint):
     """``POST /audio/queue``: music, effects, long speech."""
 
     path = "/audio/queue"
+    request_type = AudioRequest
     quote_path = "/audio/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:
@@ -154,10 +156,12 @@ class AudioQueueEndpoint(QueueEndpoint):
 
 
 class VoiceChangerEndpoint(QueueEndpoint):
-    """``POST /audio/voice-changer/queue``: no price is known for it before its length is."""
+    """``POST /audio/voice-changer/queue``: a recording in another voice. No price is known for it
+    before its length is."""
 
     path = "/audio/voice-changer/queue"
     reads_body = False
+    file_names = ("audio",)
     quote_path = "/audio/voice-changer/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:

@@ -60,9 +60,10 @@ class SearchRequest(msgspec.Struct):
 
 
 class SearchEndpoint(RequestEndpoint):
-    """``POST /augment/search``."""
+    """``POST /augment/search``: a web search."""
 
     path = "/augment/search"
+    request_type = SearchRequest
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a query."""
@@ -77,9 +78,10 @@ class ScrapeRequest(msgspec.Struct):
 
 
 class ScrapeEndpoint(RequestEndpoint):
-    """``POST /augment/scrape``."""
+    """``POST /augment/scrape``: a page as text."""
 
     path = "/augment/scrape"
+    request_type = ScrapeRequest
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a URL."""
@@ -88,10 +90,11 @@ class ScrapeEndpoint(RequestEndpoint):
 
 
 class TextParserEndpoint(RequestEndpoint):
-    """``POST /augment/text-parser``."""
+    """``POST /augment/text-parser``: a document as text."""
 
     path = "/augment/text-parser"
     reads_body = False
+    file_names = ("file",)
 
 
 class RpcRequest(msgspec.Struct, gc=False):
@@ -107,6 +110,7 @@ class RpcEndpoint(RequestEndpoint):
     """``POST /crypto/rpc/{network}``: one request of JSON-RPC, or a batch."""
 
     path = "/crypto/rpc/{network}"
+    request_type = REQUEST_OR_BATCH
     nanos_each = RPC_NANOS
 
     def parse(self, inbound: Inbound) -> RequestCall:

@@ -8,7 +8,7 @@ from service import body
 from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway import assembly
-from service.gateway.call import Bound, Inbound, Relay, check_model
+from service.gateway.call import EVENTS, JSON, Bound, Inbound, Relay, check_model
 from service.gateway.tokens import (
     END_USER_FIELDS,
     Count,
@@ -39,10 +39,12 @@ class ResponsesRequest(TokenRequest, kw_only=True):
 
 
 class ResponsesEndpoint(TokenEndpoint[TokenCall]):
-    """``POST /responses``."""
+    """``POST /responses``: a response, whole or as typed events; nothing is stored."""
 
     path = "/responses"
     model_type = "text"
+    request_type = ResponsesRequest
+    answer_types = (JSON, EVENTS)
     cap_member = "max_output_tokens"
 
     def parse(self, inbound: Inbound) -> TokenCall:

@@ -11,6 +11,7 @@ from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import ClientError
 from service.gateway.call import (
+    JSON,
     Bound,
     Call,
     Cost,
@@ -125,6 +126,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     """A kind of call that is paid by the token."""
 
     is_inference = True
+    answer_types: ClassVar[tuple[str, ...]] = (JSON,)
     gives_output: ClassVar[bool] = True
     cap_member: ClassVar[str | None] = None
     """The member that caps the output, where there is one."""

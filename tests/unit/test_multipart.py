@@ -118,3 +118,10 @@ def test_texts_are_set_where_they_stand(fields):
         )
 
     assert set_texts(written(False), TYPE, {"a": "other"}) == written(True)
+
+
+@pytest.mark.parametrize("boundary", ["\udcff", '"\udcff"', "é", "", '"'])
+def test_a_boundary_is_ascii(boundary):
+    """A boundary of other bytes is refused: as a header's text they cannot even be encoded."""
+    with pytest.raises(ClientError, match="needs a boundary"):
+        parse(b"--b--", f"multipart/form-data; boundary={boundary}")
