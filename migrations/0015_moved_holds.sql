@@ -371,11 +371,23 @@ BEGIN
             hold.tags := call.tags;
             hold.process_id := admitting_process_id;
             hold.lease_until := decided_at + lease;
-            hold.created_at := coalesce(moved.created_at, decided_at);
-            taken := taken || hold;
+            hold.created_at := decided_at;
             IF call.is_moved THEN
-                DELETE FROM public.holds h
-                WHERE h.organization_id = call.organization_id AND h.id = call.id;
+                -- In its place, so that a settlement that waits for the row finds what it became.
+                UPDATE public.holds h
+                SET model = hold.model,
+                    is_stream = hold.is_stream,
+                    bound_nanos = hold.bound_nanos,
+                    bound_tokens = hold.bound_tokens,
+                    limit_ids = hold.limit_ids,
+                    limit_windows = hold.limit_windows,
+                    lease_until = hold.lease_until,
+                    requested_model = hold.requested_model,
+                    price_version = hold.price_version
+                WHERE h.organization_id = call.organization_id
+                  AND h.id = call.id;
+            ELSE
+                taken := taken || hold;
             END IF;
         ELSIF call.is_moved THEN
             useds := useds_before;
@@ -508,6 +520,14 @@ BEGIN
           AND (NOT only_expired OR h.lease_until < settled_at)
         RETURNING h.* INTO hold;
         IF FOUND THEN
+            IF NOT coalesce(hold.limit_ids <@ ids, hold.limit_ids = '{}') AND EXISTS (
+                SELECT FROM public.limits l
+                WHERE l.id = ANY (hold.limit_ids)
+                  AND (ids IS NULL OR l.id <> ALL (ids))
+            ) THEN
+                -- It was moved since its limits were read: all of the batch is done again.
+                RAISE EXCEPTION 'a hold was moved' USING ERRCODE = 'serialization_failure';
+            END IF;
             entry.id := hold.id;
             entry.kind := 'call';
             entry.requests := 1;

@@ -67,12 +67,13 @@ class Attempts:
         """Whether there is another attempt, after the pause before it. Another key comes first,
         then another model; to wait for this one is what is left."""
         route, budget = self._route, self._venice.budget
-        if route.call.upload is not None and route.call.upload.is_begun:
+        is_sent = route.call.upload is not None and route.call.upload.is_begun
+        if is_sent or not route.call.endpoint.is_known:
             return False
         is_inference = route.call.endpoint.is_inference
         wait_s = self._pause_s(error)
-        if is_repeatable(error) and route.may_repeat and not self.has_failed:
-            self.has_failed = True
+        may_be_charged = is_repeatable(error) and route.may_repeat and not self.has_failed
+        if may_be_charged:
             wait_s = 0.0
         may_advance = wait_s != 0.0 and is_uncharged(error, is_inference=is_inference)
         may_advance = may_advance and route.has_next and not self.has_failed
@@ -81,6 +82,7 @@ class Attempts:
             return True
         if wait_s is None or time.monotonic() + wait_s > ends_at or not budget.spend():
             return False
+        self.has_failed = self.has_failed or may_be_charged
         await asyncio.sleep(wait_s)
         return True
 
@@ -98,7 +100,8 @@ class Attempts:
         try:
             answer = await self._send(key, accept)
         except ServiceError as error:
-            keys.failed(key, model, error)
+            if self._route.call.endpoint.is_known:
+                keys.failed(key, model, error)
             self._tried.append((key.name, model, error.code))
             self.close()
             raise

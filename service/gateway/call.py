@@ -267,6 +267,8 @@ class Endpoint(Generic[C]):
     takes_json: ClassVar[bool] = True
     answer_types: ClassVar[tuple[str, ...]] = ("*/*",)
     """The media types of Venice's answers."""
+    is_known: ClassVar[bool] = True
+    """Whether it is known what Venice does there, and so what its refusals say of a key."""
     is_inference: ClassVar[bool] = False
     """Whether a call that Venice was too busy for can be repeated: it is charged after it ran."""
 

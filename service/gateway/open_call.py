@@ -1,10 +1,11 @@
 """One admitted call on its way: sent, read, and turned into its one ledger entry."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator
 from typing import Final, overload
+
+import structlog
 
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
@@ -24,6 +25,8 @@ from service.upstream import (
     read_plain,
     split_at_error,
 )
+
+log = structlog.get_logger()
 
 MOST_FINISH_S: Final = 900.0
 """How long an answer is read on for the books when its caller has gone."""
@@ -101,6 +104,8 @@ class OpenCall:
         self._first_chunk = b""
         self._events = WholeEvents()
         self._outcome: Outcome | None = None
+        self._is_refused = False
+        """Whether Venice refused the call after its caller had gone."""
         self._status: int | None = None
         self._started_at = time.monotonic()
         self._first_byte_at: float | None = None
@@ -246,8 +251,11 @@ class OpenCall:
             chunk = await anext(self._chunks, None)
             if chunk is not None:
                 self.stream_meter.feed(chunk)
+        rest, error = split_at_error(self._events.rest())
+        if error is not None:
+            self._fail_in_band(error)
         self._end_stream()
-        if rest := self._events.rest():
+        if rest:
             yield rest
 
     def _fail_in_band(self, error: UpstreamError) -> None:
@@ -286,8 +294,8 @@ class OpenCall:
 
     async def finish(self) -> None:
         """Read what is left of the answer, for the books alone. What fails on the way leaves them
-        with what is known by then."""
-        with contextlib.suppress(ServiceError, TimeoutError):
+        with what is known by then; what Venice refuses after all is not charged."""
+        try:
             async with asyncio.timeout(MOST_FINISH_S):
                 if self._begun is not None:
                     await self._begun
@@ -297,20 +305,27 @@ class OpenCall:
                     async for chunk in self.answer.chunks():
                         self.stream_meter.feed(chunk)
                     self._end_stream()
+        except TimeoutError:
+            log.warning("answer not finished", timeout_s=MOST_FINISH_S)
+        except ServiceError as error:
+            self._is_refused = self.answer is None and error.code in FREE_OUTCOMES
 
     async def close(self) -> None:
         """Let go of Venice's connection, whatever state it is in."""
-        for task in (self._begun, self._assembling):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ServiceError):
-                    await task
-        if self._chunks is not None:
-            await self._chunks.aclose()
-        if self.answer is not None:
-            self.answer.close()
-        if self._attempts is not None:
-            self._attempts.close()
+        tasks = [task for task in (self._begun, self._assembling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        try:
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception) and not isinstance(ended, ServiceError):
+                    log.error("a call failed in a way that is not known", exc_info=ended)
+            if self._chunks is not None:
+                await self._chunks.aclose()
+        finally:
+            if self.answer is not None:
+                self.answer.close()
+            if self._attempts is not None:
+                self._attempts.close()
 
     def entry(self, catalog: Catalog) -> Entry:
         """What the books get."""
@@ -341,14 +356,16 @@ class OpenCall:
         if self._attempts is not None and self._attempts.has_failed:
             bound: Bound = self.route.bound
             failed = self.call.endpoint.cost(self.call, bound, Metered(), catalog)
-            cost = _sum(cost, failed)
+            cost = _sum(cost, failed, bound)
         return cost
 
     def _cost_of_last(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
-        if self._attempts is None or outcome in FREE_OUTCOMES or metered.is_withheld:
+        is_free = outcome in FREE_OUTCOMES or metered.is_withheld or self._is_refused
+        if self._attempts is None or is_free:
             return Cost(None, 0, CostSource.NOT_CHARGED)
-        if self.call.upload is not None and not self.call.upload.is_whole:
-            # Venice never had the whole of it.
+        is_upload_cut = self.call.upload is not None and not self.call.upload.is_whole
+        if is_upload_cut and self.answer is None:
+            # Venice never had the whole of it, and said nothing.
             return Cost(None, 0, CostSource.NOT_CHARGED)
         is_blind = self.call.relay is Relay.PASSED or (
             self.call.relay is Relay.WHOLE and outcome in LEFT
@@ -368,7 +385,7 @@ class OpenCall:
         return None if at is None else round((at - self._started_at) * 1000)
 
 
-def _sum(cost: Cost, failed: Cost) -> Cost:
+def _sum(cost: Cost, failed: Cost, bound: Bound) -> Cost:
     """What two attempts cost, of which the first is known by an estimate at best."""
     if cost.nanos is None or failed.nanos is None:
         return Cost(cost.usage, None, CostSource.UNKNOWN)
@@ -381,4 +398,7 @@ def _sum(cost: Cost, failed: Cost) -> Cost:
             cached_input_tokens=cost.usage.cached_input_tokens,
             cache_write_tokens=cost.usage.cache_write_tokens,
         )
-    return Cost(usage, cost.nanos + failed.nanos, CostSource.ESTIMATED)
+    # An estimate is booked within the bound; what Venice charges above it, in full.
+    is_above = bound.nanos is not None and cost.nanos > bound.nanos
+    source = cost.source if is_above else CostSource.ESTIMATED
+    return Cost(usage, cost.nanos + failed.nanos, source)

@@ -10,7 +10,7 @@ import structlog
 from service import metrics, money
 from service.accounts import Caller
 from service.catalog import Catalog
-from service.errors import NotFound, Unavailable
+from service.errors import Forbidden, NotFound, Unavailable
 from service.gateway.call import Call, Quote
 from service.gateway.open_call import OpenCall, Reply
 from service.gateway.route import Route
@@ -91,6 +91,12 @@ class Gateway:
 
         :raises NotFound, Forbidden: when there is no such model, or none for this key.
         """
+        is_choosy = caller.has_model_limit or caller.allowed_models is not None
+        if is_choosy and not call.endpoint.is_known:
+            raise Forbidden(
+                "Which model that is a call of is not known here, and not every model is allowed.",
+                code="model_not_allowed",
+            )
         if not call.has_model:
             return (call,)
         try:
@@ -101,7 +107,6 @@ class Gateway:
                 call.endpoint.model_type,
             )
         except NotFound:
-            is_choosy = caller.has_model_limit or caller.allowed_models is not None
             if call.is_default_model and not is_choosy:
                 return (call,)
             raise
@@ -116,6 +121,8 @@ class Gateway:
             finishing = open_call.task = asyncio.create_task(self._finish(open_call))
             self._finishing.add(finishing)
             finishing.add_done_callback(self._finishing.discard)
+            # A task that is cancelled before it has begun does nothing at all.
+            await asyncio.sleep(0)
         else:
             await self._settle(open_call)
 
@@ -126,6 +133,8 @@ class Gateway:
         except asyncio.CancelledError:
             # Nothing is lost but the rest of an answer that nobody reads.
             uncancel()
+        except Exception:
+            log.exception("answer not finished")
         await self._settle(open_call)
 
     async def _settle(self, open_call: OpenCall) -> None:

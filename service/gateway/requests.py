@@ -134,6 +134,7 @@ class OtherEndpoint(RequestEndpoint):
     """A path of Venice that is not known here: nobody knows what it costs."""
 
     path = "/{other}"
+    is_known = False
     reads_body = False
     nanos_each = None
 

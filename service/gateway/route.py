@@ -137,12 +137,16 @@ class Route:
         call = await call.priced(self._venice)
         are_prices_known = self._catalog.is_loaded
         bound = call.endpoint.bound(call, self.caller, self._catalog)
-        standing = await self._ledger.would_admit(self._hold(call, bound, uuid7()))
+        hold = self._hold(call, bound, uuid7())
+        standing = await self._ledger.would_admit(hold)
+        nanos, tokens, refusal = hold.bound_nanos, hold.bound_tokens, None
         if isinstance(standing.outcome, ServiceError):
             refusal = _told(standing.outcome, are_prices_known=are_prices_known)
-            return Quote(call=call, bound=bound, limits=standing.limits, refusal=refusal)
-        bound = self._cut(call, bound, standing.outcome)
-        return Quote(call=call, bound=bound, limits=standing.limits, refusal=None)
+        else:
+            nanos, tokens = standing.outcome.bound_nanos, standing.outcome.bound_tokens
+            bound = self._cut(call, bound, standing.outcome)
+        bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
+        return Quote(call=call, bound=bound, limits=standing.limits, refusal=refusal)
 
     def _attempts(self, call: Call) -> int:
         """For how many attempts the hold is."""

@@ -106,6 +106,9 @@ class TokenCall(Call, frozen=True, kw_only=True):
         """See :meth:`Call.for_model`."""
         if self.is_end_to_end_encrypted:
             return msgspec.structs.replace(self, model=name)
+        if name.startswith(END_TO_END_ENCRYPTED):
+            # Its calls are treated otherwise from their first byte on.
+            raise ClientError(f"model: must be {name!r} itself, to be encrypted.", param="model")
         return super().for_model(name)
 
     def estimated_input_tokens(self) -> int:

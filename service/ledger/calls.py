@@ -198,6 +198,8 @@ class Ledger:
         self._trying = asyncio.Semaphore(1)
         self._open: dict[UUID, Hold] = {}
         self._sent: dict[UUID, Sent] = {}
+        self._moving: set[UUID] = set()
+        """Holds whose move is under way, or whose end nobody has waited for."""
         self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
 
@@ -238,11 +240,17 @@ class Ledger:
             the two is held, and settling ends it.
         """
         future = self._admissions.submit(msgspec.structs.replace(hold, is_moved=True))
+        self._moving.add(hold.id)
         try:
             async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                return await future
+                admission = await future
         except TimeoutError as error:
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
+        except ServiceError:
+            self._moving.discard(hold.id)
+            raise
+        self._moving.discard(hold.id)
+        return admission
 
     async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
         metrics.ADMISSION_BATCH.observe(len(holds))
@@ -334,15 +342,25 @@ class Ledger:
         is what remains of the call, and the sweeper settles that. Where there is no hold (the call
         was never admitted, or is settled) nothing is written.
         """
-        future = self._settlements.submit(entry)
+        future: asyncio.Future[None]
+        if entry.hold.id in self._moving:
+            future = asyncio.ensure_future(self._settle_moved(entry))
+        else:
+            future = self._settlements.submit(entry)
         self._settling.add(future)
         future.add_done_callback(self._settling.discard)
         future.add_done_callback(lambda _: self._forget(entry.hold))
         return future
 
+    async def _settle_moved(self, entry: Entry) -> None:
+        """Settle a call whose move was not waited for, when it can no longer come in between."""
+        await self._admissions.end_of_batch()
+        await self._settlements.submit(entry)
+
     def _forget(self, hold: Hold) -> None:
         self._open.pop(hold.id, None)
         self._sent.pop(hold.id, None)
+        self._moving.discard(hold.id)
 
     async def _settle(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         pause_s = RETRY_FIRST_S

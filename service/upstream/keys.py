@@ -124,15 +124,16 @@ class UpstreamKeys:
         return next((key for key in self._keys if key.id == key_id), None)
 
     def any(self) -> UpstreamKey:
-        """A key for what costs nothing.
+        """A key for what costs nothing; one organization's own only where there is no other.
 
         :raises UpstreamExhausted: when there is none.
         """
-        for key in self._keys:
+        shared = [key for key in self._keys if key.organization_id is None] or self._keys
+        for key in shared:
             if self._ready_at(key, EVERY_MODEL) <= time.monotonic():
                 return key
-        if self._keys:
-            return self._keys[0]
+        if shared:
+            return shared[0]
         raise UpstreamExhausted("The gateway has no Venice key.", retry_after_s=EXHAUSTED_RETRY_S)
 
     def choose(

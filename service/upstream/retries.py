@@ -22,8 +22,8 @@ class RetryBudget:
     """How many attempts may be repeated in this process: each answer earns two, so that an outage,
     which earns none, is not made worse by more than a hundred."""
 
-    def __init__(self) -> None:
-        self._left = MOST_LEFT
+    def __init__(self, left: float = MOST_LEFT) -> None:
+        self._left = left
 
     def earn(self) -> None:
         """A call was answered."""
@@ -73,7 +73,8 @@ def is_uncharged(error: UpstreamError, *, is_inference: bool) -> bool:
         return True
     if isinstance(error, UpstreamRejected):
         return error.upstream_status in (404, 410)
-    return isinstance(error, UpstreamBusy) and is_inference
+    # Without a status of Venice's there was no key to ask it with.
+    return isinstance(error, UpstreamBusy) and (is_inference or error.upstream_status is None)
 
 
 def is_repeatable(error: UpstreamError) -> bool:

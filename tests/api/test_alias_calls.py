@@ -240,3 +240,28 @@ async def test_a_trait_is_the_models_own_name_to_venice(service, caller, upstrea
         assert response.status == 200
     expected = service.app[CATALOG].targets(caller.organization_id, "default", None, "text")
     assert asked(upstream) == list(expected) != ["default"]
+
+
+async def test_an_encrypted_model_has_its_own_name_only(service, caller, upstream):
+    """Its calls are treated otherwise, which an alias would hide: they would be read."""
+    await set_alias(service, "private", ["e2ee-qwen3-30b"])
+    for name in ("private", "E2EE Qwen3 30B"):
+        for stream in (True, False):
+            async with caller.chat(model=name, stream=stream, user="bob") as response:
+                error = (await response.json())["error"]
+            assert (response.status, error["param"]) == (400, "model")
+    assert upstream.calls.to("/chat/completions") == []
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+async def test_paths_that_are_not_known_are_no_way_around(service, upstream, is_listed):
+    """A list of models, or a limit of one, cannot be kept where nobody knows what is asked for."""
+    caller = await service.new_caller(**({"models": [SECOND]} if is_listed else {}))
+    if not is_listed:
+        await limited(caller, unit="requests", period="day", ceiling=1, model=FIRST)
+    for path in ("/api/v1/chat/Completions", "/api/v1/completions", "/api/v1/odd"):
+        body = {"model": FIRST, "messages": []}
+        async with service.http.post(path, json=body, headers=caller.headers) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (403, "model_not_allowed")
+    assert {call.method for call in upstream.calls} == {"GET"}

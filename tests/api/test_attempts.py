@@ -13,6 +13,7 @@ from service import jobs
 from service import upstream as upstream_keys
 from service.api import DATABASE, KEYRING, VENICE
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.upstream import retries
 
 
 async def with_keys(service):
@@ -262,6 +263,20 @@ async def test_a_question_about_no_job_is_answered_here(service, caller, upstrea
         assert (response.status, upstream.calls.to("/video/retrieve")) == (400, [])
 
 
+@pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance"])
+async def test_a_refusal_at_an_unknown_path_says_nothing_of_the_key(
+    service, caller, upstream, kind
+):
+    """It may be one that no such key may use: nobody else notices, and no other key is tried."""
+    await with_keys(service)
+    url = "/api/v1/video/transcriptions"
+    upstream.faults.push("/video/transcriptions", kind)
+    async with service.http.post(url, json={}, headers=caller.headers) as response:
+        assert response.status == 503
+    assert len(upstream.calls.to("/video/transcriptions")) == 1
+    assert service.app[VENICE].keys.resting() == {}
+
+
 class TestRepeatedFailures:
     """Keys whose failed calls of text are tried a second time, though Venice may have charged."""
 
@@ -328,6 +343,31 @@ class TestRepeatedFailures:
                 402,
                 "limit_exceeded",
             )
+
+    async def test_a_failure_that_is_not_repeated_is_booked_once(self, service, caller, upstream):
+        """As when an outage has used up the budget of repetitions."""
+        service.app[VENICE].budget = retries.RetryBudget(left=0)
+        costs = []
+        for one in (caller, await service.new_caller()):
+            upstream.faults.push("/chat/completions", "inference_failed", times=1)
+            async with one.chat("[tokens=3]") as response:
+                assert response.status == 502
+            costs.append(cost_of(await one.only_entry()))
+        assert len(upstream.calls.to("/chat/completions")) == 2
+        assert costs[0] == costs[1] > 0
+
+    async def test_a_quote_is_for_both(self, service):
+        """It says what is held, which may all be charged."""
+        bounds = []
+        for repeats in (False, True):
+            caller = await service.new_caller(settings={"repeat_failed": repeats})
+            body = BODIES["/chat/completions"]
+            async with service.http.post(
+                "/v1/quote", json=body, headers=caller.headers
+            ) as response:
+                quote = await response.json()
+            bounds.append((Decimal(quote["max_cost_usd"]), quote["max_tokens"]))
+        assert bounds[1] == tuple(2 * bound for bound in bounds[0])
 
     @pytest.mark.parametrize("kind", ["timeout", "disconnect"])
     async def test_what_nobody_knows_the_end_of_is_not_repeated(self, caller, upstream, kind):

@@ -100,3 +100,18 @@ async def test_a_shutdown_ends_it(upstream, caller):
     entry = await settled(caller)
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "estimated")
     assert gateway.open_calls == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_venice_refuses_after_all_costs_nothing(upstream, caller, stream):
+    """It never ran."""
+    upstream.faults.push("/chat/completions", "slow_headers", seconds=0.5)
+    body = "word " * 200_000
+    waiting = asyncio.create_task(caller.chat(body, stream=stream).__aenter__())
+    async with asyncio.timeout(5):
+        while not upstream.calls.to("/chat/completions"):
+            await asyncio.sleep(0.01)
+    waiting.cancel()
+
+    entry = await settled(caller)
+    assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "not_charged")

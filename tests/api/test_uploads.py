@@ -47,7 +47,11 @@ async def slow(aiohttp_server):
     """Such a Venice, and its server."""
     venice = Slow()
     app = web.Application(client_max_size=100 * MEBIBYTE)
-    app.router.add_post("/api/v1/augment/text-parser", venice.parse)
+
+    async def parse(request):
+        return await venice.parse(request)
+
+    app.router.add_post("/api/v1/augment/text-parser", parse)
     app.router.add_get("/api/v1/models", venice.models)
     venice.server = await aiohttp_server(app)
     return venice
@@ -186,3 +190,21 @@ async def test_a_key_without_room_is_refused_before_it_is_read(service, slow):
     except aiohttp.ClientConnectionError:
         pass
     assert not slow.begun.is_set()
+
+
+async def test_what_venice_answers_before_the_end_is_charged(service, caller, slow):
+    """Whatever of the body its caller holds back."""
+
+    async def parse(request):
+        await request.content.readany()
+        return web.json_response({"text": "a", "tokens": 1})
+
+    slow.parse = parse
+    headers = {**caller.headers, **TYPE}
+    body = document(2 * MEBIBYTE, asyncio.Event())
+    async with service.http.post(URL, data=body, headers=headers) as response:
+        assert (response.status, bool(await response.read())) == (200, True)
+    async with asyncio.timeout(5):
+        while not (entries := await caller.entries()):
+            await asyncio.sleep(0.02)
+    assert [(entry["outcome"], entry["cost_usd"]) for entry in entries] == [("ok", "0.01")]

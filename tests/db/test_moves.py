@@ -10,6 +10,7 @@ from books import EACH, entry_of
 from service import ledger, money
 from service.errors import LimitExceeded, RateLimited, Unavailable
 from service.ledger import CostSource, Ledger, Outcome
+from service.ledger.calls import ADMIT, LEASE_S
 
 
 def to(hold, model="other", nanos=1, tokens=1):
@@ -186,3 +187,46 @@ async def test_the_key_of_a_call_is_in_its_entry(books):
         await books.connection.fetchval("SELECT upstream_key_id FROM ledger_entries")
         == (books.keys[1])
     )
+
+
+@pytest.mark.parametrize("is_met", [True, False])
+async def test_a_settlement_beside_a_move_takes_what_the_hold_became(books, is_met):
+    """As when the caller leaves while the statement runs: whatever limits the two share, the call
+    gets its entry and nothing stays held."""
+    old = [await books.limit("concurrency", None, 5, model="m")] if is_met else []
+    hold = books.hold()
+    await books.ledger.admit(hold)
+    new = await books.limit("concurrency", None, 5, model="other")
+    moved = msgspec.structs.replace(to(hold), is_moved=True)
+    calls = msgspec.json.encode([moved]).decode()
+    async with books.database.transaction() as conn:
+        await conn.fetchrow(ADMIT, calls, books.keys[0], LEASE_S, 100)
+        settling = books.ledger.settle(entry_of(hold, 1, 1))
+        await books.wait_for(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+    await settling
+
+    assert [await counts(books, limit) for limit in (*old, new)] == [(0, 0)] * (len(old) + 1)
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
+
+
+async def test_a_move_that_nobody_waits_for_is_over_before_its_call_is_settled(books):
+    """The settlement waits for the batch that the move is in."""
+    await books.slow_down()
+    hold = books.hold()
+    await books.ledger.admit(hold)
+    moving = asyncio.create_task(books.ledger.move(to(hold)))
+    await books.wait_for(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        " AND datname = current_database()"
+    )
+    moving.cancel()
+
+    await books.ledger.settle(entry_of(hold, 1, 1))
+
+    requested = await books.connection.fetchval("SELECT requested_model FROM ledger_entries")
+    assert requested == "other"
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
