@@ -9,12 +9,13 @@ from service.api import (
     admin,
     health,
     inference,
+    media,
     messages,
     metrics,
     reports,
     upstream_keys,
 )
-from service.gateway import DECISIONS, ENDPOINTS, FREE_PATHS
+from service.gateway import DECISIONS, ENDPOINTS, FREE_PATHS, TRANSCRIPTIONS
 
 READ_PATHS: Final = (
     "/models/traits",
@@ -39,7 +40,11 @@ def add_routes(app: web.Application) -> None:
     # OpenAI's paths and Venice's own, one handler each.
     for prefix in ("/v1", "/api/v1"):
         for endpoint in ENDPOINTS:
-            router.add_post(prefix + endpoint.path, inference.paid(endpoint))
+            handler = inference.paid(endpoint)
+            if endpoint is TRANSCRIPTIONS:
+                handler = media.transcribe
+            router.add_post(prefix + endpoint.path, handler)
+        router.add_post(f"{prefix}/images/edits", media.edit)
         router.add_post(f"{prefix}/systemone", inference.paid(DECISIONS))
         for path in FREE_PATHS:
             router.add_post(prefix + path, inference.free(path))

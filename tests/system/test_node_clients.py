@@ -11,7 +11,7 @@ import pytest
 PACKAGES = ("openai@6.49.0", "@anthropic-ai/sdk@1.13.0")
 SCRIPT = Path(__file__).with_name("node_clients.mjs")
 INSTALL_TIMEOUT_S = 90
-CALLS = 12
+CALLS = 13
 """How many the script makes; the last is left in the middle."""
 
 
@@ -57,6 +57,7 @@ async def test_node_clients(installed, caller):
         "response": 12,
         "dimensions": 1024,
         "heard": True,
+        "edited": "PNG",
         "refused": ["NotFoundError", "upstream_rejected"],
         "message": ["end_turn", 12],
         "messageStream": ["end_turn", 12],

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClientError
-from service.multipart import MOST_PARTS, TEXT_BYTES, is_multipart, parse, set_texts
+from service.multipart import MOST_PARTS, TEXT_BYTES, is_multipart, parse, set_texts, write
 
 TYPE = "multipart/form-data; boundary=b"
 
@@ -118,3 +118,15 @@ def test_texts_are_set_where_they_stand(fields):
         )
 
     assert set_texts(written(False), TYPE, {"a": "other"}) == written(True)
+
+
+@given(st.lists(CONTENT, min_size=1, max_size=4), CONTENT)
+def test_another_body_is_written(files, text):
+    """Of texts, and of files under another name, whose bytes and headers are what they were."""
+    name = b'Content-Type: image/png\r\nContent-Disposition: form-data; filename="name"; name="%b"'
+    sent = body(*((name % b"a[]", content) for content in files), (head("b"), b"gone"))
+    texts = {"c": text.decode(errors="replace")}
+    kept = [("d", part) for part in parse(sent, TYPE) if part.name == "a[]"]
+
+    expected = [(head("c"), texts["c"].encode()), *((name % b"d", content) for content in files)]
+    assert write(sent, TYPE, texts, kept) == body(*expected)
