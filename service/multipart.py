@@ -87,8 +87,8 @@ def _renamed(head: bytes, name: str) -> bytes:
 
 def _delimiter(content_type: str) -> bytes:
     match = BOUNDARY.search(content_type)
-    if match is None:
-        raise ClientError("Content-Type: multipart/form-data needs a boundary.")
+    if match is None or not match[0].isascii():
+        raise ClientError("Content-Type: multipart/form-data needs a boundary, in ASCII.")
     return b"--" + (match[1] or match[2]).encode()
 
 

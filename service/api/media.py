@@ -1,5 +1,6 @@
 """Images and sound as OpenAI's clients ask for them, where Venice has other words for it."""
 
+import base64
 import math
 import re
 import time
@@ -36,6 +37,7 @@ PASSED: Final = frozenset({"output_format"})
 """Those that Venice has too; the others are what it does anyway."""
 QUALITIES: Final = {"auto": "", "standard": "", "hd": "high"}
 """OpenAI's in Venice's words; those that leave the choice to the model say nothing."""
+PICTURE_TYPE: Final = re.compile(r"image/[\w.+-]+", re.ASCII)
 SIZE: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 RATIOS: Final = ("1:1", "3:2", "16:9", "21:9", "9:16", "2:3", "3:4", "4:5")
 MOST_OFF: Final = 0.05
@@ -54,7 +56,7 @@ async def edit(request: web.Request) -> web.StreamResponse:
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
     asked = _read(inbound)
-    as_url = asked.texts.get("response_format") == "url"
+    as_url = asked.texts.get("response_format", "").lower() == "url"
 
     def say(content: bytes, content_type: str) -> bytes:
         return _images(content, content_type, as_url=as_url)
@@ -174,17 +176,12 @@ def _shape(size: str) -> dict[str, str]:
 
 
 def _images(content: bytes, content_type: str, *, as_url: bool) -> bytes:
-    media_type = content_type.partition(";")[0].strip()
-    if not media_type.startswith("image/"):
+    match = PICTURE_TYPE.match(content_type)
+    if match is None:
         raise UpstreamError("Venice's answer is no image.")
-    # Bytes are base64 in JSON.
-    encoded = msgspec.json.encode(content)
-    if as_url:
-        start = msgspec.json.encode(f"data:{media_type};base64,")
-        member = b'"url":' + start[:-1] + encoded[1:]
-    else:
-        member = b'"b64_json":' + encoded
-    return b'{"created":%d,"data":[{%b}]}' % (int(time.time()), member)
+    start = b'"url":"data:%b;base64,' % match[0].encode() if as_url else b'"b64_json":"'
+    start = b'{"created":%d,"data":[{%b' % (int(time.time()), start)
+    return b"".join((start, base64.b64encode(content), b'"}]}'))
 
 
 def _wants_text(inbound: Inbound) -> bool:

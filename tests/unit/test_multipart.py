@@ -81,6 +81,7 @@ def test_more_headers_and_a_preamble():
     [
         (body((head("a"), b"1")), "multipart/form-data"),
         (body((head("a"), b"1")), "multipart/form-data; boundary=other"),
+        (body((head("a"), b"1")), "multipart/form-data; boundary=b\udcff"),
         (body((head("a"), b"1"), end=b""), TYPE),
         (body((b"Content-Disposition: form-data", b"1")), TYPE),
         (body(*[(head("a"), b"")] * (MOST_PARTS + 1)), TYPE),
