@@ -1,7 +1,7 @@
 """Bodies of type ``multipart/form-data``: what their fields are called and how long they are."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from service.errors import ClientError
@@ -23,6 +23,8 @@ class Part(NamedTuple):
     text: str | None
     start: int
     """Where its value begins in the body."""
+    head: bytes
+    """Its headers, without the empty line after them."""
 
 
 def is_multipart(content_type: str) -> bool:
@@ -35,10 +37,7 @@ def parse(content: bytes, content_type: str) -> list[Part]:
 
     :raises ClientError: when it is no such body, or has too many parts.
     """
-    match = BOUNDARY.search(content_type)
-    if match is None:
-        raise ClientError("Content-Type: multipart/form-data needs a boundary.")
-    delimiter = b"--" + (match[1] or match[2]).encode()
+    delimiter = _delimiter(content_type)
     parts: list[Part] = []
     start = content.find(delimiter)
     while start != -1:
@@ -66,6 +65,35 @@ def set_texts(content: bytes, content_type: str, texts: Mapping[str, str]) -> by
     return b"".join([*pieces, content[kept_from:]])
 
 
+def write(
+    content: bytes, content_type: str, texts: Mapping[str, str], files: Iterable[tuple[str, Part]]
+) -> bytes:
+    """Another body of the same type: texts, and files of this one under the names that are given.
+    The texts may hold nothing that this one could not."""
+    delimiter, view = _delimiter(content_type), memoryview(content)
+    pieces: list[bytes | memoryview] = []
+    for name, text in texts.items():
+        head = b'Content-Disposition: form-data; name="%b"' % name.encode()
+        pieces += [delimiter, b"\r\n", head, b"\r\n\r\n", text.encode(), b"\r\n"]
+    for name, part in files:
+        value = view[part.start : part.start + part.length_bytes]
+        pieces += [delimiter, b"\r\n", _renamed(part.head, name), b"\r\n\r\n", value, b"\r\n"]
+    return b"".join([*pieces, delimiter, b"--\r\n"])
+
+
+def _renamed(head: bytes, name: str) -> bytes:
+    match = NAME.search(head)
+    assert match is not None  # noqa: S101 - it was found when the part was read
+    return head[: match.start(1)] + name.encode() + head[match.end(1) :]
+
+
+def _delimiter(content_type: str) -> bytes:
+    match = BOUNDARY.search(content_type)
+    if match is None or not match[0].isascii():
+        raise ClientError("Content-Type: multipart/form-data needs a boundary, in ASCII.")
+    return b"--" + (match[1] or match[2]).encode()
+
+
 def _part(content: bytes, head: bytes, start: int, end: int) -> Part:
     name = NAME.search(head)
     if name is None:
@@ -75,4 +103,4 @@ def _part(content: bytes, head: bytes, start: int, end: int) -> Part:
     text = None
     if not FILENAME.search(head) and length_bytes <= TEXT_BYTES:
         text = content[start:end].decode(errors="replace")
-    return Part(name[1].decode(errors="replace"), length_bytes, text, start)
+    return Part(name[1].decode(errors="replace"), length_bytes, text, start, head.lstrip())

@@ -12,6 +12,7 @@ from service.api import (
     admin,
     health,
     inference,
+    media,
     messages,
     metrics,
     reports,
@@ -29,7 +30,7 @@ from service.api.description import (
 )
 from service.api.description import messages as anthropic
 from service.errors import ClientError, Conflict, Forbidden, LimitExceeded, NotFound, RateLimited
-from service.gateway import CHAT, DECISIONS, ENDPOINTS, FREE_PATHS, Endpoint
+from service.gateway import CHAT, DECISIONS, ENDPOINTS, FREE_PATHS, TRANSCRIPTIONS, Endpoint
 
 READ_PATHS: Final = (
     "/models/traits",
@@ -74,8 +75,10 @@ def add_routes(app: web.Application) -> None:
 
 def _add_inference(routes: Routes, prefix: str) -> None:
     for endpoint in ENDPOINTS:
-        about = _paid(endpoint)
-        routes.add(f"POST {prefix}{endpoint.path}", inference.paid(endpoint), about)
+        handler = media.transcribe if endpoint is TRANSCRIPTIONS else inference.paid(endpoint)
+        routes.add(f"POST {prefix}{endpoint.path}", handler, _paid(endpoint))
+    edit = caller(takes=Any, takes_json=False, files=("image",), gives=(JSON,), refuses=OF_CALLS)
+    routes.add(f"POST {prefix}/images/edits", media.edit, edit)
     routes.add(f"POST {prefix}/systemone", inference.paid(DECISIONS), _paid(DECISIONS))
     for path in FREE_PATHS:
         files = ("audio",) if "voice-changer" in path else ()

@@ -26,6 +26,7 @@ from service.errors import (
 from service.gateway import Reply, Upload, uncancel
 from service.ledger import Rates
 from service.settings import Settings
+from service.upstream import PLAIN_BODY_BYTES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -251,15 +252,20 @@ def _reply_headers(reply: Reply) -> dict[str, str]:
     return {**reply.headers, **headers}
 
 
+def _plain_headers(reply: Reply) -> dict[str, str]:
+    headers = _reply_headers(reply)
+    if reply.cost_usd is not None:
+        headers["x-rialto-cost-usd"] = reply.cost_usd
+    return headers
+
+
 async def relay(
     request: web.Request, reply: Reply, translation: Translation | None = None
 ) -> web.StreamResponse:
     """Pass Venice's answer on: a plain one whole, anything else as it comes."""
     if reply.is_events:
         return await _EventStream(request, reply, translation).relay()
-    headers = _reply_headers(reply)
-    if reply.cost_usd is not None:
-        headers["x-rialto-cost-usd"] = reply.cost_usd
+    headers = _plain_headers(reply)
     if reply.body is not None:
         content = translation.whole(reply.body) if translation else reply.body
         return web.Response(body=content, headers=headers)
@@ -284,6 +290,32 @@ async def _relay_awaited(
         content = await reply.whole(request.app[SETTINGS].heartbeat_s)
     await response.write(translation.whole(content) if translation else content)
     return response
+
+
+async def relay_as(
+    reply: Reply, content_type: str, say: Callable[[bytes, str], bytes]
+) -> web.Response:
+    """A plain answer of Venice in another form: ``say`` makes the body out of Venice's and its
+    type. Nothing is sent before that is done, so a failure keeps its status.
+
+    :raises UpstreamError: when the answer fails on its way, is too large, or cannot be said.
+    """
+    content = await _whole(reply) if reply.body is None else reply.body
+    response = web.Response(headers=_plain_headers(reply))
+    response.body = say(content, response.headers.get("Content-Type", ""))
+    response.headers["Content-Type"] = content_type
+    return response
+
+
+async def _whole(reply: Reply) -> bytes:
+    pieces, size = [], 0
+    async with contextlib.aclosing(reply.chunks()) as chunks:
+        async for chunk in chunks:
+            pieces.append(chunk)
+            size += len(chunk)
+            if size > PLAIN_BODY_BYTES:
+                raise UpstreamError("Venice's answer is too large.")
+    return b"".join(pieces)
 
 
 async def pass_on(

@@ -133,4 +133,5 @@ class VoiceEndpoint(AudioEndpoint):
         )
 
 
-ENDPOINTS: Final = (SpeechEndpoint(), TranscriptionEndpoint(), VoiceEndpoint())
+TRANSCRIPTIONS: Final = TranscriptionEndpoint()
+ENDPOINTS: Final = (SpeechEndpoint(), TRANSCRIPTIONS, VoiceEndpoint())

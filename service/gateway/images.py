@@ -261,11 +261,13 @@ class CutOutEndpoint(ImageEndpoint):
         )
 
 
+EDIT: Final = EditEndpoint()
+MULTI_EDIT: Final = MultiEditEndpoint()
 ENDPOINTS: Final = (
     GenerateEndpoint(),
     GenerationsEndpoint(),
-    EditEndpoint(),
-    MultiEditEndpoint(),
+    EDIT,
+    MULTI_EDIT,
     UpscaleEndpoint(),
     CutOutEndpoint(),
 )

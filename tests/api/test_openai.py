@@ -115,14 +115,13 @@ async def test_a_picture(client, caller, upstream):
 
 
 async def test_images(client, caller, upstream):
-    """One is made, one is edited by way of a form."""
+    """One is made, then edited; see test_image_edits.py too."""
     made = await client.images.generate(model="venice-sd35", prompt="a fox", n=1)
     picture = base64.b64decode(made.data[0].b64_json)
     assert picture.startswith(b"\x89PNG")
 
-    with pytest.raises(openai.NotFoundError) as caught:
-        await client.images.edit(image=("fox.png", io.BytesIO(PNG)), prompt="a red one")
-    assert caught.value.code == "not_found"
+    edited = await client.images.edit(image=("fox.png", io.BytesIO(picture)), prompt="a red one")
+    assert base64.b64decode(edited.data[0].b64_json).startswith(b"\x89PNG")
     await books_agree(caller, upstream)
 
 
@@ -133,13 +132,28 @@ async def test_audio(client, caller, upstream):
     )
     asked = {"model": "nvidia/parakeet-tdt-0.6b-v3", "file": ("a.wav", speech.content)}
     heard = await client.audio.transcriptions.create(**asked)
-    await books_agree(caller, upstream)
-    plain = await client.audio.transcriptions.create(**asked, response_format="text")
+    raw = await client.audio.transcriptions.with_raw_response.create(
+        **asked, response_format="text"
+    )
 
     assert speech.content.startswith(b"RIFF")
-    assert heard.text == plain.strip()
-    # Plain text does not say how long the sound is: the most that its size allows is booked.
-    assert (await caller.entries())[0]["cost_source"] == "bound"
+    assert raw.headers.get_list("Content-Type") == ["text/plain; charset=utf-8"]
+    assert heard.text == raw.text
+    assert raw.headers["x-rialto-cost-usd"] == (await caller.entries())[0]["cost_usd"]
+    await books_agree(caller, upstream)
+
+
+async def test_a_transcription_of_another_format(client, caller, upstream):
+    """Is asked for as it is; plain text that Venice cannot give is Venice's failure, and paid."""
+    asked = {"model": "nvidia/parakeet-tdt-0.6b-v3", "file": ("a.wav", b"x" * 100)}
+    await client.audio.transcriptions.create(**asked, response_format="vtt")
+    assert b"\r\n\r\nvtt\r\n" in upstream.calls[-1].body
+
+    upstream.faults.push("/audio/transcriptions", "garbage", times=1)
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.audio.transcriptions.create(**asked, response_format="text")
+    assert caught.value.code == "upstream_error"
+    assert cost_of((await caller.entries())[0]) > 0
 
 
 async def test_embeddings(client, caller, upstream):

@@ -58,10 +58,10 @@ async def slow(aiohttp_server):
 
 
 @pytest.fixture
-async def service(database_address, slow):
-    """A service before it."""
+async def service(request, database_address, slow):
+    """A service before it, which waits for bodies as long as a test says."""
     url = str(slow.server.make_url("")).rstrip("/")
-    settings = make_settings(database_address, url, body_timeout_s=2.0)
+    settings = make_settings(database_address, url, body_timeout_s=getattr(request, "param", 60.0))
     async with running(settings) as service:
         yield service
         slow.go_on.set()
@@ -144,6 +144,7 @@ async def test_too_much_is_refused(service, caller, slow, is_said):
     assert [entry["cost_source"] for entry in entries] == ([] if is_said else ["not_charged"])
 
 
+@pytest.mark.parametrize("service", [1.0], indirect=True)
 async def test_one_that_never_ends_is_given_up(service, caller, slow):
     """Within the same deadline as a body that is read here."""
     slow.go_on.set()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClientError
-from service.multipart import MOST_PARTS, TEXT_BYTES, is_multipart, parse, set_texts
+from service.multipart import MOST_PARTS, TEXT_BYTES, is_multipart, parse, set_texts, write
 
 TYPE = "multipart/form-data; boundary=b"
 
@@ -81,6 +81,7 @@ def test_more_headers_and_a_preamble():
     [
         (body((head("a"), b"1")), "multipart/form-data"),
         (body((head("a"), b"1")), "multipart/form-data; boundary=other"),
+        (body((head("a"), b"1")), "multipart/form-data; boundary=b\udcff"),
         (body((head("a"), b"1"), end=b""), TYPE),
         (body((b"Content-Disposition: form-data", b"1")), TYPE),
         (body(*[(head("a"), b"")] * (MOST_PARTS + 1)), TYPE),
@@ -125,3 +126,15 @@ def test_a_boundary_is_ascii(boundary):
     """A boundary of other bytes is refused: as a header's text they cannot even be encoded."""
     with pytest.raises(ClientError, match="needs a boundary"):
         parse(b"--b--", f"multipart/form-data; boundary={boundary}")
+
+
+@given(st.lists(CONTENT, min_size=1, max_size=4), CONTENT)
+def test_another_body_is_written(files, text):
+    """Of texts, and of files under another name, whose bytes and headers are what they were."""
+    name = b'Content-Type: image/png\r\nContent-Disposition: form-data; filename="name"; name="%b"'
+    sent = body(*((name % b"a[]", content) for content in files), (head("b"), b"gone"))
+    texts = {"c": text.decode(errors="replace")}
+    kept = [("d", part) for part in parse(sent, TYPE) if part.name == "a[]"]
+
+    expected = [(head("c"), texts["c"].encode()), *((name % b"d", content) for content in files)]
+    assert write(sent, TYPE, texts, kept) == body(*expected)
