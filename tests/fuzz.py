@@ -268,8 +268,11 @@ class _Fuzz:
         is_form = body is not None and any(isinstance(value, bytes) for value in body.values())
         arguments = {"json": body} if body is not None else {}
         if is_form:
-            files = {name: ("x.bin", value) for name, value in body.items()}
-            arguments = {"files": files}
+            is_file = {name: isinstance(value, bytes) for name, value in body.items()}
+            arguments = {
+                "files": {name: ("x.bin", body[name]) for name in body if is_file[name]},
+                "data": {name: body[name] for name in body if not is_file[name]},
+            }
         answer = self._session.request(
             operation.method,
             self.url + self._path(operation, {}),

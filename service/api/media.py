@@ -66,8 +66,8 @@ async def edit(request: web.Request) -> web.StreamResponse:
 
 
 async def transcribe(request: web.Request) -> web.StreamResponse:
-    """``POST /v1/audio/transcriptions``. Plain text would not say how long the sound is, which is
-    what is charged: where it is asked for, Venice is asked for JSON."""
+    """``POST /v1/audio/transcriptions``: the text of a sound file. Plain text would not say how
+    long the sound is, which is what is charged: where it is asked for, Venice is asked for JSON."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
     if is_text := _wants_text(inbound):
