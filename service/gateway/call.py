@@ -12,6 +12,7 @@ from service import multipart
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
+from service.gateway.assembly import Assembly
 from service.ledger import Admission, CostSource, Limit
 from service.prices import Usage
 from service.upstream import Metered, Venice
@@ -286,11 +287,8 @@ class Endpoint(Generic[C]):
         """The body that Venice gets."""
         return call.body
 
-    def assemble(self, events: bytes) -> bytes:
-        """The answer that a stream of events amounts to, where a plain one is asked for that way.
-
-        :raises UpstreamError: when they make none.
-        """
+    def assembly(self) -> Assembly:
+        """What puts a stream of events together, where a plain answer is asked for that way."""
         raise NotImplementedError
 
     def cost(self, call: C, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
