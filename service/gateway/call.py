@@ -33,6 +33,7 @@ TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 END_USER_LENGTH: Final = 128
 JSON: Final = "application/json"
+JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json", re.ASCII | re.IGNORECASE)
 EVENTS: Final = "text/event-stream"
 
 
@@ -132,6 +133,18 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     def content_type(self) -> str:
         """What the body is said to be; JSON where nothing is said."""
         return self.headers.get("Content-Type", JSON)
+
+    def read_type(self, *, takes_form: bool = True) -> str:
+        """What Venice is told of a body that was read here: a form's own type, or plain JSON.
+
+        :raises ClientError: when it is said to be neither, and so could be read otherwise there.
+        """
+        if takes_form and multipart.is_multipart(self.content_type):
+            return self.content_type
+        if not JSON_TYPE.fullmatch(self.content_type.partition(";")[0].strip()):
+            types = f"{JSON} or {multipart.FORM}" if takes_form else JSON
+            raise ClientError(f"Content-Type: must be {types}.", param="Content-Type")
+        return JSON
 
     def facts(self) -> dict[str, Any]:
         """What every call takes over."""

@@ -25,9 +25,10 @@ def read_form(
 
     :raises ClientError: naming the field and the rule.
     """
-    if not multipart.is_multipart(inbound.content_type):
+    content_type = inbound.read_type()
+    if not multipart.is_multipart(content_type):
         return body.decode(inbound.content, shape), []
-    parts = multipart.parse(inbound.content, inbound.content_type)
+    parts = multipart.parse(inbound.content, content_type)
     texts: dict[str, str] = {}
     for part in parts:
         if part.name in media:

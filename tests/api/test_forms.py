@@ -1,5 +1,7 @@
 """Bodies that Venice could read otherwise than they are read here."""
 
+import json
+
 import pytest
 from support import MODEL
 
@@ -101,3 +103,49 @@ async def test_a_plain_form_passes(service, caller):
             statuses[model] = response.status
 
     assert statuses == {ALLOWED: 200, OTHER: 403}
+
+
+READ_AS_JSON = {
+    "/image/edit": {"prompt": "a&modelId=other&x=", "image": "http://x/y.png"},
+    "/image/multi-edit": {"prompt": "x", "images": ["http://x/y.png"]},
+    "/image/upscale": {"image": "iVBORw0KGgo=", "scale": 2},
+    "/augment/search": {"query": "x"},
+    "/augment/scrape": {"url": "https://example.com"},
+    "/video/retrieve": {"model": "x", "queue_id": "x"},
+    "/audio/voice-changer/complete": {"model": "x", "queue_id": "x"},
+}
+"""Whose type Venice gets to know."""
+
+
+@pytest.mark.parametrize("path", READ_AS_JSON)
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "application/jsonx", "json"]
+)
+async def test_what_is_read_as_json_is_said_to_be(service, upstream, path, content_type):
+    """Or Venice would read something else in it, such as another model."""
+    caller = await service.new_caller()
+    content = json.dumps(READ_AS_JSON[path]).encode()
+
+    assert await refused(service, caller, path, content_type, content) == (400, "Content-Type")
+    assert not upstream.calls.to(path)
+
+
+@pytest.mark.parametrize("path", READ_AS_JSON)
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "application/json; charset=utf-7", "Application/JSON", "application/vnd.x.v1+json"],
+)
+async def test_venice_is_told_json(service, upstream, path, content_type):
+    """Whichever way it was said, or not at all: nothing there changes how the bytes are read."""
+    caller = await service.new_caller()
+    stated = {"Content-Type": content_type} if content_type else {}
+    async with service.http.post(
+        f"/v1{path}",
+        data=json.dumps(READ_AS_JSON[path]).encode(),
+        headers={**caller.headers, **stated},
+        skip_auto_headers=["Content-Type"],
+    ):
+        pass
+
+    (call,) = upstream.calls.to(path)
+    assert call.headers["Content-Type"] == "application/json"
