@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
 from uuid import UUID
@@ -33,6 +33,7 @@ NOT_PROXIED: Final = ("api_keys", "billing", "x402")
 """What is the operator's own at Venice, by the first part of its path."""
 JOB_STEPS: Final = ("/retrieve", "/complete")
 """How the paths end where a job is asked for that was queued."""
+QUEUE_ID: Final = re.compile(r"[!-~]{1,256}")
 _FAMILY: Final = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -79,6 +80,7 @@ def free(path: str) -> Handler:
             headers["Content-Type"] = inbound.content_type
         venice, upstream_path = request.app[VENICE], _with_query(request, inbound.path)
         if path.endswith(JOB_STEPS):
+            headers["Content-Type"] = inbound.read_type(takes_form=False)
             key_id = await _key_of_job(request, caller, inbound.content)
             answer = await venice.of_a_job(
                 upstream_path, inbound.content, headers, caller.organization_id, key_id
@@ -103,8 +105,11 @@ class Job(msgspec.Struct):
 async def _key_of_job(request: web.Request, caller: Caller, content: bytes) -> UUID | None:
     """The operator's key that the job was queued with, where the books know."""
     job = body.decode(content, Job)
-    if not job.queue_id:
-        raise ClientError("queue_id: is missing.", param="queue_id")
+    if not QUEUE_ID.fullmatch(job.queue_id):
+        raise ClientError(
+            "queue_id: must be 1 to 256 printable ASCII characters without spaces.",
+            param="queue_id",
+        )
     with contextlib.suppress(Unavailable):
         return await ledger.find_job_key(
             request.app[DATABASE], caller.organization_id, job.queue_id
@@ -141,9 +146,15 @@ def _must_be_plain(path: str) -> None:
 
 
 async def _inbound(
-    request: web.Request, path: str, caller: Caller, endpoint: Endpoint[Any] = CHAT
+    request: web.Request,
+    path: str,
+    caller: Caller,
+    endpoint: Endpoint[Any] = CHAT,
+    names: Mapping[str, str] | None = None,
 ) -> Inbound:
-    _must_be_plain(path.format(**request.match_info))
+    """``names`` are those in the path, where it is not the request's own."""
+    names = request.match_info if names is None else names
+    _must_be_plain(path.format(**names))
     if endpoint.reads_body:
         content, upload = await read_body(request), None
     else:
@@ -153,9 +164,7 @@ async def _inbound(
         upload=upload,
         request_id=request[REQUEST_ID],
         headers=request.headers,
-        path=path.format(
-            **{name: percent_encoded(value, "") for name, value in request.match_info.items()}
-        ),
+        path=path.format(**{name: percent_encoded(value, "") for name, value in names.items()}),
         settings=caller.settings,
     )
 
@@ -169,8 +178,8 @@ async def quote(request: web.Request) -> web.Response:
     pass. The body is that of a chat completion; below ``/v1/quote/{path}`` that of another paid
     call. Nothing is made and nothing held."""
     caller = await authenticate(request)
-    endpoint = _quotable(request.match_info.get("path"))
-    asked = endpoint.parse(await _inbound(request, endpoint.path, caller))
+    endpoint, names = _quotable(request.match_info.get("path"))
+    asked = endpoint.parse(await _inbound(request, endpoint.path, caller, names=names))
     quote = await request.app[GATEWAY].quote(caller, asked)
     call, bound, refusal = quote.call, quote.bound, quote.refusal
     return json_response(
@@ -187,12 +196,14 @@ async def quote(request: web.Request) -> web.Response:
     )
 
 
-def _quotable(path: str | None) -> Endpoint[Any]:
+def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
+    """The endpoint that has the path, and the names in it."""
     if path is None:
-        return CHAT
+        return CHAT, {}
     for endpoint in ENDPOINTS:
-        if endpoint.path == f"/{path}":
-            return endpoint
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/{}]+)", endpoint.path)
+        if (match := re.fullmatch(pattern, f"/{path}")) is not None:
+            return endpoint, match.groupdict()
     raise NotFound(f"There is no paid call at /{path}.")
 
 

@@ -98,7 +98,7 @@ class TranscriptionEndpoint(AudioEndpoint):
         return AudioCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model=check_model(request.model or DEFAULT_TRANSCRIPTION_MODEL),
             model_members=("model",) if request.model else (),
             relay=Relay.WHOLE if is_json else Relay.PASSED,
@@ -125,7 +125,7 @@ class VoiceEndpoint(AudioEndpoint):
         return AudioCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model=check_model(request.model or DEFAULT_VOICE_MODEL),
             model_members=("model",) if request.model else (),
             # Venice states what the model's speech costs, not what its voices do.

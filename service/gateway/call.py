@@ -12,6 +12,7 @@ from service import multipart
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
+from service.gateway.assembly import Assembly
 from service.ledger import Admission, CostSource, Limit
 from service.prices import Usage
 from service.upstream import Metered, Venice
@@ -32,6 +33,7 @@ TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 END_USER_LENGTH: Final = 128
 JSON: Final = "application/json"
+JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json", re.ASCII | re.IGNORECASE)
 EVENTS: Final = "text/event-stream"
 
 
@@ -131,6 +133,18 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     def content_type(self) -> str:
         """What the body is said to be; JSON where nothing is said."""
         return self.headers.get("Content-Type", JSON)
+
+    def read_type(self, *, takes_form: bool = True) -> str:
+        """What Venice is told of a body that was read here: a form's own type, or plain JSON.
+
+        :raises ClientError: when it is said to be neither, and so could be read otherwise there.
+        """
+        if takes_form and multipart.is_multipart(self.content_type):
+            return self.content_type
+        if not JSON_TYPE.fullmatch(self.content_type.partition(";")[0].strip()):
+            types = f"{JSON} or {multipart.FORM}" if takes_form else JSON
+            raise ClientError(f"Content-Type: must be {types}.", param="Content-Type")
+        return JSON
 
     def facts(self) -> dict[str, Any]:
         """What every call takes over."""
@@ -288,11 +302,8 @@ class Endpoint(Generic[C]):
         """The body that Venice gets."""
         return call.body
 
-    def assemble(self, events: bytes) -> bytes:
-        """The answer that a stream of events amounts to, where a plain one is asked for that way.
-
-        :raises UpstreamError: when they make none.
-        """
+    def assembly(self) -> Assembly:
+        """What puts a stream of events together, where a plain answer is asked for that way."""
         raise NotImplementedError
 
     def cost(self, call: C, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:

@@ -7,7 +7,7 @@ import msgspec
 from service import body
 from service.accounts import Caller
 from service.errors import ClientError
-from service.gateway import assembly
+from service.gateway.assembly import Assembly, ChatCompletion
 from service.gateway.call import EVENTS, JSON, Bound, Inbound, Relay, check_model
 from service.gateway.tokens import (
     END_USER_FIELDS,
@@ -102,9 +102,9 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
             content = body.without_members(content, {"safety_identifier"})
         return body.set_members(content, members, call.present)
 
-    def assemble(self, events: bytes) -> bytes:
-        """See :meth:`Endpoint.assemble`."""
-        return assembly.chat_completion(events)
+    def assembly(self) -> Assembly:
+        """See :meth:`Endpoint.assembly`."""
+        return ChatCompletion()
 
 
 SPLICED: Final = (*END_USER_FIELDS, *MAXIMA, "stream", "venice_parameters")

@@ -192,7 +192,7 @@ class EditEndpoint(ImageEndpoint):
         return ImageCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model=check_model(names.pop() if names else DEFAULT_EDIT_MODEL),
             model_members=tuple(name for name in ("model", "modelId") if getattr(request, name)),
             relay=Relay.PASSED,
@@ -229,7 +229,7 @@ class UpscaleEndpoint(ImageEndpoint):
         return ImageCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model="upscaler",
             has_model=False,
             # Of whatever model of its type Venice takes.

@@ -9,6 +9,7 @@ import structlog
 
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
+from service.gateway.assembly import Assembly
 from service.gateway.attempts import Attempts
 from service.gateway.call import Bound, Call, Cost, Relay
 from service.gateway.route import Route
@@ -198,19 +199,25 @@ class OpenCall:
     async def _assemble(self) -> bytes:
         """The stream as the one answer that the caller asked for."""
         assert self._chunks is not None  # noqa: S101 - for the type checker
-        pieces, size = [self._first_chunk], len(self._first_chunk)
+        assembly: Assembly = self.call.endpoint.assembly()
+        size = len(self._first_chunk)
+        self._put(assembly, self._events.push(self._first_chunk))
         async for chunk in self._chunks:
             self.stream_meter.feed(chunk)
-            pieces.append(chunk)
             size += len(chunk)
+            # What is put together is never larger than its events.
             if size > PLAIN_BODY_BYTES:
                 raise UpstreamError("Venice's answer is too large.")
-        events = b"".join(pieces)
+            self._put(assembly, self._events.push(chunk))
+        self._put(assembly, self._events.rest())
+        self._end_stream()
+        return assembly.result()
+
+    def _put(self, assembly: Assembly, events: bytes) -> None:
         _, error = split_at_error(events)
         if error is not None:
             self._fail_in_band(error)
-        self._end_stream()
-        return self.call.endpoint.assemble(events)
+        assembly.feed(events)
 
     async def assembled(self, timeout: float) -> bytes | None:
         """See :meth:`Reply.whole`."""

@@ -68,7 +68,8 @@ class SearchEndpoint(RequestEndpoint):
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a query."""
         body.decode(inbound.content, SearchRequest)
-        return super().parse(inbound)
+        content_type = inbound.read_type(takes_form=False)
+        return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
 
 
 class ScrapeRequest(msgspec.Struct):
@@ -86,7 +87,8 @@ class ScrapeEndpoint(RequestEndpoint):
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a URL."""
         body.decode(inbound.content, ScrapeRequest)
-        return super().parse(inbound)
+        content_type = inbound.read_type(takes_form=False)
+        return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
 
 
 class TextParserEndpoint(RequestEndpoint):

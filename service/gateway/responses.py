@@ -7,7 +7,7 @@ import msgspec
 from service import body
 from service.accounts import Caller
 from service.errors import ClientError
-from service.gateway import assembly
+from service.gateway.assembly import Assembly, Response
 from service.gateway.call import EVENTS, JSON, Bound, Inbound, Relay, check_model
 from service.gateway.tokens import (
     END_USER_FIELDS,
@@ -97,9 +97,9 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
             content = body.without_members(content, {"safety_identifier"})
         return body.set_members(content, members, call.present)
 
-    def assemble(self, events: bytes) -> bytes:
-        """See :meth:`Endpoint.assemble`."""
-        return assembly.response(events)
+    def assembly(self) -> Assembly:
+        """See :meth:`Endpoint.assembly`."""
+        return Response()
 
 
 SPLICED: Final = (*END_USER_FIELDS, "max_output_tokens", "stream", "venice_parameters")

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import yarl
 from support import MODEL, ORGANIZATIONS
 
 from service import app as application
@@ -102,3 +103,29 @@ async def test_the_audit_is_whole_whatever_numbers_a_change_has(service, caller,
     database = service.app[application.api.DATABASE]
     assert status == 200
     assert await audit.first_break(database, caller.organization_id) is None
+
+
+@pytest.mark.parametrize("queue_id", ["a\0b", "", "a b", "x" * 257, "\u00e9", "a\n"])
+@pytest.mark.parametrize("path", ["/video/retrieve", "/audio/complete"])
+async def test_an_id_of_a_job_is_printable(service, caller, upstream, path, queue_id):
+    """The books are not asked for what they cannot have, nor is Venice."""
+    body = {"model": "wan", "queue_id": queue_id}
+    async with service.http.post(f"/v1{path}", json=body, headers=caller.headers) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["param"] == "queue_id"
+    assert not upstream.calls.to(path)
+
+
+async def quoted(caller, path):
+    """Status, and path of the call, that a price was asked for."""
+    url = yarl.URL(f"{caller.service.url}/v1/quote{path}", encoded=True)
+    body = {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber"}
+    async with caller.service.http.post(url, json=body, headers=caller.headers) as response:
+        return response.status, (await response.json()).get("model")
+
+
+async def test_a_path_with_a_name_in_it_is_quoted(caller):
+    """As the call is made; the description's own braces are no name."""
+    assert await quoted(caller, "/crypto/rpc/base-mainnet") == (200, "crypto/rpc/base-mainnet")
+    for path in ("{network}", "%7Bnetwork%7D", "{x}", "a/b", "", ".."):
+        assert (await quoted(caller, f"/crypto/rpc/{path}"))[0] == 404
