@@ -143,11 +143,16 @@ CREATE TABLE public.models (
     deprecation jsonb,
     targets text[],
     created_at timestamptz NOT NULL DEFAULT now(),
+    listing text,
+    "position" integer,
+    also_named text[] NOT NULL DEFAULT '{}',
+    retired_at timestamptz,
     CONSTRAINT models_pkey PRIMARY KEY (id),
     CONSTRAINT models_version_key UNIQUE NULLS NOT DISTINCT (organization_id, name, version),
     CONSTRAINT models_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
     CONSTRAINT models_kind CHECK (kind IN ('venice', 'alias')),
     CONSTRAINT models_name_length CHECK (char_length(name) >= 1 AND char_length(name) <= 200),
+    CONSTRAINT models_retired CHECK (retired_at IS NULL OR kind = 'venice' AND NOT is_current),
     CONSTRAINT models_targets CHECK ((kind = 'alias') = (COALESCE(cardinality(targets), 0) > 0))
 );
 CREATE UNIQUE INDEX models_current_idx ON public.models (organization_id, name) NULLS NOT DISTINCT WHERE is_current;
@@ -172,10 +177,12 @@ CREATE TABLE public.holds (
     upstream_request_id text,
     tags jsonb,
     created_at timestamptz NOT NULL DEFAULT now(),
+    requested_model text,
     CONSTRAINT holds_pkey PRIMARY KEY (organization_id, id),
     CONSTRAINT holds_bound_nanos CHECK (bound_nanos >= 0),
     CONSTRAINT holds_bound_tokens CHECK (bound_tokens >= 0)
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
+COMMENT ON COLUMN public.holds.requested_model IS 'By which name the caller asked for the model; null where that is the model''s own.';
 
 CREATE TABLE public.ledger_entries (
     organization_id uuid NOT NULL,
@@ -219,6 +226,7 @@ CREATE TABLE public.ledger_entries (
     CONSTRAINT ledger_entries_kind CHECK (kind IN ('call', 'correction', 'credit', 'unattributed'))
 ) PARTITION BY RANGE (id);
 CREATE INDEX ledger_entries_amends_id_idx ON ONLY public.ledger_entries (organization_id, amends_id) WHERE (amends_id IS NOT NULL);
+CREATE INDEX ledger_entries_job_idx ON ONLY public.ledger_entries (organization_id, upstream_request_id) WHERE (endpoint ~~ '%/queue');
 CREATE TRIGGER ledger_entries_insert_only BEFORE DELETE OR UPDATE ON public.ledger_entries FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER ledger_entries_no_truncate BEFORE TRUNCATE ON public.ledger_entries FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -368,6 +376,8 @@ DECLARE
     template_ids uuid[];
     template_users bytea[];
     child_ids uuid[];
+    moved_ids uuid[];
+    left_ids uuid[];        -- the limits that moved calls count on
     locked uuid[];
     -- The limits, one place each.
     organization_ids uuid[];
@@ -388,7 +398,11 @@ DECLARE
     touched boolean[];
     call record;
     hold public.holds;
+    moved public.holds;
     taken public.holds[] := '{}';
+    useds_before bigint[];
+    helds_before bigint[];
+    rings_before bigint[];
     i integer;
     need bigint;
     slot integer;
@@ -442,6 +456,17 @@ BEGIN
           AND l.deleted_at IS NULL
     ) l;
 
+    SELECT array_agg(c.organization_id), array_agg(c.id) INTO organization_ids, moved_ids
+    FROM jsonb_to_recordset(calls) AS c (organization_id uuid, id uuid, is_moved boolean)
+    WHERE c.is_moved;
+    IF moved_ids IS NOT NULL THEN
+        SELECT array_agg(DISTINCT counted.limit_id) INTO left_ids
+        FROM public.holds h
+        CROSS JOIN LATERAL unnest(h.limit_ids) AS counted (limit_id)
+        WHERE h.organization_id = ANY (organization_ids)
+          AND h.id = ANY (moved_ids);
+    END IF;
+
     LOOP
         IF template_ids IS NOT NULL THEN
             child_ids := public.make_children(template_ids, template_users, most_end_users);
@@ -450,7 +475,7 @@ BEGIN
         FROM (
             SELECT l.id
             FROM public.limits l
-            WHERE l.id = ANY (wanted || child_ids)
+            WHERE l.id = ANY (wanted || child_ids || left_ids)
             ORDER BY l.organization_id, l.id
             FOR NO KEY UPDATE
         ) l;
@@ -502,6 +527,8 @@ BEGIN
                      AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
                      AND (l.model IS NULL OR l.model IN (c.model, split_part(c.model, ':', 1)))
                      AND (l.scope <> 'end_user' OR l.id = ANY (own.limit_ids))
+                     -- One that was deleted meanwhile is here only to be left.
+                     AND l.id = ANY (wanted || child_ids)
                    ORDER BY l.place
                ) AS places
         FROM ROWS FROM (
@@ -509,11 +536,12 @@ BEGIN
                 organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
                 endpoint text, model text, is_stream boolean, bound_nanos bigint,
                 bound_tokens bigint, least_nanos bigint, least_tokens bigint,
-                price_version integer, tags jsonb
+                requested_model text, price_version integer, tags jsonb, is_moved boolean
             )
         ) WITH ORDINALITY AS c (
             organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
-            bound_nanos, bound_tokens, least_nanos, least_tokens, price_version, tags, place
+            bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model,
+            price_version, tags, is_moved, place
         )
         CROSS JOIN LATERAL (
             -- The end user's own limits, and the templates' counters for them.
@@ -531,7 +559,16 @@ BEGIN
         ORDER BY c.place
     LOOP
         number := call.place;
-        verdict := CASE WHEN call.is_repeated THEN 'admitted' ELSE call.standing END;
+        moved := NULL;
+        IF call.is_moved THEN
+            SELECT h.* INTO moved
+            FROM public.holds h
+            WHERE h.organization_id = call.organization_id AND h.id = call.id;
+            call.is_repeated := false;
+        END IF;
+        verdict := CASE WHEN call.is_moved AND moved.id IS NULL THEN 'not_held'
+                        WHEN call.is_repeated THEN 'admitted'
+                        ELSE call.standing END;
         limit_id := NULL;
         resets_at := NULL;
         retry_after_s := NULL;
@@ -547,6 +584,28 @@ BEGIN
             END IF;
             RETURN NEXT;
             CONTINUE;
+        END IF;
+
+        IF call.is_moved THEN
+            useds_before := useds;
+            helds_before := helds;
+            rings_before := rings;
+            FOR n IN 1 .. cardinality(moved.limit_ids) LOOP
+                i := array_position(ids, moved.limit_ids[n]);
+                CONTINUE WHEN i IS NULL;
+                touched[i] := true;
+                need := CASE units[i] WHEN 'usd' THEN moved.bound_nanos
+                                      WHEN 'tokens' THEN moved.bound_tokens
+                                      ELSE 1 END;
+                IF bucket_ss[i] IS NULL THEN
+                    helds[i] := helds[i] - need;
+                ELSIF moved.limit_windows[n] > windows[i] - 61 * bucket_ss[i] * interval '1 second'
+                THEN
+                    slot := extract(epoch FROM moved.limit_windows[n])::bigint / bucket_ss[i] % 61 + 1;
+                    rings[i][slot] := rings[i][slot] - need;
+                    useds[i] := useds[i] - need;
+                END IF;
+            END LOOP;
         END IF;
 
         IF call.least_tokens IS NOT NULL THEN
@@ -639,12 +698,33 @@ BEGIN
             hold.is_stream := call.is_stream;
             hold.bound_nanos := granted_nanos;
             hold.bound_tokens := granted_tokens;
+            hold.requested_model := call.requested_model;
             hold.price_version := call.price_version;
             hold.tags := call.tags;
             hold.process_id := admitting_process_id;
             hold.lease_until := decided_at + lease;
             hold.created_at := decided_at;
-            taken := taken || hold;
+            IF call.is_moved THEN
+                -- In its place, so that a settlement that waits for the row finds what it became.
+                UPDATE public.holds h
+                SET model = hold.model,
+                    is_stream = hold.is_stream,
+                    bound_nanos = hold.bound_nanos,
+                    bound_tokens = hold.bound_tokens,
+                    limit_ids = hold.limit_ids,
+                    limit_windows = hold.limit_windows,
+                    lease_until = hold.lease_until,
+                    requested_model = hold.requested_model,
+                    price_version = hold.price_version
+                WHERE h.organization_id = call.organization_id
+                  AND h.id = call.id;
+            ELSE
+                taken := taken || hold;
+            END IF;
+        ELSIF call.is_moved THEN
+            useds := useds_before;
+            helds := helds_before;
+            rings := rings_before;
         END IF;
 
         -- The tightest rates of the caller, as they stand after this call.
@@ -1210,8 +1290,8 @@ BEGIN
         FROM jsonb_to_recordset(entries) AS e (
             organization_id uuid, id uuid, correction_id uuid, model text, outcome text,
             status smallint, input_tokens bigint, cached_input_tokens bigint,
-            output_tokens bigint, cost_nanos bigint, cost_source text, upstream_request_id text,
-            first_byte_ms integer, duration_ms integer
+            output_tokens bigint, cost_nanos bigint, cost_source text, upstream_key_id uuid,
+            upstream_request_id text, first_byte_ms integer, duration_ms integer
         )
     LOOP
         entry := NULL;
@@ -1227,6 +1307,14 @@ BEGIN
           AND (NOT only_expired OR h.lease_until < settled_at)
         RETURNING h.* INTO hold;
         IF FOUND THEN
+            IF NOT coalesce(hold.limit_ids <@ ids, hold.limit_ids = '{}') AND EXISTS (
+                SELECT FROM public.limits l
+                WHERE l.id = ANY (hold.limit_ids)
+                  AND (ids IS NULL OR l.id <> ALL (ids))
+            ) THEN
+                -- It was moved since its limits were read: all of the batch is done again.
+                RAISE EXCEPTION 'a hold was moved' USING ERRCODE = 'serialization_failure';
+            END IF;
             entry.id := hold.id;
             entry.kind := 'call';
             entry.requests := 1;
@@ -1278,7 +1366,7 @@ BEGIN
             hold.end_user := earlier.end_user;
             hold.request_id := earlier.request_id;
             hold.endpoint := earlier.endpoint;
-            hold.model := earlier.requested_model;
+            hold.requested_model := earlier.requested_model;
             hold.is_stream := earlier.is_stream;
             hold.bound_nanos := earlier.bound_nanos;
             hold.bound_tokens := earlier.bound_tokens;
@@ -1326,7 +1414,7 @@ BEGIN
         entry.request_id := hold.request_id;
         entry.endpoint := hold.endpoint;
         entry.model := call.model;
-        entry.requested_model := hold.model;
+        entry.requested_model := coalesce(hold.requested_model, hold.model);
         entry.is_stream := hold.is_stream;
         entry.outcome := call.outcome;
         entry.status := call.status;
@@ -1337,7 +1425,7 @@ BEGIN
         entry.limit_ids := hold.limit_ids;
         entry.limit_windows := hold.limit_windows;
         entry.counted_at := settled_at;
-        entry.upstream_key_id := hold.upstream_key_id;
+        entry.upstream_key_id := coalesce(call.upstream_key_id, hold.upstream_key_id);
         entry.upstream_request_id := coalesce(call.upstream_request_id, hold.upstream_request_id);
         entry.first_byte_ms := call.first_byte_ms;
         entry.duration_ms := call.duration_ms;

@@ -6,6 +6,7 @@ the median of several rounds, and rounds of both sides take turns, so that noise
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import statistics
@@ -30,28 +31,33 @@ class Side:
         self.name, self.url = name, url
         self.headers = {"Authorization": f"Bearer {key}"}
 
+    def failed(self, why):
+        """A call was not answered as it should be."""
+        sys.exit(f"{self.name} answered {why}: the run is void")
 
-async def measure(side, connections, calls, stream):
-    """Calls a second, and the latencies in milliseconds, of a closed loop."""
-    body = {**BODY, "stream": stream}
-    latencies, left = [], calls
+
+async def measure(side, connections, requests):
+    """Calls a second, and the latencies in milliseconds, of a closed loop over the requests, which
+    are arguments of aiohttp's."""
+    latencies, waiting = [], iter(requests)
     connector = aiohttp.TCPConnector(limit=connections)
     async with aiohttp.ClientSession(connector=connector, headers=side.headers) as http:
 
         async def worker():
-            nonlocal left
-            while left > 0:
-                left -= 1
+            for request in waiting:
                 started = time.perf_counter()
-                async with http.post(side.url, json=body) as response:
-                    await response.read()
-                    if response.status != 200:
-                        sys.exit(f"{side.name} answered {response.status}: the run is void")
+                try:
+                    async with http.post(side.url, **request) as response:
+                        await response.read()
+                        if response.status != 200:
+                            side.failed(response.status)
+                except aiohttp.ClientError as error:
+                    side.failed(error)
                 latencies.append((time.perf_counter() - started) * 1000)
 
         started = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(connections)))
-        return calls / (time.perf_counter() - started), latencies
+        return len(latencies) / (time.perf_counter() - started), latencies
 
 
 async def compare(sides, connections, calls, rounds, stream):
@@ -60,7 +66,8 @@ async def compare(sides, connections, calls, rounds, stream):
     middles = {side.name: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            rate, latencies = await measure(side, connections, calls, stream)
+            requests = itertools.repeat({"json": {**BODY, "stream": stream}}, calls)
+            rate, latencies = await measure(side, connections, requests)
             rates[side.name].append(rate)
             middles[side.name].append(statistics.median(latencies))
     direct, through = (statistics.median(rates[side.name]) for side in sides)

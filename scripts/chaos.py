@@ -1,7 +1,6 @@
 """Faults under load, each many times; then the books are looked at. See tests/chaos.py."""
 
 import asyncio
-import dataclasses
 import logging
 import sys
 import tempfile
@@ -12,11 +11,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import chaos  # noqa: E402
 import click  # noqa: E402
-import psycopg  # noqa: E402
 import structlog  # noqa: E402
-from conftest import running_server  # noqa: E402
-
-from service import schema  # noqa: E402
+from conftest import careful_server  # noqa: E402
 
 LONG_FORM = {
     "kill-service": 100,
@@ -69,16 +65,10 @@ async def scenario(name: str, count: int, seed: int) -> chaos.Report:
             err=True,
         )
 
-    with running_server() as server, tempfile.TemporaryDirectory() as directory:
-        address = dataclasses.replace(server.address, database="chaos")
-        with psycopg.connect(
-            host=address.host, port=address.port, user=address.user, autocommit=True
-        ) as connection:
-            connection.execute("CREATE DATABASE chaos")
-            for setting in ("fsync", "synchronous_commit"):
-                (value,) = connection.execute(f"SHOW {setting}").fetchone()
-                assert value == "on", f"{setting} is {value}"
-        schema.apply(address)
+    with (
+        careful_server("chaos") as (server, address),
+        tempfile.TemporaryDirectory() as directory,
+    ):
         return await chaos.run(server, address, Path(directory), name, count, seed, progress)
 
 

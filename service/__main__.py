@@ -19,18 +19,23 @@ import uvloop
 from aiohttp import web
 
 from service import __version__, accounts, audit, jobs, ledger, schema, upstream
-from service.audit import Actor
-from service.console import database_address, read_settings, run_to_the_end, with_database
+from service.commands import models
+from service.console import (
+    COMMAND_LINE,
+    database_address,
+    read_settings,
+    run_to_the_end,
+    with_database,
+)
 from service.crypto import Keyring
 from service.db import Database, first_connection
-from service.errors import Conflict, ServiceError
+from service.errors import Conflict
 from service.settings import Environment
 
 log = structlog.get_logger()
 
 MIGRATE_TIMEOUT_S: Final = 90.0
 COMMAND_TIMEOUT_S: Final = 5.0
-COMMAND_LINE: Final = Actor(name="command-line")
 FIRST_ID: Final = UUID(int=0)
 DAY: Final = click.DateTime(["%Y-%m-%d"])
 LAST_ID: Final = UUID(int=2**128 - 1)
@@ -43,6 +48,9 @@ def main(context: click.Context) -> None:
     """Rialto, the gateway for Venice AI. Without a command it serves."""
     if context.invoked_subcommand is None:
         context.invoke(serve)
+
+
+main.add_command(models)
 
 
 @main.command()
@@ -115,17 +123,25 @@ def keys() -> None:
     metavar="TIME",
     help="When the key ends, with a time zone, as in 2030-01-01T00:00:00Z. Without it: never.",
 )
+@click.option(
+    "--model", "models", multiple=True, help="A model or alias that it may use; repeat for more."
+)
 def create_key(
-    organization_id: UUID, name: str, role: accounts.Role, expires_at: datetime | None
+    organization_id: UUID,
+    name: str,
+    role: accounts.Role,
+    expires_at: datetime | None,
+    models: tuple[str, ...],
 ) -> None:
     """Make a key. It is shown this once."""
+    new = accounts.NewKey(
+        name=name, role=role, expires_at=expires_at, models=list(models) if models else None
+    )
 
     async def work(database: Database, keyring: Keyring) -> Any:
         await accounts.check_master_key(database, keyring)
         async with database.transaction() as conn:
-            key, secret = await accounts.create_key(
-                conn, COMMAND_LINE, organization_id, name, role, expires_at
-            )
+            key, secret = await accounts.create_key(conn, COMMAND_LINE, organization_id, new)
         return {**msgspec.to_builtins(key), "key": secret}
 
     with_database(work)
@@ -177,7 +193,7 @@ def add_upstream_key(name: str, organization_id: UUID | None) -> None:
             key_id = await upstream.add(
                 conn, keyring, COMMAND_LINE, name, secret.strip(), organization_id
             )
-        return [key for key in await upstream.list_stored(database) if key.id == key_id]
+        return [await upstream.find_stored(database, key_id)]
 
     with_database(work)
 
@@ -198,19 +214,10 @@ def check_upstream_keys() -> None:
 
     async def work(database: Database, keyring: Keyring) -> Any:
         pool = upstream.UpstreamKeys(await upstream.load(database, keyring, secret))
-        found = []
         async with upstream.open_venice(
             settings, base_url=settings.venice_base_url, keys=pool
         ) as venice:
-            for key in pool.all:
-                try:
-                    state = await venice.state(key)
-                except ServiceError as error:
-                    found.append({"name": key.name, "is_well": False, "problem": str(error)})
-                    continue
-                await upstream.note_state(database, key, state)
-                found.append({"name": key.name, "is_well": state.access_permitted, "problem": None})
-        return found
+            return [await upstream.check(database, venice, key) for key in pool.all]
 
     with_database(work)
 
@@ -223,7 +230,7 @@ def disable_upstream_key(key_id: UUID) -> None:
     async def work(database: Database, _: Keyring) -> Any:
         async with database.transaction() as conn:
             await upstream.disable(conn, COMMAND_LINE, key_id)
-        return [key for key in await upstream.list_stored(database) if key.id == key_id]
+        return [await upstream.find_stored(database, key_id)]
 
     with_database(work)
 

@@ -124,6 +124,7 @@ async def venice(app: web.Application) -> AsyncIterator[None]:
         if api_key is None:
             base_url = await stack.enter_async_context(_sandbox(settings))
             api_key = SANDBOX_KEY
+        app[api.VENICE_KEY] = api_key
         key = UpstreamKey(id=ENVIRONMENT_KEY_ID, name="environment", secret=api_key)
         client = open_venice(settings, base_url=base_url, keys=UpstreamKeys([key]))
         app[api.VENICE] = await stack.enter_async_context(client)
@@ -156,12 +157,14 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     settings, database = app[api.SETTINGS], app[api.DATABASE]
     app[api.CALLERS] = Callers(database, app[api.KEYRING], settings.key_cache_s)
     app[api.CATALOG] = Catalog(app[api.VENICE].models, database)
-    # A start does not wait for Venice: prices come as soon as it answers.
-    log.info("catalogue", loading="in the background")
+    # A start does not wait for Venice: what it said last is in the database.
+    with logs.step("catalogue") as facts:
+        await app[api.CATALOG].load()
+        facts["models"] = len(app[api.CATALOG].names)
     app[BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
     app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
     yield
-    app[api.GATEWAY].end_open_calls()
+    await app[api.GATEWAY].close()
     left = await ledger.flush(FLUSH_TIMEOUT_S)
     log.info("ledger flushed", unwritten=left)
 
@@ -174,6 +177,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("probes", app[api.VENICE].keys.keep_probed(app[api.VENICE].state)),
         _named("upstream keys", _keep_upstream_keys(app)),
         _named("catalogue", app[api.CATALOG].keep_fresh()),
+        _named("aliases", app[api.CATALOG].keep_aliases()),
         _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
         _named("alerts", jobs.keep_alerts(app[BOOKS], app[api.DATABASE])),
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
@@ -191,8 +195,9 @@ async def background(app: web.Application) -> AsyncIterator[None]:
 
 
 def _keep_upstream_keys(app: web.Application) -> Coroutine[Any, Any, None]:
-    secret = app[api.SETTINGS].venice_api_key or SANDBOX_KEY
-    return jobs.keep_upstream_keys(app[api.DATABASE], app[api.KEYRING], app[api.VENICE], secret)
+    return jobs.keep_upstream_keys(
+        app[api.DATABASE], app[api.KEYRING], app[api.VENICE], app[api.VENICE_KEY]
+    )
 
 
 def _named(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

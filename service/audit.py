@@ -26,6 +26,8 @@ LOCK_HEAD: Final = """
     WHERE id = $1
     FOR NO KEY UPDATE
 """
+# jsonb has one way to write a number, and no negative zero.
+AS_STORED: Final = "SELECT $1::text::jsonb::text"
 INSERT_EVENT: Final = """
     INSERT INTO public.audit_events (
         organization_id, sequence, id, actor, action, target, detail, request_id, created_at,
@@ -105,6 +107,8 @@ async def record(
     head = await conn.fetchrow(LOCK_HEAD, organization_id)
     sequence = head["audit_sequence"] + 1
     event_id, created_at = uuid7(), datetime.now(UTC)
+    # The digest is of what will be read back, not of what was said.
+    stored = await conn.fetchval(AS_STORED, msgspec.json.encode(detail or {}).decode())
     fields = (
         str(organization_id),
         sequence,
@@ -112,7 +116,7 @@ async def record(
         actor.name,
         action,
         target,
-        detail or {},
+        msgspec.json.decode(stored),
         actor.request_id,
         created_at.isoformat(timespec="microseconds"),
     )
@@ -125,7 +129,7 @@ async def record(
         actor.name,
         action,
         target,
-        msgspec.json.encode(detail or {}).decode(),
+        stored,
         actor.request_id,
         created_at,
         head["audit_head"],

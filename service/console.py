@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from service import embedded, logs
+from service.audit import Actor
 from service.crypto import Keyring
 from service.db import Database, first_connection, open_pool
 from service.errors import ServiceError, SettingsError, StartupError
@@ -20,6 +21,7 @@ from service.settings import EX_CONFIG, Settings, load
 log = structlog.get_logger()
 
 COMMAND_TIMEOUT_S: Final = 5.0
+COMMAND_LINE: Final = Actor(name="command-line")
 
 
 def read_settings(**defaults: Any) -> Settings:

@@ -102,6 +102,6 @@ async def _key(app: web.Application, path: Path) -> str:
     actor = Actor(name="demo")
     async with app[api.DATABASE].transaction() as conn:
         organization = await accounts.create_organization(conn, app[api.KEYRING], actor, NAME)
-        _, key = await accounts.create_key(conn, actor, organization.id, NAME, "inference")
+        _, key = await accounts.create_key(conn, actor, organization.id, accounts.NewKey(name=NAME))
     write_secret(path, key)
     return key

@@ -41,6 +41,8 @@ class ServiceError(Exception):
 
     status: int = 500
     code: str = "internal_error"
+    reasons: tuple[str, ...] = ()
+    """The codes that stand in its place where the reason is known."""
 
     def __init__(
         self,
@@ -64,12 +66,18 @@ class ServiceError(Exception):
         if status is not None:
             self.status = status
 
+    @classmethod
+    def codes(cls) -> tuple[str, ...]:
+        """Every code that an error of this very class has."""
+        return (cls.code, *vars(cls).get("reasons", ()))
+
 
 class ClientError(ServiceError):
     """The request is at fault and will fail again as it is."""
 
     status = 400
     code = "invalid_request"
+    reasons: tuple[str, ...] = ("invalid_json",)
 
 
 class Unauthenticated(ClientError):
@@ -77,6 +85,13 @@ class Unauthenticated(ClientError):
 
     status = 401
     code = "unauthenticated"
+    reasons = (
+        "missing_api_key",
+        "malformed_api_key",
+        "invalid_api_key",
+        "expired_api_key",
+        "revoked_api_key",
+    )
 
 
 class LimitExceeded(ClientError):
@@ -84,6 +99,7 @@ class LimitExceeded(ClientError):
 
     status = 402
     code = "limit_exceeded"
+    reasons = ("price_unknown",)
 
 
 class Forbidden(ClientError):
@@ -91,6 +107,7 @@ class Forbidden(ClientError):
 
     status = 403
     code = "forbidden"
+    reasons = ("organization_inactive", "model_not_allowed")
 
 
 class NotFound(ClientError):
@@ -98,6 +115,7 @@ class NotFound(ClientError):
 
     status = 404
     code = "not_found"
+    reasons = ("model_not_found", "model_retired")
 
 
 class MethodNotAllowed(ClientError):
@@ -119,6 +137,7 @@ class Conflict(ClientError):
 
     status = 409
     code = "conflict"
+    reasons = ("books_disagree",)
 
 
 class PayloadTooLarge(ClientError):
@@ -134,6 +153,7 @@ class RateLimited(ClientError):
 
     status = 429
     code = "rate_limited"
+    reasons = ("limit_held",)
 
 
 class UpstreamError(ServiceError):

@@ -5,7 +5,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -17,7 +17,7 @@ from service.crypto import Keyring
 from service.db import Database
 from service.errors import ServiceError, Unavailable
 from service.ledger import Ledger
-from service.upstream import UpstreamKey, Venice
+from service.upstream import UpstreamKey, UpstreamKeys, Venice
 
 log = structlog.get_logger()
 
@@ -52,18 +52,43 @@ async def keep_partitions(database: Database) -> None:
 async def keep_upstream_keys(
     database: Database, keyring: Keyring, venice: Venice, environment_secret: str
 ) -> None:
-    """Use the stored keys, and keep what Venice says of their balances, for ever."""
-    balances = Balances()
+    """Use the stored keys, and keep what Venice says of their balances, for ever. That one rests
+    altogether, and that it is well again, is the operator's business: events of the audit."""
+    balances, resting = Balances(), Resting()
     while True:
         try:
             venice.keys.replace(await upstream.load(database, keyring, environment_secret))
             metrics.UPSTREAM_RESTING.set(len(venice.keys.resting()))
+            await resting.note(database, venice.keys)
             await balances.check(database, venice)
         except Unavailable as error:
             log.warning("upstream keys not read", error=str(error), retry_s=UPSTREAM_KEYS_EVERY_S)
         except Exception:
             log.exception("upstream keys not read", retry_s=UPSTREAM_KEYS_EVERY_S)
         await asyncio.sleep(UPSTREAM_KEYS_EVERY_S)
+
+
+class Resting:
+    """Which keys rest altogether, as far as it was told."""
+
+    def __init__(self) -> None:
+        self._told: dict[UUID, str] = {}
+
+    async def note(self, database: Database, keys: UpstreamKeys) -> None:
+        """Tell what has changed."""
+        names, reasons = {key.id: key.name for key in keys.all}, keys.resting()
+        now = {key_id: reasons[name] for key_id, name in names.items() if name in reasons}
+        for key_id in now.keys() - self._told.keys():
+            detail = {"name": names[key_id], "reason": now[key_id]}
+            await _tell(database, "upstream_key.rest", key_id, detail)
+        for key_id in self._told.keys() - now.keys():
+            await _tell(database, "upstream_key.well", key_id, {"name": names.get(key_id)})
+        self._told = now
+
+
+async def _tell(database: Database, action: str, key_id: UUID, detail: dict[str, Any]) -> None:
+    async with database.transaction() as conn:
+        await audit.record(conn, OPERATOR_ORGANIZATION_ID, RIALTO, action, str(key_id), detail)
 
 
 class Balances:
@@ -86,7 +111,7 @@ class Balances:
             except ServiceError as error:
                 log.warning("upstream key not checked", key=key.name, code=error.code)
                 continue
-            await upstream.note_state(database, key, state)
+            await upstream.note_state(database, venice, key, state)
             balance_usd = state.balances.get("USD")
             if balance_usd is None:
                 continue
@@ -106,10 +131,7 @@ class Balances:
         if key.id not in self._low:
             self._low.add(key.id)
             detail = {"name": key.name, "balance_usd": balance_usd, "hours_left": round(hours, 1)}
-            async with database.transaction() as conn:
-                await audit.record(
-                    conn, OPERATOR_ORGANIZATION_ID, RIALTO, "upstream_key.low", str(key.id), detail
-                )
+            await _tell(database, "upstream_key.low", key.id, detail)
 
 
 async def keep_alerts(books: Ledger, database: Database) -> None:

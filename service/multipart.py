@@ -1,13 +1,33 @@
-"""Bodies of type ``multipart/form-data``: what their fields are called and how long they are."""
+"""Bodies of type ``multipart/form-data``: what their fields are called and how long they are.
+
+Venice reads the same bytes with a parser of its own, so what two parsers could take for different
+fields is refused. All that browsers and HTTP clients write is plain.
+"""
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from service.errors import ClientError
 
-BOUNDARY: Final = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
-NAME: Final = re.compile(rb'[;\s]name="([^"\r\n]*)"', re.IGNORECASE)
-FILENAME: Final = re.compile(rb"[;\s]filename\*?=", re.IGNORECASE)
+FORM: Final = "multipart/form-data"
+_NAME_OF_PARAMETER: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+# Where a backslash stands before a quote, some parsers end the text and others do not.
+PARAMETER: Final = re.compile(
+    rf'[ \t]*;[ \t]*({_NAME_OF_PARAMETER})=(?:"((?:[^"\\\x00-\x1f\x7f]|\\[^"\x00-\x1f\x7f])*)"'
+    r'|([^\s";,\\]+))'
+)
+BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_./:=?-]{1,70}")
+HEADER: Final = re.compile(rf"({_NAME_OF_PARAMETER}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+PADDING: Final = re.compile(rb"[ \t]*\r\n")
+LAST_PADDING: Final = re.compile(rb"--[ \t]*(?:\r\n|\Z)")
+WRITTEN_BY_BROWSERS: Final = {"%22": '"', "%0D": "\r", "%0A": "\n"}
+# Letters, digits and - . _ are never written so, and some parsers read them.
+HIDDEN: Final = re.compile(r"\\|%(?:2[DE]|3[0-9]|[46][1-9A-F]|[57][0-9A]|5F)", re.IGNORECASE)
+DISPOSITION_PARAMETERS: Final = frozenset({"name", "filename", "filename*"})
+PLAIN_ENCODINGS: Final = frozenset({"7bit", "8bit", "binary"})
+PLAIN_CHARSETS: Final = frozenset({"utf-8", "us-ascii", "iso-8859-1"})
+"""In which a name of a model is the same bytes."""
 MOST_PARTS: Final = 100
 TEXT_BYTES: Final = 65_536
 
@@ -18,46 +38,174 @@ class Part(NamedTuple):
     name: str
     length_bytes: int
     text: str | None
+    start: int
+    """Where its value begins in the body."""
+    head: bytes
+    """Its headers, without the empty line after them."""
 
 
 def is_multipart(content_type: str) -> bool:
     """Whether a body of this type has parts."""
-    return content_type.strip().lower().startswith("multipart/form-data")
+    return content_type.partition(";")[0].strip().lower() == FORM
 
 
 def parse(content: bytes, content_type: str) -> list[Part]:
     """The parts in the order they stand (RFC 7578); nothing of a file is copied.
 
-    :raises ClientError: when it is no such body, or has too many parts.
+    :raises ClientError: when it is no such body, has too many parts, or could be read in two ways.
     """
-    match = BOUNDARY.search(content_type)
-    if match is None:
-        raise ClientError("Content-Type: multipart/form-data needs a boundary.")
-    delimiter = b"--" + (match[1] or match[2]).encode()
+    delimiter = b"--" + _boundary(content_type)
     parts: list[Part] = []
-    start = content.find(delimiter)
-    while start != -1:
-        start += len(delimiter)
-        if content[start : start + 2] == b"--":
+    at = _find(content, delimiter, 0)
+    while at != -1:
+        after = at + len(delimiter)
+        if LAST_PADDING.match(content, after):
             return parts
-        end = content.find(b"\r\n" + delimiter, start)
-        head_end = content.find(b"\r\n\r\n", start)
-        if end == -1 or not 0 <= head_end <= end:
+        padding = PADDING.match(content, after)
+        if padding is None:
+            raise ClientError("A boundary of the multipart body is followed by something else.")
+        at = _find(content, delimiter, padding.end())
+        head_end = content.find(b"\r\n\r\n", padding.end())
+        if at == -1 or not 0 <= head_end <= at - 6:
             break
-        parts.append(_part(content, content[start:head_end], head_end + 4, end))
+        head = content[padding.end() : head_end]
+        parts.append(_part(content, head, head_end + 4, at - 2))
         if len(parts) > MOST_PARTS:
             raise ClientError(f"The body has more than {MOST_PARTS} parts.")
-        start = end + 2
     raise ClientError("The multipart body ends before its last boundary.")
 
 
+def set_texts(content: bytes, content_type: str, texts: Mapping[str, str]) -> bytes:
+    """The body with other values for the fields of these names, every other byte as it was."""
+    pieces, kept_from = [], 0
+    for part in parse(content, content_type):
+        if part.text is not None and part.name in texts:
+            pieces += [content[kept_from : part.start], texts[part.name].encode()]
+            kept_from = part.start + part.length_bytes
+    return b"".join([*pieces, content[kept_from:]])
+
+
+def write(
+    content: bytes, content_type: str, texts: Mapping[str, str], files: Iterable[tuple[str, Part]]
+) -> bytes:
+    """Another body of the same type: texts, and files of this one under the names that are given.
+    The texts may hold nothing that this one could not."""
+    delimiter, view = b"--" + _boundary(content_type), memoryview(content)
+    pieces: list[bytes | memoryview] = []
+    for name, text in texts.items():
+        head = b'Content-Disposition: form-data; name="%b"' % name.encode()
+        pieces += [delimiter, b"\r\n", head, b"\r\n\r\n", text.encode(), b"\r\n"]
+    for name, part in files:
+        value = view[part.start : part.start + part.length_bytes]
+        pieces += [delimiter, b"\r\n", _renamed(part.head, name), b"\r\n\r\n", value, b"\r\n"]
+    return b"".join([*pieces, delimiter, b"--\r\n"])
+
+
+def _renamed(head: bytes, name: str) -> bytes:
+    """The headers of a part with another name in its Content-Disposition."""
+    lines = head.decode("latin-1").split("\r\n")
+    for number, line in enumerate(lines):
+        if line.lower().startswith("content-disposition:"):
+            at = line.index(";")
+            while (match := PARAMETER.match(line, at)) is not None:
+                at = match.end()
+                if match[1].lower() == "name":
+                    lines[number] = f'{line[: match.start(1)]}name="{name}"{line[at:]}'
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def _boundary(content_type: str) -> bytes:
+    named = _parameters(content_type.strip()[len(FORM) :]) or {}
+    boundary = named.get("boundary", "")
+    # What some parsers would put together: boundary*0, boundary*1.
+    is_in_pieces = any(name.startswith("boundary*") for name in named)
+    if is_in_pieces or not BOUNDARY.fullmatch(boundary):
+        raise ClientError(
+            f"Content-Type: {FORM} needs a boundary, said once: {FORM}; boundary=….",
+            param="Content-Type",
+        )
+    return boundary.encode()
+
+
+def _parameters(text: str) -> dict[str, str] | None:
+    """``; name=value; other="value"`` by names in lower case, quoted texts as they are written;
+    None when it is something else, or has a name twice."""
+    found: dict[str, str] = {}
+    at = 0
+    while (match := PARAMETER.match(text, at)) is not None:
+        name = match[1].lower()
+        if name in found:
+            return None
+        found[name] = match[3] if match[2] is None else match[2]
+        at = match.end()
+    return None if text[at:].strip(" \t") else found
+
+
+def _find(content: bytes, delimiter: bytes, start: int) -> int:
+    """Where the next delimiter stands, which must begin a line; -1 when there is none."""
+    at = content.find(delimiter, start)
+    if at > 0 and content[max(0, at - 2) : at] != b"\r\n":
+        raise ClientError("The boundary of the multipart body stands within a line.")
+    return at
+
+
 def _part(content: bytes, head: bytes, start: int, end: int) -> Part:
-    name = NAME.search(head)
-    if name is None:
+    headers = _headers(head)
+    if "content-disposition" not in headers:
+        raise ClientError("A part of the multipart body has no Content-Disposition.")
+    kind, semicolon, more = headers["content-disposition"].partition(";")
+    said = _parameters(semicolon + more)
+    is_form_data = kind.strip().lower() == "form-data"
+    if not is_form_data or said is None or not said.keys() <= DISPOSITION_PARAMETERS:
+        raise ClientError(
+            "Content-Disposition of a part must be form-data with a name and, for a file, a"
+            ' filename, each said once, quotes within written as %22: form-data; name="file";'
+            ' filename="a.wav".'
+        )
+    if not said.get("name"):
         raise ClientError("A part of the multipart body has no name.")
-    # A body that has nothing begins where its head ends.
-    length_bytes = max(0, end - start)
+    name = said["name"]
+    if HIDDEN.search(name):
+        raise ClientError("A name of the multipart body has a backslash, or letters written as %.")
+    for written, character in WRITTEN_BY_BROWSERS.items():
+        name = name.replace(written, character).replace(written.lower(), character)
+    _must_be_plain(name[:100], headers, is_file=len(said) > 1)
     text = None
-    if not FILENAME.search(head) and length_bytes <= TEXT_BYTES:
+    if len(said) == 1 and end - start <= TEXT_BYTES:
         text = content[start:end].decode(errors="replace")
-    return Part(name[1].decode(errors="replace"), length_bytes, text)
+    return Part(name, end - start, text, start, head)
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    """The headers of a part by their names in lower case.
+
+    :raises ClientError: when one is none, or is there twice.
+    """
+    headers: dict[str, str] = {}
+    for line in head.decode(errors="replace").split("\r\n"):
+        match = HEADER.fullmatch(line)
+        if match is None:
+            raise ClientError("A part of the multipart body has a line that is no header.")
+        name = match[1].lower()
+        if name in headers:
+            raise ClientError(f"A part of the multipart body has {match[1][:100]} twice.")
+        headers[name] = match[2].rstrip(" \t")
+    return headers
+
+
+def _must_be_plain(name: str, headers: Mapping[str, str], *, is_file: bool) -> None:
+    """:raises ClientError: when the value is not what its bytes are, or no text though it is no
+    file."""
+    encoding = headers.get("content-transfer-encoding", "binary")
+    if encoding.lower() not in PLAIN_ENCODINGS:
+        raise ClientError(f"{name}: must have no Content-Transfer-Encoding.", param=name)
+    if is_file or "content-type" not in headers:
+        return
+    kind, semicolon, more = headers["content-type"].partition(";")
+    said = _parameters(semicolon + more)
+    if said is None or not said.keys() <= {"charset"}:
+        raise ClientError(f"{name}: has a Content-Type that cannot be read.", param=name)
+    if said.get("charset", "utf-8").lower() not in PLAIN_CHARSETS:
+        raise ClientError(f"{name}: must be UTF-8.", param=name)
+    if kind.strip().lower() == "application/octet-stream":
+        raise ClientError(f"{name}: a file needs a filename.", param=name)

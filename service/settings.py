@@ -274,9 +274,10 @@ class Settings:
     venice_silence_timeout_s: float = _variable(
         "VENICE_SILENCE_TIMEOUT_SECONDS",
         "seconds",
-        "The longest silence of Venice inside a call before it is given up.",
+        "The longest silence of Venice inside a call before it is given up; Railway's edge cuts a"
+        " connection that is silent for 300.",
         _seconds(0.1, 3600),
-        300.0,
+        285.0,
     )
     venice_retry_s: float = _variable(
         "VENICE_RETRY_SECONDS",

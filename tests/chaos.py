@@ -17,6 +17,7 @@ from decimal import Decimal
 
 import aiohttp
 import psutil
+from charges import Charges, marked, request_id
 from faults import TcpProxy
 from process import database_url, started, talking
 from support import Caller, limited, make_settings
@@ -92,7 +93,7 @@ class Chaos:
         self.server, self.address, self.directory = server, address, directory
         self.chance = random.Random(seed)
         self.answers, self.refusals = {}, []
-        self.seen, self.charged = Counter(), Counter()
+        self.seen = Counter()
         self.callers = []
 
     @contextlib.asynccontextmanager
@@ -100,6 +101,7 @@ class Chaos:
         """Everything, for the length of the block; the database is reached by way of the proxy."""
         async with contextlib.AsyncExitStack() as stack:
             self.upstream = await stack.enter_async_context(playing())
+            self.charges = Charges(self.upstream)
             self.proxy = await stack.enter_async_context(TcpProxy(self.address))
             environment = {
                 "DATABASE_URL": database_url(self.proxy.address) + "?sslmode=disable",
@@ -129,7 +131,7 @@ class Chaos:
         """Calls from many clients for as long as ``faults`` runs."""
         working = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
         failing = asyncio.create_task(self._fail_venice())
-        watching = asyncio.create_task(self._watch_venice())
+        watching = asyncio.create_task(self.charges.watch())
         try:
             await faults
         finally:
@@ -156,7 +158,7 @@ class Chaos:
             self.seen["calls"] += 1
             number = self.seen["calls"]
             caller = Caller(replica.service, self.organization_id, key)
-            caller.headers["X-Request-ID"] = f"chaos-{number}"
+            caller.headers["X-Request-ID"] = request_id(number)
             try:
                 await asyncio.wait_for(self._call(caller, number), 40)
             except CUT:
@@ -168,7 +170,7 @@ class Chaos:
         is_stream = self.chance.random() < 0.5
         leaves = self.chance.random() < 0.1
         call = caller.chat(
-            f"[tokens={tokens}][delay={self.chance.uniform(0, 0.01):.4f}] #{number}#",
+            f"[tokens={tokens}][delay={self.chance.uniform(0, 0.01):.4f}] {marked(number)}",
             stream=is_stream,
             user=f"user {self.chance.randrange(30)}",
             max_tokens=100,
@@ -211,43 +213,12 @@ class Chaos:
 
     async def check(self):
         """Everything that is not as it must be, a line each."""
-        problems = []
-        rows = await self.database.fetch(
-            "SELECT request_id, kind, outcome, cost_nanos FROM public.ledger_entries"
-        )
-        calls, net = Counter(), Counter()
-        for row in rows:
-            calls[row["request_id"]] += row["kind"] == "call"
-            net[row["request_id"]] += row["cost_nanos"] or 0
-        problems += [f"{name}: {count} entries" for name, count in calls.items() if count != 1]
-        self._note_charges()
-        charged = self.charged
-        problems += [
-            f"chaos-{number}: charged, and in no entry"
-            for number, nanos in charged.items()
-            if nanos and not calls[f"chaos-{number}"]
-        ]
-        problems += [
-            f"chaos-{number}: answered for {charged[number]}, booked at {net[f'chaos-{number}']}"
-            for number in self.answers
-            if net[f"chaos-{number}"] != charged[number]
-        ]
+        problems = await self.charges.disagreements(self.database, self.answers)
         problems += [f"unproven refusal: {error}" for error in self.refusals if not proves(error)]
         problems += await self._limits()
         if held := await self._count("SELECT count(*) FROM public.holds"):
             problems.append(f"{held} calls are still held")
         return problems
-
-    async def _watch_venice(self):
-        """The sandbox keeps its last 10,000 calls only."""
-        while True:
-            self._note_charges()
-            await asyncio.sleep(2)
-
-    def _note_charges(self):
-        for call in self.upstream.calls.to("/chat/completions"):
-            _, number, _ = call.body.decode().split("#", 2)
-            self.charged[int(number)] = call.charged_nanos
 
     async def _limits(self):
         proof = await ledger.prove(self.database, self.organization_id)

@@ -14,13 +14,18 @@ import psycopg
 import pytest
 from books import Books
 from faults import OwnServer, TcpProxy
+from hypothesis import settings as hypothesis_settings
 from sandbox_client import KEY
 from support import MODEL, limited, make_settings, running
 from upstream import playing
 
-from service import schema
+from service import api, schema
 from service.db import connect_arguments, open_pool
 from service.sandbox import create_sandbox
+
+# How long a machine takes says nothing of the code.
+hypothesis_settings.register_profile("rialto", deadline=None)
+hypothesis_settings.load_profile("rialto")
 
 CARELESS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
 """No test loses power."""
@@ -39,6 +44,21 @@ def running_server(**arguments):
     finally:
         server.stop()
         shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def careful_server(name):
+    """A server that keeps what it has acknowledged, through kill -9; and the address of a database
+    on it, with all tables."""
+    with running_server() as server:
+        address = dataclasses.replace(server.address, database=name)
+        with administration(server) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+            for setting in ("fsync", "synchronous_commit"):
+                (value,) = connection.execute(f"SHOW {setting}").fetchone()
+                assert value == "on", f"{setting} is {value}"
+        schema.apply(address)
+        yield server, address
 
 
 @contextlib.contextmanager
@@ -122,9 +142,10 @@ async def upstream():
 
 @pytest.fixture
 async def service(database_address, upstream):
-    """The service, listening, between a real PostgreSQL and a Venice on a socket; its books are
-    audited afterwards."""
+    """The service, listening, between a real PostgreSQL and a Venice on a socket, whose models it
+    knows; its books are audited afterwards."""
     async with running(make_settings(database_address, upstream.url)) as service:
+        await service.app[api.CATALOG].sync()
         yield service
         await service.audit()
 

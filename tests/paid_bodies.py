@@ -17,6 +17,7 @@ BODIES = {
     "/systemone": {"model": "jev-latest", "state": "x", "questions": {"a": {"type": "noul"}}},
     "/image/generate": {"model": "venice-sd35", "prompt": "x"},
     "/images/generations": {"prompt": "x"},
+    "/images/edits": {"image": b"x" * 1000, "prompt": "x"},
     "/image/edit": {"image": PICTURE, "prompt": "x"},
     "/image/multi-edit": {"images": [PICTURE], "prompt": "x"},
     "/image/upscale": {"image": PICTURE, "scale": 2},
@@ -38,7 +39,11 @@ BODIES = {
     "/crypto/rpc/{network}": {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber"},
 }
 """A small call for each paid route; one with bytes in it is a form."""
-OTHER_NAMES = {"/systemone": "/decisions", "/messages": "/chat/completions"}
+OTHER_NAMES = {
+    "/systemone": "/decisions",
+    "/messages": "/chat/completions",
+    "/images/edits": "/image/edit",
+}
 """What is another way to make a call of an endpoint."""
 UNPRICED = {"/image/background-remove", "/audio/voices", "/audio/voice-changer/queue"}
 """What Venice states no price for, so that a limit of money lets nothing of it pass."""

@@ -1,5 +1,6 @@
 """What the tests of the service share: settings, a running service, its operator and callers."""
 
+import asyncio
 import contextlib
 import dataclasses
 from decimal import Decimal
@@ -15,6 +16,7 @@ OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
 ENCRYPTION_KEY = "encryption-key-of-the-tests-0123456789"
 MODEL = "llama-3.3-70b"
 ORGANIZATIONS = "/admin/v1/organizations"
+MODELS = "/admin/v1/models"
 
 
 def make_settings(address, venice_url, **changes):
@@ -139,3 +141,27 @@ async def standing(caller):
     path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
     _, body = await caller.service.operate("GET", path)
     return body["limits"]
+
+
+async def booked(caller):
+    """The one entry, which may come after its call has ended for the client."""
+    async with asyncio.timeout(5):
+        while not await caller.entries():
+            await asyncio.sleep(0.01)
+    return await caller.only_entry()
+
+
+async def books_agree(caller, upstream):
+    """Each call that Venice charged for has an entry, of one that ended well, at the same cost."""
+    entries = await caller.entries()
+    assert {entry["outcome"] for entry in entries} == {"ok"}
+    charged = [call.charged_nanos for call in reversed(list(upstream.calls)) if call.charged_nanos]
+    assert [int(cost_of(entry) * 10**9) for entry in entries] == charged
+
+
+async def set_alias(service, name, targets, organization_id=None):
+    """Set an alias as the operator; returns it."""
+    body = {"targets": targets, "organization_id": organization_id}
+    status, made = await service.operate("PUT", f"{MODELS}/{name}", json=body)
+    assert status == 200, made
+    return made

@@ -5,7 +5,7 @@ import dataclasses
 
 from aiohttp import web
 
-from service.sandbox import CALLS, FAULTS, create_sandbox
+from service.sandbox import CALLS, FAULTS, LISTING, create_sandbox
 
 KEYS = ("sandbox", "second", "third")
 """What Venice takes for a key; the service has the first."""
@@ -21,6 +21,10 @@ class Upstream:
     @property
     def faults(self):
         return self.app[FAULTS]
+
+    @property
+    def listing(self):
+        return self.app[LISTING]
 
     @property
     def calls(self):

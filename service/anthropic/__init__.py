@@ -3,10 +3,18 @@ completions: requests one way, answers and errors the other. Nothing here waits 
 """
 
 from service.anthropic.answer import MessageEvents, message
-from service.anthropic.errors import error_object
-from service.anthropic.request import MessagesRequest, chat_body, decode, estimate_tokens
+from service.anthropic.errors import AnthropicError, error_object
+from service.anthropic.request import (
+    CountRequest,
+    MessagesRequest,
+    chat_body,
+    decode,
+    estimate_tokens,
+)
 
 __all__ = [
+    "AnthropicError",
+    "CountRequest",
     "MessageEvents",
     "MessagesRequest",
     "chat_body",

@@ -1,6 +1,8 @@
 """Errors in the shape that Anthropic's clients read."""
 
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from msgspec import UNSET, Struct, UnsetType
 
 from service.errors import ServiceError
 
@@ -17,15 +19,32 @@ TYPES: Final = {
 }
 
 
-def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
-    """The body of an error; ``code``, ``param`` and ``limit`` stand beside Anthropic's members."""
+class AnthropicErrorDetail(Struct, kw_only=True):
+    """``code``, ``param`` and ``limit`` stand beside Anthropic's members."""
+
+    type: str
+    message: str
+    code: str
+    param: str | None
+    limit: dict[str, Any] | UnsetType = UNSET
+
+
+class AnthropicError(Struct, kw_only=True):
+    """The body of an error."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDetail
+    request_id: str | None
+
+
+def error_object(error: ServiceError, request_id: str | None) -> AnthropicError:
+    """The body of ``error``."""
     kind = "invalid_request_error" if error.status < 500 else "api_error"
-    content: dict[str, Any] = {
-        "type": TYPES.get(error.status, kind),
-        "message": error.message,
-        "code": error.code,
-        "param": error.param,
-    }
-    if error.limit is not None:
-        content["limit"] = error.limit
-    return {"type": "error", "error": content, "request_id": request_id}
+    detail = AnthropicErrorDetail(
+        type=TYPES.get(error.status, kind),
+        message=error.message,
+        code=error.code,
+        param=error.param,
+        limit=UNSET if error.limit is None else dict(error.limit),
+    )
+    return AnthropicError(error=detail, request_id=request_id)

@@ -11,6 +11,7 @@ from service.api.state import (
     SETTINGS,
     STATUS,
     VENICE,
+    VENICE_KEY,
     Status,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "SETTINGS",
     "STATUS",
     "VENICE",
+    "VENICE_KEY",
     "Status",
     "add_request_id",
     "add_routes",

@@ -3,7 +3,7 @@ shape. Nothing of the operator's account is in it."""
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, time, timedelta
-from typing import Any, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from aiohttp import web
@@ -14,7 +14,8 @@ from service.api.state import CATALOG, DATABASE
 from service.api.wire import json_response
 from service.ledger import MOST_NANOS, Limit
 
-RATES: Final = {
+Kind = Literal["RPM", "RPD", "TPM", "TPD"]
+RATES: Final[dict[tuple[str, str], Kind]] = {
     ("requests", "minute"): "RPM",
     ("requests", "day"): "RPD",
     ("tokens", "minute"): "TPM",
@@ -23,44 +24,94 @@ RATES: Final = {
 """Venice's names for what can be used in a period."""
 
 
+Number = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "number"})]
+
+
+class Tier(msgspec.Struct, rename="camel"):
+    """What the account is at Venice: always one that pays."""
+
+    id: str = "paid"
+    is_charged: bool = True
+
+
+class Balances(msgspec.Struct):
+    """What is left, in US dollars and in Venice's own unit."""
+
+    USD: Number
+    DIEM: int = 0
+
+
+class RateLimit(msgspec.Struct):
+    """A ceiling of a kind."""
+
+    amount: int
+    type: Kind
+
+
+class ModelRates(msgspec.Struct, rename="camel"):
+    """The ceilings of a model."""
+
+    api_model_id: str
+    rate_limits: list[RateLimit]
+
+
+class KeyState(msgspec.Struct, rename="camel"):
+    """What a key may do."""
+
+    access_permitted: bool
+    api_tier: Tier
+    balances: Balances
+    key_expiration: datetime | None
+    next_epoch_begins: datetime
+    rate_limits: list[ModelRates]
+
+
+class RateLimits(msgspec.Struct):
+    """What is left to the key, in Venice's shape."""
+
+    data: KeyState
+
+
+class BalancesLeft(msgspec.Struct):
+    """Null is without a limit."""
+
+    diem: int | None
+    usd: Number | None
+
+
+class Balance(msgspec.Struct, rename="camel"):
+    """What is left to the key, in Venice's shape."""
+
+    can_consume: bool
+    balances: BalancesLeft
+    consumption_currency: str = "USD"
+    diem_epoch_allocation: int = 0
+
+
 async def rate_limits(request: web.Request) -> web.Response:
     """``GET /api_keys/rate_limits``: what is left of the caller's money, and each model's rates.
     Venice's clients want a number: without a limit of money it is the highest that one can have."""
     limits, expires_at = await _limits(request)
     left_nanos = _left_nanos(limits)
     today = datetime.now(UTC).date()
-    return json_response(
-        {
-            "data": {
-                "accessPermitted": left_nanos != 0,
-                "apiTier": {"id": "paid", "isCharged": True},
-                "balances": {
-                    "USD": _number(MOST_NANOS if left_nanos is None else left_nanos),
-                    "DIEM": 0,
-                },
-                "keyExpiration": expires_at,
-                "nextEpochBegins": datetime.combine(today + timedelta(days=1), time(), UTC),
-                "rateLimits": _rates(limits, request.app[CATALOG].names),
-            }
-        }
+    state = KeyState(
+        access_permitted=left_nanos != 0,
+        api_tier=Tier(),
+        balances=Balances(_number(MOST_NANOS if left_nanos is None else left_nanos)),
+        key_expiration=expires_at,
+        next_epoch_begins=datetime.combine(today + timedelta(days=1), time(), UTC),
+        rate_limits=_rates(limits, request.app[CATALOG].names),
     )
+    return json_response(RateLimits(state))
 
 
 async def balance(request: web.Request) -> web.Response:
-    """``GET /billing/balance``: ``usd`` is null for a caller without a limit of money."""
+    """``GET /billing/balance``: what is left of the caller's money; ``usd`` is null without a
+    limit of it."""
     limits, _ = await _limits(request)
     left_nanos = _left_nanos(limits)
-    return json_response(
-        {
-            "canConsume": left_nanos != 0,
-            "consumptionCurrency": "USD",
-            "balances": {
-                "diem": None,
-                "usd": None if left_nanos is None else _number(left_nanos),
-            },
-            "diemEpochAllocation": 0,
-        }
-    )
+    left = BalancesLeft(diem=None, usd=None if left_nanos is None else _number(left_nanos))
+    return json_response(Balance(can_consume=left_nanos != 0, balances=left))
 
 
 async def _limits(request: web.Request) -> tuple[Sequence[Limit], datetime | None]:
@@ -88,17 +139,17 @@ def _number(nanos: int) -> msgspec.Raw:
     return msgspec.Raw(money.format_usd(nanos).encode())
 
 
-def _rates(limits: Sequence[Limit], models: Collection[str]) -> list[dict[str, Any]]:
+def _rates(limits: Sequence[Limit], models: Collection[str]) -> list[ModelRates]:
     """The lowest ceiling of each kind for each model that has any."""
     rates = []
     for model in sorted({*models, *(limit.model for limit in limits if limit.model)}):
-        lowest: dict[str, int] = {}
+        lowest: dict[Kind, int] = {}
         for limit in limits:
             kind = RATES.get((limit.unit, limit.period or ""))
             if kind is not None and limit.model in (None, model):
                 ceiling = int(limit.ceiling)
                 lowest[kind] = min(ceiling, lowest.get(kind, ceiling))
         if lowest:
-            amounts = [{"amount": amount, "type": kind} for kind, amount in lowest.items()]
-            rates.append({"apiModelId": model, "rateLimits": amounts})
+            amounts = [RateLimit(amount, kind) for kind, amount in lowest.items()]
+            rates.append(ModelRates(model, amounts))
     return rates

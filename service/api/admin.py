@@ -1,17 +1,20 @@
 """The operator's routes. Every change is audited by the verb that makes it."""
 
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar, cast, get_args
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
-from service import accounts, audit, body, ledger
-from service.accounts import Caller, Role, StatedKeySettings, StatedOrganizationSettings
+from service import accounts, audit, body, catalog, ledger
+from service.accounts import ApiKey, Caller, Organization, StatedOrganizationSettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
-from service.api.state import DATABASE, KEYRING
-from service.api.wire import REQUEST_ID, json_response, path_id, read_body
+from service.api.state import CATALOG, DATABASE, KEYRING
+from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_body
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
 
@@ -20,8 +23,10 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
+DIGITS: Final = re.compile(r"[0-9]{1,19}")
 PAGE: Final = 100
 MOST_A_PAGE: Final = 1000
+KINDS: Final[tuple[str, ...]] = get_args(catalog.Kind)
 
 
 class NewOrganization(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,23 +41,88 @@ class OrganizationChange(msgspec.Struct, forbid_unknown_fields=True):
     settings: StatedOrganizationSettings
 
 
-class NewKey(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``POST /admin/v1/organizations/{id}/keys``."""
+class PageQuery(msgspec.Struct, kw_only=True):
+    """How many, and after which id: that which ``next`` gave."""
 
-    name: Name
-    role: Role = "inference"
-    expires_at: datetime | None = None
-    settings: StatedKeySettings | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_PAGE)] = PAGE
+    after: IdOrNothing | UnsetType = UNSET
 
 
-class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``PATCH /admin/v1/keys/{id}``: settings that replace the key's."""
+class LimitsQuery(PageQuery, kw_only=True):
+    """Also whose: without it all, empty those of calls that name no end user."""
 
-    settings: StatedKeySettings
+    end_user: str | UnsetType = UNSET
+
+
+class EventsQuery(msgspec.Struct, kw_only=True):
+    """How many, and before which number: that which ``next`` gave."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_PAGE)] = PAGE
+    before: Annotated[int, msgspec.Meta(ge=1, le=ledger.MOST_COUNT)] | UnsetType = UNSET
+
+
+class MadeKey(ApiKey, frozen=True, kw_only=True):
+    """A new key, with the secret that is shown this once."""
+
+    key: str
+
+
+class Organizations(msgspec.Struct):
+    """A page of organizations; ``next`` is null on the last."""
+
+    organizations: Sequence[Organization]
+    next: UUID | None
+
+
+class Keys(msgspec.Struct):
+    """A page of keys; ``next`` is null on the last."""
+
+    keys: Sequence[ApiKey]
+    next: UUID | None
+
+
+class Limits(msgspec.Struct):
+    """A page of limits; ``next`` is null on the last."""
+
+    limits: Sequence[ledger.Limit]
+    next: UUID | None
+
+
+class Entries(msgspec.Struct):
+    """A page of the books; ``next`` is null on the last."""
+
+    entries: Sequence[ledger.LedgerEntry]
+    next: UUID | None
+
+
+class Events(msgspec.Struct):
+    """A page of the audit; ``next`` is null on the last."""
+
+    events: Sequence[audit.Event]
+    next: int | None
+
+
+class ModelsQuery(PageQuery, kw_only=True):
+    """Also of which kind: without it both."""
+
+    kind: catalog.Kind | UnsetType = UNSET
+
+
+class AliasQuery(msgspec.Struct, kw_only=True):
+    """Of which organization the alias is: without it, of all."""
+
+    organization_id: IdOrNothing | UnsetType = UNSET
+
+
+class Names(msgspec.Struct):
+    """A page of models and aliases; ``next`` is null on the last."""
+
+    models: Sequence[catalog.ListedName]
+    next: UUID | None
 
 
 async def create_organization(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations`` → 201."""
+    """``POST /admin/v1/organizations`` → 201: a new organization."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     new = await _read(request, NewOrganization)
@@ -64,16 +134,16 @@ async def create_organization(request: web.Request) -> web.Response:
 
 
 async def list_organizations(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations?limit=&after=``, oldest first."""
+    """``GET /admin/v1/organizations?limit=&after=``: all of them, oldest first."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     limit, after = _page(request, FIRST_ID)
     rows = await accounts.list_organizations(request.app[DATABASE], after, limit)
-    return json_response({"organizations": rows, "next": _next(rows, limit)})
+    return json_response(Organizations(rows, _next(rows, limit)))
 
 
 async def find_organization(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}``."""
+    """``GET /admin/v1/organizations/{id}``: one of them."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -81,7 +151,7 @@ async def find_organization(request: web.Request) -> web.Response:
 
 
 async def change_organization(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/organizations/{id}``: its settings."""
+    """``PATCH /admin/v1/organizations/{id}``: other settings for it."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -96,30 +166,20 @@ async def change_organization(request: web.Request) -> web.Response:
 
 
 async def create_key(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations/{id}/keys`` → 201; the key is shown this once."""
+    """``POST /admin/v1/organizations/{id}/keys`` → 201: a new key, which is shown this once."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    new = await _read(request, NewKey)
+    new = await _read(request, accounts.NewKey)
     if new.role == "operator" and caller.role != "operator":
         raise Forbidden("Only the operator can make a key of role operator.")
-    if new.expires_at is not None and _aware(new.expires_at) <= datetime.now(UTC):
-        raise ClientError("expires_at: must be in the future.", param="expires_at")
     async with request.app[DATABASE].transaction() as conn:
-        key, secret = await accounts.create_key(
-            conn,
-            _actor(request, caller),
-            organization_id,
-            new.name,
-            new.role,
-            new.expires_at,
-            new.settings,
-        )
-    return json_response({**msgspec.to_builtins(key), "key": secret}, 201)
+        key, secret = await accounts.create_key(conn, _actor(request, caller), organization_id, new)
+    return json_response(MadeKey(**msgspec.structs.asdict(key), key=secret), 201)
 
 
 async def list_keys(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``, oldest first."""
+    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``: its keys, oldest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -128,23 +188,23 @@ async def list_keys(request: web.Request) -> web.Response:
     rows = await accounts.list_keys(database, organization_id, after, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"keys": rows, "next": _next(rows, limit)})
+    return json_response(Keys(rows, _next(rows, limit)))
 
 
 async def change_key(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/keys/{id}``: its settings."""
+    """``PATCH /admin/v1/keys/{id}``: its settings, and what it may use."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     key = await accounts.find_key(database, path_id(request))
     must_administer(caller, key.organization_id)
-    change = await _read(request, KeyChange)
+    change = await _read(request, accounts.KeyChange)
     async with database.transaction() as conn:
-        await accounts.change_key(conn, _actor(request, caller), key, change.settings)
+        await accounts.change_key(conn, _actor(request, caller), key, change)
     return json_response(await accounts.find_key(database, key.id))
 
 
 async def revoke_key(request: web.Request) -> web.Response:
-    """``DELETE /admin/v1/keys/{id}`` → 204; in force at once on every replica."""
+    """``DELETE /admin/v1/keys/{id}`` → 204: it is revoked, at once on every replica."""
     caller = await authenticate_operator(request)
     key = await accounts.find_key(request.app[DATABASE], path_id(request))
     must_administer(caller, key.organization_id)
@@ -154,7 +214,7 @@ async def revoke_key(request: web.Request) -> web.Response:
 
 
 async def create_limit(request: web.Request) -> web.Response:
-    """``POST /admin/v1/organizations/{id}/limits`` → 201; in force on the next call everywhere."""
+    """``POST /admin/v1/organizations/{id}/limits`` → 201: a limit, in force on the next call."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -172,8 +232,9 @@ async def create_limit(request: web.Request) -> web.Response:
 
 
 async def list_limits(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: with what is used and
-    held; of one end user those that bind it, an empty one being for calls that name none."""
+    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: its limits, with
+    what is used and held; of one end user those that bind it, an empty one being for calls that
+    name none."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -185,11 +246,11 @@ async def list_limits(request: web.Request) -> web.Response:
     rows = await ledger.list_limits(database, organization_id, after, limit, end_user)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"limits": rows, "next": _next(rows, limit)})
+    return json_response(Limits(rows, _next(rows, limit)))
 
 
 async def change_limit(request: web.Request) -> web.Response:
-    """``PATCH /admin/v1/limits/{id}``: the ceiling, or a raise that ends by itself."""
+    """``PATCH /admin/v1/limits/{id}``: another ceiling, or a raise that ends by itself."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
@@ -201,7 +262,7 @@ async def change_limit(request: web.Request) -> web.Response:
 
 
 async def delete_limit(request: web.Request) -> web.Response:
-    """``DELETE /admin/v1/limits/{id}`` → 204."""
+    """``DELETE /admin/v1/limits/{id}`` → 204: it binds no call any more."""
     caller = await authenticate_operator(request)
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
@@ -212,7 +273,7 @@ async def delete_limit(request: web.Request) -> web.Response:
 
 
 async def list_ledger(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``, newest first."""
+    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``: its books, newest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -221,12 +282,12 @@ async def list_ledger(request: web.Request) -> web.Response:
     rows = await ledger.list_entries(database, organization_id, after, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
-    return json_response({"entries": rows, "next": _next(rows, limit)})
+    return json_response(Entries(rows, _next(rows, limit)))
 
 
 async def credit(request: web.Request) -> web.Response:
-    """``POST /admin/v1/ledger/{entry_id}/credit`` → 201 with the entry that gives money back; the
-    same again, with its ``id``, changes nothing."""
+    """``POST /admin/v1/ledger/{id}/credit`` → 201: the entry that gives money of a call back;
+    the same again, with its ``id``, changes nothing."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     entry_id = path_id(request)
@@ -241,20 +302,70 @@ async def credit(request: web.Request) -> web.Response:
 
 
 async def list_audit_events(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``, newest first."""
+    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: what was changed,
+    newest first."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, _ = _page(request, FIRST_ID)
-    before = request.query.get("before", str(ledger.MOST_COUNT))
-    if not before.isdecimal() or not 1 <= int(before) <= ledger.MOST_COUNT:
-        raise ClientError("before: must be the number that 'next' gave.", param="before")
+    before = _number(request, "before", ledger.MOST_COUNT, ledger.MOST_COUNT)
     database = request.app[DATABASE]
-    events = await audit.list_events(database, organization_id, int(before), limit)
+    events = await audit.list_events(database, organization_id, before, limit)
     if not events:
         await accounts.find_organization(database, organization_id)
     following = events[-1].sequence if len(events) == limit else None
-    return json_response({"events": events, "next": following})
+    return json_response(Events(events, following))
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """``GET /admin/v1/models?limit=&after=&kind=``: Venice's models and the aliases, oldest first;
+    an administrator of one organization sees its own aliases and those of all."""
+    caller = await authenticate_operator(request)
+    limit, after = _page(request, FIRST_ID)
+    kind = request.query.get("kind")
+    if kind not in (None, *KINDS):
+        raise ClientError(f"kind: must be one of {', '.join(KINDS)}.", param="kind")
+    of = None if caller.role == "operator" else caller.organization_id
+    rows = await catalog.list_names(request.app[DATABASE], after, limit, of, cast(Any, kind))
+    return json_response(Names(rows, _next(rows, limit)))
+
+
+async def set_alias(request: web.Request) -> web.Response:
+    """``PUT /admin/v1/models/{alias}``: what it stands for; in force everywhere within seconds."""
+    caller = await authenticate_operator(request)
+    new = await _read(request, catalog.NewAlias)
+    alias, database = request.match_info["alias"], request.app[DATABASE]
+    await _must_own(request, caller, new.organization_id)
+    async with database.transaction() as conn:
+        await catalog.set_alias(conn, _actor(request, caller), alias, new)
+    await request.app[CATALOG].load_aliases()
+    return json_response(await catalog.find_alias(database, alias, new.organization_id))
+
+
+async def remove_alias(request: web.Request) -> web.Response:
+    """``DELETE /admin/v1/models/{alias}?organization_id=`` → 204: an alias is taken away."""
+    caller = await authenticate_operator(request)
+    stated = request.query.get("organization_id")
+    try:
+        organization_id = UUID(stated) if stated else None
+    except ValueError:
+        raise ClientError("organization_id: must be a UUID.", param="organization_id") from None
+    await _must_own(request, caller, organization_id)
+    async with request.app[DATABASE].transaction() as conn:
+        await catalog.remove_alias(
+            conn, _actor(request, caller), request.match_info["alias"], organization_id
+        )
+    await request.app[CATALOG].load_aliases()
+    return web.Response(status=204)
+
+
+async def _must_own(request: web.Request, caller: Caller, organization_id: UUID | None) -> None:
+    """Aliases for all are the operator's; those of an organization its administrators' too."""
+    if organization_id is None:
+        must_be_operator(caller)
+        return
+    must_administer(caller, organization_id)
+    await accounts.find_organization(request.app[DATABASE], organization_id)
 
 
 async def _read(request: web.Request, shape: type[T]) -> T:
@@ -277,13 +388,18 @@ def _aware(at: datetime) -> datetime:
 
 
 def _page(request: web.Request, start: UUID) -> tuple[int, UUID]:
-    limit, after = request.query.get("limit", str(PAGE)), request.query.get("after")
-    if not limit.isdecimal() or not 1 <= int(limit) <= MOST_A_PAGE:
-        raise ClientError(f"limit: must be from 1 to {MOST_A_PAGE}.", param="limit")
+    limit, after = _number(request, "limit", PAGE, MOST_A_PAGE), request.query.get("after")
     try:
-        return int(limit), UUID(after) if after else start
+        return limit, UUID(after) if after else start
     except ValueError:
         raise ClientError("after: must be the id that 'next' gave.", param="after") from None
+
+
+def _number(request: web.Request, name: str, default: int, most: int) -> int:
+    text = request.query.get(name, str(default))
+    if not DIGITS.fullmatch(text) or not 1 <= int(text) <= most:
+        raise ClientError(f"{name}: must be from 1 to {most}.", param=name)
+    return int(text)
 
 
 def _next(rows: Any, limit: int) -> UUID | None:

@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Awaitable
-from typing import Final
+from typing import Final, Literal
 
+import msgspec
 from aiohttp import web
 
 from service.api.state import DATABASE, SETTINGS, STATUS, VENICE
 from service.api.wire import json_response
 from service.errors import ServiceError
+from service.settings import Environment
 
 DATABASE_TIMEOUT_S: Final = 1.8
 """``/health`` answers within 2 s in all."""
@@ -17,17 +19,33 @@ VENICE_TIMEOUT_S: Final = 5.0
 CACHED_S: Final = 5.0
 
 
+class Health(msgspec.Struct, kw_only=True):
+    """Whether the process serves, and why it does not."""
+
+    status: Literal["ok", "error", "draining"]
+    environment: Environment
+    database: str
+
+
+class WholeHealth(msgspec.Struct, kw_only=True):
+    """Each part: ``ok``, ``error: …``, or ``unknown`` for what was not reached."""
+
+    backend: Literal["ok", "draining"]
+    database: str
+    venice_api: str
+    environment: Environment
+
+
 async def health(request: web.Request) -> web.Response:
     """``GET /health``: 200 only when the database answers and the process is staying."""
     is_draining = request.app[STATUS].is_draining
     database = await _tried(request.app[DATABASE].ping(DATABASE_TIMEOUT_S))
-    status = "draining" if is_draining else ("ok" if database == "ok" else "error")
-    answer = {
-        "status": status,
-        "environment": request.app[SETTINGS].environment.value,
-        "database": database,
-    }
-    return json_response(answer, 200 if status == "ok" else 503)
+    answer = Health(
+        status="draining" if is_draining else ("ok" if database == "ok" else "error"),
+        environment=request.app[SETTINGS].environment,
+        database=database,
+    )
+    return json_response(answer, 200 if answer.status == "ok" else 503)
 
 
 class FullHealth:
@@ -41,6 +59,8 @@ class FullHealth:
         self._asking: asyncio.Task[tuple[str, str]] | None = None
 
     async def answer(self, request: web.Request) -> web.Response:
+        """``GET /health/full``: also whether Venice answers and takes the key, asked at no cost."""
+        backend: Literal["ok", "draining"]
         if request.app[STATUS].is_draining:
             backend = "draining"
             database, venice = (
@@ -50,12 +70,12 @@ class FullHealth:
         else:
             backend = "ok"
             database, venice = await asyncio.shield(self._ask(request.app))
-        answer = {
-            "backend": backend,
-            "database": database,
-            "venice_api": venice,
-            "environment": request.app[SETTINGS].environment.value,
-        }
+        answer = WholeHealth(
+            backend=backend,
+            database=database,
+            venice_api=venice,
+            environment=request.app[SETTINGS].environment,
+        )
         is_well = backend == database == venice == "ok"
         return json_response(answer, 200 if is_well else 503)
 

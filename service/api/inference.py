@@ -1,32 +1,59 @@
 """The routes that callers use."""
 
+import contextlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
+from uuid import UUID
 
+import msgspec
 from aiohttp import web
 
-from service import money
+from service import body, ledger, money
 from service.accounts import Caller
 from service.api.auth import authenticate
-from service.api.state import CATALOG, GATEWAY, VENICE
+from service.api.state import CATALOG, DATABASE, GATEWAY, VENICE
 from service.api.wire import (
     REQUEST_ID,
+    ErrorDetail,
     Handler,
     error_object,
     json_response,
     pass_on,
     read_body,
+    read_or_pass,
     relay,
 )
-from service.errors import NotFound
+from service.errors import ClientError, NotFound, Unavailable
 from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
+from service.ledger import Limit
 
 NOT_PROXIED: Final = ("api_keys", "billing", "x402")
 """What is the operator's own at Venice, by the first part of its path."""
 JOB_STEPS: Final = ("/retrieve", "/complete")
 """How the paths end where a job is asked for that was queued."""
+QUEUE_ID: Final = re.compile(r"[!-~]{1,256}")
 _FAMILY: Final = re.compile(r"[\w-]+", re.ASCII)
+
+
+class QuoteAnswer(msgspec.Struct, kw_only=True):
+    """What a call could cost at most, null without a price, and whether it would pass."""
+
+    endpoint: str
+    model: str
+    max_cost_usd: str | None
+    max_tokens: int
+    max_output_tokens: int | None
+    would_pass: bool
+    refusal: ErrorDetail | None
+    limits: Sequence[Limit]
+
+
+class ModelsQuery(msgspec.Struct):
+    """Of which type the models are to be, as at Venice."""
+
+    type: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def paid(endpoint: Endpoint[Any]) -> Handler:
@@ -34,10 +61,11 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate(request)
-        call = endpoint.parse(await _inbound(request, endpoint.path, caller))
+        call = endpoint.parse(await _inbound(request, endpoint.path, caller, endpoint))
         async with request.app[GATEWAY].call(caller, call) as reply:
             return await relay(request, reply)
 
+    handle.__doc__ = type(endpoint).__doc__
     return handle
 
 
@@ -52,8 +80,10 @@ def free(path: str) -> Handler:
             headers["Content-Type"] = inbound.content_type
         venice, upstream_path = request.app[VENICE], _with_query(request, inbound.path)
         if path.endswith(JOB_STEPS):
+            headers["Content-Type"] = inbound.read_type(takes_form=False)
+            key_id = await _key_of_job(request, caller, inbound.content)
             answer = await venice.of_a_job(
-                upstream_path, inbound.content, headers, caller.organization_id
+                upstream_path, inbound.content, headers, caller.organization_id, key_id
             )
         else:
             answer = await venice.forward(request.method, upstream_path, inbound.content, headers)
@@ -62,7 +92,29 @@ def free(path: str) -> Handler:
         finally:
             answer.close()
 
+    handle.__doc__ = f"``{path}``: Venice's own answer, at no cost."
     return handle
+
+
+class Job(msgspec.Struct):
+    """What is read of a question about a job."""
+
+    queue_id: str = ""
+
+
+async def _key_of_job(request: web.Request, caller: Caller, content: bytes) -> UUID | None:
+    """The operator's key that the job was queued with, where the books know."""
+    job = body.decode(content, Job)
+    if not QUEUE_ID.fullmatch(job.queue_id):
+        raise ClientError(
+            "queue_id: must be 1 to 256 printable ASCII characters without spaces.",
+            param="queue_id",
+        )
+    with contextlib.suppress(Unavailable):
+        return await ledger.find_job_key(
+            request.app[DATABASE], caller.organization_id, job.queue_id
+        )
+    return None
 
 
 async def other(request: web.Request) -> web.StreamResponse:
@@ -70,8 +122,10 @@ async def other(request: web.Request) -> web.StreamResponse:
     caller = await authenticate(request)
     path = "/" + request.match_info["other"]
     _must_be_plain(path)
+    content, upload = await read_or_pass(request)
     inbound = Inbound(
-        content=await read_body(request),
+        content=content,
+        upload=upload,
         request_id=request[REQUEST_ID],
         headers=request.headers,
         path=_with_query(request, percent_encoded(path)),
@@ -91,15 +145,26 @@ def _must_be_plain(path: str) -> None:
         raise NotFound(f"There is nothing at {path}.")
 
 
-async def _inbound(request: web.Request, path: str, caller: Caller) -> Inbound:
-    _must_be_plain(path.format(**request.match_info))
+async def _inbound(
+    request: web.Request,
+    path: str,
+    caller: Caller,
+    endpoint: Endpoint[Any] = CHAT,
+    names: Mapping[str, str] | None = None,
+) -> Inbound:
+    """``names`` are those in the path, where it is not the request's own."""
+    names = request.match_info if names is None else names
+    _must_be_plain(path.format(**names))
+    if endpoint.reads_body:
+        content, upload = await read_body(request), None
+    else:
+        content, upload = await read_or_pass(request)
     return Inbound(
-        content=await read_body(request),
+        content=content,
+        upload=upload,
         request_id=request[REQUEST_ID],
         headers=request.headers,
-        path=path.format(
-            **{name: percent_encoded(value, "") for name, value in request.match_info.items()}
-        ),
+        path=path.format(**{name: percent_encoded(value, "") for name, value in names.items()}),
         settings=caller.settings,
     )
 
@@ -109,39 +174,53 @@ def _with_query(request: web.Request, path: str) -> str:
 
 
 async def quote(request: web.Request) -> web.Response:
-    """``POST /v1/quote`` with the body of a chat completion, or ``/v1/quote/{path}`` with that of
-    another paid call: what it could cost, which limits it would meet, and whether it would pass;
-    nothing is made and nothing held."""
+    """``POST /v1/quote``: what a call could cost, which limits it would meet, and whether it would
+    pass. The body is that of a chat completion; below ``/v1/quote/{path}`` that of another paid
+    call. Nothing is made and nothing held."""
     caller = await authenticate(request)
-    endpoint = _quotable(request.match_info.get("path"))
-    call = endpoint.parse(await _inbound(request, endpoint.path, caller))
-    quote = await request.app[GATEWAY].quote(caller, call)
-    bound, refusal = quote.bound, quote.refusal
+    endpoint, names = _quotable(request.match_info.get("path"))
+    asked = endpoint.parse(await _inbound(request, endpoint.path, caller, names=names))
+    quote = await request.app[GATEWAY].quote(caller, asked)
+    call, bound, refusal = quote.call, quote.bound, quote.refusal
     return json_response(
-        {
-            "endpoint": call.endpoint.path,
-            "model": call.model,
-            "max_cost_usd": None if bound.nanos is None else money.format_usd(bound.nanos),
-            "max_tokens": bound.tokens,
-            "max_output_tokens": bound.output_cap or call.max_output,
-            "would_pass": refusal is None,
-            "refusal": None if refusal is None else error_object(refusal, None)["error"],
-            "limits": quote.limits,
-        }
+        QuoteAnswer(
+            endpoint=call.endpoint.path,
+            model=call.model,
+            max_cost_usd=None if bound.nanos is None else money.format_usd(bound.nanos),
+            max_tokens=bound.tokens,
+            max_output_tokens=bound.output_cap or call.max_output,
+            would_pass=refusal is None,
+            refusal=None if refusal is None else error_object(refusal, None).error,
+            limits=quote.limits,
+        )
     )
 
 
-def _quotable(path: str | None) -> Endpoint[Any]:
+def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
+    """The endpoint that has the path, and the names in it."""
     if path is None:
-        return CHAT
+        return CHAT, {}
     for endpoint in ENDPOINTS:
-        if endpoint.path == f"/{path}":
-            return endpoint
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/{}]+)", endpoint.path)
+        if (match := re.fullmatch(pattern, f"/{path}")) is not None:
+            return endpoint, match.groupdict()
     raise NotFound(f"There is no paid call at /{path}.")
 
 
 async def models(request: web.Request) -> web.Response:
-    """``GET /v1/models?type=``: Venice's own list."""
-    await authenticate(request)
-    body = await request.app[CATALOG].models(request.query.get("type"))
+    """``GET /v1/models?type=``: what the caller's key may use, text models unless another type is
+    asked for."""
+    caller = await authenticate(request)
+    body = await request.app[CATALOG].listing(
+        caller.organization_id, caller.allowed_models, request.query.get("type", "text")
+    )
+    return web.Response(body=body, content_type="application/json")
+
+
+async def model(request: web.Request) -> web.Response:
+    """``GET /v1/models/{model}``: one of them, by any of its names."""
+    caller = await authenticate(request)
+    body = await request.app[CATALOG].entry(
+        caller.organization_id, caller.allowed_models, request.match_info["model"]
+    )
     return web.Response(body=body, content_type="application/json")

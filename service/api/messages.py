@@ -1,5 +1,6 @@
 """The routes of Anthropic's clients."""
 
+import msgspec
 from aiohttp import web
 
 from service import anthropic
@@ -16,12 +17,20 @@ from service.api.wire import (
 from service.gateway import CHAT, Inbound
 
 
+class TokenCount(msgspec.Struct):
+    """About how many tokens the input has."""
+
+    input_tokens: int
+
+
 async def create(request: web.Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in other words."""
     request[DIALECT] = ANTHROPIC
     caller = await authenticate(request)
     asked = anthropic.decode(await read_body(request))
-    takes_effort = request.app[CATALOG].can(asked.model, "supportsReasoningEffort")
+    catalog = request.app[CATALOG]
+    first, *_ = catalog.targets(caller.organization_id, asked.model, caller.allowed_models, "text")
+    takes_effort = catalog.can(first, "supportsReasoningEffort")
     inbound = Inbound(
         content=anthropic.chat_body(asked, takes_effort=takes_effort),
         request_id=request[REQUEST_ID],
@@ -37,4 +46,4 @@ async def count_tokens(request: web.Request) -> web.Response:
     """``POST /v1/messages/count_tokens``: an estimate, from the length of what was sent."""
     request[DIALECT] = ANTHROPIC
     await authenticate(request)
-    return json_response({"input_tokens": anthropic.estimate_tokens(await read_body(request))})
+    return json_response(TokenCount(anthropic.estimate_tokens(await read_body(request))))

@@ -1,28 +1,93 @@
 """What was used, for operators and for callers themselves."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
-from typing import Any, Final, cast, get_args
+from typing import Annotated, Final, Literal, cast, get_args
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from service import accounts, ledger
 from service.api.auth import authenticate_key, authenticate_operator, must_administer
 from service.api.state import DATABASE, KEYRING
-from service.api.wire import json_response, path_id
+from service.api.wire import IdOrNothing, json_response, path_id, query_text
 from service.errors import ClientError
-from service.ledger import CONTENT_TYPES, ExportFormat, GroupBy
+from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
 
 DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 GROUPS: Final[tuple[str, ...]] = get_args(GroupBy)
 FORMATS: Final[tuple[str, ...]] = get_args(ExportFormat)
 
 
+Period = Annotated[str, msgspec.Meta(examples=["2026-11-01", "2026-11-01T08:00:00Z"])]
+Tag = Annotated[str, msgspec.Meta(examples=["team=a"])]
+
+
+class PeriodQuery(msgspec.Struct, kw_only=True):
+    """From when on and before when: days or instants; this month until now without them."""
+
+    start: Period | UnsetType = msgspec.field(name="from", default=UNSET)
+    end: Period | UnsetType = msgspec.field(name="to", default=UNSET)
+
+
+class EntriesQuery(PeriodQuery, kw_only=True):
+    """Which entries are summed."""
+
+    end_user: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    tag: Tag | UnsetType = UNSET
+
+
+class OwnUsageQuery(EntriesQuery, kw_only=True):
+    """By what they are summed."""
+
+    group_by: Literal["day", "model", "end_user", "endpoint", "tag"] = "day"
+
+
+class UsageQuery(EntriesQuery, kw_only=True):
+    """By what they are summed, and of which key."""
+
+    group_by: GroupBy = "day"
+    api_key_id: IdOrNothing | UnsetType = UNSET
+
+
+class ExportQuery(PeriodQuery, kw_only=True):
+    """What is exported, and how."""
+
+    format: ExportFormat = "csv"
+
+
+class OwnLimitsQuery(msgspec.Struct):
+    """Whose limits, for calls of which model."""
+
+    end_user: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+
+
+class OwnLimits(msgspec.Struct):
+    """Every limit that binds."""
+
+    limits: Sequence[Limit]
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """A report, with the period that it is of."""
+
+    start: datetime = msgspec.field(name="from")
+    end: datetime = msgspec.field(name="to")
+    group_by: GroupBy
+    groups: Sequence[Group]
+    is_cut: bool
+    total: Sums
+
+
 async def usage(request: web.Request) -> web.Response:
-    """``GET /admin/v1/organizations/{id}/usage?group_by=&from=&to=``; ``api_key_id``, ``end_user``
-    (the plain name), ``model`` and ``tag`` (``name=value``) choose among the entries."""
+    """``GET /admin/v1/organizations/{id}/usage?group_by=&from=&to=``: sums of the entries of a
+    period. ``api_key_id``, ``end_user`` (the plain name), ``model`` and ``tag`` (``name=value``)
+    choose among them."""
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
@@ -36,25 +101,26 @@ async def usage(request: web.Request) -> web.Response:
 
 
 async def own_usage(request: web.Request) -> web.Response:
-    """``GET /v1/usage?group_by=&from=&to=&end_user=&model=&tag=``: of the caller's key."""
+    """``GET /v1/usage?group_by=&from=&to=&end_user=&model=&tag=``: the sums of the caller's key."""
     caller, key = await authenticate_key(request)
     groups = tuple(name for name in GROUPS if name != "key")
     return await _report(request, caller.organization_id, key, groups)
 
 
 async def own_limits(request: web.Request) -> web.Response:
-    """``GET /v1/limits?end_user=&model=``: those that bind the caller's calls."""
+    """``GET /v1/limits?end_user=&model=``: the limits that bind the caller's calls."""
     caller, key = await authenticate_key(request)
     name = request.query.get("end_user")
     end_user = caller.end_user_digest(name) if name else b""
     limits = await ledger.list_binding(
-        request.app[DATABASE], caller.organization_id, key, end_user, request.query.get("model")
+        request.app[DATABASE], caller.organization_id, key, end_user, query_text(request, "model")
     )
-    return json_response({"limits": limits})
+    return json_response(OwnLimits(limits))
 
 
 async def export(request: web.Request) -> web.StreamResponse:
-    """``GET /admin/v1/organizations/{id}/ledger/export?format=csv|jsonl&from=&to=``, oldest first.
+    """``GET /admin/v1/organizations/{id}/ledger/export?format=csv|jsonl&from=&to=``: the entries of
+    a period, oldest first.
 
     If it cannot go on the connection is broken off, so that no part is taken for the whole.
     """
@@ -94,18 +160,16 @@ async def _report(
         end=end,
         api_key_id=api_key_id,
         end_user=end_user,
-        model=query.get("model"),
-        tag=_tag(query.get("tag")),
+        model=query_text(request, "model"),
+        tag=_tag(query_text(request, "tag")),
     )
     report = await ledger.report(database, organization_id, group_by, wanted)
     return json_response(as_answer(report))
 
 
-def as_answer(report: ledger.Report) -> dict[str, Any]:
+def as_answer(report: ledger.Report) -> Usage:
     """The report with ``from`` and ``to``, as it was asked for."""
-    facts = msgspec.structs.asdict(report)
-    start, end = facts.pop("start"), facts.pop("end")
-    return {"from": start, "to": end, **facts}
+    return Usage(**msgspec.structs.asdict(report))
 
 
 def _one_of(request: web.Request, name: str, known: tuple[str, ...], default: str) -> str:

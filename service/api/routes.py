@@ -1,11 +1,36 @@
-"""Every route of the service."""
+"""Every route of the service, and what it takes and gives."""
 
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
-from service.api import account, admin, health, inference, messages, metrics, reports
-from service.gateway import DECISIONS, ENDPOINTS, FREE_PATHS
+from service import catalog, ledger
+from service.accounts import ApiKey, KeyChange, NewKey, Organization
+from service.anthropic import CountRequest, MessagesRequest
+from service.api import (
+    account,
+    admin,
+    health,
+    inference,
+    media,
+    messages,
+    metrics,
+    reports,
+    upstream_keys,
+)
+from service.api.description import (
+    JSON,
+    NOTHING,
+    OF_VENICE,
+    About,
+    Routes,
+    caller,
+    operator,
+    public,
+)
+from service.api.description import messages as anthropic
+from service.errors import ClientError, Conflict, Forbidden, LimitExceeded, NotFound, RateLimited
+from service.gateway import CHAT, DECISIONS, ENDPOINTS, FREE_PATHS, TRANSCRIPTIONS, Endpoint
 
 READ_PATHS: Final = (
     "/models/traits",
@@ -19,50 +44,140 @@ READ_PATHS: Final = (
     "/tee/signature",
 )
 """What can be read at Venice for nothing."""
+ANYTHING: Final = ("*/*",)
+"""An answer of Venice as it came."""
+OF_CALLS: Final = (*OF_VENICE, LimitExceeded, RateLimited)
+"""What can go wrong with a call that is paid."""
 
 
 def add_routes(app: web.Application) -> None:
     """GET routes answer HEAD too."""
-    router = app.router
-    router.add_get("/health", health.health)
-    router.add_get("/health/full", health.FullHealth().answer)
-    router.add_get("/metrics", metrics.show)
+    routes = Routes(app)
+    routes.add("GET /health", health.health, public(gives=health.Health, also=(503,)))
+    full = public(gives=health.WholeHealth, also=(503,))
+    routes.add("GET /health/full", health.FullHealth().answer, full)
+    routes.add("GET /metrics", metrics.show, operator(gives=("text/plain",)))
+    document = public(gives=(JSON,), also=(304,))
+    routes.add("GET /openapi.json", routes.describe, document)
     # OpenAI's paths and Venice's own, one handler each.
     for prefix in ("/v1", "/api/v1"):
-        for endpoint in ENDPOINTS:
-            router.add_post(prefix + endpoint.path, inference.paid(endpoint))
-        router.add_post(f"{prefix}/systemone", inference.paid(DECISIONS))
-        for path in FREE_PATHS:
-            router.add_post(prefix + path, inference.free(path))
-        for path in READ_PATHS:
-            router.add_get(prefix + path, inference.free(path))
-        router.add_post(f"{prefix}/messages", messages.create)
-        router.add_post(f"{prefix}/messages/count_tokens", messages.count_tokens)
-        router.add_get(f"{prefix}/models", inference.models)
-        router.add_get(f"{prefix}/api_keys/rate_limits", account.rate_limits)
-        router.add_get(f"{prefix}/billing/balance", account.balance)
-    router.add_post("/v1/quote", inference.quote)
-    router.add_post("/v1/quote/{path:.+}", inference.quote)
-    router.add_get("/v1/usage", reports.own_usage)
-    router.add_get("/v1/limits", reports.own_limits)
-    organizations = "/admin/v1/organizations"
-    router.add_post(organizations, admin.create_organization)
-    router.add_get(organizations, admin.list_organizations)
-    router.add_get(f"{organizations}/{{id}}", admin.find_organization)
-    router.add_patch(f"{organizations}/{{id}}", admin.change_organization)
-    router.add_post(f"{organizations}/{{id}}/keys", admin.create_key)
-    router.add_get(f"{organizations}/{{id}}/keys", admin.list_keys)
-    router.add_patch("/admin/v1/keys/{id}", admin.change_key)
-    router.add_delete("/admin/v1/keys/{id}", admin.revoke_key)
-    router.add_post(f"{organizations}/{{id}}/limits", admin.create_limit)
-    router.add_get(f"{organizations}/{{id}}/limits", admin.list_limits)
-    router.add_patch("/admin/v1/limits/{id}", admin.change_limit)
-    router.add_delete("/admin/v1/limits/{id}", admin.delete_limit)
-    router.add_get(f"{organizations}/{{id}}/ledger", admin.list_ledger)
-    router.add_get(f"{organizations}/{{id}}/ledger/export", reports.export)
-    router.add_get(f"{organizations}/{{id}}/usage", reports.usage)
-    router.add_get(f"{organizations}/{{id}}/audit-events", admin.list_audit_events)
-    router.add_post("/admin/v1/ledger/{id}/credit", admin.credit)
+        _add_inference(routes, prefix)
+    _add_own(routes)
+    _add_organizations(routes, "/admin/v1/organizations")
+    _add_keys_and_limits(routes)
+    _add_models_and_upstream_keys(routes)
     # What Venice may have beside all that.
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-        router.add_route(method, "/api/v1/{other:.+}", inference.other)
+        takes = Any if method in ("POST", "PUT", "PATCH") else None
+        about = caller(takes=takes, gives=ANYTHING, refuses=(*OF_CALLS, ClientError))
+        routes.add(f"{method} /api/v1/{{other:.+}}", inference.other, about)
+
+
+def _add_inference(routes: Routes, prefix: str) -> None:
+    for endpoint in ENDPOINTS:
+        handler = media.transcribe if endpoint is TRANSCRIPTIONS else inference.paid(endpoint)
+        routes.add(f"POST {prefix}{endpoint.path}", handler, _paid(endpoint))
+    edit = caller(takes=Any, takes_json=False, files=("image",), gives=(JSON,), refuses=OF_CALLS)
+    routes.add(f"POST {prefix}/images/edits", media.edit, edit)
+    routes.add(f"POST {prefix}/systemone", inference.paid(DECISIONS), _paid(DECISIONS))
+    for path in FREE_PATHS:
+        files = ("audio",) if "voice-changer" in path else ()
+        asked = caller(takes=Any, files=files, gives=ANYTHING, refuses=OF_VENICE)
+        routes.add(f"POST {prefix}{path}", inference.free(path), asked)
+    for path in READ_PATHS:
+        read = caller(gives=ANYTHING, refuses=(*OF_VENICE, ClientError))
+        routes.add(f"GET {prefix}{path}", inference.free(path), read)
+    kinds = (JSON, "text/event-stream")
+    message = anthropic(takes=MessagesRequest, gives=kinds, refuses=OF_CALLS)
+    routes.add(f"POST {prefix}/messages", messages.create, message)
+    count = anthropic(takes=CountRequest, gives=messages.TokenCount)
+    routes.add(f"POST {prefix}/messages/count_tokens", messages.count_tokens, count)
+    models = caller(query=inference.ModelsQuery, gives=(JSON,), refuses=OF_VENICE)
+    routes.add(f"GET {prefix}/models", inference.models, models)
+    model = caller(gives=(JSON,), refuses=(NotFound, Forbidden))
+    routes.add(f"GET {prefix}/models/{{model:.+}}", inference.model, model)
+    rates = caller(gives=account.RateLimits)
+    routes.add(f"GET {prefix}/api_keys/rate_limits", account.rate_limits, rates)
+    balance = caller(gives=account.Balance)
+    routes.add(f"GET {prefix}/billing/balance", account.balance, balance)
+
+
+def _paid(endpoint: Endpoint[Any]) -> About:
+    return caller(
+        takes=endpoint.request_type,
+        takes_json=endpoint.takes_json,
+        files=endpoint.file_names,
+        gives=endpoint.answer_types,
+        refuses=OF_CALLS,
+    )
+
+
+def _add_own(routes: Routes) -> None:
+    quote = caller(takes=CHAT.request_type, gives=inference.QuoteAnswer, refuses=OF_VENICE)
+    routes.add("POST /v1/quote", inference.quote, quote)
+    quote = caller(takes=Any, gives=inference.QuoteAnswer, refuses=OF_VENICE)
+    routes.add("POST /v1/quote/{path:.+}", inference.quote, quote)
+    usage = caller(query=reports.OwnUsageQuery, gives=reports.Usage)
+    routes.add("GET /v1/usage", reports.own_usage, usage)
+    limits = caller(query=reports.OwnLimitsQuery, gives=reports.OwnLimits)
+    routes.add("GET /v1/limits", reports.own_limits, limits)
+
+
+def _add_organizations(routes: Routes, path: str) -> None:
+    made = operator(takes=admin.NewOrganization, gives=Organization, status=201)
+    routes.add(f"POST {path}", admin.create_organization, made)
+    listed = operator(query=admin.PageQuery, gives=admin.Organizations)
+    routes.add(f"GET {path}", admin.list_organizations, listed)
+    path += "/{id}"
+    routes.add(f"GET {path}", admin.find_organization, operator(gives=Organization))
+    changed = operator(takes=admin.OrganizationChange, gives=Organization)
+    routes.add(f"PATCH {path}", admin.change_organization, changed)
+    key = operator(takes=NewKey, gives=admin.MadeKey, status=201, refuses=(Conflict,))
+    routes.add(f"POST {path}/keys", admin.create_key, key)
+    keys = operator(query=admin.PageQuery, gives=admin.Keys)
+    routes.add(f"GET {path}/keys", admin.list_keys, keys)
+    limit = operator(takes=ledger.NewLimit, gives=ledger.Limit, status=201)
+    routes.add(f"POST {path}/limits", admin.create_limit, limit)
+    limits = operator(query=admin.LimitsQuery, gives=admin.Limits)
+    routes.add(f"GET {path}/limits", admin.list_limits, limits)
+    entries = operator(query=admin.PageQuery, gives=admin.Entries)
+    routes.add(f"GET {path}/ledger", admin.list_ledger, entries)
+    exported = operator(query=reports.ExportQuery, gives=tuple(ledger.CONTENT_TYPES.values()))
+    routes.add(f"GET {path}/ledger/export", reports.export, exported)
+    usage = operator(query=reports.UsageQuery, gives=reports.Usage)
+    routes.add(f"GET {path}/usage", reports.usage, usage)
+    events = operator(query=admin.EventsQuery, gives=admin.Events)
+    routes.add(f"GET {path}/audit-events", admin.list_audit_events, events)
+
+
+def _add_keys_and_limits(routes: Routes) -> None:
+    key, limit = "/admin/v1/keys/{id}", "/admin/v1/limits/{id}"
+    changed_key = operator(takes=KeyChange, gives=ApiKey)
+    routes.add(f"PATCH {key}", admin.change_key, changed_key)
+    routes.add(f"DELETE {key}", admin.revoke_key, operator(gives=NOTHING, status=204))
+    changed_limit = operator(takes=ledger.LimitChange, gives=ledger.Limit, refuses=(Conflict,))
+    routes.add(f"PATCH {limit}", admin.change_limit, changed_limit)
+    gone = operator(gives=NOTHING, status=204, refuses=(Conflict,))
+    routes.add(f"DELETE {limit}", admin.delete_limit, gone)
+    entry, refuses = ledger.LedgerEntry, (Conflict,)
+    credit = operator(takes=ledger.NewCredit, gives=entry, status=201, refuses=refuses)
+    routes.add("POST /admin/v1/ledger/{id}/credit", admin.credit, credit)
+
+
+def _add_models_and_upstream_keys(routes: Routes) -> None:
+    listed = operator(query=admin.ModelsQuery, gives=admin.Names)
+    routes.add("GET /admin/v1/models", admin.list_models, listed)
+    alias = "/admin/v1/models/{alias:.+}"
+    made = operator(takes=catalog.NewAlias, gives=catalog.ListedName, refuses=(Conflict,))
+    routes.add(f"PUT {alias}", admin.set_alias, made)
+    gone = operator(query=admin.AliasQuery, gives=NOTHING, status=204)
+    routes.add(f"DELETE {alias}", admin.remove_alias, gone)
+    keys = "/admin/v1/upstream-keys"
+    routes.add(f"GET {keys}", upstream_keys.list_keys, operator(gives=upstream_keys.Keys))
+    new, shown = upstream_keys.NewUpstreamKey, upstream_keys.ShownKey
+    added = operator(takes=new, gives=shown, status=201, refuses=(Conflict,))
+    routes.add(f"POST {keys}", upstream_keys.add_key, added)
+    disabled = operator(gives=NOTHING, status=204)
+    routes.add(f"DELETE {keys}/{{id}}", upstream_keys.disable_key, disabled)
+    checked = operator(gives=upstream_keys.CheckedKey, refuses=(Conflict,))
+    routes.add(f"POST {keys}/{{id}}/check", upstream_keys.check_key, checked)

@@ -28,4 +28,6 @@ KEYRING: Final = web.AppKey("KEYRING", Keyring)
 CALLERS: Final = web.AppKey("CALLERS", Callers)
 CATALOG: Final = web.AppKey("CATALOG", Catalog)
 VENICE: Final = web.AppKey("VENICE", Venice)
+VENICE_KEY: Final = web.AppKey("VENICE_KEY", str)
+"""The key at Venice of the settings; the sandbox's own without one."""
 GATEWAY: Final = web.AppKey("GATEWAY", Gateway)

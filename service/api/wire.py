@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,7 @@ from aiohttp import web
 from service import anthropic
 from service.api.state import SETTINGS
 from service.errors import (
+    ClientError,
     NotFound,
     PayloadTooLarge,
     RateLimited,
@@ -22,12 +23,17 @@ from service.errors import (
     Unavailable,
     UpstreamError,
 )
-from service.gateway import Reply, uncancel
+from service.gateway import Reply, Upload, uncancel
 from service.ledger import Rates
+from service.settings import Settings
+from service.upstream import PLAIN_BODY_BYTES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+MOST_READ_BYTES: Final = 1024 * 1024
+"""Of a body that need not be read; one that is can be sent again."""
+SPACE: Final = b"\n"
 HEARTBEAT: Final = b": heartbeat\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 GOODBYE_TIMEOUT_S: Final = 2.0
@@ -36,6 +42,8 @@ STREAM_HEADERS: Final = {
     # Proxies that buffer would turn a stream into a wait.
     "X-Accel-Buffering": "no",
 }
+IdOrNothing = Annotated[str, msgspec.Meta(pattern="^$|^[0-9A-Fa-f-]{32,36}$")]
+"""A UUID in a query; empty is as if it were not there."""
 ERROR_TYPES: Final = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -49,17 +57,62 @@ async def read_body(request: web.Request) -> bytes:
     """The body, within the deadline and the size of the settings.
 
     :raises RequestTimeout, PayloadTooLarge: when it is not.
+    :raises ClientError: when it is not encoded as its headers say.
     """
     settings = request.app[SETTINGS]
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             return await request.read()
     except TimeoutError:
-        raise RequestTimeout(
-            f"The body did not arrive within {settings.body_timeout_s:g} seconds."
-        ) from None
+        raise _too_late(settings) from None
     except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.") from None
+        raise _too_large(settings) from None
+    except web.RequestPayloadError as error:
+        raise _not_as_encoded() from error
+
+
+async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
+    """A small body; or else one to be passed on as it arrives, within the same deadline and size.
+
+    :raises RequestTimeout, PayloadTooLarge: when it is not.
+    """
+    settings, length_bytes = request.app[SETTINGS], request.content_length
+    if not request.body_exists or (length_bytes is not None and length_bytes <= MOST_READ_BYTES):
+        return await read_body(request), None
+    if length_bytes is not None and length_bytes > settings.body_max_bytes:
+        raise _too_large(settings)
+    return b"", Upload(_arriving(request), length_bytes)
+
+
+async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
+    settings, size = request.app[SETTINGS], 0
+    ends_at = time.monotonic() + settings.body_timeout_s
+    while True:
+        try:
+            async with asyncio.timeout(ends_at - time.monotonic()):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise _too_late(settings) from None
+        except web.RequestPayloadError as error:
+            raise _not_as_encoded() from error
+        if not chunk:
+            return
+        size += len(chunk)
+        if size > settings.body_max_bytes:
+            raise _too_large(settings)
+        yield chunk
+
+
+def _too_late(settings: Settings) -> RequestTimeout:
+    return RequestTimeout(f"The body did not arrive within {settings.body_timeout_s:g} seconds.")
+
+
+def _not_as_encoded() -> ClientError:
+    return ClientError("The body is not encoded as its Content-Encoding or Transfer-Encoding says.")
+
+
+def _too_large(settings: Settings) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.")
 
 
 def path_id(request: web.Request) -> UUID:
@@ -73,32 +126,61 @@ def path_id(request: web.Request) -> UUID:
         raise NotFound("There is nothing of this id; an id is a UUID.") from None
 
 
+def query_text(request: web.Request, name: str) -> str | None:
+    """A parameter of the query that the database is asked for, or None.
+
+    :raises ClientError: when it has a NUL, which no text of the database has.
+    """
+    text = request.query.get(name)
+    if text is not None and "\0" in text:
+        raise ClientError(f"{name}: must not have NUL characters.", param=name)
+    return text
+
+
 def json_response(value: Any, status: int = 200) -> web.Response:
     """``value`` as JSON."""
     body = msgspec.json.encode(value)
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def error_object(error: ServiceError, request_id: str | None) -> dict[str, Any]:
+class ErrorDetail(msgspec.Struct, kw_only=True):
+    """What went wrong. ``param`` is the field at fault; ``request_id`` finds it in the log.
+
+    A refusal by a limit says in ``limit`` which, with the numbers that prove it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    request_id: str | None
+    limit: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Error(msgspec.Struct, kw_only=True):
     """The body of an error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+def error_object(error: ServiceError, request_id: str | None) -> Error:
+    """The body of ``error`` in OpenAI's shape."""
     kind = "invalid_request_error" if error.status < 500 else "api_error"
-    content: dict[str, Any] = {
-        "message": error.message,
-        "type": ERROR_TYPES.get(error.status, kind),
-        "param": error.param,
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if error.limit is not None:
-        content["limit"] = error.limit
-    return {"error": content}
+    detail = ErrorDetail(
+        message=error.message,
+        type=ERROR_TYPES.get(error.status, kind),
+        param=error.param,
+        code=error.code,
+        request_id=request_id,
+        limit=msgspec.UNSET if error.limit is None else dict(error.limit),
+    )
+    return Error(error=detail)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """How errors are said to a caller, plainly and as the last of a stream's events."""
 
-    error_object: Callable[[ServiceError, str | None], dict[str, Any]]
+    error_object: Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
     last_event: bytes
     """With a place for the object."""
 
@@ -130,6 +212,9 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
     """The answer to a request that failed before anything of an answer was sent."""
     dialect = request.get(DIALECT, OPENAI)
     response = json_response(dialect.error_object(error, request.get(REQUEST_ID)), error.status)
+    if request.content.exception() is not None:
+        # Where the next request begins nobody knows; aiohttp closes, and does not say so.
+        response.force_close()
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif error.status == RateLimited.status:
@@ -161,10 +246,17 @@ def _attempts(attempts: Sequence[str]) -> dict[str, str]:
 
 def _reply_headers(reply: Reply) -> dict[str, str]:
     headers = rate_headers(reply.rates) if reply.rates is not None else {}
-    headers |= _attempts(reply.attempts)
+    headers |= {"x-rialto-model": reply.model, **_attempts(reply.attempts)}
     if reply.output_cap is not None:
         headers["x-rialto-max-output-tokens"] = str(reply.output_cap)
     return {**reply.headers, **headers}
+
+
+def _plain_headers(reply: Reply) -> dict[str, str]:
+    headers = _reply_headers(reply)
+    if reply.cost_usd is not None:
+        headers["x-rialto-cost-usd"] = reply.cost_usd
+    return headers
 
 
 async def relay(
@@ -173,13 +265,57 @@ async def relay(
     """Pass Venice's answer on: a plain one whole, anything else as it comes."""
     if reply.is_events:
         return await _EventStream(request, reply, translation).relay()
-    headers = _reply_headers(reply)
-    if reply.cost_usd is not None:
-        headers["x-rialto-cost-usd"] = reply.cost_usd
+    headers = _plain_headers(reply)
     if reply.body is not None:
         content = translation.whole(reply.body) if translation else reply.body
         return web.Response(body=content, headers=headers)
+    if reply.is_awaited:
+        return await _relay_awaited(request, reply, headers, translation)
     return await pass_on(request, headers, reply.chunks())
+
+
+async def _relay_awaited(
+    request: web.Request,
+    reply: Reply,
+    headers: Mapping[str, str],
+    translation: Translation | None,
+) -> web.StreamResponse:
+    """A plain answer that takes long: white space, which JSON may begin with, keeps the connection
+    from being taken for dead. Should the answer fail, the connection is cut: its status is sent."""
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    content = None
+    while content is None:
+        await response.write(SPACE)
+        content = await reply.whole(request.app[SETTINGS].heartbeat_s)
+    await response.write(translation.whole(content) if translation else content)
+    return response
+
+
+async def relay_as(
+    reply: Reply, content_type: str, say: Callable[[bytes, str], bytes]
+) -> web.Response:
+    """A plain answer of Venice in another form: ``say`` makes the body out of Venice's and its
+    type. Nothing is sent before that is done, so a failure keeps its status.
+
+    :raises UpstreamError: when the answer fails on its way, is too large, or cannot be said.
+    """
+    content = await _whole(reply) if reply.body is None else reply.body
+    response = web.Response(headers=_plain_headers(reply))
+    response.body = say(content, response.headers.get("Content-Type", ""))
+    response.headers["Content-Type"] = content_type
+    return response
+
+
+async def _whole(reply: Reply) -> bytes:
+    pieces, size = [], 0
+    async with contextlib.aclosing(reply.chunks()) as chunks:
+        async for chunk in chunks:
+            pieces.append(chunk)
+            size += len(chunk)
+            if size > PLAIN_BODY_BYTES:
+                raise UpstreamError("Venice's answer is too large.")
+    return b"".join(pieces)
 
 
 async def pass_on(

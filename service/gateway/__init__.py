@@ -3,11 +3,14 @@
 from typing import Any, Final
 
 from service.gateway import audio, images, queues, requests
-from service.gateway.call import Call, Endpoint, Inbound
+from service.gateway.audio import TRANSCRIPTIONS
+from service.gateway.call import Call, Endpoint, Inbound, Upload, check_end_user
 from service.gateway.chat import CHAT
 from service.gateway.decisions import DECISIONS
 from service.gateway.embeddings import EMBEDDINGS
-from service.gateway.pipeline import Gateway, Reply, uncancel
+from service.gateway.images import EDIT, MULTI_EDIT
+from service.gateway.open_call import Reply
+from service.gateway.pipeline import Gateway, uncancel
 from service.gateway.queues import FREE_PATHS
 from service.gateway.requests import OTHER
 from service.gateway.responses import RESPONSES
@@ -15,14 +18,19 @@ from service.gateway.responses import RESPONSES
 __all__ = [
     "CHAT",
     "DECISIONS",
+    "EDIT",
     "ENDPOINTS",
     "FREE_PATHS",
+    "MULTI_EDIT",
     "OTHER",
+    "TRANSCRIPTIONS",
     "Call",
     "Endpoint",
     "Gateway",
     "Inbound",
     "Reply",
+    "Upload",
+    "check_end_user",
     "uncancel",
 ]
 

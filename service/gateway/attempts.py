@@ -1,4 +1,5 @@
-"""Sending a call, to one key after another, until it is answered or may not be repeated."""
+"""Sending a call: to one key after another, then to the next model, until it is answered or may not
+be repeated."""
 
 import asyncio
 import time
@@ -8,8 +9,10 @@ from uuid import UUID
 import structlog
 
 from service.errors import ServiceError, UpstreamError
-from service.gateway.call import Call
-from service.upstream import Answer, UpstreamKey, Venice, pause_s
+from service.gateway.call import Upload
+from service.gateway.route import Route
+from service.ledger import Sent
+from service.upstream import Answer, UpstreamKey, Venice, is_repeatable, is_uncharged, pause_s
 
 log = structlog.get_logger()
 
@@ -19,20 +22,23 @@ OK: Final = "ok"
 class Attempts:
     """What was tried for one call."""
 
-    def __init__(self, venice: Venice, call: Call, organization_id: UUID) -> None:
+    def __init__(self, venice: Venice, route: Route) -> None:
         self._venice = venice
-        self._call = call
-        self._organization_id = organization_id
+        self._route = route
         self._key: UpstreamKey | None = None
         self._ids: set[UUID] = set()
-        self._tried: list[tuple[str, str]] = []
+        self._tried: list[tuple[str, str, str]] = []
+        self.key_id: UUID | None = None
+        """The key of the last attempt."""
+        self.has_failed = False
+        """Whether an attempt before the last one failed in a way that may have been charged."""
 
     @property
     def codes(self) -> tuple[str, ...]:
         """The code of each attempt, ``ok`` that of the answer."""
-        return tuple(code for _, code in self._tried)
+        return tuple(code for _, _, code in self._tried)
 
-    async def send(self, body: bytes, accept: str) -> Answer:
+    async def send(self, accept: str) -> Answer:
         """The answer, whose status is 2xx.
 
         :raises UpstreamError: the last one, with all codes as its ``attempts``.
@@ -40,18 +46,12 @@ class Attempts:
         ends_at = time.monotonic() + self._venice.retry_s
         while True:
             try:
-                answer = await self._attempt(body, accept)
+                answer = await self._attempt(accept)
             except UpstreamError as error:
-                wait_s = self._wait_s(error)
-                if (
-                    wait_s is None
-                    or time.monotonic() + wait_s > ends_at
-                    or not self._venice.budget.spend()
-                ):
+                if not await self._goes_on(error, ends_at):
                     self._say()
                     error.attempts = self.codes
                     raise
-                await asyncio.sleep(wait_s)
             else:
                 self._venice.budget.earn()
                 self._say()
@@ -63,44 +63,79 @@ class Attempts:
             self._venice.keys.in_flight[self._key.id] -= 1
             self._key = None
 
-    async def _attempt(self, body: bytes, accept: str) -> Answer:
-        keys, model = self._venice.keys, self._call.model
+    async def _goes_on(self, error: UpstreamError, ends_at: float) -> bool:
+        """Whether there is another attempt, after the pause before it. Another key comes first,
+        then another model; to wait for this one is what is left."""
+        route, budget = self._route, self._venice.budget
+        is_sent = route.call.upload is not None and route.call.upload.is_begun
+        if is_sent or not route.call.endpoint.is_known:
+            return False
+        is_inference = route.call.endpoint.is_inference
+        wait_s = self._pause_s(error)
+        may_be_charged = is_repeatable(error) and route.may_repeat and not self.has_failed
+        if may_be_charged:
+            wait_s = 0.0
+        may_advance = wait_s != 0.0 and is_uncharged(error, is_inference=is_inference)
+        may_advance = may_advance and route.has_next and not self.has_failed
+        if may_advance and budget.spend() and await route.advance():
+            self._ids.clear()
+            return True
+        if wait_s is None or time.monotonic() + wait_s > ends_at or not budget.spend():
+            return False
+        self.has_failed = self.has_failed or may_be_charged
+        await asyncio.sleep(wait_s)
+        return True
+
+    async def _attempt(self, accept: str) -> Answer:
+        keys, model = self._venice.keys, self._route.call.model
         try:
-            key = keys.choose(self._organization_id, model, self._ids)
+            key = keys.choose(self._route.caller.organization_id, model, self._ids)
         except UpstreamError as error:
-            self._tried.append(("none", error.code))
+            self._tried.append(("none", model, error.code))
             raise
-        self._key = key
+        self._key, self.key_id = key, key.id
         self._ids.add(key.id)
         keys.in_flight[key.id] += 1
+        self._route.note_sent(Sent(upstream_key_id=key.id))
         try:
-            answer = await self._send(key, body, accept)
+            answer = await self._send(key, accept)
         except ServiceError as error:
-            keys.failed(key, model, error)
-            self._tried.append((key.name, error.code))
+            if self._route.call.endpoint.is_known:
+                keys.failed(key, model, error)
+            self._tried.append((key.name, model, error.code))
             self.close()
             raise
-        keys.succeeded(key, model)
-        self._tried.append((key.name, OK))
+        keys.succeeded(key, model, answer.said)
+        self._tried.append((key.name, model, OK))
         return answer
 
-    async def _send(self, key: UpstreamKey, body: bytes, accept: str) -> Answer:
-        call = self._call
+    async def _send(self, key: UpstreamKey, accept: str) -> Answer:
+        call = self._route.call
+        body: bytes | Upload = call.upload or self._route.body()
         headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
-        if call.method != "POST":
-            return await self._venice.forward(call.method, call.upstream_path, body, headers, key)
-        return await self._venice.post(call.upstream_path, body, headers, key)
+        if call.upload is not None and call.upload.length_bytes is not None:
+            headers["Content-Length"] = str(call.upload.length_bytes)
+        try:
+            if call.method != "POST":
+                path = call.upstream_path
+                return await self._venice.forward(call.method, path, body, headers, key)
+            return await self._venice.post(call.upstream_path, body, headers, key)
+        except UpstreamError as error:
+            if call.upload is not None and call.upload.error is not None:
+                raise call.upload.error from error
+            raise
 
-    def _wait_s(self, error: UpstreamError) -> float | None:
-        ready = self._venice.keys.ready(self._organization_id, self._call.model)
+    def _pause_s(self, error: UpstreamError) -> float | None:
+        call, keys = self._route.call, self._venice.keys
+        ready = keys.ready(self._route.caller.organization_id, call.model)
         return pause_s(
             error,
             len(self._tried),
-            is_inference=self._call.endpoint.is_inference,
+            is_inference=call.endpoint.is_inference,
             has_key=bool(ready),
             has_fresh_key=any(key.id not in self._ids for key in ready),
         )
 
     def _say(self) -> None:
         if len(self._tried) > 1:
-            log.info("attempts", model=self._call.model, tried=self._tried)
+            log.info("attempts", tried=self._tried)

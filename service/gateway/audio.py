@@ -55,6 +55,8 @@ class SpeechEndpoint(AudioEndpoint):
     """``POST /audio/speech``: sound, as it comes."""
 
     path = "/audio/speech"
+    model_type = "tts"
+    request_type = SpeechRequest
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -63,6 +65,7 @@ class SpeechEndpoint(AudioEndpoint):
             endpoint=self,
             **inbound.facts(),
             model=check_model(request.model or DEFAULT_SPEECH_MODEL),
+            model_members=("model",) if request.model else (),
             relay=Relay.PASSED,
             is_stream=bool(request.streaming),
             characters=len(request.input),
@@ -80,6 +83,10 @@ class TranscriptionEndpoint(AudioEndpoint):
     """``POST /audio/transcriptions``: the text of a sound file, and how long that was."""
 
     path = "/audio/transcriptions"
+    model_type = "asr"
+    request_type = TranscriptionRequest
+    file_names = ("file",)
+    takes_json = False
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -91,8 +98,9 @@ class TranscriptionEndpoint(AudioEndpoint):
         return AudioCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model=check_model(request.model or DEFAULT_TRANSCRIPTION_MODEL),
+            model_members=("model",) if request.model else (),
             relay=Relay.WHOLE if is_json else Relay.PASSED,
             most_seconds=-(-files[0].length_bytes // LEAST_BYTES_PER_S),
         )
@@ -108,6 +116,8 @@ class VoiceEndpoint(AudioEndpoint):
     """``POST /audio/voices``: a voice made after a recording."""
 
     path = "/audio/voices"
+    request_type = VoiceRequest
+    file_names = ("file",)
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -115,11 +125,13 @@ class VoiceEndpoint(AudioEndpoint):
         return AudioCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model=check_model(request.model or DEFAULT_VOICE_MODEL),
+            model_members=("model",) if request.model else (),
             # Venice states what the model's speech costs, not what its voices do.
             has_price=False,
         )
 
 
-ENDPOINTS: Final = (SpeechEndpoint(), TranscriptionEndpoint(), VoiceEndpoint())
+TRANSCRIPTIONS: Final = TranscriptionEndpoint()
+ENDPOINTS: Final = (SpeechEndpoint(), TRANSCRIPTIONS, VoiceEndpoint())

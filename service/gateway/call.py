@@ -2,14 +2,17 @@
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from service import body as json_body
+from service import multipart
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
+from service.gateway.assembly import Assembly
 from service.ledger import Admission, CostSource, Limit
 from service.prices import Usage
 from service.upstream import Metered, Venice
@@ -30,6 +33,8 @@ TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 END_USER_LENGTH: Final = 128
 JSON: Final = "application/json"
+JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json", re.ASCII | re.IGNORECASE)
+EVENTS: Final = "text/event-stream"
 
 
 def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
@@ -82,6 +87,33 @@ class Relay(enum.Enum):
     """Server-sent events, passed on as they come and read on their way."""
     PASSED = "passed"
     """Bytes that say nothing of usage, passed on as they come."""
+    ASSEMBLED = "assembled"
+    """JSON that takes so long that Venice is asked for events, which are put together."""
+
+
+class Upload:
+    """A body that nothing here reads: it is passed on as it arrives, and so can be sent once.
+
+    ``chunks`` raise the service's own errors, of which Venice's client would make another one:
+    ``error`` keeps it. ``length_bytes`` is what the caller said, if anything.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], length_bytes: int | None) -> None:
+        self._chunks = chunks
+        self.length_bytes = length_bytes
+        self.is_begun = False
+        self.is_whole = False
+        self.error: ServiceError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.is_begun = True
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        except ServiceError as error:
+            self.error = error
+            raise
+        self.is_whole = True
 
 
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +122,8 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     content: bytes
     request_id: str
     headers: Mapping[str, str]
+    upload: Upload | None = None
+    """The body, where it is not in ``content``."""
     path: str = ""
     method: str = "POST"
     settings: KeySettings = KeySettings()
@@ -100,6 +134,18 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
         """What the body is said to be; JSON where nothing is said."""
         return self.headers.get("Content-Type", JSON)
 
+    def read_type(self, *, takes_form: bool = True) -> str:
+        """What Venice is told of a body that was read here: a form's own type, or plain JSON.
+
+        :raises ClientError: when it is said to be neither, and so could be read otherwise there.
+        """
+        if takes_form and multipart.is_multipart(self.content_type):
+            return self.content_type
+        if not JSON_TYPE.fullmatch(self.content_type.partition(";")[0].strip()):
+            types = f"{JSON} or {multipart.FORM}" if takes_form else JSON
+            raise ClientError(f"Content-Type: must be {types}.", param="Content-Type")
+        return JSON
+
     def facts(self) -> dict[str, Any]:
         """What every call takes over."""
         return {
@@ -109,6 +155,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
             },
             "tags": parse_tags(self.headers),
             "body": self.content,
+            "upload": self.upload,
         }
 
 
@@ -134,6 +181,8 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
     """What a call could cost, and what admission would say to it."""
 
+    call: "Call"
+    """As it would be made."""
     bound: Bound
     limits: Sequence[Limit]
     refusal: ServiceError | None
@@ -155,6 +204,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     body: bytes
     headers: Mapping[str, str]
+    upload: Upload | None = None
     tags: dict[str, str] | None = None
     """The caller's own words for the call, for reports."""
     end_user: str | None = None
@@ -165,8 +215,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     method: str = "POST"
     path: str = ""
     """Where it is not the endpoint's own."""
+    has_model: bool = True
+    """Whether ``model`` is the name of one, and not of what is done without any."""
+    model_members: tuple[str, ...] = ("model",)
+    """The body's members that name the model, where it does."""
     is_default_model: bool = False
-    """Whether the caller left the choice of the model to Venice."""
+    """Whether Venice takes a model of its own choice where it does not know the name."""
+    requested_model: str | None = None
+    """By which name the caller asked for the model, where that is not its own."""
     surcharge_nanos: int = 0
     """What is charged beside the model's price, at most."""
     has_price: bool = True
@@ -179,6 +235,19 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     def upstream_path(self) -> str:
         """Where Venice takes the call, below ``/api/v1``."""
         return self.path or self.endpoint.path
+
+    def for_model(self, name: str) -> "Self":
+        """The same call to the model of this name, which the body then says too."""
+        if name == self.model:
+            return self
+        content, members = self.body, self.model_members
+        if members and multipart.is_multipart(self.content_type):
+            content = multipart.set_texts(content, self.content_type, dict.fromkeys(members, name))
+        elif members:
+            content = json_body.set_members(content, dict.fromkeys(members, name), members)
+        return msgspec.structs.replace(
+            self, model=name, body=content, requested_model=self.requested_model or self.model
+        )
 
     @property
     def max_output(self) -> int | None:
@@ -201,6 +270,19 @@ class Endpoint(Generic[C]):
 
     path: ClassVar[str]
     """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
+    model_type: ClassVar[str | None] = None
+    """Of which type its models are, by Venice's name for it; None where they may be of several."""
+    reads_body: ClassVar[bool] = True
+    """Whether anything here depends on the body; where not, a large one is passed on unread."""
+    request_type: ClassVar[Any] = Any
+    """What of a JSON body is read here."""
+    file_names: ClassVar[tuple[str, ...]] = ()
+    """What the files of a form are called; a form is taken where there are any."""
+    takes_json: ClassVar[bool] = True
+    answer_types: ClassVar[tuple[str, ...]] = ("*/*",)
+    """The media types of Venice's answers."""
+    is_known: ClassVar[bool] = True
+    """Whether it is known what Venice does there, and so what its refusals say of a key."""
     is_inference: ClassVar[bool] = False
     """Whether a call that Venice was too busy for can be repeated: it is charged after it ran."""
 
@@ -219,6 +301,10 @@ class Endpoint(Generic[C]):
     def upstream_body(self, call: C, caller: Caller, bound: Bound) -> bytes:
         """The body that Venice gets."""
         return call.body
+
+    def assembly(self) -> Assembly:
+        """What puts a stream of events together, where a plain answer is asked for that way."""
+        raise NotImplementedError
 
     def cost(self, call: C, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """What the call cost, from the best source there is; an estimate is never above the

@@ -7,7 +7,8 @@ import msgspec
 from service import body
 from service.accounts import Caller
 from service.errors import ClientError
-from service.gateway.call import Bound, Inbound, Relay, check_model
+from service.gateway.assembly import Assembly, ChatCompletion
+from service.gateway.call import EVENTS, JSON, Bound, Inbound, Relay, check_model
 from service.gateway.tokens import (
     END_USER_FIELDS,
     Count,
@@ -16,6 +17,7 @@ from service.gateway.tokens import (
     TokenRequest,
     end_user,
     read,
+    relay_of,
     venice_facts,
     without_venice_prompt,
 )
@@ -43,9 +45,12 @@ class ChatRequest(TokenRequest, kw_only=True):
 
 
 class ChatEndpoint(TokenEndpoint[TokenCall]):
-    """``POST /chat/completions``."""
+    """``POST /chat/completions``: a chat completion, streamed or not."""
 
     path = "/chat/completions"
+    model_type = "text"
+    request_type = ChatRequest
+    answer_types = (JSON, EVENTS)
     cap_member = "max_completion_tokens"
 
     def parse(self, inbound: Inbound) -> TokenCall:
@@ -54,21 +59,22 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
         check_model(request.model)
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")
+        # Whichever of them Venice heeds.
+        most_output = max(getattr(request, name) or 0 for name in MAXIMA) or None
         return TokenCall(
             endpoint=self,
             **inbound.facts(),
             **venice_facts(request),
             model=request.model,
-            is_stream=bool(request.stream),
-            relay=Relay.EVENTS if request.stream else Relay.WHOLE,
+            is_stream=request.stream is True,
+            relay=relay_of(request, inbound, most_output),
             end_user=end_user(request),
             present=frozenset(
                 name for name in SPLICED if getattr(request, name) is not msgspec.UNSET
             ),
             parts=len(request.messages) + len(request.tools or ()),
             choices=request.n or 1,
-            # Whichever of them Venice heeds.
-            max_output_tokens=max(getattr(request, name) or 0 for name in MAXIMA) or None,
+            max_output_tokens=most_output,
         )
 
     def upstream_body(self, call: TokenCall, caller: Caller, bound: Bound) -> bytes:
@@ -88,12 +94,18 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
             members[self.cap_member] = bound.output_cap
             members |= {name: bound.output_cap for name in MAXIMA if name in call.present}
         members |= without_venice_prompt(call, bound)
+        if call.relay is Relay.ASSEMBLED:
+            members["stream"] = True
         content = call.body
         if "safety_identifier" in call.present:
             # OpenAI's name for it, which Venice does not know.
             content = body.without_members(content, {"safety_identifier"})
         return body.set_members(content, members, call.present)
 
+    def assembly(self) -> Assembly:
+        """See :meth:`Endpoint.assembly`."""
+        return ChatCompletion()
 
-SPLICED: Final = (*END_USER_FIELDS, *MAXIMA, "venice_parameters")
+
+SPLICED: Final = (*END_USER_FIELDS, *MAXIMA, "stream", "venice_parameters")
 CHAT: Final = ChatEndpoint()

@@ -16,9 +16,11 @@ class DecisionsRequest(TokenRequest, kw_only=True):
 
 
 class DecisionsEndpoint(TokenEndpoint[TokenCall]):
-    """``POST /decisions``, also as ``/systemone``."""
+    """``POST /decisions``: answers to questions about a state; also as ``/systemone``."""
 
     path = "/decisions"
+    model_type = "decision"
+    request_type = DecisionsRequest
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""

@@ -20,9 +20,11 @@ class EmbeddingsRequest(TokenRequest, kw_only=True):
 
 
 class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
-    """``POST /embeddings``."""
+    """``POST /embeddings``: embeddings of texts."""
 
     path = "/embeddings"
+    model_type = "embedding"
+    request_type = EmbeddingsRequest
     gives_output = False
 
     def parse(self, inbound: Inbound) -> TokenCall:

@@ -82,9 +82,11 @@ class GenerateRequest(msgspec.Struct):
 
 
 class GenerateEndpoint(ImageEndpoint):
-    """``POST /image/generate``: base64 in JSON, or the image itself."""
+    """``POST /image/generate``: images, as base64 in JSON or as they are."""
 
     path = "/image/generate"
+    model_type = "image"
+    request_type = GenerateRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -124,9 +126,11 @@ class GenerationsRequest(msgspec.Struct):
 
 
 class GenerationsEndpoint(ImageEndpoint):
-    """``POST /images/generations``, in OpenAI's shape."""
+    """``POST /images/generations``: images, in OpenAI's shape."""
 
     path = "/images/generations"
+    model_type = "image"
+    request_type = GenerationsRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -137,6 +141,7 @@ class GenerationsEndpoint(ImageEndpoint):
             endpoint=self,
             **inbound.facts(),
             model=model,
+            model_members=("model",) if request.model else (),
             # Venice takes a name that it does not know for its default.
             is_default_model=True,
             relay=Relay.PASSED,
@@ -169,6 +174,9 @@ class EditEndpoint(ImageEndpoint):
     """``POST /image/edit``: the edited image."""
 
     path = "/image/edit"
+    model_type = "inpaint"
+    request_type = EditRequest
+    file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -184,8 +192,9 @@ class EditEndpoint(ImageEndpoint):
         return ImageCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model=check_model(names.pop() if names else DEFAULT_EDIT_MODEL),
+            model_members=tuple(name for name in ("model", "modelId") if getattr(request, name)),
             relay=Relay.PASSED,
             resolution=request.resolution,
             quality=request.quality,
@@ -198,6 +207,7 @@ class MultiEditEndpoint(EditEndpoint):
     """``POST /image/multi-edit``: one image out of several."""
 
     path = "/image/multi-edit"
+    file_names = ("images",)
 
 
 class UpscaleRequest(msgspec.Struct):
@@ -210,6 +220,8 @@ class UpscaleEndpoint(ImageEndpoint):
     """``POST /image/upscale``: the enlarged image, a PNG."""
 
     path = "/image/upscale"
+    request_type = UpscaleRequest
+    file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
@@ -217,8 +229,10 @@ class UpscaleEndpoint(ImageEndpoint):
         return ImageCall(
             endpoint=self,
             **inbound.facts(),
-            content_type=inbound.content_type,
+            content_type=inbound.read_type(),
             model="upscaler",
+            has_model=False,
+            # Of whatever model of its type Venice takes.
             is_default_model=True,
             relay=Relay.PASSED,
             model_type="upscale",
@@ -230,6 +244,8 @@ class CutOutEndpoint(ImageEndpoint):
     """``POST /image/background-remove``: the image without its background, a PNG."""
 
     path = "/image/background-remove"
+    reads_body = False
+    file_names = ("image",)
     model: ClassVar[str] = "background-remove"
 
     def parse(self, inbound: Inbound) -> ImageCall:
@@ -239,17 +255,19 @@ class CutOutEndpoint(ImageEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model=self.model,
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
             has_price=False,
         )
 
 
+EDIT: Final = EditEndpoint()
+MULTI_EDIT: Final = MultiEditEndpoint()
 ENDPOINTS: Final = (
     GenerateEndpoint(),
     GenerationsEndpoint(),
-    EditEndpoint(),
-    MultiEditEndpoint(),
+    EDIT,
+    MULTI_EDIT,
     UpscaleEndpoint(),
     CutOutEndpoint(),
 )

@@ -44,6 +44,13 @@ class QueueCall(Call, frozen=True, kw_only=True):
     quoted: bytes
     quote_nanos: int | None = None
 
+    def for_model(self, name: str) -> "QueueCall":
+        """See :meth:`Call.for_model`; the quote is for that model too."""
+        if name == self.model:
+            return self
+        quoted = body.set_members(self.quoted, {"model": name}, {"model"})
+        return msgspec.structs.replace(super().for_model(name), quoted=quoted)
+
     async def priced(self, venice: Venice) -> "QueueCall":
         """See :meth:`Call.priced`."""
         if not self.has_price:
@@ -90,9 +97,11 @@ QUOTED: Final = ("model", "duration", "aspect_ratio", "resolution", "upscale_fac
 
 
 class VideoEndpoint(QueueEndpoint):
-    """``POST /video/queue``."""
+    """``POST /video/queue``: a video, to be fetched when it is made."""
 
     path = "/video/queue"
+    model_type = "video"
+    request_type = VideoRequest
     quote_path = "/video/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:
@@ -129,6 +138,7 @@ class AudioQueueEndpoint(QueueEndpoint):
     """``POST /audio/queue``: music, effects, long speech."""
 
     path = "/audio/queue"
+    request_type = AudioRequest
     quote_path = "/audio/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:
@@ -146,9 +156,12 @@ class AudioQueueEndpoint(QueueEndpoint):
 
 
 class VoiceChangerEndpoint(QueueEndpoint):
-    """``POST /audio/voice-changer/queue``: no price is known for it before its length is."""
+    """``POST /audio/voice-changer/queue``: a recording in another voice. No price is known for it
+    before its length is."""
 
     path = "/audio/voice-changer/queue"
+    reads_body = False
+    file_names = ("audio",)
     quote_path = "/audio/voice-changer/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:
@@ -158,7 +171,7 @@ class VoiceChangerEndpoint(QueueEndpoint):
             **inbound.facts(),
             content_type=inbound.content_type,
             model="voice-changer",
-            is_default_model=True,
+            has_model=False,
             quote_path=self.quote_path,
             quoted=b"",
             has_price=False,

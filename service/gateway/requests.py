@@ -39,7 +39,7 @@ class RequestEndpoint(UnitEndpoint[RequestCall]):
             **inbound.facts(),
             content_type=inbound.content_type,
             model=self.path.lstrip("/"),
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
         )
 
@@ -60,14 +60,16 @@ class SearchRequest(msgspec.Struct):
 
 
 class SearchEndpoint(RequestEndpoint):
-    """``POST /augment/search``."""
+    """``POST /augment/search``: a web search."""
 
     path = "/augment/search"
+    request_type = SearchRequest
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a query."""
         body.decode(inbound.content, SearchRequest)
-        return super().parse(inbound)
+        content_type = inbound.read_type(takes_form=False)
+        return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
 
 
 class ScrapeRequest(msgspec.Struct):
@@ -77,20 +79,24 @@ class ScrapeRequest(msgspec.Struct):
 
 
 class ScrapeEndpoint(RequestEndpoint):
-    """``POST /augment/scrape``."""
+    """``POST /augment/scrape``: a page as text."""
 
     path = "/augment/scrape"
+    request_type = ScrapeRequest
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a URL."""
         body.decode(inbound.content, ScrapeRequest)
-        return super().parse(inbound)
+        content_type = inbound.read_type(takes_form=False)
+        return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
 
 
 class TextParserEndpoint(RequestEndpoint):
-    """``POST /augment/text-parser``."""
+    """``POST /augment/text-parser``: a document as text."""
 
     path = "/augment/text-parser"
+    reads_body = False
+    file_names = ("file",)
 
 
 class RpcRequest(msgspec.Struct, gc=False):
@@ -106,6 +112,7 @@ class RpcEndpoint(RequestEndpoint):
     """``POST /crypto/rpc/{network}``: one request of JSON-RPC, or a batch."""
 
     path = "/crypto/rpc/{network}"
+    request_type = REQUEST_OR_BATCH
     nanos_each = RPC_NANOS
 
     def parse(self, inbound: Inbound) -> RequestCall:
@@ -119,7 +126,7 @@ class RpcEndpoint(RequestEndpoint):
             **inbound.facts(),
             model=check_model(inbound.path.lstrip("/"), "network"),
             path=inbound.path,
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
             count=count,
         )
@@ -129,6 +136,8 @@ class OtherEndpoint(RequestEndpoint):
     """A path of Venice that is not known here: nobody knows what it costs."""
 
     path = "/{other}"
+    is_known = False
+    reads_body = False
     nanos_each = None
 
     def parse(self, inbound: Inbound) -> RequestCall:
@@ -140,7 +149,7 @@ class OtherEndpoint(RequestEndpoint):
             model=check_model(inbound.path.partition("?")[0].lstrip("/"), "path"),
             path=inbound.path,
             method=inbound.method,
-            is_default_model=True,
+            has_model=False,
             relay=Relay.PASSED,
         )
 

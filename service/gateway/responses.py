@@ -7,7 +7,8 @@ import msgspec
 from service import body
 from service.accounts import Caller
 from service.errors import ClientError
-from service.gateway.call import Bound, Inbound, Relay, check_model
+from service.gateway.assembly import Assembly, Response
+from service.gateway.call import EVENTS, JSON, Bound, Inbound, Relay, check_model
 from service.gateway.tokens import (
     END_USER_FIELDS,
     Count,
@@ -17,6 +18,7 @@ from service.gateway.tokens import (
     Tool,
     end_user,
     read,
+    relay_of,
     venice_facts,
     without_venice_prompt,
 )
@@ -37,9 +39,12 @@ class ResponsesRequest(TokenRequest, kw_only=True):
 
 
 class ResponsesEndpoint(TokenEndpoint[TokenCall]):
-    """``POST /responses``."""
+    """``POST /responses``: a response, whole or as typed events; nothing is stored."""
 
     path = "/responses"
+    model_type = "text"
+    request_type = ResponsesRequest
+    answer_types = (JSON, EVENTS)
     cap_member = "max_output_tokens"
 
     def parse(self, inbound: Inbound) -> TokenCall:
@@ -63,8 +68,8 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
             **inbound.facts(),
             **facts,
             model=request.model,
-            is_stream=bool(request.stream),
-            relay=Relay.EVENTS if request.stream else Relay.WHOLE,
+            is_stream=request.stream is True,
+            relay=relay_of(request, inbound, request.max_output_tokens or None),
             end_user=end_user(request),
             present=frozenset(
                 name for name in SPLICED if getattr(request, name) is not msgspec.UNSET
@@ -85,11 +90,17 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
         if bound.output_cap is not None:
             members["max_output_tokens"] = bound.output_cap
         members |= without_venice_prompt(call, bound)
+        if call.relay is Relay.ASSEMBLED:
+            members["stream"] = True
         content = call.body
         if "safety_identifier" in call.present:
             content = body.without_members(content, {"safety_identifier"})
         return body.set_members(content, members, call.present)
 
+    def assembly(self) -> Assembly:
+        """See :meth:`Endpoint.assembly`."""
+        return Response()
 
-SPLICED: Final = (*END_USER_FIELDS, "max_output_tokens", "venice_parameters")
+
+SPLICED: Final = (*END_USER_FIELDS, "max_output_tokens", "stream", "venice_parameters")
 RESPONSES: Final = ResponsesEndpoint()

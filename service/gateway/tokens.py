@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_right
-from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 
@@ -11,11 +11,13 @@ from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import ClientError
 from service.gateway.call import (
+    JSON,
     Bound,
     Call,
     Cost,
     Endpoint,
     Inbound,
+    Relay,
     check_end_user,
 )
 from service.gateway.tolerance import tolerate
@@ -23,6 +25,12 @@ from service.ledger import Admission, CostSource
 from service.prices import TokenPrice, Usage
 from service.upstream import Metered
 
+if TYPE_CHECKING:
+    from typing import Self
+
+LONG_OUTPUT_TOKENS: Final = 8_192
+"""A plain answer that may be longer than this is asked for as a stream: at 28 tokens a second it
+takes the five minutes after which a silent connection is cut."""
 PART_TOKENS: Final = 16
 """What a template puts around a message or a tool, at most."""
 UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
@@ -64,7 +72,7 @@ class TokenRequest(msgspec.Struct, kw_only=True):
     unread."""
 
     model: str
-    stream: bool | None = None
+    stream: bool | msgspec.UnsetType | None = msgspec.UNSET
     safety_identifier: Text = msgspec.UNSET
     user: Text = msgspec.UNSET
     anon_user_id: Text = msgspec.UNSET
@@ -94,6 +102,15 @@ class TokenCall(Call, frozen=True, kw_only=True):
     def max_output(self) -> int | None:
         return self.max_output_tokens
 
+    def for_model(self, name: str) -> "Self":
+        """See :meth:`Call.for_model`."""
+        if self.is_end_to_end_encrypted:
+            return msgspec.structs.replace(self, model=name)
+        if name.startswith(END_TO_END_ENCRYPTED):
+            # Its calls are treated otherwise from their first byte on.
+            raise ClientError(f"model: must be {name!r} itself, to be encrypted.", param="model")
+        return super().for_model(name)
+
     def estimated_input_tokens(self) -> int:
         """Four bytes of the body a token: for the books when nothing better is known."""
         return len(self.body) // 4 + 1
@@ -112,6 +129,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     """A kind of call that is paid by the token."""
 
     is_inference = True
+    answer_types: ClassVar[tuple[str, ...]] = (JSON,)
     gives_output: ClassVar[bool] = True
     cap_member: ClassVar[str | None] = None
     """The member that caps the output, where there is one."""
@@ -222,6 +240,19 @@ def _nanos(
         return None
     nanos = price.bound_nanos(input_tokens, output_tokens * call.choices)
     return None if nanos is None else nanos + call.surcharge_nanos
+
+
+def relay_of(request: TokenRequest, inbound: Inbound, most_output: int | None) -> Relay:
+    """How the answer reaches the caller.
+
+    :raises ClientError: for a plain call of a model that only its caller can read.
+    """
+    if request.stream is True:
+        return Relay.EVENTS
+    if request.model.startswith(END_TO_END_ENCRYPTED):
+        raise ClientError("stream: must be true for end-to-end encryption.", param="stream")
+    most_output = most_output or inbound.settings.default_max_output_tokens
+    return Relay.ASSEMBLED if most_output > LONG_OUTPUT_TOKENS else Relay.WHOLE
 
 
 def end_user(request: TokenRequest) -> str | None:

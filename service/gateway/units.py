@@ -25,16 +25,24 @@ def read_form(
 
     :raises ClientError: naming the field and the rule.
     """
-    if not multipart.is_multipart(inbound.content_type):
+    content_type = inbound.read_type()
+    if not multipart.is_multipart(content_type):
         return body.decode(inbound.content, shape), []
-    parts = multipart.parse(inbound.content, inbound.content_type)
+    parts = multipart.parse(inbound.content, content_type)
     texts: dict[str, str] = {}
     for part in parts:
-        if part.text is None or part.name in media:
+        if part.name in media:
             continue
-        if part.name in texts and part.name in shape.__struct_fields__:  # type: ignore[attr-defined]
+        is_read = part.name in shape.__struct_fields__  # type: ignore[attr-defined]
+        if is_read and part.name in texts:
             raise ClientError(f"{part.name}: is there twice.", param=part.name)
-        texts[part.name] = part.text
+        if is_read and part.text is None:
+            raise ClientError(
+                f"{part.name}: must be a text of at most {multipart.TEXT_BYTES} bytes, not a file.",
+                param=part.name,
+            )
+        if part.text is not None:
+            texts[part.name] = part.text
     try:
         return msgspec.convert(texts, shape, strict=False), parts
     except msgspec.ValidationError as error:

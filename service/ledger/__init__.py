@@ -6,10 +6,10 @@ settles.
 """
 
 from service.ledger.alerts import Alert, announce
-from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Standing
+from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Sent, Standing
 from service.ledger.credits import NewCredit, credit
 from service.ledger.end_users import sweep_end_users
-from service.ledger.entries import LedgerEntry, find_entry, find_owner, list_entries
+from service.ledger.entries import LedgerEntry, find_entry, find_job_key, find_owner, list_entries
 from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
 from service.ledger.leases import sweep
 from service.ledger.limits import (
@@ -60,6 +60,7 @@ __all__ = [
     "Rate",
     "Rates",
     "Report",
+    "Sent",
     "Standing",
     "Sums",
     "Unit",
@@ -71,6 +72,7 @@ __all__ = [
     "expired",
     "export",
     "find_entry",
+    "find_job_key",
     "find_limit",
     "find_owner",
     "list_binding",

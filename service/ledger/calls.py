@@ -48,8 +48,12 @@ RENEW_LEASES: Final = """
         FOR UPDATE SKIP LOCKED
     )
     UPDATE public.holds h
-    SET lease_until = clock_timestamp() + make_interval(secs => $3)
+    SET lease_until = clock_timestamp() + make_interval(secs => $5),
+        upstream_key_id = k.upstream_key_id,
+        upstream_request_id = k.upstream_request_id
     FROM free
+    JOIN unnest($2::uuid[], $3::uuid[], $4::text[]) AS k (id, upstream_key_id, upstream_request_id)
+        USING (id)
     WHERE h.organization_id = free.organization_id
       AND h.id = free.id
 """
@@ -113,6 +117,21 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     least_tokens: int | None = None
     end_user: str | None = None
     tags: dict[str, str] | None = None
+    requested_model: str | None = None
+    """By which name the caller asked for the model, where that is not its own."""
+    price_version: int | None = None
+    is_moved: bool = False
+    """Whether it takes the place of the hold of its id."""
+
+
+class Sent(msgspec.Struct, kw_only=True):
+    """What is known of a call at Venice while it is under way, should its process die."""
+
+    upstream_key_id: UUID | None = None
+    upstream_request_id: str | None = None
+
+
+NOT_SENT: Final = Sent()
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +158,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     upstream_request_id: str | None
     first_byte_ms: int | None
     duration_ms: int
+    upstream_key_id: UUID | None = None
     correction_id: UUID = msgspec.field(default_factory=uuid7)
     """Should the sweeper have been faster, the entry that corrects it has this id."""
 
@@ -177,6 +197,9 @@ class Ledger:
         # One at a time, since it locks limits that calls wait for.
         self._trying = asyncio.Semaphore(1)
         self._open: dict[UUID, Hold] = {}
+        self._sent: dict[UUID, Sent] = {}
+        self._moving: set[UUID] = set()
+        """Holds whose move is under way, or whose end nobody has waited for."""
         self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
 
@@ -208,6 +231,27 @@ class Ledger:
             self._open.pop(hold.id, None)
             raise
 
+    async def move(self, hold: Hold) -> Admission:
+        """Swap the hold of this id for another, in one step: what it holds is room for that one. If
+        it cannot be, it stays what it is.
+
+        :raises LimitExceeded, RateLimited, Unauthenticated, Forbidden: as :meth:`admit`.
+        :raises Unavailable: when the hold has run out, or the database cannot say; then either of
+            the two is held, and settling ends it.
+        """
+        future = self._admissions.submit(msgspec.structs.replace(hold, is_moved=True))
+        self._moving.add(hold.id)
+        try:
+            async with asyncio.timeout(ADMIT_TIMEOUT_S):
+                admission = await future
+        except TimeoutError as error:
+            raise Unavailable("The books do not answer.", retry_after_s=1) from error
+        except ServiceError:
+            self._moving.discard(hold.id)
+            raise
+        self._moving.discard(hold.id)
+        return admission
+
     async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
         metrics.ADMISSION_BATCH.observe(len(holds))
         calls = msgspec.json.encode(holds).decode()
@@ -228,7 +272,7 @@ class Ledger:
             # This may have been a repetition, and the first statement may run yet: what was refused
             # now may then be admitted.
             for hold, verdict in zip(holds, verdicts, strict=True):
-                if isinstance(verdict, ServiceError):
+                if isinstance(verdict, ServiceError) and not hold.is_moved:
                     self._undo(hold)
         return verdicts
 
@@ -298,11 +342,25 @@ class Ledger:
         is what remains of the call, and the sweeper settles that. Where there is no hold (the call
         was never admitted, or is settled) nothing is written.
         """
-        future = self._settlements.submit(entry)
+        future: asyncio.Future[None]
+        if entry.hold.id in self._moving:
+            future = asyncio.ensure_future(self._settle_moved(entry))
+        else:
+            future = self._settlements.submit(entry)
         self._settling.add(future)
         future.add_done_callback(self._settling.discard)
-        future.add_done_callback(lambda _: self._open.pop(entry.hold.id, None))
+        future.add_done_callback(lambda _: self._forget(entry.hold))
         return future
+
+    async def _settle_moved(self, entry: Entry) -> None:
+        """Settle a call whose move was not waited for, when it can no longer come in between."""
+        await self._admissions.end_of_batch()
+        await self._settlements.submit(entry)
+
+    def _forget(self, hold: Hold) -> None:
+        self._open.pop(hold.id, None)
+        self._sent.pop(hold.id, None)
+        self._moving.discard(hold.id)
 
     async def _settle(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         pause_s = RETRY_FIRST_S
@@ -355,9 +413,20 @@ class Ledger:
         """Keep what this process has in flight from the sweeper."""
         holds = list(self._open.values())
         if holds:
-            organization_ids = list({hold.organization_id for hold in holds})
-            hold_ids = [hold.id for hold in holds]
-            await self._database.fetch(RENEW_LEASES, organization_ids, hold_ids, LEASE_S)
+            sent = [self._sent.get(hold.id, NOT_SENT) for hold in holds]
+            await self._database.fetch(
+                RENEW_LEASES,
+                list({hold.organization_id for hold in holds}),
+                [hold.id for hold in holds],
+                [known.upstream_key_id for known in sent],
+                [known.upstream_request_id for known in sent],
+                LEASE_S,
+            )
+
+    def note_sent(self, hold: Hold, sent: Sent) -> None:
+        """What is known of the call at Venice; kept with its hold when its lease is renewed."""
+        if hold.id in self._open:
+            self._sent[hold.id] = sent
 
     async def flush(self, timeout: float) -> int:
         """Wait for the settlements under way; returns how many were not written in time."""
@@ -389,6 +458,8 @@ def _verdict(row: Any) -> Admission | ServiceError:
         )
     if said == "organization_inactive":
         return Forbidden("The organization is not active.", code=said)
+    if said == "not_held":
+        return Unavailable("The hold of the call has run out.")
     if said.endswith("_api_key"):
         return Unauthenticated("The API key is no longer in force.", code=said)
     return refusal(row)

@@ -47,7 +47,15 @@ FIND_OWNER: Final = """
         OFFSET 0
     ) e
 """
-
+FIND_JOB_KEY: Final = """
+    SELECT upstream_key_id
+    FROM public.ledger_entries
+    WHERE organization_id = $1
+      AND upstream_request_id = $2
+      AND endpoint LIKE '%/queue'
+    ORDER BY id DESC
+    LIMIT 1
+"""
 
 # Before the snapshot of the transaction is taken: a month that is dropped while this waits is
 # gone at once, and what the limits carry of it is only in a snapshot that is taken after that.
@@ -125,6 +133,12 @@ async def find_owner(database: Database, entry_id: UUID) -> UUID:
     if owner is None:
         raise NotFound("There is no such entry in the ledger.", param="entry_id")
     return owner
+
+
+async def find_job_key(database: Database, organization_id: UUID, queue_id: str) -> UUID | None:
+    """The operator's key that a job of the organization was queued with, by Venice's id of it."""
+    key_id: UUID | None = await database.fetchval(FIND_JOB_KEY, organization_id, queue_id)
+    return key_id
 
 
 def _entry(row: Any) -> LedgerEntry:

@@ -8,8 +8,9 @@ A test in the same process reaches into the application::
 
     app[FAULTS].push("/chat/completions", FaultKind.RATE_LIMITED, times=3)
     app[CALLS].to("/chat/completions")[-1].body
+    app[LISTING].change("llama-3.3-70b", {"pricing": {…}})
 
-Others use ``/sandbox/faults``, ``/sandbox/release`` and ``/sandbox/calls``.
+Others use ``/sandbox/faults``, ``/sandbox/models``, ``/sandbox/release`` and ``/sandbox/calls``.
 """
 
 from collections.abc import Collection
@@ -31,6 +32,7 @@ from service.sandbox import (
     requests,
     responses,
 )
+from service.sandbox.account import LISTING, Listing
 from service.sandbox.calls import CALLS, Call, Calls
 from service.sandbox.exchange import (
     API_KEYS,
@@ -45,12 +47,14 @@ from service.sandbox.middleware import MAX_BODY_BYTES, add_headers, record
 __all__ = [
     "CALLS",
     "FAULTS",
+    "LISTING",
     "Call",
     "Calls",
     "Exchange",
     "Fault",
     "FaultKind",
     "Faults",
+    "Listing",
     "Plain",
     "Stream",
     "create_sandbox",
@@ -109,6 +113,7 @@ def create_sandbox(api_keys: Collection[str] = ("sandbox",)) -> web.Application:
     app[API_KEYS] = frozenset(api_keys)
     app[FAULTS] = Faults()
     app[CALLS] = Calls()
+    app[LISTING] = Listing()
     app[queues.JOBS] = {}
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_let_go)
@@ -117,6 +122,9 @@ def create_sandbox(api_keys: Collection[str] = ("sandbox",)) -> web.Application:
     app.router.add_put("/sandbox/faults", control.push_fault)
     app.router.add_get("/sandbox/faults", control.list_faults)
     app.router.add_delete("/sandbox/faults", control.clear_faults)
+    app.router.add_put("/sandbox/models/{id:.+}", control.change_model)
+    app.router.add_delete("/sandbox/models/{id:.+}", control.remove_model)
+    app.router.add_delete("/sandbox/models", control.reset_models)
     app.router.add_post("/sandbox/release", control.release)
     app.router.add_get("/sandbox/calls", control.list_calls)
     return app

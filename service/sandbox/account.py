@@ -1,9 +1,11 @@
 """What costs nothing: the lists of models, and what a key may do."""
 
 import datetime
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import msgspec
+from aiohttp import web
 
 from service.sandbox import models
 from service.sandbox.calls import CALLS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE
@@ -12,18 +14,73 @@ from service.sandbox.middleware import START_BALANCE_NANOS
 from service.sandbox.model import usd
 from service.sandbox.refusals import Refusal, invalid, issue
 
-_LISTED: Final = frozenset({"all", "code", *models.TYPES})
+_KINDS: Final = frozenset({"all", "code", *models.TYPES})
 
 
 def _list(kind: str, data: object) -> bytes:
     return msgspec.json.encode({"object": "list", "type": kind, "data": data})
 
 
-_MODELS: Final = {
-    kind: _list(kind, [model.entry() for model in models.of_type(kind)]) for kind in _LISTED
+class Listing:
+    """How the models are listed: as they are, but for what a test has changed. What a call costs
+    stays as it was."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, dict[str, Any] | None] = {}
+        self._bodies: dict[tuple[str, str], bytes] = {}
+
+    def change(self, model_id: str, spec: dict[str, Any] | None) -> None:
+        """List a model with these members of ``model_spec``, or with None no more.
+
+        :raises ValueError: when there is no such model.
+        """
+        if model_id not in {model.id for model in models.MODELS}:
+            raise ValueError(f"There is no model {model_id!r}.")
+        self._specs[model_id] = spec
+        self._bodies.clear()
+
+    def reset(self) -> None:
+        """List everything as it was."""
+        self._specs.clear()
+        self._bodies.clear()
+
+    @property
+    def changed(self) -> dict[str, dict[str, Any] | None]:
+        """What was changed, by model."""
+        return dict(self._specs)
+
+    def body(self, path: str, kind: str) -> bytes:
+        """The answer of one of ``_LISTS``."""
+        key = (path, kind)
+        if key not in self._bodies:
+            self._bodies[key] = _list(kind, _LISTS[path](self, kind))
+        return self._bodies[key]
+
+    def models(self, kind: str) -> list[dict[str, Any]]:
+        entries = []
+        for model in models.of_type(kind):
+            spec = self._specs.get(model.id, {})
+            if spec is not None:
+                entry = model.entry()
+                entries.append({**entry, "model_spec": {**entry["model_spec"], **spec}})
+        return entries
+
+    def traits(self, kind: str) -> dict[str, str]:
+        return self._there(models.traits(kind))
+
+    def compatible(self, kind: str) -> dict[str, str]:
+        return self._there(models.COMPATIBLE.get(kind, {}))
+
+    def _there(self, names: dict[str, str]) -> dict[str, str]:
+        return {name: to for name, to in names.items() if self._specs.get(to, {}) is not None}
+
+
+_LISTS: Final[dict[str, Callable[[Listing, str], object]]] = {
+    "/models": Listing.models,
+    "/models/traits": Listing.traits,
+    "/models/compatibility_mapping": Listing.compatible,
 }
-_TRAITS: Final = {kind: _list(kind, models.traits(kind)) for kind in models.TYPES}
-_COMPATIBLE: Final = {kind: _list(kind, models.COMPATIBLE.get(kind, {})) for kind in models.TYPES}
+LISTING: Final = web.AppKey("LISTING", Listing)
 _RATE_LIMITS: Final = msgspec.Raw(
     msgspec.json.encode(
         [
@@ -42,26 +99,25 @@ _RATE_LIMITS: Final = msgspec.Raw(
 
 def list_models(exchange: Exchange) -> Reply:
     """``GET /models?type=``: text models unless another type is asked for."""
-    return _of_type(exchange, _MODELS)
+    return _of_type(exchange, "/models", _KINDS)
 
 
 def list_traits(exchange: Exchange) -> Reply:
     """``GET /models/traits?type=``."""
-    return _of_type(exchange, _TRAITS)
+    return _of_type(exchange, "/models/traits", models.TYPES)
 
 
 def list_compatible(exchange: Exchange) -> Reply:
     """``GET /models/compatibility_mapping?type=``."""
-    return _of_type(exchange, _COMPATIBLE)
+    return _of_type(exchange, "/models/compatibility_mapping", models.TYPES)
 
 
-def _of_type(exchange: Exchange, lists: dict[str, bytes]) -> Reply:
+def _of_type(exchange: Exchange, path: str, kinds: Collection[str]) -> Reply:
     kind = exchange.call.query.get("type", "text")
-    body = lists.get(kind)
-    if body is None:
-        text = f"Expected one of {', '.join(sorted(lists))}"
+    if kind not in kinds:
+        text = f"Expected one of {', '.join(sorted(kinds))}"
         raise invalid(issue(text, "type", code="invalid_enum_value"))
-    return Plain(body=body)
+    return Plain(body=exchange.request.app[LISTING].body(path, kind))
 
 
 def balance(_: Exchange) -> Reply:

@@ -101,16 +101,17 @@ class Calls:
             self._minute, self._minute_requests, self._minute_tokens = minute, 0, 0
 
     def rate_headers(self) -> dict[str, str]:
-        """The limits that Venice tells; told only, so that the sandbox can be a benchmark."""
+        """The limits that Venice tells; told only, so that the sandbox can be a benchmark: what is
+        left never comes to nothing."""
         reset_ms = str((self._minute + 1) * 60_000)
         return {
             "x-ratelimit-limit-requests": str(REQUESTS_PER_MINUTE),
             "x-ratelimit-remaining-requests": str(
-                max(0, REQUESTS_PER_MINUTE - self._minute_requests)
+                max(1, REQUESTS_PER_MINUTE - self._minute_requests)
             ),
             "x-ratelimit-reset-requests": reset_ms,
             "x-ratelimit-limit-tokens": str(TOKENS_PER_MINUTE),
-            "x-ratelimit-remaining-tokens": str(max(0, TOKENS_PER_MINUTE - self._minute_tokens)),
+            "x-ratelimit-remaining-tokens": str(max(1, TOKENS_PER_MINUTE - self._minute_tokens)),
             "x-ratelimit-reset-tokens": reset_ms,
         }
 

@@ -15,6 +15,7 @@ from msgspec import UNSET
 from service.sandbox import models
 from service.sandbox.chat_request import ChatRequest, Message, Tool, VeniceParameters
 from service.sandbox.exchange import DONE, Exchange, Plain, Reply, Stream, event
+from service.sandbox.instances import instance
 from service.sandbox.model import Model, usd
 from service.sandbox.refusals import context_exceeded, invalid, issue
 
@@ -28,9 +29,26 @@ FILLER: Final = ("and", "the", "sandbox", "goes", "on", "for", "more", "tokens",
 THOUGHTS: Final = re.compile(r"\[think=(\d{1,6})\]")
 TOKENS: Final = re.compile(r"\[tokens=(\d{1,6})\]")
 PROMPT: Final = re.compile(r"\[prompt=(\d{1,6})\]")
+TOOLS: Final = re.compile(r"\[tools=(\d{1,2})\]")
+PIECE: Final = re.compile(".{1,12}", re.DOTALL)
 DELAY: Final = re.compile(r"\[delay=(\d{1,3}(?:\.\d{1,6})?)\]")
 
 _DECODER: Final = msgspec.json.Decoder(ChatRequest)
+
+
+@dataclass(slots=True, kw_only=True)
+class ToolCall:
+    """A tool that is called."""
+
+    id: str
+    name: str
+    arguments: list[str]
+    """JSON, in pieces."""
+
+    def said(self, arguments: str) -> dict[str, Any]:
+        """The call as it stands in a message."""
+        function = {"name": self.name, "arguments": arguments}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,14 +62,15 @@ class Plan:
     thoughts: list[str]
     words: list[str]
     finish_reason: str
-    tool: str | None
+    tools: list[ToolCall]
     choices: int
     pause_s: float
 
     @property
     def chunks(self) -> int:
-        """Tokens of one choice. A tool call is two: its name, its arguments."""
-        return len(self.thoughts) + (len(self.words) if self.tool is None else 2)
+        """Tokens of one choice. Those of a tool call: its name, the pieces of its arguments."""
+        called = sum(1 + len(call.arguments) for call in self.tools)
+        return len(self.thoughts) + (called or len(self.words))
 
     def spent(self, exchange: Exchange, completion_tokens: int) -> dict[str, Any]:
         """``usage`` and ``cost``, as far as they are stated."""
@@ -104,6 +123,8 @@ def _parameters(asked: ChatRequest, suffix: str) -> VeniceParameters:
 
 def _plan(asked: ChatRequest, model: Model, parameters: VeniceParameters) -> Plan:
     messages = _messages(asked)
+    if "Vision" not in model.capabilities and any(m.has_picture for m in messages):
+        raise invalid(issue("image input is not supported by this model", "messages"))
     prompt_tokens = sum(
         TOKENS_PER_MESSAGE + sum(len(text.split()) for text in message.texts())
         for message in messages
@@ -113,8 +134,9 @@ def _plan(asked: ChatRequest, model: Model, parameters: VeniceParameters) -> Pla
     if prompt_tokens > model.context:
         raise context_exceeded(prompt_tokens, model.context)
     said = next((m.texts() for m in reversed(messages) if m.role == "user"), [])
-    tool = _tool(asked, model)
+    tools = _tools(asked, model, " ".join(said))
     words, pause_s = words_for(" ".join(said))
+    words = _formatted(asked, model) or _until_stop(words, asked.stop)
     thoughts: list[str] = []
     wanted = THOUGHTS.search(" ".join(said))
     if wanted and "Reasoning" in model.capabilities and not parameters.disable_thinking:
@@ -129,8 +151,8 @@ def _plan(asked: ChatRequest, model: Model, parameters: VeniceParameters) -> Pla
         prompt_tokens=prompt_tokens,
         thoughts=thoughts,
         words=words[:limit],
-        finish_reason="tool_calls" if tool else finish_reason,
-        tool=tool,
+        finish_reason="tool_calls" if tools else finish_reason,
+        tools=tools,
         choices=asked.n,
         pause_s=pause_s,
     )
@@ -145,21 +167,64 @@ def _messages(asked: ChatRequest) -> list[Message]:
     return given
 
 
-def _tool(asked: ChatRequest, model: Model) -> str | None:
-    """The tool that has to be called."""
-    names = [tool.function.name for tool in asked.tools or () if tool.function is not None]
-    if names and "FunctionCalling" not in model.capabilities:
+def _tools(asked: ChatRequest, model: Model, said: str) -> list[ToolCall]:
+    """The tools that have to be called, or that the last user message asks for: ``[tools=2]``."""
+    offered = [tool.function for tool in asked.tools or () if tool.function is not None]
+    if offered and "FunctionCalling" not in model.capabilities:
         raise invalid(issue("tools is not supported by this model", "tools"))
     choice = asked.tool_choice
-    if choice == "required":
-        if not names:
-            raise invalid(issue("tool_choice needs tools", "tool_choice"))
-        return names[0]
+    wanted = TOOLS.search(said)
+    count = int(wanted.group(1)) if wanted else 1
     if isinstance(choice, Tool) and choice.function is not None:
-        if choice.function.name not in names:
+        offered = [tool for tool in offered if tool.name == choice.function.name]
+        if not offered:
             raise invalid(issue("tool_choice names no tool of tools", "tool_choice"))
-        return choice.function.name
-    return None
+    elif choice == "required":
+        if not offered:
+            raise invalid(issue("tool_choice needs tools", "tool_choice"))
+    elif choice == "none" or wanted is None or _messages(asked)[-1].role == "tool":
+        return []
+    return [
+        ToolCall(
+            id=f"call_{uuid.uuid4().hex[:24]}",
+            name=tool.name,
+            arguments=_pieces(instance(tool.parameters) or {}),
+        )
+        for tool in itertools.islice(itertools.cycle(offered), count)
+    ]
+
+
+def _formatted(asked: ChatRequest, model: Model) -> list[str]:
+    """The answer in the format that was asked for, in pieces; none when none was."""
+    asks = asked.response_format if isinstance(asked.response_format, dict) else {}
+    if asks.get("type") == "json_object":
+        return _pieces({"answer": OPENING})
+    if asks.get("type") != "json_schema":
+        return []
+    if "ResponseSchema" not in model.capabilities:
+        raise invalid(issue("response_format is not supported by this model", "response_format"))
+    described = asks.get("json_schema")
+    if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
+        raise invalid(issue("Required", "response_format", "json_schema", "schema"))
+    return _pieces(instance(described["schema"]))
+
+
+def _pieces(value: Any) -> list[str]:
+    return PIECE.findall(msgspec.json.encode(value).decode())
+
+
+def _until_stop(words: list[str], stop: str | list[str] | None) -> list[str]:
+    """The words before the first of the texts that end an answer."""
+    text = "".join(words)
+    places = [text.find(end) for end in ([stop] if isinstance(stop, str) else stop or ())]
+    left = min((place for place in places if place >= 0), default=len(text))
+    kept = []
+    for word in words:
+        if left <= 0:
+            break
+        kept.append(word[:left])
+        left -= len(word)
+    return kept
 
 
 def words_for(said: str) -> tuple[list[str], float]:
@@ -176,15 +241,11 @@ def words_for(said: str) -> tuple[list[str], float]:
     return words, min(MAX_PAUSE_S, float(delay.group(1))) if delay else 0.0
 
 
-def _tool_call(plan: Plan, arguments: str = "{}") -> dict[str, Any]:
-    function = {"name": plan.tool, "arguments": arguments}
-    return {"id": f"call_{plan.id[-24:]}", "type": "function", "function": function}
-
-
 def _whole(exchange: Exchange, plan: Plan, parameters: VeniceParameters) -> bytes:
     message: dict[str, Any] = {"role": "assistant", "content": "".join(plan.words)}
-    if plan.tool is not None:
-        message |= {"content": None, "tool_calls": [_tool_call(plan)]}
+    if plan.tools:
+        calls = [call.said("".join(call.arguments)) for call in plan.tools]
+        message |= {"content": None, "tool_calls": calls}
     if plan.thoughts:
         message["reasoning_content"] = "".join(plan.thoughts)
     # Encoded once: the choices are the same.
@@ -252,11 +313,13 @@ def _deltas(plan: Plan) -> Iterator[tuple[int, bytes, bytes]]:
 def _choice_deltas(plan: Plan) -> Iterator[bytes]:
     for thought in plan.thoughts:
         yield msgspec.json.encode({"reasoning_content": thought})
-    if plan.tool is not None:
-        call = {"index": 0, **_tool_call(plan, "")}
-        yield msgspec.json.encode({"role": "assistant", "content": None, "tool_calls": [call]})
-        rest = {"index": 0, "function": {"arguments": "{}"}}
-        yield msgspec.json.encode({"tool_calls": [rest]})
+    for index, call in enumerate(plan.tools):
+        begun = {"index": index, **call.said("")}
+        yield msgspec.json.encode({"role": "assistant", "content": None, "tool_calls": [begun]})
+        for piece in call.arguments:
+            rest = {"index": index, "function": {"arguments": piece}}
+            yield msgspec.json.encode({"tool_calls": [rest]})
+    if plan.tools:
         return
     first, *others = plan.words or [""]
     yield msgspec.json.encode({"role": "assistant", "content": first})

@@ -16,6 +16,12 @@ class Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
 
+    @property
+    def has_picture(self) -> bool:
+        """Whether it shows something."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return any(part.get("type") == "image_url" for part in parts)
+
     def texts(self) -> list[str]:
         """The parts that are text."""
         if isinstance(self.content, str):
@@ -28,6 +34,7 @@ class Named(Struct):
     """Something with a name."""
 
     name: str
+    parameters: Any = None
 
 
 class Tool(Struct):

@@ -1,4 +1,5 @@
-"""``/sandbox/…``: faults and recorded calls over HTTP, for tests of whole processes."""
+"""``/sandbox/…``: faults, recorded calls and how models are listed, over HTTP, for tests of whole
+processes."""
 
 from typing import Annotated, Any, Final
 
@@ -6,6 +7,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from service.sandbox.account import LISTING, Listing
 from service.sandbox.calls import CALLS, MAX_CALLS, Call
 from service.sandbox.faults import FAULTS, Fault, FaultKind, Faults
 
@@ -37,6 +39,32 @@ async def clear_faults(request: web.Request) -> web.Response:
     """``DELETE /sandbox/faults``."""
     request.app[FAULTS].clear()
     return _faults(request.app[FAULTS])
+
+
+async def change_model(request: web.Request) -> web.Response:
+    """``PUT /sandbox/models/{id}`` with members of its ``model_spec``, as ``pricing`` and
+    ``deprecation``: list it so."""
+    try:
+        spec = msgspec.json.decode(await request.read(), type=dict[str, Any])
+        request.app[LISTING].change(request.match_info["id"], spec)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        return _bad(str(error))
+    return _listed(request.app[LISTING])
+
+
+async def remove_model(request: web.Request) -> web.Response:
+    """``DELETE /sandbox/models/{id}``: list it no more."""
+    try:
+        request.app[LISTING].change(request.match_info["id"], None)
+    except ValueError as error:
+        return _bad(str(error))
+    return _listed(request.app[LISTING])
+
+
+async def reset_models(request: web.Request) -> web.Response:
+    """``DELETE /sandbox/models``: list all as they were."""
+    request.app[LISTING].reset()
+    return _listed(request.app[LISTING])
 
 
 async def release(request: web.Request) -> web.Response:
@@ -86,6 +114,10 @@ def _kinds() -> dict[str, str]:
 
 def _faults(faults: Faults) -> web.Response:
     return _json({"faults": faults.pending(), "held": faults.held, "kinds": _kinds()})
+
+
+def _listed(listing: Listing) -> web.Response:
+    return _json({"changed": listing.changed})
 
 
 def _bad(error: str, **more: object) -> web.Response:

@@ -28,7 +28,20 @@ class DecisionsRequest(Struct, kw_only=True):
 
 
 _DECODER: Final = msgspec.json.Decoder(DecisionsRequest)
-_ANSWERS: Final[dict[str, Any]] = {"noul": "unknown", "choice": "first", "score": 0.5}
+
+
+def _answer(question: Question) -> dict[str, Any]:
+    if question.type == "noul":
+        return {"type": "noul", "noul": 0.5}
+    criteria = question.criteria or ["simulated"]
+    if question.type == "choice":
+        options = dict.fromkeys(criteria, 0.0)
+        first = next(iter(options))
+        sure = {"probabilities": options | {first: 1.0}, "confidence": 1.0}
+        return {"type": "choice", "choice": first, **sure}
+    legend = {str(level): text for level, text in enumerate(criteria)}
+    sure = {"probabilities": dict.fromkeys(legend, 0.0) | {"0": 1.0}, "confidence": 1.0}
+    return {"type": "score", "score": 0.0, "legend": legend, **sure}
 
 
 def decide(exchange: Exchange) -> Reply:
@@ -41,7 +54,7 @@ def decide(exchange: Exchange) -> Reply:
     answer: dict[str, Any] = {
         "id": "decision-simulated",
         "model": model.id,
-        "answers": {name: _ANSWERS[question.type] for name, question in asked.questions.items()},
+        "answers": {name: _answer(question) for name, question in asked.questions.items()},
     }
     if exchange.states_usage:
         answer["usage"] = {"input_tokens": input_tokens, "output_tokens": output_tokens}

@@ -1,6 +1,6 @@
 """Images made of images: edited, enlarged, cut out. The answer is a PNG, whatever was sent."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -15,19 +15,34 @@ DEFAULT_EDIT_MODEL: Final = "firered-image-edit"
 CUT_OUT_NANOS: Final = 20_000_000
 MOST_INPUT_IMAGES: Final = 9
 
+Ratio = Literal["auto", "1:1", "3:2", "16:9", "21:9", "9:16", "2:3", "3:4", "4:5"]
+Format = Literal["jpeg", "png", "webp"]
+
 
 class EditRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Every field of ``/image/edit``, and of ``/image/multi-edit`` with ``images``."""
+    """Every field of ``/image/edit``."""
 
     prompt: Annotated[str, Meta(min_length=1)]
     model: str | None = None
     modelId: str | None = None  # noqa: N815 - Venice's name for it
     image: Any = None
-    images: list[str] | None = None
-    aspect_ratio: str | None = None
+    aspect_ratio: Ratio | None = None
     resolution: str | None = None
-    quality: str | None = None
-    output_format: str | None = None
+    output_format: Format | None = None
+    safe_mode: bool | None = None
+    enhance_prompt: bool | None = None
+
+
+class MultiEditRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Every field of ``/image/multi-edit``, which alone takes a quality."""
+
+    prompt: Annotated[str, Meta(min_length=1)]
+    modelId: str | None = None  # noqa: N815 - Venice's name for it
+    images: list[str] | None = None
+    aspect_ratio: Ratio | None = None
+    resolution: str | None = None
+    quality: Literal["low", "medium", "high"] | None = None
+    output_format: Format | None = None
     safe_mode: bool | None = None
     enhance_prompt: bool | None = None
 
@@ -52,26 +67,26 @@ def edit(exchange: Exchange) -> Reply:
     asked, files = exchange.decode_form(EditRequest)
     if asked.image is None and not files.get("image"):
         raise invalid(issue("Required", "image", code="invalid_type"))
-    return _edited(exchange, asked, 1)
+    return _edited(exchange, asked.model or asked.modelId, asked.prompt, 1)
 
 
 def multi_edit(exchange: Exchange) -> Reply:
     """``POST /image/multi-edit``."""
-    asked, files = exchange.decode_form(EditRequest)
-    count = len(asked.images or ()) + sum(map(len, files.values()))
+    asked, files = exchange.decode_form(MultiEditRequest)
+    count = len(asked.images or ()) + len(files.get("images", ()))
     if not 1 <= count <= MOST_INPUT_IMAGES:
         raise invalid(issue(f"Expected 1 to {MOST_INPUT_IMAGES} images", "images"))
-    return _edited(exchange, asked, count)
+    return _edited(exchange, asked.modelId, asked.prompt, count)
 
 
-def _edited(exchange: Exchange, asked: EditRequest, count: int) -> Reply:
-    model = models.get(asked.model or asked.modelId or DEFAULT_EDIT_MODEL, "inpaint")
+def _edited(exchange: Exchange, name: str | None, prompt: str, count: int) -> Reply:
+    model = models.get(name or DEFAULT_EDIT_MODEL, "inpaint")
     exchange.charge_units(model, 1)
     more = model.spec["pricing"].get("inputImages")
     if more is not None and not exchange.is_withheld:
         additional = nanos_of(more["additional"])
         exchange.charge_nanos(max(0, count - more["included"]) * additional)
-    return _picture(exchange, model, asked.prompt)
+    return _picture(exchange, model, prompt)
 
 
 def upscale(exchange: Exchange) -> Reply:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from service.sandbox import form, refusals
 from service.sandbox.calls import CALL, CALLS, Call
-from service.sandbox.faults import FAULTS, Fault, FaultKind, refusal
+from service.sandbox.faults import FAULTS, Fault, FaultKind, refusal, spent_rate
 from service.sandbox.form import Form
 from service.sandbox.model import Model, nanos
 from service.sandbox.refusals import Refusal
@@ -159,7 +159,10 @@ def endpoint(answer: Answer, *, is_public: bool = False) -> Handler:
             spoiled = await _before(exchange, fault)
             if spoiled is not None:
                 return spoiled
-        return await _send(exchange, answer(exchange))
+        reply = answer(exchange)
+        if fault is not None and fault.kind is FaultKind.RATE_SPENT:
+            reply.headers = {**reply.headers, **spent_rate(fault)}
+        return await _send(exchange, reply)
 
     return handle
 

@@ -46,6 +46,7 @@ class FaultKind(Enum):
     SLOW_BYTES = "slow_bytes", "The body comes in pieces of 7 bytes, seconds (0.001) apart."
     MISSING_USAGE = "missing_usage", "Neither usage nor cost is stated."
     MISSING_COST = "missing_cost", "Usage is stated, cost is not."
+    RATE_SPENT = "rate_spent", "Answers, and says that it was the last for seconds (60)."
     CONTENT_VIOLATION = "content_violation", "Images: a black one, not charged, said in a header."
     JOB_FAILED = "job_failed", "Queues: retrieving says that the provider refused; refunded."
     CONTENT_POLICY = "content_policy", "422 with a suggested_prompt."
@@ -200,6 +201,15 @@ def refusal(fault: Fault) -> Refusal | None:
     elif fault.kind is FaultKind.RATE_LIMITED:
         headers["x-ratelimit-remaining-requests"] = "0"
     return Refusal(status, {"error": fault.message or text, **more}, headers)
+
+
+def spent_rate(fault: Fault) -> dict[str, str]:
+    """The headers of an answer that used up the rate of requests."""
+    reset_s = time.time() + (60 if fault.seconds is None else fault.seconds)
+    return {
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": str(int(reset_s * 1000)),
+    }
 
 
 _REFUSALS: Final[dict[FaultKind, tuple[int, Any, dict[str, Any]]]] = {

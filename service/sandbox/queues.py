@@ -155,7 +155,10 @@ def queue_audio(exchange: Exchange) -> Reply:
 def quote_voice(exchange: Exchange) -> Reply:
     """``POST /audio/voice-changer/quote``."""
     asked = exchange.decode(msgspec.json.Decoder(dict[str, Any]))
-    return _quoted(int(asked.get("duration_seconds", 0)) * VOICE_SECOND_NANOS)
+    seconds = asked.get("duration_seconds", 0)
+    if not isinstance(seconds, int | float):
+        raise invalid(issue("Expected a number", "duration_seconds"))
+    return _quoted(int(seconds) * VOICE_SECOND_NANOS)
 
 
 def transcribe_video(_: Exchange) -> Reply:

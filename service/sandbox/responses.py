@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, UnsetType
 
 from service.sandbox import chat, models
 from service.sandbox.exchange import Exchange, Plain, Reply, Stream
+from service.sandbox.instances import instance
 from service.sandbox.model import Model
 from service.sandbox.refusals import invalid, issue
 
@@ -39,6 +40,7 @@ class Tool(Struct):
 
     type: str = "function"
     name: str = ""
+    parameters: Any = None
 
 
 class ResponsesRequest(Struct, kw_only=True):
@@ -61,13 +63,18 @@ class Plan(Struct, kw_only=True):
     created_at: int
     input_tokens: int
     words: list[str]
-    tool: str | None
+    tool: Tool | None
     is_whole: bool
     pause_s: float
 
     @property
     def output_tokens(self) -> int:
         return 2 if self.tool else len(self.words)
+
+    @property
+    def arguments(self) -> str:
+        """Of the tool that is called."""
+        return msgspec.json.encode((self.tool and instance(self.tool.parameters)) or {}).decode()
 
     def item(self, status: str) -> dict[str, Any]:
         """The one item of the output."""
@@ -76,8 +83,8 @@ class Plan(Struct, kw_only=True):
                 "type": "function_call",
                 "id": self.item_id,
                 "call_id": f"call_{self.item_id[-24:]}",
-                "name": self.tool,
-                "arguments": "{}" if status == "completed" else "",
+                "name": self.tool.name,
+                "arguments": self.arguments if status == "completed" else "",
                 "status": status,
             }
         content = [self.part()] if status == "completed" else []
@@ -156,7 +163,7 @@ def _plan(asked: ResponsesRequest, model: Model) -> Plan:
     said = next((item.texts() for item in reversed(items) if item.role == "user"), [])
     words, pause_s = chat.words_for(" ".join(said))
     limit = asked.max_output_tokens or chat.MAX_TOKENS
-    names = [tool.name for tool in asked.tools or () if tool.type == "function"]
+    tools = [tool for tool in asked.tools or () if tool.type == "function"]
     is_tool = asked.tool_choice == "required" or isinstance(asked.tool_choice, dict)
     return Plan(
         model=model,
@@ -168,7 +175,7 @@ def _plan(asked: ResponsesRequest, model: Model) -> Plan:
             for item in items
         ),
         words=words[:limit],
-        tool=names[0] if names and is_tool else None,
+        tool=tools[0] if tools and is_tool else None,
         is_whole=len(words) <= limit,
         pause_s=pause_s,
     )
@@ -194,10 +201,10 @@ def _typed(exchange: Exchange, plan: Plan) -> Generator[tuple[str, dict[str, Any
     yield "response.output_item.added", {**place, "item": plan.item("in_progress")}
     within = {**place, "item_id": plan.item_id}
     if plan.tool is not None:
-        yield "response.function_call_arguments.delta", {**within, "delta": "{}"}
+        yield "response.function_call_arguments.delta", {**within, "delta": plan.arguments}
         yield (
             "response.function_call_arguments.done",
-            {**within, "name": plan.tool, "arguments": "{}"},
+            {**within, "name": plan.tool.name, "arguments": plan.arguments},
         )
     else:
         within["content_index"] = 0

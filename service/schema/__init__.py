@@ -49,12 +49,12 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "models": _columns(
         "id organization_id name version is_current kind type capabilities prices "
         "context_tokens max_output_tokens overhead_tokens overhead_tokens_with_venice_prompt "
-        "deprecation targets created_at"
+        "deprecation targets created_at listing position also_named retired_at"
     ),
     "holds": _columns(
         "organization_id id api_key_id end_user request_id endpoint model is_stream "
         "bound_nanos bound_tokens limit_ids limit_windows process_id lease_until "
-        "price_version upstream_key_id upstream_request_id tags created_at"
+        "price_version upstream_key_id upstream_request_id tags created_at requested_model"
     ),
     "ledger_entries": _columns(
         "organization_id id kind amends_id api_key_id end_user request_id endpoint model "

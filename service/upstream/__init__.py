@@ -1,16 +1,30 @@
 """Venice, and nothing else of the outside world: the only ``ClientSession`` lives here."""
 
-from service.upstream.client import Answer, Venice, open_venice
-from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey, UpstreamKeys
+from service.upstream.client import PLAIN_BODY_BYTES, Answer, Venice, open_venice
+from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
 from service.upstream.meter import Metered, StreamMeter, WholeEvents, read_headers, read_plain
-from service.upstream.retries import pause_s
-from service.upstream.stored import StoredKey, add, disable, list_stored, load, note_state
+from service.upstream.refusals import split_at_error
+from service.upstream.retries import is_repeatable, is_uncharged, pause_s
+from service.upstream.stored import (
+    Checked,
+    StoredKey,
+    add,
+    check,
+    disable,
+    find_stored,
+    list_stored,
+    load,
+    note_state,
+)
 
 __all__ = [
     "ENVIRONMENT_KEY_ID",
+    "PLAIN_BODY_BYTES",
     "Answer",
+    "Checked",
     "KeyState",
     "Metered",
+    "Rest",
     "StoredKey",
     "StreamMeter",
     "UpstreamKey",
@@ -18,7 +32,11 @@ __all__ = [
     "Venice",
     "WholeEvents",
     "add",
+    "check",
     "disable",
+    "find_stored",
+    "is_repeatable",
+    "is_uncharged",
     "list_stored",
     "load",
     "note_state",
@@ -26,4 +44,5 @@ __all__ = [
     "pause_s",
     "read_headers",
     "read_plain",
+    "split_at_error",
 ]

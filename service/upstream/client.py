@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -147,9 +147,13 @@ class Venice:
         return f"Bearer {(key or self.keys.any()).secret}"
 
     async def post(
-        self, path: str, body: bytes, headers: Mapping[str, str], key: UpstreamKey | None = None
+        self,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        headers: Mapping[str, str],
+        key: UpstreamKey | None = None,
     ) -> Answer:
-        """Send a JSON body, with any key unless one is given.
+        """Send a body, with any key unless one is given.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
@@ -169,7 +173,7 @@ class Venice:
         self,
         method: str,
         path: str,
-        body: bytes,
+        body: bytes | AsyncIterable[bytes],
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
     ) -> Answer:
@@ -189,13 +193,20 @@ class Venice:
             raise await self._refused(response)
 
     async def of_a_job(
-        self, path: str, body: bytes, headers: Mapping[str, str], organization_id: UUID
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        organization_id: UUID,
+        key_id: UUID | None,
     ) -> Answer:
-        """Ask for a job, which only the key knows that it was queued with: each key of the
-        organization is tried until one does.
+        """Ask for a job, which only the account knows that it was queued with: its key, or where
+        that is not in use any more each key of the organization until one does.
 
         :raises UpstreamError: what the last one was told.
         """
+        if (own := self.keys.find(key_id)) is not None:
+            return await self.post(path, body, headers, own)
         *others, last = self.keys.ready(organization_id, EVERY_MODEL) or [self.keys.any()]
         for key in others:
             with contextlib.suppress(UpstreamRejected, UpstreamExhausted):
@@ -215,10 +226,10 @@ class Venice:
                 finally:
                     answer.close()
 
-    async def models(self, model_type: str | None) -> bytes:
-        """``GET /models``: public and free."""
-        parameters = {} if model_type is None else {"type": model_type}
-        return await self._get("/models", parameters, MODELS_TIMEOUT_S)
+    async def models(self, path: str, model_type: str) -> bytes:
+        """``GET /models``, ``/models/traits`` or ``/models/compatibility_mapping`` of a type:
+        public and free."""
+        return await self._get(path, {"type": model_type}, MODELS_TIMEOUT_S)
 
     async def check(self, timeout: float) -> None:
         """Prove that Venice answers and takes the key, at no cost: ``GET /api_keys/rate_limits``.

@@ -3,7 +3,8 @@
 What a key is good for is known from what Venice answers to its calls. One that is not valid, or has
 nothing left to spend, rests until a probe that costs nothing finds it well again. One that may not
 use a model, or has used up its rate, rests for that model for a while; so does one that failed
-several times in a row, until a single call has gone well.
+several times in a row, until a single call has gone well. An answer can say that it was the last of
+its rate; then the key rests before it is refused.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -29,6 +30,7 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from service.upstream.refusals import spent_rate_reset_s
 
 log = structlog.get_logger()
 
@@ -46,6 +48,9 @@ PROBE_EVERY_S: Final = 1.0
 MOST_PROBE_PAUSE_S: Final = 30.0
 MOST_CONDITIONS: Final = 10_000
 EXHAUSTED_RETRY_S: Final = 60
+RATE_SPENT: Final = "rate used up"
+LEAST_BALANCE_USD: Final = 0.1
+"""Venice admits no account that has less."""
 
 
 class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +73,15 @@ class KeyState(msgspec.Struct, rename="camel"):
     api_tier: dict[str, object] = {}
 
 
+class Rest(msgspec.Struct, frozen=True, kw_only=True):
+    """That a key takes no calls now: of one model, or of any where ``model`` is null. Without
+    ``seconds_left`` it rests until a probe finds it well."""
+
+    model: str | None
+    reason: str
+    seconds_left: float | None
+
+
 @dataclass(slots=True)
 class _Condition:
     """Why a key rests, and until when."""
@@ -76,6 +90,10 @@ class _Condition:
     reason: str = ""
     failures: int = 0
     rests: int = 0
+
+    def is_resting(self, reason: str) -> bool:
+        """Whether it rests now, for this reason."""
+        return self.reason == reason and self.until > time.monotonic()
 
 
 Probe = Callable[[UpstreamKey], Awaitable[KeyState]]
@@ -87,6 +105,7 @@ class UpstreamKeys:
     def __init__(self, keys: Sequence[UpstreamKey]) -> None:
         self._keys = tuple(keys)
         self._conditions: dict[tuple[UUID, str], _Condition] = {}
+        self._balances_usd: dict[UUID, float] = {}
         self._probes: Counter[UUID] = Counter()
         """Since a call with the key was answered: each pause between them is longer."""
         self.in_flight: Counter[UUID] = Counter()
@@ -100,23 +119,29 @@ class UpstreamKeys:
         """Every key in use."""
         return self._keys
 
+    def find(self, key_id: UUID | None) -> UpstreamKey | None:
+        """The key of this id, if it is in use."""
+        return next((key for key in self._keys if key.id == key_id), None)
+
     def any(self) -> UpstreamKey:
-        """A key for what costs nothing.
+        """A key for what costs nothing; one organization's own only where there is no other.
 
         :raises UpstreamExhausted: when there is none.
         """
-        for key in self._keys:
+        shared = [key for key in self._keys if key.organization_id is None] or self._keys
+        for key in shared:
             if self._ready_at(key, EVERY_MODEL) <= time.monotonic():
                 return key
-        if self._keys:
-            return self._keys[0]
+        if shared:
+            return shared[0]
         raise UpstreamExhausted("The gateway has no Venice key.", retry_after_s=EXHAUSTED_RETRY_S)
 
     def choose(
         self, organization_id: UUID, model: str, tried: Collection[UUID] = ()
     ) -> UpstreamKey:
         """The key that a call goes to: one of the organization's own if it has any, one that was
-        not tried yet if there is any, and of these the one with the fewest calls under way.
+        not tried yet if there is any, of these one that has something to spend as far as is known,
+        and of these the one with the fewest calls under way.
 
         :raises UpstreamExhausted, UpstreamBusy: when all of them rest, with the time until one is
             ready again.
@@ -126,7 +151,8 @@ class UpstreamKeys:
         if not ready:
             raise self._why_not(self._of(organization_id), model, now)
         fresh = [key for key in ready if key.id not in tried] or ready
-        key = min(fresh, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
+        funded = [key for key in fresh if self._is_funded(key)] or fresh
+        key = min(funded, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
         condition = self._conditions.get((key.id, model))
         if condition is not None and condition.failures >= FAILURES_IN_A_ROW:
             # This call is the one that shows whether it has recovered.
@@ -143,11 +169,33 @@ class UpstreamKeys:
         own = [key for key in self._keys if key.organization_id == organization_id]
         return own or [key for key in self._keys if key.organization_id is None]
 
-    def succeeded(self, key: UpstreamKey, model: str) -> None:
-        """A call was answered: the key is well."""
-        self._conditions.pop((key.id, model), None)
+    def _is_funded(self, key: UpstreamKey) -> bool:
+        return self._balances_usd.get(key.id, math.inf) >= LEAST_BALANCE_USD
+
+    def note_state(self, key: UpstreamKey, state: KeyState) -> None:
+        """Venice said what the key may spend, all currencies being worth a dollar; and perhaps that
+        it is well again."""
+        if state.balances:
+            self._balances_usd[key.id] = sum(state.balances.values())
+        if state.access_permitted and (key.id, EVERY_MODEL) in self._conditions:
+            del self._conditions[key.id, EVERY_MODEL]
+            log.info("upstream key is well again", key=key.name)
+
+    def succeeded(
+        self, key: UpstreamKey, model: str, said: Mapping[str, str] | None = None
+    ) -> None:
+        """A call was answered, with these headers: the key is well, but rests for the model when
+        they say that its rate is used up."""
+        condition = self._conditions.get((key.id, model))
+        if condition is not None and condition.is_resting(RATE_SPENT):
+            # An answer that was under way does not bring a rate back.
+            condition.failures = condition.rests = 0
+        elif condition is not None:
+            del self._conditions[key.id, model]
         if (key.id, EVERY_MODEL) not in self._conditions:
             self._probes.pop(key.id, None)
+        if said is not None and (reset_s := spent_rate_reset_s(said)) is not None:
+            self._rest(key, model, min(reset_s, MOST_RATE_REST_S), RATE_SPENT)
 
     def failed(self, key: UpstreamKey, model: str, error: ServiceError) -> None:
         """A call was not answered: the key rests, if that is a reason to."""
@@ -162,7 +210,7 @@ class UpstreamKeys:
         elif status == 403:
             self._rest(key, model, FORBIDDEN_REST_S, "status 403")
         elif status == 429 and (reset_s := getattr(error, "rate_reset_s", None)) is not None:
-            self._rest(key, model, min(reset_s, MOST_RATE_REST_S), "status 429")
+            self._rest(key, model, min(reset_s, MOST_RATE_REST_S), RATE_SPENT)
         elif isinstance(error, UpstreamCut | UpstreamTimeout) or type(error) is UpstreamError:
             self._count_failure(key, model, error.code)
 
@@ -170,6 +218,21 @@ class UpstreamKeys:
         """The names of keys that rest altogether, and why."""
         found = ((key, self._conditions.get((key.id, EVERY_MODEL))) for key in self._keys)
         return {key.name: condition.reason for key, condition in found if condition is not None}
+
+    def rests(self) -> Mapping[UUID, Sequence[Rest]]:
+        """The keys that rest now in this process, by id, for any or for some models."""
+        now = time.monotonic()
+        found: dict[UUID, list[Rest]] = {}
+        for (key_id, model), condition in self._conditions.items():
+            left_s = condition.until - now
+            if left_s > 0:
+                rest = Rest(
+                    model=model or None,
+                    reason=condition.reason,
+                    seconds_left=None if math.isinf(left_s) else round(left_s, 1),
+                )
+                found.setdefault(key_id, []).append(rest)
+        return found
 
     async def keep_probed(self, probe: Probe) -> None:
         """Ask of each key that rests altogether whether it is well again, for ever."""
@@ -185,13 +248,9 @@ class UpstreamKeys:
                 pause_s = min(MOST_PROBE_PAUSE_S, PROBE_EVERY_S * 2 ** self._probes[key.id])
                 next_at[key.id] = now + pause_s
                 try:
-                    state = await probe(key)
+                    self.note_state(key, await probe(key))
                 except ServiceError as error:
                     log.debug("upstream key probed", key=key.name, code=error.code)
-                    continue
-                if state.access_permitted:
-                    self._conditions.pop((key.id, EVERY_MODEL), None)
-                    log.info("upstream key is well again", key=key.name)
 
     def _ready_at(self, key: UpstreamKey, model: str) -> float:
         """When the key can take a call; in the past when it can now."""
@@ -213,8 +272,11 @@ class UpstreamKeys:
 
     def _rest(self, key: UpstreamKey, model: str, rest_s: float, reason: str) -> None:
         condition = self._condition(key, model)
+        is_known = condition.is_resting(reason)
         condition.until = time.monotonic() + rest_s
         condition.reason = reason
+        if is_known:
+            return
         log.warning(
             "upstream key rests",
             key=key.name,

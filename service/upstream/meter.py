@@ -24,6 +24,8 @@ DONE: Final = b"[DONE]"
 # A line that starts so starts an event: within JSON a line break is written \\n.
 EVENT_START: Final = b"\n" + DATA
 EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+SEAM_BYTES: Final = 3
+"""Too few to hold an end of an event, enough to complete one."""
 MOST_HELD_BYTES: Final = 1024 * 1024
 
 
@@ -39,6 +41,9 @@ LAST_EVENT_TYPES: Final = frozenset(
 # Of the Responses API the last event repeats the whole answer, which no tail may hold; a quote
 # within a text would be escaped, so this is a member.
 USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+# An id stands before everything that a model wrote.
+FIRST_ID: Final = re.compile(rb'"id"\s*:\s*"([\w.:-]{1,256})"')
+FIRST_BYTES: Final = 4096
 MODEL_HEADER: Final = "x-venice-model-id"
 COST_HEADER: Final = "x-venice-rpc-cost-usd"
 WITHHELD_HEADER: Final = "x-venice-is-content-violation"
@@ -207,6 +212,11 @@ class StreamMeter:
         while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
             self._tail_bytes -= len(self._tail.popleft())
 
+    def first_id(self) -> str | None:
+        """The id of the answer, if the first bytes have it whole."""
+        found = FIRST_ID.search(self._tail[0][:FIRST_BYTES]) if self._tail else None
+        return found[1].decode() if found else None
+
     def result(self) -> Metered:
         """What the stream said, from its last events."""
         metered = Metered()
@@ -242,21 +252,29 @@ class WholeEvents:
     and a stream that is cut never ends within one."""
 
     def __init__(self) -> None:
-        self._held = b""
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._seam = b""
 
     def push(self, chunk: bytes) -> bytes:
         """The events that are whole by now; an endless one is passed as it comes."""
-        if not self._held and chunk.endswith(EVENT_ENDS):
-            return chunk
-        held = self._held + chunk
-        ends = [held.rfind(ending) + len(ending) for ending in EVENT_ENDS if ending in held]
-        end = max(ends, default=0)
-        if not end and len(held) > MOST_HELD_BYTES:
-            end = len(held)
-        self._held = held[end:]
-        return held[:end]
+        # An end may lie across chunks. What was held was searched when it came.
+        seen = self._seam + chunk
+        ends = [seen.rfind(ending) + len(ending) for ending in EVENT_ENDS if ending in seen]
+        end = max(ends, default=len(self._seam)) - len(self._seam)
+        if not end and self._held_bytes + len(chunk) > MOST_HELD_BYTES:
+            end = len(chunk)
+        whole = b""
+        if end:
+            whole = b"".join([*self._held, chunk[:end]])
+            self._held, self._held_bytes, seen = [], 0, chunk[end:]
+        self._held.append(chunk[end:])
+        self._held_bytes += len(chunk) - end
+        self._seam = seen[-SEAM_BYTES:]
+        return whole
 
     def rest(self) -> bytes:
         """What is left when the stream has ended well."""
-        rest, self._held = self._held, b""
+        rest = b"".join(self._held)
+        self._held, self._held_bytes, self._seam = [], 0, b""
         return rest

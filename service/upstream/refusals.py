@@ -7,7 +7,7 @@ key, balance or rate is the operator's business, so the caller learns only that 
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -30,8 +30,14 @@ EXHAUSTED_RETRY_S: Final = 60
 RATES: Final = (
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-    ("x-ratelimit-remaining", "x-ratelimit-resets"),
 )
+FAILURES: Final = ("x-ratelimit-remaining", "x-ratelimit-resets")
+"""Which failed too often: said of one user's calls of a model, so of no use in a success."""
+DATA: Final = b"data:"
+EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+ERROR_MEMBER: Final = b'"error"'
+REJECTIONS: Final = {"content_blocked_by_provider": 422, "e2ee_attestation_stale": 400}
+"""Codes within a stream that are about the request, and the statuses that go with them."""
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 
@@ -42,20 +48,25 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErr
     if headers.get("Retry-After", "").isdecimal():
         error.named_retry_after_s = _retry_after_s(headers)
     elif status == 429:
-        error.rate_reset_s = _rate_reset_s(headers)
+        reset_s = _reset_s(headers, (*RATES, FAILURES))
+        error.rate_reset_s = BUSY_RETRY_S if reset_s is None else reset_s
     return error
 
 
-def _rate_reset_s(headers: Mapping[str, str]) -> float:
-    """Venice states the time in milliseconds since 1970, for one of three rates, or of failures."""
+def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
+    """When a rate that is used up comes back, by the headers of an answer that succeeded; None
+    while something of each is left."""
+    return _reset_s(headers, RATES)
+
+
+def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> float | None:
+    """Venice states the time in milliseconds since 1970."""
     spent = [
-        reset
-        for left, reset in RATES
+        int(headers[reset])
+        for left, reset in rates
         if headers.get(left) == "0" and headers.get(reset, "").isdecimal()
     ]
-    if not spent:
-        return BUSY_RETRY_S
-    return max(0.0, max(int(headers[name]) for name in spent) / 1000 - time.time())
+    return max(0.0, max(spent) / 1000 - time.time()) if spent else None
 
 
 def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
@@ -85,6 +96,45 @@ def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErro
 def _retry_after_s(headers: Mapping[str, str]) -> int:
     text = headers.get("Retry-After", "")
     return min(int(text), 3600) if text.isdecimal() else BUSY_RETRY_S
+
+
+def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:
+    """Whole server-sent events up to the first that is an error of Venice, and that error.
+
+    Venice says what fails after its status in the stream: ``data: {"error": {"message", "type",
+    "code", "retry_after"}}``.
+    """
+    at = 0
+    while (at := events.find(ERROR_MEMBER, at)) != -1:
+        line_at = events.rfind(b"\n", 0, at) + 1
+        line_end = events.find(b"\n", at)
+        line = events[line_at : line_end if line_end != -1 else len(events)]
+        if line.startswith(DATA) and (error := _in_band(line[len(DATA) :])) is not None:
+            ends = [events.rfind(end, 0, line_at) for end in EVENT_ENDS]
+            before = (at + len(end) for at, end in zip(ends, EVENT_ENDS, strict=True) if at != -1)
+            return events[: max(before, default=0)], error
+        at += len(ERROR_MEMBER)
+    return events, None
+
+
+def _in_band(data: bytes) -> UpstreamError | None:
+    try:
+        said = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    error = said.get("error") if isinstance(said, dict) else None
+    if not isinstance(error, dict | str) or not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    text = message_of(data)
+    if code == "model_overloaded":
+        named = error.get("retry_after") if isinstance(error, dict) else None
+        retry_after_s = named if isinstance(named, int) and 0 <= named <= 3600 else BUSY_RETRY_S
+        return UpstreamBusy("The model is overloaded at Venice.", retry_after_s=retry_after_s)
+    if code in REJECTIONS:
+        return UpstreamRejected(text or "Venice rejected the request.", status=REJECTIONS[code])
+    log.warning("venice failed within a stream", upstream_code=str(code)[:100], text=text)
+    return UpstreamError("Venice failed while it answered.")
 
 
 def message_of(body: bytes) -> str:

@@ -3,7 +3,14 @@
 import random
 from typing import Final
 
-from service.errors import ServiceError, UpstreamBusy, UpstreamExhausted, UpstreamUnreachable
+from service.errors import (
+    ServiceError,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamExhausted,
+    UpstreamRejected,
+    UpstreamUnreachable,
+)
 
 FIRST_PAUSE_S: Final = 0.1
 MOST_PAUSE_S: Final = 2.0
@@ -15,8 +22,8 @@ class RetryBudget:
     """How many attempts may be repeated in this process: each answer earns two, so that an outage,
     which earns none, is not made worse by more than a hundred."""
 
-    def __init__(self) -> None:
-        self._left = MOST_LEFT
+    def __init__(self, left: float = MOST_LEFT) -> None:
+        self._left = left
 
     def earn(self) -> None:
         """A call was answered."""
@@ -57,3 +64,19 @@ def pause_s(
             return jittered
         return named_s + random.uniform(0, FIRST_PAUSE_S + named_s / 4)  # noqa: S311
     return None
+
+
+def is_uncharged(error: UpstreamError, *, is_inference: bool) -> bool:
+    """Whether Venice surely charged nothing, and another model may do what this one did not: its
+    keys are refused, it is overloaded, or it is no more."""
+    if isinstance(error, UpstreamExhausted):
+        return True
+    if isinstance(error, UpstreamRejected):
+        return error.upstream_status in (404, 410)
+    # Without a status of Venice's there was no key to ask it with.
+    return isinstance(error, UpstreamBusy) and (is_inference or error.upstream_status is None)
+
+
+def is_repeatable(error: UpstreamError) -> bool:
+    """Whether Venice failed in a way that often passes, though it may have charged for it."""
+    return error.upstream_status in (500, 502)

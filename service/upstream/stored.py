@@ -1,5 +1,6 @@
 """The operator's keys at Venice, as they are stored: sealed, with what Venice last said of them."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -12,7 +13,8 @@ from service import audit, crypto, money
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.crypto import Keyring
 from service.db import Database, uuid7
-from service.errors import ClientError, Conflict, NotFound
+from service.errors import ClientError, Conflict, NotFound, ServiceError
+from service.upstream.client import Venice
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey
 
 log = structlog.get_logger()
@@ -20,6 +22,7 @@ log = structlog.get_logger()
 ENVIRONMENT: Final = "environment"
 NAME_LENGTH: Final = 200
 SECRET_LENGTH: Final = 1000
+SECRET: Final = re.compile("[!-~]+")
 
 INSERT_ENVIRONMENT_KEY: Final = """
     INSERT INTO public.upstream_keys (id, name, source)
@@ -54,6 +57,12 @@ DISABLE_KEY: Final = """
     WHERE id = $1
       AND status <> 'disabled'
 """
+FIND_KEY: Final = """
+    SELECT id, name, organization_id, source, status, balance_usd_nanos, balance_diem_nanos, tier,
+           last_checked_at, created_at
+    FROM public.upstream_keys
+    WHERE id = $1
+"""
 HAS_ORGANIZATION: Final = "SELECT EXISTS (SELECT FROM public.organizations WHERE id = $1)"
 HAS_KEY: Final = "SELECT EXISTS (SELECT FROM public.upstream_keys WHERE id = $1)"
 
@@ -85,8 +94,9 @@ async def add(
     """
     if not 1 <= len(name.strip()) <= NAME_LENGTH or not name.isprintable():
         raise ClientError(f"name: must be 1 to {NAME_LENGTH} printable characters.", param="name")
-    if not 1 <= len(secret) <= SECRET_LENGTH or not secret.isascii() or not secret.isprintable():
-        raise ClientError("key: must be printable ASCII, without spaces around it.", param="key")
+    if not 1 <= len(secret) <= SECRET_LENGTH or not SECRET.fullmatch(secret):
+        rule = f"must be 1 to {SECRET_LENGTH} printable ASCII characters, none of them a space."
+        raise ClientError(f"key: {rule}", param="key")
     if organization_id and not await conn.fetchval(HAS_ORGANIZATION, organization_id):
         raise NotFound("There is no such organization.")
     key_id = uuid7()
@@ -103,6 +113,17 @@ async def add(
 async def list_stored(database: Database) -> Sequence[StoredKey]:
     """All keys, disabled ones too, oldest first."""
     return [_stored(row) for row in await database.fetch(LIST_KEYS)]
+
+
+async def find_stored(database: Database, key_id: UUID) -> StoredKey:
+    """One of them.
+
+    :raises NotFound: when there is none of this id.
+    """
+    row = await database.fetchrow(FIND_KEY, key_id)
+    if row is None:
+        raise NotFound("There is no such upstream key.")
+    return _stored(row)
 
 
 def _stored(row: Any) -> StoredKey:
@@ -157,8 +178,28 @@ async def load(
     return keys
 
 
-async def note_state(database: Database, key: UpstreamKey, state: KeyState) -> None:
-    """Keep what Venice says of a key."""
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether Venice takes a key, and if not, what is the matter."""
+
+    name: str
+    is_well: bool
+    problem: str | None
+
+
+async def check(database: Database, venice: Venice, key: UpstreamKey) -> Checked:
+    """Ask Venice about a key, at no cost, and keep what it says."""
+    try:
+        state = await venice.state(key)
+    except ServiceError as error:
+        return Checked(name=key.name, is_well=False, problem=str(error))
+    await note_state(database, venice, key, state)
+    problem = None if state.access_permitted else "Venice lets it make no calls."
+    return Checked(name=key.name, is_well=state.access_permitted, problem=problem)
+
+
+async def note_state(database: Database, venice: Venice, key: UpstreamKey, state: KeyState) -> None:
+    """Keep what Venice says of a key, and heed it in the choice of keys."""
+    venice.keys.note_state(key, state)
     tier = state.api_tier.get("id")
     await database.fetch(
         NOTE_STATE,

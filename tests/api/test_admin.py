@@ -244,7 +244,7 @@ async def test_no_internals_in_an_error(service, monkeypatch):
     async def broken(*_):
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(service.app[api.CATALOG], "models", broken)
+    monkeypatch.setattr(service.app[api.CATALOG], "listing", broken)
     caller = await service.new_caller()
     async with service.http.get("/v1/models", headers=caller.headers) as response:
         error = (await response.json())["error"]

@@ -1,16 +1,19 @@
 """Keys that fail, and what their callers notice of it."""
 
 import asyncio
+from decimal import Decimal
 
+import msgspec
 import pytest
 from paid_bodies import BODIES, sent
-from support import ORGANIZATIONS, limited
+from support import MODEL, ORGANIZATIONS, cost_of, limited, standing
 from upstream import KEYS
 
 from service import jobs
 from service import upstream as upstream_keys
 from service.api import DATABASE, KEYRING, VENICE
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.upstream import retries
 
 
 async def with_keys(service):
@@ -67,6 +70,21 @@ async def test_another_key_takes_over(service, caller, upstream, kind):
     assert len(await caller.entries()) == 12
 
 
+async def test_a_key_rests_when_its_rate_is_used_up(service, upstream):
+    """By what an answer of Venice's says of it, until the time that it names."""
+    venice = service.app[VENICE]
+    (key,) = venice.keys.all
+    upstream.faults.push("/chat/completions", "rate_spent", times=1, seconds=30)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+    answer = await venice.post("/chat/completions", msgspec.json.encode(body), {}, key)
+    answer.close()
+    venice.keys.succeeded(key, MODEL, answer.said)
+
+    (rest,) = venice.keys.rests()[key.id]
+    assert (rest.model, rest.reason) == (MODEL, "rate used up")
+    assert 20 < rest.seconds_left <= 30
+
+
 @pytest.mark.parametrize("path", ["/image/generate", "/video/queue", "/audio/speech"])
 async def test_media_is_not_repeated(service, caller, upstream, path):
     """Nobody knows whether a busy Venice has begun; a key that it refuses was charged nothing."""
@@ -113,6 +131,38 @@ async def test_a_spent_key_is_not_asked_again(service, caller, upstream):
         assert response.status == 200
 
 
+@pytest.fixture
+def told_by_the_test_alone(monkeypatch):
+    """The service itself tells nothing after its start."""
+    monkeypatch.setattr(jobs, "UPSTREAM_KEYS_EVERY_S", 3600)
+
+
+async def test_that_a_key_rests_is_an_event(told_by_the_test_alone, service, caller, upstream):
+    """Once, and once more that it is well again."""
+    database, keys = service.app[DATABASE], service.app[VENICE].keys
+    resting = jobs.Resting()
+    upstream.faults.push("*", "insufficient_balance")
+    async with caller.chat() as response:
+        assert response.status == 503
+    for _ in range(2):
+        await resting.note(database, keys)
+    upstream.faults.clear()
+    async with asyncio.timeout(20):
+        while keys.resting():
+            await asyncio.sleep(0.05)
+    for _ in range(2):
+        await resting.note(database, keys)
+
+    path = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/audit-events"
+    _, body = await service.operate("GET", path)
+    told = [event for event in body["events"] if event["actor"] == "rialto"]
+    assert [(event["action"], event["detail"]["name"]) for event in told] == [
+        ("upstream_key.well", "environment"),
+        ("upstream_key.rest", "environment"),
+    ]
+    assert "402" in told[-1]["detail"]["reason"]
+
+
 async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
     """The breaker: its callers are told at once, those of others notice nothing."""
     upstream.faults.push("/chat/completions", "inference_failed", times=5)
@@ -124,32 +174,6 @@ async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
     assert codes == ["upstream_error"] * 5 + ["upstream_busy"] * 2
     async with caller.chat(model="venice-uncensored") as response:
         assert response.status == 200
-
-
-async def test_the_drill(service, upstream):
-    """Of three keys one is invalid, one is spent, one is overloaded half of the time: no call is
-    lost, and none is charged twice."""
-    await with_keys(service)
-    service.app[VENICE].retry_s = 20.0
-    upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")
-    upstream.faults.push("*", "insufficient_balance", key="second")
-    upstream.faults.push(
-        "/chat/completions", "model_overloaded", key="third", chance=0.5, retry_after=0
-    )
-    caller = await service.new_caller()
-    await limited(caller, unit="usd", period="day", ceiling="100")
-
-    async def make_calls():
-        for _ in range(10):
-            async with caller.chat(content="[tokens=3]") as response:
-                assert response.status == 200, await response.text()
-
-    await asyncio.gather(*(make_calls() for _ in range(20)))
-
-    charged = [call for call in upstream.calls if call.charged_nanos]
-    assert len(charged) == 200
-    assert {call.headers["Authorization"] for call in charged} == {"Bearer third"}
-    await service.audit()
 
 
 async def test_a_balance_that_does_not_last_a_day_is_an_event(
@@ -178,8 +202,8 @@ async def test_a_balance_that_does_not_last_a_day_is_an_event(
 
 
 @pytest.mark.parametrize("idle", range(3))
-async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller, idle):
-    """Which no other may know, being of another account."""
+async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller, upstream, idle):
+    """Which no other may know, being of another account, and none is asked in vain."""
     await with_keys(service)
     keys = service.app[VENICE].keys
     for index, key in enumerate(keys.all):
@@ -188,6 +212,7 @@ async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller,
     async with service.http.post("/v1/video/queue", headers=caller.headers, json=asked) as response:
         queue_id = (await response.json())["queue_id"]
 
+    chosen = keys.all[idle].secret
     ticket = {"model": asked["model"], "queue_id": queue_id}
     for step, content_type in (
         ("retrieve", "application/json"),
@@ -198,8 +223,165 @@ async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller,
         url = f"/v1/video/{step}"
         async with service.http.post(url, headers=caller.headers, json=ticket) as response:
             assert (response.status, response.content_type) == (200, content_type)
+    asked_with = {
+        call.headers["Authorization"]
+        for step in ("retrieve", "complete")
+        for call in upstream.calls.to(f"/video/{step}")
+    }
+    assert asked_with == {f"Bearer {chosen}"}
     async with service.http.post(url, headers=caller.headers, json=ticket) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (
             400,
             "upstream_rejected",
         )
+
+
+async def test_a_key_that_is_gone_leaves_its_jobs_to_the_others(service, caller, upstream):
+    """They may be of the same account."""
+    await with_keys(service)
+    keys = service.app[VENICE].keys
+    for index, key in enumerate(keys.all):
+        keys.in_flight[key.id] = 0 if index == 1 else 10
+    asked = BODIES["/video/queue"]
+    async with service.http.post("/v1/video/queue", headers=caller.headers, json=asked) as response:
+        queue_id = (await response.json())["queue_id"]
+    keys.replace([key for key in keys.all if key.secret != "second"])
+
+    ticket = {"model": asked["model"], "queue_id": queue_id}
+    async with service.http.post(
+        "/v1/video/retrieve", headers=caller.headers, json=ticket
+    ) as response:
+        assert response.status == 400
+    assert len(upstream.calls.to("/video/retrieve")) == 2
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"", b'{"queue_id": 7}'])
+async def test_a_question_about_no_job_is_answered_here(service, caller, upstream, body):
+    """Venice would count it against the key."""
+    url = "/v1/video/retrieve"
+    async with service.http.post(url, headers=caller.headers, data=body) as response:
+        assert (response.status, upstream.calls.to("/video/retrieve")) == (400, [])
+
+
+@pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance"])
+async def test_a_refusal_at_an_unknown_path_says_nothing_of_the_key(
+    service, caller, upstream, kind
+):
+    """It may be one that no such key may use: nobody else notices, and no other key is tried."""
+    await with_keys(service)
+    url = "/api/v1/video/transcriptions"
+    upstream.faults.push("/video/transcriptions", kind)
+    async with service.http.post(url, json={}, headers=caller.headers) as response:
+        assert response.status == 503
+    assert len(upstream.calls.to("/video/transcriptions")) == 1
+    assert service.app[VENICE].keys.resting() == {}
+
+
+class TestRepeatedFailures:
+    """Keys whose failed calls of text are tried a second time, though Venice may have charged."""
+
+    @pytest.fixture
+    async def caller(self, service):
+        caller = await service.new_caller(settings={"repeat_failed": True})
+        await limited(caller, unit="usd", period="day", ceiling="100")
+        await limited(caller, unit="tokens", period="hour", ceiling=10**9)
+        return caller
+
+    @pytest.mark.parametrize("kind", ["inference_failed", "bad_gateway"])
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_both_attempts_are_booked(self, service, caller, upstream, kind, stream):
+        """The answer at its cost, the failure at an estimate, in the one entry of the call."""
+        upstream.faults.push("/chat/completions", kind, times=1)
+        async with caller.chat("[tokens=3]", stream=stream) as response:
+            await response.read()
+            assert response.status == 200
+            assert response.headers["x-rialto-attempts"] == "upstream_error, ok"
+
+        entry = await caller.only_entry()
+        (charged,) = [call.charged_nanos for call in upstream.calls if call.charged_nanos]
+        assert (entry["outcome"], entry["cost_source"]) == ("ok", "estimated")
+        plain = await service.new_caller()
+        upstream.faults.push("/chat/completions", kind, times=1)
+        async with plain.chat("[tokens=3]", stream=stream) as response:
+            assert response.status == 502
+        failed = cost_of(await plain.only_entry())
+        assert cost_of(entry) == Decimal(charged) / 10**9 + failed
+        assert failed > 0
+
+    async def test_a_second_failure_is_the_last(self, caller, upstream):
+        """And both are estimated."""
+        upstream.faults.push("/chat/completions", "inference_failed")
+        async with caller.chat("[tokens=3]") as response:
+            assert response.status == 502
+        entry = await caller.only_entry()
+
+        plain = await caller.service.new_caller()
+        async with plain.chat("[tokens=3]") as response:
+            assert response.status == 502
+        assert len(upstream.calls.to("/chat/completions")) == 3
+        assert cost_of(entry) == 2 * cost_of(await plain.only_entry()) > 0
+
+    async def test_the_hold_is_for_both(self, service, upstream):
+        """A limit that has room for one attempt only refuses the call."""
+        bounds = []
+        for repeats in (False, True):
+            caller = await service.new_caller(settings={"repeat_failed": repeats})
+            limit = await limited(caller, unit="usd", period="day", ceiling="100")
+            upstream.faults.push("/chat/completions", "barrier")
+            waiting = asyncio.create_task(caller.chat().__aenter__())
+            await upstream.faults.wait_held(1)
+            (held,) = await standing(caller)
+            bounds.append(Decimal(held["held"]))
+            upstream.faults.clear()
+            (await waiting).close()
+        assert bounds[1] == 2 * bounds[0] > 0
+
+        path = f"/admin/v1/limits/{limit['id']}"
+        await service.operate("PATCH", path, json={"ceiling": str(bounds[0])})
+        async with caller.chat() as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (
+                402,
+                "limit_exceeded",
+            )
+
+    async def test_a_failure_that_is_not_repeated_is_booked_once(self, service, caller, upstream):
+        """As when an outage has used up the budget of repetitions."""
+        service.app[VENICE].budget = retries.RetryBudget(left=0)
+        costs = []
+        for one in (caller, await service.new_caller()):
+            upstream.faults.push("/chat/completions", "inference_failed", times=1)
+            async with one.chat("[tokens=3]") as response:
+                assert response.status == 502
+            costs.append(cost_of(await one.only_entry()))
+        assert len(upstream.calls.to("/chat/completions")) == 2
+        assert costs[0] == costs[1] > 0
+
+    async def test_a_quote_is_for_both(self, service):
+        """It says what is held, which may all be charged."""
+        bounds = []
+        for repeats in (False, True):
+            caller = await service.new_caller(settings={"repeat_failed": repeats})
+            body = BODIES["/chat/completions"]
+            async with service.http.post(
+                "/v1/quote", json=body, headers=caller.headers
+            ) as response:
+                quote = await response.json()
+            bounds.append((Decimal(quote["max_cost_usd"]), quote["max_tokens"]))
+        assert bounds[1] == tuple(2 * bound for bound in bounds[0])
+
+    @pytest.mark.parametrize("kind", ["timeout", "disconnect"])
+    async def test_what_nobody_knows_the_end_of_is_not_repeated(self, caller, upstream, kind):
+        """It may run at Venice still."""
+        upstream.faults.push("/chat/completions", kind)
+        async with caller.chat() as response:
+            assert response.status in (502, 504)
+        assert len(upstream.calls.to("/chat/completions")) == 1
+
+    async def test_media_is_never_repeated(self, service, caller, upstream):
+        """Whatever the key says."""
+        upstream.faults.push("/image/generate", "inference_failed")
+        body = BODIES["/image/generate"]
+        url = "/v1/image/generate"
+        async with service.http.post(url, headers=caller.headers, **sent(body)) as response:
+            assert response.status == 502
+        assert len(upstream.calls.to("/image/generate")) == 1

@@ -5,10 +5,19 @@ import json
 
 import anthropic
 import pytest
-from support import MODEL, limited, make_settings, running
+from support import MODEL, booked, limited, make_settings, running
 
 REASONING = "zai-org-glm-5-1"
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
+LOOK = {
+    "name": "look",
+    "description": "Looks.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"where": {"type": "string"}, "times": {"type": "integer"}},
+    },
+}
+PNG = "iVBORw0KGgo="
 TOOL = {"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}
 
 
@@ -23,14 +32,6 @@ async def client(caller):
 
 def asking(**members):
     return {"model": MODEL, "max_tokens": 100, "messages": MESSAGES, **members}
-
-
-async def booked(caller):
-    """The one entry, which may come after its call has ended for the client."""
-    async with asyncio.timeout(5):
-        while not await caller.entries():
-            await asyncio.sleep(0.01)
-    return await caller.only_entry()
 
 
 async def test_plain(client, caller, upstream):
@@ -236,3 +237,106 @@ async def test_hang_up(client, caller, upstream):
     entry = await booked(caller)
     assert entry["outcome"] == "client_closed"
     assert 0 < entry["output_tokens"] < 999
+
+
+async def test_tools_at_once(client, caller, upstream):
+    """Two calls, whole and as events of each block, and the answer to their results in one turn."""
+    asked = asking(messages=[{"role": "user", "content": "[tools=2]"}], tools=[LOOK])
+    whole = await client.messages.create(**asked)
+    kinds, pieces = [], []
+    async with client.messages.stream(**asked) as stream:
+        async for event in stream:
+            kinds.append(event.type)
+            if event.type == "input_json":
+                pieces.append(event.partial_json)
+        streamed = await stream.get_final_message()
+
+    for message in (whole, streamed):
+        assert [(block.type, block.name) for block in message.content] == [("tool_use", "look")] * 2
+        assert message.content[0].input == {"where": "simulated", "times": 0}
+        assert message.stop_reason == "tool_use"
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 2
+    assert len(pieces) > 4
+    results = [
+        {
+            "type": "tool_result",
+            "tool_use_id": block.id,
+            "content": [{"type": "text", "text": "A fox."}],
+            "is_error": index == 1,
+        }
+        for index, block in enumerate(streamed.content)
+    ]
+    conversation = [
+        *asked["messages"],
+        {"role": "assistant", "content": streamed.content},
+        {"role": "user", "content": [*results, {"type": "text", "text": "And?"}]},
+    ]
+    answer = await client.messages.create(**asked | {"messages": conversation})
+    assert answer.stop_reason == "end_turn"
+    sent = json.loads(upstream.calls[-1].body)["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool", "tool", "user"]
+    assert [call["id"] for call in sent[1]["tool_calls"]] == [
+        message["tool_call_id"] for message in sent[2:4]
+    ]
+    entries = await caller.entries()
+    assert [entry["output_tokens"] for entry in entries] == [
+        message.usage.output_tokens for message in (answer, streamed, whole)
+    ]
+
+
+async def test_a_picture(client, upstream):
+    """As data, beside a text with a mark for the cache."""
+    source = {"type": "base64", "media_type": "image/png", "data": PNG}
+    content = [
+        {"type": "image", "source": source},
+        {"type": "text", "text": "What?", "cache_control": {"type": "ephemeral"}},
+    ]
+    system = [{"type": "text", "text": "You see.", "cache_control": {"type": "ephemeral"}}]
+    messages = [{"role": "user", "content": content}]
+    assert await client.messages.create(
+        **asking(model="kimi-k2-6", system=system, messages=messages)
+    )
+
+    said, shown = json.loads(upstream.calls[-1].body)["messages"]
+    assert said == {"role": "system", "content": system}
+    assert shown["content"][0]["image_url"]["url"] == f"data:image/png;base64,{PNG}"
+    assert shown["content"][1] == content[1]
+
+
+async def test_stop_sequences(client, caller):
+    """The answer ends before the first of them."""
+    message = await client.messages.create(**asking(stop_sequences=["model", "simulated answer"]))
+
+    assert (message.content[0].text, message.stop_reason) == ("This is a ", "end_turn")
+    assert (await caller.only_entry())["output_tokens"] == message.usage.output_tokens == 4
+
+
+async def test_the_client_that_blocks(caller):
+    """Does the same, with the models it may choose from."""
+
+    def work():
+        with anthropic.Anthropic(base_url=caller.service.url, api_key=caller.key) as client:
+            models = [model.id for model in client.models.list()]
+            one = client.models.retrieve(MODEL)
+            whole = client.messages.create(**asking())
+            with client.messages.stream(**asking()) as stream:
+                return models, one, whole, "".join(stream.text_stream)
+
+    models, one, whole, streamed = await asyncio.to_thread(work)
+
+    assert MODEL in models
+    assert one.id == MODEL
+    assert whole.content[0].text == streamed
+    assert [entry["outcome"] for entry in await caller.entries()] == ["ok", "ok"]
+
+
+async def test_the_sdk_waits_as_it_is_told(client, caller):
+    """It comes again after Retry-After, and is let in."""
+    await limited(caller, unit="concurrency", ceiling=1)
+    slow = [{"role": "user", "content": "[tokens=4][delay=0.1]"}]
+    async with client.messages.stream(**asking(messages=slow)) as stream:
+        patient = client.with_options(max_retries=3).messages.create(**asking())
+        answer, _ = await asyncio.gather(patient, stream.get_final_message())
+
+    assert answer.usage.output_tokens == 12
+    assert len(await caller.entries()) == 2

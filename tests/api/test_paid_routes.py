@@ -1,6 +1,5 @@
 """Nothing that costs money is reachable without a model of what it costs."""
 
-import msgspec
 import pytest
 from paid_bodies import BODIES, OTHER_NAMES, QUOTED, UNPRICED, sent
 from support import limited
@@ -66,8 +65,10 @@ async def test_without_money_nothing_reaches_venice(service, upstream, caller, p
 async def test_a_model_without_a_price_is_refused(service, upstream, caller, path):
     """Even with money left: what a call costs must be known where it is limited."""
     await limited(caller, unit="usd", period="lifetime", ceiling="100")
-    service.app[application.api.CATALOG]._prices.clear()
-    service.app[application.api.CATALOG]._prices["another"] = msgspec.UNSET
+    catalog = service.app[application.api.CATALOG]
+    for name in catalog.names:
+        upstream.listing.change(name, {"pricing": None})
+    await catalog.sync()
 
     assert await refusal(service, caller, "/v1" + path, **sent(BODIES[path])) == (
         402,
@@ -88,7 +89,8 @@ async def test_the_account_is_not_reachable(service, upstream, caller, detour):
         async with service.http.get(url, headers=caller.headers) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
 
-    assert {call.path for call in upstream.calls} <= {"/models"}
+    lists = {"/models", "/models/traits", "/models/compatibility_mapping"}
+    assert {call.path for call in upstream.calls} <= lists
 
 
 @pytest.mark.parametrize("path", ["/crypto/rpc/%2e%2e", "/crypto/rpc/..%2Fbilling"])

@@ -70,6 +70,11 @@ class Call:
         self.limits = []
         self.booked = (0, 0)
 
+    def hold_on(self, limits, sign):
+        """Take what the call needs on these limits, or give it back."""
+        for limit in limits:
+            limit.held[limit.counter(self)] += sign * limit.need(self.hold)
+
     def book(self, nanos, tokens):
         """Replace what is booked of the call, which is nothing before it is settled."""
         before = self.booked
@@ -81,9 +86,9 @@ class Call:
         self.booked = (nanos, tokens)
 
     def end(self, nanos, tokens):
+        self.hold_on(self.limits, -1)
         for limit in self.limits:
             at = limit.counter(self)
-            limit.held[at] -= limit.need(self.hold)
             if limit.new.unit == "requests":
                 limit.used[at] += 1
         self.book(nanos, tokens)
@@ -202,8 +207,7 @@ class BooksMachine(RuleBasedStateMachine):
             assert isinstance(outcome, Exception) is not all(map(call_fits(call), binding))
             if not isinstance(outcome, Exception):
                 call.limits = binding
-                for limit in binding:
-                    limit.held[limit.counter(call)] += limit.need(call.hold)
+                call.hold_on(binding, 1)
                 self.open.append(call)
 
     @rule(
@@ -239,6 +243,38 @@ class BooksMachine(RuleBasedStateMachine):
         if source is CostSource.NOT_CHARGED:
             counted = 0
         call.end(bound.bound_nanos if nanos is None else nanos, counted)
+
+    @rule(
+        data=st.data(),
+        replica=st.integers(0, 1),
+        nanos=st.integers(0, 30),
+        tokens=st.integers(0, 30),
+        model=st.sampled_from(MODELS),
+    )
+    def a_call_goes_on_to_another_model(self, data, replica, nanos, tokens, model):
+        """What it holds is room for what it will hold; where that is too little it stays."""
+        if not self.open:
+            return
+        call = self.open[data.draw(st.integers(0, len(self.open) - 1))]
+        before, left = call.hold, call.limits
+        hold = msgspec.structs.replace(before, bound_nanos=nanos, bound_tokens=tokens, model=model)
+
+        async def work():
+            moved = self.replicas[replica].move(hold)
+            return (await asyncio.gather(moved, return_exceptions=True))[0]
+
+        outcome = self.run(work())
+        assert not isinstance(outcome, Exception) or isinstance(
+            outcome, LimitExceeded | RateLimited
+        ), outcome
+        call.hold_on(left, -1)
+        call.hold = hold
+        binding = [limit for limit in self.limits.values() if limit.binds(call)]
+        assert isinstance(outcome, Exception) is not all(map(call_fits(call), binding))
+        if isinstance(outcome, Exception):
+            call.hold, binding = before, left
+        call.limits = binding
+        call.hold_on(binding, 1)
 
     @rule(data=st.data())
     def a_process_dies(self, data):

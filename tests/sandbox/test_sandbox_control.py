@@ -140,3 +140,32 @@ async def test_alone() -> None:
 
     assert await asyncio.wait_for(process.wait(), 5) == 0
     assert await process.stdout.read() == b""
+
+
+async def test_how_models_are_listed(venice: Client) -> None:
+    """A model's description can be changed and the model taken off every list, and all put back; a
+    bad change is 400."""
+
+    async def listed(path: str = "") -> Any:
+        async with venice.get(f"/api/v1/models{path}") as response:
+            return await response.json()
+
+    model, pricing = "zai-org-glm-5-1", {"input": {"usd": 9, "diem": 9}}
+    before = await listed()
+    async with venice.put(f"/sandbox/models/{model}", json={"pricing": pricing}) as response:
+        assert await response.json() == {"changed": {model: {"pricing": pricing}}}
+    entry = (await listed())["data"][0]
+    assert (entry["id"], entry["model_spec"]["pricing"]) == (model, pricing)
+    assert entry["model_spec"]["traits"] == before["data"][0]["model_spec"]["traits"]
+    async with venice.delete(f"/sandbox/models/{model}") as response:
+        assert response.status == 200
+    assert model not in str([await listed(), await listed("?type=all"), await listed("/traits")])
+    async with venice.delete("/sandbox/models") as response:
+        assert await response.json() == {"changed": {}}
+    assert await listed() == before
+
+    for path, body in (("unheard-of", b"{}"), (model, b"[]"), (model, b"{")):
+        async with venice.put(f"/sandbox/models/{path}", data=body) as response:
+            assert response.status == 400
+    async with venice.delete("/sandbox/models/unheard-of") as response:
+        assert response.status == 400

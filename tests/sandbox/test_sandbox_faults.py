@@ -163,6 +163,17 @@ async def test_order_times_and_paths(venice: Client) -> None:
     assert faults.pending() == []
 
 
+async def test_the_last_of_a_rate(venice: Client) -> None:
+    """The answer is a good one; what is left, and until when, stands in its headers."""
+    push(venice, FaultKind.RATE_SPENT, times=1, seconds=30)
+    spent, after = [await venice.post(CHAT, json=asking()) for _ in range(2)]
+
+    assert (spent.status, spent.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+    reset_s = int(spent.headers["x-ratelimit-reset-requests"]) / 1000 - time.time()
+    assert 20 < reset_s <= 30
+    assert int(after.headers["x-ratelimit-remaining-requests"]) > 0
+
+
 @pytest.mark.parametrize("kind", [FaultKind.HANG, FaultKind.BARRIER])
 async def test_held_until_release(venice: Client, kind: FaultKind) -> None:
     """Held calls are answered when they are released, all at once."""

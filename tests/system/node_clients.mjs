@@ -27,6 +27,11 @@ const heard = await openai.audio.transcriptions.create({
   file: await toFile(sound, "a.wav"),
 });
 seen.heard = heard.text.length > 0;
+const edited = await openai.images.edit({
+  image: [await toFile(Buffer.from("fox"), "a.png"), await toFile(Buffer.from("owl"), "b.png")],
+  prompt: "together",
+});
+seen.edited = Buffer.from(edited.data[0].b64_json, "base64").subarray(1, 4).toString();
 seen.refused = await openai.chat.completions
   .create({ model: "nope", messages })
   .catch((error) => [error.constructor.name, error.code]);

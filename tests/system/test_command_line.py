@@ -5,11 +5,12 @@ import json
 import os
 import re
 import sys
+import uuid
 
 import asyncpg
 import pytest
 from process import MIGRATIONS, ROOT, database_url, started, talking
-from support import ENCRYPTION_KEY, OPERATOR_KEY, Caller
+from support import ENCRYPTION_KEY, MODEL, OPERATOR_KEY, Caller
 
 from service.db import connect_arguments
 
@@ -69,6 +70,53 @@ async def test_keys_are_made_and_revoked(tmp_path, database_address, upstream):
             assert response.status == 401
         (listed,) = await rialto("keys", "list", *one, **command)
         assert "key" not in listed
+
+
+async def test_aliases_are_set_and_removed(tmp_path, database_address, upstream):
+    """A name set on the command line is known to a service that runs within seconds, and to a key
+    that may use nothing else; what is wrong is one line."""
+    environment = {"DATABASE_URL": database_url(database_address)}
+    command = {"directory": tmp_path, **environment}
+    venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
+    async with (
+        started(tmp_path, **environment, **venice) as process,
+        talking(process) as service,
+    ):
+        await process.says("catalogue refreshed")
+        (organization,) = await rialto("organizations", "create", "acme", **command)
+        one = ("--organization", organization["id"])
+        named = ("--name", "app", "--model", "fast", "--model", "slow")
+        (key,) = await rialto("keys", "create", *one, *named, **command)
+        assert key["models"] == ["fast", "slow"]
+        caller = Caller(service, organization["id"], key)
+
+        (alias,) = await rialto("models", "set", "fast", MODEL, "kimi-k2-6", *one, **command)
+        assert (alias["targets"], alias["version"]) == ([MODEL, "kimi-k2-6"], 1)
+        assert await rialto("models", "list", "--kind", "alias", **command) == [alias]
+        assert MODEL in {line["name"] for line in await rialto("models", "list", **command)}
+        async with asyncio.timeout(10):
+            while await listed_ids(caller) != ["fast"]:
+                await asyncio.sleep(0.1)
+
+        assert await rialto("models", "remove", "fast", *one, **command) == []
+        async with asyncio.timeout(10):
+            while await listed_ids(caller):
+                await asyncio.sleep(0.1)
+    program = [sys.executable, "-m", "service", "models"]
+    for bad, said in (
+        (["remove", "fast"], "not_found: There is no such alias."),
+        (["set", "fast", "lama"], "invalid_request: targets: 'lama' is no model"),
+        (["set", "fast", MODEL, "--organization", str(uuid.uuid4())], "not_found: There is no"),
+    ):
+        status, _, err = await run(*program, *bad, **command)
+        assert status == 1
+        assert said in err
+
+
+async def listed_ids(caller):
+    """The models that the caller may use."""
+    async with caller.service.http.get("/v1/models", headers=caller.headers) as response:
+        return [model["id"] for model in (await response.json())["data"]]
 
 
 async def test_limits_are_set_and_changed(tmp_path, database_address):

@@ -59,6 +59,26 @@ async def test_limits(tmp_path):
     ]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
+async def test_models_and_aliases(tmp_path):
+    """The block goes on where the first one ended, once Venice has told its models."""
+    made, (block,) = blocks("Keys and the ledger")[0], blocks("Models and aliases")
+    async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
+        port = await service.listening()
+        await service.says("catalogue refreshed")
+        printed = [
+            json.loads(line) for line in paste(made + block, tmp_path, port).splitlines()[3:]
+        ]
+        service.send()
+        assert await service.ended() == 0
+
+    *models, fast, theirs, clever, key = printed
+    assert {model["kind"] for model in models} == {"venice"}
+    assert fast["targets"] == ["llama-3.3-70b", "kimi-k2-6"]
+    assert (theirs["targets"], clever["targets"]) == (["kimi-k2-6"], ["kimi-k2-6"])
+    assert (theirs["organization_id"], key["models"]) == (key["organization_id"], ["fast"])
+
+
 def paste(block, directory, port):
     """What a shell prints that a block is pasted into, in the directory of a service."""
     block = block.replace("localhost:8080", f"localhost:{port}")

@@ -20,6 +20,7 @@ LEVELS = [
     {"api", "jobs", "watchdog"},
     {"app"},
     {"server", "demo", "console"},
+    {"commands"},
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

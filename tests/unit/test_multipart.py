@@ -2,12 +2,14 @@
 
 import contextlib
 
+import httpx
 import pytest
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClientError
-from service.multipart import MOST_PARTS, TEXT_BYTES, Part, is_multipart, parse
+from service.multipart import MOST_PARTS, TEXT_BYTES, is_multipart, parse, set_texts, write
 
 TYPE = "multipart/form-data; boundary=b"
 
@@ -15,6 +17,11 @@ TYPE = "multipart/form-data; boundary=b"
 def head(name, more=""):
     """The head of a part."""
     return f'Content-Disposition: form-data; name="{name}"{more}'.encode()
+
+
+def parts_of(content, content_type=TYPE):
+    """Name, length and text of each."""
+    return [(part.name, part.length_bytes, part.text) for part in parse(content, content_type)]
 
 
 def body(*parts, end=b"--b--\r\n"):
@@ -36,8 +43,8 @@ def test_parts_are_read_as_written(fields):
         )
     )
 
-    assert parse(written, TYPE) == [
-        Part(name, len(content), None if is_file else content.decode(errors="replace"))
+    assert parts_of(written) == [
+        (name, len(content), None if is_file else content.decode(errors="replace"))
         for name, content, is_file in fields
     ]
 
@@ -54,21 +61,21 @@ def test_parts_are_read_as_written(fields):
 def test_ways_to_say_the_boundary(content_type):
     """Quoted or not, wherever it stands."""
     assert is_multipart(content_type)
-    assert parse(body((head("a"), b"1")), content_type) == [Part("a", 1, "1")]
+    assert parts_of(body((head("a"), b"1")), content_type) == [("a", 1, "1")]
 
 
 def test_what_is_too_long_for_a_text():
     """Is none, and is measured all the same."""
     long = b"x" * (TEXT_BYTES + 1)
 
-    assert parse(body((head("a"), long)), TYPE) == [Part("a", len(long), None)]
+    assert parts_of(body((head("a"), long))) == [("a", len(long), None)]
 
 
 def test_more_headers_and_a_preamble():
     """What stands before the first boundary says nothing, nor do a part's other headers."""
-    odd = b'Content-Type: text/plain\r\ncontent-disposition: form-data; filename*=x; name="a"'
+    odd = b'Content-Type: a/b; name="x"\r\ncontent-disposition: form-data; filename*=x; name="a"'
 
-    assert parse(b"ignore me\r\n" + body((odd, b"1")), TYPE) == [Part("a", 1, None)]
+    assert parts_of(b"ignore me\r\n" + body((odd, b"1"))) == [("a", 1, None)]
 
 
 @pytest.mark.parametrize(
@@ -76,10 +83,12 @@ def test_more_headers_and_a_preamble():
     [
         (body((head("a"), b"1")), "multipart/form-data"),
         (body((head("a"), b"1")), "multipart/form-data; boundary=other"),
+        (body((head("a"), b"1")), "multipart/form-data; boundary=b\udcff"),
         (body((head("a"), b"1"), end=b""), TYPE),
         (body((b"Content-Disposition: form-data", b"1")), TYPE),
         (body(*[(head("a"), b"")] * (MOST_PARTS + 1)), TYPE),
         (b"--b\r\nno end of a head\r\n--b--", TYPE),
+        (b"--b\r\n" + head("a") + b"\r\n\r\n--b--", TYPE),
         (b"", TYPE),
     ],
 )
@@ -95,3 +104,201 @@ def test_no_bytes_break_it(content):
     for tried in (content, b"--b" + content, b"--b\r\n" + content + b"\r\n--b--"):
         with contextlib.suppress(ClientError):
             assert all(part.length_bytes >= 0 for part in parse(tried, TYPE))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), CONTENT, st.booleans())))
+def test_texts_are_set_where_they_stand(fields):
+    """Of every field of the name that is no file; all else stays, byte for byte."""
+
+    def written(change):
+        return body(
+            *(
+                (
+                    head(name, '; filename="x.bin"' if is_file else ""),
+                    b"other" if change and name == "a" and not is_file else content,
+                )
+                for name, content, is_file in fields
+            )
+        )
+
+    assert set_texts(written(False), TYPE, {"a": "other"}) == written(True)
+
+
+@pytest.mark.parametrize("boundary", ["\udcff", '"\udcff"', "é", "", '"'])
+def test_a_boundary_is_ascii(boundary):
+    """A boundary of other bytes is refused: as a header's text they cannot even be encoded."""
+    with pytest.raises(ClientError, match="needs a boundary"):
+        parse(b"--b--", f"multipart/form-data; boundary={boundary}")
+
+
+@given(st.lists(CONTENT, min_size=1, max_size=4), CONTENT)
+def test_another_body_is_written(files, text):
+    """Of texts, and of files under another name, whose bytes and headers are what they were."""
+    name = b'Content-Type: image/png\r\nContent-Disposition: form-data; filename="name"; name="%b"'
+    sent = body(*((name % b"a[]", content) for content in files), (head("b"), b"gone"))
+    texts = {"c": text.decode(errors="replace")}
+    kept = [("d", part) for part in parse(sent, TYPE) if part.name == "a[]"]
+
+    expected = [(head("c"), texts["c"].encode()), *((name % b"d", content) for content in files)]
+    assert write(sent, TYPE, texts, kept) == body(*expected)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "xboundary=aaa; boundary=b; boundary=aaa",
+        'x="; boundary=aaa"; boundary=b; BOUNDARY=b',
+        "boundary=b; boundary*=utf-8''aaa",
+        "boundary*0=a; boundary*1=aa",
+        "boundary*0=a; boundary*1=aa; boundary=b",
+        'boundary="b\\"; x="',
+        'boundary="a\\a"',
+        "boundary=b c",
+        "boundary=b, multipart/form-data",
+        "boundary = b",
+        "boundary=b;",
+        "boundary=b; x",
+        "charset",
+    ],
+)
+def test_a_boundary_is_said_once(more):
+    """And every other parameter is one: two parsers could take different ones for it."""
+    for boundary in (b"b", b"aaa"):
+        content = body((head("a"), b"1")).replace(b"--b", b"--" + boundary)
+        with pytest.raises(ClientError, match="needs a boundary") as refused:
+            parse(content, f"multipart/form-data; {more}")
+        assert refused.value.param == "Content-Type"
+
+
+def test_another_parameter_is_not_the_boundary():
+    """However its name ends, and whatever stands in its text."""
+    for more in ("xboundary=aaa; boundary=b", 'x="; boundary=aaa"; boundary=b'):
+        assert parts_of(body((head("a"), b"1")), f"multipart/form-data; {more}") == [("a", 1, "1")]
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-datax; boundary=b", "multipart/mixed"])
+def test_another_type_is_no_form(content_type):
+    """Though its name begins alike."""
+    assert not is_multipart(content_type)
+
+
+NAMED = b'Content-Disposition: form-data; name="a"'
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'X: a; name="a"',
+        NAMED + b"\r\n" + NAMED,
+        NAMED + b'\r\ncontent-disposition: form-data; name="b"',
+        b'Content-Disposition : form-data; name="a"',
+        b'Content-Disposition: form-data;\r\n name="a"',
+        b'X: y\nContent-Disposition: form-data; name="b"\r\n' + NAMED,
+        NAMED + b"\r\nno header",
+        NAMED + b'; name="b"',
+        NAMED + b"; name*=utf-8''b",
+        NAMED + b"; filename*0=x",
+        NAMED + b'; filename="x"; FileName="y"',
+        NAMED + b"; x=y",
+        NAMED + b";",
+        NAMED + b' filename="x"',
+        b'Content-Disposition: attachment; name="a"',
+        b'Content-Disposition: form-data; name=""',
+        b'Content-Disposition: form-data; name="a\\"b"',
+        b'Content-Disposition: form-data; name="a\\b"',
+        b'Content-Disposition: form-data; filename="x\\"; name="a"; x="y"',
+        b'Content-Disposition: form-data; filename="x\\"; name="a"',
+        b'Content-Disposition: form-data; name="%61"',
+        b'Content-Disposition: form-data; name="a%2D%6d"',
+        NAMED + b"\r\nContent-Transfer-Encoding: base64",
+        NAMED + b"\r\nContent-Type: text/plain; charset=utf-7",
+        NAMED + b'\r\nContent-Type: text/plain; name="x"',
+        NAMED + b"\r\nContent-Type: application/octet-stream",
+    ],
+)
+def test_what_could_be_read_in_two_ways(odd):
+    """Is refused: the name, the kind and the value of a part are said once and plainly."""
+    with pytest.raises(ClientError):
+        parse(body((odd, b"1")), TYPE)
+
+
+def test_a_file_is_what_its_disposition_says():
+    """Not what stands in another header, or in a quoted text."""
+    other = b'X: a; filename="x"; name="b"\r\n' + NAMED
+    quoted = b'Content-Disposition: form-data; name="a; filename=x"'
+
+    assert parts_of(body((other, b"1"), (quoted, b"2"))) == [
+        ("a", 1, "1"),
+        ("a; filename=x", 1, "2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        body((NAMED, b"1")).replace(b"--b\r\n", b"--bc\r\n", 1),
+        body((NAMED, b"1"), end=b"--b-\r\n"),
+        body((NAMED, b"1"), end=b"--b--x\r\n"),
+        body((NAMED, b"1"), end=b"--b \t x\r\n--b--"),
+        body((NAMED, b"1\r\n--bc\r\n" + NAMED + b"\r\n\r\n2")),
+        body((NAMED, b"1\n--b\r\n" + NAMED + b"\r\n\r\n2")),
+        b"x" + body((NAMED, b"1")),
+        b"x\n" + body((NAMED, b"1")),
+    ],
+)
+def test_a_boundary_is_a_line(content):
+    """Of its own: what else begins alike is neither the one nor surely the content."""
+    with pytest.raises(ClientError, match="boundary"):
+        parse(content, TYPE)
+
+
+def test_a_boundary_may_be_padded():
+    """With spaces and tabs, as its RFC allows; the last ends the line or the body."""
+    for end in (b"--b--", b"--b-- \t\r\nignored"):
+        padded = body((NAMED, b"1"), end=end).replace(b"--b\r\n", b"--b \t\r\n")
+        assert parts_of(padded) == [("a", 1, "1")]
+
+
+FILE = ("x y;.bin", b"\x00", "application/octet-stream")
+
+
+def of_httpx(name):
+    """A form as httpx writes it."""
+    made = httpx.Request("POST", "http://x", data={name: "1"}, files={"file": FILE})
+    return made.read(), made.headers["Content-Type"]
+
+
+def of_urllib3(name):
+    """A form as urllib3, and so requests, writes it."""
+    return urllib3.encode_multipart_formdata({name: "1", "file": FILE})
+
+
+def of_browsers(name):
+    """A form as the HTML standard has it, which undici follows."""
+    for character, written in (('"', "%22"), ("\r", "%0D"), ("\n", "%0A")):
+        name = name.replace(character, written)
+    file = head("file", '; filename="x y;.bin"') + b"\r\nContent-Type: application/octet-stream"
+    boundary = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
+    content = body((head(name), b"1"), (file, b"\x00")).replace(b"--b", b"--" + boundary.encode())
+    return content, f"multipart/form-data; boundary={boundary}"
+
+
+def of_dotnet(name):
+    """A form as .NET writes it: without quotes where it needs none, and with a name in UTF-8."""
+    disposition = "form-data; name=file; filename=\"x y;.bin\"; filename*=utf-8''x%20y%3B.bin"
+    text = b"Content-Type: text/plain; charset=utf-8\r\n" + head(name)
+    content = body((text, b"1"), (b"Content-Disposition: " + disposition.encode(), b"\x00"))
+    return content, 'multipart/form-data; boundary="b"'
+
+
+@pytest.mark.parametrize("name", ["model", "images[]", "a b;c=d", "\u00e9"])
+@pytest.mark.parametrize("made", [of_httpx, of_urllib3, of_browsers, of_dotnet])
+def test_what_clients_write_is_read(made, name):
+    """Name for name; a file is none but by its filename."""
+    assert parts_of(*made(name)) == [(name, 1, "1"), ("file", 1, None)]
+
+
+@pytest.mark.parametrize("made", [of_httpx, of_urllib3, of_browsers])
+def test_quotes_in_names_are_read_as_written(made):
+    """In the one way that clients have for them."""
+    assert parts_of(*made('a"; name="b'))[0] == ('a"; name="b', 1, "1")

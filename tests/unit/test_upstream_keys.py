@@ -189,6 +189,89 @@ def test_a_callers_mistake_shows_that_a_model_is_well(clock):
     assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
 
 
+@pytest.mark.parametrize("unit", ["requests", "tokens"])
+def test_an_answer_that_used_up_a_rate(clock, monkeypatch, unit):
+    """Its key rests for the model until Venice's own time, though answers that were under way come
+    in; the others go on, and so does it for other models."""
+    monkeypatch.setattr("service.upstream.refusals.time.time", lambda: 2000.0)
+    one, other = key("one"), key("other")
+    pool = UpstreamKeys([one, other])
+    said = {f"x-ratelimit-remaining-{unit}": "0", f"x-ratelimit-reset-{unit}": "2012500"}
+    pool.succeeded(one, "m", said)
+    pool.succeeded(one, "m", {f"x-ratelimit-remaining-{unit}": "3"})
+
+    assert {pool.choose(TENANT, "m").name for _ in range(20)} == {"other"}
+    assert {pool.choose(TENANT, "n").name for _ in range(50)} == {"one", "other"}
+    (rest,) = pool.rests()[one.id]
+    assert (rest.model, rest.reason, rest.seconds_left) == ("m", "rate used up", 12.5)
+    clock.now += 12.5
+    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"one", "other"}
+    assert pool.rests() == {}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "9999999999999"},
+        {"x-ratelimit-remaining-requests": "0"},
+        {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"},
+        # Of failures: these are one user's, not the key's.
+        {"x-ratelimit-remaining": "0", "x-ratelimit-resets": "9999999999999"},
+    ],
+)
+def test_an_answer_that_used_up_none(said):
+    """Its key goes on."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    pool.succeeded(one, "m", said)
+
+    assert pool.choose(TENANT, "m") is one
+
+
+def test_a_rate_that_comes_back_tomorrow(clock):
+    """Is asked for again within a minute: it may be another one by then."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    far = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 13}
+    pool.succeeded(one, "m", far)
+
+    clock.now += keys.MOST_RATE_REST_S - 1
+    with pytest.raises(UpstreamBusy):
+        pool.choose(TENANT, "m")
+    clock.now += 1
+    assert pool.choose(TENANT, "m") is one
+
+
+def test_one_with_next_to_nothing_is_the_last_resort():
+    """Whatever is under way on the others; one whose balance nobody knows is taken for well."""
+    poor, rich, unknown = key("poor"), key("rich"), key("unknown")
+    pool = UpstreamKeys([poor, rich, unknown])
+    pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 0.05, "DIEM": 0.04}))
+    pool.note_state(rich, KeyState(access_permitted=True, balances={"USD": 0.05, "DIEM": 0.06}))
+    pool.note_state(unknown, KeyState(access_permitted=True))
+    for one in (rich, unknown):
+        pool.in_flight[one.id] = 100
+    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"rich", "unknown"}
+
+    for one in (rich, unknown):
+        pool.failed(one, "m", refusal(402, {}, b""))
+    assert pool.choose(TENANT, "m") is poor
+    pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 5.0}))
+    pool.note_state(rich, KeyState(access_permitted=True))
+    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"poor"}
+
+
+def test_a_fresh_key_goes_before_a_full_one():
+    """One that was tried for this call has just failed it."""
+    poor, rich = key("poor"), key("rich")
+    pool = UpstreamKeys([poor, rich])
+    pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 0.0}))
+
+    assert pool.choose(TENANT, "m") is rich
+    assert pool.choose(TENANT, "m", {rich.id}) is poor
+
+
 def test_no_trial_after_a_rate_has_come_back(clock):
     """Its time is Venice's own: then all may go."""
     one = key("one")

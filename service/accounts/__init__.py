@@ -1,0 +1,57 @@
+"""Organizations and the keys of their callers."""
+
+from service.accounts.callers import OPERATOR, Caller, Callers
+from service.accounts.keys import (
+    ApiKey,
+    KeyChange,
+    NewKey,
+    change_key,
+    create_key,
+    find_key,
+    list_keys,
+    revoke_key,
+)
+from service.accounts.organizations import (
+    CHANNEL,
+    Organization,
+    change_organization,
+    check_master_key,
+    create_organization,
+    end_user_digest,
+    find_organization,
+    list_organizations,
+)
+from service.accounts.settings import (
+    KeySettings,
+    OrganizationSettings,
+    Role,
+    StatedKeySettings,
+    StatedOrganizationSettings,
+)
+
+__all__ = [
+    "CHANNEL",
+    "OPERATOR",
+    "ApiKey",
+    "Caller",
+    "Callers",
+    "KeyChange",
+    "KeySettings",
+    "NewKey",
+    "Organization",
+    "OrganizationSettings",
+    "Role",
+    "StatedKeySettings",
+    "StatedOrganizationSettings",
+    "change_key",
+    "change_organization",
+    "check_master_key",
+    "create_key",
+    "create_organization",
+    "end_user_digest",
+    "find_key",
+    "find_organization",
+    "list_keys",
+    "list_organizations",
+    "revoke_key",
+]

@@ -1,0 +1,196 @@
+"""Who is calling: keys as they are shown, looked up through a small cache.
+
+A key is 256 random bits; the database holds its SHA-256. The cache only saves reads: NOTIFY empties
+it when a key or an organization changes, each entry is read again after a few seconds whatever it
+said, and paid calls are checked again at admission.
+"""
+
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from service import crypto
+from service.accounts.organizations import END_USERS
+from service.accounts.settings import KeySettings, OrganizationSettings, Role
+from service.audit import OPERATOR_ORGANIZATION_ID
+from service.db import Database
+from service.errors import (
+    Forbidden,
+    Unauthenticated,
+)
+
+CACHED_CALLERS: Final = 10_000
+FIND_CALLER: Final = """
+    SELECT k.id, k.organization_id, k.name, k.role, k.digest, k.previous_digest, k.previous_until,
+           k.expires_at, k.revoked_at, k.settings::text AS settings, k.allowed_models,
+           o.status AS organization_status, o.wrapped_data_key,
+           o.settings::text AS organization_settings,
+           EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.unit = 'usd'
+           ) AS has_money_limit,
+           EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.model IS NOT NULL
+           ) AS has_model_limit
+    FROM public.api_keys k
+    JOIN public.organizations o ON o.id = k.organization_id
+    WHERE k.digest = $1
+       OR k.previous_digest = $1
+"""
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is calling: a key in force, or the operator (whose ``api_key_id`` is None)."""
+
+    organization_id: UUID
+    api_key_id: UUID | None
+    role: Role
+    pseudonym_key: bytes = b""
+    end_users_key: bytes = b""
+    settings: KeySettings = KeySettings()
+    expires_at: datetime | None = None
+    allowed_models: frozenset[str] | None = None
+    """Aliases and models of Venice's that it may use; None for all."""
+    has_money_limit: bool = False
+    """Whether any limit of its organization is one of money."""
+    has_model_limit: bool = False
+    """Whether any limit of its organization is for one model."""
+
+    @property
+    def actor_name(self) -> str:
+        return "operator" if self.api_key_id is None else f"api_key:{self.api_key_id}"
+
+    def pseudonym(self, end_user: str) -> str:
+        """What upstream gets to see instead of ``end_user``; differs for each key."""
+        return crypto.pseudonym(self.pseudonym_key, str(self.api_key_id), end_user)
+
+    def end_user_digest(self, end_user: str) -> bytes:
+        """What the books keep instead of ``end_user``; the same for all keys of an organization."""
+        return crypto.end_user_digest(self.end_users_key, end_user)
+
+    def __repr__(self) -> str:
+        return f"<Caller {self.role} {self.actor_name} of {self.organization_id}>"
+
+
+OPERATOR: Final = Caller(organization_id=OPERATOR_ORGANIZATION_ID, api_key_id=None, role="operator")
+
+
+class _Known(msgspec.Struct, frozen=True):
+    read_at: float
+    row: Any
+    caller: Caller
+
+
+class Callers:
+    """Answers who a bearer key belongs to."""
+
+    def __init__(self, database: Database, keyring: crypto.Keyring, cache_s: float) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._cache_s = cache_s
+        self._cache: OrderedDict[bytes, _Known] = OrderedDict()
+        self._changes = 0
+
+    def forget(self) -> None:
+        """Something changed: read each key again on its next use."""
+        self._changes += 1
+        self._cache.clear()
+
+    async def identify(self, key: str) -> Caller:
+        """The caller whose key this is.
+
+        :raises Unauthenticated: malformed, unknown, revoked or expired; each has its own code.
+        :raises Forbidden: when its organization is not active.
+        :raises Unavailable: when the database cannot say; that is never a 401.
+        """
+        if not crypto.API_KEY_FORM.fullmatch(key):
+            raise Unauthenticated(
+                "The API key is malformed: a key is rk_ and 43 letters, digits, - or _.",
+                code="malformed_api_key",
+            )
+        digest = crypto.key_digest(key)
+        known = self._cache.get(digest)
+        if known is None or time.monotonic() - known.read_at > self._cache_s:
+            known = await self._read(digest)
+        _check_in_force(known.row, digest)
+        return known.caller
+
+    async def _read(self, digest: bytes) -> _Known:
+        changes, read_at = self._changes, time.monotonic()
+        row = await self._database.fetchrow(FIND_CALLER, digest)
+        if row is None:
+            self._cache.pop(digest, None)
+            raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
+        known = _Known(read_at, row, self._caller(row))
+        # What was read before a change was announced may be what the change replaced.
+        if changes == self._changes:
+            self._cache[digest] = known
+            self._cache.move_to_end(digest)
+            if len(self._cache) > CACHED_CALLERS:
+                self._cache.popitem(last=False)
+        return known
+
+    def _caller(self, row: Any) -> Caller:
+        pseudonym_key = end_users_key = b""
+        if row["wrapped_data_key"] is not None:
+            owner = row["organization_id"].bytes
+            data_key = self._keyring.open_data_key(owner, row["wrapped_data_key"])
+            pseudonym_key = crypto.derive(data_key, "pseudonym")
+            end_users_key = crypto.derive(data_key, END_USERS)
+        return Caller(
+            organization_id=row["organization_id"],
+            api_key_id=row["id"],
+            role=row["role"],
+            pseudonym_key=pseudonym_key,
+            end_users_key=end_users_key,
+            settings=_merged(row),
+            expires_at=row["expires_at"],
+            allowed_models=_set(row["allowed_models"]),
+            has_money_limit=row["has_money_limit"],
+            has_model_limit=row["has_model_limit"],
+        )
+
+
+def _set(names: list[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)
+
+
+def _merged(row: Any) -> KeySettings:
+    """The key's settings over those of its organization."""
+    settings = msgspec.json.decode(row["settings"], type=KeySettings)
+    common = msgspec.json.decode(row["organization_settings"], type=OrganizationSettings)
+    parameters = {**common.venice_parameters, **settings.venice_parameters}
+    return msgspec.structs.replace(settings, venice_parameters=parameters)
+
+
+def _check_in_force(row: Any, digest: bytes) -> None:
+    now = datetime.now(UTC)
+    if not crypto.equal(row["digest"], digest):
+        replaced = row["previous_digest"]
+        if replaced is None or not crypto.equal(replaced, digest):
+            raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
+        if row["previous_until"] <= now:
+            raise Unauthenticated(
+                "The API key was rotated and its overlap is over.", code="expired_api_key"
+            )
+    if row["revoked_at"] is not None:
+        raise Unauthenticated("The API key was revoked.", code="revoked_api_key")
+    if row["expires_at"] is not None and row["expires_at"] <= now:
+        raise Unauthenticated("The API key has expired.", code="expired_api_key")
+    if row["organization_status"] != "active":
+        raise Forbidden(
+            f"The organization is {row['organization_status']}.", code="organization_inactive"
+        )

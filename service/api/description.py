@@ -1,0 +1,283 @@
+"""``GET /openapi.json``: what every route takes and answers, made from the routes themselves.
+
+A route is registered with an :class:`About`, and there is no other way to register one. What it
+takes and gives are msgspec types; what can go wrong follows from those and from the error tree.
+"""
+
+import hashlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, partial
+from http import HTTPStatus
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import HttpVersion11, web
+
+from service import __version__
+from service.anthropic import AnthropicError
+from service.api.wire import Error, Handler
+from service.errors import (
+    ClientError,
+    Forbidden,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    ServiceError,
+    Unauthenticated,
+    Unavailable,
+    UpstreamError,
+    UpstreamRejected,
+)
+
+JSON: Final = "application/json"
+FORM: Final = "multipart/form-data"
+NOTHING: Final = ()
+"""What a route gives that answers without a body."""
+NOT_MODIFIED: Final = "304"
+OF_VENICE: Final = (NotFound, UpstreamError)
+"""What can go wrong with what is passed on to Venice."""
+KEPT_OF_VENICE: Final = {"400", "404", "408", "413"}
+"""What its refusals of a request share with ours. Any other 4xx is kept too, but for those that
+are about the operator's account, which are 503 here."""
+SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key: `rk_…`."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+INFO: Final = {
+    "title": "Rialto",
+    "version": __version__,
+    "description": (
+        "A gateway for Venice AI. Members of paid requests that are not described here pass to"
+        " Venice unread, and its answers pass back as they are. Routes that answer GET answer HEAD"
+        " too. Every answer carries `x-request-id`; a refusal that is worth repeating carries"
+        " `Retry-After`."
+    ),
+}
+_OPENING: Final = re.compile(r"^`[^`]+`(?: → \d+)?(?: with the operator's key)?[:;,]?\s*")
+_SENTENCE_END: Final = re.compile(r"\.(?:\s|$)|[:;] ")
+_PARAMETER: Final = re.compile(r"{(\w+)}")
+
+Json = dict[str, Any]
+Access = Literal["public", "caller", "operator"]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a route is. ``gives`` is the type of its JSON, or the media types of what is no JSON of
+    ours; ``also`` are other statuses with the same body. ``takes`` is the type of a JSON body;
+    with ``files`` it may be a form with files of these names, and without ``takes_json`` it must.
+    """
+
+    access: Access
+    _: KW_ONLY
+    gives: Any
+    takes: Any = None
+    takes_json: bool = True
+    files: tuple[str, ...] = ()
+    query: type[msgspec.Struct] | None = None
+    status: int = 200
+    also: tuple[int, ...] = ()
+    refuses: tuple[type[ServiceError], ...] = ()
+    error: type[msgspec.Struct] = Error
+
+
+public: Final = partial(About, "public")
+caller: Final = partial(About, "caller")
+operator: Final = partial(About, "operator")
+messages: Final = partial(About, "caller", error=AnthropicError)
+
+
+class Routes:
+    """The routes of an application, each with what it is."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._router = app.router
+        self._abouts: dict[web.AbstractRoute, About] = {}
+
+    def add(self, route: str, handler: Handler, about: About) -> None:
+        """``route`` is a method and a path; GET answers HEAD too."""
+        method, path = route.split()
+        if method == "GET":
+            added = self._router.add_get(path, handler, expect_handler=_expect)
+        else:
+            added = self._router.add_route(method, path, handler, expect_handler=_expect)
+        self._abouts[added] = about
+
+    async def describe(self, request: web.Request) -> web.Response:
+        """``GET /openapi.json``: this description."""
+        content, etag = self._encoded
+        if any(known.value in (etag, "*") for known in request.if_none_match or ()):
+            response = web.Response(status=304)
+        else:
+            response = web.Response(body=content, content_type=JSON)
+        response.etag = etag
+        return response
+
+    @cached_property
+    def _encoded(self) -> tuple[bytes, str]:
+        """The document, made when it is first asked for, and its ETag."""
+        content = msgspec.json.encode(self.document())
+        return content, hashlib.sha256(content).hexdigest()[:32]
+
+    def document(self) -> Json:
+        """The description of every route, in OpenAPI 3.1.
+
+        :raises KeyError: for a route that was not added here.
+        """
+        routes = [route for route in self._router.routes() if route.method != "HEAD"]
+        abouts = [(route, self._abouts[route]) for route in routes]
+        schemas = _Schemas(about for _, about in abouts)
+        paths: dict[str, Json] = {}
+        for route, about in abouts:
+            path = route.resource.canonical if route.resource is not None else ""
+            item, method = paths.setdefault(path, {}), route.method.lower()
+            item[method] = _operation(method, path, route.handler, about)
+            item[method] |= schemas.exchange(path, about)
+        for path in paths:
+            # The same by another name.
+            if path.startswith("/api/") and (twin := path.removeprefix("/api")) in paths:
+                paths[path] = {"$ref": "#/paths/" + quote(twin.replace("/", "~1"))}
+        return {
+            "openapi": "3.1.0",
+            "info": INFO,
+            "servers": [{"url": "/"}],
+            "paths": paths,
+            "components": {
+                "schemas": schemas.components,
+                "responses": schemas.refusals,
+                "securitySchemes": SECURITY,
+            },
+        }
+
+
+async def _expect(request: web.Request) -> None:
+    """Any other expectation is ignored, as RFC 9110 allows: aiohttp's own answer to it would be
+    none of our errors."""
+    is_known = request.headers.get("Expect", "").lower() == "100-continue"
+    if is_known and request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # It is no part of the answer.
+        request.writer.output_size = 0
+
+
+def _operation(method: str, path: str, handler: Any, about: About) -> Json:
+    """What the route is called, what it does and who may call it."""
+    text = " ".join(inspect.cleandoc(handler.__doc__ or "").split()).replace("``", "`")
+    summary = _SENTENCE_END.split(_OPENING.sub("", text), maxsplit=1)[0]
+    name = "_".join(re.findall(r"\w+", f"{method} {path}"))
+    operation: Json = {
+        "operationId": name,
+        "summary": summary[:1].upper() + summary[1:],
+        "description": text,
+        "tags": [about.access],
+    }
+    if about.access != "public":
+        operation["security"] = [{scheme: []} for scheme in SECURITY]
+    return operation
+
+
+class _Schemas:
+    """The schemas of everything that routes take and give."""
+
+    def __init__(self, abouts: Iterable[About]) -> None:
+        types: list[Any] = []
+        for about in abouts:
+            types += [about.takes, about.error]
+            types += [] if isinstance(about.gives, tuple) else [about.gives]
+        self._types = [kind for kind in dict.fromkeys(types) if kind is not None]
+        schemas, self.components = msgspec.json.schema_components(
+            self._types, ref_template="#/components/schemas/{name}"
+        )
+        self._schema_of = dict(zip(self._types, schemas, strict=True))
+        self.refusals: dict[str, Json] = {}
+        """The answers that are errors, each by a name that says which."""
+
+    def exchange(self, path: str, about: About) -> Json:
+        """Parameters, body and answers of a route."""
+        exchange: Json = {"responses": self._answers(path, about)}
+        if parameters := [*self._path(path), *self._query(about)]:
+            exchange["parameters"] = parameters
+        if about.takes is not None:
+            exchange["requestBody"] = {"required": True, "content": self._body(about)}
+        return exchange
+
+    def _path(self, path: str) -> Iterator[Json]:
+        for name in _PARAMETER.findall(path):
+            is_ours = path.startswith("/admin/") and name == "id"
+            schema = {"type": "string", "format": "uuid"} if is_ours else {"type": "string"}
+            yield {"name": name, "in": "path", "required": True, "schema": schema}
+
+    def _query(self, about: About) -> Iterator[Json]:
+        if about.query is None:
+            return
+        _, components = msgspec.json.schema_components([about.query])
+        for name, schema in components[about.query.__name__]["properties"].items():
+            yield {"name": name, "in": "query", "required": False, "schema": schema}
+
+    def _body(self, about: About) -> Json:
+        schema = self._schema_of[about.takes]
+        content = {JSON: {"schema": schema}} if about.takes_json else {}
+        if about.files:
+            files = {name: {"type": "string", "format": "binary"} for name in about.files}
+            form: Json = {"type": "object", "properties": files}
+            if not about.takes_json:
+                form["required"] = list(about.files)
+            content[FORM] = {"schema": {"allOf": [schema, form]}}
+        return content
+
+    def _answers(self, path: str, about: About) -> Json:
+        answers: Json = {}
+        for status in map(str, (about.status, *about.also)):
+            answers[status] = {"description": HTTPStatus(int(status)).phrase}
+            if about.gives != NOTHING and status != NOT_MODIFIED:
+                answers[status]["content"] = self._content(about.gives)
+        for range_, codes in sorted(_codes(_errors(path, about)).items()):
+            if range_ not in answers:
+                name = "_".join([about.error.__name__, range_, *codes])
+                self.refusals[name] = self._error(codes, about.error)
+                answers[range_] = {"$ref": f"#/components/responses/{name}"}
+        return answers
+
+    def _content(self, gives: Any) -> Json:
+        if isinstance(gives, tuple):
+            return {kind: {} for kind in gives}
+        return {JSON: {"schema": self._schema_of[gives]}}
+
+    def _error(self, codes: list[str], error: type[msgspec.Struct]) -> Json:
+        detail = {"properties": {"code": {"enum": codes}}}
+        schema = {**self._schema_of[error], "properties": {"error": detail}}
+        said = ", ".join(f"`{code}`" for code in codes)
+        return {"description": said, "content": {JSON: {"schema": schema}}}
+
+
+def _errors(path: str, about: About) -> Iterator[type[ServiceError]]:
+    """Every class of error that the route can answer."""
+    yield ServiceError
+    yield from about.refuses
+    if about.access != "public":
+        yield from (Unauthenticated, Forbidden, Unavailable)
+    if "{" in path:
+        yield NotFound
+    if about.query is not None:
+        yield ClientError
+    if about.takes is not None:
+        yield from (ClientError, RequestTimeout, PayloadTooLarge)
+    if UpstreamError in about.refuses:
+        yield from UpstreamError.__subclasses__()
+
+
+def _codes(errors: Iterable[type[ServiceError]]) -> dict[str, list[str]]:
+    """The codes by status. Venice's own 4xx is kept where it refuses a request."""
+    classes, codes = set(errors), dict[str, set[str]]()
+    if UpstreamRejected in classes:
+        codes["4XX"] = {UpstreamRejected.code}
+    for kind in classes:
+        codes.setdefault(str(kind.status), set()).update(kind.codes())
+    if UpstreamRejected in classes:
+        for status in codes.keys() & KEPT_OF_VENICE:
+            codes[status].add(UpstreamRejected.code)
+    return {status: sorted(those) for status, those in codes.items()}

@@ -1,0 +1,217 @@
+"""The copy of Venice's list in the database.
+
+Replicas may write it at the same time: the lock on the operator's chain of audit events lets one
+through at a time, and who finds a copy that was changed since it asked Venice writes nothing.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from service import audit
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.catalog.models import Changes, Model, Stored, compare, read_model
+from service.db import Database, uuid7
+
+log = structlog.get_logger()
+
+RIALTO: Final = Actor(name="rialto")
+
+READ_MODELS: Final = """
+    SELECT name, version, listing, position, also_named, retired_at
+    FROM public.models m
+    WHERE organization_id IS NULL
+      AND kind = 'venice'
+      AND listing IS NOT NULL
+      AND (
+          is_current
+          OR retired_at IS NOT NULL AND NOT EXISTS (
+              SELECT
+              FROM public.models later
+              WHERE later.organization_id IS NULL
+                AND later.kind = 'venice'
+                AND later.name = m.name
+                AND later.version > m.version
+          )
+      )
+"""
+READ_TAKEN_NAMES: Final = """
+    SELECT name
+    FROM public.models
+    WHERE organization_id IS NULL
+      AND kind = 'alias'
+      AND is_current
+"""
+END_VERSIONS: Final = """
+    UPDATE public.models
+    SET is_current = false
+    WHERE organization_id IS NULL
+      AND kind = 'venice'
+      AND is_current
+      AND name = ANY($1::text[])
+"""
+# A version's overheads are the next one's: they are about the model, not about its price.
+INSERT_VERSIONS: Final = """
+    INSERT INTO public.models (
+        id, name, version, kind, type, capabilities, prices, context_tokens, max_output_tokens,
+        deprecation, listing, position, also_named, overhead_tokens,
+        overhead_tokens_with_venice_prompt
+    )
+    SELECT new.id, new.name, coalesce(last.version, 0) + 1, 'venice', new.type,
+           coalesce(new.capabilities, '{}'), new.prices, new.context_tokens, new.max_output_tokens,
+           new.deprecation, new.listing, new.position, new.also_named, last.overhead_tokens,
+           last.overhead_tokens_with_venice_prompt
+    FROM jsonb_to_recordset($1::text::jsonb) AS new(
+        id uuid, name text, type text, capabilities jsonb, prices jsonb, context_tokens integer,
+        max_output_tokens integer, deprecation jsonb, listing text, position integer,
+        also_named text[]
+    )
+    LEFT JOIN LATERAL (
+        SELECT m.version, m.overhead_tokens, m.overhead_tokens_with_venice_prompt
+        FROM public.models m
+        WHERE m.organization_id IS NULL
+          AND m.name = new.name
+        ORDER BY m.version DESC
+        LIMIT 1
+    ) AS last ON true
+"""
+REFRESH_MODELS: Final = """
+    UPDATE public.models m
+    SET listing = new.listing, position = new.position, also_named = new.also_named
+    FROM jsonb_to_recordset($1::text::jsonb) AS new(
+        name text, listing text, position integer, also_named text[]
+    )
+    WHERE m.organization_id IS NULL
+      AND m.kind = 'venice'
+      AND m.is_current
+      AND m.name = new.name
+"""
+RETIRE_MODELS: Final = """
+    UPDATE public.models
+    SET is_current = false, retired_at = now()
+    WHERE organization_id IS NULL
+      AND kind = 'venice'
+      AND is_current
+      AND name = ANY($1::text[])
+"""
+READ_OVERHEADS: Final = """
+    SELECT name, overhead_tokens, overhead_tokens_with_venice_prompt
+    FROM public.models
+    WHERE organization_id IS NULL
+      AND is_current
+      AND kind = 'venice'
+"""
+RAISE_OVERHEADS: Final = """
+    UPDATE public.models AS m
+    SET overhead_tokens = greatest(m.overhead_tokens, new.plain),
+        overhead_tokens_with_venice_prompt = greatest(
+            m.overhead_tokens_with_venice_prompt, new.prompted
+        )
+    FROM unnest($1::text[], $2::integer[], $3::integer[]) AS new(name, plain, prompted)
+    WHERE m.organization_id IS NULL
+      AND m.is_current
+      AND m.kind = 'venice'
+      AND m.name = new.name
+    RETURNING m.name
+"""
+
+Copy = dict[str, Stored]
+
+
+async def read(database: Database) -> Copy:
+    """The models of the copy by name, with those that are retired."""
+    return _stored(await database.fetch(READ_MODELS))
+
+
+def _stored(rows: Iterable[Any]) -> Copy:
+    copy = {}
+    for row in rows:
+        model = msgspec.structs.replace(
+            read_model(row["listing"]),
+            name=row["name"],
+            position=row["position"],
+            also_named=tuple(row["also_named"]),
+        )
+        copy[model.name] = Stored(model=model, version=row["version"], retired_at=row["retired_at"])
+    return copy
+
+
+async def write(database: Database, before: Copy, listed: Sequence[Model]) -> None:
+    """Bring the copy to what Venice lists, if it is still as it was ``before`` Venice was asked.
+    What an operator should know of it is audited."""
+    if not compare(before, listed):
+        return
+    async with database.transaction() as conn:
+        # Before all other locks. It keeps other replicas, and whoever sets an alias for all, out.
+        await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
+        if _stored(await conn.fetch(READ_MODELS)) != before:
+            return
+        taken = {row["name"] for row in await conn.fetch(READ_TAKEN_NAMES)}
+        changes = compare(before, listed, taken)
+        if not changes:
+            return
+        await _write(conn, changes)
+        # All that an empty table is filled with is no news.
+        events = _events(changes) if before else []
+        for action, name, detail in events:
+            await audit.record(conn, OPERATOR_ORGANIZATION_ID, RIALTO, action, name, detail)
+    for action, name, detail in events:
+        log.info("catalogue changed", action=action, model=name, **detail)
+
+
+async def _write(conn: Any, changes: Changes) -> None:
+    versions = [*changes.added, *(model for _, model in changes.changed)]
+    if versions:
+        await conn.execute(END_VERSIONS, [model.name for model in versions])
+        rows = [{"id": uuid7(), **msgspec.structs.asdict(model)} for model in versions]
+        await conn.execute(INSERT_VERSIONS, _encoded(rows))
+    if changes.refreshed:
+        rows = [msgspec.structs.asdict(model) for model in changes.refreshed]
+        await conn.execute(REFRESH_MODELS, _encoded(rows))
+    if changes.gone:
+        await conn.execute(RETIRE_MODELS, [model.name for model in changes.gone])
+
+
+def _encoded(rows: Sequence[Mapping[str, Any]]) -> str:
+    return msgspec.json.Encoder(decimal_format="number").encode(rows).decode()
+
+
+def _events(changes: Changes) -> list[tuple[str, str, dict[str, Any]]]:
+    """Action, target and detail of each event. Prices are decimal strings in USD, as Decimals are
+    encoded."""
+    events: list[tuple[str, str, dict[str, Any]]] = []
+    for model in changes.added:
+        detail = {"type": model.type, "prices": model.prices, "deprecation": model.deprecation}
+        events.append(("model.added", model.name, detail))
+    for before, after in changes.changed:
+        for action, was, now in (
+            ("model.price", before.prices, after.prices),
+            ("model.deprecation", before.deprecation, after.deprecation),
+        ):
+            if was != now:
+                events.append((action, after.name, {"before": was, "after": now}))
+    for model in changes.gone:
+        detail = {"replacement": model.replacement, "deprecation": model.deprecation}
+        events.append(("model.gone", model.name, detail))
+    return events
+
+
+async def raise_overheads(
+    database: Database, learned: Mapping[str, tuple[int | None, int | None]]
+) -> Collection[str]:
+    """Keep the largest overheads seen of models, without and with Venice's own prompt; returns the
+    models that the copy has."""
+    names, pairs = list(learned), list(learned.values())
+    plain, prompted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return [row["name"] for row in await database.fetch(RAISE_OVERHEADS, names, plain, prompted)]
+
+
+async def read_overheads(database: Database) -> dict[tuple[str, bool], int]:
+    """What all replicas have learned, by model and whether Venice's own prompt was there."""
+    overheads = {}
+    for row in await database.fetch(READ_OVERHEADS):
+        overheads[row["name"], False] = row["overhead_tokens"] or 0
+        overheads[row["name"], True] = row["overhead_tokens_with_venice_prompt"] or 0
+    return overheads

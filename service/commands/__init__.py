@@ -1,0 +1,5 @@
+"""Groups of the operator's verbs, each in a module of its own."""
+
+from service.commands.models import models
+
+__all__ = ["models"]

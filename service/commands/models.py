@@ -1,0 +1,65 @@
+"""``python -m service models``."""
+
+from typing import Any, Final, get_args
+from uuid import UUID
+
+import click
+
+from service import accounts, catalog
+from service.console import COMMAND_LINE, with_database
+from service.crypto import Keyring
+from service.db import Database
+
+FIRST_ID: Final = UUID(int=0)
+MOST_LISTED: Final = 100_000
+
+
+@click.group()
+def models() -> None:
+    """What callers may name: Venice's models, and aliases."""
+
+
+@models.command("list")
+@click.option("--kind", type=click.Choice(get_args(catalog.Kind)), help="Only these.")
+@click.option("--organization", "organization_id", type=click.UUID, help="No aliases of others.")
+def list_models(kind: catalog.Kind | None, organization_id: UUID | None) -> None:
+    """List models with their prices, retired ones too, and what aliases stand for."""
+    with_database(
+        lambda database, _: catalog.list_names(
+            database, FIRST_ID, MOST_LISTED, organization_id, kind
+        )
+    )
+
+
+@models.command("set")
+@click.argument("alias")
+@click.argument("targets", nargs=-1, required=True)
+@click.option("--organization", "organization_id", type=click.UUID, help="For this one only.")
+def set_alias(alias: str, targets: tuple[str, ...], organization_id: UUID | None) -> None:
+    """Let ALIAS stand for TARGETS, the best first, on every replica within seconds."""
+    new = catalog.NewAlias(targets=list(targets), organization_id=organization_id)
+
+    async def work(database: Database, _: Keyring) -> Any:
+        if organization_id is not None:
+            await accounts.find_organization(database, organization_id)
+        async with database.transaction() as conn:
+            await catalog.set_alias(conn, COMMAND_LINE, alias, new)
+        return await catalog.find_alias(database, alias, organization_id)
+
+    with_database(work)
+
+
+@models.command("remove")
+@click.argument("alias")
+@click.option("--organization", "organization_id", type=click.UUID, help="The one that it is of.")
+def remove_alias(alias: str, organization_id: UUID | None) -> None:
+    """Let ALIAS stand for nothing again."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        if organization_id is not None:
+            await accounts.find_organization(database, organization_id)
+        async with database.transaction() as conn:
+            await catalog.remove_alias(conn, COMMAND_LINE, alias, organization_id)
+        return []
+
+    with_database(work)

@@ -1,0 +1,239 @@
+"""A stream of events as the one answer it amounts to, put together as they come (pure).
+
+A plain answer that takes minutes is asked for as a stream, since a connection that is silent for
+five minutes is cut on its way. What comes in pieces is joined; what is said again is said once.
+"""
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from service.errors import UpstreamError
+
+Json = dict[str, Any]
+P = TypeVar("P", bound="_Text | _Object | _List")
+
+DATA: Final = b"data:"
+DONE: Final = b"[DONE]"
+JOINED: Final = frozenset(
+    {
+        "arguments",
+        "content",
+        "data",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_encrypted",
+        "refusal",
+        "summary",
+        "text",
+    }
+)
+"""Members of a delta whose texts are pieces of one; others are whole whenever they are there."""
+ENDS: Final = frozenset({"response.completed", "response.incomplete"})
+ABSENT: Final = msgspec.Raw(b"null")
+
+
+class Assembly:
+    """Takes the bytes of a stream as they come, cut anywhere, and gives the answer at its end.
+
+    What cannot be read is said at the end too, so that the stream is read on for what it cost.
+    """
+
+    def __init__(self) -> None:
+        self._line: list[bytes] = []
+        self._error: Exception | None = None
+
+    def feed(self, events: bytes) -> None:
+        """The next bytes."""
+        first, *others = events.split(b"\n")
+        self._line.append(first)
+        for begun in others:
+            self._end_line()
+            self._line.append(begun)
+
+    def result(self) -> bytes:
+        """The answer that the events amount to, as JSON.
+
+        :raises UpstreamError: when they make none.
+        """
+        self._end_line()
+        if self._error is not None:
+            raise UpstreamError("Venice's stream cannot be read.") from self._error
+        try:
+            answer = self._whole()
+        except RecursionError as error:
+            raise UpstreamError("Venice's stream cannot be read.") from error
+        if answer is None:
+            raise UpstreamError("Venice's stream holds no answer.")
+        return answer
+
+    def _end_line(self) -> None:
+        line = b"".join(self._line)
+        self._line.clear()
+        data = line[len(DATA) :].strip() if line.startswith(DATA) else b""
+        if not data or data == DONE or self._error is not None:
+            return
+        try:
+            self._take(data)
+        except (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._error = error
+
+    def _take(self, data: bytes) -> None:
+        """:raises UpstreamError, msgspec.DecodeError: when an event is no piece of an answer."""
+        raise NotImplementedError
+
+    def _whole(self) -> bytes | None:
+        raise NotImplementedError
+
+
+class ChatCompletion(Assembly):
+    """The chat completion that the chunks are pieces of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._members: Json = {}
+        self._choices: dict[int, _Choice] = {}
+
+    def _take(self, data: bytes) -> None:
+        chunk = msgspec.json.decode(data)
+        if not isinstance(chunk, dict):
+            return
+        for piece in _expect(list, chunk.pop("choices", None) or []):
+            index = _expect(int, _expect(dict, piece).get("index", 0))
+            choice = self._choices.get(index) or self._choices.setdefault(index, _Choice(index))
+            choice.take(piece)
+        self._members |= {name: value for name, value in chunk.items() if value is not None}
+
+    def _whole(self) -> bytes | None:
+        if not self._choices:
+            return None
+        choices = [self._choices[index].whole() for index in sorted(self._choices)]
+        frame = {"object": "chat.completion", "choices": choices}
+        return msgspec.json.encode(self._members | frame)
+
+
+class Response(Assembly):
+    """The answer of the Responses API, which its last event repeats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._answer: bytes | None = None
+
+    def _take(self, data: bytes) -> None:
+        if data[:1] != b"{":
+            return
+        event = msgspec.json.decode(data, type=_Event)
+        answer = bytes(event.response)
+        if isinstance(event.type, str) and event.type in ENDS and answer[:1] == b"{":
+            self._answer = answer
+
+    def _whole(self) -> bytes | None:
+        return self._answer
+
+
+class _Event(msgspec.Struct):
+    type: Any = None
+    response: msgspec.Raw = ABSENT
+
+
+class _Choice:
+    """One of a completion's choices: its message and probabilities are joined, else the last word
+    counts."""
+
+    def __init__(self, index: int) -> None:
+        self._members: Json = {"index": index, "logprobs": None, "finish_reason": None}
+        self._message = _Object()
+        self._logprobs: _Object | None = None
+
+    def take(self, piece: Json) -> None:
+        delta, logprobs = piece.pop("delta", None), piece.pop("logprobs", None)
+        if delta is not None:
+            self._message.join(_expect(dict, delta))
+        if logprobs is not None:
+            self._logprobs = self._logprobs or _Object()
+            self._logprobs.join(_expect(dict, logprobs))
+        self._members |= {name: value for name, value in piece.items() if value is not None}
+
+    def whole(self) -> Json:
+        """As plain answers have it: calls of tools do not say their index there."""
+        message = {"role": "assistant", "content": None, **self._message.whole()}
+        for call in _expect(list, message.get("tool_calls") or []):
+            _expect(dict, call).pop("index", None)
+        logprobs = self._logprobs.whole() if self._logprobs is not None else None
+        return {**self._members, "message": message, "logprobs": logprobs}
+
+
+class _Text:
+    """A text in pieces, which are joined once."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def whole(self) -> str:
+        return "".join(self.pieces)
+
+
+class _Object:
+    """An object whose members come in pieces."""
+
+    def __init__(self) -> None:
+        self._members: Json = {}
+
+    def join(self, piece: Json) -> None:
+        for name, value in piece.items():
+            if value is None:
+                self._members.setdefault(name, None)
+            elif isinstance(value, str) and name in JOINED:
+                self._inner(name, _Text).pieces.append(value)
+            elif isinstance(value, dict):
+                self._inner(name, _Object).join(value)
+            elif isinstance(value, list):
+                self._inner(name, _List).join(value)
+            else:
+                self._members[name] = value
+
+    def _inner(self, name: str, kind: type[P]) -> P:
+        """What is there by the name, or else a new one."""
+        there = self._members.get(name)
+        if not isinstance(there, kind):
+            there = self._members[name] = kind()
+        return there
+
+    def whole(self) -> Json:
+        return {
+            name: value.whole() if isinstance(value, _Text | _Object | _List) else value
+            for name, value in self._members.items()
+        }
+
+
+class _List:
+    """A list whose elements that say their index are pieces of the one that has it; any other is
+    whole, and kept as JSON, which takes less room."""
+
+    def __init__(self) -> None:
+        self._elements: list[_Object | msgspec.Raw] = []
+        self._by_index: dict[int, _Object] = {}
+
+    def join(self, pieces: list[Any]) -> None:
+        for piece in pieces:
+            index = piece.get("index") if isinstance(piece, dict) else None
+            if index is None:
+                self._elements.append(msgspec.Raw(msgspec.json.encode(piece)))
+                continue
+            if _expect(int, index) not in self._by_index:
+                self._by_index[index] = _Object()
+                self._elements.append(self._by_index[index])
+            self._by_index[index].join(piece)
+
+    def whole(self) -> list[Any]:
+        return [one.whole() if isinstance(one, _Object) else one for one in self._elements]
+
+
+T = TypeVar("T")
+
+
+def _expect(kind: type[T], value: Any) -> T:
+    """:raises UpstreamError: when the value is of another type."""
+    if not isinstance(value, kind):
+        raise UpstreamError("Venice's stream cannot be read.")
+    return value

@@ -1,0 +1,411 @@
+"""One admitted call on its way: sent, read, and turned into its one ledger entry."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Final, overload
+
+import structlog
+
+from service.catalog import Catalog
+from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
+from service.gateway.assembly import Assembly
+from service.gateway.attempts import Attempts
+from service.gateway.call import Bound, Call, Cost, Relay
+from service.gateway.route import Route
+from service.ledger import CostSource, Entry, Outcome, Sent
+from service.prices import Usage
+from service.upstream import (
+    PLAIN_BODY_BYTES,
+    Answer,
+    Metered,
+    StreamMeter,
+    Venice,
+    WholeEvents,
+    read_headers,
+    read_plain,
+    split_at_error,
+)
+
+log = structlog.get_logger()
+
+MOST_FINISH_S: Final = 900.0
+"""How long an answer is read on for the books when its caller has gone."""
+STREAM_HEADERS: Final = {"Content-Type": "text/event-stream"}
+
+FREE_OUTCOMES: Final = frozenset(
+    {
+        Outcome.UPSTREAM_UNREACHABLE,
+        Outcome.UPSTREAM_REJECTED,
+        Outcome.UPSTREAM_EXHAUSTED,
+        Outcome.UPSTREAM_BUSY,
+    }
+)
+"""Venice surely charged nothing: it was never reached, or refused before any work."""
+LEFT: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
+"""The call was ended on this side."""
+
+
+class Reply:
+    """Venice's answer to a call: ``body`` of one that is whole, ``whole()`` of one that will be
+    after a while, ``chunks()`` of any other."""
+
+    def __init__(self, open_call: "OpenCall", headers: dict[str, str], body: bytes | None) -> None:
+        self._open_call = open_call
+        self.headers = headers
+        self.body = body
+        relay = open_call.route.call.relay
+        self.is_events = relay is Relay.EVENTS
+        self.is_awaited = relay is Relay.ASSEMBLED and body is None
+        """Whether the answer takes so long that the caller should hear something first."""
+        self.is_late = False
+        """The same of a stream."""
+        admission = open_call.route.admission
+        self.rates = admission.rates if admission else None
+        self.model = open_call.route.call.model
+        self.output_cap = open_call.route.bound.output_cap
+        self.cost_usd: str | None = None
+        """What the answer cost, where that is known; a stream ends before it can be said."""
+        self.attempts = open_call.tried
+
+    def chunks(self) -> AsyncGenerator[bytes]:
+        """The body as it comes; of a stream of events each whole.
+
+        :raises UpstreamError: when it fails on the way.
+        """
+        return self._open_call.chunks()
+
+    async def whole(self, timeout: float) -> bytes | None:
+        """The body of an answer that is awaited; None while it is not there.
+
+        :raises UpstreamError: when it fails.
+        """
+        return await self._open_call.assembled(timeout)
+
+    @property
+    def is_ended_by_shutdown(self) -> bool:
+        """Whether the task that relays was cancelled to end the call, not by its client."""
+        return self._open_call.is_ended_by_shutdown
+
+
+class OpenCall:
+    """The state of one call. Once it is admitted it ends in exactly one ledger entry."""
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.task = asyncio.current_task()
+        self.is_ended_by_shutdown = False
+        self.stream_meter = StreamMeter()
+        self.metered: Metered | None = None
+        self.answer: Answer | None = None
+        self._attempts: Attempts | None = None
+        self._begun: asyncio.Task[Reply] | None = None
+        self._assembling: asyncio.Task[bytes] | None = None
+        self._chunks: AsyncGenerator[bytes] | None = None
+        self._first_chunk = b""
+        self._events = WholeEvents()
+        self._outcome: Outcome | None = None
+        self._is_refused = False
+        """Whether Venice refused the call after its caller had gone."""
+        self._status: int | None = None
+        self._started_at = time.monotonic()
+        self._first_byte_at: float | None = None
+
+    @property
+    def call(self) -> Call:
+        """The call as it goes to the model that it is at."""
+        return self.route.call
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """The codes of all attempts so far."""
+        return self._attempts.codes if self._attempts is not None else ()
+
+    @property
+    def is_left_unfinished(self) -> bool:
+        """Whether the caller has gone, and its key wants such answers read to their end."""
+        return (
+            self._outcome is Outcome.CLIENT_CLOSED
+            and self.metered is None
+            and self._attempts is not None
+            and self.call.relay is not Relay.PASSED
+            and self.route.caller.settings.on_disconnect == "finish"
+        )
+
+    async def begin(self, venice: Venice, patience_s: float) -> Reply:
+        """Send the call; the reply is there when Venice's first byte is.
+
+        A stream that stays silent for ``patience_s`` is begun all the same, so that its caller can
+        be kept waiting with heartbeats; if it fails after that, ``chunks`` says so. So is an
+        assembled answer that takes longer, once its first byte is there.
+        """
+        self._attempts = Attempts(venice, self.route)
+        beginning = {
+            Relay.WHOLE: self._begin_whole,
+            Relay.PASSED: self._begin_passed,
+            Relay.EVENTS: self._begin_events,
+            Relay.ASSEMBLED: self._begin_events,
+        }[self.call.relay]
+        is_stream = self.call.relay is Relay.EVENTS
+        if not is_stream and self.route.caller.settings.on_disconnect == "cancel":
+            reply = await beginning(self._attempts)
+        else:
+            self._begun = asyncio.create_task(beginning(self._attempts))
+            patience = patience_s if is_stream else None
+            done, _ = await asyncio.wait({self._begun}, timeout=patience)
+            if not done:
+                reply = Reply(self, STREAM_HEADERS, None)
+                reply.is_late = True
+                return reply
+            reply = self._begun.result()
+        if self.call.relay is Relay.ASSEMBLED:
+            self._assembling = asyncio.create_task(self._assemble())
+            content = await self.assembled(patience_s)
+            return Reply(self, {**reply.headers, "Content-Type": "application/json"}, content)
+        return reply
+
+    async def _begin_whole(self, attempts: Attempts) -> Reply:
+        self.answer = await attempts.send("application/json")
+        self._first_byte_at = time.monotonic()
+        content = await self.answer.read()
+        self.metered = read_plain(content)
+        if self.metered.is_error:
+            raise UpstreamError("Venice's answer is not a completion.")
+        self._end(Outcome.OK, self.answer.status)
+        return Reply(self, self.answer.headers, content)
+
+    async def _begin_passed(self, attempts: Attempts) -> Reply:
+        self.answer = await attempts.send("*/*")
+        self._first_byte_at = time.monotonic()
+        self._status = self.answer.status
+        self.metered = read_headers(self.answer.said)
+        return Reply(self, self.answer.headers, None)
+
+    async def _begin_events(self, attempts: Attempts) -> Reply:
+        self.answer = await attempts.send("text/event-stream")
+        self._chunks = self.answer.chunks()
+        self._first_chunk = await anext(self._chunks, b"")
+        self._first_byte_at = time.monotonic()
+        self.stream_meter.feed(self._first_chunk)
+        sent = Sent(
+            upstream_key_id=attempts.key_id, upstream_request_id=self.stream_meter.first_id()
+        )
+        self.route.note_sent(sent)
+        before, error = split_at_error(self._first_chunk)
+        if error is not None and not before:
+            self._fail_in_band(error)
+        return Reply(self, self.answer.headers, None)
+
+    async def _assemble(self) -> bytes:
+        """The stream as the one answer that the caller asked for."""
+        assert self._chunks is not None  # noqa: S101 - for the type checker
+        assembly: Assembly = self.call.endpoint.assembly()
+        size = len(self._first_chunk)
+        self._put(assembly, self._events.push(self._first_chunk))
+        async for chunk in self._chunks:
+            self.stream_meter.feed(chunk)
+            size += len(chunk)
+            # What is put together is never larger than its events.
+            if size > PLAIN_BODY_BYTES:
+                raise UpstreamError("Venice's answer is too large.")
+            self._put(assembly, self._events.push(chunk))
+        self._put(assembly, self._events.rest())
+        self._end_stream()
+        return assembly.result()
+
+    def _put(self, assembly: Assembly, events: bytes) -> None:
+        _, error = split_at_error(events)
+        if error is not None:
+            self._fail_in_band(error)
+        assembly.feed(events)
+
+    async def assembled(self, timeout: float) -> bytes | None:
+        """See :meth:`Reply.whole`."""
+        assert self._assembling is not None  # noqa: S101 - for the type checker
+        done, _ = await asyncio.wait({self._assembling}, timeout=timeout)
+        return self._assembling.result() if done else None
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """See :meth:`Reply.chunks`."""
+        try:
+            if self.call.relay is Relay.PASSED:
+                assert self.answer is not None  # noqa: S101 - for the type checker
+                self._chunks = self.answer.chunks()
+                async for chunk in self._chunks:
+                    yield chunk
+                self._end(Outcome.OK, None)
+                return
+            async for events in self._whole_events():
+                yield events
+        except ServiceError as error:
+            self.fail(error)
+            raise
+
+    async def _whole_events(self) -> AsyncGenerator[bytes]:
+        assert self._begun is not None  # noqa: S101 - for the type checker
+        # Should the caller leave, this goes on where its key wants that.
+        await asyncio.wait({self._begun})
+        self._begun.result()
+        assert self._chunks is not None  # noqa: S101 - for the type checker
+        self._status = 200
+        chunk: bytes | None = self._first_chunk
+        while chunk is not None:
+            events, error = split_at_error(self._events.push(chunk))
+            if events:
+                yield events
+            if error is not None:
+                self._fail_in_band(error)
+            chunk = await anext(self._chunks, None)
+            if chunk is not None:
+                self.stream_meter.feed(chunk)
+        rest, error = split_at_error(self._events.rest())
+        if error is not None:
+            self._fail_in_band(error)
+        self._end_stream()
+        if rest:
+            yield rest
+
+    def _fail_in_band(self, error: UpstreamError) -> None:
+        """Venice ended the stream with an error: what came before it may have been charged."""
+        self.metered = self.stream_meter.result()
+        self._end(Outcome.UPSTREAM_ERROR, None)
+        raise error
+
+    def _end_stream(self) -> None:
+        self.metered = self.stream_meter.result()
+        if self.metered.is_error:
+            self._end(Outcome.UPSTREAM_ERROR, 200)
+        elif self.metered.is_complete:
+            self._end(Outcome.OK, 200)
+        else:
+            raise UpstreamCut("Venice ended the stream before its end.")
+
+    def _end(self, outcome: Outcome, status: int | None) -> None:
+        """Note how the call ended, if that is not known yet."""
+        self._outcome = self._outcome or outcome
+        self._status = self._status or status
+
+    def fail(self, error: BaseException) -> None:
+        """The same, of a call that failed."""
+        if isinstance(error, ServiceError) and self._status is None:
+            self._status = error.status
+        if self.is_ended_by_shutdown:
+            self._end(Outcome.SHUTDOWN, None)
+        elif isinstance(error, UpstreamError):
+            self._end(Outcome(error.code), None)
+        elif isinstance(error, asyncio.CancelledError | ConnectionError | ClientError):
+            # What is still a mistake of the caller's after admission is the end of an upload.
+            self._end(Outcome.CLIENT_CLOSED, None)
+        else:
+            self._end(Outcome.INTERNAL_ERROR, None)
+
+    async def finish(self) -> None:
+        """Read what is left of the answer, for the books alone. What fails on the way leaves them
+        with what is known by then; what Venice refuses after all is not charged."""
+        try:
+            async with asyncio.timeout(MOST_FINISH_S):
+                if self._begun is not None:
+                    await self._begun
+                if self._assembling is not None:
+                    await self._assembling
+                elif self.call.relay is not Relay.WHOLE and self.answer is not None:
+                    async for chunk in self.answer.chunks():
+                        self.stream_meter.feed(chunk)
+                    self._end_stream()
+        except TimeoutError:
+            log.warning("answer not finished", timeout_s=MOST_FINISH_S)
+        except ServiceError as error:
+            self._is_refused = self.answer is None and error.code in FREE_OUTCOMES
+
+    async def close(self) -> None:
+        """Let go of Venice's connection, whatever state it is in."""
+        tasks = [task for task in (self._begun, self._assembling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        try:
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception) and not isinstance(ended, ServiceError):
+                    log.error("a call failed in a way that is not known", exc_info=ended)
+            if self._chunks is not None:
+                await self._chunks.aclose()
+        finally:
+            if self.answer is not None:
+                self.answer.close()
+            if self._attempts is not None:
+                self._attempts.close()
+
+    def entry(self, catalog: Catalog) -> Entry:
+        """What the books get."""
+        outcome = self._outcome
+        if outcome is None:
+            outcome = Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
+        metered = self.metered or self.stream_meter.result()
+        assert self.route.hold is not None  # noqa: S101 - it was admitted
+        usage, cost_nanos, source = self._cost(outcome, metered, catalog)
+        return Entry(
+            hold=self.route.hold,
+            model=metered.model or self.call.model.partition(":")[0],
+            outcome=outcome,
+            status=self._status,
+            input_tokens=usage.input_tokens if usage else None,
+            cached_input_tokens=usage.cached_input_tokens if usage else None,
+            output_tokens=usage.output_tokens if usage else None,
+            cost_nanos=cost_nanos,
+            cost_source=source,
+            upstream_key_id=self._attempts.key_id if self._attempts else None,
+            upstream_request_id=metered.upstream_request_id,
+            first_byte_ms=self._milliseconds_to(self._first_byte_at),
+            duration_ms=self._milliseconds_to(time.monotonic()),
+        )
+
+    def _cost(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
+        cost = self._cost_of_last(outcome, metered, catalog)
+        if self._attempts is not None and self._attempts.has_failed:
+            bound: Bound = self.route.bound
+            failed = self.call.endpoint.cost(self.call, bound, Metered(), catalog)
+            cost = _sum(cost, failed, bound)
+        return cost
+
+    def _cost_of_last(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
+        is_free = outcome in FREE_OUTCOMES or metered.is_withheld or self._is_refused
+        if self._attempts is None or is_free:
+            return Cost(None, 0, CostSource.NOT_CHARGED)
+        is_upload_cut = self.call.upload is not None and not self.call.upload.is_whole
+        if is_upload_cut and self.answer is None:
+            # Venice never had the whole of it, and said nothing.
+            return Cost(None, 0, CostSource.NOT_CHARGED)
+        is_blind = self.call.relay is Relay.PASSED or (
+            self.call.relay is Relay.WHOLE and outcome in LEFT
+        )
+        if self.metered is None and is_blind:
+            # Nothing was counted, and Venice may have gone on: so leaving saves no money.
+            return Cost(None, None, CostSource.UNKNOWN)
+        return self.call.endpoint.cost(self.call, self.route.bound, metered, catalog)
+
+    @overload
+    def _milliseconds_to(self, at: float) -> int: ...
+
+    @overload
+    def _milliseconds_to(self, at: None) -> None: ...
+
+    def _milliseconds_to(self, at: float | None) -> int | None:
+        return None if at is None else round((at - self._started_at) * 1000)
+
+
+def _sum(cost: Cost, failed: Cost, bound: Bound) -> Cost:
+    """What two attempts cost, of which the first is known by an estimate at best."""
+    if cost.nanos is None or failed.nanos is None:
+        return Cost(cost.usage, None, CostSource.UNKNOWN)
+    if cost.usage is None or failed.usage is None:
+        usage = cost.usage or failed.usage
+    else:
+        usage = Usage(
+            input_tokens=cost.usage.input_tokens + failed.usage.input_tokens,
+            output_tokens=cost.usage.output_tokens + failed.usage.output_tokens,
+            cached_input_tokens=cost.usage.cached_input_tokens,
+            cache_write_tokens=cost.usage.cache_write_tokens,
+        )
+    # An estimate is booked within the bound; what Venice charges above it, in full.
+    is_above = bound.nanos is not None and cost.nanos > bound.nanos
+    source = cost.source if is_above else CostSource.ESTIMATED
+    return Cost(usage, cost.nanos + failed.nanos, source)

@@ -1,0 +1,203 @@
+"""Where a call goes: to one model after another, each under a hold of its own bound."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from service.accounts import Caller
+from service.catalog import Catalog
+from service.db import uuid7
+from service.errors import (
+    ClientError,
+    Forbidden,
+    LimitExceeded,
+    RateLimited,
+    ServiceError,
+    Unavailable,
+    UpstreamError,
+)
+from service.gateway.call import Bound, Call, Quote
+from service.ledger import Admission, Hold, Ledger, Sent
+from service.upstream import Venice
+
+log = structlog.get_logger()
+
+REFUSED: Final = (LimitExceeded, RateLimited, UpstreamError)
+"""What keeps a call from one model and may let it have another."""
+
+
+class Route:
+    """The models that a call may go to, in order, and the one that it is at."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        catalog: Catalog,
+        venice: Venice,
+        caller: Caller,
+        calls: Sequence[Call],
+    ) -> None:
+        self._ledger = ledger
+        self._catalog = catalog
+        self._venice = venice
+        self._rest = deque(calls)
+        self.caller = caller
+        self.call = calls[0]
+        self.bound = Bound(nanos=None)
+        self.hold: Hold | None = None
+        """There once the call is admitted."""
+        self.admission: Admission | None = None
+
+    @property
+    def has_next(self) -> bool:
+        """Whether another model is left to try."""
+        return bool(self._rest)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the hold is for two attempts, the first of which may have been charged."""
+        return self.caller.settings.repeat_failed and self.call.endpoint.is_inference
+
+    async def admit(self) -> None:
+        """Take the hold for the first of the models that has room for it.
+
+        :raises ServiceError: what the first one was refused with, or nobody could decide.
+        """
+        refusal: ServiceError | None = None
+        while self._rest:
+            try:
+                await self._take(self._rest.popleft(), uuid7(), self._ledger.admit)
+            except REFUSED as error:
+                refusal = refusal or error
+            else:
+                return
+        assert refusal is not None  # noqa: S101 - there was at least one
+        raise refusal
+
+    async def advance(self) -> bool:
+        """Go on to the next model whose bound its limits have room for, in one step with giving up
+        the hold of this one; False where there is none."""
+        assert self.hold is not None  # noqa: S101 - for the type checker
+        while self._rest:
+            call = self._rest.popleft()
+            try:
+                await self._take(call, self.hold.id, self._ledger.move)
+            except (ClientError, UpstreamError) as error:
+                log.info("model skipped", model=call.model, code=error.code)
+            except Unavailable:
+                # Without books no call begins: this one ends as if there were no other model.
+                self._rest.clear()
+            else:
+                return True
+        return False
+
+    async def quote(self) -> Quote:
+        """What the call could cost, for the first of the models that has room for it, else for the
+        first; nothing is held.
+
+        :raises Unavailable: when the books cannot say.
+        """
+        first: Quote | None = None
+        for call in self._rest:
+            quote = await self._quote_of(call)
+            if quote.refusal is None:
+                return quote
+            first = first or quote
+        assert first is not None  # noqa: S101 - there was at least one
+        return first
+
+    def body(self) -> bytes:
+        """What Venice gets."""
+        return self.call.endpoint.upstream_body(self.call, self.caller, self.bound)
+
+    def note_sent(self, sent: Sent) -> None:
+        """What is known of the call at Venice while it is under way."""
+        if self.hold is not None:
+            self._ledger.note_sent(self.hold, sent)
+
+    async def _take(
+        self, call: Call, hold_id: UUID, take: Callable[[Hold], Awaitable[Admission]]
+    ) -> None:
+        call = await call.priced(self._venice)
+        are_prices_known = self._catalog.is_loaded
+        bound = call.endpoint.bound(call, self.caller, self._catalog)
+        hold = self._hold(call, bound, hold_id)
+        try:
+            admission = await take(hold)
+        except (LimitExceeded, RateLimited) as error:
+            raise _told(error, are_prices_known=are_prices_known) from error
+        self.call, self.hold, self.admission = call, hold, admission
+        self.bound = self._cut(call, bound, admission)
+
+    async def _quote_of(self, call: Call) -> Quote:
+        call = await call.priced(self._venice)
+        are_prices_known = self._catalog.is_loaded
+        bound = call.endpoint.bound(call, self.caller, self._catalog)
+        hold = self._hold(call, bound, uuid7())
+        standing = await self._ledger.would_admit(hold)
+        nanos, tokens, refusal = hold.bound_nanos, hold.bound_tokens, None
+        if isinstance(standing.outcome, ServiceError):
+            refusal = _told(standing.outcome, are_prices_known=are_prices_known)
+        else:
+            nanos, tokens = standing.outcome.bound_nanos, standing.outcome.bound_tokens
+            bound = self._cut(call, bound, standing.outcome)
+        bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
+        return Quote(call=call, bound=bound, limits=standing.limits, refusal=refusal)
+
+    def _attempts(self, call: Call) -> int:
+        """For how many attempts the hold is."""
+        return 1 + (self.caller.settings.repeat_failed and call.endpoint.is_inference)
+
+    def _cut(self, call: Call, bound: Bound, admission: Admission) -> Bound:
+        attempts = self._attempts(call)
+        nanos = admission.bound_nanos
+        granted = msgspec.structs.replace(
+            admission,
+            bound_nanos=None if nanos is None else nanos // attempts,
+            bound_tokens=admission.bound_tokens // attempts,
+        )
+        return call.endpoint.cut(call, bound, granted, self._catalog)
+
+    def _hold(self, call: Call, bound: Bound, hold_id: UUID) -> Hold:
+        """What the call asks admission for.
+
+        :raises Forbidden: when the caller is not one of calls.
+        """
+        caller = self.caller
+        if caller.role != "inference" or caller.api_key_id is None:
+            raise Forbidden("Only a key of role inference can make this call.")
+        attempts = self._attempts(call)
+
+        def times(amount: int | None) -> int | None:
+            return None if amount is None else amount * attempts
+
+        return Hold(
+            organization_id=caller.organization_id,
+            id=hold_id,
+            api_key_id=caller.api_key_id,
+            request_id=call.request_id,
+            endpoint=call.endpoint.path,
+            model=call.model,
+            is_stream=call.is_stream,
+            bound_nanos=times(bound.nanos),
+            bound_tokens=bound.tokens * attempts,
+            least_nanos=times(bound.least_nanos),
+            least_tokens=times(bound.least_tokens),
+            end_user=caller.end_user_digest(call.end_user).hex() if call.end_user else None,
+            tags=call.tags,
+            requested_model=call.requested_model,
+            price_version=self._catalog.price_version(call.model),
+        )
+
+
+def _told(refusal: ServiceError, *, are_prices_known: bool) -> ServiceError:
+    """What the caller of a refused call is told."""
+    if isinstance(refusal, LimitExceeded | RateLimited) and not are_prices_known:
+        # Without prices and windows the bound is no bound to refuse a call by, even if they have
+        # come since.
+        return Unavailable("The prices are not known yet.", retry_after_s=1)
+    return refusal

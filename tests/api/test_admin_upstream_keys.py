@@ -1,0 +1,165 @@
+"""The operator's routes for keys at Venice."""
+
+import uuid
+
+import pytest
+from support import ORGANIZATIONS
+
+from service.audit import OPERATOR_ORGANIZATION_ID
+from service.upstream import ENVIRONMENT_KEY_ID
+
+KEYS = "/admin/v1/upstream-keys"
+
+
+async def listed(service):
+    """The keys by their names."""
+    status, body = await service.operate("GET", KEYS)
+    assert status == 200
+    return {key["name"]: key for key in body["upstream_keys"]}
+
+
+async def added(service, key="second", **members):
+    """A new one."""
+    status, made = await service.operate(
+        "POST", KEYS, json={"name": "spare", "key": key, **members}
+    )
+    assert status == 201, made
+    return made
+
+
+async def audited(service):
+    """What the operator did, newest first."""
+    path = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/audit-events"
+    _, body = await service.operate("GET", path)
+    return [(event["action"], event["target"]) for event in body["events"]]
+
+
+async def test_a_key_is_added_used_and_disabled(service, caller, upstream):
+    """At once in this process; each change is audited, and the key itself is nowhere."""
+    made = await added(service)
+    assert (made["status"], made["source"], made["balance_usd"]) == ("active", "database", None)
+    upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")
+    async with caller.chat() as response:
+        assert response.status == 200
+    (call,) = [call for call in upstream.calls if call.charged_nanos]
+    assert call.headers["Authorization"] == "Bearer second"
+
+    for _ in range(2):
+        assert await service.operate("DELETE", f"{KEYS}/{made['id']}") == (204, None)
+    async with caller.chat() as response:
+        assert response.status == 503
+    keys = await listed(service)
+    assert keys["spare"]["status"] == "disabled"
+    assert "'second'" not in str([made, keys])
+    assert await audited(service) == [
+        ("upstream_key.disable", made["id"]),
+        ("upstream_key.add", made["id"]),
+    ]
+
+
+async def test_what_rests_is_told(service, caller, upstream):
+    """Altogether until a probe, or for a model and so many seconds."""
+    await added(service)
+    upstream.faults.push("/chat/completions", "insufficient_balance", key="sandbox")
+    upstream.faults.push("/chat/completions", "privacy_restricted", key="second")
+    for _ in range(2):
+        async with caller.chat() as response:
+            assert response.status == 503
+
+    keys = await listed(service)
+    assert keys["environment"]["rests"] == [
+        {"model": None, "reason": "status 402", "seconds_left": None}
+    ]
+    (rest,) = keys["spare"]["rests"]
+    assert (rest["model"], rest["reason"]) == ("llama-3.3-70b", "status 403")
+    assert 0 < rest["seconds_left"] <= 300
+
+
+async def test_a_check_asks_venice(service, caller, upstream):
+    """What it says is kept and returned, and ends a rest."""
+    upstream.faults.push("/chat/completions", "insufficient_balance", times=1)
+    upstream.faults.push("/api_keys/rate_limits", "invalid_key")
+    async with caller.chat() as response:
+        assert response.status == 503
+    path = f"{KEYS}/{ENVIRONMENT_KEY_ID}/check"
+    status, checked = await service.operate("POST", path)
+    assert (status, checked["is_well"], checked["balance_usd"]) == (200, False, None)
+    assert checked["problem"]
+    assert checked["rests"]
+
+    upstream.faults.clear()
+    status, checked = await service.operate("POST", path)
+    assert (status, checked["is_well"], checked["problem"]) == (200, True, None)
+    assert (float(checked["balance_usd"]) > 0, checked["tier"]) == (True, "paid")
+    assert checked["rests"] == []
+    assert checked.items() >= (await listed(service))["environment"].items()
+    async with caller.chat() as response:
+        assert response.status == 200
+
+
+async def test_a_key_of_one_organization(service, caller, upstream):
+    """Serves that one only."""
+    made = await added(service, organization_id=caller.organization_id)
+    assert made["organization_id"] == caller.organization_id
+    for one in (caller, await service.new_caller("other")):
+        async with one.chat() as response:
+            assert response.status == 200
+
+    asked = [call.headers["Authorization"] for call in upstream.calls.to("/chat/completions")]
+    assert asked == ["Bearer second", "Bearer sandbox"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"key": "x"}, 400, "name"),
+        ({"name": "x"}, 400, "key"),
+        ({"name": " ", "key": "x"}, 400, "name"),
+        ({"name": "x", "key": ""}, 400, "key"),
+        ({"name": "x", "key": "hush "}, 400, "key"),
+        ({"name": "x", "key": "hush\n"}, 400, "key"),
+        ({"name": "x", "key": 7}, 400, "key"),
+        ({"name": "x", "key": "x" * 1001}, 400, "key"),
+        ({"name": "x", "key": "x", "organization_id": "x"}, 400, "organization_id"),
+        ({"name": "x", "key": "x", "organization_id": str(uuid.UUID(int=9))}, 404, None),
+        ({"name": "x", "key": "x", "role": "admin"}, 400, "role"),
+        ({"name": "spare", "key": "x"}, 409, "name"),
+    ],
+)
+async def test_bad_input_names_the_field(service, body, status, param):
+    """Nothing is made, and the key is not repeated."""
+    await added(service)
+    answered, answer = await service.operate("POST", KEYS, json=body)
+
+    assert (answered, answer["error"]["param"]) == (status, param)
+    assert "hush" not in str(answer)
+    assert (await listed(service)).keys() == {"environment", "spare"}
+
+
+async def test_what_is_not_there(service):
+    """404 for an id of none; 409 for a check of a key that is disabled."""
+    for method, path in (("DELETE", ""), ("POST", "/check")):
+        for wanted in (uuid.UUID(int=9), "x"):
+            status, answer = await service.operate(method, f"{KEYS}/{wanted}{path}")
+            assert (status, answer["error"]["code"]) == (404, "not_found")
+    made = await added(service)
+    await service.operate("DELETE", f"{KEYS}/{made['id']}")
+    status, answer = await service.operate("POST", f"{KEYS}/{made['id']}/check")
+    assert (status, answer["error"]["code"]) == (409, "conflict")
+
+
+async def test_the_operator_only(service, caller):
+    """Neither a caller nor an organization's administrator."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
+    _, admin = await service.operate("POST", path, json={"name": "x", "role": "admin"})
+    one = f"{KEYS}/{ENVIRONMENT_KEY_ID}"
+    for key in (caller.key, admin["key"]):
+        for method, path in (
+            ("GET", KEYS),
+            ("POST", KEYS),
+            ("DELETE", one),
+            ("POST", f"{one}/check"),
+        ):
+            headers = {"Authorization": f"Bearer {key}"}
+            async with service.http.request(method, path, headers=headers, json={}) as response:
+                assert response.status == 403

@@ -1,0 +1,267 @@
+"""Calls by an alias: one model after another, each under its own bound and limits."""
+
+import json
+from decimal import Decimal
+
+import aiohttp
+import pytest
+from paid_bodies import BODIES, sent
+from support import MODEL, cost_of, limited, set_alias, standing
+
+from service.api import CATALOG
+
+FIRST, SECOND = MODEL, "venice-uncensored"
+
+
+@pytest.fixture
+async def caller(service):
+    """A caller whose organization has limits of money and of each model, for whom ``fast`` stands
+    for two models."""
+    await set_alias(service, "fast", [FIRST, SECOND])
+    caller = await service.new_caller()
+    await limited(caller, unit="usd", period="day", ceiling="100")
+    await limited(caller, unit="concurrency", ceiling=5)
+    for model in (FIRST, SECOND):
+        await limited(caller, unit="requests", period="minute", ceiling=50, model=model)
+    return caller
+
+
+def asked(upstream, path="/chat/completions"):
+    """The models that Venice was asked for, in order."""
+    return [json.loads(call.body)["model"] for call in upstream.calls.to(path)]
+
+
+async def used_by_model(caller):
+    """How many requests count on each model's limit."""
+    limits = await standing(caller)
+    return {limit["model"]: limit["used"] for limit in limits if limit["model"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_first_model_answers(caller, upstream, stream):
+    """Venice is asked for it by its own name; the books know both."""
+    async with caller.chat(model="fast", stream=stream) as response:
+        assert response.status == 200
+        assert response.headers["x-rialto-model"] == FIRST
+        await response.read()
+
+    entry = await caller.only_entry()
+    assert asked(upstream) == [FIRST]
+    assert (entry["model"], entry["requested_model"]) == (FIRST, "fast")
+    assert entry["price_version"] == 1
+
+
+@pytest.mark.parametrize("kind", ["at_capacity", "model_overloaded", "rate_limited", "retired"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_next_one_takes_over(caller, upstream, kind, stream):
+    """At once, whatever pause Venice names for the first; the call counts on the second alone."""
+    upstream.faults.push("/chat/completions", kind, times=1)
+    async with caller.chat(model="fast", stream=stream) as response:
+        assert response.status == 200
+        assert response.headers["x-rialto-model"] == SECOND
+        assert response.headers["x-rialto-attempts"].endswith(", ok")
+        await response.read()
+
+    entry = await caller.only_entry()
+    assert asked(upstream) == [FIRST, SECOND]
+    assert (entry["model"], entry["requested_model"]) == (SECOND, "fast")
+    (charged,) = [call.charged_nanos for call in upstream.calls if call.charged_nanos]
+    assert int(cost_of(entry) * 10**9) == charged
+    assert await used_by_model(caller) == {FIRST: 0, SECOND: 1}
+
+
+@pytest.mark.parametrize("kind", ["inference_failed", "timeout", "disconnect", "detailed"])
+async def test_what_may_have_been_charged_does_not_go_on(caller, upstream, kind):
+    """Nor does what is the caller's own mistake."""
+    upstream.faults.push("/chat/completions", kind)
+    async with caller.chat(model="fast") as response:
+        assert response.status >= 400
+    assert asked(upstream) == [FIRST]
+
+
+async def test_a_model_without_room_is_skipped(caller, upstream):
+    """Before it is sent to, and when it would be next; no other call's room is used for it."""
+    third = "qwen3-coder-480b"
+    await set_alias(caller.service, "long", [FIRST, SECOND, third])
+    for limit in await standing(caller):
+        if limit["model"] == SECOND:
+            path = f"/admin/v1/limits/{limit['id']}"
+            await caller.service.operate("PATCH", path, json={"ceiling": 0})
+    upstream.faults.push("/chat/completions", "at_capacity", times=1)
+
+    async with caller.chat(model="long") as response:
+        assert (response.status, response.headers["x-rialto-model"]) == (200, third)
+    assert asked(upstream) == [FIRST, third]
+    assert await used_by_model(caller) == {FIRST: 0, SECOND: 0}
+
+    await set_alias(caller.service, "other", [SECOND, FIRST])
+    async with caller.chat(model="other") as response:
+        assert (response.status, response.headers["x-rialto-model"]) == (200, FIRST)
+
+
+async def test_where_all_are_refused_the_first_refusal_is_told(caller, upstream):
+    """With its numbers; Venice hears of nothing."""
+    for limit in await standing(caller):
+        if limit["model"]:
+            path = f"/admin/v1/limits/{limit['id']}"
+            await caller.service.operate("PATCH", path, json={"ceiling": 0})
+    async with caller.chat(model="fast") as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["limit"]["model"]) == (429, FIRST)
+    assert asked(upstream) == []
+
+
+async def test_where_no_other_has_room_the_first_is_waited_for(caller, upstream):
+    """As it would be without an alias."""
+    for limit in await standing(caller):
+        if limit["model"] == SECOND:
+            path = f"/admin/v1/limits/{limit['id']}"
+            await caller.service.operate("PATCH", path, json={"ceiling": 0})
+    upstream.faults.push("/chat/completions", "at_capacity", times=1)
+    async with caller.chat(model="fast") as response:
+        assert (response.status, response.headers["x-rialto-model"]) == (200, FIRST)
+    assert asked(upstream) == [FIRST, FIRST]
+    assert await used_by_model(caller) == {FIRST: 1, SECOND: 0}
+
+
+async def test_where_all_fail_the_last_failure_is_told(caller, upstream):
+    """And nothing is charged or held."""
+    upstream.faults.push("/chat/completions", "model_overloaded")
+    async with caller.chat(model="fast") as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "30")
+        assert response.headers["x-rialto-attempts"] == "upstream_busy, upstream_busy"
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_busy", "not_charged")
+
+
+async def test_a_dearer_model_needs_room_of_its_own(service, upstream):
+    """The money that the first holds is room for the second, and no more than that."""
+    dear = "claude-opus-4-8"
+    await set_alias(service, "best", [FIRST, dear])
+    caller = await service.new_caller()
+    _, quote = await _quoted(caller, dear)
+    needed = Decimal(quote["max_cost_usd"])
+    await limited(caller, unit="usd", period="day", ceiling=str(needed))
+    upstream.faults.push("/chat/completions", "model_overloaded", times=2)
+    async with caller.chat(model="best") as response:
+        assert response.status == 503
+    async with caller.chat(model=dear) as response:
+        assert response.status == 200
+    assert asked(upstream)[:2] == [FIRST, dear]
+
+    # What is used by now is not there for the dear one any more.
+    upstream.faults.push("/chat/completions", "at_capacity", times=1)
+    async with caller.chat(model="best") as response:
+        assert (response.status, response.headers["x-rialto-model"]) == (200, FIRST)
+
+
+async def _quoted(caller, model):
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    http = caller.service.http
+    async with http.post("/v1/quote", json=body, headers=caller.headers) as response:
+        return response.status, await response.json()
+
+
+async def test_a_quote_is_for_the_model_that_would_be_asked(caller):
+    """Under its own name."""
+    status, quote = await _quoted(caller, "fast")
+    assert (status, quote["model"], quote["would_pass"]) == (200, FIRST, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/image/generate", "venice-sd35"),
+        ("/images/generations", "venice-sd35"),
+        ("/image/edit", "firered-image-edit"),
+        ("/audio/speech", "tts-kokoro"),
+        ("/embeddings", "text-embedding-bge-m3"),
+        ("/video/queue", "wan-2.5-preview-text-to-video"),
+        ("/audio/queue", "elevenlabs-music"),
+        ("/responses", FIRST),
+        ("/messages", FIRST),
+    ],
+)
+async def test_every_endpoint_takes_one(service, caller, upstream, path, model):
+    """The body says the model's own name, and so do the quotes that Venice is asked for."""
+    await set_alias(service, "mine", [model])
+    body = BODIES[path] | {"model": "mine"}
+    async with service.http.post(f"/v1{path}", headers=caller.headers, **sent(body)) as response:
+        assert (response.status, bool(await response.read())) == (200, True)
+    at_venice = "/chat/completions" if path == "/messages" else path
+    assert asked(upstream, at_venice) == [model]
+    entry = await caller.only_entry()
+    assert (entry["model"], entry["requested_model"]) == (model, "mine")
+
+
+async def test_a_form_takes_one(service, caller, upstream):
+    """Its field is set where it stands; the file is what it was."""
+    await set_alias(service, "ear", ["nvidia/parakeet-tdt-0.6b-v3"])
+    form = aiohttp.FormData()
+    form.add_field("model", "ear")
+    form.add_field("file", b"\x00--x\r\n" * 200, filename="a.wav", content_type="audio/wav")
+    url = "/v1/audio/transcriptions"
+    async with service.http.post(url, data=form, headers=caller.headers) as response:
+        assert response.status == 200, await response.text()
+    (call,) = upstream.calls.to("/audio/transcriptions")
+    assert b"\r\n\r\nnvidia/parakeet-tdt-0.6b-v3\r\n" in call.body
+    assert b"\x00--x\r\n" * 200 in call.body
+
+
+async def test_a_key_may_use_what_its_list_says(service, upstream):
+    """An alias opens its models under its own name only; a suffix or spelling opens nothing."""
+    await set_alias(service, "fast", [FIRST, SECOND])
+    caller = await service.new_caller(models=["fast", "text-embedding-bge-m3"])
+    answers = {}
+    for name in ("fast", "fast:enable_web_search=on", FIRST, "gpt-4o-mini", "no-such-model"):
+        async with caller.chat(model=name) as response:
+            body = await response.json()
+            answers[name] = body["error"]["code"] if "error" in body else response.status
+    assert answers == {
+        "fast": 200,
+        "fast:enable_web_search=on": 200,
+        FIRST: "model_not_allowed",
+        "gpt-4o-mini": "model_not_allowed",
+        "no-such-model": "model_not_found",
+    }
+    url = "/v1/images/generations"
+    async with service.http.post(url, json={"prompt": "x"}, headers=caller.headers) as response:
+        assert response.status == 403, await response.text()
+    async with service.http.post(
+        "/v1/augment/search", json={"query": "x"}, headers=caller.headers
+    ) as response:
+        assert response.status == 200
+    assert len(upstream.calls.to("/chat/completions")) == 2
+
+
+async def test_a_trait_is_the_models_own_name_to_venice(service, caller, upstream):
+    """So that what is asked for is what was priced."""
+    async with caller.chat(model="default") as response:
+        assert response.status == 200
+    expected = service.app[CATALOG].targets(caller.organization_id, "default", None, "text")
+    assert asked(upstream) == list(expected) != ["default"]
+
+
+async def test_an_encrypted_model_has_its_own_name_only(service, caller, upstream):
+    """Its calls are treated otherwise, which an alias would hide: they would be read."""
+    await set_alias(service, "private", ["e2ee-qwen3-30b"])
+    for name in ("private", "E2EE Qwen3 30B"):
+        for stream in (True, False):
+            async with caller.chat(model=name, stream=stream, user="bob") as response:
+                error = (await response.json())["error"]
+            assert (response.status, error["param"]) == (400, "model")
+    assert upstream.calls.to("/chat/completions") == []
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+async def test_paths_that_are_not_known_are_no_way_around(service, upstream, is_listed):
+    """A list of models, or a limit of one, cannot be kept where nobody knows what is asked for."""
+    caller = await service.new_caller(**({"models": [SECOND]} if is_listed else {}))
+    if not is_listed:
+        await limited(caller, unit="requests", period="day", ceiling=1, model=FIRST)
+    for path in ("/api/v1/chat/Completions", "/api/v1/completions", "/api/v1/odd"):
+        body = {"model": FIRST, "messages": []}
+        async with service.http.post(path, json=body, headers=caller.headers) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (403, "model_not_allowed")
+    assert {call.method for call in upstream.calls} == {"GET"}

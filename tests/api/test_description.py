@@ -1,0 +1,183 @@
+"""``GET /openapi.json`` describes every route, and only what is there."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import schemathesis
+from aiohttp import web
+
+from service import errors
+from service.api import add_routes
+from service.errors import ServiceError
+
+SERVICE = Path(inspect.getfile(errors)).parent
+REASON = re.compile(r'\bcode="(\w+)"')
+
+
+def described_routes(app):
+    """The table that an application's routes were added by."""
+    (handler,) = {
+        route.handler
+        for route in app.router.routes()
+        if route.resource.canonical == "/openapi.json"
+    }
+    return handler.__self__
+
+
+@pytest.fixture(scope="module")
+def app():
+    """An application of all routes, and nothing else."""
+    app = web.Application()
+    add_routes(app)
+    return app
+
+
+@pytest.fixture(scope="module")
+def routes(app):
+    """The routes with what they are."""
+    return described_routes(app)
+
+
+@pytest.fixture(scope="module")
+def document(routes):
+    """The description, as a client reads it."""
+    return json.loads(msgspec.json.encode(routes.document()))
+
+
+def operations(document):
+    """Each with its name; those that are others by another name left out."""
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method != "$ref":
+                yield f"{method.upper()} {path}", operation
+
+
+def test_it_is_openapi(document):
+    """A validator of OpenAPI 3.1 takes it."""
+    schemathesis.openapi.from_dict(document).validate()
+
+
+def test_every_route_is_described(app, document):
+    """Each method and path of the route table stands in it, but HEAD."""
+    there = {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.method != "HEAD"
+    }
+    schema = schemathesis.openapi.from_dict(document)
+    described = {found.ok().label for found in schema.get_all_operations()}
+
+    assert described == {f"{method} {path}" for method, path in there}
+
+
+def test_a_route_cannot_go_undescribed():
+    """A route that was registered past the table is an error, not a gap."""
+    app = web.Application()
+    add_routes(app)
+    routes = described_routes(app)
+    app.router.add_get("/past-the-table", routes.describe)
+
+    with pytest.raises(KeyError):
+        routes.document()
+
+
+def test_every_operation_says_what_it_does(document):
+    """Each has a summary of its own docstring, in one line."""
+    for name, operation in operations(document):
+        summary = operation["summary"]
+        assert 4 < len(summary) < 100, name
+        assert not summary[0].islower(), name
+        assert "POST /" not in summary, name
+        assert "GET /" not in summary, name
+
+
+def test_operations_have_names_of_their_own(document):
+    """No ``operationId`` is there twice."""
+    names = [operation["operationId"] for _, operation in operations(document)]
+
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "statuses"),
+    [
+        ("GET /health", {"200", "500", "503"}),
+        (
+            "POST /admin/v1/ledger/{id}/credit",
+            {"201", "400", "401", "403", "404", "408", "409", "413", "500", "503"},
+        ),
+        ("GET /v1/limits", {"200", "400", "401", "403", "500", "503"}),
+        (
+            "DELETE /admin/v1/limits/{id}",
+            {"204", "401", "403", "404", "409", "500", "503"},
+        ),
+        (
+            "POST /v1/chat/completions",
+            {"200", "400", "401", "402", "403", "404", "408", "413", "429", "4XX"}
+            | {"500", "502", "503", "504"},
+        ),
+    ],
+)
+def test_errors_follow_from_what_a_route_is(document, name, statuses):
+    """What can go wrong is described without being written down for each route."""
+    assert dict(operations(document))[name]["responses"].keys() == statuses
+
+
+def test_messages_have_anthropics_errors(document):
+    """Each dialect's errors have its own shape."""
+    found = {
+        name: operation["responses"]["401"]["$ref"].rpartition("/")[2].partition("_")[0]
+        for name, operation in operations(document)
+        if "401" in operation["responses"]
+    }
+
+    assert {name for name, shape in found.items() if shape == "AnthropicError"} == {
+        "POST /v1/messages",
+        "POST /v1/messages/count_tokens",
+    }
+    assert set(found.values()) == {"Error", "AnthropicError"}
+
+
+def test_every_code_is_in_the_tree():
+    """A code that an error is given where it is raised stands with its class."""
+    given = {
+        code
+        for path in SERVICE.rglob("*.py")
+        if "sandbox" not in path.parts
+        for code in REASON.findall(path.read_text())
+    }
+    classes = [kind for kind in vars(errors).values() if inspect.isclass(kind)]
+    known = {code for kind in classes if issubclass(kind, ServiceError) for code in kind.codes()}
+
+    assert given - known == set()
+    assert len(given) > 5
+
+
+def test_members_that_are_not_read_may_be_there(document):
+    """Paid requests pass with more than is described; the operator's do not."""
+    schemas = document["components"]["schemas"]
+
+    assert "additionalProperties" not in schemas["ChatRequest"]
+    assert schemas["NewLimit"]["additionalProperties"] is False
+
+
+async def test_it_is_public_and_is_sent_once(service):
+    """No key is asked for; who has it already is told so."""
+    async with service.http.get("/openapi.json") as response:
+        assert response.status == 200
+        assert response.content_type == "application/json"
+        document = await response.json()
+        etag = response.headers["ETag"]
+    async with service.http.get("/openapi.json", headers={"If-None-Match": etag}) as response:
+        assert response.status == 304
+        assert await response.read() == b""
+        assert response.headers["ETag"] == etag
+    async with service.http.get("/openapi.json", headers={"If-None-Match": '"x"'}) as response:
+        assert response.status == 200
+
+    assert document["openapi"].startswith("3.1")
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "x-api-key"}

@@ -1,0 +1,151 @@
+"""Bodies that Venice could read otherwise than they are read here."""
+
+import json
+
+import pytest
+from support import MODEL
+
+ALLOWED, OTHER = "nvidia/parakeet-tdt-0.6b-v3", MODEL
+TYPE = "multipart/form-data; boundary=b"
+
+
+@pytest.fixture
+async def caller(service):
+    """Whose key may use one model that hears."""
+    return await service.new_caller(models=[ALLOWED])
+
+
+def part(head, value):
+    """A part of the boundary b."""
+    return f"--b\r\n{head}\r\n\r\n{value}\r\n".encode()
+
+
+def named(name, more=""):
+    """The header that says the name."""
+    return f'Content-Disposition: form-data; name="{name}"{more}'
+
+
+FILE = part(named("file", '; filename="a.wav"'), "x" * 1000)
+END = b"--b--\r\n"
+FIELD = part(named("model"), OTHER)
+HIDDEN = FIELD.replace(b"--b", b"--aaa") + FILE.replace(b"--b", b"--aaa") + b"--aaa--\r\n"
+TRICKS = {
+    "another parameter before the boundary": (
+        f"{TYPE[:19]}; xboundary=aaa; boundary=b",
+        HIDDEN.replace(OTHER.encode(), ALLOWED.encode()) + FIELD + FILE + END,
+    ),
+    "two boundaries": (f"{TYPE}; boundary=aaa", HIDDEN + FIELD + FILE + END),
+    "another header with a name": (
+        TYPE,
+        part(f'X-A: a; name="foo"\r\n{named("model")}', OTHER) + FILE + END,
+    ),
+    "another header with a filename": (
+        TYPE,
+        part(f"X-A: a; filename=foo\r\n{named('model')}", OTHER) + FILE + END,
+    ),
+    "two dispositions": (
+        TYPE,
+        part(f"{named('foo')}\r\n{named('model')}", OTHER) + FILE + END,
+    ),
+    "a boundary that goes on": (
+        TYPE,
+        part(named("foo"), "x\r\n--bc") + FIELD.replace(b"--b\r", b"--bc\r") + FILE + END,
+    ),
+    "a boundary after a line feed alone": (
+        TYPE,
+        part(named("foo"), "x\n" + FIELD.decode().rstrip()) + FILE + END,
+    ),
+    "a quote that is escaped": (
+        TYPE,
+        part('Content-Disposition: form-data; filename="x\\"; name="model"; y="', OTHER)
+        + FILE
+        + END,
+    ),
+    "letters that are escaped": (TYPE, part(named("%6Dodel"), OTHER) + FILE + END),
+    "a name in another charset": (
+        TYPE,
+        part("Content-Disposition: form-data; name=\"x\"; name*=utf-8''model", OTHER) + FILE + END,
+    ),
+    "a file for a text": (TYPE, part(named("model", '; filename="x"'), OTHER) + FILE + END),
+    "a text in base64": (
+        TYPE,
+        part(f"{named('model')}\r\nContent-Transfer-Encoding: base64", ALLOWED) + FILE + END,
+    ),
+}
+
+
+async def refused(service, caller, path, content_type, content):
+    """Status and field of the service's answer."""
+    headers = {**caller.headers, "Content-Type": content_type}
+    async with service.http.post(f"/v1{path}", data=content, headers=headers) as response:
+        answer = await response.json()
+        return response.status, answer["error"]["param"]
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+async def test_no_form_hides_a_model(service, upstream, caller, trick):
+    """From the list of models that its key may use."""
+    status, _ = await refused(service, caller, "/audio/transcriptions", *TRICKS[trick])
+
+    assert status in (400, 403)
+    assert not upstream.calls.to("/audio/transcriptions")
+
+
+async def test_a_plain_form_passes(service, caller):
+    """With the model that its key may use, and not with another one."""
+    headers = {**caller.headers, "Content-Type": TYPE}
+    statuses = {}
+    for model in (ALLOWED, OTHER):
+        content = part(named("model"), model) + FILE + END
+        async with service.http.post(
+            "/v1/audio/transcriptions", data=content, headers=headers
+        ) as response:
+            statuses[model] = response.status
+
+    assert statuses == {ALLOWED: 200, OTHER: 403}
+
+
+READ_AS_JSON = {
+    "/image/edit": {"prompt": "a&modelId=other&x=", "image": "http://x/y.png"},
+    "/image/multi-edit": {"prompt": "x", "images": ["http://x/y.png"]},
+    "/image/upscale": {"image": "iVBORw0KGgo=", "scale": 2},
+    "/augment/search": {"query": "x"},
+    "/augment/scrape": {"url": "https://example.com"},
+    "/video/retrieve": {"model": "x", "queue_id": "x"},
+    "/audio/voice-changer/complete": {"model": "x", "queue_id": "x"},
+}
+"""Whose type Venice gets to know."""
+
+
+@pytest.mark.parametrize("path", READ_AS_JSON)
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "application/jsonx", "json"]
+)
+async def test_what_is_read_as_json_is_said_to_be(service, upstream, path, content_type):
+    """Or Venice would read something else in it, such as another model."""
+    caller = await service.new_caller()
+    content = json.dumps(READ_AS_JSON[path]).encode()
+
+    assert await refused(service, caller, path, content_type, content) == (400, "Content-Type")
+    assert not upstream.calls.to(path)
+
+
+@pytest.mark.parametrize("path", READ_AS_JSON)
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "application/json; charset=utf-7", "Application/JSON", "application/vnd.x.v1+json"],
+)
+async def test_venice_is_told_json(service, upstream, path, content_type):
+    """Whichever way it was said, or not at all: nothing there changes how the bytes are read."""
+    caller = await service.new_caller()
+    stated = {"Content-Type": content_type} if content_type else {}
+    async with service.http.post(
+        f"/v1{path}",
+        data=json.dumps(READ_AS_JSON[path]).encode(),
+        headers={**caller.headers, **stated},
+        skip_auto_headers=["Content-Type"],
+    ):
+        pass
+
+    (call,) = upstream.calls.to(path)
+    assert call.headers["Content-Type"] == "application/json"

@@ -1,0 +1,383 @@
+"""OpenAI's SDK for Python, with what an application does with it; see test_clients.py too."""
+
+import asyncio
+import base64
+import io
+import json
+import time
+
+import openai
+import pydantic
+import pytest
+from support import MODEL, booked, books_agree, cost_of, limited
+
+MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
+LONG = [{"role": "user", "content": "[tokens=999][delay=0.01]"}]
+EMBEDDING = "text-embedding-bge-m3"
+PNG = base64.b64decode("iVBORw0KGgo=")
+LOOK = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Looks.",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"where": {"type": "string"}, "times": {"type": "integer"}},
+            "required": ["where", "times"],
+            "additionalProperties": False,
+        },
+    },
+}
+TOOLS_ASKED = [{"role": "user", "content": "[tools=2]"}]
+
+
+class Fox(pydantic.BaseModel):
+    """An answer's format."""
+
+    name: str
+    friends: list[str]
+
+
+FOX = Fox(name="simulated", friends=["simulated"])
+
+
+@pytest.fixture
+async def client(caller):
+    """The asynchronous client with a caller's key."""
+    url = f"{caller.service.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key=caller.key, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def blocking(caller):
+    """The client that blocks, to be used in a thread."""
+    url = f"{caller.service.url}/v1"
+    with openai.OpenAI(base_url=url, api_key=caller.key, max_retries=0) as client:
+        yield client
+
+
+async def test_tool_calls(client, caller, upstream):
+    """Two at once, whole and as deltas that the SDK adds up, then the answer to their results."""
+    asked = {"model": MODEL, "messages": TOOLS_ASKED, "tools": [LOOK]}
+    whole = (await client.chat.completions.create(**asked)).choices[0]
+    async with client.chat.completions.stream(**asked) as stream:
+        kinds = [event.type async for event in stream]
+        streamed = (await stream.get_final_completion()).choices[0]
+
+    for choice in (whole, streamed):
+        assert choice.finish_reason == "tool_calls"
+        calls = [call.function for call in choice.message.tool_calls]
+        assert [call.name for call in calls] == ["look", "look"]
+        assert json.loads(calls[0].arguments) == {"where": "simulated", "times": 0}
+    assert kinds.count("tool_calls.function.arguments.done") == 2
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "content": "A fox."}
+        for call in whole.message.tool_calls
+    ]
+    conversation = [*TOOLS_ASKED, whole.message, *results]
+    answer = await client.chat.completions.create(**asked | {"messages": conversation})
+    assert answer.choices[0].finish_reason == "stop"
+    await books_agree(caller, upstream)
+
+
+async def test_structured_output(client, caller, upstream):
+    """Parsed, whole and as a stream; cut short it is the SDK's own error."""
+    asked = {"model": MODEL, "messages": MESSAGES, "response_format": Fox}
+    completion = await client.chat.completions.parse(**asked)
+    async with client.chat.completions.stream(**asked) as stream:
+        streamed = await stream.get_final_completion()
+
+    assert completion.choices[0].message.parsed == FOX
+    assert streamed.choices[0].message.parsed == FOX
+    with pytest.raises(openai.LengthFinishReasonError):
+        await client.chat.completions.parse(**asked, max_completion_tokens=1)
+    await books_agree(caller, upstream)
+
+
+async def test_a_picture(client, caller, upstream):
+    """As a data URL; a model that does not see says so."""
+    url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    parts = [
+        {"type": "text", "text": "What? [tokens=3]"},
+        {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
+    ]
+    messages = [{"role": "user", "content": parts}]
+    assert await client.chat.completions.create(model="kimi-k2-6", messages=messages)
+    (sent,) = json.loads(upstream.calls[-1].body)["messages"]
+    assert sent["content"] == parts
+    await books_agree(caller, upstream)
+
+    with pytest.raises(openai.BadRequestError, match="image input") as caught:
+        await client.chat.completions.create(model=MODEL, messages=messages)
+    assert caught.value.code == "upstream_rejected"
+
+
+async def test_images(client, caller, upstream):
+    """One is made, then edited; see test_image_edits.py too."""
+    made = await client.images.generate(model="venice-sd35", prompt="a fox", n=1)
+    picture = base64.b64decode(made.data[0].b64_json)
+    assert picture.startswith(b"\x89PNG")
+
+    edited = await client.images.edit(image=("fox.png", io.BytesIO(picture)), prompt="a red one")
+    assert base64.b64decode(edited.data[0].b64_json).startswith(b"\x89PNG")
+    await books_agree(caller, upstream)
+
+
+async def test_audio(client, caller, upstream):
+    """Speech, and its text as an object and as plain text."""
+    speech = await client.audio.speech.create(
+        model="tts-kokoro", voice="af_sky", input="Hello.", response_format="wav", speed=1.5
+    )
+    asked = {"model": "nvidia/parakeet-tdt-0.6b-v3", "file": ("a.wav", speech.content)}
+    heard = await client.audio.transcriptions.create(**asked)
+    raw = await client.audio.transcriptions.with_raw_response.create(
+        **asked, response_format="text"
+    )
+
+    assert speech.content.startswith(b"RIFF")
+    assert raw.headers.get_list("Content-Type") == ["text/plain; charset=utf-8"]
+    assert heard.text == raw.text
+    assert raw.headers["x-rialto-cost-usd"] == (await caller.entries())[0]["cost_usd"]
+    await books_agree(caller, upstream)
+
+
+async def test_a_transcription_of_another_format(client, caller, upstream):
+    """Is asked for as it is; plain text that Venice cannot give is Venice's failure, and paid."""
+    asked = {"model": "nvidia/parakeet-tdt-0.6b-v3", "file": ("a.wav", b"x" * 100)}
+    await client.audio.transcriptions.create(**asked, response_format="vtt")
+    assert b"\r\n\r\nvtt\r\n" in upstream.calls[-1].body
+
+    upstream.faults.push("/audio/transcriptions", "garbage", times=1)
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.audio.transcriptions.create(**asked, response_format="text")
+    assert caught.value.code == "upstream_error"
+    assert cost_of((await caller.entries())[0]) > 0
+
+
+async def test_embeddings(client, caller, upstream):
+    """Base64, which the SDK asks for on its own, and floats are the same numbers."""
+    asked = {"model": EMBEDDING, "input": ["a fox", "two"], "dimensions": 16}
+    packed = await client.embeddings.create(**asked)
+    floats = await client.embeddings.create(**asked, encoding_format="float")
+    text = await client.embeddings.create(
+        **asked | {"input": "a fox"}, extra_body={"encoding_format": "base64"}
+    )
+
+    for one, other in zip(packed.data, floats.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, rel=1e-6)
+    assert text.data[0].embedding == packed.data[0].embedding
+    with pytest.raises(openai.BadRequestError, match="no arrays of tokens"):
+        await client.embeddings.create(model=EMBEDDING, input=[[1, 2]])
+    await books_agree(caller, upstream)
+
+
+async def test_responses(client, caller, upstream):
+    """Events that the SDK adds up, a tool, instructions and a list of items."""
+    asked = {
+        "model": MODEL,
+        "instructions": "Be short.",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "[tokens=5]"}]}],
+    }
+    whole = await client.responses.create(**asked)
+    async with client.responses.stream(**asked) as stream:
+        pieces = [event.delta async for event in stream if event.type.endswith("text.delta")]
+        streamed = await stream.get_final_response()
+    tool = {"type": "function", **LOOK["function"]}
+    called = await client.responses.create(**asked, tools=[tool], tool_choice="required")
+    async with client.responses.stream(**asked, tools=[tool], tool_choice="required") as stream:
+        (said,) = (await stream.get_final_response()).output
+
+    assert whole.output_text == streamed.output_text == "".join(pieces)
+    (call,) = called.output
+    assert (call.type, call.name) == (said.type, said.name) == ("function_call", "look")
+    assert json.loads(call.arguments) == json.loads(said.arguments)
+    assert json.loads(call.arguments) == {"where": "simulated", "times": 0}
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.responses.create(**asked, previous_response_id="resp_1")
+    assert caught.value.param == "previous_response_id"
+    await books_agree(caller, upstream)
+
+
+async def test_the_client_that_blocks(blocking, caller, upstream):
+    """Does the same."""
+
+    def work():
+        models = [model.id for model in blocking.models.list()]
+        whole = blocking.chat.completions.create(model=MODEL, messages=MESSAGES)
+        with blocking.chat.completions.create(
+            model=MODEL, messages=MESSAGES, stream=True
+        ) as stream:
+            chunks = list(stream)
+        parsed = blocking.chat.completions.parse(
+            model=MODEL, messages=MESSAGES, response_format=Fox
+        )
+        raw = blocking.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES)
+        return models, whole, chunks, parsed, raw
+
+    models, whole, chunks, parsed, raw = await asyncio.to_thread(work)
+
+    assert MODEL in models
+    assert whole.usage.completion_tokens == chunks[-1].usage.completion_tokens == 12
+    assert parsed.choices[0].message.parsed == FOX
+    assert raw.headers["x-rialto-cost-usd"]
+    assert raw.parse()._request_id == raw.headers["x-request-id"]
+    await books_agree(caller, upstream)
+
+
+async def test_one_model(client):
+    """Asked for by its name."""
+    assert (await client.models.retrieve(MODEL)).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("nope")
+
+
+async def test_a_limit_of_money(client, caller):
+    """402 with a code, the limit and its numbers; it is not repeated."""
+    limit = await limited(caller, unit="usd", period="day", ceiling="0")
+    for ask in (
+        client.with_options(max_retries=2).chat.completions.create(model=MODEL, messages=MESSAGES),
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True),
+        client.images.generate(model="venice-sd35", prompt="a fox"),
+        client.embeddings.create(model=EMBEDDING, input="a"),
+        client.audio.speech.create(model="tts-kokoro", voice="af_sky", input="Hello."),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            await ask
+        error = caught.value
+        assert (error.status_code, error.code) == (402, "limit_exceeded")
+        assert error.type == "insufficient_quota"
+        assert error.body["limit"]["id"] == limit["id"]
+        assert error.request_id == error.body["request_id"]
+    assert await caller.entries() == []
+
+
+async def test_the_sdk_waits_as_it_is_told(client, caller):
+    """It comes again after Retry-After, and is let in."""
+    await limited(caller, unit="concurrency", ceiling=1)
+    holding = await client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "[tokens=4][delay=0.1]"}],
+        stream=True,
+    )
+    with pytest.raises(openai.RateLimitError) as caught:
+        await client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert caught.value.code == "rate_limited"
+    retry_after_s = int(caught.value.response.headers["Retry-After"])
+    assert retry_after_s >= 1
+
+    async def drain():
+        return [chunk async for chunk in holding]
+
+    began = time.monotonic()
+    patient = client.with_options(max_retries=3)
+    answer, _ = await asyncio.gather(
+        patient.chat.completions.create(model=MODEL, messages=MESSAGES), drain()
+    )
+    assert answer.usage.completion_tokens == 12
+    assert time.monotonic() - began >= retry_after_s
+    assert len(await caller.entries()) == 2
+
+
+async def test_what_never_fits_is_not_repeated(client, caller):
+    """Without a Retry-After the SDK would come again for nothing."""
+    await limited(caller, unit="requests", period="minute", ceiling=0)
+    began = time.monotonic()
+    with pytest.raises(openai.RateLimitError) as caught:
+        await client.with_options(max_retries=5).chat.completions.create(
+            model=MODEL, messages=MESSAGES
+        )
+
+    assert "Retry-After" not in caught.value.response.headers
+    assert time.monotonic() - began < 0.4
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "code"),
+    [
+        ("model_overloaded", openai.InternalServerError, "upstream_busy"),
+        ("rate_limited", openai.InternalServerError, "upstream_busy"),
+        ("insufficient_balance", openai.InternalServerError, "upstream_exhausted"),
+        ("invalid_key", openai.InternalServerError, "upstream_exhausted"),
+        ("inference_failed", openai.InternalServerError, "upstream_error"),
+        ("timeout", openai.InternalServerError, "upstream_timeout"),
+        ("content_policy", openai.UnprocessableEntityError, "upstream_rejected"),
+        ("context_length", openai.BadRequestError, "upstream_rejected"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_venices_errors(client, caller, upstream, fault, error, code, stream):
+    """Each is the SDK's own exception; only what may have been begun is booked, at an estimate."""
+    upstream.faults.push("/chat/completions", fault)
+    with pytest.raises(error) as caught:
+        await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)
+
+    assert caught.value.code == code
+    (entry,) = await caller.entries()
+    is_begun = fault in ("inference_failed", "timeout")
+    assert entry["cost_source"] == ("estimated" if is_begun else "not_charged")
+    assert (cost_of(entry) > 0) is is_begun
+
+
+async def test_a_key_that_is_none(client):
+    """401 of the SDK's, with a code for each reason."""
+    for key, code in (("rk_" + "A" * 43, "invalid_api_key"), ("sk-1", "malformed_api_key")):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            await client.with_options(api_key=key).models.list()
+        assert caught.value.code == code
+
+
+async def test_a_model_that_is_none(client):
+    """404 of the SDK's, with the nearest name."""
+    with pytest.raises(openai.NotFoundError, match="Did you mean"):
+        await client.chat.completions.create(model="llama-3.3-70bb", messages=MESSAGES)
+
+
+async def test_a_stream_that_is_closed(client, caller, upstream):
+    """Is in the books with what went by, and Venice is left at once."""
+    stream = await client.chat.completions.create(model=MODEL, messages=LONG, stream=True)
+    async for chunk in stream:
+        if chunk.choices[0].delta.content:
+            break
+    await stream.close()
+
+    entry = await booked(caller)
+    assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "estimated")
+    assert 0 < entry["output_tokens"] < 999
+    async with asyncio.timeout(5):
+        while upstream.calls[-1].cut_at is None:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_call_that_is_cancelled(client, caller):
+    """While its answer is being made: nobody knows the cost, so it is booked at its bound."""
+    call = asyncio.create_task(
+        client.chat.completions.create(model=MODEL, messages=LONG, max_completion_tokens=1000)
+    )
+    await asyncio.sleep(0.5)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+    entry = await booked(caller)
+    assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "bound")
+
+
+async def test_a_stream_that_blocks_is_closed(blocking, caller):
+    """By leaving its block."""
+
+    def work():
+        with blocking.chat.completions.create(model=MODEL, messages=LONG, stream=True) as stream:
+            next(iter(stream))
+
+    await asyncio.to_thread(work)
+    assert (await booked(caller))["outcome"] == "client_closed"
+
+
+async def test_a_timeout_of_the_clients(client, caller):
+    """Is the SDK's own, and the call is in the books."""
+    with pytest.raises(openai.APITimeoutError):
+        await client.with_options(timeout=0.3).chat.completions.create(model=MODEL, messages=LONG)
+
+    assert (await booked(caller))["outcome"] == "client_closed"

@@ -1,0 +1,388 @@
+"""The copy of Venice's list: what is written, when, and what is known without Venice."""
+
+import asyncio
+import contextlib
+import uuid
+
+import pytest
+from structlog.testing import capture_logs
+from support import MODEL, make_settings
+
+from service import audit, catalog
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.catalog import Catalog, NewAlias
+from service.db import open_pool
+from service.errors import ClientError, Conflict, NotFound, UpstreamError, UpstreamUnreachable
+from service.upstream import UpstreamKey, UpstreamKeys, open_venice
+
+ACME = uuid.UUID(int=7)
+DEARER = {"input": {"usd": 0.9, "diem": 0.9}, "output": {"usd": 2.8, "diem": 2.8}}
+OPERATOR = Actor(name="operator")
+
+
+async def silent(*_):
+    """A Venice that does not answer."""
+    raise UpstreamUnreachable("Venice cannot be reached.")
+
+
+@pytest.fixture
+async def database(database_address):
+    """A pool on a database of the test's own; the chain of audit events is whole at the end."""
+    async with open_pool(make_settings(database_address, "http://x"), database_address) as pool:
+        yield pool
+        assert await audit.first_break(pool, OPERATOR_ORGANIZATION_ID) is None
+
+
+@pytest.fixture
+async def fetch(database_address, upstream):
+    """Venice's lists, by way of the client."""
+    keys = UpstreamKeys([UpstreamKey(id=uuid.UUID(int=1), name="x", secret="sandbox")])
+    settings = make_settings(database_address, upstream.url)
+    async with open_venice(settings, base_url=settings.venice_base_url, keys=keys) as venice:
+        yield venice.models
+
+
+@pytest.fixture
+async def synced(fetch, database):
+    """A catalogue that knows all that Venice lists."""
+    catalogue = Catalog(fetch, database)
+    await catalogue.sync()
+    return catalogue
+
+
+async def rows(database, name=MODEL):
+    """The versions of a name."""
+    return await database.fetch(
+        "SELECT * FROM public.models WHERE name = $1 ORDER BY version", name
+    )
+
+
+async def everything(database):
+    """All rows with where they are: a row that is written again is somewhere else."""
+    found = await database.fetch("SELECT ctid, xmin, m.* FROM public.models m ORDER BY id")
+    return [tuple(row) for row in found]
+
+
+async def events(database):
+    """Action, model and detail of what an operator should know, oldest first."""
+    found = await audit.list_events(database, OPERATOR_ORGANIZATION_ID, 10**9, 100)
+    return [(event.action, event.target, event.detail) for event in reversed(found)]
+
+
+async def test_the_first_list_is_no_news(synced, database):
+    """An empty table is filled with version 1 of every model, and there is no event."""
+    assert synced.is_loaded
+    assert synced.price_version(MODEL) == synced.price_version("llama-3-3-70b:a=b") == 1
+    assert synced.price_version("unheard-of") is None
+    assert synced.token_price(MODEL).context_tokens == 131_072
+    (row,) = await rows(database)
+    assert (row["kind"], row["type"], row["context_tokens"]) == ("venice", "text", 131_072)
+    assert row["also_named"] == ["gpt-4o-mini"]
+    assert await events(database) == []
+
+
+async def test_nothing_is_written_when_nothing_changed(synced, database):
+    """The same list again leaves every row where it is."""
+    before = await everything(database)
+    await synced.sync()
+
+    assert await everything(database) == before
+
+
+async def test_a_start_without_venice(synced, database, upstream):
+    """Prices, windows, names, aliases and lists are known from the copy, as they were."""
+    async with database.transaction() as conn:
+        await catalog.set_alias(conn, OPERATOR, "fast", NewAlias(targets=[MODEL]))
+    started = Catalog(silent, database)
+    assert not started.is_loaded
+    await started.load()
+
+    assert started.is_loaded
+    assert set(started.names) == set(synced.names)
+    assert started.price(MODEL) == synced.price(MODEL)
+    assert started.prices_of_type("image") == synced.prices_of_type("image")
+    assert started.can(MODEL, "supportsFunctionCalling")
+    assert started.targets(ACME, "gpt-4o", None) == ("zai-org-glm-5-1",)
+    assert started.targets(ACME, "default", None, "image") == ("venice-sd35",)
+    assert started.targets(ACME, "fast", None) == (MODEL,)
+    await synced.load_aliases()
+    for kind in ("text", "all", "image"):
+        assert await started.listing(ACME, None, kind) == await synced.listing(ACME, None, kind)
+    with pytest.raises(UpstreamUnreachable):
+        await started.sync()
+    assert started.is_loaded
+
+
+async def test_a_price_changes(synced, database, upstream):
+    """It is a new version with what was learned of the model, an event with both prices, and one
+    line in the log; the old version stays."""
+    synced.learn_overhead(MODEL, 700, with_prompt=False)
+    await synced.share_overheads()
+    upstream.listing.change(MODEL, {"pricing": DEARER})
+    with capture_logs() as logs:
+        await synced.sync()
+
+    old, new = await rows(database)
+    assert (old["is_current"], new["is_current"], new["version"]) == (False, True, 2)
+    assert (old["overhead_tokens"], new["overhead_tokens"]) == (700, 700)
+    assert synced.price_version(MODEL) == 2
+    assert synced.token_price(MODEL).rates.input == 900_000_000
+    assert synced.overhead_tokens(MODEL, with_prompt=False) == 700
+    stated = {"usd": "2.8", "diem": "2.8"}
+    assert await events(database) == [
+        (
+            "model.price",
+            MODEL,
+            {
+                "before": {"input": {"usd": "0.7", "diem": "0.7"}, "output": stated},
+                "after": {"input": {"usd": "0.9", "diem": "0.9"}, "output": stated},
+            },
+        )
+    ]
+    assert [line["action"] for line in logs if line["event"] == "catalogue changed"] == [
+        "model.price"
+    ]
+    assert synced.price_version("kimi-k2-6") == 1
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"availableContextTokens": 5},
+        {"maxCompletionTokens": 5},
+        {"capabilities": {"supportsVision": True}},
+    ],
+)
+async def test_terms_change(synced, database, upstream, spec):
+    """Another window or capability is a new version, and no event."""
+    upstream.listing.change(MODEL, spec)
+    await synced.sync()
+
+    assert [row["version"] for row in await rows(database)] == [1, 2]
+    assert await events(database) == []
+
+
+async def test_a_description_changes(synced, database, upstream):
+    """What is neither price nor window is the same version, and is listed as it is now."""
+    upstream.listing.change(MODEL, {"name": "Llama, renamed"})
+    await synced.sync()
+
+    (row,) = await rows(database)
+    assert row["version"] == 1
+    assert "Llama, renamed" in row["listing"]
+    assert b"Llama, renamed" in await synced.listing(ACME, None, "text")
+
+
+async def test_a_deprecation_is_announced(synced, database, upstream):
+    """It is a new version and an event; so is a changed one."""
+    first = {"date": "2027-03-01T00:00:00.000Z", "replacementModelId": "kimi-k2-6"}
+    second = {"date": "2027-04-01T00:00:00.000Z", "replacementModelId": "kimi-k2-6"}
+    for deprecation in (first, second):
+        upstream.listing.change(MODEL, {"deprecation": deprecation})
+        await synced.sync()
+
+    assert synced.price_version(MODEL) == 3
+    assert await events(database) == [
+        ("model.deprecation", MODEL, {"before": None, "after": first}),
+        ("model.deprecation", MODEL, {"before": first, "after": second}),
+    ]
+
+
+async def test_a_model_goes_and_comes_back(synced, database, upstream):
+    """A model that is gone is not listed, and its replacement answers; both are events. When it is
+    there again it is a new version, with what was learned of it."""
+    going = "llama-3.2-3b"
+    synced.learn_overhead(going, 700, with_prompt=True)
+    synced.learn_overhead(going, 5000, with_prompt=True)
+    await synced.share_overheads()
+    upstream.listing.change(going, None)
+    await synced.sync()
+
+    assert not synced.lists(going)
+    assert going.encode() not in await synced.listing(ACME, None, "text")
+    assert synced.targets(ACME, f"{going}:a=b", None) == (f"{MODEL}:a=b",)
+    assert synced.price(going) is not None
+    started = Catalog(silent, database)
+    await started.load()
+    assert started.targets(ACME, going, None) == (MODEL,)
+    (row,) = await rows(database, going)
+    assert row["retired_at"] is not None
+    listed = await catalog.list_names(database, uuid.UUID(int=0), 100)
+    assert [name.retired_at for name in listed if name.name == going] == [row["retired_at"]]
+
+    upstream.listing.reset()
+    await synced.sync()
+    assert synced.price_version(going) == 2
+    assert [row["overhead_tokens_with_venice_prompt"] for row in await rows(database, going)] == [
+        5000,
+        5000,
+    ]
+    (gone, _, detail), (added, _, _) = await events(database)
+    assert (gone, added, detail["replacement"]) == ("model.gone", "model.added", MODEL)
+
+
+async def test_a_model_goes_for_good(synced, upstream):
+    """Without a replacement a caller is told when it went."""
+    upstream.listing.change("kimi-k2-6", None)
+    await synced.sync()
+
+    with pytest.raises(NotFound, match="was retired on") as refused:
+        synced.targets(ACME, "kimi-k2-6", None)
+    assert refused.value.code == "model_retired"
+
+
+async def test_replicas_write_one_version(fetch, database, upstream):
+    """However many sync at once, a change is written and told once, and all know it."""
+    replicas = [Catalog(fetch, database) for _ in range(4)]
+    await asyncio.gather(*(replica.sync() for replica in replicas))
+    assert {replica.price_version(MODEL) for replica in replicas} == {1}
+    assert len(await rows(database)) == 1
+
+    upstream.listing.change(MODEL, {"pricing": DEARER})
+    await asyncio.gather(*(replica.sync() for replica in replicas))
+
+    assert {replica.price_version(MODEL) for replica in replicas} == {2}
+    assert len(await rows(database)) == 2
+    assert [action for action, _, _ in await events(database)] == ["model.price"]
+
+
+async def test_an_older_answer_is_not_written(fetch, database, upstream):
+    """Who asked Venice before another replica wrote something newer leaves it as it is."""
+    await Catalog(fetch, database).sync()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(path, kind):
+        body = await fetch(path, kind)
+        asked.set()
+        await go_on.wait()
+        return body
+
+    upstream.listing.change(MODEL, {"pricing": {"input": {"usd": 5}, "output": {"usd": 5}}})
+    late = Catalog(slow, database)
+    syncing = asyncio.create_task(late.sync())
+    await asked.wait()
+    upstream.listing.change(MODEL, {"pricing": DEARER})
+    await Catalog(fetch, database).sync()
+    go_on.set()
+    await syncing
+
+    assert late.price_version(MODEL) == 2
+    assert late.token_price(MODEL).rates.input == 900_000_000
+    assert len(await rows(database)) == 2
+
+
+async def test_other_names_that_cannot_be_read(synced, database, upstream):
+    """The names of a type that Venice does not tell stay as they were; prices are read all the
+    same."""
+    upstream.listing.change(MODEL, {"pricing": DEARER})
+    upstream.faults.push("/models/traits", "inference_failed")
+    await synced.sync()
+
+    assert synced.price_version(MODEL) == 2
+    assert synced.targets(ACME, "gpt-4o-mini", None) == (MODEL,)
+    assert synced.targets(ACME, "fastest", None) == ("kimi-k2-6",)
+
+
+async def test_an_empty_list_forgets_nothing(synced, database):
+    """An answer without models changes nothing."""
+    before = await everything(database)
+
+    async def empty(*_):
+        return b'{"data":[]}'
+
+    replica = Catalog(empty, database)
+    await replica.load()
+    with pytest.raises(UpstreamError, match="lists no models"):
+        await replica.sync()
+    assert replica.is_loaded
+    assert await everything(database) == before
+
+
+async def test_overheads_of_unknown_models_are_kept_for_later(fetch, database):
+    """What was learned before the copy was there is written once it is."""
+    catalogue = Catalog(fetch, database)
+    catalogue.learn_overhead(MODEL, 700, with_prompt=False)
+    await catalogue.share_overheads()
+    assert await rows(database) == []
+    await catalogue.sync()
+
+    assert [row["overhead_tokens"] for row in await rows(database)] == [700]
+
+
+async def test_a_row_of_before_there_was_a_copy(fetch, database):
+    """A row that only knows overheads gets a version with the list, which keeps them."""
+    await database.fetch(
+        "INSERT INTO public.models (id, name, kind, overhead_tokens)"
+        " VALUES ($1, $2, 'venice', 700)",
+        uuid.uuid4(),
+        MODEL,
+    )
+    catalogue = Catalog(fetch, database)
+    await catalogue.load()
+    assert not catalogue.is_loaded
+    await catalogue.sync()
+
+    assert [row["overhead_tokens"] for row in await rows(database)] == [700, 700]
+    assert catalogue.price_version(MODEL) == 2
+    assert await events(database) == []
+
+
+async def test_a_model_with_the_name_of_an_alias(synced, database, upstream):
+    """When Venice lists a model by the name of an alias for all, the alias goes on, and the rest is
+    written; without the alias the model is there."""
+    upstream.listing.change("kimi-k2-6", None)
+    await synced.sync()
+    async with database.transaction() as conn:
+        await catalog.set_alias(conn, OPERATOR, "kimi-k2-6", NewAlias(targets=[MODEL]))
+    upstream.listing.change("kimi-k2-6", {})
+    upstream.listing.change(MODEL, {"pricing": DEARER})
+    await synced.sync()
+    assert synced.targets(ACME, "kimi-k2-6", None) == (MODEL,)
+    assert synced.price_version(MODEL) == 2
+
+    async with database.transaction() as conn:
+        await catalog.remove_alias(conn, OPERATOR, "kimi-k2-6", None)
+    await synced.sync()
+    assert synced.targets(ACME, "kimi-k2-6", None) == ("kimi-k2-6",)
+    async with database.transaction() as conn:
+        with pytest.raises(Conflict, match="is a model of Venice's"):
+            await catalog.set_alias(conn, OPERATOR, "kimi-k2-6", NewAlias(targets=[MODEL]))
+
+
+async def test_replicas_know_aliases_within_seconds(database, monkeypatch):
+    """A replica finds out by itself, also after the database was away."""
+    monkeypatch.setattr("service.catalog.catalog.ALIASES_EVERY_S", 0.02)
+    replica = Catalog(silent, database)
+    keeping = asyncio.create_task(replica.keep_aliases())
+    try:
+        async with database.transaction() as conn:
+            await catalog.set_alias(conn, OPERATOR, "fast", NewAlias(targets=["a", "b"]))
+        async with asyncio.timeout(5):
+            while replica.targets(ACME, "fast", None) == ("fast",):
+                await asyncio.sleep(0.01)
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+
+    assert replica.targets(ACME, "fast", None) == ("a", "b")
+
+
+async def test_aliases_are_bounded(database, monkeypatch):
+    """There is a most of an organization's aliases; those there can still be changed."""
+    monkeypatch.setattr("service.catalog.aliases.MOST_ALIASES", 1)
+    async with database.transaction() as conn:
+        await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["a"]))
+        await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["b"]))
+        with pytest.raises(Conflict, match="already"):
+            await catalog.set_alias(conn, OPERATOR, "two", NewAlias(targets=["a"]))
+
+
+async def test_no_chain_of_aliases_before_models_are_known(database):
+    """Neither an alias of an alias nor an alias that is another's target."""
+    async with database.transaction() as conn:
+        await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["a"]))
+        with pytest.raises(ClientError, match="is an alias itself"):
+            await catalog.set_alias(conn, OPERATOR, "two", NewAlias(targets=["one"]))
+        with pytest.raises(Conflict, match="is a target of the alias 'one'"):
+            await catalog.set_alias(conn, OPERATOR, "a", NewAlias(targets=["b"]))

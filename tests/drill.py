@@ -1,0 +1,163 @@
+"""The failover drill: of three keys at Venice one is invalid, one spent, and one overloaded half of
+the time. No call is lost, and none is charged twice."""
+
+import asyncio
+import contextlib
+import dataclasses
+import statistics
+from uuid import UUID
+
+from charges import Charges, marked, request_id
+from process import database_url, started, talking
+from support import MODEL, limited, make_settings
+from upstream import KEYS, playing
+
+from scripts import bench
+from service import audit, ledger
+from service.audit import OPERATOR_ORGANIZATION_ID
+from service.db import open_pool
+
+CONNECTIONS = 64
+UPSTREAM_KEYS = "/admin/v1/upstream-keys"
+GOOD, SPENT, OVERLOADED = KEYS
+INVALID = "no-key-of-venices"
+LIMITS = (
+    {"unit": "usd", "period": "day", "ceiling": "100000"},
+    {"unit": "usd", "period": "lifetime", "ceiling": "100000", "of_key": True},
+    {"unit": "requests", "period": "minute", "ceiling": 10**9},
+    {"unit": "tokens", "period": "hour", "ceiling": 10**12, "of_key": True},
+    {"unit": "concurrency", "ceiling": 10_000},
+    {"unit": "usd", "period": "month", "ceiling": "100000", "each_end_user": True},
+)
+"""Of every kind, with room for everything."""
+
+
+@dataclasses.dataclass
+class Report:
+    """What came of one load."""
+
+    calls: int
+    lost: int
+    charged_twice: int
+    attempts: int
+    calls_a_second: float
+    p50_ms: float
+    p99_ms: float
+    charged_by: set
+    problems: list
+
+
+class Lossy(bench.Side):
+    """The service, with what it did not answer."""
+
+    def __init__(self, service, caller):
+        super().__init__("service", f"{service.url}/v1/chat/completions", caller.key)
+        self.lost = []
+
+    def failed(self, why):
+        """Noted, and the load goes on."""
+        self.lost.append(str(why))
+
+
+async def run(address, directory, calls, *, failing):
+    """The load on a service with three failing keys, or with a single good one; returns its Report.
+    The database must have its tables, and nothing of another run."""
+    environment = {
+        "DATABASE_URL": database_url(address),
+        "VENICE_API_KEY": INVALID if failing else GOOD,
+        "VENICE_RETRY_SECONDS": "30",
+        "SHUTDOWN_LISTEN_SECONDS": "0",
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(playing())
+        environment["VENICE_BASE_URL"] = f"{upstream.url}/api/v1"
+        process = await stack.enter_async_context(started(directory, **environment))
+        service = await stack.enter_async_context(talking(process))
+        caller = await service.new_caller("drill")
+        for limit in LIMITS:
+            await limited(caller, **limit)
+        await _priced(caller)
+        if failing:
+            await _break_keys(service, upstream)
+        return await _loaded(address, upstream, Lossy(service, caller), caller, calls)
+
+
+async def _priced(caller):
+    """Wait until the catalogue is there."""
+    async with asyncio.timeout(20):
+        while True:
+            async with caller.chat(path="/v1/quote") as response:
+                if (await response.json()).get("would_pass"):
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def _break_keys(service, upstream):
+    """Beside the one of the settings, which Venice does not know, a spent and an overloaded one."""
+    for name in (SPENT, OVERLOADED):
+        status, made = await service.operate(
+            "POST", UPSTREAM_KEYS, json={"name": name, "key": name}
+        )
+        assert status == 201, made
+    for path in ("/chat/completions", "/api_keys/rate_limits"):
+        upstream.faults.push(path, "insufficient_balance", key=SPENT)
+    upstream.faults.push(
+        "/chat/completions", "model_overloaded", key=OVERLOADED, chance=0.5, retry_after=0
+    )
+
+
+async def _loaded(address, upstream, side, caller, calls):
+    charges = Charges(upstream)
+    watching = asyncio.create_task(charges.watch())
+    try:
+        rate, latencies = await bench.measure(side, CONNECTIONS, map(_request, range(calls)))
+    finally:
+        watching.cancel()
+    async with open_pool(make_settings(address, "http://x"), address) as database:
+        answered = range(calls) if not side.lost else ()
+        problems = await charges.disagreements(database, answered)
+        problems += await _unproven(database, UUID(caller.organization_id))
+        entries = await database.fetchval("SELECT count(*) FROM public.ledger_entries")
+        cost_nanos = await database.fetchval("SELECT sum(cost_nanos) FROM public.ledger_entries")
+    if entries != calls:
+        problems.append(f"{entries} entries for {calls} calls")
+    if cost_nanos != upstream.calls.charged_nanos:
+        problems.append(f"{upstream.calls.charged_nanos} charged, {cost_nanos} booked")
+    cuts = statistics.quantiles(latencies, n=100)
+    return Report(
+        calls=calls,
+        lost=len(side.lost),
+        charged_twice=len(charges.charged_twice),
+        attempts=charges.attempts,
+        calls_a_second=rate,
+        p50_ms=cuts[49],
+        p99_ms=cuts[98],
+        charged_by=set(charges.keys),
+        problems=[*sorted(set(side.lost)), *problems],
+    )
+
+
+def _request(number):
+    content = f"[tokens=5] {marked(number)}"
+    return {
+        "json": {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 100,
+            "stream": number % 2 == 1,
+            "user": f"user {number % 50}",
+        },
+        "headers": {"X-Request-ID": request_id(number)},
+    }
+
+
+async def _unproven(database, organization_id):
+    """What the audit finds, of limits and of both chains of events."""
+    proof = await ledger.prove(database, organization_id)
+    held = await database.fetchval("SELECT count(*) FROM public.holds")
+    broken = [
+        f"the chain of {one} breaks"
+        for one in (organization_id, OPERATOR_ORGANIZATION_ID)
+        if await audit.first_break(database, one) is not None
+    ]
+    return [f"books: {fault}" for fault in proof.faults] + broken + [f"{held} held"] * bool(held)

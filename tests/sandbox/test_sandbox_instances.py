@@ -1,0 +1,126 @@
+"""Tools that the sandbox calls, and answers in a format that was asked for."""
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from service.sandbox.instances import instance
+
+PERSON: dict[str, Any] = {
+    "$defs": {"Person": {"properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}},
+    "type": "object",
+    "properties": {
+        "people": {"type": "array", "items": {"$ref": "#/$defs/Person"}, "minItems": 2},
+        "kind": {"enum": ["a", "b"]},
+        "nothing": {"anyOf": [{"type": "null"}, {"type": "string"}]},
+        "exact": {"const": 7},
+        "is_true": {"type": ["boolean", "null"]},
+        "long": {"type": "string", "minLength": 12, "maxLength": 12},
+        "least": {"type": "number", "minimum": 1.5},
+        "what": {},
+    },
+}
+
+
+def test_an_instance() -> None:
+    """Each property has a value that its schema allows."""
+    person = {"name": "simulated", "age": 0}
+
+    assert instance(PERSON) == {
+        "people": [person, person],
+        "kind": "a",
+        "nothing": None,
+        "exact": 7,
+        "is_true": False,
+        "long": "simulated   ",
+        "least": 1.5,
+        "what": None,
+    }
+
+
+@pytest.mark.parametrize("schema", [None, 7, {}, {"$ref": "#"}, {"$ref": "#/nowhere"}])
+def test_no_instance(schema: Any) -> None:
+    """What says nothing allows null, even if it goes round in circles."""
+    assert instance(schema) is None
+
+
+def test_an_endless_schema() -> None:
+    """It ends after some levels."""
+    endless = {"properties": {"more": {"$ref": "#"}}}
+
+    assert str(instance(endless)).count("more") == 8
+
+
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "look", "parameters": PERSON}},
+    {"type": "function", "function": {"name": "listen"}},
+]
+
+
+async def test_tools_at_once(sdk: Any) -> None:
+    """As many as the message asks for, whole or in pieces; none once there are results."""
+    asked = {
+        "model": "llama-3.3-70b",
+        "messages": [{"role": "user", "content": "[tools=3]"}],
+        "tools": TOOLS,
+    }
+    whole = await sdk.chat.completions.create(**asked)
+    (choice,) = whole.choices
+    calls = choice.message.tool_calls
+    assert [call.function.name for call in calls] == ["look", "listen", "look"]
+    assert json.loads(calls[0].function.arguments) == instance(PERSON)
+    assert len({call.id for call in calls}) == 3
+
+    async with sdk.chat.completions.stream(**asked) as stream:
+        streamed = (await stream.get_final_completion()).choices[0].message.tool_calls
+    assert [call.function.arguments for call in streamed] == [
+        call.function.arguments for call in calls
+    ]
+    asked["messages"] += [choice.message, {"role": "tool", "content": "", "tool_call_id": "x"}]
+    answer = await sdk.chat.completions.create(**asked)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+async def test_formats(sdk: Any) -> None:
+    """An object of the schema, or any; refused where the model knows no schemas."""
+
+    async def answer(response_format: dict[str, Any], model: str = "llama-3.3-70b") -> Any:
+        completion = await sdk.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Hello"}],
+            response_format=response_format,
+            extra_body={"venice_parameters": {"enable_e2ee": False}},
+        )
+        return json.loads(completion.choices[0].message.content)
+
+    described = {"type": "json_schema", "json_schema": {"name": "x", "schema": PERSON}}
+    assert await answer(described) == instance(PERSON)
+    assert list(await answer({"type": "json_object"})) == ["answer"]
+    with pytest.raises(openai.BadRequestError):
+        await answer(described, "e2ee-qwen3-30b")
+    with pytest.raises(openai.BadRequestError):
+        await answer({"type": "json_schema"})
+
+
+async def test_stop(sdk: Any) -> None:
+    """The answer ends before the text that ends it."""
+    completion = await sdk.chat.completions.create(
+        model="llama-3.3-70b",
+        messages=[{"role": "user", "content": "Hello"}],
+        stop=["model", "simulated answer"],
+    )
+
+    assert completion.choices[0].message.content == "This is a "
+    assert completion.usage.completion_tokens == 4
+
+
+async def test_pictures(sdk: Any) -> None:
+    """Only models that see take them."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    asked = {"messages": [{"role": "user", "content": [picture]}]}
+
+    assert await sdk.chat.completions.create(model="kimi-k2-6", **asked)
+    with pytest.raises(openai.BadRequestError):
+        await sdk.chat.completions.create(model="llama-3.3-70b", **asked)

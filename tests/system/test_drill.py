@@ -1,0 +1,16 @@
+"""The short form of scripts/drill.sh."""
+
+import drill
+import pytest
+
+
+@pytest.mark.parametrize("failing", [True, False])
+async def test_the_drill(database_address, tmp_path, failing):
+    """No call is lost, none is charged twice, and the books are right; what can be charged goes to
+    the one key that can be."""
+    report = await drill.run(database_address, tmp_path, 300, failing=failing)
+
+    assert report.problems == []
+    assert (report.calls, report.lost, report.charged_twice) == (300, 0, 0)
+    assert report.charged_by == {drill.OVERLOADED if failing else drill.GOOD}
+    assert (report.attempts > 400) is failing

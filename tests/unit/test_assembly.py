@@ -1,0 +1,290 @@
+"""Streams put together: what a plain answer would have said."""
+
+import contextlib
+import itertools
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import UpstreamError
+from service.gateway.assembly import ChatCompletion, Response
+
+HEAD = {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "m"}
+
+
+def stream(*objects):
+    """Server-sent events, ended as Venice ends them."""
+    lines = (b"data: " + json.dumps(value).encode() for value in objects)
+    return b"".join(line + b"\n\n" for line in lines) + b"data: [DONE]\n\n"
+
+
+def chunk(delta, index=0, finish_reason=None, **more):
+    """A chunk of one choice."""
+    choice = {"index": index, "delta": delta, "finish_reason": finish_reason, **more}
+    return {**HEAD, "choices": [choice]}
+
+
+LAST = {**HEAD, "choices": [], "usage": {"completion_tokens": 2}, "cost": {"usd": 0.1}}
+
+
+def assembled(assembly, *pieces):
+    """What is made of the bytes."""
+    for piece in pieces:
+        assembly.feed(piece)
+    return json.loads(assembly.result())
+
+
+def whole(*chunks):
+    """What the chunks amount to."""
+    return assembled(ChatCompletion(), stream(*chunks, LAST))
+
+
+@given(st.lists(st.lists(st.text(max_size=5), max_size=6), min_size=1, max_size=3))
+def test_texts_are_joined_for_each_choice(choices):
+    """Whatever is in them, in whatever turn the choices come."""
+    chunks = [
+        chunk({"role": "assistant", "content": piece}, index)
+        for index, pieces in enumerate(choices)
+        for piece in ["", *pieces]
+    ]
+    chunks += [chunk({}, index, "stop") for index in range(len(choices))]
+
+    completion = whole(*reversed(chunks[-len(choices) :]), *chunks[: -len(choices)])
+
+    assert [choice["message"]["content"] for choice in completion["choices"]] == [
+        "".join(pieces) for pieces in choices
+    ]
+    assert {choice["finish_reason"] for choice in completion["choices"]} == {"stop"}
+
+
+def test_the_frame_is_a_plain_answers():
+    """Usage and cost are its members, and nothing says that it was a stream."""
+    completion = whole(chunk({"content": "a"}), chunk({"content": None}, finish_reason="length"))
+
+    assert completion == {
+        "id": "c1",
+        "object": "chat.completion",
+        "created": 7,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "a"},
+                "logprobs": None,
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {"completion_tokens": 2},
+        "cost": {"usd": 0.1},
+    }
+
+
+def test_calls_of_tools_are_joined_by_their_index():
+    """Arguments come in pieces; ids and names are said once, or again and again."""
+    first = {"index": 0, "id": "t1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    second = {"index": 1, "id": "t2", "type": "function", "function": {"name": "g"}}
+    completion = whole(
+        chunk({"role": "assistant", "content": None, "tool_calls": [first]}),
+        chunk({"tool_calls": [{"index": 0, "id": "t1", "function": {"arguments": '{"a"'}}]}),
+        chunk({"tool_calls": [second]}),
+        chunk({"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]}, 0, "tool_calls"),
+    )
+
+    message = completion["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["tool_calls"] == [
+        {"id": "t1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
+        {"id": "t2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+
+
+def test_thoughts_and_probabilities_are_kept():
+    """Reasoning, its details by their index, and what is said of each token."""
+    detail = {"type": "reasoning.text", "format": "x", "index": 0}
+    completion = whole(
+        chunk({"reasoning_content": "I ", "reasoning_details": [{**detail, "text": "I "}]}),
+        chunk({"reasoning_content": "am", "reasoning_details": [{**detail, "text": "am"}]}),
+        chunk({"content": "a"}, logprobs={"content": [{"token": "a"}]}),
+        chunk({"content": "b"}, logprobs={"content": [{"token": "b"}]}, finish_reason="stop"),
+    )
+
+    choice = completion["choices"][0]
+    assert choice["message"]["reasoning_content"] == "I am"
+    assert choice["message"]["reasoning_details"] == [{**detail, "text": "I am"}]
+    assert [token["token"] for token in choice["logprobs"]["content"]] == ["a", "b"]
+
+
+def test_a_response_is_what_its_last_event_repeats():
+    """The others are its pieces."""
+    answer = {"id": "r1", "status": "completed", "output": [], "usage": {"input_tokens": 1}}
+    events = stream(
+        {"type": "response.created", "response": {"id": "r1"}},
+        {"type": "response.completed", "response": answer},
+    )
+    assert assembled(Response(), events) == answer
+
+
+EVENTS = {
+    ChatCompletion: stream(
+        chunk({"role": "assistant", "content": "a\n\nb \u00e9"}),
+        chunk({"content": "c", "tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}, 0, "stop"),
+        LAST,
+    ),
+    Response: stream(
+        {"type": "response.created", "response": {"id": "r1"}},
+        {"type": "response.completed", "response": {"id": "r1", "output": ["a\n\nb"]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+@given(cuts=st.lists(st.integers(0, 1000), max_size=40), windows=st.booleans())
+def test_any_cut_gives_the_same(kind, cuts, windows):
+    """However the bytes are chunked, and whichever way lines end."""
+    events = EVENTS[kind].replace(b"\n", b"\r\n") if windows else EVENTS[kind]
+    edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
+    pieces = [events[start:end] for start, end in itertools.pairwise(edges)]
+
+    assert assembled(kind(), *pieces) == assembled(kind(), EVENTS[kind])
+
+
+def work_of(assembly, pieces):
+    """How many lines of Python the assembly takes: time that no other process disturbs."""
+    lines = 0
+
+    def count(frame, event, argument):
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        assembled(assembly, *pieces)
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda n: {"delta": {"content": "word"}},
+        lambda n: {"delta": {}, "logprobs": {"content": [{"token": "word", "logprob": -0.1}]}},
+        lambda n: {"delta": {"tool_calls": [{"index": n, "function": {"arguments": "{}"}}]}},
+    ],
+)
+def test_twice_the_pieces_are_twice_the_work(more):
+    """An answer may have a hundred thousand of them, and other calls wait meanwhile."""
+
+    def work(count):
+        return work_of(ChatCompletion(), [stream(chunk(**more(n))) for n in range(count)])
+
+    assert work(400) < 2.2 * work(200)
+
+
+def test_what_is_read_is_not_kept():
+    """Of the events, which are many times as long as what they say; a response is said last."""
+    events = stream({"type": "response.output_text.delta", "delta": "x" * 1000})
+    response, chat = Response(), ChatCompletion()
+    last = stream({"type": "response.completed", "response": {"output": []}})
+    held = _size(response)
+    for _ in range(1000):
+        response.feed(events)
+        chat.feed(stream({**chunk({"content": "word"}), "pad": "x" * 1000}))
+
+    assert _size(response) < held + 10_000
+    assert _size(chat) < 200_000
+    assert assembled(response, last) == {"output": []}
+
+
+def _size(value):
+    """Bytes of all that an object refers to."""
+    if hasattr(value, "__dict__"):
+        return sys.getsizeof(value) + _size(vars(value))
+    if isinstance(value, dict):
+        return sys.getsizeof(value) + sum(map(_size, [*value, *value.values()]))
+    if isinstance(value, list):
+        return sys.getsizeof(value) + sum(map(_size, value))
+    return sys.getsizeof(value)
+
+
+@pytest.mark.parametrize("kind", [ChatCompletion, Response])
+@pytest.mark.parametrize(
+    "events", [b"", b"data: [DONE]\n\n", b"data: {\n\n", stream({"choices": [1]}), stream([])]
+)
+def test_what_is_no_answer(kind, events):
+    """Is an error, never an empty answer."""
+    with pytest.raises(UpstreamError):
+        assembled(kind(), events)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": 5},
+        {"choices": "ab"},
+        {"choices": ["a"]},
+        {"choices": [{"index": "a"}]},
+        {"choices": [{"delta": 5}]},
+        chunk({"tool_calls": "x"}),
+        chunk({"tool_calls": {"index": 0}}),
+        chunk({"tool_calls": [1]}),
+        chunk({"tool_calls": [{"index": "a"}]}),
+        chunk({"tool_calls": [{"index": {}}]}),
+        chunk({}, logprobs="x"),
+    ],
+)
+def test_odd_shapes_are_an_error(odd):
+    """Of Venice's, whatever good chunks are beside them."""
+    with pytest.raises(UpstreamError):
+        whole(chunk({"content": "a"}), odd)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "index", "delta", "message", "content", "tool_calls", "logprobs"]
+            )
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(
+        ANYTHING
+        | ANYTHING.map(lambda value: {"choices": [value]})
+        | ANYTHING.map(lambda value: {"choices": [{"delta": value}]})
+        | ANYTHING.map(lambda value: {"choices": [{"delta": {"tool_calls": [value]}}]})
+        | ANYTHING.map(lambda value: {"type": "response.completed", "response": value}),
+        max_size=4,
+    )
+)
+def test_no_events_break_it(said):
+    """But with the error that says so."""
+    for kind in EVENTS:
+        with contextlib.suppress(UpstreamError):
+            assert isinstance(assembled(kind(), stream(*said)), dict)
+
+
+@pytest.mark.parametrize("kind", [ChatCompletion, Response])
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_what_is_nested_deeply_breaks_nothing(kind, depth):
+    """But is joined, or the error that says so."""
+    deep = b'{"a":' * depth + b"1" + b"}" * depth
+    events = b'data: {"type":"response.completed","response":%b,"choices":[{"delta":%b}]}\n\n'
+    with contextlib.suppress(UpstreamError):
+        assert assembled(kind(), events % (deep, deep))
