@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final, get_args
 from uuid import UUID
@@ -19,6 +19,7 @@ import uvloop
 from aiohttp import web
 
 from service import __version__, accounts, audit, jobs, ledger, schema, upstream
+from service.audit import Actor
 from service.commands import models
 from service.console import (
     COMMAND_LINE,
@@ -226,10 +227,22 @@ def check_upstream_keys() -> None:
 @click.argument("key_id", type=click.UUID)
 def disable_upstream_key(key_id: UUID) -> None:
     """Put a key out of use, on every replica within seconds."""
+    _change_upstream_key(key_id, upstream.disable)
 
+
+@upstream_keys.command("enable")
+@click.argument("key_id", type=click.UUID)
+def enable_upstream_key(key_id: UUID) -> None:
+    """Put a key that was disabled to use again."""
+    _change_upstream_key(key_id, upstream.enable)
+
+
+def _change_upstream_key(
+    key_id: UUID, change: Callable[[Any, Actor, UUID], Awaitable[None]]
+) -> None:
     async def work(database: Database, _: Keyring) -> Any:
         async with database.transaction() as conn:
-            await upstream.disable(conn, COMMAND_LINE, key_id)
+            await change(conn, COMMAND_LINE, key_id)
         return [await upstream.find_stored(database, key_id)]
 
     with_database(work)

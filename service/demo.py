@@ -55,7 +55,7 @@ SET_BY_USER: Final = "the one that you set: OPERATOR_KEY in the environment or i
 SIMULATED: Final = (
     "The sandbox plays Venice: answers are simulated. Set VENICE_API_KEY for real ones."
 )
-REAL: Final = "Calls go to Venice with your VENICE_API_KEY and cost real money."
+REAL: Final = "Calls go to {} with your VENICE_API_KEY; at Venice they cost real money."
 
 
 async def welcome(app: web.Application, port: int) -> str:
@@ -68,7 +68,7 @@ async def welcome(app: web.Application, port: int) -> str:
         shown = operator_key = settings.operator_key
     return WELCOME.format(
         url=f"http://{_host(settings.host)}:{port}",
-        upstream=REAL if settings.venice_api_key else SIMULATED,
+        upstream=REAL.format(settings.venice_base_url) if settings.venice_api_key else SIMULATED,
         key=key,
         operator_key=operator_key,
         shown_operator_key=shown,

@@ -179,5 +179,7 @@ def _add_models_and_upstream_keys(routes: Routes) -> None:
     routes.add(f"POST {keys}", upstream_keys.add_key, added)
     disabled = operator(gives=NOTHING, status=204)
     routes.add(f"DELETE {keys}/{{id}}", upstream_keys.disable_key, disabled)
+    enabled = operator(gives=shown)
+    routes.add(f"POST {keys}/{{id}}/enable", upstream_keys.enable_key, enabled)
     checked = operator(gives=upstream_keys.CheckedKey, refuses=(Conflict,))
     routes.add(f"POST {keys}/{{id}}/check", upstream_keys.check_key, checked)

@@ -74,6 +74,16 @@ async def disable_key(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def enable_key(request: web.Request) -> web.Response:
+    """``POST /admin/v1/upstream-keys/{id}/enable``: a disabled key takes calls again."""
+    actor = await _operator(request)
+    database, key_id = request.app[DATABASE], path_id(request)
+    async with database.transaction() as conn:
+        await upstream.enable(conn, actor, key_id)
+    await _load(request)
+    return json_response(_shown(await upstream.find_stored(database, key_id)))
+
+
 async def check_key(request: web.Request) -> web.Response:
     """``POST /admin/v1/upstream-keys/{id}/check``: what Venice says of it, asked at no cost. A key
     that rested and is found well takes calls again."""

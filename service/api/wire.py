@@ -246,7 +246,7 @@ def _attempts(attempts: Sequence[str]) -> dict[str, str]:
 
 def _reply_headers(reply: Reply) -> dict[str, str]:
     headers = rate_headers(reply.rates) if reply.rates is not None else {}
-    headers |= {"x-rialto-model": reply.model, **_attempts(reply.attempts)}
+    headers |= {"x-rialto-model": reply.model.partition(":")[0], **_attempts(reply.attempts)}
     if reply.output_cap is not None:
         headers["x-rialto-max-output-tokens"] = str(reply.output_cap)
     return {**reply.headers, **headers}

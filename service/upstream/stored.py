@@ -20,6 +20,11 @@ from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey
 log = structlog.get_logger()
 
 ENVIRONMENT: Final = "environment"
+KEY_PROBLEMS: Final = {
+    401: "Venice does not take the key (status 401).",
+    402: "The account has nothing left to spend (status 402).",
+    403: "The key may not be used, or not from here (status 403).",
+}
 NAME_LENGTH: Final = 200
 SECRET_LENGTH: Final = 1000
 SECRET: Final = re.compile("[!-~]+")
@@ -62,6 +67,12 @@ FIND_KEY: Final = """
            last_checked_at, created_at
     FROM public.upstream_keys
     WHERE id = $1
+"""
+ENABLE_KEY: Final = """
+    UPDATE public.upstream_keys
+    SET status = 'active', updated_at = now()
+    WHERE id = $1
+      AND status = 'disabled'
 """
 HAS_ORGANIZATION: Final = "SELECT EXISTS (SELECT FROM public.organizations WHERE id = $1)"
 HAS_KEY: Final = "SELECT EXISTS (SELECT FROM public.upstream_keys WHERE id = $1)"
@@ -139,13 +150,23 @@ async def disable(conn: Any, actor: Actor, key_id: UUID) -> None:
 
     :raises NotFound: when there is none of this id.
     """
+    await _change(conn, actor, key_id, DISABLE_KEY, "upstream_key.disable")
+
+
+async def enable(conn: Any, actor: Actor, key_id: UUID) -> None:
+    """Put a key that was disabled to use again. Again it changes nothing.
+
+    :raises NotFound: when there is none of this id.
+    """
+    await _change(conn, actor, key_id, ENABLE_KEY, "upstream_key.enable")
+
+
+async def _change(conn: Any, actor: Actor, key_id: UUID, statement: str, action: str) -> None:
     if not await conn.fetchval(HAS_KEY, key_id):
         raise NotFound("There is no such upstream key.")
     await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
-    if await conn.execute(DISABLE_KEY, key_id) == "UPDATE 1":
-        await audit.record(
-            conn, OPERATOR_ORGANIZATION_ID, actor, "upstream_key.disable", str(key_id)
-        )
+    if await conn.execute(statement, key_id) == "UPDATE 1":
+        await audit.record(conn, OPERATOR_ORGANIZATION_ID, actor, action, str(key_id))
 
 
 async def load(
@@ -191,10 +212,13 @@ async def check(database: Database, venice: Venice, key: UpstreamKey) -> Checked
     try:
         state = await venice.state(key)
     except ServiceError as error:
-        return Checked(name=key.name, is_well=False, problem=str(error))
+        status = getattr(error, "upstream_status", None) or 0
+        problem = KEY_PROBLEMS.get(status, str(error))
+        return Checked(name=key.name, is_well=False, problem=problem)
     await note_state(database, venice, key, state)
-    problem = None if state.access_permitted else "Venice lets it make no calls."
-    return Checked(name=key.name, is_well=state.access_permitted, problem=problem)
+    if not state.access_permitted:
+        return Checked(name=key.name, is_well=False, problem="Venice lets it make no calls.")
+    return Checked(name=key.name, is_well=True, problem=None)
 
 
 async def note_state(database: Database, venice: Venice, key: UpstreamKey, state: KeyState) -> None:

@@ -51,7 +51,14 @@ async def test_a_key_is_added_used_and_disabled(service, caller, upstream):
     keys = await listed(service)
     assert keys["spare"]["status"] == "disabled"
     assert "'second'" not in str([made, keys])
+
+    for _ in range(2):
+        status, shown = await service.operate("POST", f"{KEYS}/{made['id']}/enable")
+        assert (status, shown["status"]) == (200, "active")
+    async with caller.chat() as response:
+        assert response.status == 200
     assert await audited(service) == [
+        ("upstream_key.enable", made["id"]),
         ("upstream_key.disable", made["id"]),
         ("upstream_key.add", made["id"]),
     ]
