@@ -302,8 +302,9 @@ class Database:
 
     async def _release(self, connection: Any) -> None:
         """Give the connection back. One whose last statement was cancelled has to wait for the
-        server; asyncpg terminates it at the deadline, and who was cancelled hears of that alone."""
-        with contextlib.suppress(TimeoutError):
+        server; asyncpg terminates it at the deadline, and who was cancelled hears of that alone.
+        One that breaks as it is closed, since its siblings were lost, is gone as it should be."""
+        with contextlib.suppress(TimeoutError, *LOST):
             await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
     def _succeeded(self, connection: Any) -> None:

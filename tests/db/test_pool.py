@@ -137,6 +137,19 @@ async def test_the_server_restarts_under_load(own_server):
     assert done > before > 0
 
 
+async def test_a_connection_that_died_unseen_is_given_back_quietly(own_server):
+    """Its statement was answered: that it breaks as it is closed is nothing to its user."""
+    settings = make_settings(own_server.address, "http://venice.invalid")
+    async with db.open_pool(settings, own_server.address) as pool:
+        async with pool._connection(certain=False) as connection:
+            assert await connection.fetchval("SELECT 7") == 7
+            await pool._pool.expire_connections()
+            # The loop does not run meanwhile, so it does not hear of it.
+            own_server.kill()
+        own_server.start()
+        assert await pool.fetchval("SELECT 7") == 7
+
+
 async def test_age_retires_a_connection(proxied_address):
     """A connection that is too old is replaced before its next use, although min equals max."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
