@@ -19,7 +19,8 @@ async def show(request: web.Request) -> web.Response:
     serve on its port, in Prometheus's text format. It asks the database for nothing."""
     must_be_operator(await authenticate_operator(request))
     _look(request.app)
-    body = metrics.exposition(request.app.get(METRICS_DIRECTORY))
+    # In a thread: of several processes it takes some 100 ms, which calls need not wait for.
+    body = await asyncio.to_thread(metrics.exposition, request.app.get(METRICS_DIRECTORY))
     return web.Response(body=body, headers=HEADERS)
 
 
