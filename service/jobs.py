@@ -173,6 +173,8 @@ async def keep_generations(database: Database, venice: Venice) -> None:
     may be refunded, and then the books give its price back, whether or not its caller asks."""
     after = datetime.now(UTC) - stored.LIFETIME
     while True:
+        # A start has better things to ask the database.
+        await asyncio.sleep(GENERATIONS_EVERY_S)
         try:
             after = await follow_jobs(database, after)
             await poll_jobs(database, venice)
@@ -181,7 +183,6 @@ async def keep_generations(database: Database, venice: Venice) -> None:
             log.warning("queued jobs not followed", error=str(error), retry_s=GENERATIONS_EVERY_S)
         except Exception:
             log.exception("queued jobs not followed", retry_s=GENERATIONS_EVERY_S)
-        await asyncio.sleep(GENERATIONS_EVERY_S)
 
 
 async def follow_jobs(database: Database, after: datetime) -> datetime:
