@@ -1,0 +1,140 @@
+"""Tables of the results, for the terminal and for docs/benchmarks.md."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+
+from scripts.bench.workloads import WORKLOADS
+
+RATE = "{:,.0f}".format
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A column: the runs' median, as text."""
+
+    title: str
+    key: str
+    shown: Callable[[float], str] = "{:,.2f}".format
+
+
+COMMON = (
+    Figure("p50 ms", "latency_p50_ms"),
+    Figure("p99 ms", "latency_p99_ms"),
+    Figure("p99.9 ms", "latency_p99_9_ms"),
+)
+REQUESTS = Figure("requests/s", "requests_per_s", RATE)
+CHUNKS = Figure("chunks/s", "markers_per_s", RATE)
+FIRST = (
+    Figure("first byte p50 ms", "first_byte_p50_ms"),
+    Figure("first byte p99 ms", "first_byte_p99_ms"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What one workload came to: ``rows`` of text by side, and the ``values`` its chart shows."""
+
+    name: str
+    title: str
+    main: str
+    head: list
+    rows: list
+    values: dict
+
+
+def tables(results):
+    """All tables for which there are results."""
+    for workload in WORKLOADS.values():
+        runs = [run for run in results["runs"] if run["workload"] == workload.name]
+        void = [one["side"] for one in results["void"] if one["workload"] == workload.name]
+        if runs or void:
+            yield _of_workload(workload, results["sides"], runs, void)
+    if results["memory_bytes"]:
+        yield _of_memory(results["memory_bytes"])
+    if results["start_s"]:
+        yield _of_starts(results["start_s"])
+
+
+def _figures(workload):
+    unit = "chunk" if workload.per == "markers" else "request"
+    cpu = (
+        Figure(f"CPU µs/{unit}", "gateway_cpu_us", "{:,.1f}".format),
+        Figure(f"PostgreSQL µs/{unit}", "postgres_cpu_us", "{:,.1f}".format),
+    )
+    if workload.is_stream:
+        return (CHUNKS, *FIRST, *COMMON[:2], *cpu)
+    return (REQUESTS, *COMMON, *cpu)
+
+
+def _of_workload(workload, sides, runs, void):
+    figures = _figures(workload)
+    main = next(figure for figure in figures if figure.key == workload.main)
+    values, rows = {}, []
+    for side in sides:
+        its = [] if side in void else [run for run in runs if run["side"] == side]
+        if side in void:
+            rows.append([side, "void", *[""] * len(figures)])
+        if not its:
+            continue
+        values[side] = statistics.median(run[main.key] for run in its)
+        rows.append([side, *(_cell(figure, its) for figure in figures), _noise(main, its)])
+    head = ["side", *(figure.title for figure in figures), f"± of {main.title}"]
+    return Table(workload.name, workload.title, main.title, head, rows, values)
+
+
+def _cell(figure, runs):
+    known = [run[figure.key] for run in runs]
+    if None in known:
+        return "–"
+    if figure is REQUESTS and any(run["never_sent"] for run in runs):
+        return f"{figure.shown(statistics.median(known))} (does not keep up)"
+    return figure.shown(statistics.median(known))
+
+
+def _noise(figure, runs):
+    """Half of what lies between the least and the most, of the median."""
+    known = [run[figure.key] for run in runs]
+    middle = statistics.median(known)
+    return f"{(max(known) - min(known)) / 2 / middle:.1%}" if middle else "–"
+
+
+def _of_memory(known):
+    whens = list(dict.fromkeys(when for side in known.values() for when in side))
+    rows = [
+        [side, *(f"{its[when] / 1e6:,.0f}" if when in its else "–" for when in whens)]
+        for side, its in known.items()
+    ]
+    values = {side: list(its.values())[-1] / 1e6 for side, its in known.items()}
+    head = ["side", *(f"MB {when}" for when in whens)]
+    return Table("memory", "Resident memory", "MB at the end", head, rows, values)
+
+
+def _of_starts(known):
+    rows, values = [], {}
+    for side, seconds in known.items():
+        if seconds:
+            values[side] = statistics.median(seconds)
+            rows.append([side, f"{values[side]:.2f}", f"{min(seconds):.2f}", f"{max(seconds):.2f}"])
+    title = "From the start of the process to the first call passed on, on an existing database"
+    return Table("start", title, "s", ["side", "s", "least", "most"], rows, values)
+
+
+def as_text(table):
+    """For a terminal: aligned columns."""
+    lines = [table.head, *table.rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(table.head))]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([table.title, *shown])
+
+
+def as_markdown(table):
+    """For a document."""
+    lines = [table.head, ["---", *["---:"] * (len(table.head) - 1)], *table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
