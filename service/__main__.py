@@ -207,7 +207,8 @@ def list_upstream_keys() -> None:
 
 @upstream_keys.command("check")
 def check_upstream_keys() -> None:
-    """Ask Venice about each key in use, at no cost, and list what it says."""
+    """Ask Venice about each key in use, at no cost, and list what it says. With status 1 when one
+    is not well."""
     settings = read_settings(log_level="warning")
     if settings.venice_api_key is None:
         sys.exit("Without VENICE_API_KEY the sandbox plays Venice: there is nothing to check.")
@@ -218,9 +219,13 @@ def check_upstream_keys() -> None:
         async with upstream.open_venice(
             settings, base_url=settings.venice_base_url, keys=pool
         ) as venice:
-            return [await upstream.check(database, venice, key) for key in pool.all]
+            checked.extend([await upstream.check(database, venice, key) for key in pool.all])
+        return checked
 
+    checked: list[upstream.Checked] = []
     with_database(work)
+    if not all(key.is_well for key in checked):
+        sys.exit(1)
 
 
 @upstream_keys.command("disable")

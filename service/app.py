@@ -180,6 +180,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("aliases", app[api.CATALOG].keep_aliases()),
         _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
         _named("alerts", jobs.keep_alerts(app[BOOKS], app[api.DATABASE])),
+        _named("generations", jobs.keep_generations(app[api.DATABASE], app[api.VENICE])),
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
     ]

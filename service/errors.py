@@ -160,7 +160,8 @@ class UpstreamError(ServiceError):
     """Venice failed, or answered what cannot be understood.
 
     ``upstream_status`` is Venice's own, ``named_retry_after_s`` the time it named, ``rate_reset_s``
-    that until a used up rate is there again; ``attempts`` are the codes of all that was tried.
+    that until a used up rate is there again; ``is_refunded`` says that Venice gave back what the
+    job had cost that it was asked for; ``attempts`` are the codes of all that was tried.
     """
 
     status = 502
@@ -168,6 +169,7 @@ class UpstreamError(ServiceError):
     upstream_status: int | None = None
     named_retry_after_s: int | None = None
     rate_reset_s: float | None = None
+    is_refunded: bool = False
     attempts: tuple[str, ...] = ()
 
 

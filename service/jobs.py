@@ -5,18 +5,20 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 import structlog
 
-from service import accounts, audit, ledger, metrics, upstream
+from service import accounts, audit, ledger, metrics, stored, upstream
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.crypto import Keyring
 from service.db import Database
-from service.errors import ServiceError, Unavailable
+from service.errors import ServiceError, Unavailable, UpstreamError, UpstreamRejected
 from service.ledger import Ledger
+from service.stored import Generation, GenerationStatus
 from service.upstream import UpstreamKey, UpstreamKeys, Venice
 
 log = structlog.get_logger()
@@ -33,6 +35,13 @@ UPSTREAM_KEYS_EVERY_S: Final = 10.0
 BALANCES_EVERY_S: Final = 300.0
 FIRST_BALANCES_S: Final = 30.0
 """A start has better things to ask Venice."""
+GENERATIONS_EVERY_S: Final = 15.0
+GENERATIONS_AT_ONCE: Final = 10
+"""With the time between: a third of what Venice allows an account, the rest is the callers'."""
+JOBS_A_PAGE: Final = 1000
+SEEN_WITHIN: Final = timedelta(minutes=10)
+UNKNOWN_STATUSES: Final = (400, 404)
+"""What Venice says of a job that it does not know, or not any more."""
 DAY_S: Final = 86_400.0
 RIALTO: Final = Actor(name="rialto")
 ORGANIZATIONS_A_PAGE: Final = 1000
@@ -157,6 +166,83 @@ async def keep_end_users(database: Database) -> None:
             await ledger.sweep_end_users(database)
         except Exception:
             log.exception("end users not swept", retry_s=END_USERS_EVERY_S)
+
+
+async def keep_generations(database: Database, venice: Venice) -> None:
+    """Ask Venice what became of the jobs in its queue until that is known, for ever: one that fails
+    may be refunded, and then the books give its price back, whether or not its caller asks."""
+    after = datetime.now(UTC) - stored.LIFETIME
+    while True:
+        try:
+            after = await follow_jobs(database, after)
+            await poll_jobs(database, venice)
+            await stored.forget(database)
+        except Unavailable as error:
+            log.warning("queued jobs not followed", error=str(error), retry_s=GENERATIONS_EVERY_S)
+        except Exception:
+            log.exception("queued jobs not followed", retry_s=GENERATIONS_EVERY_S)
+        await asyncio.sleep(GENERATIONS_EVERY_S)
+
+
+async def follow_jobs(database: Database, after: datetime) -> datetime:
+    """Follow the jobs that were booked after a time; returns the one to look after next."""
+    after_id = UUID(int=0)
+    while queued := await ledger.list_jobs(database, after, after_id, JOBS_A_PAGE):
+        await stored.follow(database, [_generation(job) for job in queued])
+        after, after_id = queued[-1].counted_at, queued[-1].id
+    # What is booked is seen when its transaction ends, which may be later than one booked after it.
+    return min(after, datetime.now(UTC) - SEEN_WITHIN)
+
+
+async def poll_jobs(database: Database, venice: Venice) -> None:
+    """Ask for the jobs that are due, so many at once as the callers' own questions leave room."""
+    due = await stored.claim(database, GENERATIONS_AT_ONCE)
+    polls = [_poll(database, venice, generation) for generation in due]
+    for ended in await asyncio.gather(*polls, return_exceptions=True):
+        if isinstance(ended, BaseException):
+            raise ended
+
+
+def _generation(job: ledger.QueuedJob) -> Generation:
+    return Generation(
+        organization_id=job.organization_id,
+        id=job.call_id,
+        api_key_id=job.api_key_id,
+        kind=job.endpoint.split("/")[1],
+        path=job.endpoint,
+        model=job.model,
+        upstream_key_id=job.upstream_key_id,
+        upstream_reference=job.upstream_request_id,
+        queued_at=job.counted_at,
+    )
+
+
+async def _poll(database: Database, venice: Venice, generation: Generation) -> None:
+    """Ask for one job, and write down what became of it."""
+    if datetime.now(UTC) - generation.queued_at > stored.LIFETIME:
+        await stored.finish(database, generation, GenerationStatus.EXPIRED)
+        return
+    path = generation.path.removesuffix("/queue") + "/retrieve"
+    ticket = {"model": generation.model, "queue_id": generation.upstream_reference}
+    body = msgspec.json.encode(ticket)
+    organization_id, key_id = generation.organization_id, generation.upstream_key_id
+    try:
+        state = await venice.job_state(path, body, organization_id, key_id)
+    except ServiceError as error:
+        is_refunded = isinstance(error, UpstreamError) and error.is_refunded
+        if not is_refunded and not isinstance(error, UpstreamRejected):
+            # Venice, or its key, is in trouble: that says nothing of the job.
+            return
+        is_known = error.status not in UNKNOWN_STATUSES
+        status = GenerationStatus.FAILED if is_known else GenerationStatus.EXPIRED
+    else:
+        if state.is_processing:
+            return
+        is_refunded = state.is_refunded
+        status = GenerationStatus.FAILED if is_refunded else GenerationStatus.COMPLETED
+    if is_refunded:
+        await ledger.refund(database, organization_id, generation.id)
+    await stored.finish(database, generation, status)
 
 
 async def keep_retention(database: Database, months: int) -> None:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
-from uuid import UUID
 
 import msgspec
 from aiohttp import web
@@ -25,9 +24,10 @@ from service.api.wire import (
     read_or_pass,
     relay,
 )
-from service.errors import ClientError, NotFound, Unavailable
+from service.errors import ClientError, NotFound, Unavailable, UpstreamError
 from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
 from service.ledger import Limit
+from service.upstream import Answer
 
 NOT_PROXIED: Final = ("api_keys", "billing", "x402")
 """What is the operator's own at Venice, by the first part of its path."""
@@ -81,10 +81,7 @@ def free(path: str) -> Handler:
         venice, upstream_path = request.app[VENICE], _with_query(request, inbound.path)
         if path.endswith(JOB_STEPS):
             headers["Content-Type"] = inbound.read_type(takes_form=False)
-            key_id = await _key_of_job(request, caller, inbound.content)
-            answer = await venice.of_a_job(
-                upstream_path, inbound.content, headers, caller.organization_id, key_id
-            )
+            answer = await _ask_for_job(request, caller, upstream_path, inbound.content, headers)
         else:
             answer = await venice.forward(request.method, upstream_path, inbound.content, headers)
         try:
@@ -102,19 +99,29 @@ class Job(msgspec.Struct):
     queue_id: str = ""
 
 
-async def _key_of_job(request: web.Request, caller: Caller, content: bytes) -> UUID | None:
-    """The operator's key that the job was queued with, where the books know."""
-    job = body.decode(content, Job)
-    if not QUEUE_ID.fullmatch(job.queue_id):
+async def _ask_for_job(
+    request: web.Request, caller: Caller, path: str, content: bytes, headers: Mapping[str, str]
+) -> Answer:
+    """Venice's answer, by the key that the job was queued with. When it says that it gave back what
+    the job had cost, so do the books."""
+    queue_id = body.decode(content, Job).queue_id
+    if not QUEUE_ID.fullmatch(queue_id):
         raise ClientError(
             "queue_id: must be 1 to 256 printable ASCII characters without spaces.",
             param="queue_id",
         )
+    database, organization_id, job = request.app[DATABASE], caller.organization_id, None
     with contextlib.suppress(Unavailable):
-        return await ledger.find_job_key(
-            request.app[DATABASE], caller.organization_id, job.queue_id
-        )
-    return None
+        job = await ledger.find_job(database, organization_id, queue_id)
+    key_id = job.upstream_key_id if job else None
+    try:
+        return await request.app[VENICE].of_a_job(path, content, headers, organization_id, key_id)
+    except UpstreamError as error:
+        if error.is_refunded and job is not None:
+            # Where the books cannot be reached now, the job is followed all the same.
+            with contextlib.suppress(Unavailable):
+                await ledger.refund(database, organization_id, job.call_id)
+        raise
 
 
 async def other(request: web.Request) -> web.StreamResponse:

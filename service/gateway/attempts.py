@@ -2,6 +2,7 @@
 be repeated."""
 
 import asyncio
+import math
 import time
 from typing import Final
 from uuid import UUID
@@ -39,16 +40,19 @@ class Attempts:
         return tuple(code for _, _, code in self._tried)
 
     async def send(self, accept: str) -> Answer:
-        """The answer, whose status is 2xx.
+        """The answer, whose status is 2xx. Nothing is tried again for a caller who, by what they
+        said, has given up.
 
         :raises UpstreamError: the last one, with all codes as its ``attempts``.
         """
-        ends_at = time.monotonic() + self._venice.retry_s
+        began_at = time.monotonic()
+        left_at = began_at + (self._route.call.timeout_s or math.inf)
+        ends_at = min(began_at + self._venice.retry_s, left_at)
         while True:
             try:
                 answer = await self._attempt(accept)
             except UpstreamError as error:
-                if not await self._goes_on(error, ends_at):
+                if time.monotonic() >= left_at or not await self._goes_on(error, ends_at):
                     self._say()
                     error.attempts = self.codes
                     raise

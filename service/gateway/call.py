@@ -35,6 +35,9 @@ END_USER_LENGTH: Final = 128
 JSON: Final = "application/json"
 JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json", re.ASCII | re.IGNORECASE)
 EVENTS: Final = "text/event-stream"
+TIMEOUT_HEADERS: Final = ("x-stainless-timeout", "x-stainless-read-timeout")
+"""In which SDKs say for how many seconds they wait."""
+SECONDS: Final = re.compile(r"\d{1,6}(?:\.\d{1,9})?", re.ASCII)
 
 
 def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
@@ -60,6 +63,14 @@ def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
     if len(tags) > MOST_TAGS:
         raise ClientError(f"{TAGS_HEADER}: at most {MOST_TAGS} tags.", param=TAGS_HEADER)
     return tags
+
+
+def parse_timeout_s(headers: Mapping[str, str]) -> float | None:
+    """After how many seconds the caller gives up, where their SDK says so in numbers."""
+    for name in TIMEOUT_HEADERS:
+        if SECONDS.fullmatch(stated := headers.get(name, "")):
+            return float(stated)
+    return None
 
 
 def check_model(name: str, field: str = "model") -> str:
@@ -154,6 +165,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
                 name: self.headers[name] for name in PASSED_HEADERS if name in self.headers
             },
             "tags": parse_tags(self.headers),
+            "timeout_s": parse_timeout_s(self.headers),
             "body": self.content,
             "upload": self.upload,
         }
@@ -209,6 +221,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The caller's own words for the call, for reports."""
     end_user: str | None = None
     """The end user as the caller names them."""
+    timeout_s: float | None = None
+    """After how many seconds the caller gives up, where they say so."""
     relay: Relay = Relay.WHOLE
     is_stream: bool = False
     content_type: str = JSON

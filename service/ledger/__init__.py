@@ -7,9 +7,18 @@ settles.
 
 from service.ledger.alerts import Alert, announce
 from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Sent, Standing
-from service.ledger.credits import NewCredit, credit
+from service.ledger.credits import NewCredit, credit, refund
 from service.ledger.end_users import sweep_end_users
-from service.ledger.entries import LedgerEntry, find_entry, find_job_key, find_owner, list_entries
+from service.ledger.entries import (
+    Job,
+    LedgerEntry,
+    QueuedJob,
+    find_entry,
+    find_job,
+    find_owner,
+    list_entries,
+    list_jobs,
+)
 from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
 from service.ledger.leases import sweep
 from service.ledger.limits import (
@@ -47,6 +56,7 @@ __all__ = [
     "Group",
     "GroupBy",
     "Hold",
+    "Job",
     "Ledger",
     "LedgerEntry",
     "Limit",
@@ -57,6 +67,7 @@ __all__ = [
     "Outcome",
     "Period",
     "Proof",
+    "QueuedJob",
     "Rate",
     "Rates",
     "Report",
@@ -72,14 +83,16 @@ __all__ = [
     "expired",
     "export",
     "find_entry",
-    "find_job_key",
+    "find_job",
     "find_limit",
     "find_owner",
     "list_binding",
     "list_entries",
+    "list_jobs",
     "list_limits",
     "make_partitions",
     "prove",
+    "refund",
     "repair",
     "report",
     "retain",

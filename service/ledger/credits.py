@@ -6,16 +6,22 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from service import audit, money
 from service.audit import Actor
-from service.db import uuid7
+from service.db import Database, uuid7
 from service.errors import ClientError, Conflict, NotFound
+from service.ledger.limits import MOST_NANOS
+
+log = structlog.get_logger()
 
 CREDIT: Final = """
     SELECT verdict, left_nanos
     FROM public.credit($1, $2, $3, $4, $5)
 """
+VENICE: Final = Actor(name="venice")
+REFUND_NOTE: Final = "Venice refunded the job."
 NOTE_LENGTH: Final = 500
 UNPRINTABLE: Final = ("Cc", "Cs")
 """Unicode's categories of control characters and of halves of a character."""
@@ -77,6 +83,31 @@ async def credit(
             conn, organization_id, actor, "ledger_entry.credit", str(credit_id), detail
         )
     return credit_id
+
+
+async def refund(database: Database, organization_id: UUID, call_id: UUID) -> int:
+    """Give back what Venice gave back: all that a job still costs with its corrections and credits;
+    returns how much, in nano-dollars. Again it is nothing: then nothing is left.
+
+    :raises NotFound: when the organization has no such call.
+    :raises Unavailable: when the database is gone.
+    """
+    credit_id = uuid7()
+    async with database.transaction() as conn:
+        # More than any call costs: the answer is what is left, and a lock keeps it so.
+        row = await conn.fetchrow(
+            CREDIT, organization_id, call_id, credit_id, MOST_NANOS, REFUND_NOTE
+        )
+        if row["verdict"] != "too_much":
+            raise NotFound("There is no such call in the ledger.")
+        left_nanos: int = row["left_nanos"]
+        if left_nanos <= 0:
+            return 0
+        usd = money.format_usd(left_nanos)
+        new = NewCredit(usd=usd, note=REFUND_NOTE, id=credit_id)
+        await credit(conn, VENICE, organization_id, call_id, new)
+    log.info("job refunded", organization_id=str(organization_id), call_id=str(call_id), usd=usd)
+    return left_nanos
 
 
 def _parse_amount(usd: str) -> int:

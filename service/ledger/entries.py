@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -47,14 +47,27 @@ FIND_OWNER: Final = """
         OFFSET 0
     ) e
 """
-FIND_JOB_KEY: Final = """
-    SELECT upstream_key_id
+FIND_JOB: Final = """
+    SELECT coalesce(amends_id, id) AS call_id, upstream_key_id
     FROM public.ledger_entries
     WHERE organization_id = $1
       AND upstream_request_id = $2
       AND endpoint LIKE '%/queue'
     ORDER BY id DESC
     LIMIT 1
+"""
+# What a correction says of a job was not known when its call was settled.
+LIST_JOBS: Final = """
+    SELECT id, organization_id, coalesce(amends_id, id) AS call_id, api_key_id, endpoint, model,
+           upstream_key_id, upstream_request_id, counted_at
+    FROM public.ledger_entries
+    WHERE endpoint LIKE '%/queue'
+      AND (counted_at, id) > ($1, $2)
+      AND kind IN ('call', 'correction')
+      AND cost_nanos IS NOT NULL
+      AND upstream_request_id IS NOT NULL
+    ORDER BY counted_at, id
+    LIMIT $3
 """
 
 # Before the snapshot of the transaction is taken: a month that is dropped while this waits is
@@ -135,10 +148,41 @@ async def find_owner(database: Database, entry_id: UUID) -> UUID:
     return owner
 
 
-async def find_job_key(database: Database, organization_id: UUID, queue_id: str) -> UUID | None:
-    """The operator's key that a job of the organization was queued with, by Venice's id of it."""
-    key_id: UUID | None = await database.fetchval(FIND_JOB_KEY, organization_id, queue_id)
-    return key_id
+class Job(NamedTuple):
+    """A job in Venice's queue: the entry that it was charged with, and the operator's key."""
+
+    call_id: UUID
+    upstream_key_id: UUID | None
+
+
+async def find_job(database: Database, organization_id: UUID, queue_id: str) -> Job | None:
+    """A job of the organization, by Venice's id of it."""
+    row = await database.fetchrow(FIND_JOB, organization_id, queue_id)
+    return None if row is None else Job(**row)
+
+
+class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ledger says of a job whose cost is known: ``id`` is the entry's that says it,
+    ``upstream_request_id`` Venice's of the job, ``counted_at`` when that was booked."""
+
+    id: UUID
+    organization_id: UUID
+    call_id: UUID
+    api_key_id: UUID
+    endpoint: str
+    model: str
+    upstream_key_id: UUID | None
+    upstream_request_id: str
+    counted_at: datetime
+
+
+async def list_jobs(
+    database: Database, after: datetime, after_id: UUID, limit: int
+) -> Sequence[QueuedJob]:
+    """The jobs that were booked after a time and an entry of that time, of every organization,
+    oldest first."""
+    rows = await database.fetch(LIST_JOBS, after, after_id, limit)
+    return [QueuedJob(**row) for row in rows]
 
 
 def _entry(row: Any) -> LedgerEntry:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import aiohttp
@@ -23,7 +23,7 @@ from service.errors import (
 )
 from service.settings import Settings
 from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
-from service.upstream.refusals import refusal
+from service.upstream.refusals import is_refunded, refusal
 from service.upstream.retries import RetryBudget
 
 log = structlog.get_logger()
@@ -37,6 +37,10 @@ PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
 QUOTE_TIMEOUT_S: Final = 15.0
 KEY_TIMEOUT_S: Final = 10.0
+JOB_TIMEOUT_S: Final = 15.0
+JSON: Final = "application/json"
+UNFINISHED: Final = frozenset({"QUEUED", "PROCESSING"})
+"""The states of a job that Venice is still at."""
 
 # Headers of Venice that are about the answer. Those about the operator's account (rate limits,
 # balances) are not among them.
@@ -126,6 +130,17 @@ class _Data(msgspec.Struct):
     data: KeyState
 
 
+class _Job(msgspec.Struct):
+    status: str = ""
+
+
+class JobState(NamedTuple):
+    """What Venice says of a job: whether it is still at it, and whether it gave back its price."""
+
+    is_processing: bool
+    is_refunded: bool
+
+
 class Venice:
     """Requests to Venice with the operator's keys. Errors are translated; nothing is repeated."""
 
@@ -159,7 +174,7 @@ class Venice:
         """
         sent = {
             "Authorization": self._authorization(key),
-            "Content-Type": "application/json",
+            "Content-Type": JSON,
             **headers,
         }
         with _translated():
@@ -213,6 +228,29 @@ class Venice:
                 return await self.post(path, body, headers, key)
         return await self.post(path, body, headers, last)
 
+    async def job_state(
+        self, path: str, body: bytes, organization_id: UUID, key_id: UUID | None
+    ) -> JobState:
+        """How far a job is, at no cost; what it made is left at Venice.
+
+        :raises UpstreamError: when it has failed, or Venice does not say.
+        """
+        headers = {"Accept": JSON}
+        with _translated():
+            async with asyncio.timeout(JOB_TIMEOUT_S):
+                answer = await self.of_a_job(path, body, headers, organization_id, key_id)
+                try:
+                    if not answer.headers.get("Content-Type", "").startswith(JSON):
+                        return JobState(is_processing=False, is_refunded=False)
+                    content = await answer.read()
+                finally:
+                    answer.close()
+        try:
+            status = msgspec.json.decode(content, type=_Job).status
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UpstreamError("Venice's word on a job cannot be read.") from error
+        return JobState(status.upper() in UNFINISHED, is_refunded(content))
+
     async def quote(self, path: str, body: bytes) -> bytes:
         """What a job would cost, as JSON; free.
 
@@ -220,7 +258,7 @@ class Venice:
         """
         with _translated():
             async with asyncio.timeout(QUOTE_TIMEOUT_S):
-                answer = await self.post(path, body, {"Accept": "application/json"})
+                answer = await self.post(path, body, {"Accept": JSON})
                 try:
                     return await answer.read()
                 finally:

@@ -36,6 +36,7 @@ FAILURES: Final = ("x-ratelimit-remaining", "x-ratelimit-resets")
 DATA: Final = b"data:"
 EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 ERROR_MEMBER: Final = b'"error"'
+REFUNDED: Final = "credits_refunded"
 REJECTIONS: Final = {"content_blocked_by_provider": 422, "e2ee_attestation_stale": 400}
 """Codes within a stream that are about the request, and the statuses that go with them."""
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
@@ -45,6 +46,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErr
     """The error for an answer of Venice that is not 2xx."""
     error = _error(status, headers, body)
     error.upstream_status = status
+    error.is_refunded = is_refunded(body)
     if headers.get("Retry-After", "").isdecimal():
         error.named_retry_after_s = _retry_after_s(headers)
     elif status == 429:
@@ -135,6 +137,16 @@ def _in_band(data: bytes) -> UpstreamError | None:
         return UpstreamRejected(text or "Venice rejected the request.", status=REJECTIONS[code])
     log.warning("venice failed within a stream", upstream_code=str(code)[:100], text=text)
     return UpstreamError("Venice failed while it answered.")
+
+
+def is_refunded(body: bytes) -> bool:
+    """Whether Venice's word on a job says that it gave back what the job had cost."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    error = said.get("error") if isinstance(said, dict) else None
+    return any(part.get(REFUNDED) is True for part in (said, error) if isinstance(part, dict))
 
 
 def message_of(body: bytes) -> str:

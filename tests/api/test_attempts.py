@@ -55,6 +55,24 @@ async def test_a_long_wait_is_left_to_the_caller(caller, upstream):
     assert len(upstream.calls.to("/chat/completions")) == 1
 
 
+@pytest.mark.parametrize("name", ["x-stainless-timeout", "x-stainless-read-timeout"])
+@pytest.mark.parametrize(
+    ("stated", "attempts"),
+    [("0.000001", 1), ("600", 3), ("600.0", 3), ("NOT_GIVEN", 3), ("-1", 3), ("0", 3)],
+)
+async def test_nothing_is_tried_again_for_a_caller_who_has_given_up(
+    service, caller, upstream, name, stated, attempts
+):
+    """SDKs say for how many seconds they wait."""
+    await with_keys(service)
+    upstream.faults.push("/chat/completions", "at_capacity", times=2)
+    caller.headers[name] = stated
+    async with caller.chat() as response:
+        assert response.status == (200 if attempts == 3 else 503)
+
+    assert len(upstream.calls.to("/chat/completions")) == attempts
+
+
 @pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance", "rate_limited"])
 async def test_another_key_takes_over(service, caller, upstream, kind):
     """And the one that failed is left alone."""

@@ -222,6 +222,11 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
         {"name": "environment", "is_well": True, "problem": None},
         {"name": "spare", "is_well": True, "problem": None},
     ]
+    upstream.faults.push("/api_keys/rate_limits", "invalid_key", key="sandbox")
+    asking = (sys.executable, "-m", "service", "upstream-keys", "check")
+    status, out, _ = await run(*asking, **command, **venice)
+    upstream.faults.clear()
+    assert (status, out.count('"is_well":false')) == (1, 1)
     listed = await rialto("upstream-keys", "list", **command)
     assert all(float(line["balance_usd"]) > 0 and line["tier"] == "paid" for line in listed)
     (disabled,) = await rialto("upstream-keys", "disable", key["id"], **command)

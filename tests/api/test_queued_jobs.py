@@ -1,0 +1,226 @@
+"""Jobs in Venice's queue: what they cost is right whether or not their caller asks for them."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from paid_bodies import BODIES
+from support import cost_of, limited, standing
+
+from service import api, jobs, ledger
+from service.sandbox import FaultKind
+from service.upstream.refusals import is_refunded
+
+LONG_AGO = datetime.now(UTC) - timedelta(days=1)
+QUEUES = ("/video/queue", "/audio/queue")
+
+
+async def queued(caller, path="/video/queue"):
+    """A job; its ticket, and the entry that it was charged with."""
+    async with caller.service.http.post(
+        f"/v1{path}", json=BODIES[path], headers=caller.headers
+    ) as response:
+        assert response.status == 200
+        made = await response.json()
+    (entry,) = await caller.entries()
+    return {"model": made["model"], "queue_id": made["queue_id"]}, entry
+
+
+async def follow(service, *, age="2 minutes"):
+    """What the service does now and then, when the jobs are as old as that."""
+    database = service.app[api.DATABASE]
+    await jobs.follow_jobs(database, LONG_AGO)
+    await database.fetch(
+        "UPDATE public.generations SET created_at = created_at - $1::text::interval,"
+        " next_poll_at = next_poll_at - $1::text::interval",
+        age,
+    )
+    await jobs.poll_jobs(database, service.app[api.VENICE])
+
+
+async def statuses(service):
+    """Those of the jobs that were followed."""
+    rows = await service.app[api.DATABASE].fetch("SELECT status FROM public.generations")
+    return [row["status"] for row in rows]
+
+
+async def used(caller):
+    """What the caller's only limit has counted."""
+    (limit,) = await standing(caller)
+    return Decimal(limit["used"])
+
+
+@pytest.mark.parametrize("path", QUEUES)
+async def test_a_refund_reaches_the_books_though_nobody_asks(service, caller, upstream, path):
+    """Once, as a credit of all that the job cost; the limit has room for it again."""
+    await limited(caller, unit="usd", period="month", ceiling="100")
+    _, entry = await queued(caller, path)
+    assert await used(caller) == cost_of(entry) > 0
+    upstream.faults.push(path.replace("queue", "retrieve"), FaultKind.JOB_FAILED, times=5)
+
+    for _ in range(3):
+        await follow(service)
+
+    credit, call = await caller.entries()
+    assert call == entry
+    assert (credit["kind"], credit["amends_id"]) == ("credit", entry["id"])
+    assert (cost_of(credit), credit["note"]) == (-cost_of(entry), "Venice refunded the job.")
+    assert await used(caller) == 0
+    assert await statuses(service) == ["failed"]
+    assert len(upstream.calls.to(path.replace("queue", "retrieve"))) == 1
+
+
+async def test_a_refund_that_the_caller_sees_is_booked_at_once(service, caller, upstream):
+    """With Venice's own error for the caller; asking again, or our asking, gives nothing more."""
+    ticket, entry = await queued(caller)
+    upstream.faults.push("/video/retrieve", FaultKind.JOB_FAILED, times=9)
+
+    for _ in range(2):
+        async with service.http.post(
+            "/v1/video/retrieve", json=ticket, headers=caller.headers
+        ) as response:
+            assert response.status == 422
+            assert "refused the content" in (await response.json())["error"]["message"]
+        assert [cost_of(entry) for entry in await caller.entries()] == [
+            -cost_of(entry),
+            cost_of(entry),
+        ]
+    await follow(service)
+
+    assert len(await caller.entries()) == 2
+    assert await statuses(service) == ["failed"]
+
+
+async def test_what_the_operator_gave_back_is_not_given_twice(service, caller, upstream):
+    """The refund is of what is left."""
+    _, entry = await queued(caller)
+    part = {"usd": "0.01", "note": "Late."}
+    await service.operate("POST", f"/admin/v1/ledger/{entry['id']}/credit", json=part)
+    upstream.faults.push("/video/retrieve", FaultKind.JOB_FAILED)
+
+    await follow(service)
+
+    costs = [cost_of(entry) for entry in await caller.entries()]
+    assert (sum(costs), len(costs)) == (0, 3)
+
+
+async def test_another_organization_gets_nothing_back(service, caller, upstream):
+    """Who asks for a job of others' changes nobody's books."""
+    ticket, entry = await queued(caller)
+    stranger = await service.new_caller("stranger")
+    upstream.faults.push("/video/retrieve", FaultKind.JOB_FAILED)
+
+    async with service.http.post(
+        "/v1/video/retrieve", json=ticket, headers=stranger.headers
+    ) as response:
+        assert response.status == 422
+
+    assert await caller.entries() == [entry]
+    assert await stranger.entries() == []
+
+
+async def test_a_job_that_is_done_is_asked_for_no_more(service, caller, upstream):
+    """It keeps its price, and what it made is left for the caller."""
+    ticket, entry = await queued(caller)
+
+    for expected in ("in_progress", "in_progress", "completed", "completed"):
+        await follow(service)
+        assert await statuses(service) == [expected]
+
+    assert len(upstream.calls.to("/video/retrieve")) == 3
+    async with service.http.post(
+        "/v1/video/retrieve", json=ticket, headers=caller.headers
+    ) as response:
+        assert response.content_type == "video/mp4"
+    assert await caller.entries() == [entry]
+
+
+async def test_a_job_that_venice_does_not_know_keeps_its_price(service, caller):
+    """Its caller has fetched and forgotten it."""
+    ticket, entry = await queued(caller)
+    async with service.http.post(
+        "/v1/video/complete", json=ticket, headers=caller.headers
+    ) as response:
+        assert response.status == 200
+
+    await follow(service)
+
+    assert await statuses(service) == ["expired"]
+    assert await caller.entries() == [entry]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        FaultKind.AT_CAPACITY,
+        FaultKind.INFERENCE_FAILED,
+        FaultKind.INVALID_KEY,
+        FaultKind.RATE_LIMITED,
+        FaultKind.GARBAGE,
+        FaultKind.DISCONNECT,
+    ],
+)
+async def test_trouble_at_venice_says_nothing_of_a_job(service, caller, upstream, kind):
+    """It is asked for again later; the books do not move."""
+    _, entry = await queued(caller)
+    upstream.faults.push("/video/retrieve", kind, times=1)
+
+    await follow(service)
+
+    assert await statuses(service) == ["in_progress"]
+    assert await caller.entries() == [entry]
+
+
+async def test_a_job_is_asked_for_less_and_less_often(service, caller, upstream):
+    """Not before a minute, then a quarter of its age apart; after a day not at all, and in the end
+    it is forgotten."""
+    await queued(caller)
+    await follow(service, age="50 seconds")
+    assert upstream.calls.to("/video/retrieve") == []
+    await follow(service, age="20 seconds")
+    await follow(service, age="50 seconds")
+    assert len(upstream.calls.to("/video/retrieve")) == 1
+
+    database = service.app[api.DATABASE]
+    await follow(service, age="100 minutes")
+    waits = "SELECT extract(epoch FROM next_poll_at - now()) FROM public.generations"
+    assert 1400 < await database.fetchval(waits) < 1800
+    await follow(service, age="23 hours")
+    assert await statuses(service) == ["expired"]
+    await database.fetch("UPDATE public.generations SET expires_at = now() - interval '1 second'")
+    await jobs.stored.forget(database)
+    assert await statuses(service) == []
+    assert len(upstream.calls.to("/video/retrieve")) == 2
+
+
+async def test_a_refund_is_given_once_by_many(service, caller):
+    """Whoever learns of it first."""
+    _, entry = await queued(caller)
+    ids = UUID(caller.organization_id), UUID(entry["id"])
+
+    refunds = [ledger.refund(service.app[api.DATABASE], *ids) for _ in range(4)]
+    given = await asyncio.gather(*refunds)
+
+    assert sorted(given)[:3] == [0, 0, 0]
+    assert sum(given) == int(cost_of(entry) * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"error": {"message": "x", "credits_refunded": true}}', True),
+        (b'{"status": "FAILED", "credits_refunded": true}', True),
+        (b'{"error": {"message": "x", "credits_refunded": false}}', False),
+        (b'{"error": {"message": "\\"credits_refunded\\": true"}}', False),
+        (b'{"error": "credits_refunded"}', False),
+        (b'{"error": {"credits_refunded": "true"}}', False),
+        (b"[]", False),
+        (b"", False),
+        (b"\xff", False),
+    ],
+)
+def test_what_is_a_refund(body, expected):
+    """Only what Venice says in so many words."""
+    assert is_refunded(body) is expected
