@@ -11,6 +11,7 @@ import click
 import structlog
 
 from scripts.bench import machine, report
+from scripts.bench.peers import PEERS
 from scripts.bench.programs import CACHE, BenchError
 from scripts.bench.runs import Bench, Extent
 from scripts.bench.sides import OWN, Rialto
@@ -21,7 +22,7 @@ EXTENTS = {
     "quick": Extent(rounds=3, seconds=2, warmup_s=0.5, starts=3, soak_s=0),
     "full": Extent(rounds=3, seconds=8, warmup_s=2, starts=5, soak_s=600),
 }
-ALL = dict(OWN)
+ALL = {**OWN, **PEERS}
 
 
 def _names(known, default=None):
