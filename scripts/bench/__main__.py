@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -25,11 +26,11 @@ EXTENTS = {
 ALL = {**OWN, **PEERS}
 
 
-def _names(known, default=None):
+def _names(known):
     """Reads a list like ``a,b`` of known names; in the order in which they are known."""
 
     def read(_, __, text):
-        wanted = text.split(",") if text else default or list(known)
+        wanted = text.split(",") if text else list(known)
         for name in wanted:
             if name not in known:
                 raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
@@ -39,7 +40,7 @@ def _names(known, default=None):
 
 
 @click.command()
-@click.argument("extent", type=click.Choice(list(EXTENTS)), default="quick")
+@click.argument("extent", type=click.Choice([*EXTENTS, "last"]), default="quick")
 @click.option("--only", metavar="SIDE,...", help="These sides: " + ", ".join(ALL) + ".")
 @click.option(
     "--workload",
@@ -57,27 +58,43 @@ def _names(known, default=None):
 )
 @click.option("--rounds", type=click.IntRange(1), help="Runs of each; the median is shown.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="How long a run measures.")
-def main(extent, only, chosen, trees, rounds, seconds):
+@click.option("--write", "is_write", is_flag=True, help="Put the results into docs/benchmarks.md.")
+def main(extent, only, chosen, trees, rounds, seconds, is_write):
     """Measure Rialto beside others. `quick` takes minutes and has Rialto, a bare pass-through and
-    the upstream itself; `full` takes an hour and has every side."""
-    names = _names(ALL)(None, None, only or (",".join(OWN) if extent == "quick" else None))
-    planned = EXTENTS[extent]
-    changes = {"rounds": rounds, "seconds": seconds}
-    planned = Extent(**{**dataclasses.asdict(planned), **{k: v for k, v in changes.items() if v}})
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    kinds = [ALL[name] for name in names]
-    kinds += [functools.partial(Rialto, tree=tree) for tree in trees]
+    the upstream itself; `full` takes more than an hour and has every side. `last` measures nothing
+    and shows the last results again. The exit status is 1 if any run was void."""
     try:
-        results = Bench(kinds, [WORKLOADS[name] for name in chosen], planned).run()
-    except BenchError as error:
+        if extent != "last":
+            names = _names(ALL)(None, None, only or (",".join(OWN) if extent == "quick" else None))
+            changes = {"rounds": rounds, "seconds": seconds}
+            changes = {name: value for name, value in changes.items() if value}
+            planned = dataclasses.replace(EXTENTS[extent], **changes)
+            kinds = [ALL[name] for name in names]
+            kinds += [functools.partial(Rialto, tree=tree) for tree in trees]
+            results = _measured(kinds, [WORKLOADS[name] for name in chosen], planned)
+            RESULTS.write_text(json.dumps(results, indent=1))
+        results = json.loads(RESULTS.read_text())
+        _show(results)
+        if is_write:
+            report.write(results)
+    except (BenchError, FileNotFoundError) as error:
         sys.exit(str(error))
-    RESULTS.write_text(json.dumps(results, indent=1))
+    sys.exit(bool(results["void"]))
+
+
+def _measured(kinds, chosen, planned):
+    # So that what was started is ended then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    return Bench(kinds, chosen, planned).run()
+
+
+def _show(results):
     click.echo("\n".join(machine.described(results["machine"])))
     for table in report.tables(results):
         click.echo(f"\n{report.as_text(table)}")
     for one in results["void"]:
         click.echo(f"void: {one['workload']} of {one['side']}: {one['reason']}", err=True)
-    sys.exit(bool(results["void"]))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@
  *        [--connections N] [--warmup-s N] [--seconds N] [--rate N]
  *
  * Without --rate the loop is closed: each connection sends its next request when it has its answer.
- * With it the loop is open: requests are due at fixed times whatever the answers do, wait for a free
- * connection if they must, and their latency counts from when they were due.
+ * With it the loop is open: requests are due at fixed times whatever the answers do, wait for a
+ * free connection if they must, and their latency counts from when they were due.
  *
- * Answers that come between the warm-up and the end are measured; those still running at the end are
- * waited for and checked. An answer must be 200 and have the marker at least --markers times; the
- * first that is otherwise ends the run with status 1. One JSON object is printed.
+ * Answers that come between the warm-up and the end are measured. Those still running at the end
+ * are waited for and checked, and their latencies stand in where no answer came in time. An answer
+ * must be 200 and have the marker at least --markers times; the first that is otherwise ends the
+ * run with status 1. One JSON object is printed.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,9 +29,10 @@
 #include <unistd.h>
 
 #define SECOND_NS 1000000000L
-#define DRAIN_NS (60 * SECOND_NS) /* how long answers may take after the end */
+#define DRAIN_NS (240 * SECOND_NS) /* how long answers may take after the end */
 #define MAX_EVENTS 256
 #define READ_BYTES 65536
+#define SHOWN_BYTES 200 /* of an answer that is wrong */
 
 struct buffer {
     char *data;
@@ -65,7 +67,8 @@ static struct buffer request, headers;
 static struct samples latencies, first_bytes;
 static struct connection *free_connections;
 static int poll_fd, timer_fd, running;
-static long start_ns, from_ns, end_ns, arrivals, completed, all_markers, window_markers;
+static long start_ns, from_ns, end_ns, arrivals, completed, window_requests;
+static long all_markers, window_markers;
 
 static void fail(const char *format, ...) {
     char text[512];
@@ -221,12 +224,16 @@ static void set_timer(long now) {
 }
 
 static void finish(struct connection *c, long now) {
-    if (c->markers < options.markers)
-        fail("an answer has the upstream's marker %ld times, not %ld: %.200s", c->markers,
-             options.markers, c->body.length ? (append(&c->body, "", 1), c->body.data) : "");
+    if (c->markers < options.markers) {
+        size_t shown = c->body.length < SHOWN_BYTES ? c->body.length : SHOWN_BYTES;
+        append(&c->body, "", 1);
+        fail("an answer has the upstream's marker %ld times, not %ld; it ends in %s", c->markers,
+             options.markers, c->body.data + c->body.length - 1 - shown);
+    }
     completed++;
     running--;
-    if (now >= from_ns && now < end_ns) {
+    window_requests += now >= from_ns && now < end_ns;
+    if (now >= from_ns && (now < end_ns || !window_requests)) {
         record(&latencies, now - c->due_ns);
         record(&first_bytes, c->first_byte_ns - c->due_ns);
     }
@@ -358,12 +365,12 @@ static void print_samples(const char *name, struct samples *s) {
 }
 
 static void print_results(void) {
-    if (!latencies.count) fail("no answer within %g s", options.seconds);
+    if (!latencies.count || !window_markers) fail("no answer within %g s", options.seconds);
     double seconds = options.seconds;
     long due = options.rate ? (long)((options.warmup_s + seconds) * options.rate) : arrivals;
-    printf("{\"completed\": %ld, \"requests\": %zu, \"requests_per_s\": %.3f, \"markers\": %ld, "
+    printf("{\"completed\": %ld, \"requests\": %ld, \"requests_per_s\": %.3f, \"markers\": %ld, "
            "\"markers_per_s\": %.1f, \"never_sent\": %ld",
-           completed, latencies.count, latencies.count / seconds, all_markers,
+           completed, window_requests, window_requests / seconds, all_markers,
            window_markers / seconds, due > arrivals ? due - arrivals : 0);
     print_samples("latency", &latencies);
     print_samples("first_byte", &first_bytes);

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import MappingProxyType
 
 from scripts.bench.programs import CACHE, BenchError
 from scripts.bench.sides import Side
@@ -38,10 +40,10 @@ def _run(*arguments, cwd=None, **environment):
             timeout=INSTALL_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BenchError(f"{arguments[0]}: {error}") from error
+        raise BenchError(str(error)) from error
     if ran.returncode:
         said = " ".join(ran.stdout.split())[-300:]
-        raise BenchError(f"{arguments[0]} {arguments[1]} failed: {said}")
+        raise BenchError(f"{Path(arguments[0]).name} {arguments[1]} failed: {said}")
     return ran.stdout
 
 
@@ -167,7 +169,10 @@ class Litellm(_OfPython):
     name = "litellm"
     about = "its proxy without a database, so without keys, budgets or spend"
     versions = (f"litellm[proxy]=={LITELLM}",)
-    key = "sk-bench"
+    targets = MappingProxyType(
+        {Side.model: "gpt-4o", Side.embedding_model: "text-embedding-3-small"}
+    )
+    key = "sk-bench-0123456789abcdef0123456789abcdef01234567"
 
     def command(self):
         """One worker; nothing is fetched from elsewhere."""
@@ -175,12 +180,13 @@ class Litellm(_OfPython):
             {
                 "model_name": model,
                 "litellm_params": {
-                    "model": f"openai/{model}",
+                    # Of one named after Llama it would fetch a tokenizer from elsewhere.
+                    "model": f"openai/{target}",
                     "api_base": self._upstream("/v1"),
                     "api_key": "sandbox",
                 },
             }
-            for model in (self.model, self.embedding_model)
+            for model, target in self.targets.items()
         ]
         # YAML reads JSON.
         config = self._write("yaml", json.dumps({"model_list": models, **self._settings()}))
@@ -189,12 +195,15 @@ class Litellm(_OfPython):
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_LOG": "ERROR",
             "LITELLM_TELEMETRY": "False",
+            "HF_HUB_OFFLINE": "1",
             "NO_DOCS": "True",
         }
         return [self._tool("litellm"), *arguments, "--num_workers", "1"], environment
 
     def _settings(self):
-        return {}
+        # It does not start without one.
+        self.headers = {"Authorization": f"Bearer {self.key}"}
+        return {"general_settings": {"master_key": self.key}}
 
 
 class LitellmDatabase(Litellm):
@@ -205,14 +214,18 @@ class LitellmDatabase(Litellm):
     versions = (f"litellm[proxy]=={LITELLM}", f"prisma=={PRISMA}")
 
     def _install(self):
+        # What may fail comes first: prisma fetches its engines from elsewhere.
+        _run(sys.executable, "-m", "venv", self.home / "venv")
+        _run(self._tool("pip"), "install", "--quiet", self.versions[-1])
+        path = f"{self._tool('')}:{os.environ['PATH']}"
+        _run(self._tool("prisma"), "py", "fetch", PATH=path, **self._home)
         super()._install()
         (schema,) = self.home.glob("venv/lib/*/site-packages/litellm/proxy/schema.prisma")
-        path = f"{self._tool('')}:{os.environ['PATH']}"
         _run(self._tool("prisma"), "generate", f"--schema={schema}", PATH=path, **self._home)
 
     @property
     def _home(self):
-        # Where prisma keeps its engines.
+        # Prisma keeps its engines there.
         return {"HOME": str(self.home)}
 
     def start(self):
@@ -221,7 +234,6 @@ class LitellmDatabase(Litellm):
             postgres = self.place.postgres()
             self.postgres_pid = postgres.pid
             self._database_url = postgres.new_database(self.name)
-            self.headers = {"Authorization": f"Bearer {self.key}"}
         return super().start()
 
     def command(self):
@@ -230,9 +242,6 @@ class LitellmDatabase(Litellm):
         path = f"{self._tool('')}:{os.environ['PATH']}"
         more = {"DATABASE_URL": self._database_url, "PATH": path, **self._home}
         return arguments, {**environment, **more}
-
-    def _settings(self):
-        return {"general_settings": {"master_key": self.key}}
 
 
 TENSORZERO_CONFIG = """

@@ -18,19 +18,19 @@ START_S = 4
 """What a start is reckoned with in the time that is left."""
 OVERHEAD_S = 0.6
 """What a run takes besides the load."""
-IDLE_S = 1
-"""A process is idle that long before its memory is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much is measured; ``soak_s`` and ``starts`` may be 0."""
+    """How much is measured; ``soak_s`` and ``starts`` may be 0. A process is idle for ``idle_s``
+    before its memory is read."""
 
     rounds: int
     seconds: float
     warmup_s: float
     starts: int
     soak_s: float
+    idle_s: float = 1
 
     def run_s(self, workload):
         """How long one run takes."""
@@ -138,7 +138,7 @@ class Bench:
 
     def _weigh(self, when):
         """The memory of every side that has a process of its own."""
-        time.sleep(IDLE_S)
+        time.sleep(self._extent.idle_s)
         for side in self._sides:
             if side.owns_process:
                 known = self.results["memory_bytes"].setdefault(side.name, {})
@@ -182,7 +182,7 @@ class Bench:
             workloads.run(soak, rialto, directory, warmup_s=0, seconds=self._extent.soak_s)
         except BenchError as error:
             self._void.append({**facts, "reason": str(error)})
-        time.sleep(IDLE_S)
+        time.sleep(self._extent.idle_s)
         self.results["memory_bytes"][rialto.name]["after soak"] = memory_bytes(rialto.pid)
 
     def _start_again(self):

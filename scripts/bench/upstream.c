@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MARKER "0.0625019531"
+#define MARKER "0.123046875"
 #define MODEL "llama-3.3-70b"
 #define USAGE                                                                               \
     "\"usage\":{\"prompt_tokens\":25,\"completion_tokens\":100,\"total_tokens\":125,"       \
@@ -55,7 +55,7 @@ struct connection {
 static struct { char *target; struct buffer answer; } lists[MAX_LISTS];
 static int list_count, poll_fd, timer_fd;
 static struct connection *paced;
-static struct buffer chat, embeddings, stream_head, chunk, stream_end, whole_stream;
+static struct buffer chat, embeddings, stream_head, chunks[2], stream_end, whole_stream;
 static int whole_stream_chunks;
 
 static void die(const char *what) {
@@ -129,8 +129,12 @@ static void make_answers(void) {
 
     append_text(&stream_head, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                               "CF-RAY: bench\r\nTransfer-Encoding: chunked\r\n\r\n");
-    append_chunk(&chunk, EVENT "\"choices\":[{\"index\":0,\"delta\":{\"content\":\" " MARKER "\"},"
-                               "\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+#define CONTENT(word)                                                                       \
+    EVENT "\"choices\":[{\"index\":0,\"delta\":{\"content\":\" " MARKER word "\"},"            \
+          "\"logprobs\":null,\"finish_reason\":null}]}\n\n"
+    /* Two in turns: some gateways end a stream that says the same again and again. */
+    append_chunk(&chunks[0], CONTENT(" and"));
+    append_chunk(&chunks[1], CONTENT(" on"));
     append_chunk(&stream_end, EVENT "\"choices\":[{\"index\":0,\"delta\":{},\"logprobs\":null,"
                                     "\"finish_reason\":\"stop\"}]}\n\n");
     append_chunk(&stream_end, EVENT "\"choices\":[]," USAGE "}\n\n");
@@ -189,21 +193,25 @@ static bool ends_with(const char *text, size_t length, const char *end) {
     return length >= n && !memcmp(text + length - n, end, n);
 }
 
-static void start_stream(struct connection *c, int chunks, int pace) {
+static void append_one(struct buffer *b, int number) {
+    append(b, chunks[number % 2].data, chunks[number % 2].length);
+}
+
+static void start_stream(struct connection *c, int count, int pace) {
     append(&c->out, stream_head.data, stream_head.length);
     if (pace) {
-        c->chunks_left = chunks;
+        c->chunks_left = count;
         c->gap_ns = 1000000000L / pace;
         c->next_ns = now_ns() + c->gap_ns;
         c->next_paced = paced;
         paced = c;
         return;
     }
-    if (whole_stream_chunks != chunks) {
+    if (whole_stream_chunks != count) {
         whole_stream.length = 0;
-        for (int i = 0; i < chunks; i++) append(&whole_stream, chunk.data, chunk.length);
+        for (int i = 0; i < count; i++) append_one(&whole_stream, i);
         append(&whole_stream, stream_end.data, stream_end.length);
-        whole_stream_chunks = chunks;
+        whole_stream_chunks = count;
     }
     append(&c->out, whole_stream.data, whole_stream.length);
 }
@@ -223,9 +231,9 @@ static void answer_post(struct connection *c, const char *target, size_t length)
         append(&c->out, embeddings.data, embeddings.length);
     } else if (ends_with(target, length, "/chat/completions")) {
         int status = wish(body, c->body_length, "[status=");
-        int chunks = wish(body, c->body_length, "[chunks=");
+        int count = wish(body, c->body_length, "[chunks=");
         if (status) refuse(c, status);
-        else if (chunks) start_stream(c, chunks, wish(body, c->body_length, "[pace="));
+        else if (count) start_stream(c, count, wish(body, c->body_length, "[pace="));
         else append(&c->out, chat.data, chat.length);
     } else {
         refuse(c, 404);
@@ -294,8 +302,8 @@ static void pace_streams(void) {
     long now = now_ns(), next = 0;
     for (struct connection **at = &paced; *at;) {
         struct connection *c = *at;
-        for (; c->chunks_left && c->next_ns <= now; c->next_ns += c->gap_ns, c->chunks_left--)
-            append(&c->out, chunk.data, chunk.length);
+        for (; c->chunks_left && c->next_ns <= now; c->next_ns += c->gap_ns)
+            append_one(&c->out, c->chunks_left--);
         if (!c->chunks_left) append(&c->out, stream_end.data, stream_end.length);
         flush(c);
         if (!c->chunks_left || c->closed) {
