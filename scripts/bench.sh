@@ -1,7 +1,7 @@
 #!/bin/sh
-# Measures the service against the sandbox directly: requests a second, added milliseconds, memory,
-# time to listen. Arguments go to bench.py (--help lists them).
+# Measures Rialto beside other gateways, a bare pass-through and nothing at all: requests a second,
+# latencies, CPU time, memory. Arguments go to scripts/bench (--help lists them).
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
-exec .venv/bin/python scripts/bench.py "$@"
+exec .venv/bin/python -m scripts.bench "$@"

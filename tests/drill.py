@@ -5,14 +5,15 @@ import asyncio
 import contextlib
 import dataclasses
 import statistics
+import time
 from uuid import UUID
 
+import aiohttp
 from charges import Charges, marked, request_id
 from process import database_url, started, talking
 from support import MODEL, limited, make_settings
 from upstream import KEYS, playing
 
-from scripts import bench
 from service import audit, ledger
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.db import open_pool
@@ -47,16 +48,34 @@ class Report:
     problems: list
 
 
-class Lossy(bench.Side):
-    """The service, with what it did not answer."""
+class Load:
+    """Calls of one caller's, in a closed loop; with what was not answered."""
 
     def __init__(self, service, caller):
-        super().__init__("service", f"{service.url}/v1/chat/completions", caller.key)
-        self.lost = []
+        self.url = f"{service.url}/v1/chat/completions"
+        self.headers = caller.headers
+        self.latencies_ms, self.lost = [], []
 
-    def failed(self, why):
-        """Noted, and the load goes on."""
-        self.lost.append(str(why))
+    async def run(self, requests):
+        """Make the requests, arguments of aiohttp's; returns the calls a second."""
+        waiting = iter(requests)
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+        async with aiohttp.ClientSession(connector=connector, headers=self.headers) as http:
+            started = time.perf_counter()
+            await asyncio.gather(*(self._work(http, waiting) for _ in range(CONNECTIONS)))
+            return len(self.latencies_ms) / (time.perf_counter() - started)
+
+    async def _work(self, http, waiting):
+        for request in waiting:
+            started = time.perf_counter()
+            try:
+                async with http.post(self.url, **request) as response:
+                    await response.read()
+                    if response.status != 200:
+                        self.lost.append(str(response.status))
+            except aiohttp.ClientError as error:
+                self.lost.append(str(error))
+            self.latencies_ms.append((time.perf_counter() - started) * 1000)
 
 
 async def run(address, directory, calls, *, failing):
@@ -79,7 +98,7 @@ async def run(address, directory, calls, *, failing):
         await _priced(caller)
         if failing:
             await _break_keys(service, upstream)
-        return await _loaded(address, upstream, Lossy(service, caller), caller, calls)
+        return await _loaded(address, upstream, Load(service, caller), caller, calls)
 
 
 async def _priced(caller):
@@ -106,15 +125,15 @@ async def _break_keys(service, upstream):
     )
 
 
-async def _loaded(address, upstream, side, caller, calls):
+async def _loaded(address, upstream, load, caller, calls):
     charges = Charges(upstream)
     watching = asyncio.create_task(charges.watch())
     try:
-        rate, latencies = await bench.measure(side, CONNECTIONS, map(_request, range(calls)))
+        rate = await load.run(map(_request, range(calls)))
     finally:
         watching.cancel()
     async with open_pool(make_settings(address, "http://x"), address) as database:
-        answered = range(calls) if not side.lost else ()
+        answered = range(calls) if not load.lost else ()
         problems = await charges.disagreements(database, answered)
         problems += await _unproven(database, UUID(caller.organization_id))
         entries = await database.fetchval("SELECT count(*) FROM public.ledger_entries")
@@ -123,17 +142,17 @@ async def _loaded(address, upstream, side, caller, calls):
         problems.append(f"{entries} entries for {calls} calls")
     if cost_nanos != upstream.calls.charged_nanos:
         problems.append(f"{upstream.calls.charged_nanos} charged, {cost_nanos} booked")
-    cuts = statistics.quantiles(latencies, n=100)
+    cuts = statistics.quantiles(load.latencies_ms, n=100)
     return Report(
         calls=calls,
-        lost=len(side.lost),
+        lost=len(load.lost),
         charged_twice=len(charges.charged_twice),
         attempts=charges.attempts,
         calls_a_second=rate,
         p50_ms=cuts[49],
         p99_ms=cuts[98],
         charged_by=set(charges.keys),
-        problems=[*sorted(set(side.lost)), *problems],
+        problems=[*sorted(set(load.lost)), *problems],
     )
 
 

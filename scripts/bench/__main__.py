@@ -1,0 +1,101 @@
+"""The command line of scripts/bench.sh."""
+
+import dataclasses
+import functools
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+import structlog
+
+from scripts.bench import machine, report
+from scripts.bench.peers import PEERS
+from scripts.bench.programs import CACHE, BenchError
+from scripts.bench.runs import Bench, Extent
+from scripts.bench.sides import OWN, Rialto
+from scripts.bench.workloads import WORKLOADS
+
+RESULTS = CACHE / "results.json"
+EXTENTS = {
+    "quick": Extent(rounds=3, seconds=2, warmup_s=0.5, starts=3, soak_s=0),
+    "full": Extent(rounds=3, seconds=8, warmup_s=2, starts=5, soak_s=600),
+}
+ALL = {**OWN, **PEERS}
+
+
+def _names(known):
+    """Reads a list like ``a,b`` of known names; in the order in which they are known."""
+
+    def read(_, __, text):
+        wanted = text.split(",") if text else list(known)
+        for name in wanted:
+            if name not in known:
+                raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
+        return [name for name in known if name in wanted]
+
+    return read
+
+
+@click.command()
+@click.argument("extent", type=click.Choice([*EXTENTS, "last"]), default="quick")
+@click.option("--only", metavar="SIDE,...", help="These sides: " + ", ".join(ALL) + ".")
+@click.option(
+    "--workload",
+    "chosen",
+    metavar="NAME,...",
+    callback=_names(WORKLOADS),
+    help="These workloads: " + ", ".join(WORKLOADS) + ".",
+)
+@click.option(
+    "--tree",
+    "trees",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Rialto of another checkout as one more side; repeat for more.",
+)
+@click.option("--rounds", type=click.IntRange(1), help="Runs of each; the median is shown.")
+@click.option("--seconds", type=click.FloatRange(0.1), help="How long a run measures.")
+@click.option("--write", "is_write", is_flag=True, help="Put the results into docs/benchmarks.md.")
+def main(extent, only, chosen, trees, rounds, seconds, is_write):
+    """Measure Rialto beside others. `quick` takes minutes and has Rialto, a bare pass-through and
+    the upstream itself; `full` takes more than an hour and has every side. `last` measures nothing
+    and shows the last results again. The exit status is 1 if any run was void."""
+    try:
+        if extent != "last":
+            names = _names(ALL)(None, None, only or (",".join(OWN) if extent == "quick" else None))
+            changes = {"rounds": rounds, "seconds": seconds}
+            changes = {name: value for name, value in changes.items() if value}
+            planned = dataclasses.replace(EXTENTS[extent], **changes)
+            kinds = [ALL[name] for name in names]
+            kinds += [functools.partial(Rialto, tree=tree) for tree in trees]
+            results = _measured(kinds, [WORKLOADS[name] for name in chosen], planned)
+            RESULTS.write_text(json.dumps(results, indent=1))
+        results = json.loads(RESULTS.read_text())
+        _show(results)
+        if is_write:
+            report.write(results)
+    except (BenchError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    sys.exit(bool(results["void"]))
+
+
+def _measured(kinds, chosen, planned):
+    # So that what was started is ended then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    return Bench(kinds, chosen, planned).run()
+
+
+def _show(results):
+    click.echo("\n".join(machine.described(results["machine"])))
+    for table in report.tables(results):
+        click.echo(f"\n{report.as_text(table)}")
+    for one in results["void"]:
+        click.echo(f"void: {one['workload']} of {one['side']}: {one['reason']}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""Gateways and proxies that others have built, each in an environment of its own in the cache."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import MappingProxyType
+
+from scripts.bench.programs import CACHE, BenchError
+from scripts.bench.sides import Side
+
+INSTALL_S = 900
+LITELLM = "1.108.7"
+PRISMA = "0.15.0"
+TENSORZERO = "2026.6.0"
+PORTKEY = "1.15.2"
+HONO_NODE_SERVER = "1.13.5"
+"""Portkey's streams fail with a newer one."""
+DEBIAN = ("nginx", "libpcre2-8-0", "libssl3")
+
+
+def _run(*arguments, cwd=None, **environment):
+    """A step of an installation.
+
+    :raises BenchError: when it fails, with its last words.
+    """
+    try:
+        ran = subprocess.run(
+            list(map(str, arguments)),
+            check=False,
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=INSTALL_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BenchError(str(error)) from error
+    if ran.returncode:
+        said = " ".join(ran.stdout.split())[-300:]
+        raise BenchError(f"{Path(arguments[0]).name} {arguments[1]} failed: {said}")
+    return ran.stdout
+
+
+class Peer(Side):
+    """One that is installed into a directory of its own. ``versions`` are what it is pinned to; a
+    directory made for others is made anew."""
+
+    versions = ()
+
+    @property
+    def home(self):
+        """Its directory."""
+        return CACHE / "peers" / self.name
+
+    def install(self):
+        """Once; an installation that was cut short is made anew."""
+        stamp = self.home / "installed"
+        wanted = "\n".join(self.versions)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            shutil.rmtree(self.home, ignore_errors=True)
+            self.home.mkdir(parents=True)
+            self._install()
+            stamp.write_text(wanted)
+        return ", ".join(self.versions)
+
+    def _install(self):
+        raise NotImplementedError
+
+    def _upstream(self, path=""):
+        return f"http://127.0.0.1:{self.place.upstream.port}{path}"
+
+    def _write(self, name, text):
+        """A file of its configuration; its path."""
+        path = self.place.directory / f"{self.name}.{name}"
+        path.write_text(text)
+        return path
+
+
+class _OfPython(Peer):
+    """One from PyPI."""
+
+    def _install(self):
+        _run(sys.executable, "-m", "venv", self.home / "venv")
+        _run(self._tool("pip"), "install", "--quiet", *self.versions)
+
+    def _tool(self, name):
+        return self.home / "venv" / "bin" / name
+
+
+NGINX = """
+worker_processes 1;
+daemon off;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/nginx-body;
+    proxy_temp_path {directory}/nginx-proxy;
+    fastcgi_temp_path {directory}/nginx-fastcgi;
+    uwsgi_temp_path {directory}/nginx-uwsgi;
+    scgi_temp_path {directory}/nginx-scgi;
+    client_max_body_size 36m;
+    client_body_buffer_size 2m;
+    keepalive_requests 1000000000;
+    upstream double {{
+        server 127.0.0.1:{upstream};
+        keepalive 512;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://double;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+class Nginx(Peer):
+    """A proxy in C that knows nothing of the calls."""
+
+    name = "nginx"
+    about = "a proxy in C that knows nothing of calls, one worker: Debian's package"
+    versions = DEBIAN
+
+    def _install(self):
+        _run("apt-get", "download", *DEBIAN, cwd=self.home)
+        for package in self.home.glob("*.deb"):
+            _run("dpkg-deb", "-x", package, self.home / "root")
+
+    @property
+    def _libraries(self):
+        return ":".join(map(str, self.home.glob("root/usr/lib/*-linux-*")))
+
+    def install(self):
+        """Debian serves one version; which, it says itself."""
+        super().install()
+        program = self.home / "root/usr/sbin/nginx"
+        said = _run(program, "-v", LD_LIBRARY_PATH=self._libraries)
+        return said.strip().removeprefix("nginx version: ")
+
+    def command(self):
+        """One worker, without a log; streams are passed on as they come."""
+        facts = {
+            "directory": self.place.directory,
+            "upstream": self.place.upstream.port,
+            "port": self.port,
+        }
+        path = self._write("conf", NGINX.format(**facts))
+        program = self.home / "root/usr/sbin/nginx"
+        user = ["-g", "user root;"] if os.geteuid() == 0 else []
+        return [program, "-c", path, *user], {"LD_LIBRARY_PATH": self._libraries}
+
+
+class Litellm(_OfPython):
+    """LiteLLM's proxy as it starts without a database: it counts nothing."""
+
+    name = "litellm"
+    about = "its proxy without a database, so without keys, budgets or spend"
+    versions = (f"litellm[proxy]=={LITELLM}",)
+    targets = MappingProxyType(
+        {Side.model: "gpt-4o", Side.embedding_model: "text-embedding-3-small"}
+    )
+    key = "sk-bench-0123456789abcdef0123456789abcdef01234567"
+
+    def command(self):
+        """One worker; nothing is fetched from elsewhere."""
+        models = [
+            {
+                "model_name": model,
+                "litellm_params": {
+                    # Of one named after Llama it would fetch a tokenizer from elsewhere.
+                    "model": f"openai/{target}",
+                    "api_base": self._upstream("/v1"),
+                    "api_key": "sandbox",
+                },
+            }
+            for model, target in self.targets.items()
+        ]
+        # YAML reads JSON.
+        config = self._write("yaml", json.dumps({"model_list": models, **self._settings()}))
+        arguments = ["--config", config, "--host", "127.0.0.1", "--port", self.port]
+        environment = {
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_TELEMETRY": "False",
+            "HF_HUB_OFFLINE": "1",
+            "NO_DOCS": "True",
+        }
+        return [self._tool("litellm"), *arguments, "--num_workers", "1"], environment
+
+    def _settings(self):
+        # It does not start without one.
+        self.headers = {"Authorization": f"Bearer {self.key}"}
+        return {"general_settings": {"master_key": self.key}}
+
+
+class LitellmDatabase(Litellm):
+    """LiteLLM's proxy with PostgreSQL, so that it counts spend."""
+
+    name = "litellm-db"
+    about = "its proxy with PostgreSQL and a key, so that it counts spend"
+    versions = (f"litellm[proxy]=={LITELLM}", f"prisma=={PRISMA}")
+
+    def _install(self):
+        # What may fail comes first: prisma fetches its engines from elsewhere.
+        _run(sys.executable, "-m", "venv", self.home / "venv")
+        _run(self._tool("pip"), "install", "--quiet", self.versions[-1])
+        path = f"{self._tool('')}:{os.environ['PATH']}"
+        _run(self._tool("prisma"), "py", "fetch", PATH=path, **self._home)
+        super()._install()
+        (schema,) = self.home.glob("venv/lib/*/site-packages/litellm/proxy/schema.prisma")
+        _run(self._tool("prisma"), "generate", f"--schema={schema}", PATH=path, **self._home)
+
+    @property
+    def _home(self):
+        # Prisma keeps its engines there.
+        return {"HOME": str(self.home)}
+
+    def start(self):
+        """The first start makes the tables."""
+        if self.postgres_pid is None:
+            postgres = self.place.postgres()
+            self.postgres_pid = postgres.pid
+            self._database_url = postgres.new_database(self.name)
+        return super().start()
+
+    def command(self):
+        """With the database's address in the environment."""
+        arguments, environment = super().command()
+        path = f"{self._tool('')}:{os.environ['PATH']}"
+        more = {"DATABASE_URL": self._database_url, "PATH": path, **self._home}
+        return arguments, {**environment, **more}
+
+
+TENSORZERO_CONFIG = """
+[gateway]
+observability.enabled = false
+[models."{model}"]
+routing = ["double"]
+[models."{model}".providers.double]
+type = "openai"
+model_name = "{model}"
+api_base = "{url}"
+api_key_location = "none"
+[embedding_models."{embedding_model}"]
+routing = ["double"]
+[embedding_models."{embedding_model}".providers.double]
+type = "openai"
+model_name = "{embedding_model}"
+api_base = "{url}"
+api_key_location = "none"
+"""
+TENSORZERO_PROGRAM = """
+import sys, threading, tensorzero
+gateway = tensorzero._start_http_gateway(
+    config_file=sys.argv[1], clickhouse_url=None, postgres_url=None, valkey_url=None,
+    async_setup=False,
+)
+print("gateway at", gateway.base_url, flush=True)
+threading.Event().wait()
+"""
+
+
+class Tensorzero(_OfPython):
+    """TensorZero's gateway in Rust, which its Python package can serve over HTTP."""
+
+    name = "tensorzero"
+    about = "its gateway in Rust, without observability: it counts nothing"
+    versions = (f"tensorzero=={TENSORZERO}",)
+    chat_path = "/openai/v1/chat/completions"
+    embeddings_path = "/openai/v1/embeddings"
+    model = f"tensorzero::model_name::{Side.model}"
+    embedding_model = f"tensorzero::embedding_model_name::{Side.embedding_model}"
+
+    def command(self):
+        """It chooses its port itself, and says it."""
+        self.port = None
+        facts = {
+            "model": Side.model,
+            "embedding_model": Side.embedding_model,
+            "url": self._upstream("/v1/"),
+        }
+        config = self._write("toml", TENSORZERO_CONFIG.format(**facts))
+        # The last start's words would be taken for this one's.
+        (self.place.directory / f"{self.name}.log").unlink(missing_ok=True)
+        return [self._tool("python"), "-c", TENSORZERO_PROGRAM, config], {}
+
+    def is_ready(self):
+        """Once it has said where it listens."""
+        if self.port is None:
+            said = (self.place.directory / f"{self.name}.log").read_text()
+            found = re.search(r"gateway at http://[^:]+:(\d+)", said)
+            if found is None:
+                return False
+            self.port = int(found[1])
+        return super().is_ready()
+
+
+class Portkey(Peer):
+    """Portkey's gateway on Node."""
+
+    name = "portkey"
+    about = "its open gateway on Node: it counts nothing"
+    versions = (f"@portkey-ai/gateway@{PORTKEY}", f"@hono/node-server@{HONO_NODE_SERVER}")
+
+    def _install(self):
+        package = {
+            "private": True,
+            "dependencies": {"@portkey-ai/gateway": PORTKEY},
+            "overrides": {"@hono/node-server": HONO_NODE_SERVER},
+        }
+        (self.home / "package.json").write_text(json.dumps(package))
+        quiet = ("--no-audit", "--no-fund", "--ignore-scripts")
+        _run("npm", "install", *quiet, cwd=self.home)
+
+    def command(self):
+        """Where calls go is told by their headers."""
+        self.headers = {
+            "Authorization": "Bearer sandbox",
+            "x-portkey-provider": "openai",
+            "x-portkey-custom-host": self._upstream("/v1"),
+        }
+        program = self.home / "node_modules/@portkey-ai/gateway/build/start-server.js"
+        environment = {"NODE_ENV": "production", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"}
+        return ["node", program, f"--port={self.port}", "--headless"], environment
+
+
+PEERS = {peer.name: peer for peer in (Nginx, Litellm, LitellmDatabase, Tensorzero, Portkey)}

@@ -1,0 +1,202 @@
+"""Tables of the results, for the terminal and for docs/benchmarks.md with its charts."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+
+from scripts.bench import charts, machine
+from scripts.bench.programs import ROOT, BenchError
+from scripts.bench.workloads import WORKLOADS
+
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+CHARTS = ROOT / "docs" / "benchmarks"
+BEGIN, END = "<!-- results: made by scripts/bench.sh --write -->", "<!-- end of results -->"
+
+RATE = "{:,.0f}".format
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A column: the runs' median, as text."""
+
+    title: str
+    key: str
+    shown: Callable[[float], str] = "{:,.2f}".format
+
+
+COMMON = (
+    Figure("p50 ms", "latency_p50_ms"),
+    Figure("p99 ms", "latency_p99_ms"),
+    Figure("p99.9 ms", "latency_p99_9_ms"),
+)
+REQUESTS = Figure("requests/s", "requests_per_s", RATE)
+CHUNKS = Figure("chunks/s", "markers_per_s", RATE)
+FIRST = (
+    Figure("first byte p50 ms", "first_byte_p50_ms"),
+    Figure("first byte p99 ms", "first_byte_p99_ms"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What one workload came to: ``rows`` of text by side; and the ``values`` that its chart shows,
+    a median, a least and a most."""
+
+    name: str
+    title: str
+    main: str
+    head: list
+    rows: list
+    values: dict
+
+
+def tables(results):
+    """All tables for which there are results."""
+    for workload in WORKLOADS.values():
+        runs = [run for run in results["runs"] if run["workload"] == workload.name]
+        void = [one["side"] for one in results["void"] if one["workload"] == workload.name]
+        if runs or void:
+            yield _of_workload(workload, results["sides"], runs, void)
+    if results["memory_bytes"]:
+        yield _of_memory(results["memory_bytes"])
+    if results["start_s"]:
+        yield _of_starts(results["start_s"])
+
+
+def _figures(workload):
+    unit = "chunk" if workload.per == "markers" else "request"
+    cpu = (
+        Figure(f"CPU µs/{unit}", "gateway_cpu_us", "{:,.1f}".format),
+        Figure(f"PostgreSQL µs/{unit}", "postgres_cpu_us", "{:,.1f}".format),
+    )
+    if workload.is_stream:
+        return (CHUNKS, *FIRST, *COMMON[:2], *cpu)
+    return (REQUESTS, *COMMON, *cpu)
+
+
+def _of_workload(workload, sides, runs, void):
+    figures = _figures(workload)
+    main = next(figure for figure in figures if figure.key == workload.main)
+    values, rows = {}, []
+    for side in sides:
+        its = [] if side in void else [run for run in runs if run["side"] == side]
+        if side in void:
+            rows.append([side, "void", *[""] * len(figures)])
+        if not its:
+            continue
+        values[side] = _range([run[main.key] for run in its])
+        rows.append([side, *(_cell(figure, its) for figure in figures), _noise(main, its)])
+    head = ["side", *(figure.title for figure in figures), f"± of {main.title}"]
+    return Table(workload.name, workload.title, main.title, head, rows, values)
+
+
+def _cell(figure, runs):
+    known = [run[figure.key] for run in runs]
+    if None in known:
+        return "–"
+    if figure is REQUESTS and any(run["never_sent"] for run in runs):
+        return f"{figure.shown(statistics.median(known))} (does not keep up)"
+    return figure.shown(statistics.median(known))
+
+
+def _noise(figure, runs):
+    """Half of what lies between the least and the most, of the median."""
+    middle, least, most = _range([run[figure.key] for run in runs])
+    return f"{(most - least) / 2 / middle:.0%}" if middle and len(runs) > 1 else "–"
+
+
+def _range(known):
+    return statistics.median(known), min(known), max(known)
+
+
+def _of_memory(known):
+    whens = list(dict.fromkeys(when for side in known.values() for when in side))
+    rows = [
+        [side, *(f"{its[when] / 1e6:,.0f}" if when in its else "–" for when in whens)]
+        for side, its in known.items()
+    ]
+    values = {
+        side: (its["after load"] / 1e6, min(its.values()) / 1e6, max(its.values()) / 1e6)
+        for side, its in known.items()
+    }
+    head = ["side", *(f"MB {when}" for when in whens)]
+    return Table("memory", "Resident memory", "MB after load", head, rows, values)
+
+
+def _of_starts(known):
+    rows, values = [], {}
+    for side, seconds in known.items():
+        if seconds:
+            values[side] = _range(seconds)
+            rows.append([side, *(f"{figure:.2f}" for figure in values[side])])
+    title = "From start to the first call passed on, on an existing database"
+    return Table("start", title, "s", ["side", "s", "least", "most"], rows, values)
+
+
+def as_text(table):
+    """For a terminal: aligned columns."""
+    lines = [table.head, *table.rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(table.head))]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([table.title, *shown])
+
+
+def as_markdown(table):
+    """For a document."""
+    lines = [table.head, ["---", *["---:"] * (len(table.head) - 1)], *table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(results):
+    """Put the results into docs/benchmarks.md, between its marks, and the charts beside it.
+
+    :raises BenchError: when the marks are not there.
+    """
+    before, begin, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"{DOCUMENT} has no place for results")
+    CHARTS.mkdir(exist_ok=True)
+    for old in CHARTS.glob("*.svg"):
+        old.unlink()
+    parts = [
+        "\n".join(f"- {line}" for line in machine.described(results["machine"])),
+        _sides(results),
+    ]
+    for table in tables(results):
+        parts.append(f"### {table.title}")
+        shown = {side: value for side, value in table.values.items() if value[1] > 0}
+        if shown:
+            path = CHARTS / f"{table.name}.svg"
+            path.write_text(charts.svg(table.title, table.main, shown))
+            parts.append(f"![{table.title}: {table.main}]({CHARTS.name}/{path.name})")
+        parts.append(as_markdown(table))
+    parts += [
+        f"Void: {one['workload']} of {one['side']}: {_quoted(one['reason'])}"
+        for one in results["void"]
+    ]
+    body = "\n\n".join(parts)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+
+
+def _quoted(reason):
+    """What a program said, so that a table can hold it."""
+    return f"`{reason.replace('|', '/').replace('`', chr(39))[:160]}`"
+
+
+def _sides(results):
+    extent = results["extent"]
+    lines = ["| side | version | what it is |", "| --- | --- | --- |"]
+    lines += [
+        f"| {name} | {side['version']} | {side['about']} |"
+        for name, side in results["sides"].items()
+    ]
+    lines += [f"| {name} | left out | {_quoted(why)} |" for name, why in results["skipped"].items()]
+    runs = f"{extent['rounds']} runs of {extent['seconds']:g} s each after {extent['warmup_s']:g} s"
+    return "\n".join(lines) + f"\n\nMedians of {runs} of warm-up; the sides take turns."

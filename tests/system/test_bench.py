@@ -1,0 +1,95 @@
+"""The bench measures what it says, and takes no answer for good that is not the upstream's. No
+speed is asserted."""
+
+import dataclasses
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+
+from scripts.bench import report
+from scripts.bench.runs import Bench, Extent
+from scripts.bench.sides import Aiohttp, Direct, Rialto
+from scripts.bench.workloads import WORKLOADS
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("gcc") is None or shutil.which("taskset") is None,
+    reason="the bench is made with gcc and runs with taskset",
+)
+SHORTEST = Extent(rounds=1, seconds=0.3, warmup_s=0.1, starts=1, soak_s=0, idle_s=0)
+
+
+def changed(name, **changes):
+    """A workload as it is measured, but for what the test is about."""
+    return dataclasses.replace(WORKLOADS[name], **changes)
+
+
+def measured(sides, *workloads):
+    """The results, and those of each run by workload and side."""
+    results = Bench(sides, workloads, SHORTEST).run()
+    return results, {(run["workload"], run["side"]): run for run in results["runs"]}
+
+
+def test_results_are_complete(tmp_path, monkeypatch):
+    """Every side has every figure of every workload, in the document and in its charts too."""
+    sides = {"direct", "rialto", "aiohttp"}
+
+    results, runs = measured([Direct, Rialto, Aiohttp], WORKLOADS["plain8"], WORKLOADS["stream64"])
+
+    assert (results["void"], results["skipped"]) == ([], {})
+    assert set(results["sides"]) == sides
+    assert set(runs) == {(name, side) for name in ("plain8", "stream64") for side in sides}
+    for run in runs.values():
+        assert run["requests"] > 0
+        assert 0 < run["first_byte_p50_ms"] <= run["latency_p50_ms"] <= run["latency_max_ms"]
+        assert run["markers"] == run["completed"] * (200 if run["workload"] == "stream64" else 1)
+        assert (run["postgres_cpu_us"] is not None) == (run["side"] == "rialto")
+    for part in ("memory_bytes", "start_s"):
+        assert set(results[part]) == {"rialto", "aiohttp"}
+
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "DOCUMENT", document)
+    monkeypatch.setattr(report, "CHARTS", tmp_path / "charts")
+    report.write(results)
+    written = document.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("\nafter\n")
+    assert "old" not in written
+    for name in ("plain8", "stream64", "memory", "start"):
+        assert f"(charts/{name}.svg)" in written
+        ElementTree.parse(tmp_path / "charts" / f"{name}.svg")
+
+
+@pytest.fixture(scope="module")
+def odd():
+    """The results, and the runs, of three workloads on the upstream alone: one is answered with
+    errors, one lacks a chunk, and one has 100 requests a second due while its one connection is
+    busy for 0.1 s with each."""
+    error = changed("plain8", content="[status=503]")
+    chunk_missing = changed("stream64", content="[chunks=199]")
+    late = changed(
+        "paced64", content="[chunks=200] [pace=2000]", connections=1, rate=100, least_s=0.5
+    )
+    return measured([Direct], error, chunk_missing, late)
+
+
+def test_wrong_answers_void_a_run(odd):
+    """A run has no figures when one answer is an error, or not all that the upstream was asked."""
+    results, runs = odd
+
+    assert set(runs) == {("paced64", "direct")}
+    assert [void["workload"] for void in results["void"]] == ["plain8", "stream64"]
+    assert "503" in results["void"][0]["reason"]
+    assert "199 times, not 200" in results["void"][1]["reason"]
+    plain, stream, *_ = report.tables(results)
+    assert plain.rows[0][:2] == stream.rows[0][:2] == ["direct", "void"]
+
+
+def test_an_open_loop_counts_the_wait(odd):
+    """A latency counts from when the request was due, and what was never sent is told."""
+    _, runs = odd
+
+    run = runs["paced64", "direct"]
+    assert run["never_sent"] > 0
+    assert run["latency_max_ms"] > 200
