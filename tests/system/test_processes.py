@@ -20,10 +20,19 @@ CHAT = "/chat/completions"
 
 
 @pytest.fixture
-def environment(database_address, upstream):
+def temporary(tmp_path):
+    """Where they keep their metrics."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def environment(database_address, upstream, temporary):
     """What two processes need to run."""
     return {
         "WEB_CONCURRENCY": "2",
+        "TMPDIR": str(temporary),
         "DATABASE_URL": database_url(database_address),
         "VENICE_API_KEY": "sandbox",
         "VENICE_BASE_URL": f"{upstream.url}/api/v1",
@@ -87,12 +96,9 @@ def children(process):
     return [child.pid for child in psutil.Process(process.process.pid).children(recursive=True)]
 
 
-async def test_limits_and_metrics_are_of_all(tmp_path, environment):
+async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
     """Of 60 calls at a time as many pass as the limit says, not as many on each process; and
     whichever process is asked says the same of all of them."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    environment["TMPDIR"] = str(temporary)
     async with started(tmp_path, **environment) as process, talking(process) as service:
         caller = await service.new_caller()
         await limited(caller, unit="requests", period="day", ceiling=25)
@@ -241,11 +247,9 @@ async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
     assert len(process.said("drained")) == 2
 
 
-async def test_one_process_is_one_process(tmp_path, environment):
+async def test_one_process_is_one_process(tmp_path, environment, temporary):
     """With WEB_CONCURRENCY at 1 there is no parent, no child and no directory for metrics."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    environment |= {"WEB_CONCURRENCY": "1", "TMPDIR": str(temporary)}
+    environment["WEB_CONCURRENCY"] = "1"
     async with started(tmp_path, **environment) as process:
         await process.listening()
         assert children(process) == []
