@@ -2,9 +2,11 @@
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, BinaryIO, Final, get_args
 from uuid import UUID
 
@@ -18,11 +20,12 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from service import __version__, accounts, audit, jobs, ledger, schema, upstream
+from service import __version__, accounts, audit, jobs, ledger, logs, schema, upstream
 from service.audit import Actor
-from service.commands import models
+from service.commands import limits, models
 from service.console import (
     COMMAND_LINE,
+    FIRST_ID,
     database_address,
     read_settings,
     run_to_the_end,
@@ -31,13 +34,12 @@ from service.console import (
 from service.crypto import Keyring
 from service.db import Database, first_connection
 from service.errors import Conflict
-from service.settings import Environment
+from service.settings import Settings
 
 log = structlog.get_logger()
 
 MIGRATE_TIMEOUT_S: Final = 90.0
 COMMAND_TIMEOUT_S: Final = 5.0
-FIRST_ID: Final = UUID(int=0)
 DAY: Final = click.DateTime(["%Y-%m-%d"])
 LAST_ID: Final = UUID(int=2**128 - 1)
 
@@ -52,6 +54,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(models)
+main.add_command(limits)
 
 
 @main.command()
@@ -59,13 +62,49 @@ def serve() -> None:
     """Serve until SIGTERM or Ctrl-C."""
     settings = read_settings()
     # Not imported by the other commands.
-    from service import demo, server  # noqa: PLC0415
+    from service import processes, server  # noqa: PLC0415
+
+    if settings.processes == 1:
+        sys.exit(uvloop.run(server.serve(settings, _welcome(settings))))
+    sys.exit(uvloop.run(processes.serve(settings)))
+
+
+def _welcome(settings: Settings) -> Callable[[web.Application, int], Awaitable[None]] | None:
+    """What prints the lines for a newcomer, in development."""
+    from service import demo  # noqa: PLC0415
 
     async def welcome(app: web.Application, port: int) -> None:
         click.echo(await demo.welcome(app, port))
 
-    in_development = settings.environment is Environment.DEVELOPMENT
-    sys.exit(uvloop.run(server.serve(settings, welcome if in_development else None)))
+    return None if settings.is_production else welcome
+
+
+@main.command(hidden=True)
+@click.argument("number", type=int)
+@click.option("--line", type=int, required=True)
+@click.option("--socket", "sockets", type=int, required=True, multiple=True)
+@click.option("--metrics", "metrics_directory", type=Path, required=True)
+@click.option("--sandbox", "sandbox_url")
+def process(
+    number: int,
+    line: int,
+    sockets: tuple[int, ...],
+    metrics_directory: Path,
+    sandbox_url: str | None,
+) -> None:
+    """Serve as one of several processes; started by ``serve``, with descriptors of its own."""
+    settings = read_settings()
+    logs.configure(settings.log_level, settings.log_format, process=number)
+    from service import server  # noqa: PLC0415
+
+    parent = server.Parent(
+        line=socket.socket(fileno=line),
+        sockets=[socket.socket(fileno=one) for one in sockets],
+        metrics_directory=metrics_directory,
+        sandbox_url=sandbox_url,
+    )
+    welcome = _welcome(settings) if number == 1 else None
+    sys.exit(uvloop.run(server.serve(settings, welcome, parent)))
 
 
 @main.command()
@@ -249,122 +288,6 @@ def _change_upstream_key(
         async with database.transaction() as conn:
             await change(conn, COMMAND_LINE, key_id)
         return [await upstream.find_stored(database, key_id)]
-
-    with_database(work)
-
-
-@main.group()
-def limits() -> None:
-    """How much an organization, a key or an end user may use."""
-
-
-def _amount(unit: ledger.Unit) -> Callable[[Any, Any, str | None], ledger.NewLimit | None]:
-    """Reads an option like ``5/month`` (a ceiling a period), or ``10`` for concurrency."""
-
-    def read(_: Any, __: Any, text: str | None) -> ledger.NewLimit | None:
-        if text is None:
-            return None
-        ceiling, _, period = text.partition("/")
-        count = ceiling if unit == "usd" or not ceiling.isdecimal() else int(ceiling)
-        facts = {"unit": unit, "ceiling": count, "period": period or None}
-        try:
-            return msgspec.convert(facts, ledger.NewLimit)
-        except msgspec.ValidationError as error:
-            raise click.BadParameter(f"{text!r} is no ceiling and period: {error}") from None
-
-    return read
-
-
-@limits.command("create")
-@click.option("--organization", "organization_id", type=click.UUID, required=True)
-@click.option("--key", "api_key_id", type=click.UUID, help="Bind this key, not the organization.")
-@click.option("--end-user", help="Bind this end user, as calls name it.")
-@click.option("--each-end-user", is_flag=True, help="Bind each end user, with a counter for each.")
-@click.option("--model", help="Count calls of this model only.")
-@click.option("--usd", callback=_amount("usd"), metavar="5.00/month")
-@click.option("--requests", callback=_amount("requests"), metavar="60/minute")
-@click.option("--tokens", callback=_amount("tokens"), metavar="100000/day")
-@click.option("--concurrency", callback=_amount("concurrency"), metavar="10")
-def create_limits(
-    organization_id: UUID,
-    api_key_id: UUID | None,
-    end_user: str | None,
-    each_end_user: bool,
-    model: str | None,
-    **amounts: ledger.NewLimit | None,
-) -> None:
-    """Set limits, one for each amount: a ceiling and a period (minute, hour, day, month, lifetime),
-    for concurrency just the number of calls at a time."""
-    new = [limit for limit in amounts.values() if limit is not None]
-    if not new:
-        raise click.UsageError("Give at least one of --usd, --requests, --tokens, --concurrency.")
-
-    binds = {
-        "api_key_id": api_key_id,
-        "end_user": end_user,
-        "each_end_user": each_end_user,
-        "model": model,
-    }
-
-    async def work(database: Database, keyring: Keyring) -> Any:
-        await accounts.find_organization(database, organization_id)
-        digest = None
-        if end_user is not None:
-            digest = await accounts.end_user_digest(database, keyring, organization_id, end_user)
-        async with database.transaction() as conn:
-            made = [
-                await ledger.create_limit(
-                    conn,
-                    COMMAND_LINE,
-                    organization_id,
-                    msgspec.structs.replace(limit, **binds),
-                    digest,
-                )
-                for limit in new
-            ]
-        return [await ledger.find_limit(database, limit_id) for limit_id in made]
-
-    with_database(work)
-
-
-@limits.command("list")
-@click.option("--organization", "organization_id", type=click.UUID, required=True)
-def list_limits(organization_id: UUID) -> None:
-    """List an organization's limits with what is used and held."""
-    with_database(
-        lambda database, _: ledger.list_limits(
-            database, organization_id, after=FIRST_ID, limit=1000
-        )
-    )
-
-
-@limits.command("change")
-@click.argument("limit_id", type=click.UUID)
-@click.argument("ceiling")
-def change_limit(limit_id: UUID, ceiling: str) -> None:
-    """Set another ceiling; what is used and held stays."""
-
-    async def work(database: Database, _: Keyring) -> Any:
-        limit = await ledger.find_limit(database, limit_id)
-        is_count = limit.unit != "usd" and ceiling.isdecimal()
-        change = ledger.LimitChange(ceiling=int(ceiling) if is_count else ceiling)
-        async with database.transaction() as conn:
-            await ledger.change_limit(conn, COMMAND_LINE, limit, change)
-        return await ledger.find_limit(database, limit_id)
-
-    with_database(work)
-
-
-@limits.command("delete")
-@click.argument("limit_id", type=click.UUID)
-def delete_limit(limit_id: UUID) -> None:
-    """Take a limit out of force."""
-
-    async def work(database: Database, _: Keyring) -> Any:
-        limit = await ledger.find_limit(database, limit_id)
-        async with database.transaction() as conn:
-            await ledger.delete_limit(conn, COMMAND_LINE, limit)
-        return limit
 
     with_database(work)
 

@@ -30,6 +30,8 @@ SANDBOX_KEY: Final = "sandbox"
 ADDRESS: Final = web.AppKey("ADDRESS", DatabaseAddress)
 BOOKS: Final = web.AppKey("BOOKS", Ledger)
 MIGRATION_ADDRESS: Final = web.AppKey("MIGRATION_ADDRESS", DatabaseAddress)
+SANDBOX_URL: Final = web.AppKey("SANDBOX_URL", str)
+"""Of a sandbox that is there already, as the processes on one port share one."""
 
 
 def create_app(settings: Settings | None = None) -> web.Application:
@@ -122,8 +124,11 @@ async def venice(app: web.Application) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         base_url, api_key = settings.venice_base_url, settings.venice_api_key
         if api_key is None:
-            base_url = await stack.enter_async_context(_sandbox(settings))
             api_key = SANDBOX_KEY
+            if SANDBOX_URL in app:
+                base_url = app[SANDBOX_URL]
+            else:
+                base_url = await stack.enter_async_context(sandbox(settings))
         app[api.VENICE_KEY] = api_key
         key = UpstreamKey(id=ENVIRONMENT_KEY_ID, name="environment", secret=api_key)
         client = open_venice(settings, base_url=base_url, keys=UpstreamKeys([key]))
@@ -132,7 +137,11 @@ async def venice(app: web.Application) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _sandbox(settings: Settings) -> AsyncIterator[str]:
+async def sandbox(settings: Settings) -> AsyncIterator[str]:
+    """The sandbox on a port of its own; its base URL.
+
+    :raises StartupError: in production.
+    """
     if settings.is_production:
         raise StartupError("The sandbox is not for production.", "Set VENICE_API_KEY.")
     # Not imported where it is not needed.
@@ -184,6 +193,8 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
     ]
+    if api.METRICS_DIRECTORY in app:
+        running.append(_named("metrics", api.keep_fresh(app)))
     if interval_s := app[api.SETTINGS].audit_interval_s:
         proving = jobs.keep_books_proven(app[api.DATABASE], interval_s)
         running.append(_named("audit", proving))

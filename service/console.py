@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import click
 import msgspec
@@ -22,6 +23,8 @@ log = structlog.get_logger()
 
 COMMAND_TIMEOUT_S: Final = 5.0
 COMMAND_LINE: Final = Actor(name="command-line")
+FIRST_ID: Final = UUID(int=0)
+"""The one before every id."""
 
 
 def read_settings(**defaults: Any) -> Settings:

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Final, TextIO
 
@@ -66,8 +66,19 @@ def _json(value: Any, **_: Any) -> str:
     return msgspec.json.encode(value, enc_hook=str).decode()
 
 
-def configure(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Set up logging for the process; ``form`` is ``json``, ``console`` or ``auto``.
+def _numbering(process: int) -> Callable[[Any, str, Event], Event]:
+    def add(_: Any, __: str, event: Event) -> Event:
+        event.setdefault("process", process)
+        return event
+
+    return add
+
+
+def configure(
+    level: str, form: str, stream: TextIO | None = None, process: int | None = None
+) -> None:
+    """Set up logging for the process; ``form`` is ``json``, ``console`` or ``auto``. ``process`` is
+    its number among several, which each of its lines then says.
 
     Lines of libraries that use the standard ``logging`` take the same form.
     """
@@ -77,6 +88,7 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
         _add_request_id,
+        *([_numbering(process)] if process is not None else []),
     ]
     finish: list[Any] = (
         [
@@ -99,7 +111,8 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=[*shared, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        # A line is one write, so that those of several processes do not run into each other.
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream)

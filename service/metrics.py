@@ -2,19 +2,28 @@
 
 They are for watching, and count from the start of the process: the books are the ledger. No label
 takes what a caller can choose. ``docs/metrics.md`` tells what each is for.
+
+Where several processes serve on one port, PROMETHEUS_MULTIPROC_DIR is set for each of them, and the
+Prometheus client keeps every value in a file there. Whichever process is asked adds them up.
 """
 
-from typing import Final
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, Literal
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
-    Info,
+    Metric,
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.exposition import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from service import __version__
 
@@ -28,16 +37,20 @@ def _counter(name: str, text: str, *labels: str) -> Counter:
     return Counter(name, text, labels, registry=REGISTRY)
 
 
-def _gauge(name: str, text: str, *labels: str) -> Gauge:
-    return Gauge(name, text, labels, registry=REGISTRY)
+def _gauge(
+    name: str, text: str, *labels: str, of_all: Literal["sum", "max", "mostrecent"]
+) -> Gauge:
+    """``of_all`` tells what the values of several processes make together."""
+    return Gauge(name, text, labels, registry=REGISTRY, multiprocess_mode=of_all)
 
 
 def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
     return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
 
 
-BUILD: Final = Info("rialto_build", "The version that runs.", registry=REGISTRY)
-BUILD.info({"version": __version__})
+# Not an Info, which looks the same and does not work with several processes.
+BUILD: Final = _gauge("rialto_build_info", "The version that runs.", "version", of_all="max")
+BUILD.labels(__version__).set(1)
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
@@ -52,7 +65,7 @@ REQUEST_SECONDS: Final = _histogram(
 CALLS: Final = _counter(
     "rialto_calls_total", "Admitted calls that have ended.", "endpoint", "outcome"
 )
-OPEN_CALLS: Final = _gauge("rialto_open_calls", "Calls under way.")
+OPEN_CALLS: Final = _gauge("rialto_open_calls", "Calls under way.", of_all="sum")
 FIRST_BYTE_SECONDS: Final = _histogram(
     "rialto_first_byte_seconds", "From admission to Venice's first byte.", SECONDS, "endpoint"
 )
@@ -90,21 +103,71 @@ UPSTREAM: Final = _counter(
     "rialto_upstream_answers_total", "What Venice answered: a status, or how it failed.", "status"
 )
 UPSTREAM_BALANCE_USD: Final = _gauge(
-    "rialto_upstream_balance_usd", "What a Venice key may still spend, when last asked.", "key"
+    "rialto_upstream_balance_usd",
+    "What a Venice key may still spend, when last asked.",
+    "key",
+    of_all="mostrecent",
 )
 UPSTREAM_RESTING: Final = _gauge(
-    "rialto_upstream_keys_resting", "Venice keys that are invalid or spent."
+    "rialto_upstream_keys_resting", "Venice keys that are invalid or spent.", of_all="max"
 )
-POOL: Final = _gauge("rialto_pool_connections", "Connections of the pool.", "state")
+POOL: Final = _gauge("rialto_pool_connections", "Connections of the pool.", "state", of_all="sum")
 STRAY_ENTRIES: Final = _gauge(
-    "rialto_ledger_stray_entries", "Entries outside of any month: there should be none."
+    "rialto_ledger_stray_entries",
+    "Entries outside of any month: there should be none.",
+    of_all="mostrecent",
 )
-AUDIT_FAULTS: Final = _gauge("rialto_audit_faults", "Faults that the last audit found.")
+AUDIT_FAULTS: Final = _gauge(
+    "rialto_audit_faults", "Faults that the last audit found.", of_all="mostrecent"
+)
 AUDIT_FINISHED: Final = _gauge(
-    "rialto_audit_finished_timestamp_seconds", "When the last audit ended, in Unix time."
+    "rialto_audit_finished_timestamp_seconds",
+    "When the last audit ended, in Unix time.",
+    of_all="mostrecent",
 )
-AUDIT_SECONDS: Final = _gauge("rialto_audit_duration_seconds", "How long the last audit took.")
+AUDIT_SECONDS: Final = _gauge(
+    "rialto_audit_duration_seconds", "How long the last audit took.", of_all="mostrecent"
+)
 
 # Bound once, for the hot path.
 ADMISSION_BATCH: Final = BATCH_SIZE.labels("admission")
 SETTLEMENT_BATCH: Final = BATCH_SIZE.labels("settlement")
+
+
+def exposition(directory: Path | None = None) -> bytes:
+    """The instruments in Prometheus's text format: those of this process, or of all that keep their
+    values in ``directory``, added up."""
+    if directory is None:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    # It has no types.
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    registry.register(_Processes(directory))
+    PlatformCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Processes(Collector):
+    """What ProcessCollector says of one process, of all that serve and the one that started them:
+    the earliest start, and the sums of everything else."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        files = self._directory.glob("counter_*.db")
+        together: dict[str, Metric] = {}
+        for pid in (str(os.getppid()), *(file.stem.rpartition("_")[2] for file in files)):
+            for metric in _of_process(pid):
+                known = together.setdefault(metric.name, metric)
+                if known is not metric:
+                    (one,), (other,) = known.samples, metric.samples
+                    is_start = metric.name == "process_start_time_seconds"
+                    value = min(one.value, other.value) if is_start else one.value + other.value
+                    known.samples = [one._replace(value=value)]
+        return together.values()
+
+
+def _of_process(pid: str) -> Iterable[Metric]:
+    """Nothing of one that has ended."""
+    return ProcessCollector(pid=lambda: pid, registry=None).collect()

@@ -7,18 +7,20 @@ finish, end what is left with a proper error, and only then close.
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import structlog
 from aiohttp import web
 
 from service import api
-from service.app import ADDRESS, create_app
+from service.app import ADDRESS, SANDBOX_URL, create_app
 from service.errors import StartupError
 from service.settings import Settings
 from service.watchdog import LoopWatchdog, watch_pool
@@ -32,32 +34,55 @@ GOODBYE_S: Final = 4.0
 """How long calls get to say goodbye when their time is over."""
 HANDLER_END_S: Final = 1.0
 POLL_S: Final = 0.05
+LISTENS: Final = b"+"
+"""What a process tells the one that started it, once."""
 
 OnListening = Callable[[web.Application, int], Awaitable[None]]
 """Called once with the application and the port."""
 
 
-class StopSignals:
-    """SIGTERM and SIGINT: the first asks to stop, a second one to hurry."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """What one of several processes has from the one that started it. ``line`` leads there: it
+    ends when that process does."""
 
-    def __init__(self) -> None:
+    line: socket.socket
+    sockets: Sequence[socket.socket]
+    metrics_directory: Path
+    sandbox_url: str | None
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks to stop, a second one to hurry. ``also`` is called with
+    the number of each."""
+
+    def __init__(self, also: Callable[[int], None] = lambda _: None) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._also = also
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received, signal.Signals(number).name)
+            loop.add_signal_handler(number, self._received, number)
 
-    def _received(self, name: str) -> None:
+    def _received(self, number: signal.Signals) -> None:
         (self.hurry if self.stop.is_set() else self.stop).set()
-        log.info("signal received", signal=name, hurry=self.hurry.is_set())
+        log.info("signal received", signal=number.name, hurry=self.hurry.is_set())
+        self._also(number)
 
 
-async def serve(settings: Settings, on_listening: OnListening | None = None) -> int:
+async def serve(
+    settings: Settings, on_listening: OnListening | None = None, parent: Parent | None = None
+) -> int:
     """Run until told to stop; returns the exit status."""
     # Before anything can take long: as the first process of a container, Python would otherwise
     # ignore SIGTERM.
     signals = StopSignals()
     app = create_app(settings)
+    if parent is not None:
+        app[api.METRICS_DIRECTORY] = parent.metrics_directory
+        if parent.sandbox_url is not None:
+            app[SANDBOX_URL] = parent.sandbox_url
+        _stop_with(parent, signals)
     # A hang-up must reach the handler at once, not at its next write.
     runner = web.AppRunner(
         app,
@@ -68,16 +93,20 @@ async def serve(settings: Settings, on_listening: OnListening | None = None) -> 
         shutdown_timeout=HANDLER_END_S,
     )
     try:
-        site = await _start(runner, settings, signals)
-        if site is None:
+        sites = await _start(runner, settings, signals, parent)
+        if not sites:
             return 0
         with _watched(app, settings):
+            if parent is not None:
+                # One that has ended is heard of by another way.
+                with contextlib.suppress(OSError):
+                    parent.line.send(LISTENS)
             if on_listening is not None:
                 await on_listening(app, runner.addresses[0][1])
             await signals.stop.wait()
-            await _drain(app, site, settings, signals)
+            await _drain(app, sites, settings, signals)
     except Exception as error:  # noqa: BLE001 - logged with its traceback
-        _say_why(error)
+        say_why(error)
         return EX_FAILED
     finally:
         await runner.cleanup()
@@ -85,7 +114,20 @@ async def serve(settings: Settings, on_listening: OnListening | None = None) -> 
     return 0
 
 
-def _say_why(error: Exception) -> None:
+def _stop_with(parent: Parent, signals: StopSignals) -> None:
+    """Stop when the process that started this one has ended, however it did."""
+    loop = asyncio.get_running_loop()
+
+    def has_ended() -> None:
+        loop.remove_reader(parent.line)
+        log.error("the process that started this one has ended")
+        signals.stop.set()
+
+    # It never says anything, so whatever there is to be read is the end.
+    loop.add_reader(parent.line, has_ended)
+
+
+def say_why(error: Exception) -> None:
     """The traceback, unless the failure is told in full by its own words; then what to do, last."""
     known = isinstance(error, StartupError)
     if not known or error.__cause__ is not None:
@@ -98,9 +140,9 @@ def _say_why(error: Exception) -> None:
 
 
 async def _start(
-    runner: web.AppRunner, settings: Settings, signals: StopSignals
-) -> web.BaseSite | None:
-    """The listening site, or None when the stop came first."""
+    runner: web.AppRunner, settings: Settings, signals: StopSignals, parent: Parent | None
+) -> list[web.SockSite]:
+    """The sites that listen; none when the stop came first."""
     starting = asyncio.create_task(runner.setup())
     stopping = asyncio.create_task(signals.stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -109,15 +151,34 @@ async def _start(
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
-        return None
+        return []
     await starting
-    site = web.TCPSite(runner, settings.host or None, settings.port)
+    sockets = await bind(settings) if parent is None else parent.sockets
+    sites = [web.SockSite(runner, one) for one in sockets]
     try:
-        await site.start()
-    except (OSError, UnicodeError) as error:
+        for site in sites:
+            await site.start()
+    except OSError as error:
         raise _not_listening(settings, error) from None
     log.info("listening", host=settings.host or "*", port=runner.addresses[0][1])
-    return site
+    return sites
+
+
+async def bind(settings: Settings) -> list[socket.socket]:
+    """A socket for each address of HOST at PORT. They do not listen yet.
+
+    :raises StartupError: when the port is taken, or the host is none of this machine.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        server = await loop.create_server(
+            asyncio.Protocol, settings.host or None, settings.port, start_serving=False
+        )
+    except (OSError, UnicodeError) as error:
+        raise _not_listening(settings, error) from None
+    sockets = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+    server.close()
+    return sockets
 
 
 def _not_listening(settings: Settings, error: OSError | UnicodeError) -> StartupError:
@@ -151,7 +212,10 @@ def _watched(app: web.Application, settings: Settings) -> Iterator[None]:
 
 
 async def _drain(
-    app: web.Application, site: web.BaseSite, settings: Settings, signals: StopSignals
+    app: web.Application,
+    sites: Sequence[web.BaseSite],
+    settings: Settings,
+    signals: StopSignals,
 ) -> None:
     status, gateway = app[api.STATUS], app[api.GATEWAY]
 
@@ -162,7 +226,8 @@ async def _drain(
     log.info("draining", open_requests=status.open_requests, open_calls=gateway.open_calls)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(signals.hurry.wait(), settings.shutdown_listen_s)
-    await site.stop()
+    for site in sites:
+        await site.stop()
     log.info("no longer listening", open_requests=status.open_requests)
     await _until(is_empty, settings.shutdown_timeout_s, signals.hurry)
     if not is_empty():

@@ -295,6 +295,13 @@ class Settings:
         "",
     )
     port: int = _variable("PORT", "integer", "The port to listen on.", _integer(0, 65_535), 8080)
+    processes: int = _variable(
+        "WEB_CONCURRENCY",
+        "integer",
+        "How many processes serve on the one port, each with a pool and a listen connection.",
+        _integer(1, 64),
+        1,
+    )
     body_max_bytes: int = _variable(
         "BODY_MAX_BYTES",
         "integer",
@@ -397,7 +404,7 @@ class Settings:
     data_directory: str = _variable(
         "DATA_DIRECTORY",
         "path",
-        "Where development keeps its database and its keys. Production writes no files.",
+        "Where development keeps its database and its keys. Production keeps no files.",
         TEXT,
         ".rialto",
     )
@@ -540,6 +547,11 @@ def _kept(path: Path) -> str:
     if not path.exists():
         write_secret(path, secrets.token_urlsafe(32))
     return path.read_text().strip()
+
+
+def inherited(**more: str) -> dict[str, str]:
+    """The environment of a process to be started: that of this one, and ``more``."""
+    return {**os.environ, **more}
 
 
 def write_secret(path: Path, secret: str) -> None:

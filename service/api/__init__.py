@@ -1,5 +1,6 @@
 """The HTTP surface: routes, and nothing that knows how the work is done."""
 
+from service.api.metrics import keep_fresh
 from service.api.middleware import MIDDLEWARES, add_request_id
 from service.api.routes import add_routes
 from service.api.state import (
@@ -8,6 +9,7 @@ from service.api.state import (
     DATABASE,
     GATEWAY,
     KEYRING,
+    METRICS_DIRECTORY,
     SETTINGS,
     STATUS,
     VENICE,
@@ -21,6 +23,7 @@ __all__ = [
     "DATABASE",
     "GATEWAY",
     "KEYRING",
+    "METRICS_DIRECTORY",
     "MIDDLEWARES",
     "SETTINGS",
     "STATUS",
@@ -29,4 +32,5 @@ __all__ = [
     "Status",
     "add_request_id",
     "add_routes",
+    "keep_fresh",
 ]

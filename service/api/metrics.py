@@ -1,23 +1,39 @@
 """``GET /metrics``, for Prometheus."""
 
+import asyncio
 from typing import Final
 
 from aiohttp import web
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from service import metrics
 from service.api.auth import authenticate_operator, must_be_operator
-from service.api.state import DATABASE, GATEWAY
+from service.api.state import DATABASE, GATEWAY, METRICS_DIRECTORY
 
 HEADERS: Final = {"Content-Type": CONTENT_TYPE_LATEST}
+REFRESH_S: Final = 1.0
 
 
 async def show(request: web.Request) -> web.Response:
-    """``GET /metrics`` with the operator's key: this process's instruments in Prometheus's text
-    format. It asks the database for nothing."""
+    """``GET /metrics`` with the operator's key: the instruments of this process, or of all that
+    serve on its port, in Prometheus's text format. It asks the database for nothing."""
     must_be_operator(await authenticate_operator(request))
-    metrics.OPEN_CALLS.set(request.app[GATEWAY].open_calls)
-    size, idle = request.app[DATABASE].connections
+    _look(request.app)
+    # In a thread: of several processes it takes some 100 ms, which calls need not wait for.
+    body = await asyncio.to_thread(metrics.exposition, request.app.get(METRICS_DIRECTORY))
+    return web.Response(body=body, headers=HEADERS)
+
+
+async def keep_fresh(app: web.Application) -> None:
+    """Look again and again at what is otherwise looked at when this process is asked, since another
+    one may be."""
+    while True:
+        _look(app)
+        await asyncio.sleep(REFRESH_S)
+
+
+def _look(app: web.Application) -> None:
+    metrics.OPEN_CALLS.set(app[GATEWAY].open_calls)
+    size, idle = app[DATABASE].connections
     metrics.POOL.labels("idle").set(idle)
     metrics.POOL.labels("used").set(size - idle)
-    return web.Response(body=generate_latest(metrics.REGISTRY), headers=HEADERS)

@@ -1,5 +1,6 @@
 """What handlers find in the application."""
 
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -31,3 +32,5 @@ VENICE: Final = web.AppKey("VENICE", Venice)
 VENICE_KEY: Final = web.AppKey("VENICE_KEY", str)
 """The key at Venice of the settings; the sandbox's own without one."""
 GATEWAY: Final = web.AppKey("GATEWAY", Gateway)
+METRICS_DIRECTORY: Final = web.AppKey("METRICS_DIRECTORY", Path)
+"""Where the processes on one port keep their metrics; not there when this is the only one."""

@@ -6,11 +6,10 @@ from uuid import UUID
 import click
 
 from service import accounts, catalog
-from service.console import COMMAND_LINE, with_database
+from service.console import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
 from service.db import Database
 
-FIRST_ID: Final = UUID(int=0)
 MOST_LISTED: Final = 100_000
 
 

@@ -20,6 +20,7 @@ LEVELS = [
     {"api", "jobs", "watchdog"},
     {"app"},
     {"server", "demo", "console"},
+    {"processes"},
     {"commands"},
     {"__main__"},
 ]

@@ -197,6 +197,14 @@ def test_production_looks_at_no_data_directory(environ, tmp_path):
     assert settings.load().is_production
 
 
+@pytest.mark.parametrize("count", ["0", "65", "two"])
+def test_processes_are_1_to_64(environ, count):
+    """Anything else is a mistake that names the variable."""
+    (said,) = mistakes(environ, WEB_CONCURRENCY=count)
+
+    assert said.startswith("WEB_CONCURRENCY: ")
+
+
 def test_the_page_tells_each_rule(environ):
     """docs/settings.md has the range of a number and every variable that is read besides."""
     page = settings.markdown()

@@ -1,0 +1,339 @@
+"""Several processes on one port: one service for its callers, its operator and its platform."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+
+import aiohttp
+import psutil
+import pytest
+from paid_bodies import BODIES
+from process import database_url, started
+from prometheus_client.parser import text_string_to_metric_families
+from support import OPERATOR_KEY, Service, limited
+
+OPERATOR = {"Authorization": f"Bearer {OPERATOR_KEY}"}
+CHAT = "/chat/completions"
+
+
+@pytest.fixture
+def temporary(tmp_path):
+    """Where they keep their metrics."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def environment(database_address, upstream, temporary):
+    """What two processes need to run."""
+    return {
+        "WEB_CONCURRENCY": "2",
+        "TMPDIR": str(temporary),
+        "DATABASE_URL": database_url(database_address),
+        "VENICE_API_KEY": "sandbox",
+        "VENICE_BASE_URL": f"{upstream.url}/api/v1",
+        "SHUTDOWN_TIMEOUT": "20",
+    }
+
+
+@contextlib.asynccontextmanager
+async def talking(process):
+    """A client of all processes: each of its requests has a connection of its own."""
+    port = await process.listening(60)
+    await process.says("all processes listen")
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as http:
+        yield Service(None, http)
+
+
+async def samples(service):
+    """Every sample of the metrics, by its name and labels."""
+    async with service.http.get("/metrics", headers=OPERATOR) as response:
+        assert response.status == 200
+        text = await response.text()
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def statuses(caller, count):
+    """How that many calls at a time are answered."""
+
+    async def one():
+        async with caller.chat() as response:
+            await response.read()
+            return response.status
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+def answering(process, path):
+    """The numbers of the processes that have answered requests of that path."""
+    return {line["process"] for line in process.said("request") if line["path"] == path}
+
+
+async def gone(pids):
+    """Wait until none of these processes is left."""
+
+    def is_left(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return False
+
+    async with asyncio.timeout(20):
+        while any(is_left(pid) for pid in pids):
+            await asyncio.sleep(0.05)
+
+
+def children(process):
+    """The processes that it has started, by their ids."""
+    return [child.pid for child in psutil.Process(process.process.pid).children(recursive=True)]
+
+
+async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
+    """Of 60 calls at a time as many pass as the limit says, not as many on each process; and
+    whichever process is asked says the same of all of them."""
+    async with started(tmp_path, **environment) as process, talking(process) as service:
+        caller = await service.new_caller()
+        await limited(caller, unit="requests", period="day", ceiling=25)
+        answered = await statuses(caller, 60)
+        assert (answered.count(200), answered.count(429)) == (25, 35)
+        said = [await samples(service) for _ in range(8)]
+        together = next(iter(said))
+        for one in said:
+            assert one["rialto_calls_total", CHAT, "ok"] == 25
+            assert one["rialto_refusals_total", "organization", "rate_limited", "requests"] == 35
+            assert one["rialto_admission_seconds_count",] == 60
+            assert one["rialto_batch_size_sum", "admission"] == 60
+            assert sum(one["rialto_pool_connections", state] for state in ("idle", "used")) == 10
+        assert [key for key in together if key[0] == "rialto_build_info"]
+        resident = [psutil.Process(pid).memory_info().rss for pid in children(process)]
+        assert together["process_resident_memory_bytes",] > sum(resident) > max(resident)
+        assert together["process_cpu_seconds_total",] > 0
+        process.send()
+        assert await process.ended() == 0
+
+    assert answering(process, f"/v1{CHAT}") == {1, 2}
+    (pools,) = process.said("processes")
+    assert (pools["database_connections"], pools["listen_connections"]) == (10, 2)
+    assert list(temporary.iterdir()) == []
+
+
+async def test_open_calls_are_counted_everywhere(tmp_path, environment, upstream):
+    """What is under way in the process that is not asked is in the sum within seconds."""
+    upstream.faults.push(CHAT, "hang", times=30)
+    async with (
+        started(tmp_path, **environment) as process,
+        talking(process) as service,
+        # One connection, so always the same process.
+        aiohttp.ClientSession(service.url) as http,
+    ):
+        one = Service(None, http)
+
+        async def counted(count):
+            async with asyncio.timeout(20):
+                while (await samples(one))["rialto_open_calls",] != count:
+                    await asyncio.sleep(0.1)
+
+        caller = await service.new_caller()
+        calls = asyncio.create_task(statuses(caller, 30))
+        await upstream.faults.wait_held(30)
+        await counted(30)
+        upstream.faults.release()
+        await calls
+        await counted(0)
+        process.send()
+        assert await process.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_streams_on_all_processes_are_finished(tmp_path, environment, number):
+    """A signal to the first process drains them all: health says so, the port is let go, and what
+    runs comes to its end."""
+    environment["SHUTDOWN_LISTEN_SECONDS"] = "1"
+    async with started(tmp_path, **environment) as process, talking(process) as service:
+        caller = await service.new_caller()
+        begun = asyncio.Semaphore(0)
+
+        async def stream():
+            async with caller.chat("[tokens=30][delay=0.1]", stream=True) as response:
+                await response.content.readline()
+                begun.release()
+                return await response.read()
+
+        streams = [asyncio.create_task(stream()) for _ in range(24)]
+        for _ in streams:
+            await begun.acquire()
+        # Ctrl-C on a terminal is for the group of the first process, which no child is in.
+        assert os.getpgid(process.process.pid) not in map(os.getpgid, children(process))
+        process.send(number)
+        await process.says("draining")
+        async with service.http.get("/health") as response:
+            assert response.status == 503
+        while len(process.said("no longer listening")) < 2:
+            await asyncio.sleep(0.05)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", process.said("listening")[0]["port"])
+        assert all(text.endswith(b"data: [DONE]\n\n") for text in await asyncio.gather(*streams))
+        assert await process.ended() == 0
+
+    draining = {line["process"]: line["open_calls"] for line in process.said("draining")}
+    assert sum(draining.values()) == 24
+    assert all(draining[number] > 0 for number in (1, 2))
+    assert {line["process"] for line in process.said("stopped")} == {1, 2}
+    assert process.lines[-1]["message"] == "all processes have stopped"
+
+
+async def test_a_second_signal_hurries_all(tmp_path, environment, upstream):
+    """It is passed on like the first."""
+    upstream.faults.push(CHAT, "stall", after=3)
+    environment |= {"SHUTDOWN_TIMEOUT": "600", "SHUTDOWN_LISTEN_SECONDS": "60"}
+    async with started(tmp_path, **environment) as process, talking(process) as service:
+        caller = await service.new_caller()
+        async with caller.chat("[tokens=9]", stream=True) as stream:
+            await stream.content.readline()
+            process.send()
+            while len(process.said("draining")) < 2:
+                await asyncio.sleep(0.05)
+            process.send()
+            assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        assert await process.ended(timeout=15) == 0
+
+
+async def test_a_child_that_is_killed_ends_the_service(tmp_path, environment):
+    """The other one drains, the log says which it was, and the platform starts it all anew."""
+    async with started(tmp_path, **environment) as process, talking(process):
+        pids = children(process)
+        os.kill(pids[1], signal.SIGKILL)
+        assert await process.ended() == 1
+
+    (ended,) = process.said("process ended")
+    assert (ended["level"], ended["pid"], ended["status"]) == ("critical", pids[1], -9)
+    assert [line["process"] for line in process.said("drained")] == [3 - ended["process"]]
+    await gone(pids)
+
+
+async def test_a_child_that_stops_by_itself_ends_the_service(tmp_path, environment):
+    """However well it ended: nobody has told the service to stop."""
+    async with started(tmp_path, **environment) as process, talking(process):
+        os.kill(children(process)[0], signal.SIGTERM)
+        assert await process.ended() == 1
+
+    (ended,) = process.said("process ended")
+    assert (ended["level"], ended["status"]) == ("critical", 0)
+    assert len(process.said("drained")) == 2
+
+
+async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
+    """When the parent is killed its children drain and end."""
+    async with started(tmp_path, **environment) as process, talking(process) as service:
+        caller = await service.new_caller()
+        pids = children(process)
+        assert len(pids) == 2
+        async with caller.chat("[tokens=20][delay=0.1]", stream=True) as stream:
+            await stream.content.readline()
+            process.send(signal.SIGKILL)
+            assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        await gone(pids)
+
+    said = process.said("the process that started this one has ended")
+    assert {line["process"] for line in said} == {1, 2}
+    assert len(process.said("drained")) == 2
+
+
+async def test_one_process_is_one_process(tmp_path, environment, temporary):
+    """With WEB_CONCURRENCY at 1 there is no parent, no child and no directory for metrics."""
+    environment["WEB_CONCURRENCY"] = "1"
+    async with started(tmp_path, **environment) as process:
+        await process.listening()
+        assert children(process) == []
+        assert list(temporary.iterdir()) == []
+        process.send()
+        assert await process.ended() == 0
+
+    assert not [line for line in process.lines if "process" in line]
+    assert process.said("processes") == []
+
+
+async def test_a_failed_start_is_said_once(tmp_path, unused_tcp_port):
+    """What keeps all from starting is the last line, and the only one of its kind."""
+    async with started(
+        tmp_path,
+        WEB_CONCURRENCY="3",
+        DATABASE_URL=f"postgresql://u@127.0.0.1:{unused_tcp_port}/x",
+        STARTUP_DATABASE_TIMEOUT="1",
+    ) as process:
+        assert await process.ended() == 1
+
+    (failed,) = process.said("start failed")
+    assert failed is process.lines[-1]
+    assert len(process.said("process started")) == 1
+
+
+async def test_a_taken_port_is_said_once(tmp_path, environment):
+    """As with one process, before any child is started; also when it is another service's that has
+    several processes."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        async with started(tmp_path, **environment, PORT=str(port)) as process:
+            assert await process.ended() == 1
+
+    (failed,) = process.said("start failed")
+    assert failed["error"] == f"Cannot listen on 127.0.0.1:{port}: Address already in use."
+    assert process.said("process started") == []
+
+
+async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
+    """SIGTERM while the first child waits for the database ends it all at once, cleanly."""
+    async with started(
+        tmp_path,
+        WEB_CONCURRENCY="2",
+        DATABASE_URL=f"postgresql://u@127.0.0.1:{unused_tcp_port}/x",
+        STARTUP_DATABASE_TIMEOUT="600",
+    ) as process:
+        await process.says("database not there yet")
+        process.send()
+        assert await process.ended(timeout=5) == 0
+
+    assert len(process.said("process started")) == 1
+
+
+async def test_development_has_one_of_each(tmp_path):
+    """One PostgreSQL, one welcome, and one sandbox: a job that is queued through one process is
+    found through each. Ctrl-C stops it all."""
+    async with started(tmp_path, WEB_CONCURRENCY="2", LOG_LEVEL="debug") as process:
+        async with talking(process) as service:
+            await process.says("catalogue refreshed")
+            caller = await service.new_caller()
+            path = "/v1/video/queue"
+            async with service.http.post(
+                path, json=BODIES["/video/queue"], headers=caller.headers
+            ) as response:
+                made = await response.json()
+                assert response.status == 200, made
+            ticket = {"model": made["model"], "queue_id": made["queue_id"]}
+
+            async def ask():
+                async with service.http.post(
+                    "/v1/video/retrieve", json=ticket, headers=caller.headers
+                ) as response:
+                    return response.status
+
+            assert set(await asyncio.gather(*(ask() for _ in range(24)))) == {200}
+        process.send(signal.SIGINT)
+        assert await process.ended() == 0
+
+    assert answering(process, "/v1/video/retrieve") == {1, 2}
+    assert len(re.findall("Rialto listens on", "".join(process.raw))) == 1
+    assert len(process.said("sandbox plays Venice: answers are simulated")) == 1
+    assert "simulated" in "".join(line for line in process.raw if line[0] != "{")
+    assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
