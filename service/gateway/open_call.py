@@ -341,6 +341,9 @@ class OpenCall:
                 self.answer.close()
             if self._attempts is not None:
                 self._attempts.close()
+            # A task's result leads back here: without this the call, with the end of its stream,
+            # would stay until Python looks for cycles.
+            self._begun = self._assembling = self._chunks = None
 
     def entry(self, catalog: Catalog) -> Entry:
         """What the books get."""
