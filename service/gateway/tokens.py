@@ -64,6 +64,9 @@ class VeniceParameters(msgspec.Struct):
     character_slug: Any = None
 
 
+NO_PARAMETERS: Final = VeniceParameters()
+
+
 class Tool(msgspec.Struct, gc=False):
     """What the model may call; made to be counted."""
 
@@ -308,8 +311,9 @@ def venice_facts(request: TokenRequest) -> dict[str, Any]:
 
     :raises ClientError: when they are no object.
     """
+    said = stated(request.venice_parameters)
     try:
-        parameters = body.decode(stated(request.venice_parameters), VeniceParameters)
+        parameters = NO_PARAMETERS if said is NOTHING else body.decode(said, VeniceParameters)
     except ClientError as error:
         raise ClientError(f"venice_parameters: {error}", param="venice_parameters") from None
     surcharge_nanos, has_extras = _extras(request, parameters)
@@ -320,7 +324,7 @@ def venice_facts(request: TokenRequest) -> dict[str, Any]:
         "surcharge_nanos": surcharge_nanos,
         "has_extras": has_extras,
         "has_venice_prompt": has_prompt if isinstance(has_prompt, bool) else None,
-        "venice_parameters": stated(request.venice_parameters),
+        "venice_parameters": said,
         # Another model may answer, at prices of its own.
         "has_price": not request.fallbacks,
     }
