@@ -15,6 +15,7 @@ AT_FIELD: Final = re.compile(
 )
 FIELD_IN_RULE: Final = re.compile(r"field `(?P<field>[^`]+)`")
 # Strings and punctuation; what lies between them (numbers, true, null, space) does not matter.
+EMPTY: Final = re.compile(rb"\s*}")
 TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
 
 
@@ -46,6 +47,8 @@ def at_fault(text: str) -> ClientError:
 def text_bytes(body: bytes) -> int:
     """At least as many bytes as the JSON body would have with each character as itself in UTF-8,
     and not many more: ``\\u1234`` stands for three at most."""
+    if b"\\" not in body:
+        return len(body)
     if b"\\\\" in body:
         body = body.replace(b"\\\\", b"/")
     return len(body) - 3 * body.count(b"\\u")
@@ -68,8 +71,9 @@ def set_members(body: bytes, members: Mapping[str, Any], present: Collection[str
     if not added:
         return body
     start = body.index(b"{") + 1
-    is_empty = body[start:].lstrip()[:1] == b"}"
-    return body[:start] + b",".join(added) + (b"" if is_empty else b",") + body[start:]
+    separator = b"" if EMPTY.match(body, start) else b","
+    # In one go: the body may be large, and is not to be copied for each piece.
+    return b"".join([body[:start], b",".join(added), separator, memoryview(body)[start:]])
 
 
 def without_members(body: bytes, names: Collection[str]) -> bytes:

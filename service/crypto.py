@@ -4,6 +4,7 @@ Each organization has a data key of its own; it is stored wrapped by the master 
 ``ENCRYPTION_KEY``. Nulling the wrapped key shreds whatever it sealed.
 """
 
+import functools
 import hashlib
 import hmac
 import os
@@ -35,15 +36,19 @@ def key_digest(key: str) -> bytes:
 
 def equal(left: str | bytes, right: str | bytes) -> bool:
     """Compare two secrets in constant time. Text may hold bytes that are not UTF-8."""
-    encoded = [
-        value.encode(errors="surrogateescape") if isinstance(value, str) else value
-        for value in (left, right)
-    ]
-    return hmac.compare_digest(encoded[0], encoded[1])
+    return hmac.compare_digest(_bytes_of(left), _bytes_of(right))
 
 
+def _bytes_of(value: str | bytes) -> bytes:
+    return value.encode(errors="surrogateescape") if isinstance(value, str) else value
+
+
+@functools.lru_cache(maxsize=4096)
 def pseudonym(key: bytes, *parts: str) -> str:
-    """A stable stand-in for ``parts`` that says nothing about them: HMAC-SHA256, 32 hex digits."""
+    """A stable stand-in for ``parts`` that says nothing about them: HMAC-SHA256, 32 hex digits.
+
+    Those asked for last are kept: most callers name no end user, or the same few.
+    """
     message = "\0".join(parts).encode()
     return hmac.digest(key, message, "sha256")[:16].hex()
 

@@ -20,6 +20,7 @@ from uuid import UUID
 
 import asyncpg
 import structlog
+from asyncpg.pgproto.pgproto import UUID as FastUUID  # noqa: N811 - it is one
 
 from service.address import DatabaseAddress
 from service.errors import Conflict, NotFound, ServiceError, StartupError, Unavailable
@@ -104,7 +105,10 @@ def uuid7() -> UUID:
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     fraction = rest * 4096 // 1_000_000
     tail = int.from_bytes(os.urandom(8)) & (1 << 62) - 1
-    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | tail)
+    number = milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | tail
+    # The driver's own UUIDs, as all that come from the database: made in half the time.
+    made: UUID = FastUUID(number.to_bytes(16))
+    return made
 
 
 def connect_arguments(address: DatabaseAddress, *, through_pooler: bool = False) -> dict[str, Any]:

@@ -7,10 +7,11 @@ Where several processes serve on one port, PROMETHEUS_MULTIPROC_DIR is set for e
 Prometheus client keeps every value in a file there. Whichever process is asked adds them up.
 """
 
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -27,10 +28,20 @@ from prometheus_client.registry import Collector
 
 from service import __version__
 
+I = TypeVar("I", Counter, Histogram)  # noqa: E741 - the kind of instrument
+
 REGISTRY: Final = CollectorRegistry()
 MILLISECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5, 1, 5)
 SECONDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@functools.lru_cache(maxsize=4096)
+def child(instrument: I, *labels: str | int) -> I:
+    """The instrument for these labels, looked up once: its own ``labels`` takes a lock and makes
+    texts of them each time."""
+    found: I = instrument.labels(*labels)
+    return found
 
 
 def _counter(name: str, text: str, *labels: str) -> Counter:

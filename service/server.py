@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import gc
 import os
 import signal
 import socket
@@ -34,6 +35,10 @@ GOODBYE_S: Final = 4.0
 """How long calls get to say goodbye when their time is over."""
 HANDLER_END_S: Final = 1.0
 POLL_S: Final = 0.05
+GARBAGE_THRESHOLDS: Final = (20_000, 20, 50)
+"""How many objects come to be before Python looks for cycles among the youngest, and how often
+older ones are looked at with them. A call makes a thousand objects and hardly a cycle: by Python's
+own thresholds it is looked for twice a call."""
 LISTENS: Final = b"+"
 """What a process tells the one that started it, once."""
 
@@ -96,6 +101,7 @@ async def serve(
         sites = await _start(runner, settings, signals, parent)
         if not sites:
             return 0
+        _collect_garbage_seldom()
         with _watched(app, settings):
             if parent is not None:
                 # One that has ended is heard of by another way.
@@ -112,6 +118,13 @@ async def serve(
         await runner.cleanup()
     log.info("stopped")
     return 0
+
+
+def _collect_garbage_seldom() -> None:
+    """What is there once the service has started stays: no search goes through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _stop_with(parent: Parent, signals: StopSignals) -> None:

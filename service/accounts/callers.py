@@ -5,6 +5,7 @@ it when a key or an organization changes, each entry is read again after a few s
 said, and paid calls are checked again at admission.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
@@ -103,6 +104,8 @@ class Callers:
         self._cache_s = cache_s
         self._cache: OrderedDict[bytes, _Known] = OrderedDict()
         self._changes = 0
+        self._reading: dict[tuple[bytes, int], asyncio.Task[_Known]] = {}
+        """What is being read, by digest and the number of changes before it began."""
 
     def forget(self) -> None:
         """Something changed: read each key again on its next use."""
@@ -124,9 +127,21 @@ class Callers:
         digest = crypto.key_digest(key)
         known = self._cache.get(digest)
         if known is None or time.monotonic() - known.read_at > self._cache_s:
-            known = await self._read(digest)
+            known = await self._read_once(digest)
         _check_in_force(known.row, digest)
         return known.caller
+
+    async def _read_once(self, digest: bytes) -> _Known:
+        """Many may call with a key at once; it is read for all of them, but for those that come
+        after a change was announced."""
+        place = digest, self._changes
+        reading = self._reading.get(place)
+        if reading is None:
+            reading = self._reading[place] = asyncio.create_task(self._read(digest))
+            reading.add_done_callback(lambda _: self._reading.pop(place))
+            # Should all who wait be gone, nobody else looks at it.
+            reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(reading)
 
     async def _read(self, digest: bytes) -> _Known:
         changes, read_at = self._changes, time.monotonic()

@@ -161,7 +161,9 @@ async def _inbound(
 ) -> Inbound:
     """``names`` are those in the path, where it is not the request's own."""
     names = request.match_info if names is None else names
-    _must_be_plain(path.format(**names))
+    if names:
+        _must_be_plain(path.format(**names))
+        path = path.format(**{name: percent_encoded(value, "") for name, value in names.items()})
     if endpoint.reads_body:
         content, upload = await read_body(request), None
     else:
@@ -171,7 +173,7 @@ async def _inbound(
         upload=upload,
         request_id=request[REQUEST_ID],
         headers=request.headers,
-        path=path.format(**{name: percent_encoded(value, "") for name, value in names.items()}),
+        path=path,
         settings=caller.settings,
     )
 

@@ -51,7 +51,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         counter.open_requests -= not is_quiet
         say = log.debug if is_quiet and status == 200 else log.info
         duration_s = time.perf_counter() - started_at
-        metrics.REQUEST_SECONDS.labels(*_kind(request), status).observe(duration_s)
+        metrics.child(metrics.REQUEST_SECONDS, *_kind(request), status).observe(duration_s)
         say(
             "request",
             method=request.method,

@@ -61,6 +61,9 @@ async def read_body(request: web.Request) -> bytes:
     """
     settings = request.app[SETTINGS]
     try:
+        if request.content.is_eof():
+            # It came with the headers: there is nothing to wait for.
+            return await request.read()
         async with asyncio.timeout(settings.body_timeout_s):
             return await request.read()
     except TimeoutError:

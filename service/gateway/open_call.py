@@ -1,8 +1,9 @@
 """One admitted call on its way: sent, read, and turned into its one ledger entry."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Final, overload
 
 import structlog
@@ -105,6 +106,8 @@ class OpenCall:
         self._first_chunk = b""
         self._events = WholeEvents()
         self._outcome: Outcome | None = None
+        self._cost_read: Cost | None = None
+        """What the call cost by its whole answer, or by the headers of one that is passed on."""
         self._is_refused = False
         """Whether Venice refused the call after its caller had gone."""
         self._status: int | None = None
@@ -225,45 +228,50 @@ class OpenCall:
         done, _ = await asyncio.wait({self._assembling}, timeout=timeout)
         return self._assembling.result() if done else None
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
+    def chunks(self) -> AsyncGenerator[bytes]:
         """See :meth:`Reply.chunks`."""
+        return self._passed() if self.call.relay is Relay.PASSED else self._whole_events()
+
+    async def _passed(self) -> AsyncGenerator[bytes]:
+        assert self.answer is not None  # noqa: S101 - for the type checker
+        self._chunks = self.answer.chunks()
+        with self._noting_failure():
+            async for chunk in self._chunks:
+                yield chunk
+            self._end(Outcome.OK, None)
+
+    async def _whole_events(self) -> AsyncGenerator[bytes]:
+        with self._noting_failure():
+            assert self._begun is not None  # noqa: S101 - for the type checker
+            # Should the caller leave, this goes on where its key wants that.
+            await asyncio.wait({self._begun})
+            self._begun.result()
+            assert self._chunks is not None  # noqa: S101 - for the type checker
+            self._status = 200
+            chunk: bytes | None = self._first_chunk
+            while chunk is not None:
+                events, error = split_at_error(self._events.push(chunk))
+                if events:
+                    yield events
+                if error is not None:
+                    self._fail_in_band(error)
+                chunk = await anext(self._chunks, None)
+                if chunk is not None:
+                    self.stream_meter.feed(chunk)
+            rest, error = split_at_error(self._events.rest())
+            if error is not None:
+                self._fail_in_band(error)
+            self._end_stream()
+            if rest:
+                yield rest
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
         try:
-            if self.call.relay is Relay.PASSED:
-                assert self.answer is not None  # noqa: S101 - for the type checker
-                self._chunks = self.answer.chunks()
-                async for chunk in self._chunks:
-                    yield chunk
-                self._end(Outcome.OK, None)
-                return
-            async for events in self._whole_events():
-                yield events
+            yield
         except ServiceError as error:
             self.fail(error)
             raise
-
-    async def _whole_events(self) -> AsyncGenerator[bytes]:
-        assert self._begun is not None  # noqa: S101 - for the type checker
-        # Should the caller leave, this goes on where its key wants that.
-        await asyncio.wait({self._begun})
-        self._begun.result()
-        assert self._chunks is not None  # noqa: S101 - for the type checker
-        self._status = 200
-        chunk: bytes | None = self._first_chunk
-        while chunk is not None:
-            events, error = split_at_error(self._events.push(chunk))
-            if events:
-                yield events
-            if error is not None:
-                self._fail_in_band(error)
-            chunk = await anext(self._chunks, None)
-            if chunk is not None:
-                self.stream_meter.feed(chunk)
-        rest, error = split_at_error(self._events.rest())
-        if error is not None:
-            self._fail_in_band(error)
-        self._end_stream()
-        if rest:
-            yield rest
 
     def _fail_in_band(self, error: UpstreamError) -> None:
         """Venice ended the stream with an error: what came before it may have been charged."""
@@ -323,7 +331,7 @@ class OpenCall:
         for task in tasks:
             task.cancel()
         try:
-            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            for ended in await asyncio.gather(*tasks, return_exceptions=True) if tasks else ():
                 if isinstance(ended, Exception) and not isinstance(ended, ServiceError):
                     log.error("a call failed in a way that is not known", exc_info=ended)
             if self._chunks is not None:
@@ -333,15 +341,16 @@ class OpenCall:
                 self.answer.close()
             if self._attempts is not None:
                 self._attempts.close()
+            # A task's result leads back here: without this the call, with the end of its stream,
+            # would stay until Python looks for cycles.
+            self._begun = self._assembling = self._chunks = None
 
     def entry(self, catalog: Catalog) -> Entry:
         """What the books get."""
-        outcome = self._outcome
-        if outcome is None:
-            outcome = Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
+        outcome = self._outcome_by_now()
         metered = self.metered or self.stream_meter.result()
         assert self.route.hold is not None  # noqa: S101 - it was admitted
-        usage, cost_nanos, source = self._cost(outcome, metered, catalog)
+        usage, cost_nanos, source = self._cost_read or self._cost(outcome, metered, catalog)
         return Entry(
             hold=self.route.hold,
             model=metered.model or self.call.model.partition(":")[0],
@@ -357,6 +366,18 @@ class OpenCall:
             first_byte_ms=self._milliseconds_to(self._first_byte_at),
             duration_ms=self._milliseconds_to(time.monotonic()),
         )
+
+    def _outcome_by_now(self) -> Outcome:
+        if self._outcome is not None:
+            return self._outcome
+        return Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
+
+    def read_cost(self, catalog: Catalog) -> int | None:
+        """What an answer cost that is there, or whose headers say all that there is; in
+        nano-dollars."""
+        assert self.metered is not None  # noqa: S101 - for the type checker
+        self._cost_read = self._cost(self._outcome_by_now(), self.metered, catalog)
+        return self._cost_read.nanos
 
     def _cost(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
         cost = self._cost_of_last(outcome, metered, catalog)

@@ -56,7 +56,7 @@ class Gateway:
             await open_call.route.admit()
             reply = await open_call.begin(self._venice, self._heartbeat_s)
             if not reply.is_events and not reply.is_awaited:
-                cost_nanos = open_call.entry(self._catalog).cost_nanos
+                cost_nanos = open_call.read_cost(self._catalog)
                 reply.cost_usd = None if cost_nanos is None else money.format_usd(cost_nanos)
             yield reply
         except asyncio.CancelledError as error:
@@ -140,11 +140,10 @@ class Gateway:
     async def _settle(self, open_call: OpenCall) -> None:
         # A task of its own: neither a hang-up nor a shutdown of the handler takes the entry along.
         entry = open_call.entry(self._catalog)
-        metrics.CALLS.labels(entry.hold.endpoint, entry.outcome.value).inc()
+        metrics.child(metrics.CALLS, entry.hold.endpoint, entry.outcome.value).inc()
         if entry.first_byte_ms is not None:
-            metrics.FIRST_BYTE_SECONDS.labels(entry.hold.endpoint).observe(
-                entry.first_byte_ms / 1000
-            )
+            first_byte = metrics.child(metrics.FIRST_BYTE_SECONDS, entry.hold.endpoint)
+            first_byte.observe(entry.first_byte_ms / 1000)
         settling = self._ledger.settle(entry)
         settling.add_done_callback(lambda _: self._open_calls.discard(open_call))
         await open_call.close()

@@ -154,6 +154,8 @@ class Route:
 
     def _cut(self, call: Call, bound: Bound, admission: Admission) -> Bound:
         attempts = self._attempts(call)
+        if attempts == 1:
+            return call.endpoint.cut(call, bound, admission, self._catalog)
         nanos = admission.bound_nanos
         granted = msgspec.structs.replace(
             admission,

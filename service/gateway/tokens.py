@@ -20,7 +20,7 @@ from service.gateway.call import (
     Relay,
     check_end_user,
 )
-from service.gateway.tolerance import tolerate
+from service.gateway.tolerance import Tolerated, is_odd, tolerate
 from service.ledger import Admission, CostSource
 from service.prices import TokenPrice, Usage
 from service.upstream import Metered
@@ -41,6 +41,7 @@ MOST_SCRAPED_PAGES: Final = 10
 END_TO_END_ENCRYPTED: Final = "e2ee-"
 """How the names of models begin whose calls only they may read."""
 NULL: Final = msgspec.Raw(b"null")
+NOTHING: Final = b"{}"
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
 # Parts of a message whose tokens its bytes do not bound.
@@ -63,11 +64,14 @@ class VeniceParameters(msgspec.Struct):
     character_slug: Any = None
 
 
+NO_PARAMETERS: Final = VeniceParameters()
+
+
 class Tool(msgspec.Struct, gc=False):
     """What the model may call; made to be counted."""
 
 
-class TokenRequest(msgspec.Struct, kw_only=True):
+class TokenRequest(Tolerated, kw_only=True):
     """The members that are read of every request that is paid by the token; all others pass
     unread."""
 
@@ -96,7 +100,7 @@ class TokenCall(Call, frozen=True, kw_only=True):
     """Whether Venice adds what only the model's window bounds: results, pages, a character."""
     has_venice_prompt: bool | None = None
     """Whether Venice's own system prompt is wanted; None where the caller does not say."""
-    venice_parameters: bytes = b"{}"
+    venice_parameters: bytes = NOTHING
 
     @property
     def max_output(self) -> int | None:
@@ -142,7 +146,9 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         if has_venice_prompt is None:
             has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
         input_tokens, prompt_tokens = window, None
-        has_media = MEDIA.search(call.body) or ESCAPED_LETTER.search(call.body)
+        has_media = MEDIA.search(call.body) or (
+            b"\\" in call.body and ESCAPED_LETTER.search(call.body)
+        )
         if not call.has_extras and not has_media:
             prompt_tokens = body.text_bytes(call.body) + PART_TOKENS * call.parts
             overhead = catalog.overhead_tokens(call.model, with_prompt=has_venice_prompt)
@@ -278,7 +284,8 @@ def read(inbound: Inbound, shape: type[R], *, has_parameters: bool = True) -> tu
     if request.model.startswith(END_TO_END_ENCRYPTED):
         return inbound, request
     content = inbound.content
-    if settings.tolerant and (content := tolerate(content)) is not inbound.content:
+    if settings.tolerant and is_odd(request, content):
+        content = tolerate(content)
         request = body.decode(content, shape)
     if settings.venice_parameters and has_parameters:
         given = request.venice_parameters
@@ -295,7 +302,7 @@ def read(inbound: Inbound, shape: type[R], *, has_parameters: bool = True) -> tu
 def stated(parameters: msgspec.Raw | msgspec.UnsetType) -> bytes:
     """The object of Venice's own parameters; an empty one where there is none."""
     if isinstance(parameters, msgspec.UnsetType) or parameters == NULL:
-        return b"{}"
+        return NOTHING
     return bytes(parameters)
 
 
@@ -304,8 +311,9 @@ def venice_facts(request: TokenRequest) -> dict[str, Any]:
 
     :raises ClientError: when they are no object.
     """
+    said = stated(request.venice_parameters)
     try:
-        parameters = body.decode(stated(request.venice_parameters), VeniceParameters)
+        parameters = NO_PARAMETERS if said is NOTHING else body.decode(said, VeniceParameters)
     except ClientError as error:
         raise ClientError(f"venice_parameters: {error}", param="venice_parameters") from None
     surcharge_nanos, has_extras = _extras(request, parameters)
@@ -316,7 +324,7 @@ def venice_facts(request: TokenRequest) -> dict[str, Any]:
         "surcharge_nanos": surcharge_nanos,
         "has_extras": has_extras,
         "has_venice_prompt": has_prompt if isinstance(has_prompt, bool) else None,
-        "venice_parameters": stated(request.venice_parameters),
+        "venice_parameters": said,
         # Another model may answer, at prices of its own.
         "has_price": not request.fallbacks,
     }
@@ -342,5 +350,7 @@ def without_venice_prompt(call: TokenCall, bound: Bound) -> dict[str, Any]:
     """The member that leaves Venice's own prompt out, where that is the default."""
     if call.has_venice_prompt is not None or bound.has_venice_prompt:
         return {}
+    if call.venice_parameters == NOTHING:
+        return {"venice_parameters": {"include_venice_system_prompt": False}}
     parameters = msgspec.json.decode(call.venice_parameters, type=dict[str, msgspec.Raw])
     return {"venice_parameters": {**parameters, "include_venice_system_prompt": False}}

@@ -21,18 +21,41 @@ STREAM_OPTIONS: Final = "stream_options"
 FUNCTIONS: Final = {"functions": "tools", "function_call": "tool_choice"}
 """OpenAI's first names for tools."""
 
-_SIGNS: Final = (
-    b"null",
-    *(b'"%b"' % name.encode() for name in (*LEFT_OUT, *FUNCTIONS, STREAM_OPTIONS)),
-)
+Unread = msgspec.Raw | msgspec.UnsetType
+
 _NULL: Final = msgspec.Raw(b"null")
+
+
+class Tolerated(msgspec.Struct, kw_only=True):
+    """The members that a request may have and Venice may not get; only whether they are there is
+    looked at."""
+
+    context_management: Unread = msgspec.UNSET
+    metadata: Unread = msgspec.UNSET
+    service_tier: Unread = msgspec.UNSET
+    store: Unread = msgspec.UNSET
+    stream_options: Unread = msgspec.UNSET
+    functions: Unread = msgspec.UNSET
+    function_call: Unread = msgspec.UNSET
+
+
+_NAMES: Final = Tolerated.__struct_fields__
+
+
+def is_odd(request: Tolerated, content: bytes) -> bool:
+    """Whether the request may have something to tolerate. Most have nothing, and large ones are
+    gone through once for that, not once for each name."""
+    if b"null" in content:
+        return True
+    for name in _NAMES:  # noqa: SIM110 - twice as fast as any()
+        if getattr(request, name) is not msgspec.UNSET:
+            return True
+    return False
 
 
 def tolerate(content: bytes) -> bytes:
     """The JSON object with such members left out or renamed, every other byte as it was; itself
     where there are none."""
-    if not any(sign in content for sign in _SIGNS):
-        return content
     members = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     gone = {name for name, value in members.items() if value == _NULL or name in LEFT_OUT}
     if members.get("stream") != msgspec.Raw(b"true"):

@@ -212,10 +212,10 @@ class Ledger:
         """
         future = self._admissions.submit(hold)
         self._open[hold.id] = hold
+        submitted_at = time.perf_counter()
         try:
-            with metrics.ADMISSION_SECONDS.time():
-                async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                    return await future
+            async with asyncio.timeout(ADMIT_TIMEOUT_S):
+                return await future
         except TimeoutError as error:
             self._undo(hold)
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
@@ -225,11 +225,14 @@ class Ledger:
         except ServiceError as error:
             self._open.pop(hold.id, None)
             if error.limit is not None:
-                metrics.REFUSALS.labels(error.code, error.limit["unit"], error.limit["scope"]).inc()
+                limit = error.limit
+                metrics.REFUSALS.labels(error.code, limit["unit"], limit["scope"]).inc()
             raise
         except BaseException:
             self._open.pop(hold.id, None)
             raise
+        finally:
+            metrics.ADMISSION_SECONDS.observe(time.perf_counter() - submitted_at)
 
     async def move(self, hold: Hold) -> Admission:
         """Swap the hold of this id for another, in one step: what it holds is room for that one. If

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -86,20 +86,21 @@ class Answer:
         :raises UpstreamCut, UpstreamTimeout, UpstreamError: cut, silent for too long, too large.
         """
         chunks, size = [], 0
-        async for chunk in self.chunks():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > PLAIN_BODY_BYTES:
-                raise UpstreamError("Venice's answer is too large.")
-        return b"".join(chunks)
+        with TRANSLATED:
+            while chunk := await self._response.content.readany():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > PLAIN_BODY_BYTES:
+                    raise UpstreamError("Venice's answer is too large.")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The body as it arrives.
 
         :raises UpstreamCut, UpstreamTimeout: when it ends early, or is silent for too long.
         """
-        with _translated():
-            async for chunk in self._response.content.iter_any():
+        with TRANSLATED:
+            while chunk := await self._response.content.readany():
                 yield chunk
 
     def close(self) -> None:
@@ -110,20 +111,31 @@ class Answer:
             self._response.close()
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Turn what aiohttp raises into our errors, the most specific that is true."""
-    try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        metrics.UPSTREAM.labels("unreachable").inc()
-        raise UpstreamUnreachable("Venice cannot be reached.", retry_after_s=5) from error
-    except TimeoutError as error:
-        metrics.UPSTREAM.labels("timeout").inc()
-        raise UpstreamTimeout("Venice did not answer in time.") from error
-    except (aiohttp.ClientError, ConnectionError) as error:
-        metrics.UPSTREAM.labels("cut").inc()
-        raise UpstreamCut("Venice closed the connection before its answer was complete.") from error
+class _Translated:
+    """Turns what aiohttp raises into our errors, the most specific that is true."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            return
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            metrics.child(metrics.UPSTREAM, "unreachable").inc()
+            raise UpstreamUnreachable("Venice cannot be reached.", retry_after_s=5) from error
+        if isinstance(error, TimeoutError):
+            metrics.child(metrics.UPSTREAM, "timeout").inc()
+            raise UpstreamTimeout("Venice did not answer in time.") from error
+        if isinstance(error, aiohttp.ClientError | ConnectionError):
+            metrics.child(metrics.UPSTREAM, "cut").inc()
+            raise UpstreamCut(
+                "Venice closed the connection before its answer was complete."
+            ) from error
+
+
+TRANSLATED: Final = _Translated()
 
 
 class _Data(msgspec.Struct):
@@ -177,9 +189,9 @@ class Venice:
             "Content-Type": JSON,
             **headers,
         }
-        with _translated():
+        with TRANSLATED:
             response = await self._session.post(self._base_url + path, data=body, headers=sent)
-            metrics.UPSTREAM.labels(response.status).inc()
+            metrics.child(metrics.UPSTREAM, response.status).inc()
             if response.ok:
                 return Answer(response)
             raise await self._refused(response)
@@ -197,12 +209,12 @@ class Venice:
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
         sent = {"Authorization": self._authorization(key), **headers}
-        with _translated():
+        with TRANSLATED:
             url = URL(self._base_url + path, encoded=True)
             response = await self._session.request(
                 method, url, data=body or None, headers=sent, allow_redirects=False
             )
-            metrics.UPSTREAM.labels(response.status).inc()
+            metrics.child(metrics.UPSTREAM, response.status).inc()
             if response.ok:
                 return Answer(response)
             raise await self._refused(response)
@@ -236,7 +248,7 @@ class Venice:
         :raises UpstreamError: when it has failed, or Venice does not say.
         """
         headers = {"Accept": JSON}
-        with _translated():
+        with TRANSLATED:
             async with asyncio.timeout(JOB_TIMEOUT_S):
                 answer = await self.of_a_job(path, body, headers, organization_id, key_id)
                 try:
@@ -256,7 +268,7 @@ class Venice:
 
         :raises UpstreamError: when Venice does not say.
         """
-        with _translated():
+        with TRANSLATED:
             async with asyncio.timeout(QUOTE_TIMEOUT_S):
                 answer = await self.post(path, body, {"Accept": JSON})
                 try:
@@ -295,7 +307,7 @@ class Venice:
         key: UpstreamKey | None = None,
     ) -> bytes:
         headers = {"Authorization": self._authorization(key)}
-        with _translated():
+        with TRANSLATED:
             async with (
                 asyncio.timeout(timeout),
                 self._session.get(

@@ -150,14 +150,17 @@ class UpstreamKeys:
         ready = self.ready(organization_id, model)
         if not ready:
             raise self._why_not(self._of(organization_id), model, now)
-        fresh = [key for key in ready if key.id not in tried] or ready
-        funded = [key for key in fresh if self._is_funded(key)] or fresh
-        key = min(funded, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
+        key = ready[0] if len(ready) == 1 else self._best(ready, tried)
         condition = self._conditions.get((key.id, model))
         if condition is not None and condition.failures >= FAILURES_IN_A_ROW:
             # This call is the one that shows whether it has recovered.
             condition.until = now + TRIAL_S
         return key
+
+    def _best(self, ready: Sequence[UpstreamKey], tried: Collection[UUID]) -> UpstreamKey:
+        fresh = [key for key in ready if key.id not in tried] or ready
+        funded = [key for key in fresh if self._is_funded(key)] or fresh
+        return min(funded, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
 
     def ready(self, organization_id: UUID, model: str) -> Sequence[UpstreamKey]:
         """The keys that can take a call of the organization now."""
@@ -254,6 +257,8 @@ class UpstreamKeys:
 
     def _ready_at(self, key: UpstreamKey, model: str) -> float:
         """When the key can take a call; in the past when it can now."""
+        if not self._conditions:
+            return 0.0
         conditions = (self._conditions.get((key.id, name)) for name in {EVERY_MODEL, model})
         return max((condition.until for condition in conditions if condition), default=0.0)
 

@@ -120,16 +120,27 @@ class Facts(msgspec.Struct):
     response: msgspec.Raw = ABSENT
 
 
-def _member(raw: msgspec.Raw, shape: type[T]) -> T | None:
+# Made once: they are asked of every answer.
+DECODER: Final = msgspec.json.Decoder(Facts)
+FACTS: Final = msgspec.json.Decoder(Facts | None)
+TEXT: Final = msgspec.json.Decoder(str | None)
+DECIMAL: Final = msgspec.json.Decoder(Decimal | None)
+USAGE_OBJECT: Final = msgspec.json.Decoder(UsageObject | None)
+COST_OBJECT: Final = msgspec.json.Decoder(CostObject | None)
+
+
+def _member(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T | None]) -> T | None:
+    if raw is ABSENT:
+        return None
     try:
-        return msgspec.json.decode(raw, type=shape | None)
+        return decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
 def _name(raw: msgspec.Raw) -> str | None:
     """A name that the books can take: text of PostgreSQL holds no NUL."""
-    name = _member(raw, str)
+    name = _member(raw, TEXT)
     return name[:MOST_NAME_CHARACTERS].replace("\0", "") or None if name else None
 
 
@@ -150,22 +161,23 @@ class Metered(msgspec.Struct, kw_only=True):
 
     def take(self, facts: Facts) -> None:
         """Note what a decoded object says. What is known already, from later on, stays."""
-        event = _member(facts.type, str)
+        event = _member(facts.type, TEXT)
         if event in LAST_EVENT_TYPES:
             self.is_complete = True
             self.is_error = self.is_error or event == "response.failed"
-        if facts.response != ABSENT and (response := _member(facts.response, Facts)) is not None:
+        if (response := _member(facts.response, FACTS)) is not None:
             self.take(response)
             return
         self.upstream_request_id = (
             self.upstream_request_id or _name(facts.id) or _name(facts.queue_id)
         )
         self.model = self.model or _name(facts.model)
-        self.usage = self.usage or _member(facts.usage, UsageObject)
-        self.is_error = self.is_error or bytes(facts.error) != b"null"
-        if self.cost_usd is None and (cost := _member(facts.cost, CostObject)) is not None:
+        self.usage = self.usage or _member(facts.usage, USAGE_OBJECT)
+        if facts.error is not ABSENT and bytes(facts.error) != b"null":
+            self.is_error = True
+        if self.cost_usd is None and (cost := _member(facts.cost, COST_OBJECT)) is not None:
             self.cost_usd = cost.total_usd()
-        if self.duration_s is None and (seconds := _member(facts.duration, Decimal)) is not None:
+        if self.duration_s is None and (seconds := _member(facts.duration, DECIMAL)) is not None:
             self.duration_s = seconds if 0 <= seconds <= MOST_SECONDS else None
 
 
@@ -184,7 +196,7 @@ def read_plain(body: bytes) -> Metered:
     """What a JSON answer says of itself; one that is no JSON object is an error."""
     metered = Metered(is_complete=True, counted_tokens=len(body) // 4)
     try:
-        metered.take(msgspec.json.decode(body, type=Facts))
+        metered.take(DECODER.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError):
         metered.is_error = True
     return metered
@@ -232,12 +244,12 @@ class StreamMeter:
             decoded += 1
             # A cut stream ends in the middle of an event, which then says nothing.
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                metered.take(msgspec.json.decode(data, type=Facts))
+                metered.take(DECODER.decode(data))
             if metered.usage is not None or decoded == LAST_EVENTS:
                 break
         if metered.usage is None:
             # What a caller wrote may be repeated there too, so the most counts.
-            found = [_member(msgspec.Raw(stated), UsageObject) for stated in USAGE.findall(tail)]
+            found = [_member(msgspec.Raw(stated), USAGE_OBJECT) for stated in USAGE.findall(tail)]
             usages = [usage for usage in found if usage is not None]
             metered.usage = max(usages, key=lambda usage: usage.all_tokens, default=None)
             if metered.usage is not None and tail.endswith(EVENT_ENDS):

@@ -1,0 +1,174 @@
+"""What a call makes the service do, counted and not timed: so that it does not get slower unseen.
+
+Each number has little room above what was counted when it was written. Who needs more for a good
+reason raises it, and says in the commit what for.
+"""
+
+import asyncio
+import collections
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+
+import service as package
+from service import api
+from service.accounts import Callers
+from service.db import Database
+from service.gateway.open_call import OpenCall
+
+CALLS = 20
+SERVICE = str(Path(package.__file__).parent)
+SANDBOX = str(Path(package.__file__).parent / "sandbox")
+DECODES = {"json_decode", "decode"}
+
+
+def is_ours(code):
+    """Whether it is the service's own, and not the sandbox's, which runs here too."""
+    return code.co_filename.startswith(SERVICE) and not code.co_filename.startswith(SANDBOX)
+
+
+class Work:
+    """Counts, while it is entered: statements, tasks and decoded JSON of the service, and how often
+    one of its functions is entered, which for a coroutine is each time that it goes on."""
+
+    def __init__(self, monkeypatch):
+        self.counts = collections.Counter()
+        run = Database._repeated
+
+        async def counted(database, statement):
+            self.counts["statements"] += 1
+            return await run(database, statement)
+
+        monkeypatch.setattr(Database, "_repeated", counted)
+
+    def _saw(self, frame, event, what):
+        if not is_ours(frame.f_code):
+            return
+        if event == "call":
+            self.counts["functions"] += 1
+        elif event == "c_call" and what.__name__ in DECODES and "msgspec" in repr(what):
+            self.counts["decodes"] += 1
+
+    def _make_task(self, loop, coroutine, **arguments):
+        self.counts["tasks"] += is_ours(coroutine.cr_code)
+        return asyncio.Task(coroutine, loop=loop, **arguments)
+
+    def __enter__(self):
+        self.counts.clear()
+        asyncio.get_running_loop().set_task_factory(self._make_task)
+        sys.setprofile(self._saw)
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+        asyncio.get_running_loop().set_task_factory(None)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    return Work(monkeypatch)
+
+
+async def counted(work, caller, content, **members):
+    """What one of many calls takes, when the key is known already."""
+
+    async def called():
+        async with caller.chat(content, **members) as response:
+            await response.read()
+            assert response.status == 200
+
+    await called()
+    with work:
+        for _ in range(CALLS):
+            await called()
+    return {name: count / CALLS for name, count in work.counts.items()}
+
+
+async def test_a_plain_call(caller, work):
+    """Two statements: its admission and its settlement, which share theirs with other calls' where
+    there are any, in a task each. Nothing else waits for the database, and no task is made for the
+    call itself."""
+    done = await counted(work, caller, "[tokens=20] Hello")
+
+    assert done["statements"] == 2
+    assert done["tasks"] == 2
+    # The request, the answer, and of that its parts.
+    assert done["decodes"] <= 5
+    assert done["functions"] <= 310
+
+
+async def test_a_stream(caller, work):
+    """Beside the two of the ledger: a task that may go on without its caller, one for
+    heartbeats."""
+    done = await counted(work, caller, "[tokens=20] Hello", stream=True)
+
+    assert done["statements"] == 2
+    assert done["tasks"] == 4
+    assert done["decodes"] <= 5
+    assert done["functions"] <= 350
+
+
+async def test_a_chunk_of_a_stream(caller, work):
+    """No JSON is decoded for a chunk, no task made and no timer set: its bytes are counted, looked
+    through for an error and passed on."""
+    few = await counted(work, caller, "[tokens=20][delay=0.001] Hello", stream=True)
+    many = await counted(work, caller, "[tokens=120][delay=0.001] Hello", stream=True)
+
+    # Now and then something goes on in the background too.
+    for name in ("decodes", "tasks", "statements"):
+        assert round(many[name]) == round(few[name]), name
+    assert (many["functions"] - few["functions"]) / 100 <= 15
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The digests of the keys that are read, each when it is; none goes on before ``may_end``."""
+    begun, read = [], Callers._read
+    begun_may_end = asyncio.Event()
+
+    async def noted(callers, digest):
+        begun.append(digest)
+        await begun_may_end.wait()
+        return await read(callers, digest)
+
+    monkeypatch.setattr(Callers, "_read", noted)
+    return begun, begun_may_end
+
+
+async def test_a_key_is_read_once_for_all_who_call_at_once(service, caller, reads):
+    """However many there are; but for those who call after a change was announced it is read
+    again."""
+    begun, may_end = reads
+    callers = service.app[api.CALLERS]
+    before = [asyncio.create_task(callers.identify(caller.key)) for _ in range(CALLS)]
+    await asyncio.sleep(0.01)
+    assert len(begun) == 1
+    callers.forget()
+    after = [asyncio.create_task(callers.identify(caller.key)) for _ in range(CALLS)]
+    await asyncio.sleep(0.01)
+    assert len(begun) == 2
+
+    before[0].cancel()
+    may_end.set()
+
+    found = await asyncio.gather(*before[1:], *after)
+    assert {str(one.api_key_id) for one in found} == {caller.key_id}
+    assert len(begun) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_has_ended_is_gone(caller, stream):
+    """It leaves no cycle for Python to look for, which is seldom done; a stream's end would stay
+    until then."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            async with caller.chat(stream=stream) as response:
+                await response.read()
+        await asyncio.sleep(0.1)
+        left = [it for it in gc.get_objects() if isinstance(it, OpenCall)]
+    finally:
+        gc.enable()
+    assert left == []
