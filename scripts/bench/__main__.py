@@ -15,7 +15,7 @@ from scripts.bench import machine, report
 from scripts.bench.peers import PEERS
 from scripts.bench.programs import CACHE, BenchError
 from scripts.bench.runs import Bench, Extent
-from scripts.bench.sides import OWN, Rialto
+from scripts.bench.sides import OWN, QUICK, Rialto
 from scripts.bench.workloads import WORKLOADS
 
 RESULTS = CACHE / "results.json"
@@ -65,7 +65,9 @@ def main(extent, only, chosen, trees, rounds, seconds, is_write):
     and shows the last results again. The exit status is 1 if any run was void."""
     try:
         if extent != "last":
-            names = _names(ALL)(None, None, only or (",".join(OWN) if extent == "quick" else None))
+            names = _names(ALL)(
+                None, None, only or (",".join(QUICK) if extent == "quick" else None)
+            )
             changes = {"rounds": rounds, "seconds": seconds}
             changes = {name: value for name, value in changes.items() if value}
             planned = dataclasses.replace(EXTENTS[extent], **changes)

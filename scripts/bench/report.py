@@ -68,6 +68,7 @@ def _figures(workload):
     cpu = (
         Figure(f"CPU µs/{unit}", "gateway_cpu_us", "{:,.1f}".format),
         Figure(f"PostgreSQL µs/{unit}", "postgres_cpu_us", "{:,.1f}".format),
+        Figure("calls/batch", "batch_size", "{:,.1f}".format),
     )
     if workload.is_stream:
         return (CHUNKS, *FIRST, *COMMON[:2], *cpu)

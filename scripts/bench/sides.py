@@ -14,6 +14,7 @@ from scripts.bench.workloads import MARKER
 from service.embedded import Embedded
 
 OPERATOR_KEY = "operator-key-of-the-bench-0123456789"
+OPERATOR = {"Authorization": f"Bearer {OPERATOR_KEY}"}
 ENCRYPTION_KEY = "encryption-key-of-the-bench-0123456789"
 READY_S = 120
 PROBE = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 300}
@@ -70,6 +71,9 @@ class Side:
         )
         self.pid = self._program.pid
         return self._program.wait_for(self.is_ready, READY_S)
+
+    def batches(self):
+        """How many calls were admitted so far, and in how many batches; None without books."""
 
     def is_ready(self):
         """Whether a call is answered with what the upstream says."""
@@ -152,6 +156,7 @@ class Rialto(Side):
 
     name = "rialto"
     about = "with everything on: three limits, the ledger in PostgreSQL, the log in a file"
+    program = ("-m", "service")
 
     def __init__(self, place, tree=ROOT):
         super().__init__(place)
@@ -190,7 +195,7 @@ class Rialto(Side):
             "LOG_FORMAT": "json",
             "LOG_LEVEL": "info",
         }
-        return [own if own.exists() else sys.executable, "-m", "service"], environment
+        return [own if own.exists() else sys.executable, *self.program], environment
 
     def start(self):
         """The first start makes the database, and the key with its limits."""
@@ -208,6 +213,14 @@ class Rialto(Side):
             self._make_key()
         return super().is_ready()
 
+    def batches(self):
+        """See :meth:`Side.batches`."""
+        _, said = ask(self.port, "/metrics", headers=OPERATOR)
+        lines = [line.split() for line in said.decode().splitlines()]
+        values = {line[0]: float(line[1]) for line in lines if len(line) == 2}
+        name = 'rialto_batch_size_{}{{kind="admission"}}'
+        return [values.get(name.format(part), 0) for part in ("sum", "count")]
+
     def _make_key(self):
         path = "/admin/v1/organizations"
         organization = self._operate(path, {"name": "bench"})
@@ -221,11 +234,31 @@ class Rialto(Side):
         self.headers = {"Authorization": f"Bearer {key['key']}"}
 
     def _operate(self, path, body):
-        headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
-        status, answer = ask(self.port, path, headers=headers, body=body)
+        status, answer = ask(self.port, path, headers=OPERATOR, body=body)
         if status != 201:
             raise BenchError(f"{path} answered {status}: {answer.decode()}")
         return json.loads(answer)
 
 
-OWN = {side.name: side for side in (Direct, Rialto, Aiohttp)}
+class RialtoTwice(Rialto):
+    """Two processes on one port."""
+
+    name = "rialto-2"
+    about = "Rialto as two processes on the one core: what a further process costs"
+
+    def command(self):
+        """See :class:`Rialto`."""
+        arguments, environment = super().command()
+        return arguments, {**environment, "WEB_CONCURRENCY": "2"}
+
+
+class RialtoWithoutBooks(Rialto):
+    """The same service, without what it is there for."""
+
+    name = "rialto-no-books"
+    about = "Rialto with admission and settlement taken out, for comparison only: what books cost"
+    program = (str(SOURCES / "without_books.py"),)
+
+
+OWN = {side.name: side for side in (Direct, Rialto, Aiohttp, RialtoTwice, RialtoWithoutBooks)}
+QUICK = ("direct", "rialto", "aiohttp")

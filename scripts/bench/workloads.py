@@ -116,7 +116,7 @@ def run(workload, side, directory, *, warmup_s, seconds):
         command += [f"--{name}", str(value)]
     for name, value in side.headers.items():
         command += ["--header", f"{name}: {value}"]
-    before = _cpu_s(side)
+    before, batches_before = _cpu_s(side), side.batches()
     ran = subprocess.run(
         command,
         check=False,
@@ -128,8 +128,16 @@ def run(workload, side, directory, *, warmup_s, seconds):
         said = json.loads(ran.stdout)["error"] if ran.stdout else f"the load died: {ran.stderr}"
         raise BenchError(said)
     time.sleep(SETTLE_S)
-    after = _cpu_s(side)
-    return _results(json.loads(ran.stdout), workload, before, after)
+    after, batches_after = _cpu_s(side), side.batches()
+    results = _results(json.loads(ran.stdout), workload, before, after)
+    return {**results, "batch_size": _mean(batches_before, batches_after)}
+
+
+def _mean(before, after):
+    """Of the batches between two looks; None where there were none."""
+    if before is None or after[1] == before[1]:
+        return None
+    return (after[0] - before[0]) / (after[1] - before[1])
 
 
 def _cpu_s(side):

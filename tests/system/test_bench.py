@@ -44,6 +44,7 @@ def test_results_are_complete(tmp_path, monkeypatch):
         assert 0 < run["first_byte_p50_ms"] <= run["latency_p50_ms"] <= run["latency_max_ms"]
         assert run["markers"] == run["completed"] * (200 if run["workload"] == "stream64" else 1)
         assert (run["postgres_cpu_us"] is not None) == (run["side"] == "rialto")
+        assert (run["batch_size"] is not None) == (run["side"] == "rialto")
     for part in ("memory_bytes", "start_s"):
         assert set(results[part]) == {"rialto", "aiohttp"}
 
