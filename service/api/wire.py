@@ -348,12 +348,14 @@ class _EventStream:
         self._response = web.StreamResponse(headers={**_reply_headers(reply), **STREAM_HEADERS})
         self._heartbeat_s = request.app[SETTINGS].heartbeat_s
         self._written_at = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     async def relay(self) -> web.StreamResponse:
         await self._response.prepare(self._request)
         if self._reply.is_late:
             await self._response.write(HEARTBEAT)
-        beating = asyncio.create_task(self._beat())
+        self._watch()
         try:
             async with contextlib.aclosing(self._reply.chunks()) as chunks:
                 async for chunk in chunks:
@@ -369,23 +371,28 @@ class _EventStream:
             uncancel()
             await self._end_with(Unavailable("The service is restarting.", retry_after_s=1))
         finally:
-            beating.cancel()
+            for waiting in (self._timer, self._beating):
+                if waiting is not None:
+                    waiting.cancel()
         return self._response
 
-    async def _beat(self) -> None:
+    def _watch(self) -> None:
         """Say something whenever Venice says nothing, so that no proxy takes the stream for dead.
+        Most streams are never that silent, and need no task for it."""
+        left_s = self._written_at + self._heartbeat_s - time.monotonic()
+        if left_s <= 0:
+            left_s = self._heartbeat_s
+            # One that still waits for its caller to read says enough.
+            if self._beating is None or self._beating.done():
+                self._written_at = time.monotonic()
+                self._beating = asyncio.create_task(self._beat())
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._watch)
 
-        Only whole events are relayed, so a comment can stand anywhere between writes.
-        """
-        while True:
-            silent_s = time.monotonic() - self._written_at
-            if silent_s < self._heartbeat_s:
-                await asyncio.sleep(self._heartbeat_s - silent_s)
-                continue
-            self._written_at = time.monotonic()
-            # When the caller is gone, the relay is told too, and it is the one that acts on it.
-            with contextlib.suppress(ConnectionError):
-                await self._response.write(HEARTBEAT)
+    async def _beat(self) -> None:
+        """Only whole events are relayed, so a comment can stand anywhere between writes."""
+        # When the caller is gone, the relay is told too, and it is the one that acts on it.
+        with contextlib.suppress(ConnectionError):
+            await self._response.write(HEARTBEAT)
 
     async def _end_with(self, error: ServiceError) -> None:
         """A failure after the status was sent is the stream's last event."""

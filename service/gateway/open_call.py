@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Iterator
-from typing import Final, overload
+from typing import Any, Final, overload
 
 import structlog
 
@@ -102,7 +102,6 @@ class OpenCall:
         self._attempts: Attempts | None = None
         self._begun: asyncio.Task[Reply] | None = None
         self._assembling: asyncio.Task[bytes] | None = None
-        self._chunks: AsyncGenerator[bytes] | None = None
         self._first_chunk = b""
         self._events = WholeEvents()
         self._outcome: Outcome | None = None
@@ -143,13 +142,14 @@ class OpenCall:
         assembled answer that takes longer, once its first byte is there.
         """
         self._attempts = Attempts(venice, self.route)
-        beginning = {
-            Relay.WHOLE: self._begin_whole,
-            Relay.PASSED: self._begin_passed,
-            Relay.EVENTS: self._begin_events,
-            Relay.ASSEMBLED: self._begin_events,
-        }[self.call.relay]
-        is_stream = self.call.relay is Relay.EVENTS
+        relay = self.call.relay
+        if relay is Relay.WHOLE:
+            beginning = self._begin_whole
+        elif relay is Relay.PASSED:
+            beginning = self._begin_passed
+        else:
+            beginning = self._begin_events
+        is_stream = relay is Relay.EVENTS
         if not is_stream and self.route.caller.settings.on_disconnect == "cancel":
             reply = await beginning(self._attempts)
         else:
@@ -161,7 +161,7 @@ class OpenCall:
                 reply.is_late = True
                 return reply
             reply = self._begun.result()
-        if self.call.relay is Relay.ASSEMBLED:
+        if relay is Relay.ASSEMBLED:
             self._assembling = asyncio.create_task(self._assemble())
             content = await self.assembled(patience_s)
             return Reply(self, {**reply.headers, "Content-Type": "application/json"}, content)
@@ -186,8 +186,7 @@ class OpenCall:
 
     async def _begin_events(self, attempts: Attempts) -> Reply:
         self.answer = await attempts.send("text/event-stream")
-        self._chunks = self.answer.chunks()
-        self._first_chunk = await anext(self._chunks, b"")
+        self._first_chunk = await self.answer.next_chunk()
         self._first_byte_at = time.monotonic()
         self.stream_meter.feed(self._first_chunk)
         sent = Sent(
@@ -201,11 +200,11 @@ class OpenCall:
 
     async def _assemble(self) -> bytes:
         """The stream as the one answer that the caller asked for."""
-        assert self._chunks is not None  # noqa: S101 - for the type checker
+        assert self.answer is not None  # noqa: S101 - for the type checker
         assembly: Assembly = self.call.endpoint.assembly()
         size = len(self._first_chunk)
         self._put(assembly, self._events.push(self._first_chunk))
-        async for chunk in self._chunks:
+        while chunk := await self.answer.next_chunk():
             self.stream_meter.feed(chunk)
             size += len(chunk)
             # What is put together is never larger than its events.
@@ -234,9 +233,8 @@ class OpenCall:
 
     async def _passed(self) -> AsyncGenerator[bytes]:
         assert self.answer is not None  # noqa: S101 - for the type checker
-        self._chunks = self.answer.chunks()
         with self._noting_failure():
-            async for chunk in self._chunks:
+            while chunk := await self.answer.next_chunk():
                 yield chunk
             self._end(Outcome.OK, None)
 
@@ -246,17 +244,16 @@ class OpenCall:
             # Should the caller leave, this goes on where its key wants that.
             await asyncio.wait({self._begun})
             self._begun.result()
-            assert self._chunks is not None  # noqa: S101 - for the type checker
+            assert self.answer is not None  # noqa: S101 - for the type checker
             self._status = 200
-            chunk: bytes | None = self._first_chunk
-            while chunk is not None:
+            chunk = self._first_chunk
+            while chunk:
                 events, error = split_at_error(self._events.push(chunk))
                 if events:
                     yield events
                 if error is not None:
                     self._fail_in_band(error)
-                chunk = await anext(self._chunks, None)
-                if chunk is not None:
+                if chunk := await self.answer.next_chunk():
                     self.stream_meter.feed(chunk)
             rest, error = split_at_error(self._events.rest())
             if error is not None:
@@ -317,7 +314,7 @@ class OpenCall:
                 if self._assembling is not None:
                     await self._assembling
                 elif self.call.relay is not Relay.WHOLE and self.answer is not None:
-                    async for chunk in self.answer.chunks():
+                    while chunk := await self.answer.next_chunk():
                         self.stream_meter.feed(chunk)
                     self._end_stream()
         except TimeoutError:
@@ -331,11 +328,8 @@ class OpenCall:
         for task in tasks:
             task.cancel()
         try:
-            for ended in await asyncio.gather(*tasks, return_exceptions=True) if tasks else ():
-                if isinstance(ended, Exception) and not isinstance(ended, ServiceError):
-                    log.error("a call failed in a way that is not known", exc_info=ended)
-            if self._chunks is not None:
-                await self._chunks.aclose()
+            for task in tasks:
+                await _end_of(task)
         finally:
             if self.answer is not None:
                 self.answer.close()
@@ -343,7 +337,7 @@ class OpenCall:
                 self._attempts.close()
             # A task's result leads back here: without this the call, with the end of its stream,
             # would stay until Python looks for cycles.
-            self._begun = self._assembling = self._chunks = None
+            self._begun = self._assembling = None
 
     def entry(self, catalog: Catalog) -> Entry:
         """What the books get."""
@@ -411,6 +405,15 @@ class OpenCall:
 
     def _milliseconds_to(self, at: float | None) -> int | None:
         return None if at is None else round((at - self._started_at) * 1000)
+
+
+async def _end_of(task: asyncio.Task[Any]) -> None:
+    """Wait for a task that is done, as a rule, or was cancelled."""
+    if not task.done():
+        await asyncio.wait({task})
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, ServiceError):
+        log.error("a call failed in a way that is not known", exc_info=error)
 
 
 def _sum(cost: Cost, failed: Cost, bound: Bound) -> Cost:

@@ -94,14 +94,19 @@ class Answer:
                     raise UpstreamError("Venice's answer is too large.")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """The body as it arrives.
+    async def next_chunk(self) -> bytes:
+        """What has arrived of the body since the last time, at least a byte; nothing at its end.
 
         :raises UpstreamCut, UpstreamTimeout: when it ends early, or is silent for too long.
         """
         with TRANSLATED:
-            while chunk := await self._response.content.readany():
-                yield chunk
+            chunk: bytes = await self._response.content.readany()
+            return chunk
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The body as it arrives; see :meth:`next_chunk`."""
+        while chunk := await self.next_chunk():
+            yield chunk
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""

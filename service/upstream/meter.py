@@ -1,14 +1,14 @@
 """Usage and cost, read off an answer without re-encoding it.
 
 Venice ends every stream with a chunk that has ``usage`` and ``cost``, so a stream needs no decoding
-on its way: events are counted in the bytes, a tail is kept, and the tail is decoded once at the
-end. When the numbers are missing, the events that went by are what there is to go on.
+on its way: a tail is kept, and its last events are decoded once at the end. When the numbers are
+missing, the events that went by are what there is to go on: they are counted in the bytes.
 """
 
 import contextlib
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Final, TypeVar
 
@@ -24,6 +24,7 @@ DONE: Final = b"[DONE]"
 # A line that starts so starts an event: within JSON a line break is written \\n.
 EVENT_START: Final = b"\n" + DATA
 EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+CR: Final = b"\r"
 SEAM_BYTES: Final = 3
 """Too few to hold an end of an event, enough to complete one."""
 MOST_HELD_BYTES: Final = 1024 * 1024
@@ -145,7 +146,7 @@ def _name(raw: msgspec.Raw) -> str | None:
 
 
 class Metered(msgspec.Struct, kw_only=True):
-    """What an answer says of itself. ``counted_tokens`` is what went by, for want of better."""
+    """What an answer says of itself. ``counted_tokens`` is what went by, for want of usage."""
 
     upstream_request_id: str | None = None
     model: str | None = None
@@ -214,15 +215,15 @@ class StreamMeter:
 
     def feed(self, chunk: bytes) -> None:
         """Take note of the next bytes, which may end anywhere."""
-        # The last few bytes of the chunk before are looked at again: too few to hold an event's
-        # start, enough to complete one.
-        seen = self._seam + chunk
-        self._events += seen.count(EVENT_START)
-        self._seam = seen[1 - len(EVENT_START) :]
         self._tail.append(chunk)
         self._tail_bytes += len(chunk)
         while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
-            self._tail_bytes -= len(self._tail.popleft())
+            # The last few bytes of the chunk before are looked at again: too few to hold an
+            # event's start, enough to complete one.
+            seen = self._seam + self._tail.popleft()
+            self._tail_bytes -= len(seen) - len(self._seam)
+            self._events += seen.count(EVENT_START)
+            self._seam = seen[1 - len(EVENT_START) :]
 
     def first_id(self) -> str | None:
         """The id of the answer, if the first bytes have it whole."""
@@ -234,7 +235,7 @@ class StreamMeter:
         metered = Metered()
         decoded = 0
         tail = b"".join(self._tail)
-        for line in reversed(tail.splitlines()):
+        for line in _lines_from_the_end(tail):
             if not line.startswith(DATA):
                 continue
             data = line[len(DATA) :].strip()
@@ -254,9 +255,21 @@ class StreamMeter:
             metered.usage = max(usages, key=lambda usage: usage.all_tokens, default=None)
             if metered.usage is not None and tail.endswith(EVENT_ENDS):
                 metered.is_complete = True
-        # Each event carries a token or more, save [DONE] and the one with the usage.
-        metered.counted_tokens = max(0, self._events - metered.is_complete - bool(metered.usage))
+        if metered.usage is None:
+            # Each event carries a token or more, save [DONE].
+            events = self._events + (self._seam + tail).count(EVENT_START)
+            metered.counted_tokens = max(0, events - metered.is_complete)
         return metered
+
+
+def _lines_from_the_end(text: bytes) -> Iterator[bytes]:
+    """Only the last few are looked at, as a rule."""
+    end = len(text)
+    while end > 0:
+        start = text.rfind(b"\n", 0, end) + 1
+        # A carriage return alone ends a line too.
+        yield from reversed(text[start:end].splitlines())
+        end = start - 1
 
 
 class WholeEvents:
@@ -272,7 +285,9 @@ class WholeEvents:
         """The events that are whole by now; an endless one is passed as it comes."""
         # An end may lie across chunks. What was held was searched when it came.
         seen = self._seam + chunk
-        ends = [seen.rfind(ending) + len(ending) for ending in EVENT_ENDS if ending in seen]
+        # All of the bytes are gone through for an ending that is not there.
+        endings = EVENT_ENDS if CR in seen else EVENT_ENDS[:1]
+        ends = [at + len(ending) for ending in endings if (at := seen.rfind(ending)) != -1]
         end = max(ends, default=len(self._seam)) - len(self._seam)
         if not end and self._held_bytes + len(chunk) > MOST_HELD_BYTES:
             end = len(chunk)

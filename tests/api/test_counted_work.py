@@ -99,12 +99,11 @@ async def test_a_plain_call(caller, work):
 
 
 async def test_a_stream(caller, work):
-    """Beside the two of the ledger: a task that may go on without its caller, one for
-    heartbeats."""
+    """Beside the two of the ledger: a task that may go on without its caller."""
     done = await counted(work, caller, "[tokens=20] Hello", stream=True)
 
     assert done["statements"] == 2
-    assert done["tasks"] == 4
+    assert done["tasks"] == 3
     assert done["decodes"] <= 5
     assert done["functions"] <= 350
 

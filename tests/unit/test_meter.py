@@ -32,7 +32,7 @@ def fed(*chunks):
 
 @given(st.lists(st.integers(0, len(TOKENS + USAGE + DONE)), max_size=40))
 def test_any_cut_reads_the_same(cuts):
-    """However the bytes are chunked, usage, cost and count come out alike."""
+    """However the bytes are chunked, usage and cost come out alike."""
     stream = TOKENS + USAGE + DONE
     edges = [0, *sorted(cuts), len(stream)]
     chunks = [stream[start:end] for start, end in itertools.pairwise(edges)]
@@ -41,7 +41,6 @@ def test_any_cut_reads_the_same(cuts):
 
     assert (metered.usage.prompt_tokens, metered.usage.completion_tokens) == (7, 20)
     assert metered.cost_usd == Decimal("0.5000125")
-    assert metered.counted_tokens == 20
     assert (metered.is_complete, metered.is_error) == (True, False)
     assert (metered.upstream_request_id, metered.model) == ("chat-1", "m")
 
@@ -71,6 +70,26 @@ def test_an_endless_event_is_passed_on():
     assert 100 * len(chunk) - passed <= MOST_HELD_BYTES + len(chunk)
 
 
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+def test_any_line_ending_reads_the_same(ending):
+    """The last lines are found by any of the endings that a stream may have."""
+    metered = fed((TOKENS + USAGE + DONE).replace(b"\n", ending))
+
+    assert (metered.usage.prompt_tokens, metered.usage.completion_tokens) == (7, 20)
+    assert (metered.is_complete, metered.is_error) == (True, False)
+
+
+@given(st.lists(st.integers(1, 3 * TAIL_BYTES), max_size=20))
+def test_any_cut_counts_the_same(cuts):
+    """A stream that is longer than its tail, and says nothing of its usage, is counted alike."""
+    stream = TOKENS * (3 * TAIL_BYTES // len(TOKENS))
+    edges = [0, *sorted(cuts), len(stream)]
+
+    metered = fed(*(stream[start:end] for start, end in itertools.pairwise(edges)))
+
+    assert metered.counted_tokens == stream.count(b'"choices"')
+
+
 def test_a_cut_stream_is_counted():
     """Without usage there is the number of events that went by."""
     metered = fed(TOKENS[: len(TOKENS) - 30])
@@ -96,8 +115,9 @@ def test_a_long_stream_is_not_kept():
         meter.feed(TOKENS)
 
     assert meter._tail_bytes < TAIL_BYTES + len(TOKENS)
-    meter.feed(USAGE + DONE)
     assert meter.result().counted_tokens == 20_000
+    meter.feed(USAGE + DONE)
+    assert meter.result().usage.completion_tokens == 20
 
 
 @pytest.mark.parametrize(
