@@ -70,14 +70,11 @@ def _redact_event(_: Any, __: str, event: Event) -> Event:
     return event
 
 
-def _first_things_first(_: Any, __: str, event: Event) -> Event:
+def _as_json(_: Any, __: str, event: Event) -> str:
     """When, how bad, what; then the facts."""
-    first = {name: event.pop(name, None) for name in ("timestamp", "level", "message")}
-    return {**first, **event}
-
-
-def _json(value: Any, **_: Any) -> str:
-    return msgspec.json.encode(value, enc_hook=str).decode()
+    said = event.pop("event", None)
+    first = {"timestamp": event.pop("timestamp", None), "level": event.pop("level", None)}
+    return msgspec.json.encode({**first, "message": said, **event}, enc_hook=str).decode()
 
 
 def _numbering(process: int) -> Callable[[Any, str, Event], Event]:
@@ -116,9 +113,7 @@ def configure(
         else [
             structlog.processors.format_exc_info,
             _redact_event,
-            structlog.processors.EventRenamer("message"),
-            _first_things_first,
-            structlog.processors.JSONRenderer(serializer=_json),
+            _as_json,
         ]
     )
     threshold = logging.getLevelNamesMapping()[level.upper()]

@@ -32,7 +32,8 @@ CLIENT_CLOSED: Final = 499
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id and a log line, and count it while it is inside."""
+    """Give the request an id and a log line, count it while it is inside, and turn every error into
+    one shape of answer."""
     given = request.headers.get("X-Request-ID", "")
     request_id = given if SANE_REQUEST_ID.fullmatch(given) else uuid7().hex
     request[REQUEST_ID] = request_id
@@ -42,7 +43,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     is_quiet = request.path in QUIET_PATHS
     counter.open_requests += not is_quiet
     try:
-        response = await handler(request)
+        try:
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001 - what is not rendered is raised again
+            response = _rendered(error, request)
         status = response.status
         if counter.is_draining:
             response.force_close()
@@ -68,29 +72,31 @@ def _kind(request: web.Request) -> tuple[str, str]:
     return request.method if request.method in METHODS else "other", route
 
 
-@web.middleware
-async def render_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into one shape of answer."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return error_response(_of_aiohttp(error, request), request)
-    except ServiceError as error:
-        failure = error
-        if failure.status >= 500:
-            cause = type(error.__cause__).__name__ if error.__cause__ else None
-            log.warning("request failed", code=error.code, error=error.message, cause=cause)
-    except ConnectionError:
-        # The client is gone: nobody is there to be told.
-        raise
-    except UnknownMasterKey:
-        log.exception("data key does not open")
-        failure = Unavailable("The service's encryption keys are incomplete.")
-    except Exception:
-        log.exception("unhandled error")
-        failure = ServiceError("Something went wrong here. The request id finds it in the log.")
+def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:
+    """The answer to a request that failed.
+
+    :raises Exception: what is no failure, or that nobody can be told of.
+    """
+    failure: ServiceError
+    match error:
+        case web.HTTPException():
+            if error.status < 400:
+                raise error
+            return error_response(_of_aiohttp(error, request), request)
+        case ServiceError():
+            failure = error
+            if failure.status >= 500:
+                cause = type(error.__cause__).__name__ if error.__cause__ else None
+                log.warning("request failed", code=error.code, error=error.message, cause=cause)
+        case ConnectionError():
+            # The client is gone: nobody is there to be told.
+            raise error
+        case UnknownMasterKey():
+            log.error("data key does not open", exc_info=error)
+            failure = Unavailable("The service's encryption keys are incomplete.")
+        case _:
+            log.error("unhandled error", exc_info=error)
+            failure = ServiceError("Something went wrong here. The request id finds it in the log.")
     if _has_begun(request):
         # A second answer inside the first would corrupt both: end the connection instead.
         raise failure
@@ -121,4 +127,4 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
             response.headers["request-id"] = request_id
 
 
-MIDDLEWARES: Final = (observe, render_errors)
+MIDDLEWARES: Final = (observe,)

@@ -60,7 +60,7 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")
         # Whichever of them Venice heeds.
-        most_output = max(getattr(request, name) or 0 for name in MAXIMA) or None
+        most_output = max([getattr(request, name) or 0 for name in MAXIMA]) or None
         return TokenCall(
             endpoint=self,
             **inbound.facts(),
@@ -70,7 +70,7 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
             relay=relay_of(request, inbound, most_output),
             end_user=end_user(request),
             present=frozenset(
-                name for name in SPLICED if getattr(request, name) is not msgspec.UNSET
+                [name for name in SPLICED if getattr(request, name) is not msgspec.UNSET]
             ),
             parts=len(request.messages) + len(request.tools or ()),
             choices=request.n or 1,

@@ -103,7 +103,10 @@ class UpstreamKeys:
     """The keys of one process."""
 
     def __init__(self, keys: Sequence[UpstreamKey]) -> None:
-        self._keys = tuple(keys)
+        self._keys: Sequence[UpstreamKey] = ()
+        self._by_organization: dict[UUID | None, Sequence[UpstreamKey]] = {}
+        """Under None those that serve every organization that has none of its own."""
+        self.replace(keys)
         self._conditions: dict[tuple[UUID, str], _Condition] = {}
         self._balances_usd: dict[UUID, float] = {}
         self._probes: Counter[UUID] = Counter()
@@ -113,6 +116,10 @@ class UpstreamKeys:
     def replace(self, keys: Sequence[UpstreamKey]) -> None:
         """Use these from now on; what is known of those that stay is kept."""
         self._keys = tuple(keys)
+        owners = {key.organization_id for key in keys}
+        self._by_organization = {
+            owner: tuple(key for key in keys if key.organization_id == owner) for owner in owners
+        }
 
     @property
     def all(self) -> Sequence[UpstreamKey]:
@@ -146,15 +153,14 @@ class UpstreamKeys:
         :raises UpstreamExhausted, UpstreamBusy: when all of them rest, with the time until one is
             ready again.
         """
-        now = time.monotonic()
         ready = self.ready(organization_id, model)
         if not ready:
-            raise self._why_not(self._of(organization_id), model, now)
+            raise self._why_not(self._of(organization_id), model)
         key = ready[0] if len(ready) == 1 else self._best(ready, tried)
         condition = self._conditions.get((key.id, model))
         if condition is not None and condition.failures >= FAILURES_IN_A_ROW:
             # This call is the one that shows whether it has recovered.
-            condition.until = now + TRIAL_S
+            condition.until = time.monotonic() + TRIAL_S
         return key
 
     def _best(self, ready: Sequence[UpstreamKey], tried: Collection[UUID]) -> UpstreamKey:
@@ -164,13 +170,15 @@ class UpstreamKeys:
 
     def ready(self, organization_id: UUID, model: str) -> Sequence[UpstreamKey]:
         """The keys that can take a call of the organization now."""
-        now = time.monotonic()
         keys = self._of(organization_id)
+        if not self._conditions:
+            return keys
+        now = time.monotonic()
         return [key for key in keys if self._ready_at(key, model) <= now]
 
     def _of(self, organization_id: UUID) -> Sequence[UpstreamKey]:
-        own = [key for key in self._keys if key.organization_id == organization_id]
-        return own or [key for key in self._keys if key.organization_id is None]
+        shared = self._by_organization.get(None, ())
+        return self._by_organization.get(organization_id, shared)
 
     def _is_funded(self, key: UpstreamKey) -> bool:
         return self._balances_usd.get(key.id, math.inf) >= LEAST_BALANCE_USD
@@ -257,12 +265,11 @@ class UpstreamKeys:
 
     def _ready_at(self, key: UpstreamKey, model: str) -> float:
         """When the key can take a call; in the past when it can now."""
-        if not self._conditions:
-            return 0.0
         conditions = (self._conditions.get((key.id, name)) for name in {EVERY_MODEL, model})
         return max((condition.until for condition in conditions if condition), default=0.0)
 
-    def _why_not(self, keys: Sequence[UpstreamKey], model: str, now: float) -> UpstreamError:
+    def _why_not(self, keys: Sequence[UpstreamKey], model: str) -> UpstreamError:
+        now = time.monotonic()
         ready_in_s = min((self._ready_at(key, model) - now for key in keys), default=math.inf)
         if math.isinf(ready_in_s):
             return UpstreamExhausted(
