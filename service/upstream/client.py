@@ -22,6 +22,7 @@ from service.errors import (
     UpstreamUnreachable,
 )
 from service.settings import Settings
+from service.upstream.connector import Connector
 from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.refusals import is_refunded, refusal
 from service.upstream.retries import RetryBudget
@@ -345,7 +346,7 @@ async def open_venice(
     settings: Settings, *, base_url: str, keys: UpstreamKeys
 ) -> AsyncIterator[Venice]:
     """The client, open for the length of the block."""
-    connector = aiohttp.TCPConnector(
+    connector = Connector(
         limit=CONNECTIONS, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=KEEPALIVE_S
     )
     # No total timeout: a stream may run for many minutes. Silence is what ends a call.
