@@ -5,11 +5,14 @@ of the request at hand is added from a context variable. Values of keys that nam
 replaced, and so is everything that looks like one, in every line and traceback.
 """
 
+import asyncio
+import atexit
 import contextlib
 import functools
 import logging
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
@@ -36,7 +39,66 @@ ROW_CONTENTS: Final = re.compile(
 SIGNS: Final = ("rk_", "VENICE_", "://", "Bearer ", "DETAIL:")
 """One of these is in every text that has something to redact; most have none."""
 
+MOST_TOGETHER_BYTES: Final = 4096
+"""As much as a pipe takes at once (PIPE_BUF of Linux), so that the lines of several processes do
+not run into each other."""
+
 Event = MutableMapping[str, Any]
+
+
+class Lines:
+    """Writes lines to a stream. What is said in one turn of the event loop is written together at
+    its end: many calls end at once, and a write for each takes longer than all else a line costs. A
+    warning or worse is written at once, with all that was said before it; so is what is said
+    outside of the loop.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.RLock()
+        self._waiting: list[str] = []
+        self._waiting_bytes = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Which will write what waits."""
+        atexit.register(self.flush)
+
+    def info(self, line: str) -> None:
+        """To be written by the end of this turn of the loop."""
+        with self._lock:
+            self._wait(line)
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                self.flush()
+                return
+            if loop is not self._loop:
+                self._loop = loop
+                loop.call_soon(self.flush)
+
+    def warning(self, line: str) -> None:
+        """To be written now."""
+        with self._lock:
+            self._wait(line)
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            text, self._waiting, self._waiting_bytes = "".join(self._waiting), [], 0
+            self._loop = None
+            if text:
+                self._stream.write(text)
+                self._stream.flush()
+
+    def _wait(self, line: str) -> None:
+        size = len(line.encode(errors="replace")) + 1
+        if self._waiting_bytes + size > MOST_TOGETHER_BYTES:
+            self.flush()
+        self._waiting.append(f"{line}\n")
+        self._waiting_bytes += size
+
+    debug = info
+    error = critical = warning
 
 
 def redact(text: str) -> str:
@@ -94,6 +156,7 @@ def configure(
     Lines of libraries that use the standard ``logging`` take the same form.
     """
     stream = stream or sys.stderr
+    lines = Lines(stream)
     console = form == "console" or (form == "auto" and stream.isatty())
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
@@ -120,8 +183,7 @@ def configure(
     structlog.configure(
         processors=[*shared, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        # A line is one write, so that those of several processes do not run into each other.
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)

@@ -1,8 +1,10 @@
 """Log lines: JSON for machines, and no secret in any of them."""
 
+import asyncio
 import io
 import json
 import logging
+import threading
 
 import pytest
 import structlog
@@ -91,6 +93,92 @@ def test_libraries_lines_have_the_form(lines):
 
     (line,) = lines()
     assert (line["level"], line["message"]) == ("error", "broken pipe")
+
+
+class Written(io.StringIO):
+    """A stream that keeps what each write brought."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes = []
+
+    def write(self, text):
+        self.writes.append(text)
+        return len(text)
+
+
+@pytest.fixture
+def stream():
+    yield (written := Written())
+    assert all(text.endswith("\n") for text in written.writes)
+
+
+async def test_what_is_said_in_a_turn_of_the_loop_is_written_at_its_end(stream):
+    """In one write, in its order; the next turn's in another."""
+    lines = logs.Lines(stream)
+    lines.info("one")
+    lines.debug("two")
+    assert stream.writes == []
+
+    await asyncio.sleep(0)
+    assert stream.writes == ["one\ntwo\n"]
+    lines.info("three")
+    await asyncio.sleep(0)
+    assert stream.writes == ["one\ntwo\n", "three\n"]
+
+
+@pytest.mark.parametrize("level", ["warning", "error", "critical"])
+async def test_what_is_wrong_is_written_at_once(stream, level):
+    """With all that was said before it; nothing is written twice."""
+    lines = logs.Lines(stream)
+    lines.info("one")
+    getattr(lines, level)("two")
+    assert stream.writes == ["one\ntwo\n"]
+
+    await asyncio.sleep(0)
+    assert len(stream.writes) == 1
+
+
+async def test_a_thread_is_not_kept_waiting_by_the_loop(stream):
+    """What a thread says is written at once, though the loop stands still."""
+    lines = logs.Lines(stream)
+    lines.info("one")
+    thread = threading.Thread(target=lines.info, args=("two",))
+    thread.start()
+    thread.join()
+
+    assert stream.writes == ["one\ntwo\n"]
+
+
+def test_outside_of_a_loop_lines_are_written_at_once(stream):
+    """Also those that a loop, which has ended, left behind."""
+    lines = logs.Lines(stream)
+    loop = asyncio.new_event_loop()
+
+    async def said():
+        lines.info("one")
+        loop.stop()
+
+    task = loop.create_task(said())
+    loop.run_forever()
+    loop.close()
+    assert task.done()
+    lines.info("two")
+
+    assert "".join(stream.writes) == "one\ntwo\n"
+
+
+async def test_no_write_is_longer_than_a_pipe_takes_at_once(stream):
+    """Unless it is a single line."""
+    lines = logs.Lines(stream)
+    for number in range(100):
+        lines.info(f"{number:03} " + "ä" * 100)
+    lines.info("x" * 10_000)
+    await asyncio.sleep(0)
+
+    assert "".join(stream.writes).count("\n") == 101
+    assert all(len(text.encode()) <= logs.MOST_TOGETHER_BYTES for text in stream.writes[:-1])
+    assert stream.writes[-1] == "x" * 10_000 + "\n"
 
 
 def test_a_step_says_how_long_it_took(lines):
