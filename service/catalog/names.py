@@ -152,7 +152,7 @@ class Names:
             usable = self._model(organization_id, plain, allowed, model_type)
         else:
             usable = self._models_of(alias, allowed)
-        return tuple(target + colon + suffix for target in usable)
+        return tuple([target + colon + suffix for target in usable])
 
     def _model(
         self,

@@ -37,7 +37,7 @@ class Attempts:
     @property
     def codes(self) -> tuple[str, ...]:
         """The code of each attempt, ``ok`` that of the answer."""
-        return tuple(code for _, _, code in self._tried)
+        return tuple([code for _, _, code in self._tried])
 
     async def send(self, accept: str) -> Answer:
         """The answer, whose status is 2xx. Nothing is tried again for a caller who, by what they

@@ -241,8 +241,9 @@ class OpenCall:
     async def _whole_events(self) -> AsyncGenerator[bytes]:
         with self._noting_failure():
             assert self._begun is not None  # noqa: S101 - for the type checker
-            # Should the caller leave, this goes on where its key wants that.
-            await asyncio.wait({self._begun})
+            if not self._begun.done():
+                # Should the caller leave, this goes on where its key wants that.
+                await asyncio.wait({self._begun})
             self._begun.result()
             assert self.answer is not None  # noqa: S101 - for the type checker
             self._status = 200

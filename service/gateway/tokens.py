@@ -266,11 +266,13 @@ def end_user(request: TokenRequest) -> str | None:
 
     :raises ClientError: when a name is too long.
     """
-    named = [(name, getattr(request, name)) for name in END_USER_FIELDS]
-    for name, value in named:
+    first = ""
+    for name in END_USER_FIELDS:
+        value = getattr(request, name)
         if isinstance(value, str):
             check_end_user(value, name)
-    return next((value for _, value in named if value), None)
+            first = first or value
+    return first or None
 
 
 def read(inbound: Inbound, shape: type[R], *, has_parameters: bool = True) -> tuple[Inbound, R]:
@@ -334,6 +336,8 @@ def _extras(request: TokenRequest, parameters: VeniceParameters) -> tuple[int, b
     """What Venice's own parameters add at most in nano-dollars, and whether they add to the
     prompt."""
     suffix = request.model.partition(":")[2]
+    if parameters is NO_PARAMETERS and not suffix and request.web_search is None:
+        return 0, False
 
     def is_on(name: str) -> bool:
         return getattr(parameters, name) not in (None, False, "off", "") or name in suffix
