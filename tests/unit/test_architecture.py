@@ -17,7 +17,7 @@ LEVELS = [
     {"audit", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},
     {"gateway"},
-    {"api", "jobs", "watchdog"},
+    {"api", "jobs", "watchdog", "memory"},
     {"app"},
     {"server", "demo", "console"},
     {"processes"},
