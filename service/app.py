@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import http_parser, web
 
-from service import accounts, api, embedded, jobs, logs, schema
+from service import accounts, api, embedded, jobs, logs, memory, schema
 from service.accounts import CHANNEL, Callers
 from service.address import DatabaseAddress
 from service.catalog import Catalog
@@ -192,6 +192,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("generations", jobs.keep_generations(app[api.DATABASE], app[api.VENICE])),
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
+        _named("memory", memory.keep_giving_back()),
     ]
     if api.METRICS_DIRECTORY in app:
         running.append(_named("metrics", api.keep_fresh(app)))

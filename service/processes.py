@@ -2,7 +2,8 @@
 
 Each child is the whole service, as a replica is. What there must be one of is here: the port, the
 directory of the metrics, and in development the sandbox that plays Venice. (The embedded PostgreSQL
-is shared by all that use its directory anyway.) The parent serves nothing.
+is shared by all that use its directory anyway.) The parent serves nothing, and imports nothing that
+only serving needs: it would be as large as a child.
 
 Each child listens on a socket of its own, over which the kernel spreads connections by their
 addresses. Of one that they share, the first to wake takes all that wait: of 64 connections that
@@ -28,8 +29,7 @@ from typing import Final
 
 import structlog
 
-from service import server
-from service.app import sandbox
+from service import lifecycle
 from service.errors import StartupError
 from service.settings import Settings, inherited
 
@@ -53,7 +53,7 @@ class Child:
     async def until_it_listens(self) -> bool:
         """False when it ended instead."""
         said = await asyncio.get_running_loop().sock_recv(self.line, 1)
-        self.listens = said == server.LISTENS
+        self.listens = said == lifecycle.LISTENS
         return self.listens
 
 
@@ -65,8 +65,8 @@ async def serve(settings: Settings) -> int:
             await family.prepare(stack)
             status = await family.live()
     except Exception as error:  # noqa: BLE001 - logged with its traceback
-        server.say_why(error)
-        return server.EX_FAILED
+        lifecycle.say_why(error)
+        return lifecycle.EX_FAILED
     if status == 0:
         log.info("all processes have stopped")
     return status
@@ -77,7 +77,7 @@ class Family:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._signals = server.StopSignals(self._pass_on)
+        self._signals = lifecycle.StopSignals(self._pass_on)
         self._children: list[Child] = []
         self._watching: list[asyncio.Task[bool]] = []
         self._sockets: list[list[socket.socket]] = []
@@ -91,7 +91,7 @@ class Family:
         settings = self._settings
         # First as a single process binds, since sockets that share a port share it with another
         # service, too.
-        alone = await server.bind(settings)
+        alone = await lifecycle.bind(settings)
         self._sockets = [[_beside(one) for one in alone] for _ in range(settings.processes)]
         for one in itertools.chain(*self._sockets):
             stack.callback(one.close)
@@ -107,6 +107,9 @@ class Family:
         stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
         self._arguments = [f"--metrics={self._directory}"]
         if settings.venice_api_key is None:
+            # Imports the service, which this process does without in production.
+            from service.app import sandbox  # noqa: PLC0415
+
             url = await stack.enter_async_context(sandbox(settings))
             self._arguments.append(f"--sandbox={url}")
 
@@ -126,7 +129,7 @@ class Family:
             raise
         finally:
             ends = await asyncio.gather(*self._watching)
-        return 0 if all(ends) else server.EX_FAILED
+        return 0 if all(ends) else lifecycle.EX_FAILED
 
     async def _start_all(self, count: int) -> None:
         started_at = time.perf_counter()
@@ -178,7 +181,7 @@ class Family:
         if self._signals.stop.is_set() and status in GOOD_ENDS:
             return True
         # A first start that failed has said why itself, and no other child is there to be stopped.
-        if child.number > 1 or child.listens or status != server.EX_FAILED:
+        if child.number > 1 or child.listens or status != lifecycle.EX_FAILED:
             log.critical(
                 "process ended", process=child.number, pid=child.process.pid, status=status
             )

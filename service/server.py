@@ -8,27 +8,23 @@ finish, end what is left with a proper error, and only then close.
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import gc
-import os
-import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import structlog
+import uvloop
 from aiohttp import web
 
-from service import api
+from service import api, lifecycle
 from service.app import ADDRESS, SANDBOX_URL, create_app
-from service.errors import StartupError
 from service.settings import Settings
 from service.watchdog import LoopWatchdog, watch_pool
 
 log = structlog.get_logger()
 
-EX_FAILED: Final = 1
 KEEPALIVE_S: Final = 75.0
 """Longer than the edge's 60 s, so that the edge is the one that closes idle connections."""
 GOODBYE_S: Final = 4.0
@@ -39,9 +35,6 @@ GARBAGE_THRESHOLDS: Final = (20_000, 20, 50)
 """How many objects come to be before Python looks for cycles among the youngest, and how often
 older ones are looked at with them. A call makes a thousand objects and hardly a cycle: by Python's
 own thresholds it is looked for twice a call."""
-LISTENS: Final = b"+"
-"""What a process tells the one that started it, once."""
-
 OnListening = Callable[[web.Application, int], Awaitable[None]]
 """Called once with the application and the port."""
 
@@ -57,22 +50,11 @@ class Parent:
     sandbox_url: str | None
 
 
-class StopSignals:
-    """SIGTERM and SIGINT: the first asks to stop, a second one to hurry. ``also`` is called with
-    the number of each."""
-
-    def __init__(self, also: Callable[[int], None] = lambda _: None) -> None:
-        self.stop = asyncio.Event()
-        self.hurry = asyncio.Event()
-        self._also = also
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received, number)
-
-    def _received(self, number: signal.Signals) -> None:
-        (self.hurry if self.stop.is_set() else self.stop).set()
-        log.info("signal received", signal=number.name, hurry=self.hurry.is_set())
-        self._also(number)
+def run(
+    settings: Settings, on_listening: OnListening | None = None, parent: Parent | None = None
+) -> int:
+    """Serve on an event loop of its own until told to stop; the exit status."""
+    return uvloop.run(serve(settings, on_listening, parent))
 
 
 async def serve(
@@ -81,7 +63,7 @@ async def serve(
     """Run until told to stop; returns the exit status."""
     # Before anything can take long: as the first process of a container, Python would otherwise
     # ignore SIGTERM.
-    signals = StopSignals()
+    signals = lifecycle.StopSignals()
     app = create_app(settings)
     if parent is not None:
         app[api.METRICS_DIRECTORY] = parent.metrics_directory
@@ -106,14 +88,14 @@ async def serve(
             if parent is not None:
                 # One that has ended is heard of by another way.
                 with contextlib.suppress(OSError):
-                    parent.line.send(LISTENS)
+                    parent.line.send(lifecycle.LISTENS)
             if on_listening is not None:
                 await on_listening(app, runner.addresses[0][1])
             await signals.stop.wait()
             await _drain(app, sites, settings, signals)
     except Exception as error:  # noqa: BLE001 - logged with its traceback
-        say_why(error)
-        return EX_FAILED
+        lifecycle.say_why(error)
+        return lifecycle.EX_FAILED
     finally:
         await runner.cleanup()
     log.info("stopped")
@@ -127,7 +109,7 @@ def _collect_garbage_seldom() -> None:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
-def _stop_with(parent: Parent, signals: StopSignals) -> None:
+def _stop_with(parent: Parent, signals: lifecycle.StopSignals) -> None:
     """Stop when the process that started this one has ended, however it did."""
     loop = asyncio.get_running_loop()
 
@@ -140,20 +122,8 @@ def _stop_with(parent: Parent, signals: StopSignals) -> None:
     loop.add_reader(parent.line, has_ended)
 
 
-def say_why(error: Exception) -> None:
-    """The traceback, unless the failure is told in full by its own words; then what to do, last."""
-    known = isinstance(error, StartupError)
-    if not known or error.__cause__ is not None:
-        log.error("traceback of the failed start", exc_info=error)
-    what = str(error) if known else f"{type(error).__name__}, which is not a known way to fail."
-    hint = (
-        error.hint if isinstance(error, StartupError) else "The traceback says where it happened."
-    )
-    log.error("start failed", error=what, hint=hint)
-
-
 async def _start(
-    runner: web.AppRunner, settings: Settings, signals: StopSignals, parent: Parent | None
+    runner: web.AppRunner, settings: Settings, signals: lifecycle.StopSignals, parent: Parent | None
 ) -> list[web.SockSite]:
     """The sites that listen; none when the stop came first."""
     starting = asyncio.create_task(runner.setup())
@@ -166,48 +136,15 @@ async def _start(
             await starting
         return []
     await starting
-    sockets = await bind(settings) if parent is None else parent.sockets
+    sockets = await lifecycle.bind(settings) if parent is None else parent.sockets
     sites = [web.SockSite(runner, one) for one in sockets]
     try:
         for site in sites:
             await site.start()
     except OSError as error:
-        raise _not_listening(settings, error) from None
+        raise lifecycle.not_listening(settings, error) from None
     log.info("listening", host=settings.host or "*", port=runner.addresses[0][1])
     return sites
-
-
-async def bind(settings: Settings) -> list[socket.socket]:
-    """A socket for each address of HOST at PORT. They do not listen yet.
-
-    :raises StartupError: when the port is taken, or the host is none of this machine.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        server = await loop.create_server(
-            asyncio.Protocol, settings.host or None, settings.port, start_serving=False
-        )
-    except (OSError, UnicodeError) as error:
-        raise _not_listening(settings, error) from None
-    sockets = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
-    server.close()
-    return sockets
-
-
-def _not_listening(settings: Settings, error: OSError | UnicodeError) -> StartupError:
-    hint = "Set HOST to an address of this machine, or to nothing for every interface."
-    reason = "not a host name"
-    if isinstance(error, socket.gaierror):
-        reason = error.strerror or reason
-    elif isinstance(error, OSError):
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno == errno.EADDRINUSE:
-            hint = "Set PORT to a free port, or stop what listens there."
-        elif error.errno == errno.EACCES:
-            hint = "Set PORT to 1024 or above: the ports below belong to root."
-        elif error.errno != errno.EADDRNOTAVAIL:
-            hint = "Check HOST and PORT."
-    return StartupError(f"Cannot listen on {settings.host or '*'}:{settings.port}: {reason}.", hint)
 
 
 @contextlib.contextmanager
@@ -228,7 +165,7 @@ async def _drain(
     app: web.Application,
     sites: Sequence[web.BaseSite],
     settings: Settings,
-    signals: StopSignals,
+    signals: lifecycle.StopSignals,
 ) -> None:
     status, gateway = app[api.STATUS], app[api.GATEWAY]
 

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from service import accounts, ledger
-from service.console import COMMAND_LINE, FIRST_ID, with_database
+from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
 from service.db import Database
 

@@ -6,7 +6,7 @@ from uuid import UUID
 import click
 
 from service import accounts, catalog
-from service.console import COMMAND_LINE, FIRST_ID, with_database
+from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
 from service.db import Database
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+from pathlib import Path
 
 import aiohttp
 import psutil
@@ -247,6 +248,21 @@ async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
     said = process.said("the process that started this one has ended")
     assert {line["process"] for line in said} == {1, 2}
     assert len(process.said("drained")) == 2
+
+
+async def test_the_parent_is_small(tmp_path, environment):
+    """It has not loaded what only serving needs."""
+    async with started(tmp_path, **environment) as process, talking(process):
+        parent, child = (
+            {Path(one.path).name.partition(".")[0] for one in psutil.Process(pid).memory_maps()}
+            for pid in (process.process.pid, children(process)[0])
+        )
+        process.send()
+        assert await process.ended() == 0
+
+    libraries = {"_http_parser", "protocol", "loop"}
+    assert child >= libraries
+    assert not parent & libraries
 
 
 async def test_one_process_is_one_process(tmp_path, environment, temporary):

@@ -193,7 +193,8 @@ async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
         assert await service.ended(timeout=5) == 0
 
 
-async def test_ctrl_c_while_it_imports(tmp_path):
+@pytest.mark.parametrize("module", ["click", "aiohttp.web"])
+async def test_ctrl_c_while_it_imports(tmp_path, module):
     """Ctrl-C before anything runs ends the process without a traceback."""
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-X", "importtime", "-m", "service"],
@@ -202,14 +203,14 @@ async def test_ctrl_c_while_it_imports(tmp_path):
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(30):
-        while b" click\n" not in await process.stderr.readline():
+        while f" {module}\n".encode() not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
         said = await process.stderr.read()
         assert await process.wait() == -signal.SIGINT
 
     assert b"Traceback" not in said
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / ".rialto" / "postgres").exists()
 
 
 async def test_a_start_can_be_stopped_while_another_migrates(

@@ -13,11 +13,11 @@ LEVELS = [
     {"errors"},
     {"address"},
     {"money", "logs", "settings", "body", "multipart"},
-    {"db", "crypto", "metrics", "prices", "schema", "embedded", "anthropic"},
+    {"db", "crypto", "metrics", "prices", "schema", "embedded", "anthropic", "lifecycle"},
     {"audit", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},
     {"gateway"},
-    {"api", "jobs", "watchdog"},
+    {"api", "jobs", "watchdog", "memory"},
     {"app"},
     {"server", "demo", "console"},
     {"processes"},
@@ -71,7 +71,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("aiohttp.web", {"api", "app", "server", "demo", "__main__", "sandbox"}),
+        ("aiohttp.web", {"api", "app", "server", "demo", "commands", "sandbox"}),
         ("aiohttp.ClientSession", {"upstream", "webhooks"}),
         ("asyncpg", {"db", "schema"}),
         ("psycopg", {"schema"}),

@@ -1,0 +1,77 @@
+"""``python -m service keys``."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import click
+import msgspec
+
+from service import accounts
+from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
+from service.crypto import Keyring
+from service.db import Database
+
+
+@click.group()
+def keys() -> None:
+    """Keys of callers."""
+
+
+@keys.command("create")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--name", required=True)
+@click.option("--role", type=click.Choice(["inference", "admin", "operator"]), default="inference")
+@click.option(
+    "--expires-at",
+    type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]),
+    metavar="TIME",
+    help="When the key ends, with a time zone, as in 2030-01-01T00:00:00Z. Without it: never.",
+)
+@click.option(
+    "--model", "models", multiple=True, help="A model or alias that it may use; repeat for more."
+)
+def create_key(
+    organization_id: UUID,
+    name: str,
+    role: accounts.Role,
+    expires_at: datetime | None,
+    models: tuple[str, ...],
+) -> None:
+    """Make a key. It is shown this once."""
+    new = accounts.NewKey(
+        name=name, role=role, expires_at=expires_at, models=list(models) if models else None
+    )
+
+    async def work(database: Database, keyring: Keyring) -> Any:
+        await accounts.check_master_key(database, keyring)
+        async with database.transaction() as conn:
+            key, secret = await accounts.create_key(conn, COMMAND_LINE, organization_id, new)
+        return {**msgspec.to_builtins(key), "key": secret}
+
+    with_database(work)
+
+
+@keys.command("list")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+def list_keys(organization_id: UUID) -> None:
+    """List the keys of an organization, oldest first."""
+    with_database(
+        lambda database, _: accounts.list_keys(
+            database, organization_id, after=FIRST_ID, limit=1000
+        )
+    )
+
+
+@keys.command("revoke")
+@click.argument("api_key_id", type=click.UUID)
+def revoke_key(api_key_id: UUID) -> None:
+    """Put a key out of force, at once and on every replica."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        key = await accounts.find_key(database, api_key_id)
+        async with database.transaction() as conn:
+            await accounts.revoke_key(conn, COMMAND_LINE, key)
+        return await accounts.find_key(database, api_key_id)
+
+    with_database(work)

@@ -1,0 +1,161 @@
+"""``python -m service ledger`` and ``usage``."""
+
+import sys
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Final, get_args
+from uuid import UUID
+
+import click
+
+from service import accounts, ledger
+from service.commands.work import COMMAND_LINE, with_database
+from service.crypto import Keyring
+from service.db import Database
+
+DAY: Final = click.DateTime(["%Y-%m-%d"])
+LAST_ID: Final = UUID(int=2**128 - 1)
+
+
+@click.group("ledger")
+def ledger_group() -> None:
+    """The books."""
+
+
+@ledger_group.command("list")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20)
+def list_ledger(organization_id: UUID, limit: int) -> None:
+    """List the newest entries."""
+    with_database(
+        lambda database, _: ledger.list_entries(
+            database, organization_id, before=LAST_ID, limit=limit
+        )
+    )
+
+
+@ledger_group.command("export")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--format", "export_format", type=click.Choice(["csv", "jsonl"]), default="csv")
+@click.option("--from", "start", type=DAY, metavar="DAY", help="The first day, UTC.")
+@click.option("--to", "end", type=DAY, metavar="DAY", help="The day after the last, UTC.")
+@click.option("--output", type=click.File("wb"), default="-", help="A file; else standard output.")
+def export_ledger(
+    organization_id: UUID,
+    export_format: ledger.ExportFormat,
+    start: datetime | None,
+    end: datetime | None,
+    output: BinaryIO,
+) -> None:
+    """Write the entries settled in a period, oldest first; without --from those of this month."""
+    since, until = _period(start, end)
+
+    async def work(database: Database, _: Keyring) -> Any:
+        await accounts.find_organization(database, organization_id)
+        count = 0
+        async for lines, entries in ledger.export(
+            database, organization_id, export_format, since, until
+        ):
+            output.write(lines)
+            count += entries
+            if sys.stderr.isatty():
+                click.echo(f"\r{count:,} entries", nl=False, err=True)
+        click.echo(f"\r{count:,} entries" if sys.stderr.isatty() else f"{count} entries", err=True)
+        return []
+
+    with_database(work)
+
+
+@ledger_group.command("credit")
+@click.argument("entry_id", type=click.UUID)
+@click.option("--usd", required=True, metavar="0.05", help="How much, in US dollars.")
+@click.option("--note", required=True, help="Why; it stands in the ledger.")
+@click.option(
+    "--id",
+    "credit_id",
+    type=click.UUID,
+    help="A new UUIDv7 for the entry: the same command again within a day changes nothing.",
+)
+def credit(entry_id: UUID, usd: str, note: str, credit_id: UUID | None) -> None:
+    """Give money of a call back: an entry of its own, and room in the call's limits."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        organization_id = await ledger.find_owner(database, entry_id)
+        new = ledger.NewCredit(usd=usd, note=note, id=credit_id)
+        async with database.transaction() as conn:
+            made = await ledger.credit(conn, COMMAND_LINE, organization_id, entry_id, new)
+        return await ledger.find_entry(database, organization_id, made)
+
+    with_database(work)
+
+
+@ledger_group.command("retain")
+@click.option("--months", type=click.IntRange(1, 1200), required=True, help="What to keep.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would be dropped.")
+def retain(months: int, is_dry_run: bool) -> None:
+    """Drop the months whose last entry is older than that. There is no way back: what is to be kept
+    elsewhere is exported before. Each month is a line with its totals."""
+
+    async def work(database: Database, _: Keyring) -> Any:
+        if is_dry_run:
+            return await ledger.expired(database, months)
+        return await ledger.retain(database, COMMAND_LINE, months)
+
+    with_database(work)
+
+
+@click.command("usage")
+@click.option("--organization", "organization_id", type=click.UUID, required=True)
+@click.option("--group-by", type=click.Choice(get_args(ledger.GroupBy)), default="day")
+@click.option("--from", "start", type=DAY, metavar="DAY", help="The first day, UTC.")
+@click.option("--to", "end", type=DAY, metavar="DAY", help="The day after the last, UTC.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object instead of a table.")
+def show_usage(
+    organization_id: UUID,
+    group_by: ledger.GroupBy,
+    start: datetime | None,
+    end: datetime | None,
+    is_json: bool,
+) -> None:
+    """Sum what was used in a period; without --from in this month."""
+    since, until = _period(start, end)
+
+    async def work(database: Database, _: Keyring) -> Any:
+        await accounts.find_organization(database, organization_id)
+        wanted = ledger.Filter(start=since, end=until)
+        report = await ledger.report(database, organization_id, group_by, wanted)
+        if is_json:
+            return report
+        _show(report)
+        return []
+
+    with_database(work)
+
+
+def _show(report: ledger.Report) -> None:
+    """The report as a table."""
+    rows: list[tuple[str, ledger.Sums]] = [(group.key or "-", group) for group in report.groups]
+    rows.append(("total", report.total))
+    width = max(len(report.group_by), *(len(key) for key, _ in rows))
+    click.echo(f"{report.group_by:{width}} {'calls':>9} {'input':>13} {'output':>13} {'USD':>18}")
+    for key, sums in rows:
+        click.echo(
+            f"{key:{width}} {sums.calls:>9,} {sums.input_tokens:>13,} {sums.output_tokens:>13,}"
+            f" {sums.cost_usd:>18}"
+        )
+    if report.is_cut:
+        click.echo(f"Only the first {len(report.groups):,} groups; the total is of all.")
+    if report.total.unknown_costs:
+        click.echo(f"The cost of {report.total.unknown_costs:,} calls is not known.")
+
+
+def _period(start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
+    now = datetime.now(UTC)
+    since = (
+        start.replace(tzinfo=UTC)
+        if start
+        else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    )
+    until = end.replace(tzinfo=UTC) if end else now
+    if since >= until:
+        raise click.BadParameter("must be before --to", param_hint="--from")
+    return since, until

@@ -1,0 +1,28 @@
+"""``python -m service migrate``."""
+
+import asyncio
+from typing import Final
+
+import click
+
+from service import schema
+from service.commands.work import database_address, run_to_the_end
+from service.console import read_settings
+from service.db import first_connection
+
+MIGRATE_TIMEOUT_S: Final = 90.0
+
+
+@click.command()
+def migrate() -> None:
+    """Apply pending migrations and check the fourteen tables."""
+    settings = read_settings()
+    timeout_s = min(MIGRATE_TIMEOUT_S, settings.startup_database_timeout_s)
+
+    async def run() -> None:
+        async with database_address(settings) as address:
+            await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout_s)
+            async with first_connection(address, timeout_s) as conn:
+                await schema.verify(conn)
+
+    run_to_the_end(run())

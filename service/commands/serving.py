@@ -1,0 +1,51 @@
+"""Serving, alone or as one of several processes."""
+
+import socket
+import sys
+from pathlib import Path
+
+import click
+from aiohttp import web
+
+from service import demo, logs, server
+from service.console import read_settings
+from service.settings import Settings
+
+
+def alone(settings: Settings) -> int:
+    """Serve as the only process; the exit status."""
+    return server.run(settings, _welcome(settings))
+
+
+def _welcome(settings: Settings) -> server.OnListening | None:
+    """What prints the lines for a newcomer, in development."""
+
+    async def welcome(app: web.Application, port: int) -> None:
+        click.echo(await demo.welcome(app, port))
+
+    return None if settings.is_production else welcome
+
+
+@click.command(hidden=True)
+@click.argument("number", type=int)
+@click.option("--line", type=int, required=True)
+@click.option("--socket", "sockets", type=int, required=True, multiple=True)
+@click.option("--metrics", "metrics_directory", type=Path, required=True)
+@click.option("--sandbox", "sandbox_url")
+def process(
+    number: int,
+    line: int,
+    sockets: tuple[int, ...],
+    metrics_directory: Path,
+    sandbox_url: str | None,
+) -> None:
+    """Serve as one of several processes; started by ``serve``, with descriptors of its own."""
+    settings = read_settings()
+    logs.configure(settings.log_level, settings.log_format, process=number)
+    parent = server.Parent(
+        line=socket.socket(fileno=line),
+        sockets=[socket.socket(fileno=one) for one in sockets],
+        metrics_directory=metrics_directory,
+        sandbox_url=sandbox_url,
+    )
+    sys.exit(server.run(settings, _welcome(settings) if number == 1 else None, parent))

@@ -1,0 +1,95 @@
+"""``python -m service upstream-keys``."""
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import click
+
+from service import accounts, upstream
+from service.audit import Actor
+from service.commands.work import COMMAND_LINE, with_database
+from service.console import read_settings
+from service.crypto import Keyring
+from service.db import Database
+
+
+@click.group("upstream-keys")
+def upstream_keys() -> None:
+    """The operator's keys at Venice."""
+
+
+@upstream_keys.command("add")
+@click.argument("name")
+@click.option(
+    "--organization", "organization_id", type=click.UUID, help="For the calls of this one only."
+)
+def add_upstream_key(name: str, organization_id: UUID | None) -> None:
+    """Store a key of Venice's, sealed. It is asked for, or read from standard input."""
+    is_terminal = sys.stdin.isatty()
+    secret = click.prompt("Key", hide_input=True) if is_terminal else sys.stdin.readline()
+
+    async def work(database: Database, keyring: Keyring) -> Any:
+        await accounts.check_master_key(database, keyring)
+        async with database.transaction() as conn:
+            key_id = await upstream.add(
+                conn, keyring, COMMAND_LINE, name, secret.strip(), organization_id
+            )
+        return [await upstream.find_stored(database, key_id)]
+
+    with_database(work)
+
+
+@upstream_keys.command("list")
+def list_upstream_keys() -> None:
+    """List them, with what Venice last said of their balance."""
+    with_database(lambda database, _: upstream.list_stored(database))
+
+
+@upstream_keys.command("check")
+def check_upstream_keys() -> None:
+    """Ask Venice about each key in use, at no cost, and list what it says. With status 1 when one
+    is not well."""
+    settings = read_settings(log_level="warning")
+    if settings.venice_api_key is None:
+        sys.exit("Without VENICE_API_KEY the sandbox plays Venice: there is nothing to check.")
+    secret = settings.venice_api_key
+
+    async def work(database: Database, keyring: Keyring) -> Any:
+        pool = upstream.UpstreamKeys(await upstream.load(database, keyring, secret))
+        async with upstream.open_venice(
+            settings, base_url=settings.venice_base_url, keys=pool
+        ) as venice:
+            checked.extend([await upstream.check(database, venice, key) for key in pool.all])
+        return checked
+
+    checked: list[upstream.Checked] = []
+    with_database(work)
+    if not all(key.is_well for key in checked):
+        sys.exit(1)
+
+
+@upstream_keys.command("disable")
+@click.argument("key_id", type=click.UUID)
+def disable_upstream_key(key_id: UUID) -> None:
+    """Put a key out of use, on every replica within seconds."""
+    _change_upstream_key(key_id, upstream.disable)
+
+
+@upstream_keys.command("enable")
+@click.argument("key_id", type=click.UUID)
+def enable_upstream_key(key_id: UUID) -> None:
+    """Put a key that was disabled to use again."""
+    _change_upstream_key(key_id, upstream.enable)
+
+
+def _change_upstream_key(
+    key_id: UUID, change: Callable[[Any, Actor, UUID], Awaitable[None]]
+) -> None:
+    async def work(database: Database, _: Keyring) -> Any:
+        async with database.transaction() as conn:
+            await change(conn, COMMAND_LINE, key_id)
+        return [await upstream.find_stored(database, key_id)]
+
+    with_database(work)
