@@ -1,6 +1,7 @@
 """Many callers, one transaction: what arrives while one is under way goes with the next."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
@@ -14,6 +15,8 @@ E = TypeVar("E")
 A = TypeVar("A")
 
 MOST_A_BATCH: Final = 256
+LINGER_S: Final = 0.1
+"""So long what a loop keeps is kept for it when it has nothing to do."""
 
 
 class Queue(Generic[I, O]):
@@ -64,22 +67,25 @@ class Batches(Generic[H, A, E]):
     hold in their order: a value, or an exception for that hold alone. An admission is tried once,
     and hears of what went wrong; a settlement goes on with ``settle``, which tries until the
     entries are written and never raises. Until it has, other settlements wait, and admissions go
-    alone.
+    alone. ``rest`` is called when there has been nothing to do for a while.
     """
 
     def __init__(
         self,
         write: Callable[[Sequence[E], Sequence[H]], Awaitable[Sequence[A | Exception]]],
         settle: Callable[[Sequence[E]], Awaitable[None]],
+        rest: Callable[[], Awaitable[None]],
         most_admitting: int,
     ) -> None:
         self._write = write
         self._settle = settle
+        self._rest = rest
         self._admissions: Queue[H, A] = Queue(most_admitting)
         # Never more than admitted calls and admissions to undo, which are both bounded.
         self._settlements: Queue[E, None] = Queue(None)
         self._working: asyncio.Task[None] | None = None
         self._late: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._at_rest.set()
 
@@ -114,20 +120,30 @@ class Batches(Generic[H, A, E]):
     def _wake(self) -> None:
         if self._working is None:
             self._working = asyncio.create_task(self._work())
+        else:
+            self._woken.set()
 
     def _has_work(self) -> bool:
         return bool(self._admissions) or (self._late is None and bool(self._settlements))
 
     async def _work(self) -> None:
-        # From the last look at the queues to the end there is no await, so nothing can arrive that
-        # nobody would wake up for.
         try:
-            while self._has_work():
+            while self._has_work() or await self._gets_work():
                 # What arrives in this turn of the loop goes along.
                 await asyncio.sleep(0)
                 await self._run_next()
         finally:
+            # Since the last look at the queues there was no await, so nothing can have arrived that
+            # nobody would wake up for.
             self._working = None
+            await self._rest()
+
+    async def _gets_work(self) -> bool:
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._woken.wait()
+        return self._has_work()
 
     async def _run_next(self) -> None:
         holds, admitting = self._admissions.take()

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from service import metrics
-from service.db import Database, uuid7
+from service.db import Database, Kept, uuid7
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ledger.batches import Batches
 from service.ledger.limits import Limit, list_binding
@@ -185,12 +185,13 @@ class Ledger:
         self, database: Database, process_id: UUID, most_end_users: int = MOST_END_USERS
     ) -> None:
         self._database = database
+        self._kept = database.kept()
         self._process_id = process_id
         self._most_end_users = most_end_users
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
         self._batches: Batches[Hold, Admission, Entry] = Batches(
-            self._write, self._settle, MOST_ADMITTING
+            self._write_next, self._settle, self._kept.give_back, MOST_ADMITTING
         )
         # One at a time, since it locks limits that calls wait for.
         self._trying = asyncio.Semaphore(1)
@@ -253,8 +254,13 @@ class Ledger:
         self._moving.discard(hold.id)
         return admission
 
-    async def _write(
+    async def _write_next(
         self, entries: Sequence[Entry], holds: Sequence[Hold]
+    ) -> Sequence[Admission | ServiceError]:
+        return await self._write(entries, holds, self._kept)
+
+    async def _write(
+        self, entries: Sequence[Entry], holds: Sequence[Hold], database: Database | Kept
     ) -> Sequence[Admission | ServiceError]:
         """Settle, then admit, in one transaction; a verdict for each hold."""
         settled = calls = None
@@ -265,7 +271,7 @@ class Ledger:
             metrics.ADMISSION_BATCH.observe(len(holds))
             calls = msgspec.json.encode(holds).decode()
         losses = self._database.losses
-        rows = await self._database.fetch(
+        rows = await database.fetch(
             SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._most_end_users
         )
         verdicts = []
@@ -373,7 +379,7 @@ class Ledger:
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                await self._write(entries, ())
+                await self._write(entries, (), self._database)
             except Unavailable:
                 metrics.SETTLEMENT_RETRIES.inc()
                 log.warning(
