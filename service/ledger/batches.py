@@ -65,9 +65,10 @@ class Batches(Generic[H, A, E]):
 
     ``write`` writes the entries, then takes the holds, both or nothing, and returns a verdict a
     hold in their order: a value, or an exception for that hold alone. An admission is tried once,
-    and hears of what went wrong; a settlement goes on with ``settle``, which tries until the
-    entries are written and never raises. Until it has, other settlements wait, and admissions go
-    alone. ``rest`` is called when there has been nothing to do for a while.
+    and hears of what went wrong, or a TimeoutError after ``admit_s`` seconds. A settlement goes on
+    with ``settle``, which tries until the entries are written and never raises; until it has, other
+    settlements wait, and admissions go alone. ``rest`` is called when there has been nothing to do
+    for a while.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Batches(Generic[H, A, E]):
         settle: Callable[[Sequence[E]], Awaitable[None]],
         rest: Callable[[], Awaitable[None]],
         most_admitting: int,
+        admit_s: float,
     ) -> None:
         self._write = write
         self._settle = settle
@@ -83,6 +85,10 @@ class Batches(Generic[H, A, E]):
         self._admissions: Queue[H, A] = Queue(most_admitting)
         # Never more than admitted calls and admissions to undo, which are both bounded.
         self._settlements: Queue[E, None] = Queue(None)
+        self._admit_s = admit_s
+        self._awaited: deque[tuple[float, asyncio.Future[A]]] = deque()
+        """Admissions that somebody waits for, among others; with their deadlines, in order."""
+        self._next_deadline: asyncio.TimerHandle | None = None
         self._working: asyncio.Task[None] | None = None
         self._late: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
@@ -95,6 +101,12 @@ class Batches(Generic[H, A, E]):
         :raises Unavailable: when too many wait already.
         """
         future = self._admissions.put(hold)
+        # One timer for all of them costs a call nothing.
+        while self._awaited and self._awaited[0][1].done():
+            self._awaited.popleft()
+        self._awaited.append((future.get_loop().time() + self._admit_s, future))
+        if self._next_deadline is None:
+            self._set_deadline(future.get_loop())
         self._wake()
         return future
 
@@ -116,6 +128,21 @@ class Batches(Generic[H, A, E]):
                 task.cancel()
         self._admissions.close()
         self._settlements.close()
+
+    def _set_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
+        deadline, _ = self._awaited[0]
+        self._next_deadline = loop.call_at(deadline, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._next_deadline = None
+        while self._awaited:
+            deadline, future = self._awaited[0]
+            if not future.done():
+                if deadline > loop.time():
+                    self._set_deadline(loop)
+                    return
+                future.set_exception(TimeoutError())
+            self._awaited.popleft()
 
     def _wake(self) -> None:
         if self._working is None:

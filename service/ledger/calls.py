@@ -191,7 +191,11 @@ class Ledger:
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
         self._batches: Batches[Hold, Admission, Entry] = Batches(
-            self._write_next, self._settle, self._kept.give_back, MOST_ADMITTING
+            self._write_next,
+            self._settle,
+            self._kept.give_back,
+            MOST_ADMITTING,
+            ADMIT_TIMEOUT_S,
         )
         # One at a time, since it locks limits that calls wait for.
         self._trying = asyncio.Semaphore(1)
@@ -213,8 +217,7 @@ class Ledger:
         self._open[hold.id] = hold
         submitted_at = time.perf_counter()
         try:
-            async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                return await future
+            return await future
         except TimeoutError as error:
             self._undo(hold)
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
@@ -244,8 +247,7 @@ class Ledger:
         future = self._batches.admit(msgspec.structs.replace(hold, is_moved=True))
         self._moving.add(hold.id)
         try:
-            async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                admission = await future
+            admission = await future
         except TimeoutError as error:
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
         except ServiceError:

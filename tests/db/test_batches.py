@@ -6,6 +6,7 @@ import pytest
 from books import entry_of
 from support import make_settings
 
+from service import ledger
 from service.db import open_pool, uuid7
 from service.errors import RateLimited, Unavailable
 from service.ledger import Ledger
@@ -178,3 +179,31 @@ async def test_replicas_that_settle_and_admit_never_lock_each_other_out(books):
     assert total == 12 * 20 * 3
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     assert await books.connection.fetchval(deadlocks) == 0
+
+
+async def test_every_admission_has_a_deadline(books, monkeypatch):
+    """One timer is enough for all: each is told in its own time, and what the database decides
+    after that is undone."""
+    monkeypatch.setattr(ledger.calls, "ADMIT_TIMEOUT_S", 0.5)
+    limit = await books.limit("concurrency", None, 100)
+    impatient = Ledger(books.database, uuid7())
+    await impatient.admit(books.hold())
+    loop = asyncio.get_running_loop()
+
+    async def told_after():
+        started = loop.time()
+        with pytest.raises(Unavailable):
+            await impatient.admit(books.hold())
+        return loop.time() - started
+
+    async with books.connection.transaction():
+        await books.connection.execute("SELECT FROM limits FOR UPDATE")
+        waiting = []
+        for _ in range(4):
+            waiting.append(asyncio.create_task(told_after()))
+            await asyncio.sleep(0.15)
+        assert all(0.49 < waited < 0.7 for waited in await asyncio.gather(*waiting))
+
+    await books.wait_for("SELECT count(*) = 1 FROM holds")
+    assert await books.state(limit) == (0, 1)
+    assert await impatient.flush(1) == 0
