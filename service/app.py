@@ -15,9 +15,10 @@ from service.accounts import CHANNEL, Callers
 from service.address import DatabaseAddress
 from service.catalog import Catalog
 from service.crypto import Keyring
-from service.db import first_connection, listen, open_pool, uuid7
+from service.db import first_connection, listen, open_pool
 from service.errors import StartupError
 from service.gateway import Gateway
+from service.ids import uuid7
 from service.ledger import Ledger
 from service.settings import Settings, load
 from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open_venice

@@ -12,7 +12,8 @@ from uuid import UUID
 
 import msgspec
 
-from service.db import Database, uuid7
+from service.db import Database
+from service.ids import uuid7
 
 CHAIN_PAGE: Final = 1000
 OPERATOR_ORGANIZATION_ID: Final = UUID(int=0)

@@ -9,18 +9,16 @@ with its siblings when it does not answer. Every wait has a deadline.
 
 import asyncio
 import contextlib
-import os
 import random
 import socket
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, TypeVar
-from uuid import UUID
 
 import asyncpg
 import structlog
-from asyncpg.pgproto.pgproto import UUID as FastUUID  # noqa: N811 - it is one
 
 from service.address import DatabaseAddress
 from service.errors import Conflict, NotFound, ServiceError, StartupError, Unavailable
@@ -44,10 +42,6 @@ LISTEN_CHECK_S: Final = 20.0
 RETRY_AFTER_S: Final = 5
 MOST_READERS: Final = 2
 READ_TIMEOUT_S: Final = 30.0
-RANDOM: Final = random.Random()  # noqa: S311 - ids must be unique, and are no secrets
-"""Seeded by the system once, and again in a process that is forked off: to ask the system for each
-id takes ten times as long as all the rest of it."""
-os.register_at_fork(after_in_child=RANDOM.seed)
 REPEATS: Final = 2
 """A statement whose connection was lost runs this often again at most."""
 
@@ -103,15 +97,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
     def has_answered(self) -> None:
         self.answered_at = time.monotonic()
 
-
-def uuid7() -> UUID:
-    """A new UUIDv7 (RFC 9562): milliseconds, 12 bits of their fraction, then 62 random bits."""
-    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
-    fraction = rest * 4096 // 1_000_000
-    number = milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | RANDOM.getrandbits(62)
-    # The driver's own UUIDs, as all that come from the database: made in half the time.
-    made: UUID = FastUUID(number.to_bytes(16))
-    return made
+    def is_too_old(self) -> bool:
+        return time.monotonic() - self.born_at > self.lives_s
 
 
 def connect_arguments(address: DatabaseAddress, *, through_pooler: bool = False) -> dict[str, Any]:
@@ -275,6 +262,10 @@ class Database:
             finally:
                 self._readers.release()
 
+    def kept(self) -> "Kept":
+        """For who has one statement after the other."""
+        return Kept(self, lambda: self._connection(certain=False), self._succeeded)
+
     async def _repeated(self, run: Callable[[Any], Awaitable[T]]) -> T:
         with translated():
             for _ in range(REPEATS):
@@ -356,7 +347,7 @@ class Database:
     async def _is_usable(self, connection: Any, deadline: float, *, certain: bool) -> bool:
         now = time.monotonic()
         idle_s = now - connection.answered_at
-        if now - connection.born_at > connection.lives_s:
+        if connection.is_too_old():
             return False
         if idle_s > self._settings.database_max_inactive_s:
             return False
@@ -370,6 +361,63 @@ class Database:
             return False
         self._succeeded(connection)
         return True
+
+
+class Kept:
+    """Statements of somebody who has one after the other: a connection is kept from one to the
+    next, since taking it from the pool and giving it back costs more than a statement. When the
+    pool has no other it goes back at once."""
+
+    def __init__(
+        self,
+        database: Database,
+        take: Callable[[], contextlib.AbstractAsyncContextManager[Any]],
+        succeeded: Callable[[Any], None],
+    ) -> None:
+        self._database = database
+        self._take_one = take
+        self._succeeded = succeeded
+        self._taken: contextlib.AbstractAsyncContextManager[Any] | None = None
+        self._connection: Any = None
+        self._losses = 0
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
+        """As :meth:`Database.fetch`."""
+        with translated(), contextlib.suppress(ConnectionLost):
+            await self._take()
+            try:
+                rows: list[Any] = await self._connection.fetch(sql, *arguments)
+                self._succeeded(self._connection)
+            except BaseException:
+                await self._end(*sys.exc_info())
+                raise
+            if not self._database.connections[1]:
+                await self.give_back()
+            return rows
+        return await self._database.fetch(sql, *arguments)
+
+    async def give_back(self) -> None:
+        """Let others have the connection, if there is one."""
+        with contextlib.suppress(ConnectionLost):
+            await self._end(None, None, None)
+
+    async def _take(self) -> None:
+        """Another one when it is gone or too old, or when a sibling was lost."""
+        if self._taken is not None and (
+            self._losses != self._database.losses
+            or _is_closed(self._connection)
+            or self._connection.is_too_old()
+        ):
+            await self.give_back()
+        if self._taken is None:
+            taken = self._take_one()
+            self._connection = await taken.__aenter__()
+            self._taken, self._losses = taken, self._database.losses
+
+    async def _end(self, *error: Any) -> None:
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            await taken.__aexit__(*error)
 
 
 class _Reader:

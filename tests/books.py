@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 
 from service import ledger
-from service.db import uuid7
 from service.errors import ServiceError
+from service.ids import uuid7
 from service.ledger import CostSource, Entry, Hold, Ledger, Outcome
 
 EACH = "each end user"
@@ -91,7 +91,13 @@ class Books:
             while not await self.connection.fetchval(condition):
                 await asyncio.sleep(0.02)
 
-    async def slow_down(self, function="admit", before="FOR call IN", without="", instead=""):
+    async def slow_down(
+        self,
+        function="settle_and_admit",
+        before="INSERT INTO public.holds",
+        without="",
+        instead="",
+    ):
         """Make a function of the database wait 0.3 s before a statement of its, always the same;
         and take a guard out."""
         source = await self.connection.fetchval(

@@ -12,12 +12,13 @@ from service import audit, crypto
 from service.accounts.organizations import ANNOUNCE, CHANNEL, NAME_LENGTH, check_name
 from service.accounts.settings import KeySettings, Role, StatedKeySettings
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
-from service.db import Database, uuid7
+from service.db import Database
 from service.errors import (
     ClientError,
     Conflict,
     NotFound,
 )
+from service.ids import uuid7
 
 MOST_MODELS: Final = 100
 _MODEL_NAME: Final = re.compile(r"[!-~]{1,200}", re.ASCII)

@@ -11,12 +11,13 @@ import msgspec
 from service import audit, crypto
 from service.accounts.settings import OrganizationSettings
 from service.audit import Actor
-from service.db import Database, uuid7
+from service.db import Database
 from service.errors import (
     ClientError,
     NotFound,
     StartupError,
 )
+from service.ids import uuid7
 
 CHANNEL: Final = "rialto_accounts"
 """NOTIFY on this channel means that a key or an organization changed."""

@@ -11,7 +11,6 @@ from service import logs, metrics
 from service.api.state import STATUS
 from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, error_response
 from service.crypto import UnknownMasterKey
-from service.db import uuid7
 from service.errors import (
     ClientError,
     MethodNotAllowed,
@@ -20,6 +19,7 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
+from service.ids import uuid7
 
 log = structlog.get_logger()
 

@@ -15,8 +15,9 @@ import msgspec
 from service import audit
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.catalog.names import Alias
-from service.db import Database, uuid7
+from service.db import Database
 from service.errors import ClientError, Conflict, NotFound
+from service.ids import uuid7
 
 MOST_TARGETS: Final = 8
 MOST_ALIASES: Final = 1_000

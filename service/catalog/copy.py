@@ -13,7 +13,8 @@ import structlog
 from service import audit
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.catalog.models import Changes, Model, Stored, compare, read_model
-from service.db import Database, uuid7
+from service.db import Database
+from service.ids import uuid7
 
 log = structlog.get_logger()
 

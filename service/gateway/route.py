@@ -10,7 +10,6 @@ import structlog
 
 from service.accounts import Caller
 from service.catalog import Catalog
-from service.db import uuid7
 from service.errors import (
     ClientError,
     Forbidden,
@@ -21,6 +20,7 @@ from service.errors import (
     UpstreamError,
 )
 from service.gateway.call import Bound, Call, Quote
+from service.ids import uuid7
 from service.ledger import Admission, Hold, Ledger, Sent
 from service.upstream import Venice
 

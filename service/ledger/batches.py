@@ -1,6 +1,7 @@
-"""Many callers, one statement: what arrives while a batch is under way goes with the next."""
+"""Many callers, one transaction: what arrives while one is under way goes with the next."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
@@ -9,32 +10,28 @@ from service.errors import Unavailable
 
 I = TypeVar("I")  # noqa: E741 - what goes in
 O = TypeVar("O")  # noqa: E741 - what comes out
+H = TypeVar("H")
+E = TypeVar("E")
+A = TypeVar("A")
 
 MOST_A_BATCH: Final = 256
+LINGER_S: Final = 0.1
+"""So long what a loop keeps is kept for it when it has nothing to do."""
 
 
-class Batches(Generic[I, O]):
-    """A queue whose items are worked off in batches, one batch at a time and without a timer.
+class Queue(Generic[I, O]):
+    """Items that wait for a batch, in order, each with a future of its outcome. More than
+    ``most_waiting`` items are refused; None is for items that are counted elsewhere."""
 
-    ``run`` takes a batch and returns one outcome an item, in their order: a value, or an exception
-    for that item alone. What ``run`` raises, every item of the batch gets. More than
-    ``most_waiting`` items are refused; None is for a queue whose items are counted elsewhere.
-    """
-
-    def __init__(
-        self,
-        run: Callable[[Sequence[I]], Awaitable[Sequence[O | Exception]]],
-        most_waiting: int | None,
-    ) -> None:
-        self._run = run
+    def __init__(self, most_waiting: int | None) -> None:
         self._most_waiting = most_waiting
         self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
-        self._working: asyncio.Task[None] | None = None
-        self._at_rest = asyncio.Event()
-        self._at_rest.set()
 
-    def submit(self, item: I) -> asyncio.Future[O]:
-        """Queue the item. One whose future is cancelled before its batch begins is left out.
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, item: I) -> asyncio.Future[O]:
+        """Queue the item.
 
         :raises Unavailable: when too many wait already.
         """
@@ -42,53 +39,195 @@ class Batches(Generic[I, O]):
             raise Unavailable("Too many calls are waiting for the books.", retry_after_s=1)
         future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._working is None:
-            self._working = asyncio.create_task(self._work())
         return future
 
-    async def _work(self) -> None:
-        # From the last look at the queue to the end there is no await, so no item can arrive that
-        # nobody would wake up for.
-        try:
-            while self._waiting:
-                # What arrives in this turn of the loop goes along.
-                await asyncio.sleep(0)
-                await self._run_next()
-        finally:
-            self._working = None
-
-    async def _run_next(self) -> None:
-        batch: list[tuple[I, asyncio.Future[O]]] = []
-        while self._waiting and len(batch) < MOST_A_BATCH:
+    def take(self) -> tuple[list[I], list[asyncio.Future[O]]]:
+        """The next batch, without what was cancelled while it waited."""
+        items: list[I] = []
+        futures: list[asyncio.Future[O]] = []
+        while self._waiting and len(items) < MOST_A_BATCH:
             item, future = self._waiting.popleft()
             if not future.done():
-                batch.append((item, future))
-        if not batch:
-            return
-        self._at_rest.clear()
-        try:
-            outcomes = await self._run([item for item, _ in batch])
-        except Exception as error:  # noqa: BLE001 - it goes to those who wait
-            outcomes = [error] * len(batch)
-        finally:
-            self._at_rest.set()
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if future.done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+                items.append(item)
+                futures.append(future)
+        return items, futures
+
+    def close(self) -> None:
+        """Cancel what waits."""
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
+
+
+class Batches(Generic[H, A, E]):
+    """Holds to be taken and entries to be written, worked off by one loop without a timer: all that
+    wait go together, one batch of each at a time.
+
+    ``write`` writes the entries, then takes the holds, both or nothing, and returns a verdict a
+    hold in their order: a value, or an exception for that hold alone. An admission is tried once,
+    and hears of what went wrong, or a TimeoutError after ``admit_s`` seconds. A settlement goes on
+    with ``settle``, which tries until the entries are written and never raises; until it has, other
+    settlements wait, and admissions go alone. ``rest`` is called when there has been nothing to do
+    for a while.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[E], Sequence[H]], Awaitable[Sequence[A | Exception]]],
+        settle: Callable[[Sequence[E]], Awaitable[None]],
+        rest: Callable[[], Awaitable[None]],
+        most_admitting: int,
+        admit_s: float,
+    ) -> None:
+        self._write = write
+        self._settle = settle
+        self._rest = rest
+        self._admissions: Queue[H, A] = Queue(most_admitting)
+        # Never more than admitted calls and admissions to undo, which are both bounded.
+        self._settlements: Queue[E, None] = Queue(None)
+        self._admit_s = admit_s
+        self._awaited: deque[tuple[float, asyncio.Future[A]]] = deque()
+        """Admissions that somebody waits for, among others; with their deadlines, in order."""
+        self._next_deadline: asyncio.TimerHandle | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._late: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+
+    def admit(self, hold: H) -> asyncio.Future[A]:
+        """Queue the hold. One whose future is cancelled before its batch begins is left out.
+
+        :raises Unavailable: when too many wait already.
+        """
+        future = self._admissions.put(hold)
+        # One timer for all of them costs a call nothing.
+        while self._awaited and self._awaited[0][1].done():
+            self._awaited.popleft()
+        self._awaited.append((future.get_loop().time() + self._admit_s, future))
+        if self._next_deadline is None:
+            self._set_deadline(future.get_loop())
+        self._wake()
+        return future
+
+    def settle(self, entry: E) -> asyncio.Future[None]:
+        """Queue the entry; the future is done when it is written."""
+        future = self._settlements.put(entry)
+        self._wake()
+        return future
 
     async def end_of_batch(self) -> None:
-        """Wait for the end of the batch that is under way now, if any: what became of an item whose
+        """Wait for the end of the batch that is under way now, if any: what became of a hold whose
         future was cancelled is decided then."""
         await self._at_rest.wait()
 
     def close(self) -> None:
         """Stop; what waits is cancelled."""
-        if self._working is not None:
-            self._working.cancel()
-        for _, future in self._waiting:
-            future.cancel()
-        self._waiting.clear()
+        for task in (self._working, self._late):
+            if task is not None:
+                task.cancel()
+        self._admissions.close()
+        self._settlements.close()
+
+    def _set_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
+        deadline, _ = self._awaited[0]
+        self._next_deadline = loop.call_at(deadline, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._next_deadline = None
+        while self._awaited:
+            deadline, future = self._awaited[0]
+            if not future.done():
+                if deadline > loop.time():
+                    self._set_deadline(loop)
+                    return
+                future.set_exception(TimeoutError())
+            self._awaited.popleft()
+
+    def _wake(self) -> None:
+        if self._working is None:
+            self._working = asyncio.create_task(self._work())
+        else:
+            self._woken.set()
+
+    def _has_work(self) -> bool:
+        return bool(self._admissions) or (self._late is None and bool(self._settlements))
+
+    async def _work(self) -> None:
+        try:
+            while self._has_work() or await self._gets_work():
+                # What arrives in this turn of the loop goes along.
+                await asyncio.sleep(0)
+                await self._run_next()
+        finally:
+            # Since the last look at the queues there was no await, so nothing can have arrived that
+            # nobody would wake up for.
+            self._working = None
+            await self._rest()
+
+    async def _gets_work(self) -> bool:
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._woken.wait()
+        return self._has_work()
+
+    async def _run_next(self) -> None:
+        holds, admitting = self._admissions.take()
+        entries, settling = self._settlements.take() if self._late is None else ([], [])
+        if not holds and not entries:
+            return
+        self._at_rest.clear()
+        try:
+            verdicts = await self._run(entries, settling, holds)
+        finally:
+            self._at_rest.set()
+        for future, verdict in zip(admitting, verdicts, strict=True):
+            if future.done():
+                continue
+            if isinstance(verdict, Exception):
+                future.set_exception(verdict)
+            else:
+                future.set_result(verdict)
+
+    async def _run(
+        self, entries: Sequence[E], settling: Sequence[asyncio.Future[None]], holds: Sequence[H]
+    ) -> Sequence[A | Exception]:
+        if not entries:
+            return await self._admit(holds)
+        try:
+            verdicts = await self._write(entries, holds)
+        except Exception as error:  # noqa: BLE001 - it goes to those who wait
+            self._late = asyncio.create_task(self._settle_late(entries, settling))
+            if isinstance(error, Unavailable):
+                return [error] * len(holds)
+            # It may be the fault of an entry.
+            return await self._admit(holds) if holds else []
+        _settled(settling)
+        return verdicts
+
+    async def _admit(self, holds: Sequence[H]) -> Sequence[A | Exception]:
+        try:
+            return await self._write([], holds)
+        except Exception as error:  # noqa: BLE001 - it goes to those who wait
+            if isinstance(error, Unavailable) or len(holds) == 1:
+                return [error] * len(holds)
+        # One that the books cannot take keeps no other from them.
+        return [verdict for hold in holds for verdict in await self._admit([hold])]
+
+    async def _settle_late(
+        self, entries: Sequence[E], settling: Sequence[asyncio.Future[None]]
+    ) -> None:
+        try:
+            await self._settle(entries)
+            _settled(settling)
+        finally:
+            self._late = None
+        if self._settlements:
+            self._wake()
+
+
+def _settled(settling: Sequence[asyncio.Future[None]]) -> None:
+    for future in settling:
+        if not future.done():
+            future.set_result(None)

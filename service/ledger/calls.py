@@ -12,8 +12,9 @@ import msgspec
 import structlog
 
 from service import metrics
-from service.db import Database, uuid7
+from service.db import Database, Kept
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
+from service.ids import uuid7
 from service.ledger.batches import Batches
 from service.ledger.limits import Limit, list_binding
 from service.ledger.refusals import Rates, refusal
@@ -30,13 +31,11 @@ MOST_UNDOING: Final = 10_000
 UNDO_AGAIN_S: Final = 30.0
 """Later than the server lets any statement run."""
 
-ADMIT: Final = """
+SETTLE_AND_ADMIT: Final = """
     SELECT *
-    FROM public.admit($1::text::jsonb, $2, make_interval(secs => $3), $4)
-"""
-SETTLE: Final = """
-    SELECT *
-    FROM public.settle($1::text::jsonb, $2)
+    FROM public.settle_and_admit(
+        $1::text::jsonb, false, $2::text::jsonb, $3, make_interval(secs => $4), $5
+    )
 """
 # What is being settled needs no lease, and is not waited for.
 RENEW_LEASES: Final = """
@@ -163,7 +162,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """Should the sweeper have been faster, the entry that corrects it has this id."""
 
     def row(self) -> dict[str, Any]:
-        """As ``public.settle`` reads it."""
+        """As ``public.settle_and_admit`` reads it."""
         row: dict[str, Any] = msgspec.structs.asdict(self)
         hold: Hold = row.pop("hold")
         return {**row, "organization_id": hold.organization_id, "id": hold.id}
@@ -187,13 +186,18 @@ class Ledger:
         self, database: Database, process_id: UUID, most_end_users: int = MOST_END_USERS
     ) -> None:
         self._database = database
+        self._kept = database.kept()
         self._process_id = process_id
         self._most_end_users = most_end_users
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
-        self._admissions: Batches[Hold, Admission] = Batches(self._admit, MOST_ADMITTING)
-        # Never more than admitted calls and admissions to undo, which are both bounded.
-        self._settlements: Batches[Entry, None] = Batches(self._settle, None)
+        self._batches: Batches[Hold, Admission, Entry] = Batches(
+            self._write_next,
+            self._settle,
+            self._kept.give_back,
+            MOST_ADMITTING,
+            ADMIT_TIMEOUT_S,
+        )
         # One at a time, since it locks limits that calls wait for.
         self._trying = asyncio.Semaphore(1)
         self._open: dict[UUID, Hold] = {}
@@ -210,12 +214,11 @@ class Ledger:
         :raises Unauthenticated, Forbidden: when key or organization are no longer in force.
         :raises Unavailable: when the database cannot say: no new calls without books.
         """
-        future = self._admissions.submit(hold)
+        future = self._batches.admit(hold)
         self._open[hold.id] = hold
         submitted_at = time.perf_counter()
         try:
-            async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                return await future
+            return await future
         except TimeoutError as error:
             self._undo(hold)
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
@@ -242,11 +245,10 @@ class Ledger:
         :raises Unavailable: when the hold has run out, or the database cannot say; then either of
             the two is held, and settling ends it.
         """
-        future = self._admissions.submit(msgspec.structs.replace(hold, is_moved=True))
+        future = self._batches.admit(msgspec.structs.replace(hold, is_moved=True))
         self._moving.add(hold.id)
         try:
-            async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                admission = await future
+            admission = await future
         except TimeoutError as error:
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
         except ServiceError:
@@ -255,22 +257,32 @@ class Ledger:
         self._moving.discard(hold.id)
         return admission
 
-    async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
-        metrics.ADMISSION_BATCH.observe(len(holds))
-        calls = msgspec.json.encode(holds).decode()
+    async def _write_next(
+        self, entries: Sequence[Entry], holds: Sequence[Hold]
+    ) -> Sequence[Admission | ServiceError]:
+        return await self._write(entries, holds, self._kept)
+
+    async def _write(
+        self, entries: Sequence[Entry], holds: Sequence[Hold], database: Database | Kept
+    ) -> Sequence[Admission | ServiceError]:
+        """Settle, then admit, in one transaction; a verdict for each hold."""
+        settled = calls = None
+        if entries:
+            metrics.SETTLEMENT_BATCH.observe(len(entries))
+            settled = msgspec.json.encode([entry.row() for entry in entries]).decode()
+        if holds:
+            metrics.ADMISSION_BATCH.observe(len(holds))
+            calls = msgspec.json.encode(holds).decode()
         losses = self._database.losses
-        try:
-            rows = await self._database.fetch(
-                ADMIT, calls, self._process_id, LEASE_S, self._most_end_users
-            )
-        except Unavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - it goes to the one whose fault it is
-            if len(holds) == 1:
-                return [error]
-            # One that the books cannot take keeps no other from them.
-            return [(await self._admit([hold]))[0] for hold in holds]
-        verdicts = [_verdict(row) for row in rows]
+        rows = await database.fetch(
+            SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._most_end_users
+        )
+        verdicts = []
+        for row in rows:
+            if row["number"] is None:
+                self._note_written(row)
+            else:
+                verdicts.append(_verdict(row))
         if self._database.losses != losses:
             # This may have been a repetition, and the first statement may run yet: what was refused
             # now may then be admitted.
@@ -304,7 +316,7 @@ class Ledger:
         )
 
         async def undo() -> None:
-            await self._admissions.end_of_batch()
+            await self._batches.end_of_batch()
             await asyncio.wait({self.settle(entry)})
             await asyncio.sleep(UNDO_AGAIN_S)
             await asyncio.wait({self.settle(entry)})
@@ -331,7 +343,7 @@ class Ledger:
                 limits = await list_binding(
                     conn, hold.organization_id, hold.api_key_id, end_user, hold.model
                 )
-                row = await conn.fetchrow(ADMIT, *arguments)
+                row = await conn.fetchrow(SETTLE_AND_ADMIT, None, *arguments)
                 raise _TakenBack
         except _TakenBack:
             return Standing(limits=limits, outcome=_verdict(row))
@@ -349,7 +361,7 @@ class Ledger:
         if entry.hold.id in self._moving:
             future = asyncio.ensure_future(self._settle_moved(entry))
         else:
-            future = self._settlements.submit(entry)
+            future = self._batches.settle(entry)
         self._settling.add(future)
         future.add_done_callback(self._settling.discard)
         future.add_done_callback(lambda _: self._forget(entry.hold))
@@ -357,19 +369,20 @@ class Ledger:
 
     async def _settle_moved(self, entry: Entry) -> None:
         """Settle a call whose move was not waited for, when it can no longer come in between."""
-        await self._admissions.end_of_batch()
-        await self._settlements.submit(entry)
+        await self._batches.end_of_batch()
+        await self._batches.settle(entry)
 
     def _forget(self, hold: Hold) -> None:
         self._open.pop(hold.id, None)
         self._sent.pop(hold.id, None)
         self._moving.discard(hold.id)
 
-    async def _settle(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+    async def _settle(self, entries: Sequence[Entry]) -> None:
+        """Write the entries, however long it takes."""
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                await self._write(entries)
+                await self._write(entries, (), self._database)
             except Unavailable:
                 metrics.SETTLEMENT_RETRIES.inc()
                 log.warning(
@@ -386,31 +399,28 @@ class Ledger:
                     # The books must say what they could not take.
                     metrics.UNWRITTEN.inc()
                     log.exception("settlement failed", **_facts(entries[0]))
-                return [None] * len(entries)
+                return
             else:
-                return [None] * len(entries)
+                return
 
-    async def _write(self, entries: Sequence[Entry]) -> None:
-        metrics.SETTLEMENT_BATCH.observe(len(entries))
-        rows = msgspec.json.encode([entry.row() for entry in entries]).decode()
-        for written in await self._database.fetch(SETTLE, rows, False):
-            if written["kind"] == "alert":
-                self.alerts_are_due.set()
-                continue
-            if written["kind"] == "correction":
-                metrics.CORRECTIONS.inc()
-                log.warning("late settlement corrects the sweeper's", entry_id=str(written["id"]))
-            cost_nanos, bound_nanos = written["cost_nanos"], written["bound_nanos"]
-            if written["kind"] == "call" and cost_nanos:
-                metrics.SETTLED_USD.inc(cost_nanos / 1e9)
-            if None not in (cost_nanos, bound_nanos) and cost_nanos > bound_nanos:
-                metrics.ABOVE_BOUND.inc()
-                log.warning(
-                    "cost above the bound",
-                    entry_id=str(written["id"]),
-                    cost_nanos=cost_nanos,
-                    bound_nanos=bound_nanos,
-                )
+    def _note_written(self, written: Any) -> None:
+        if written["kind"] == "alert":
+            self.alerts_are_due.set()
+            return
+        if written["kind"] == "correction":
+            metrics.CORRECTIONS.inc()
+            log.warning("late settlement corrects the sweeper's", entry_id=str(written["id"]))
+        cost_nanos, bound_nanos = written["cost_nanos"], written["bound_nanos"]
+        if written["kind"] == "call" and cost_nanos:
+            metrics.SETTLED_USD.inc(cost_nanos / 1e9)
+        if None not in (cost_nanos, bound_nanos) and cost_nanos > bound_nanos:
+            metrics.ABOVE_BOUND.inc()
+            log.warning(
+                "cost above the bound",
+                entry_id=str(written["id"]),
+                cost_nanos=cost_nanos,
+                bound_nanos=bound_nanos,
+            )
 
     async def renew_leases(self) -> None:
         """Keep what this process has in flight from the sweeper."""
@@ -436,7 +446,7 @@ class Ledger:
         deadline = time.monotonic() + timeout
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._admissions.end_of_batch()
+                await self._batches.end_of_batch()
                 # What is to be undone of that batch is among the settlements after this turn.
                 await asyncio.sleep(0)
         while self._settling and time.monotonic() < deadline:
@@ -446,8 +456,7 @@ class Ledger:
             log.error("settlements not written; their holds remain", count=left)
         for task in self._undoing:
             task.cancel()
-        self._admissions.close()
-        self._settlements.close()
+        self._batches.close()
         return left
 
 

@@ -10,8 +10,9 @@ import structlog
 
 from service import audit, money
 from service.audit import Actor
-from service.db import Database, uuid7
+from service.db import Database
 from service.errors import ClientError, Conflict, NotFound
+from service.ids import uuid7
 from service.ledger.limits import MOST_NANOS
 
 log = structlog.get_logger()

@@ -7,9 +7,10 @@ import msgspec
 import structlog
 
 from service import metrics
-from service.db import Database, uuid7
+from service.db import Database
 from service.errors import Unavailable
-from service.ledger.calls import SETTLE, CostSource, Outcome
+from service.ids import uuid7
+from service.ledger.calls import CostSource, Outcome
 
 log = structlog.get_logger()
 
@@ -21,6 +22,10 @@ FIND_EXPIRED: Final = """
     WHERE lease_until < clock_timestamp()
     ORDER BY lease_until
     LIMIT $1
+"""
+SETTLE_EXPIRED: Final = """
+    SELECT id, kind
+    FROM public.settle($1::text::jsonb, true)
 """
 
 
@@ -47,7 +52,7 @@ async def sweep(database: Database) -> int:
 async def _settled(database: Database, holds: Sequence[Any]) -> Sequence[Any]:
     entries = msgspec.json.encode([_entry(hold) for hold in holds]).decode()
     try:
-        settled: list[Any] = await database.fetch(SETTLE, entries, True)
+        settled: list[Any] = await database.fetch(SETTLE_EXPIRED, entries)
     except Unavailable:
         raise
     except Exception:

@@ -9,8 +9,9 @@ import msgspec
 
 from service import audit, money
 from service.audit import Actor
-from service.db import Database, uuid7
+from service.db import Database
 from service.errors import ClientError, Conflict, NotFound
+from service.ids import uuid7
 from service.ledger.refusals import amount
 
 Unit = Literal["usd", "requests", "tokens", "concurrency"]

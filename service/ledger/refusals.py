@@ -26,7 +26,7 @@ class Rates(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, row: Any) -> "Rates":
-        """From a row of ``public.admit``."""
+        """From a row of ``public.settle_and_admit``."""
         return cls(_rate(row, "requests"), _rate(row, "tokens"))
 
 
@@ -36,7 +36,7 @@ def _rate(row: Any, unit: str) -> Rate | None:
 
 
 def refusal(row: Any) -> LimitExceeded | RateLimited:
-    """The error for a row of ``public.admit`` that refuses, with the numbers that prove it."""
+    """The error for a row of a call that is refused, with the numbers that prove it."""
     verdict, retry_after_s = row["verdict"], row["retry_after_s"]
     limit = {
         "id": str(row["limit_id"]),

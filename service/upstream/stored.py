@@ -12,8 +12,9 @@ import structlog
 from service import audit, crypto, money
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.crypto import Keyring
-from service.db import Database, uuid7
+from service.db import Database
 from service.errors import ClientError, Conflict, NotFound, ServiceError
+from service.ids import uuid7
 from service.upstream.client import Venice
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey
 

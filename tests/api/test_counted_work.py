@@ -16,7 +16,7 @@ from aiohttp.client_proto import ResponseHandler
 import service as package
 from service import api
 from service.accounts import Callers
-from service.db import Database
+from service.db import Database, Kept
 from service.gateway.open_call import OpenCall
 from service.upstream.connector import VeniceProtocol
 
@@ -37,13 +37,17 @@ class Work:
 
     def __init__(self, monkeypatch):
         self.counts = collections.Counter()
-        run = Database._repeated
+        self._count(monkeypatch, Database, "_repeated")
+        self._count(monkeypatch, Kept, "fetch")
 
-        async def counted(database, statement):
+    def _count(self, monkeypatch, kind, name):
+        run = getattr(kind, name)
+
+        async def counted(database, *arguments):
             self.counts["statements"] += 1
-            return await run(database, statement)
+            return await run(database, *arguments)
 
-        monkeypatch.setattr(Database, "_repeated", counted)
+        monkeypatch.setattr(kind, name, counted)
 
     def _saw(self, frame, event, what):
         if not is_ours(frame.f_code):
@@ -89,23 +93,23 @@ async def counted(work, caller, content, **members):
 
 async def test_a_plain_call(caller, work):
     """Two statements: its admission and its settlement, which share theirs with other calls' where
-    there are any, in a task each. Nothing else waits for the database, and no task is made for the
-    call itself."""
+    there are any, in one task for many calls. Nothing else waits for the database, and no task is
+    made for the call itself."""
     done = await counted(work, caller, "[tokens=20] Hello")
 
     assert done["statements"] == 2
-    assert done["tasks"] == 2
+    assert done["tasks"] <= 0.1
     # The request, the answer, and of that its parts.
     assert done["decodes"] <= 5
     assert done["functions"] <= 310
 
 
 async def test_a_stream(caller, work):
-    """Beside the two of the ledger: a task that may go on without its caller."""
+    """Beside those of the ledger: a task that may go on without its caller."""
     done = await counted(work, caller, "[tokens=20] Hello", stream=True)
 
     assert done["statements"] == 2
-    assert done["tasks"] == 3
+    assert 1 <= done["tasks"] <= 1.1
     assert done["decodes"] <= 5
     assert done["functions"] <= 350
 
@@ -116,9 +120,10 @@ async def test_a_chunk_of_a_stream(caller, work):
     few = await counted(work, caller, "[tokens=20][delay=0.001] Hello", stream=True)
     many = await counted(work, caller, "[tokens=120][delay=0.001] Hello", stream=True)
 
-    # Now and then something goes on in the background too.
+    # Now and then something goes on in the background too, and the task of the books ends while
+    # nothing is to be done for it.
     for name in ("decodes", "tasks", "statements"):
-        assert round(many[name]) == round(few[name]), name
+        assert round((many[name] - few[name]) / 100, 1) == 0, name
     # One of them keeps three of the library's from being entered: VeniceProtocol's.
     assert (many["functions"] - few["functions"]) / 100 <= 16
 

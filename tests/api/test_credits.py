@@ -7,7 +7,7 @@ import pytest
 from support import cost_of
 from test_admin import audited
 
-from service.db import uuid7
+from service.ids import uuid7
 
 ORGANIZATIONS = "/admin/v1/organizations"
 

@@ -16,7 +16,7 @@ from faults import TcpProxy
 from support import MODEL, OPERATOR_KEY, ORGANIZATIONS, limited, make_settings, running, standing
 
 from service import app as application
-from service.db import uuid7
+from service.ids import uuid7
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 GROUPS = ("day", "model", "key", "end_user", "endpoint", "tag")

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import ledger
-from service.db import uuid7
 from service.errors import LimitExceeded, RateLimited, Unavailable
+from service.ids import uuid7
 from service.ledger import Ledger
 
 MODELS = ("m", "other")

@@ -13,8 +13,9 @@ from support import make_settings
 
 from service import ledger
 from service.audit import Actor
-from service.db import connect_arguments, open_pool, uuid7
+from service.db import connect_arguments, open_pool
 from service.errors import LimitExceeded, RateLimited
+from service.ids import uuid7
 from service.ledger import CostSource, Ledger, LimitChange, NewLimit
 
 ACTOR = Actor(name="test")

@@ -8,7 +8,8 @@ import pytest
 from support import make_settings
 
 from service import ledger
-from service.db import connect_arguments, open_pool, uuid7
+from service.db import connect_arguments, open_pool
+from service.ids import uuid7
 
 INSERT = """
     INSERT INTO public.ledger_entries (organization_id, id, kind, cost_source, cost_nanos)

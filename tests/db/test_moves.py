@@ -10,7 +10,7 @@ from books import EACH, entry_of
 from service import ledger, money
 from service.errors import LimitExceeded, RateLimited, Unavailable
 from service.ledger import CostSource, Ledger, Outcome
-from service.ledger.calls import ADMIT, LEASE_S
+from service.ledger.calls import LEASE_S, SETTLE_AND_ADMIT
 
 
 def to(hold, model="other", nanos=1, tokens=1):
@@ -200,7 +200,7 @@ async def test_a_settlement_beside_a_move_takes_what_the_hold_became(books, is_m
     moved = msgspec.structs.replace(to(hold), is_moved=True)
     calls = msgspec.json.encode([moved]).decode()
     async with books.database.transaction() as conn:
-        await conn.fetchrow(ADMIT, calls, books.keys[0], LEASE_S, 100)
+        await conn.fetchrow(SETTLE_AND_ADMIT, None, calls, books.keys[0], LEASE_S, 100)
         settling = books.ledger.settle(entry_of(hold, 1, 1))
         await books.wait_for(
             "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"

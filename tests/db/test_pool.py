@@ -183,6 +183,60 @@ async def test_an_exhausted_pool_is_a_503(proxied_address):
         assert await pool.fetchval("SELECT 7") == 7
 
 
+async def test_a_kept_connection_stays_while_others_are_there(proxied_address):
+    """Statements one after the other have one connection; when the pool has no other it goes back,
+    and who waits for one gets it."""
+    settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.5)
+    async with db.open_pool(settings, proxied_address) as pool:
+        kept = pool.kept()
+        backends = {(await kept.fetch(BACKEND))[0][0] for _ in range(20)}
+        assert len(backends) == 1
+        assert pool.connections == (5, 4)
+
+        busy = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(0.8)")) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        asking = asyncio.create_task(pool.fetchval("SELECT 7"))
+        for _ in range(20):
+            await kept.fetch(BACKEND)
+        assert await asking == 7
+        await pool.ping(0.5)
+        await asyncio.gather(*busy)
+
+        await kept.fetch(BACKEND)
+        await kept.give_back()
+        assert pool.connections == (5, 5)
+
+
+async def test_a_kept_connection_is_replaced_when_it_is_lost(server, proxy, proxied_address, pool):
+    """Terminated, reset, or suspect since a sibling was lost: no statement fails."""
+    kept = pool.kept()
+    for _ in range(10):
+        await kept.fetch(BACKEND)
+        await terminate_all(server, proxied_address)
+        assert (await kept.fetch("SELECT 7"))[0][0] == 7
+        proxy.reset()
+        assert (await kept.fetch("SELECT 7"))[0][0] == 7
+
+    first = (await kept.fetch(BACKEND))[0][0]
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await kept.fetch("SELECT 1 / 0")
+    pool.losses += 1
+    await pool._pool.expire_connections()
+    assert (await kept.fetch(BACKEND))[0][0] != first
+    await kept.give_back()
+
+
+async def test_a_kept_connection_grows_too_old(proxied_address):
+    """As any other does, however busy it is."""
+    settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
+    async with db.open_pool(settings, proxied_address) as pool:
+        kept = pool.kept()
+        first = await kept.fetch(BACKEND)
+        await asyncio.sleep(0.4)
+        assert await kept.fetch(BACKEND) != first
+        await kept.give_back()
+
+
 async def test_a_statement_has_a_deadline(proxied_address):
     """A statement that takes too long is given up by the server, and the connection lives on."""
     settings = make_settings(proxied_address, "http://x", database_command_timeout_s=2.2)

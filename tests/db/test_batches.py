@@ -1,0 +1,210 @@
+"""Admissions and settlements that wait together share a transaction, and no trouble."""
+
+import asyncio
+
+import pytest
+from books import entry_of
+from support import make_settings
+
+from service import ledger
+from service.db import open_pool
+from service.errors import RateLimited, Unavailable
+from service.ids import uuid7
+from service.ledger import Ledger
+
+SAME_TRANSACTION = """
+    SELECT count(DISTINCT w.version)
+    FROM (
+        SELECT xmin::text AS version FROM holds
+        UNION ALL
+        SELECT xmin::text FROM ledger_entries
+    ) w
+"""
+
+
+async def admitted(books, count=1, **amounts):
+    """Holds that were taken."""
+    holds = [books.hold(**amounts) for _ in range(count)]
+    await asyncio.gather(*map(books.ledger.admit, holds))
+    return holds
+
+
+@pytest.mark.parametrize(
+    ("unit", "period"),
+    [("concurrency", None), ("usd", "month"), ("tokens", "hour"), ("tokens", "day")],
+)
+async def test_a_settlement_makes_room_for_an_admission_beside_it(books, unit, period):
+    """Both are one transaction, and the settlement comes first, whichever was asked for first."""
+    limit = await books.limit(unit, period, 10 if unit != "concurrency" else 1)
+    (first,) = await admitted(books, nanos=10, tokens=10)
+    with pytest.raises(RateLimited):
+        await books.ledger.admit(books.hold(4, 4))
+
+    second = books.hold(4, 4)
+    admission, _ = await asyncio.gather(
+        books.ledger.admit(second), books.ledger.settle(entry_of(first, 6, 6))
+    )
+
+    assert (admission.bound_nanos, admission.bound_tokens) == (4, 4)
+    assert await books.connection.fetchval(SAME_TRANSACTION) == 1
+    await books.audit()
+    await books.settle(second, 4, 4)
+    states = {"usd": ("0.00000001", "0.00"), "tokens": (10, 0), "concurrency": (0, 0)}
+    assert await books.state(limit) == states[unit]
+
+
+async def test_an_admission_that_does_not_fit_lets_the_settlement_beside_it_be(books):
+    """A refusal is a verdict like any other."""
+    limit = await books.limit("usd", "month", 10)
+    (first,) = await admitted(books, nanos=10)
+
+    outcomes = await asyncio.gather(
+        books.ledger.admit(books.hold(5)),
+        books.ledger.settle(entry_of(first, 6, 1)),
+        return_exceptions=True,
+    )
+
+    assert outcomes[0].limit["used"] == "0.000000006"
+    assert await books.state(limit) == ("0.000000006", "0.00")
+
+
+async def test_a_poisoned_entry_keeps_no_admission_from_the_books(books):
+    """Nor any other entry: the admissions go again without it, and the entries one by one."""
+    limit = await books.limit("usd", "month", 100)
+    old = await admitted(books, 5)
+    new = [books.hold() for _ in range(5)]
+
+    await asyncio.gather(
+        *(books.settle(hold, status=10**9 if n == 2 else 200) for n, hold in enumerate(old)),
+        *map(books.ledger.admit, new),
+    )
+
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 4
+    assert await books.state(limit) == ("0.000000004", "0.000000006")
+    await asyncio.gather(*map(books.settle, [old[2], *new]))
+    assert await books.state(limit) == ("0.00000001", "0.00")
+
+
+async def test_a_poisoned_hold_keeps_no_settlement_from_the_books(books):
+    """Nor any other hold."""
+    limit = await books.limit("usd", "month", 100)
+    old = await admitted(books, 3)
+    new = [books.hold(tokens=-1 if n == 1 else 1) for n in range(3)]
+
+    outcomes = await asyncio.gather(
+        *map(books.settle, old), *map(books.ledger.admit, new), return_exceptions=True
+    )
+
+    assert [isinstance(outcome, Exception) for outcome in outcomes] == [False] * 4 + [True, False]
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 3
+    assert await books.state(limit) == ("0.000000003", "0.000000002")
+    await asyncio.gather(books.settle(new[0]), books.settle(new[2]))
+
+
+async def test_without_a_database_admissions_are_told_and_settlements_kept(
+    books, proxy, proxied_address
+):
+    """Of one batch: who waits for an admission hears of it at once, the entry is written when the
+    database is back."""
+    limit = await books.limit("concurrency", None, 10)
+    settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
+    async with open_pool(settings, proxied_address) as pool:
+        away = Ledger(pool, uuid7())
+        old, new = books.hold(), books.hold()
+        await away.admit(old)
+        proxy.refuse()
+        proxy.reset()
+        settling = away.settle(entry_of(old, 1, 1))
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(3):
+                await away.admit(new)
+        assert not settling.done()
+        with pytest.raises(Unavailable):
+            await away.admit(books.hold())
+        await proxy.restore()
+        async with asyncio.timeout(10):
+            await settling
+            await away.admit(books.hold())
+        await away.flush(1)
+
+    assert await books.state(limit) == (0, 1)
+    await books.connection.execute("UPDATE holds SET lease_until = now() - interval '1 s'")
+
+
+async def test_admissions_go_on_while_settlements_cannot_be_written(books):
+    """What is wrong with the ledger alone costs one batch of admissions, then they go alone; the
+    settlements that came meanwhile are written with those that had to wait."""
+    await books.limit("usd", "month", 1000)
+    old = await admitted(books, 3)
+    source = await books.connection.fetchval(
+        "SELECT pg_get_functiondef('public.settle_and_admit'::regproc)"
+    )
+    before = "LOCK TABLE ONLY public.ledger_entries"
+    assert before in source
+    await books.connection.execute(
+        source.replace(before, f"RAISE EXCEPTION 'full' USING ERRCODE = '53100'; {before}")
+    )
+    settling = [books.ledger.settle(entry_of(hold, 1, 1)) for hold in old[:2]]
+    await asyncio.sleep(0.1)
+
+    for _ in range(5):
+        await books.ledger.admit(books.hold())
+    settling.append(books.ledger.settle(entry_of(old[2], 1, 1)))
+    await books.ledger.admit(books.hold())
+    assert not any(future.done() for future in settling)
+
+    await books.connection.execute(source)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*settling)
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 3
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 6
+
+
+async def test_replicas_that_settle_and_admit_never_lock_each_other_out(books):
+    """The limits of both are locked together and in order: with two locks a transaction that
+    settles here and admits there would meet its mirror image."""
+    for model in ("m", "other"):
+        await books.limit("usd", "month", 10**6, model=model)
+    ledgers = [books.ledger, Ledger(books.database, uuid7())]
+
+    async def alternate(number):
+        mine = ledgers[number % 2]
+        for turn in range(20):
+            hold = books.hold(3, model=("m", "other")[(number // 2 + turn) % 2])
+            await mine.admit(hold)
+            await mine.settle(entry_of(hold, 3, 1))
+
+    await asyncio.gather(*map(alternate, range(12)))
+
+    total = await books.connection.fetchval("SELECT sum(used) FROM limits")
+    assert total == 12 * 20 * 3
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    assert await books.connection.fetchval(deadlocks) == 0
+
+
+async def test_every_admission_has_a_deadline(books, monkeypatch):
+    """One timer is enough for all: each is told in its own time, and what the database decides
+    after that is undone."""
+    monkeypatch.setattr(ledger.calls, "ADMIT_TIMEOUT_S", 0.5)
+    limit = await books.limit("concurrency", None, 100)
+    impatient = Ledger(books.database, uuid7())
+    await impatient.admit(books.hold())
+    loop = asyncio.get_running_loop()
+
+    async def told_after():
+        started = loop.time()
+        with pytest.raises(Unavailable):
+            await impatient.admit(books.hold())
+        return loop.time() - started
+
+    async with books.connection.transaction():
+        await books.connection.execute("SELECT FROM limits FOR UPDATE")
+        waiting = []
+        for _ in range(4):
+            waiting.append(asyncio.create_task(told_after()))
+            await asyncio.sleep(0.15)
+        assert all(0.49 < waited < 0.7 for waited in await asyncio.gather(*waiting))
+
+    await books.wait_for("SELECT count(*) = 1 FROM holds")
+    assert await books.state(limit) == (0, 1)
+    assert await impatient.flush(1) == 0
