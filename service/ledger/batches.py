@@ -87,7 +87,7 @@ class Batches(Generic[H, A, E]):
         self._settlements: Queue[E, None] = Queue(None)
         self._admit_s = admit_s
         self._awaited: deque[tuple[float, asyncio.Future[A]]] = deque()
-        """Admissions that somebody waits for, among others; with their deadlines, in order."""
+        """Admissions that are not decided, with their deadlines, in order; one timer is for all."""
         self._next_deadline: asyncio.TimerHandle | None = None
         self._working: asyncio.Task[None] | None = None
         self._late: asyncio.Task[None] | None = None
@@ -101,9 +101,6 @@ class Batches(Generic[H, A, E]):
         :raises Unavailable: when too many wait already.
         """
         future = self._admissions.put(hold)
-        # One timer for all of them costs a call nothing.
-        while self._awaited and self._awaited[0][1].done():
-            self._awaited.popleft()
         self._awaited.append((future.get_loop().time() + self._admit_s, future))
         if self._next_deadline is None:
             self._set_deadline(future.get_loop())
@@ -126,6 +123,8 @@ class Batches(Generic[H, A, E]):
         for task in (self._working, self._late):
             if task is not None:
                 task.cancel()
+        if self._next_deadline is not None:
+            self._next_deadline.cancel()
         self._admissions.close()
         self._settlements.close()
 
@@ -189,6 +188,9 @@ class Batches(Generic[H, A, E]):
                 future.set_exception(verdict)
             else:
                 future.set_result(verdict)
+        # A refusal leads to the whole of its call, which would stay until its deadline.
+        while self._awaited and self._awaited[0][1].done():
+            self._awaited.popleft()
 
     async def _run(
         self, entries: Sequence[E], settling: Sequence[asyncio.Future[None]], holds: Sequence[H]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp.client_proto import ResponseHandler
+from support import limited
 
 import service as package
 from service import api
@@ -186,13 +187,32 @@ async def test_a_call_that_has_ended_is_gone(caller, stream):
     """It leaves no cycle for Python to look for, which is seldom done; a stream's end would stay
     until then."""
     gc.collect()
+    before = open_calls()
     gc.disable()
     try:
         for _ in range(3):
             async with caller.chat(stream=stream) as response:
                 await response.read()
         await asyncio.sleep(0.1)
-        left = [it for it in gc.get_objects() if isinstance(it, OpenCall)]
+        left = open_calls() - before
     finally:
         gc.enable()
-    assert left == []
+    assert left == set()
+
+
+async def test_a_call_that_was_refused_is_gone(caller):
+    """Once Python has looked for cycles, as there are in tracebacks; the books keep nothing of
+    it."""
+    await limited(caller, unit="requests", period="minute", ceiling=0)
+    gc.collect()
+    before = open_calls()
+    async with caller.chat() as response:
+        assert response.status == 429
+
+    gc.collect()
+    assert open_calls() - before == set()
+
+
+def open_calls():
+    """Those that are in memory."""
+    return {it for it in gc.get_objects() if isinstance(it, OpenCall)}

@@ -9,6 +9,7 @@ from support import make_settings
 
 from service import db
 from service.errors import NotFound, Unavailable
+from service.ids import uuid7
 
 BACKEND = "SELECT pg_backend_pid()"
 
@@ -323,7 +324,7 @@ def test_ids_are_ordered():
     """UUIDv7: version and variant, and the order of their making to a fraction of a millisecond."""
     ids = []
     for _ in range(200):
-        ids.append(db.uuid7())
+        ids.append(uuid7())
         time.sleep(0.00001)
 
     assert all((made.version, made.variant) == (7, "specified in RFC 4122") for made in ids)
