@@ -101,6 +101,18 @@ class Lines:
     error = critical = warning
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes what libraries say, after what was said before it."""
+
+    def __init__(self, stream: TextIO, lines: Lines) -> None:
+        super().__init__(stream)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.flush()
+        super().emit(record)
+
+
 def redact(text: str) -> str:
     """The text without what looks like a key, a password in a URL or a bearer token, and without
     the rows in what the database says."""
@@ -186,7 +198,7 @@ def configure(
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream, lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],

@@ -5,6 +5,7 @@ had been told to wait: the parser is run for nothing and the transport told what
 stream whose many small chunks arrive together that is a quarter of all the work.
 """
 
+import asyncio
 import functools
 from typing import Any
 
@@ -13,12 +14,22 @@ from aiohttp.client_proto import ResponseHandler
 
 
 class VeniceProtocol(ResponseHandler):
-    """Goes on where it waits, as it did before aiohttp 3.14."""
+    """Is not asked to go on before it has waited for the first time; after that aiohttp's parser
+    may have kept something back, and has to be asked. For bodies that are not decompressed here:
+    of those it keeps something back at any time."""
 
-    __slots__ = ()
+    __slots__ = ("_has_waited",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._has_waited = False
+
+    def pause_reading(self) -> None:
+        self._has_waited = True
+        super().pause_reading()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        if self._reading_paused:
+        if self._has_waited:
             super().resume_reading(resume_parser)
 
 

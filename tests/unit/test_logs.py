@@ -181,6 +181,14 @@ async def test_no_write_is_longer_than_a_pipe_takes_at_once(stream):
     assert stream.writes[-1] == "x" * 10_000 + "\n"
 
 
+async def test_libraries_lines_come_in_their_turn(lines):
+    """After what the service said before them."""
+    structlog.get_logger().info("one")
+    logging.getLogger("aiohttp.server").error("two")
+
+    assert [line["message"] for line in lines()] == ["one", "two"]
+
+
 def test_a_step_says_how_long_it_took(lines):
     """A step's line has its duration and the facts that were found on the way."""
     with logs.step("database connected", host="h") as facts:
