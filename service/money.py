@@ -12,7 +12,7 @@ TOKENS_PER_PRICE: Final = 1_000_000
 """Venice states the price of a million tokens."""
 MAX_NANOS: Final = 2**63 - 1
 """PostgreSQL's bigint; some nine billion dollars."""
-MOST_USD: Final = Decimal(MAX_NANOS) / NANOS_PER_USD
+MAX_USD: Final = Decimal(MAX_NANOS) / NANOS_PER_USD
 
 
 def parse_usd(text: str | int | Decimal) -> int:
@@ -24,7 +24,7 @@ def parse_usd(text: str | int | Decimal) -> int:
         amount = Decimal(text)
     except InvalidOperation:
         raise ValueError("must be a decimal number of US dollars") from None
-    if not amount.is_finite() or abs(amount) > MOST_USD:
+    if not amount.is_finite() or abs(amount) > MAX_USD:
         raise ValueError("must be a finite amount of US dollars")
     return int((amount * NANOS_PER_USD).to_integral_value(rounding=ROUND_CEILING))
 

@@ -60,8 +60,8 @@ class Queue(Generic[I, O]):
 
 
 class Batches(Generic[H, A, E]):
-    """Holds to be taken and entries to be written, worked off by one loop without a timer: all that
-    wait go together, one batch of each at a time.
+    """Holds to be taken and entries to be written, worked off by one loop that waits for no more to
+    come: all that are there go together, one batch of each at a time.
 
     ``write`` writes the entries, then takes the holds, both or nothing, and returns a verdict a
     hold in their order: a value, or an exception for that hold alone. An admission is tried once,
