@@ -56,10 +56,15 @@ def _names(known):
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Rialto of another checkout as one more side; repeat for more.",
 )
+@click.option(
+    "--python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Interpreter of the sides in Python; without it that of the bench.",
+)
 @click.option("--rounds", type=click.IntRange(1), help="Runs of each; the median is shown.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="How long a run measures.")
 @click.option("--write", "is_write", is_flag=True, help="Put the results into docs/benchmarks.md.")
-def main(extent, only, chosen, trees, rounds, seconds, is_write):
+def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
     """Measure Rialto beside others. `quick` takes minutes and has Rialto, a bare pass-through and
     the upstream itself; `full` takes more than an hour and has every side. `last` measures nothing
     and shows the last results again. The exit status is 1 if any run was void."""
@@ -73,7 +78,7 @@ def main(extent, only, chosen, trees, rounds, seconds, is_write):
             planned = dataclasses.replace(EXTENTS[extent], **changes)
             kinds = [ALL[name] for name in names]
             kinds += [functools.partial(Rialto, tree=tree) for tree in trees]
-            results = _measured(kinds, [WORKLOADS[name] for name in chosen], planned)
+            results = _measured(kinds, [WORKLOADS[name] for name in chosen], planned, python)
             RESULTS.write_text(json.dumps(results, indent=1))
         results = json.loads(RESULTS.read_text())
         _show(results)
@@ -84,11 +89,11 @@ def main(extent, only, chosen, trees, rounds, seconds, is_write):
     sys.exit(bool(results["void"]))
 
 
-def _measured(kinds, chosen, planned):
+def _measured(kinds, chosen, planned, python):
     # So that what was started is ended then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    return Bench(kinds, chosen, planned).run()
+    return Bench(kinds, chosen, planned, python).run()
 
 
 def _show(results):

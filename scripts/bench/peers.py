@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import MappingProxyType
 
@@ -61,13 +60,16 @@ class Peer(Side):
     def install(self):
         """Once; an installation that was cut short is made anew."""
         stamp = self.home / "installed"
-        wanted = "\n".join(self.versions)
+        wanted = "\n".join(map(str, [*self.versions, *self._made_with()]))
         if not stamp.exists() or stamp.read_text() != wanted:
             shutil.rmtree(self.home, ignore_errors=True)
             self.home.mkdir(parents=True)
             self._install()
             stamp.write_text(wanted)
         return ", ".join(self.versions)
+
+    def _made_with(self):
+        return ()
 
     def _install(self):
         raise NotImplementedError
@@ -85,8 +87,11 @@ class Peer(Side):
 class _OfPython(Peer):
     """One from PyPI."""
 
+    def _made_with(self):
+        return (self.place.python.path,)
+
     def _install(self):
-        _run(sys.executable, "-m", "venv", self.home / "venv")
+        _run(self.place.python.path, "-m", "venv", self.home / "venv")
         _run(self._tool("pip"), "install", "--quiet", *self.versions)
 
     def _tool(self, name):
@@ -215,7 +220,7 @@ class LitellmDatabase(Litellm):
 
     def _install(self):
         # What may fail comes first: prisma fetches its engines from elsewhere.
-        _run(sys.executable, "-m", "venv", self.home / "venv")
+        _run(self.place.python.path, "-m", "venv", self.home / "venv")
         _run(self._tool("pip"), "install", "--quiet", self.versions[-1])
         path = f"{self._tool('')}:{os.environ['PATH']}"
         _run(self._tool("prisma"), "py", "fetch", PATH=path, **self._home)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from scripts.bench import machine, workloads
 from scripts.bench.programs import CACHE, BenchError, Double, cores, memory_bytes
+from scripts.bench.pythons import Python
 from scripts.bench.sides import Postgres, Rialto
 
 START_S = 4
@@ -43,10 +45,11 @@ class Extent:
 
 
 class Place:
-    """Where a bench takes place: its directory, its cores, its upstream and its PostgreSQL."""
+    """Where a bench takes place: its directory, its cores, its Python, its upstream and its
+    PostgreSQL."""
 
-    def __init__(self, directory, stack):
-        self.directory = directory
+    def __init__(self, directory, stack, python):
+        self.directory, self.python = directory, python
         self.load_core, self.gateway_core = cores()
         self._stack, self._postgres = stack, None
         # This process, and what it starts without saying where: the load and PostgreSQL.
@@ -71,15 +74,17 @@ class Place:
 class Bench:
     """Sides and workloads, and what came of them: ``results``, which is JSON.
 
-    ``kinds`` make a side of a Place.
+    ``kinds`` make a side of a Place. ``python`` is the interpreter of the sides in Python, without
+    which it is the one that runs the bench.
     """
 
-    def __init__(self, kinds, chosen, extent):
+    def __init__(self, kinds, chosen, extent, python=None):
         self._kinds, self._chosen, self._extent = kinds, chosen, extent
+        self._python = Python(python or sys.executable)
         self._sides = []
         self._ends = time.monotonic()
         self.results = {
-            "machine": machine.facts(),
+            "machine": machine.facts(self._python),
             "extent": dataclasses.asdict(extent),
             "sides": {},
             "skipped": {},
@@ -99,7 +104,7 @@ class Bench:
         directory.chmod(0o755)  # the database may run as an account of its own
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            place = Place(directory, stack)
+            place = Place(directory, stack, self._python)
             for kind in self._kinds:
                 self._enter(kind(place), stack)
             if not self._sides:

@@ -4,8 +4,6 @@ built is in ``peers``."""
 import functools
 import json
 import subprocess
-import sys
-from importlib import metadata
 
 import psycopg
 
@@ -17,6 +15,8 @@ OPERATOR_KEY = "operator-key-of-the-bench-0123456789"
 OPERATOR = {"Authorization": f"Bearer {OPERATOR_KEY}"}
 ENCRYPTION_KEY = "encryption-key-of-the-bench-0123456789"
 READY_S = 120
+SERVING = ROOT / "requirements" / "serve.txt"
+"""What Rialto serves with, and nothing else: the pass-through too runs in such an environment."""
 PROBE = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 300}
 LIMITS = (
     {"unit": "usd", "period": "month", "ceiling": "1000000"},
@@ -28,7 +28,7 @@ LIMITS = (
 
 class Side:
     """Something that answers chat completions; ``port`` and ``pid`` are known once it has started.
-    ``place`` is where the run happens: a directory, the cores, the upstream's port."""
+    ``place`` is where the run happens: a directory, the cores, the Python, the upstream's port."""
 
     name = ""
     about = ""
@@ -115,12 +115,14 @@ class Aiohttp(Side):
 
     def install(self):
         """It runs in Rialto's environment."""
-        return f"aiohttp {metadata.version('aiohttp')}, uvloop {metadata.version('uvloop')}"
+        versions = self.place.python.versions(SERVING)
+        return f"aiohttp {versions['aiohttp']}, uvloop {versions['uvloop']}"
 
     def command(self):
         """See ``proxy.py``."""
         url = f"http://127.0.0.1:{self.place.upstream.port}"
-        return [sys.executable, SOURCES / "proxy.py", self.port, url], {}
+        python = self.place.python.environment(SERVING)
+        return [python, SOURCES / "proxy.py", self.port, url], {}
 
 
 class Postgres:
@@ -164,12 +166,13 @@ class Rialto(Side):
         if self.tree != ROOT:
             self.name = f"rialto-{self.tree.name}"
             self.about = f"Rialto of another checkout, {self.tree.name}"
-        self._database_url = None
+        self._database_url = self._interpreter = None
 
     def install(self):
-        """Which commit it is. Another tree's own environment is used, if it has one."""
+        """Which commit it is; each tree has an environment of what it serves with."""
         if not (self.tree / "service" / "__main__.py").exists():
             raise BenchError(f"{self.tree} is no checkout of Rialto")
+        self._interpreter = self.place.python.environment(self.tree / SERVING.relative_to(ROOT))
         said = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],
             check=False,
@@ -181,7 +184,6 @@ class Rialto(Side):
 
     def command(self):
         """As in production, but for what production demands of addresses."""
-        own = self.tree / ".venv" / "bin" / "python"
         environment = {
             "PYTHONPATH": str(self.tree),
             "ENVIRONMENT": "development",
@@ -195,7 +197,7 @@ class Rialto(Side):
             "LOG_FORMAT": "json",
             "LOG_LEVEL": "info",
         }
-        return [own if own.exists() else sys.executable, *self.program], environment
+        return [self._interpreter, *self.program], environment
 
     def start(self):
         """The first start makes the database, and the key with its limits."""
