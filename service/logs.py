@@ -144,11 +144,25 @@ def _redact_event(_: Any, __: str, event: Event) -> Event:
     return event
 
 
-def _as_json(_: Any, __: str, event: Event) -> str:
-    """When, how bad, what; then the facts."""
+@functools.lru_cache(maxsize=2)
+def _to_the_second(unix_s: int) -> str:
+    """Many lines have the same one."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
+
+
+def _as_json(logger: Any, level: str, event: Event) -> str:
+    """When, how bad, what; then the facts, all without secrets. It does alone what several
+    processors would: a line is a good part of what a call costs."""
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, level, event)
+    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+    now = f"{_to_the_second(seconds)}.{nanos // 1000:06d}Z"
     said = event.pop("event", None)
-    first = {"timestamp": event.pop("timestamp", None), "level": event.pop("level", None)}
-    return msgspec.json.encode({**first, "message": said, **event}, enc_hook=str).decode()
+    if isinstance(said, str):
+        said = redact(said)
+    line = {"timestamp": now, "level": level, "message": said}
+    line.update(_redact_event(logger, level, _add_request_id(logger, level, event)))
+    return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 def _numbering(process: int) -> Callable[[Any, str, Event], Event]:
@@ -170,30 +184,26 @@ def configure(
     stream = stream or sys.stderr
     lines = Lines(stream)
     console = form == "console" or (form == "auto" and stream.isatty())
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
-        _add_request_id,
-        *([_numbering(process)] if process is not None else []),
-    ]
-    finish: list[Any] = (
-        [
+    numbering = [_numbering(process)] if process is not None else []
+    if console:
+        first: list[Any] = [
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            _add_request_id,
+            *numbering,
+        ]
+        finish: list[Any] = [
             structlog.processors.format_exc_info,
             _redact_event,
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
         ]
-        if console
-        else [
-            structlog.processors.format_exc_info,
-            _redact_event,
-            _as_json,
-        ]
-    )
+    else:
+        first, finish = numbering, [_as_json]
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[*shared, *finish],
+        processors=[*first, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
@@ -201,7 +211,7 @@ def configure(
     handler = _Handler(stream, lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            foreign_pre_chain=[*first, structlog.stdlib.add_logger_name],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
         )
     )
