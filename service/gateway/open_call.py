@@ -14,6 +14,7 @@ from service.gateway.assembly import Assembly
 from service.gateway.attempts import Attempts
 from service.gateway.call import Bound, Call, Cost, Relay
 from service.gateway.route import Route
+from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome, Sent
 from service.prices import Usage
 from service.upstream import (
@@ -155,8 +156,7 @@ class OpenCall:
         else:
             self._begun = asyncio.create_task(beginning(self._attempts))
             patience = patience_s if is_stream else None
-            done, _ = await asyncio.wait({self._begun}, timeout=patience)
-            if not done:
+            if not await is_done_within(self._begun, patience):
                 reply = Reply(self, STREAM_HEADERS, None)
                 reply.is_late = True
                 return reply
@@ -224,8 +224,8 @@ class OpenCall:
     async def assembled(self, timeout: float) -> bytes | None:
         """See :meth:`Reply.whole`."""
         assert self._assembling is not None  # noqa: S101 - for the type checker
-        done, _ = await asyncio.wait({self._assembling}, timeout=timeout)
-        return self._assembling.result() if done else None
+        is_there = await is_done_within(self._assembling, timeout)
+        return self._assembling.result() if is_there else None
 
     def chunks(self) -> AsyncGenerator[bytes]:
         """See :meth:`Reply.chunks`."""
@@ -241,9 +241,8 @@ class OpenCall:
     async def _whole_events(self) -> AsyncGenerator[bytes]:
         with self._noting_failure():
             assert self._begun is not None  # noqa: S101 - for the type checker
-            if not self._begun.done():
-                # Should the caller leave, this goes on where its key wants that.
-                await asyncio.wait({self._begun})
+            # Should the caller leave, this goes on where its key wants that.
+            await is_done_within(self._begun, None)
             self._begun.result()
             assert self.answer is not None  # noqa: S101 - for the type checker
             self._status = 200
@@ -410,8 +409,7 @@ class OpenCall:
 
 async def _end_of(task: asyncio.Task[Any]) -> None:
     """Wait for a task that is done, as a rule, or was cancelled."""
-    if not task.done():
-        await asyncio.wait({task})
+    await is_done_within(task, None)
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, ServiceError):
         log.error("a call failed in a way that is not known", exc_info=error)

@@ -14,6 +14,7 @@ from service.errors import Forbidden, NotFound, Unavailable
 from service.gateway.call import Call, Quote
 from service.gateway.open_call import OpenCall, Reply
 from service.gateway.route import Route
+from service.gateway.waiting import is_done_within
 from service.ledger import Ledger
 from service.upstream import Venice
 
@@ -145,9 +146,14 @@ class Gateway:
             first_byte = metrics.child(metrics.FIRST_BYTE_SECONDS, entry.hold.endpoint)
             first_byte.observe(entry.first_byte_ms / 1000)
         settling = self._ledger.settle(entry)
-        settling.add_done_callback(lambda _: self._open_calls.discard(open_call))
-        await open_call.close()
-        await asyncio.wait({settling}, timeout=SETTLE_WAIT_S)
+        try:
+            await open_call.close()
+            await is_done_within(settling, SETTLE_WAIT_S)
+        finally:
+            if settling.done():
+                self._open_calls.discard(open_call)
+            else:
+                settling.add_done_callback(lambda _: self._open_calls.discard(open_call))
 
     def end_open_calls(self) -> int:
         """End what is still under way, for the shutdown; each is told and settled."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import enum
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -277,12 +278,14 @@ class Ledger:
         rows = await database.fetch(
             SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._most_end_users
         )
-        verdicts = []
+        verdicts, settled_nanos = [], 0
         for row in rows:
             if row["number"] is None:
-                self._note_written(row)
+                settled_nanos += self._note_written(row)
             else:
                 verdicts.append(_verdict(row))
+        if settled_nanos:
+            metrics.SETTLED_USD.inc(settled_nanos / 1e9)
         if self._database.losses != losses:
             # This may have been a repetition, and the first statement may run yet: what was refused
             # now may then be admitted.
@@ -363,8 +366,7 @@ class Ledger:
         else:
             future = self._batches.settle(entry)
         self._settling.add(future)
-        future.add_done_callback(self._settling.discard)
-        future.add_done_callback(lambda _: self._forget(entry.hold))
+        future.add_done_callback(functools.partial(self._end, entry.hold))
         return future
 
     async def _settle_moved(self, entry: Entry) -> None:
@@ -372,7 +374,8 @@ class Ledger:
         await self._batches.end_of_batch()
         await self._batches.settle(entry)
 
-    def _forget(self, hold: Hold) -> None:
+    def _end(self, hold: Hold, settling: asyncio.Future[None]) -> None:
+        self._settling.discard(settling)
         self._open.pop(hold.id, None)
         self._sent.pop(hold.id, None)
         self._moving.discard(hold.id)
@@ -403,16 +406,15 @@ class Ledger:
             else:
                 return
 
-    def _note_written(self, written: Any) -> None:
+    def _note_written(self, written: Any) -> int:
+        """Returns the nano-dollars that a call was settled with now."""
         if written["kind"] == "alert":
             self.alerts_are_due.set()
-            return
+            return 0
         if written["kind"] == "correction":
             metrics.CORRECTIONS.inc()
             log.warning("late settlement corrects the sweeper's", entry_id=str(written["id"]))
         cost_nanos, bound_nanos = written["cost_nanos"], written["bound_nanos"]
-        if written["kind"] == "call" and cost_nanos:
-            metrics.SETTLED_USD.inc(cost_nanos / 1e9)
         if None not in (cost_nanos, bound_nanos) and cost_nanos > bound_nanos:
             metrics.ABOVE_BOUND.inc()
             log.warning(
@@ -421,6 +423,7 @@ class Ledger:
                 cost_nanos=cost_nanos,
                 bound_nanos=bound_nanos,
             )
+        return (cost_nanos or 0) if written["kind"] == "call" else 0
 
     async def renew_leases(self) -> None:
         """Keep what this process has in flight from the sweeper."""
