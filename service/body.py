@@ -63,17 +63,14 @@ def set_members(body: bytes, members: Mapping[str, Any], present: Collection[str
     replaced = {name: value for name, value in members.items() if name in present}
     if replaced:
         body = _replace(body, replaced)
-    added = [
-        msgspec.json.encode(name) + b":" + msgspec.json.encode(value)
-        for name, value in members.items()
-        if name not in present
-    ]
+    added = {name: value for name, value in members.items() if name not in present}
     if not added:
         return body
     start = body.index(b"{") + 1
     separator = b"" if EMPTY.match(body, start) else b","
     # In one go: the body may be large, and is not to be copied for each piece.
-    return b"".join([body[:start], b",".join(added), separator, memoryview(body)[start:]])
+    inner = msgspec.json.encode(added)[1:-1]
+    return b"".join([body[:start], inner, separator, memoryview(body)[start:]])
 
 
 def without_members(body: bytes, names: Collection[str]) -> bytes:

@@ -10,11 +10,9 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
-
-T = TypeVar("T")
 
 TAIL_BYTES: Final = 64 * 1024
 LAST_EVENTS: Final = 8
@@ -96,10 +94,14 @@ class CostObject(msgspec.Struct):
 
     def total_usd(self) -> Decimal | None:
         """The sum, or None when neither is stated or one is no amount."""
-        stated = [amount for amount in (self.usd, self.diem) if amount is not None]
-        if not stated or not all(amount.is_finite() and amount >= 0 for amount in stated):
+        if self.usd is None and self.diem is None:
             return None
-        total = sum(stated, Decimal(0))
+        total = Decimal(0)
+        for amount in (self.usd, self.diem):
+            if amount is not None:
+                if not amount.is_finite() or amount < 0:
+                    return None
+                total += amount
         return total if total <= MOST_USD else None
 
 
@@ -107,42 +109,50 @@ ABSENT: Final = msgspec.Raw(b"null")
 
 
 class Facts(msgspec.Struct):
-    """What is read of an answer or of a stream's chunk, each member for itself: one that is not
-    what it should be says nothing, and takes nothing else along."""
+    """What is read of an answer or of a stream's chunk."""
 
-    id: msgspec.Raw = ABSENT
-    queue_id: msgspec.Raw = ABSENT
-    model: msgspec.Raw = ABSENT
-    usage: msgspec.Raw = ABSENT
-    cost: msgspec.Raw = ABSENT
-    duration: msgspec.Raw = ABSENT
+    id: str | None = None
+    queue_id: str | None = None
+    model: str | None = None
+    usage: UsageObject | None = None
+    cost: CostObject | None = None
+    duration: Decimal | None = None
     error: msgspec.Raw = ABSENT
-    type: msgspec.Raw = ABSENT
-    response: msgspec.Raw = ABSENT
+    type: str | None = None
+    response: "Facts | None" = None
 
 
 # Made once: they are asked of every answer.
 DECODER: Final = msgspec.json.Decoder(Facts)
-FACTS: Final = msgspec.json.Decoder(Facts | None)
-TEXT: Final = msgspec.json.Decoder(str | None)
-DECIMAL: Final = msgspec.json.Decoder(Decimal | None)
-USAGE_OBJECT: Final = msgspec.json.Decoder(UsageObject | None)
-COST_OBJECT: Final = msgspec.json.Decoder(CostObject | None)
+MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+OF_MEMBERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(Facts)
+}
+USAGE_OBJECT: Final = msgspec.json.Decoder(UsageObject)
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
 
 
-def _member(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T | None]) -> T | None:
-    if raw is ABSENT:
-        return None
+def _facts(content: bytes | msgspec.Raw) -> Facts:
+    """What a JSON object says. A member that is not what it should be says nothing, and takes no
+    other along.
+
+    :raises msgspec.DecodeError, UnicodeDecodeError: when it is no JSON object.
+    """
     try:
-        return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+        return DECODER.decode(content)
+    except UNREADABLE:
+        facts = Facts()
+    for name, stated in MEMBERS.decode(content).items():
+        if name in OF_MEMBERS:
+            with contextlib.suppress(*UNREADABLE):
+                read = _facts(stated) if name == "response" else OF_MEMBERS[name].decode(stated)
+                setattr(facts, name, read)
+    return facts
 
 
-def _name(raw: msgspec.Raw) -> str | None:
+def _name(stated: str | None) -> str | None:
     """A name that the books can take: text of PostgreSQL holds no NUL."""
-    name = _member(raw, TEXT)
-    return name[:MOST_NAME_CHARACTERS].replace("\0", "") or None if name else None
+    return stated[:MOST_NAME_CHARACTERS].replace("\0", "") or None if stated else None
 
 
 class Metered(msgspec.Struct, kw_only=True):
@@ -161,24 +171,24 @@ class Metered(msgspec.Struct, kw_only=True):
     """Whether Venice gave something else than was asked for, and charged nothing."""
 
     def take(self, facts: Facts) -> None:
-        """Note what a decoded object says. What is known already, from later on, stays."""
-        event = _member(facts.type, TEXT)
-        if event in LAST_EVENT_TYPES:
+        """Note what an object says. What is known already, from later on, stays."""
+        if facts.type in LAST_EVENT_TYPES:
             self.is_complete = True
-            self.is_error = self.is_error or event == "response.failed"
-        if (response := _member(facts.response, FACTS)) is not None:
-            self.take(response)
+            self.is_error = self.is_error or facts.type == "response.failed"
+        if facts.response is not None:
+            self.take(facts.response)
             return
         self.upstream_request_id = (
             self.upstream_request_id or _name(facts.id) or _name(facts.queue_id)
         )
         self.model = self.model or _name(facts.model)
-        self.usage = self.usage or _member(facts.usage, USAGE_OBJECT)
+        self.usage = self.usage or facts.usage
         if facts.error is not ABSENT and bytes(facts.error) != b"null":
             self.is_error = True
-        if self.cost_usd is None and (cost := _member(facts.cost, COST_OBJECT)) is not None:
-            self.cost_usd = cost.total_usd()
-        if self.duration_s is None and (seconds := _member(facts.duration, DECIMAL)) is not None:
+        if self.cost_usd is None and facts.cost is not None:
+            self.cost_usd = facts.cost.total_usd()
+        seconds = facts.duration
+        if self.duration_s is None and seconds is not None and seconds.is_finite():
             self.duration_s = seconds if 0 <= seconds <= MOST_SECONDS else None
 
 
@@ -197,8 +207,8 @@ def read_plain(body: bytes) -> Metered:
     """What a JSON answer says of itself; one that is no JSON object is an error."""
     metered = Metered(is_complete=True, counted_tokens=len(body) // 4)
     try:
-        metered.take(DECODER.decode(body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        metered.take(_facts(body))
+    except UNREADABLE:
         metered.is_error = True
     return metered
 
@@ -244,14 +254,16 @@ class StreamMeter:
                 continue
             decoded += 1
             # A cut stream ends in the middle of an event, which then says nothing.
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                metered.take(DECODER.decode(data))
+            with contextlib.suppress(*UNREADABLE):
+                metered.take(_facts(data))
             if metered.usage is not None or decoded == LAST_EVENTS:
                 break
         if metered.usage is None:
             # What a caller wrote may be repeated there too, so the most counts.
-            found = [_member(msgspec.Raw(stated), USAGE_OBJECT) for stated in USAGE.findall(tail)]
-            usages = [usage for usage in found if usage is not None]
+            usages = []
+            for stated in USAGE.findall(tail):
+                with contextlib.suppress(*UNREADABLE):
+                    usages.append(USAGE_OBJECT.decode(stated))
             metered.usage = max(usages, key=lambda usage: usage.all_tokens, default=None)
             if metered.usage is not None and tail.endswith(EVENT_ENDS):
                 metered.is_complete = True
