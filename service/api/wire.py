@@ -63,15 +63,19 @@ async def read_body(request: web.Request) -> bytes:
     try:
         if request.content.is_eof():
             # It came with the headers: there is nothing to wait for.
-            return await request.read()
-        async with asyncio.timeout(settings.body_timeout_s):
-            return await request.read()
+            body = request.content.read_nowait()
+        else:
+            async with asyncio.timeout(settings.body_timeout_s):
+                body = await request.read()
     except TimeoutError:
         raise _too_late(settings) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(settings) from None
     except web.RequestPayloadError as error:
         raise _not_as_encoded() from error
+    if len(body) > settings.body_max_bytes:
+        raise _too_large(settings)
+    return body
 
 
 async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:

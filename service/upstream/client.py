@@ -86,9 +86,11 @@ class Answer:
 
         :raises UpstreamCut, UpstreamTimeout, UpstreamError: cut, silent for too long, too large.
         """
-        chunks, size = [], 0
+        chunks, size, content = [], 0, self._response.content
         with TRANSLATED:
-            while chunk := await self._response.content.readany():
+            while not content.at_eof():
+                # When all of it has come, there is nothing to wait for.
+                chunk = content.read_nowait() if content.is_eof() else await content.readany()
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > PLAIN_BODY_BYTES:
