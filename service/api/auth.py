@@ -37,13 +37,13 @@ async def authenticate(request: web.Request) -> Caller:
     :raises Unauthenticated: with a code for each reason.
     :raises Forbidden: for the operator's key, which is no caller's: nobody could be billed.
     """
-    key = _bearer(request)
-    if crypto.equal(key, request.app[SETTINGS].operator_key):
+    key, app = _bearer(request), request.app
+    if crypto.equal(key, app[SETTINGS].operator_key):
         raise Forbidden(
             "The operator's key cannot make calls. Make a key of role inference:"
             " POST /admin/v1/organizations/{id}/keys."
         )
-    return await request.app[CALLERS].identify(key)
+    return await app[CALLERS].identify(key)
 
 
 async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:

@@ -1,8 +1,7 @@
 """The life of a paid call: admit, send, meter, settle."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -43,36 +42,25 @@ class Gateway:
         """How many calls are under way."""
         return len(self._open_calls)
 
-    @contextlib.asynccontextmanager
-    async def call(self, caller: Caller, call: Call) -> AsyncIterator[Reply]:
-        """Make the call; its entry is in the books when the block is left, however it is left.
+    def call(self, caller: Caller, call: Call) -> "Calling":
+        """Makes the call when it is entered; its entry is in the books when the block is left,
+        however it is left.
 
-        :raises ServiceError: of the class that says what went wrong.
+        :raises ServiceError: here and when it is entered, of the class that says what went wrong.
         """
         if len(self._open_calls) >= MOST_OPEN_CALLS:
             raise Unavailable("Too many calls are under way.", retry_after_s=1)
-        open_call = OpenCall(self._route(caller, call))
+        return Calling(self, OpenCall(self._route(caller, call)))
+
+    async def begin(self, open_call: OpenCall) -> Reply:
+        """Admit and send the call; the reply is there when Venice's first byte is."""
         self._open_calls.add(open_call)
-        try:
-            await open_call.route.admit()
-            reply = await open_call.begin(self._venice, self._heartbeat_s)
-            if not reply.is_events and not reply.is_awaited:
-                cost_nanos = open_call.read_cost(self._catalog)
-                reply.cost_usd = None if cost_nanos is None else money.format_usd(cost_nanos)
-            yield reply
-        except asyncio.CancelledError as error:
-            if not open_call.is_ended_by_shutdown:
-                open_call.fail(error)
-                raise
-            uncancel()
-            restarting = Unavailable("The service is restarting.", retry_after_s=1)
-            open_call.fail(restarting)
-            raise restarting from error
-        except BaseException as error:
-            open_call.fail(error)
-            raise
-        finally:
-            await self._end(open_call)
+        await open_call.route.admit()
+        reply = await open_call.begin(self._venice, self._heartbeat_s)
+        if not reply.is_events and not reply.is_awaited:
+            cost_nanos = open_call.read_cost(self._catalog)
+            reply.cost_usd = None if cost_nanos is None else money.format_usd(cost_nanos)
+        return reply
 
     async def quote(self, caller: Caller, call: Call) -> Quote:
         """What the call could cost at most, the limits that it would meet, and whether it would be
@@ -113,7 +101,8 @@ class Gateway:
             raise
         return [call.for_model(name) for name in names]
 
-    async def _end(self, open_call: OpenCall) -> None:
+    async def end(self, open_call: OpenCall) -> None:
+        """Settle a call that was begun, whatever became of it."""
         if open_call.route.hold is None:
             # Whatever came of admission, there is nothing to settle here: what was refused holds
             # nothing, and what nobody knows of the ledger undoes itself.
@@ -170,6 +159,35 @@ class Gateway:
         self.end_open_calls()
         if self._finishing:
             await asyncio.wait(set(self._finishing), timeout=SETTLE_WAIT_S)
+
+
+class Calling:
+    """A call under way: an asynchronous context with its reply. A class of its own, for what
+    ``contextlib`` would make of a generator is entered again each time that the call goes on."""
+
+    def __init__(self, gateway: Gateway, open_call: OpenCall) -> None:
+        self._gateway = gateway
+        self._open_call = open_call
+
+    async def __aenter__(self) -> Reply:
+        try:
+            return await self._gateway.begin(self._open_call)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        open_call = self._open_call
+        try:
+            if open_call.is_ended_by_shutdown and isinstance(error, asyncio.CancelledError):
+                uncancel()
+                restarting = Unavailable("The service is restarting.", retry_after_s=1)
+                open_call.fail(restarting)
+                raise restarting from error
+            if error is not None:
+                open_call.fail(error)
+        finally:
+            await self._gateway.end(open_call)
 
 
 def uncancel() -> None:
