@@ -34,10 +34,38 @@ REGISTRY: Final = CollectorRegistry()
 MILLISECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5, 1, 5)
 SECONDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+MOST_NOTED: Final = 256
+"""Which are taken over in less than a millisecond."""
+
+
+_noted: Final[list[tuple[Counter | Histogram, float, tuple[str | int, ...]]]] = []
+
+
+def note(instrument: Counter | Histogram, amount: float, *labels: str | int) -> None:
+    """Count, or observe, the amount before the instruments are looked at next. What a call has for
+    them is taken over together with what many others have: the instruments of several processes are
+    in files, and going there and back for each cost a call some 4 % more. For the event loop's
+    thread alone.
+    """
+    _noted.append((instrument, amount, labels))
+    if len(_noted) >= MOST_NOTED:
+        take_over()
+
+
+def take_over() -> None:
+    """Let the instruments have what was noted."""
+    noted = _noted.copy()
+    _noted.clear()
+    for instrument, amount, labels in noted:
+        one = _child(instrument, *labels) if labels else instrument
+        if isinstance(one, Counter):
+            one.inc(amount)
+        else:
+            one.observe(amount)
 
 
 @functools.lru_cache(maxsize=4096)
-def child(instrument: I, *labels: str | int) -> I:
+def _child(instrument: I, *labels: str | int) -> I:
     """The instrument for these labels, looked up once: its own ``labels`` takes a lock and makes
     texts of them each time."""
     found: I = instrument.labels(*labels)
@@ -139,10 +167,6 @@ AUDIT_FINISHED: Final = _gauge(
 AUDIT_SECONDS: Final = _gauge(
     "rialto_audit_duration_seconds", "How long the last audit took.", of_all="mostrecent"
 )
-
-# Bound once, for the hot path.
-ADMISSION_BATCH: Final = BATCH_SIZE.labels("admission")
-SETTLEMENT_BATCH: Final = BATCH_SIZE.labels("settlement")
 
 
 def exposition(directory: Path | None = None) -> bytes:

@@ -33,6 +33,7 @@ async def keep_fresh(app: web.Application) -> None:
 
 
 def _look(app: web.Application) -> None:
+    metrics.take_over()
     metrics.OPEN_CALLS.set(app[GATEWAY].open_calls)
     size, idle = app[DATABASE].connections
     metrics.POOL.labels("idle").set(idle)

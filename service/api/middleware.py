@@ -1,14 +1,11 @@
 """What happens around every request: its id, its log line, its errors."""
 
-import functools
 import re
 import time
 from typing import Final
 
 import structlog
 from aiohttp import web
-from aiohttp.web_urldispatcher import AbstractResource
-from prometheus_client import Histogram
 
 from service import logs, metrics
 from service.api.state import STATUS
@@ -58,8 +55,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         counter.open_requests -= not is_quiet
         say = log.debug if is_quiet and status == 200 else log.info
         duration_s = time.perf_counter() - started_at
-        resource = request.match_info.route.resource
-        _of_kind(request.method, resource, status).observe(duration_s)
+        metrics.note(metrics.REQUEST_SECONDS, duration_s, *_kind(request), status)
         say(
             "request",
             method=request.method,
@@ -69,12 +65,11 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         )
 
 
-@functools.lru_cache(maxsize=4096)
-def _of_kind(method: str, resource: AbstractResource | None, status: int) -> Histogram:
-    """The requests of a method and a route, of which there are few, whatever is asked for."""
+def _kind(request: web.Request) -> tuple[str, str]:
+    """Method and route, of which there are few, whatever is asked for."""
+    resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "none"
-    known = method if method in METHODS else "other"
-    return metrics.REQUEST_SECONDS.labels(known, route, status)
+    return request.method if request.method in METHODS else "other", route
 
 
 def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:

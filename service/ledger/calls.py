@@ -236,7 +236,7 @@ class Ledger:
             self._open.pop(hold.id, None)
             raise
         finally:
-            metrics.ADMISSION_SECONDS.observe(time.perf_counter() - submitted_at)
+            metrics.note(metrics.ADMISSION_SECONDS, time.perf_counter() - submitted_at)
 
     async def move(self, hold: Hold) -> Admission:
         """Swap the hold of this id for another, in one step: what it holds is room for that one. If
@@ -269,10 +269,10 @@ class Ledger:
         """Settle, then admit, in one transaction; a verdict for each hold."""
         settled = calls = None
         if entries:
-            metrics.SETTLEMENT_BATCH.observe(len(entries))
+            metrics.note(metrics.BATCH_SIZE, len(entries), "settlement")
             settled = msgspec.json.encode([entry.row() for entry in entries]).decode()
         if holds:
-            metrics.ADMISSION_BATCH.observe(len(holds))
+            metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
             calls = msgspec.json.encode(holds).decode()
         losses = self._database.losses
         rows = await database.fetch(

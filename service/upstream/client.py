@@ -131,13 +131,13 @@ class _Translated:
         if error is None:
             return
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            metrics.child(metrics.UPSTREAM, "unreachable").inc()
+            metrics.note(metrics.UPSTREAM, 1, "unreachable")
             raise UpstreamUnreachable("Venice cannot be reached.", retry_after_s=5) from error
         if isinstance(error, TimeoutError):
-            metrics.child(metrics.UPSTREAM, "timeout").inc()
+            metrics.note(metrics.UPSTREAM, 1, "timeout")
             raise UpstreamTimeout("Venice did not answer in time.") from error
         if isinstance(error, aiohttp.ClientError | ConnectionError):
-            metrics.child(metrics.UPSTREAM, "cut").inc()
+            metrics.note(metrics.UPSTREAM, 1, "cut")
             raise UpstreamCut(
                 "Venice closed the connection before its answer was complete."
             ) from error
@@ -199,7 +199,7 @@ class Venice:
         }
         with TRANSLATED:
             response = await self._session.post(self._base_url + path, data=body, headers=sent)
-            metrics.child(metrics.UPSTREAM, response.status).inc()
+            metrics.note(metrics.UPSTREAM, 1, response.status)
             if response.ok:
                 return Answer(response)
             raise await self._refused(response)
@@ -222,7 +222,7 @@ class Venice:
             response = await self._session.request(
                 method, url, data=body or None, headers=sent, allow_redirects=False
             )
-            metrics.child(metrics.UPSTREAM, response.status).inc()
+            metrics.note(metrics.UPSTREAM, 1, response.status)
             if response.ok:
                 return Answer(response)
             raise await self._refused(response)

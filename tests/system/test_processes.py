@@ -105,13 +105,20 @@ async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
         await limited(caller, unit="requests", period="day", ceiling=25)
         answered = await statuses(caller, 60)
         assert (answered.count(200), answered.count(429)) == (25, 35)
+        counted = {
+            ("rialto_calls_total", CHAT, "ok"): 25,
+            ("rialto_refusals_total", "organization", "rate_limited", "requests"): 35,
+            ("rialto_admission_seconds_count",): 60,
+            ("rialto_batch_size_sum", "admission"): 60,
+        }
+        async with asyncio.timeout(10):
+            # What the process that is not asked has counted is up to a second old.
+            while not counted.items() <= (await samples(service)).items():
+                await asyncio.sleep(0.05)
         said = [await samples(service) for _ in range(8)]
         together = next(iter(said))
         for one in said:
-            assert one["rialto_calls_total", CHAT, "ok"] == 25
-            assert one["rialto_refusals_total", "organization", "rate_limited", "requests"] == 35
-            assert one["rialto_admission_seconds_count",] == 60
-            assert one["rialto_batch_size_sum", "admission"] == 60
+            assert counted.items() <= one.items()
             assert sum(one["rialto_pool_connections", state] for state in ("idle", "used")) == 10
         assert [key for key in together if key[0] == "rialto_build_info"]
         resident = [psutil.Process(pid).memory_info().rss for pid in children(process)]
