@@ -200,6 +200,11 @@ class Database:
         """How many the pool has, and how many of them are idle."""
         return self._pool.get_size(), self._pool.get_idle_size()
 
+    @property
+    def has_idle(self) -> bool:
+        """Whether anybody could take a connection now."""
+        return bool(self._pool.get_idle_size())
+
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
         """All rows."""
         return await self._repeated(lambda connection: connection.fetch(sql, *arguments))
@@ -391,7 +396,7 @@ class Kept:
             except BaseException:
                 await self._end(*sys.exc_info())
                 raise
-            if not self._database.connections[1]:
+            if not self._database.has_idle:
                 await self.give_back()
             return rows
         return await self._database.fetch(sql, *arguments)

@@ -1,7 +1,6 @@
 """Many callers, one transaction: what arrives while one is under way goes with the next."""
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
@@ -166,9 +165,11 @@ class Batches(Generic[H, A, E]):
 
     async def _gets_work(self) -> bool:
         self._woken.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                await self._woken.wait()
+        timer = asyncio.get_running_loop().call_later(LINGER_S, self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()
         return self._has_work()
 
     async def _run_next(self) -> None:
