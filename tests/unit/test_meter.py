@@ -153,6 +153,7 @@ def test_plain_usage():
         (b'"cost":{"usd":1,"diem":"Infinity"}', 7, None),
         (b'"cost":5', 7, None),
         (b'"id":5', 7, Decimal("0.5")),
+        (b'"duration":"NaN"', 7, Decimal("0.5")),
         (b'"model":{"name":"m"}', 7, Decimal("0.5")),
     ],
 )
