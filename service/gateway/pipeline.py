@@ -130,12 +130,12 @@ class Gateway:
     async def _settle(self, open_call: OpenCall) -> None:
         # A task of its own: neither a hang-up nor a shutdown of the handler takes the entry along.
         entry = open_call.entry(self._catalog)
-        endpoint = entry.hold.endpoint
-        metrics.note(metrics.CALLS, 1, endpoint, entry.outcome.value)
-        if entry.first_byte_ms is not None:
-            metrics.note(metrics.FIRST_BYTE_SECONDS, entry.first_byte_ms / 1000, endpoint)
         settling = self._ledger.settle(entry)
         try:
+            endpoint = entry.hold.endpoint
+            metrics.note(metrics.CALLS, 1, endpoint, entry.outcome.value)
+            if entry.first_byte_ms is not None:
+                metrics.note(metrics.FIRST_BYTE_SECONDS, entry.first_byte_ms / 1000, endpoint)
             await open_call.close()
             await is_done_within(settling, SETTLE_WAIT_S)
         finally:

@@ -99,7 +99,8 @@ class CostObject(msgspec.Struct):
         total = Decimal(0)
         for amount in (self.usd, self.diem):
             if amount is not None:
-                if not amount.is_finite() or amount < 0:
+                # Before it is added: there are numbers that no sum can have.
+                if not amount.is_finite() or not 0 <= amount <= MOST_USD:
                     return None
                 total += amount
         return total if total <= MOST_USD else None
@@ -124,10 +125,12 @@ class Facts(msgspec.Struct):
 
 # Made once: they are asked of every answer.
 DECODER: Final = msgspec.json.Decoder(Facts)
-MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 OF_MEMBERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
     field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(Facts)
 }
+MEMBERS: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(
+    msgspec.defstruct("Members", [(name, msgspec.Raw, ABSENT) for name in OF_MEMBERS])
+)
 USAGE_OBJECT: Final = msgspec.json.Decoder(UsageObject)
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
 
@@ -142,11 +145,13 @@ def _facts(content: bytes | msgspec.Raw) -> Facts:
         return DECODER.decode(content)
     except UNREADABLE:
         facts = Facts()
-    for name, stated in MEMBERS.decode(content).items():
-        if name in OF_MEMBERS:
+    members = MEMBERS.decode(content)
+    for name, decoder in OF_MEMBERS.items():
+        stated = getattr(members, name)
+        read = _facts if name == "response" else decoder.decode
+        if stated is not ABSENT:
             with contextlib.suppress(*UNREADABLE):
-                read = _facts(stated) if name == "response" else OF_MEMBERS[name].decode(stated)
-                setattr(facts, name, read)
+                setattr(facts, name, read(stated))
     return facts
 
 
