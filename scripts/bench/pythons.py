@@ -1,5 +1,6 @@
 """The interpreter that every side in Python runs on, and the environments that are made with it."""
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -41,12 +42,16 @@ class Python:
         named = f"{self.path} {self.facts['version']} {requirements.read_text()}"
         home = CACHE / "environments" / hashlib.sha256(named.encode()).hexdigest()[:12]
         stamp, python = home / "installed", home / "bin" / "python"
-        if not stamp.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            _said(self.path, "-m", "venv", home)
-            pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-            _said(*pip, "--require-hashes", "--requirement", requirements)
-            stamp.write_text(named)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        # Of several benches at a time one makes it, and the others wait.
+        with home.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not stamp.exists():
+                shutil.rmtree(home, ignore_errors=True)
+                _said(self.path, "-m", "venv", home)
+                pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+                _said(*pip, "--require-hashes", "--requirement", requirements)
+                stamp.write_text(named)
         return python
 
     def versions(self, requirements):
