@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import http_parser, web
 
-from service import accounts, api, embedded, jobs, logs, memory, metrics, schema
+from service import accounts, api, embedded, jobs, logs, memory, schema
 from service.accounts import CHANNEL, Callers
 from service.address import DatabaseAddress
 from service.catalog import Catalog
@@ -176,8 +176,6 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     yield
     await app[api.GATEWAY].close()
     left = await ledger.flush(FLUSH_TIMEOUT_S)
-    # Those of several processes outlive them.
-    metrics.take_over()
     log.info("ledger flushed", unwritten=left)
 
 

@@ -4,14 +4,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-from pathlib import Path
 from types import MappingProxyType
 
-from scripts.bench.programs import CACHE, BenchError
+from scripts.bench.programs import CACHE, run_step
 from scripts.bench.sides import Side
 
-INSTALL_S = 900
 LITELLM = "1.108.7"
 PRISMA = "0.15.0"
 TENSORZERO = "2026.6.0"
@@ -19,31 +16,6 @@ PORTKEY = "1.15.2"
 HONO_NODE_SERVER = "1.13.5"
 """Portkey's streams fail with a newer one."""
 DEBIAN = ("nginx", "libpcre2-8-0", "libssl3")
-
-
-def _run(*arguments, cwd=None, **environment):
-    """A step of an installation.
-
-    :raises BenchError: when it fails, with its last words.
-    """
-    try:
-        ran = subprocess.run(
-            list(map(str, arguments)),
-            check=False,
-            cwd=cwd,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=INSTALL_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BenchError(str(error)) from error
-    if ran.returncode:
-        said = " ".join(ran.stdout.split())[-300:]
-        raise BenchError(f"{Path(arguments[0]).name} {arguments[1]} failed: {said}")
-    return ran.stdout
 
 
 class Peer(Side):
@@ -91,8 +63,8 @@ class _OfPython(Peer):
         return (self.place.python.path,)
 
     def _install(self):
-        _run(self.place.python.path, "-m", "venv", self.home / "venv")
-        _run(self._tool("pip"), "install", "--quiet", *self.versions)
+        run_step(self.place.python.path, "-m", "venv", self.home / "venv")
+        run_step(self._tool("pip"), "install", "--quiet", *self.versions)
 
     def _tool(self, name):
         return self.home / "venv" / "bin" / name
@@ -140,9 +112,9 @@ class Nginx(Peer):
     versions = DEBIAN
 
     def _install(self):
-        _run("apt-get", "download", *DEBIAN, cwd=self.home)
+        run_step("apt-get", "download", *DEBIAN, cwd=self.home)
         for package in self.home.glob("*.deb"):
-            _run("dpkg-deb", "-x", package, self.home / "root")
+            run_step("dpkg-deb", "-x", package, self.home / "root")
 
     @property
     def _libraries(self):
@@ -152,7 +124,7 @@ class Nginx(Peer):
         """Debian serves one version; which, it says itself."""
         super().install()
         program = self.home / "root/usr/sbin/nginx"
-        said = _run(program, "-v", LD_LIBRARY_PATH=self._libraries)
+        said = run_step(program, "-v", LD_LIBRARY_PATH=self._libraries)
         return said.strip().removeprefix("nginx version: ")
 
     def command(self):
@@ -220,13 +192,13 @@ class LitellmDatabase(Litellm):
 
     def _install(self):
         # What may fail comes first: prisma fetches its engines from elsewhere.
-        _run(self.place.python.path, "-m", "venv", self.home / "venv")
-        _run(self._tool("pip"), "install", "--quiet", self.versions[-1])
+        run_step(self.place.python.path, "-m", "venv", self.home / "venv")
+        run_step(self._tool("pip"), "install", "--quiet", self.versions[-1])
         path = f"{self._tool('')}:{os.environ['PATH']}"
-        _run(self._tool("prisma"), "py", "fetch", PATH=path, **self._home)
+        run_step(self._tool("prisma"), "py", "fetch", PATH=path, **self._home)
         super()._install()
         (schema,) = self.home.glob("venv/lib/*/site-packages/litellm/proxy/schema.prisma")
-        _run(self._tool("prisma"), "generate", f"--schema={schema}", PATH=path, **self._home)
+        run_step(self._tool("prisma"), "generate", f"--schema={schema}", PATH=path, **self._home)
 
     @property
     def _home(self):
@@ -328,7 +300,7 @@ class Portkey(Peer):
         }
         (self.home / "package.json").write_text(json.dumps(package))
         quiet = ("--no-audit", "--no-fund", "--ignore-scripts")
-        _run("npm", "install", *quiet, cwd=self.home)
+        run_step("npm", "install", *quiet, cwd=self.home)
 
     def command(self):
         """Where calls go is told by their headers."""

@@ -19,6 +19,7 @@ CACHE = ROOT / ".bench"
 KEPT = ("PATH", "HOME")
 POLL_S = 0.005
 STOP_S = 30
+INSTALL_S = 900
 SETTLE_S = 0.3
 """Work that an answer leaves behind is over by then, and counted."""
 
@@ -51,6 +52,31 @@ def compiled(name):
         if ran.returncode:
             raise BenchError(f"gcc does not make {name}: {ran.stderr}")
     return program
+
+
+def run_step(*arguments, cwd=None, **environment):
+    """A step of an installation: what it says, on either output.
+
+    :raises BenchError: when it fails, with its last words.
+    """
+    try:
+        ran = subprocess.run(
+            list(map(str, arguments)),
+            check=False,
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=INSTALL_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BenchError(str(error)) from error
+    if ran.returncode:
+        said = " ".join(ran.stdout.split())[-300:]
+        raise BenchError(f"{Path(arguments[0]).name} {arguments[1]} failed: {said}")
+    return ran.stdout
 
 
 def free_port():

@@ -5,12 +5,10 @@ import functools
 import hashlib
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
-from scripts.bench.programs import CACHE, BenchError
+from scripts.bench.programs import CACHE, BenchError, run_step
 
-INSTALL_S = 900
 FACTS = """
 import json, platform, sysconfig
 arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
@@ -48,15 +46,15 @@ class Python:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not stamp.exists():
                 shutil.rmtree(home, ignore_errors=True)
-                _said(self.path, "-m", "venv", home)
+                run_step(self.path, "-m", "venv", home)
                 pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-                _said(*pip, "--require-hashes", "--requirement", requirements)
+                run_step(*pip, "--require-hashes", "--requirement", requirements)
                 stamp.write_text(named)
         return python
 
     def versions(self, requirements):
         """Of aiohttp and uvloop in that environment."""
-        return json.loads(_said(self.environment(requirements), "-c", VERSIONS))
+        return _last_line_of(self.environment(requirements), VERSIONS)
 
     @functools.cached_property
     def facts(self):
@@ -65,7 +63,7 @@ class Python:
 
         :raises BenchError: when it does not run.
         """
-        return json.loads(_said(self.path, "-c", FACTS))
+        return _last_line_of(self.path, FACTS)
 
     @property
     def build(self):
@@ -77,29 +75,15 @@ class Python:
         return f"built {pgo} PGO and {lto} LTO"
 
 
-def _said(*command):
-    """:raises BenchError: when the command fails, with its last words."""
-    try:
-        ran = subprocess.run(
-            list(map(str, command)),
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BenchError(str(error)) from error
-    if ran.returncode:
-        said = " ".join(ran.stderr.split())[-300:]
-        raise BenchError(f"{' '.join(map(str, command[:4]))} failed: {said}")
-    return ran.stdout
+def _last_line_of(python, program):
+    """The JSON that the program ends with; before it may come warnings."""
+    return json.loads(run_step(python, "-c", program).splitlines()[-1])
 
 
 def _debian_package(path):
     """The package that the file is of, with its version; None where it is of none."""
     try:
-        owner = _said("dpkg-query", "--search", path).partition(":")[0]
-        return _said("dpkg-query", "--show", owner).replace("\t", " ").strip()
+        owner = run_step("dpkg-query", "--search", path).partition(":")[0]
+        return run_step("dpkg-query", "--show", owner).replace("\t", " ").strip()
     except BenchError:
         return None

@@ -84,7 +84,7 @@ class Bench:
         self._sides = []
         self._ends = time.monotonic()
         self.results = {
-            "machine": machine.facts(self._python),
+            "machine": {},
             "extent": dataclasses.asdict(extent),
             "sides": {},
             "skipped": {},
@@ -100,6 +100,7 @@ class Bench:
         :raises BenchError: when nothing can be measured.
         """
         CACHE.mkdir(exist_ok=True)
+        self.results["machine"] = machine.facts(self._python)
         directory = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
         directory.chmod(0o755)  # the database may run as an account of its own
         with contextlib.ExitStack() as stack:
