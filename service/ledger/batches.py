@@ -14,6 +14,11 @@ E = TypeVar("E")
 A = TypeVar("A")
 
 MOST_A_BATCH: Final = 256
+PARTS: Final = 3
+"""Into so many parts the calls under way are cut at least, so that while the database has one the
+process works at the others: else all come to wait for one batch, and then one for all."""
+LEAST_A_PART: Final = 8
+"""Below it a further transaction costs more than the waiting."""
 LINGER_S: Final = 0.1
 """So long what a loop keeps is kept for it when it has nothing to do."""
 
@@ -40,11 +45,11 @@ class Queue(Generic[I, O]):
         self._waiting.append((item, future))
         return future
 
-    def take(self) -> tuple[list[I], list[asyncio.Future[O]]]:
-        """The next batch, without what was cancelled while it waited."""
+    def take(self, most: int) -> tuple[list[I], list[asyncio.Future[O]]]:
+        """The next batch of so many at most, without what was cancelled while it waited."""
         items: list[I] = []
         futures: list[asyncio.Future[O]] = []
-        while self._waiting and len(items) < MOST_A_BATCH:
+        while self._waiting and len(items) < most:
             item, future = self._waiting.popleft()
             if not future.done():
                 items.append(item)
@@ -60,7 +65,8 @@ class Queue(Generic[I, O]):
 
 class Batches(Generic[H, A, E]):
     """Holds to be taken and entries to be written, worked off by one loop that waits for no more to
-    come: all that are there go together, one batch of each at a time.
+    come: those that are there go together, up to a third of the calls that are ``under_way``, one
+    batch of each at a time.
 
     ``write`` writes the entries, then takes the holds, both or nothing, and returns a verdict a
     hold in their order: a value, or an exception for that hold alone. An admission is tried once,
@@ -75,12 +81,14 @@ class Batches(Generic[H, A, E]):
         write: Callable[[Sequence[E], Sequence[H]], Awaitable[Sequence[A | Exception]]],
         settle: Callable[[Sequence[E]], Awaitable[None]],
         rest: Callable[[], Awaitable[None]],
+        under_way: Callable[[], int],
         most_admitting: int,
         admit_s: float,
     ) -> None:
         self._write = write
         self._settle = settle
         self._rest = rest
+        self._under_way = under_way
         self._admissions: Queue[H, A] = Queue(most_admitting)
         # Never more than admitted calls and admissions to undo, which are both bounded.
         self._settlements: Queue[E, None] = Queue(None)
@@ -173,8 +181,9 @@ class Batches(Generic[H, A, E]):
         return self._has_work()
 
     async def _run_next(self) -> None:
-        holds, admitting = self._admissions.take()
-        entries, settling = self._settlements.take() if self._late is None else ([], [])
+        most = min(max(self._under_way() // PARTS, LEAST_A_PART), MOST_A_BATCH)
+        holds, admitting = self._admissions.take(most)
+        entries, settling = self._settlements.take(most) if self._late is None else ([], [])
         if not holds and not entries:
             return
         self._at_rest.clear()

@@ -196,6 +196,7 @@ class Ledger:
             self._write_next,
             self._settle,
             self._kept.give_back,
+            lambda: len(self._open),
             MOST_ADMITTING,
             ADMIT_TIMEOUT_S,
         )

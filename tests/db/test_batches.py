@@ -29,6 +29,17 @@ async def admitted(books, count=1, **amounts):
     return holds
 
 
+@pytest.mark.parametrize(("count", "batches"), [(8, [8]), (24, [8, 8, 8]), (60, [20, 20, 20])])
+async def test_a_batch_leaves_work_for_the_time_that_it_takes(books, count, batches):
+    """Did all calls wait for one batch, the process would do nothing meanwhile."""
+    await books.limit("concurrency", None, 100)
+
+    await admitted(books, count)
+
+    sizes = "SELECT array_agg(n) FROM (SELECT count(*) n FROM holds GROUP BY xmin::text) b"
+    assert await books.connection.fetchval(sizes) == batches
+
+
 @pytest.mark.parametrize(
     ("unit", "period"),
     [("concurrency", None), ("usd", "month"), ("tokens", "hour"), ("tokens", "day")],
