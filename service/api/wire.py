@@ -307,6 +307,7 @@ async def relay_as(
 
     :raises UpstreamError: when the answer fails on its way, is too large, or cannot be said.
     """
+    reply.hold_back()
     content = await _whole(reply) if reply.body is None else reply.body
     response = web.Response(headers=_plain_headers(reply))
     response.body = say(content, response.headers.get("Content-Type", ""))

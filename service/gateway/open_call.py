@@ -84,6 +84,10 @@ class Reply:
         """
         return await self._open_call.assembled(timeout)
 
+    def hold_back(self) -> None:
+        """Nothing of the answer will be sent before all of it is there and can be said."""
+        self._open_call.is_held_back = True
+
     @property
     def is_ended_by_shutdown(self) -> bool:
         """Whether the task that relays was cancelled to end the call, not by its client."""
@@ -97,6 +101,8 @@ class OpenCall:
         self.route = route
         self.task = asyncio.current_task()
         self.is_ended_by_shutdown = False
+        self.is_held_back = route.call.relay is Relay.WHOLE
+        """Whether a failure is all that its caller gets to hear."""
         self.stream_meter = StreamMeter()
         self.metered: Metered | None = None
         self.answer: Answer | None = None
@@ -212,8 +218,10 @@ class OpenCall:
                 raise UpstreamError("Venice's answer is too large.")
             self._put(assembly, self._events.push(chunk))
         self._put(assembly, self._events.rest())
-        self._end_stream()
-        return assembly.result()
+        self._meter_stream()
+        content = assembly.result()
+        self._end_metered()
+        return content
 
     def _put(self, assembly: Assembly, events: bytes) -> None:
         _, error = split_at_error(events)
@@ -277,13 +285,17 @@ class OpenCall:
         raise error
 
     def _end_stream(self) -> None:
+        self._meter_stream()
+        self._end_metered()
+
+    def _meter_stream(self) -> None:
         self.metered = self.stream_meter.result()
-        if self.metered.is_error:
-            self._end(Outcome.UPSTREAM_ERROR, 200)
-        elif self.metered.is_complete:
-            self._end(Outcome.OK, 200)
-        else:
+        if not self.metered.is_error and not self.metered.is_complete:
             raise UpstreamCut("Venice ended the stream before its end.")
+
+    def _end_metered(self) -> None:
+        assert self.metered is not None  # noqa: S101 - for the type checker
+        self._end(Outcome.UPSTREAM_ERROR if self.metered.is_error else Outcome.OK, 200)
 
     def _end(self, outcome: Outcome, status: int | None) -> None:
         """Note how the call ended, if that is not known yet."""
@@ -292,6 +304,9 @@ class OpenCall:
 
     def fail(self, error: BaseException) -> None:
         """The same, of a call that failed."""
+        if isinstance(error, UpstreamError) and self.is_held_back:
+            # Even if Venice's answer was there: it cannot be said to the caller.
+            self._outcome = self._status = None
         if isinstance(error, ServiceError) and self._status is None:
             self._status = error.status
         if self.is_ended_by_shutdown:

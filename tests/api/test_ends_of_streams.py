@@ -1,4 +1,4 @@
-"""Streams of a Venice that does not end them as it should."""
+"""Answers of a Venice that does not end them as it should."""
 
 import json
 
@@ -10,16 +10,22 @@ PRICES = {"input": {"usd": 1}, "output": {"usd": 1}}
 MODELS = {"data": [{"id": "m", "type": "text", "model_spec": {"pricing": PRICES}}]}
 TOKEN = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
 ERROR = b'data: {"error":{"message":"no","code":"upstream_error"}}'
+USAGE = {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
+NO_MESSAGE = {"id": "c", "model": "m", "choices": "none", "usage": USAGE}
 
 
-@pytest.fixture
-async def caller(database_address, aiohttp_server):
-    """A caller of a service whose Venice breaks off in the middle of its error."""
+@pytest.fixture(params=[TOKEN + ERROR])
+async def caller(request, database_address, aiohttp_server):
+    """A caller of a service whose Venice sends such a stream; here it breaks off in the middle of
+    its error."""
+    events = request.param
 
     async def chat(request):
+        if not (await request.json()).get("stream"):
+            return web.json_response(NO_MESSAGE)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(TOKEN + ERROR)
+        await response.write(events)
         return response
 
     async def models(request):
@@ -45,3 +51,29 @@ async def test_an_error_without_its_end_is_one(caller):
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "upstream_error"
     assert b'"no"' not in body
     assert (await caller.only_entry())["outcome"] == "upstream_error"
+
+
+@pytest.mark.parametrize(
+    "caller", [b"data: [DONE]\n\n", b"data: []\n\ndata: [DONE]\n\n"], indirect=True
+)
+async def test_a_stream_that_makes_no_answer_is_booked_as_it_was_answered(caller):
+    """It came to its end, but there is nothing to put together."""
+    async with caller.chat(model="m", max_tokens=20_000) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, error["code"]) == (502, "upstream_error")
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["status"]) == ("upstream_error", 502)
+
+
+async def test_what_cannot_be_said_is_booked_as_it_was_answered(caller):
+    """It is what Venice charges for all the same."""
+    headers = {"x-api-key": caller.key, "anthropic-version": "2023-06-01"}
+    asked = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hello"}]}
+    async with caller.service.http.post("/v1/messages", headers=headers, json=asked) as response:
+        error = await response.json()
+
+    assert (response.status, error["error"]["type"]) == (502, "api_error")
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["status"]) == ("upstream_error", 502)
+    assert (entry["input_tokens"], entry["cost_source"]) == (5, "computed")
