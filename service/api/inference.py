@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
 
@@ -11,6 +11,7 @@ from aiohttp import web
 
 from service import body, ledger, money
 from service.accounts import Caller
+from service.api import media, messages
 from service.api.auth import authenticate
 from service.api.state import CATALOG, DATABASE, GATEWAY, VENICE
 from service.api.wire import (
@@ -25,7 +26,7 @@ from service.api.wire import (
     relay,
 )
 from service.errors import ClientError, NotFound, Unavailable, UpstreamError
-from service.gateway import CHAT, ENDPOINTS, OTHER, Endpoint, Inbound
+from service.gateway import CHAT, ENDPOINTS, OTHER, Call, Endpoint, Inbound
 from service.ledger import Limit
 from service.upstream import Answer
 
@@ -34,6 +35,11 @@ NOT_PROXIED: Final = ("api_keys", "billing", "x402")
 JOB_STEPS: Final = ("/retrieve", "/complete")
 """How the paths end where a job is asked for that was queued."""
 QUEUE_ID: Final = re.compile(r"[!-~]{1,256}")
+IN_OTHER_WORDS: Final[Mapping[str, Callable[[web.Request, Caller], Awaitable[Call]]]] = {
+    "messages": messages.read_call,
+    "images/edits": media.read_edit,
+}
+"""Paid paths that Venice does not have, and what is meant there."""
 _FAMILY: Final = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -187,8 +193,12 @@ async def quote(request: web.Request) -> web.Response:
     pass. The body is that of a chat completion; below ``/v1/quote/{path}`` that of another paid
     call. Nothing is made and nothing held."""
     caller = await authenticate(request)
-    endpoint, names = _quotable(request.match_info.get("path"))
-    asked = endpoint.parse(await _inbound(request, endpoint.path, caller, names=names))
+    path = request.match_info.get("path")
+    if (read := IN_OTHER_WORDS.get(path or "")) is not None:
+        asked = await read(request, caller)
+    else:
+        endpoint, names = _quotable(path)
+        asked = endpoint.parse(await _inbound(request, endpoint.path, caller, names=names))
     quote = await request.app[GATEWAY].quote(caller, asked)
     call, bound, refusal = quote.call, quote.bound, quote.refusal
     return json_response(

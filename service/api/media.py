@@ -65,6 +65,15 @@ async def edit(request: web.Request) -> web.StreamResponse:
         return await relay_as(reply, "application/json", say)
 
 
+async def read_edit(request: web.Request, caller: Caller) -> Call:
+    """The call of Venice's that the request for an edit in OpenAI's words is.
+
+    :raises ClientError: naming the field that Venice cannot be told, or that is missing.
+    """
+    inbound = _inbound(request, caller, await read_body(request))
+    return _edit_call(inbound, _read(inbound))
+
+
 async def transcribe(request: web.Request) -> web.StreamResponse:
     """``POST /v1/audio/transcriptions``: the text of a sound file. Plain text would not say how
     long the sound is, which is what is charged: where it is asked for, Venice is asked for JSON."""

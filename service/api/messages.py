@@ -4,6 +4,7 @@ import msgspec
 from aiohttp import web
 
 from service import anthropic
+from service.accounts import Caller
 from service.api.auth import authenticate
 from service.api.state import CATALOG, GATEWAY
 from service.api.wire import (
@@ -14,7 +15,7 @@ from service.api.wire import (
     read_body,
     relay,
 )
-from service.gateway import CHAT, Inbound
+from service.gateway import CHAT, Call, Inbound
 
 
 class TokenCount(msgspec.Struct):
@@ -27,6 +28,22 @@ async def create(request: web.Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in other words."""
     request[DIALECT] = ANTHROPIC
     caller = await authenticate(request)
+    asked, call = await _read(request, caller)
+    async with request.app[GATEWAY].call(caller, call) as reply:
+        translation = anthropic.MessageEvents(with_thinking=asked.wants_thinking)
+        return await relay(request, reply, translation)
+
+
+async def read_call(request: web.Request, caller: Caller) -> Call:
+    """The chat completion that the request asks for in Anthropic's words.
+
+    :raises ClientError: naming the field and the rule.
+    """
+    _, call = await _read(request, caller)
+    return call
+
+
+async def _read(request: web.Request, caller: Caller) -> tuple[anthropic.MessagesRequest, Call]:
     asked = anthropic.decode(await read_body(request))
     catalog = request.app[CATALOG]
     first, *_ = catalog.targets(caller.organization_id, asked.model, caller.allowed_models, "text")
@@ -37,9 +54,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         headers=request.headers,
         settings=caller.settings,
     )
-    async with request.app[GATEWAY].call(caller, CHAT.parse(inbound)) as reply:
-        translation = anthropic.MessageEvents(with_thinking=asked.wants_thinking)
-        return await relay(request, reply, translation)
+    return asked, CHAT.parse(inbound)
 
 
 async def count_tokens(request: web.Request) -> web.Response:

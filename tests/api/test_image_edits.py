@@ -318,3 +318,24 @@ async def test_a_caller_that_leaves_in_the_middle(odd):
 
     entry = await booked(odd.caller)
     assert (entry["outcome"], entry["cost_usd"]) == ("client_closed", "0.04")
+
+
+async def test_a_quote(caller, upstream):
+    """Of an edit, it is that of Venice's call; one that could not be made has the same error."""
+    http = caller.service.http
+
+    async def asked(path, **texts):
+        form = aiohttp.FormData({"prompt": "a red one", "model": EDITOR, **texts})
+        form.add_field("image", PNG, filename="fox.png", content_type="image/png")
+        async with http.post(path, data=form, headers=caller.headers) as response:
+            return response.status, await response.json()
+
+    status, quote = await asked("/v1/quote/images/edits")
+    refused, told = await asked("/v1/quote/images/edits", n="2")
+
+    assert (status, quote["endpoint"], quote["model"]) == (200, "/image/edit", EDITOR)
+    assert (quote["would_pass"], quote["max_output_tokens"]) == (True, None)
+    assert upstream.calls.to("/image/edit") == []
+    assert (refused, told["error"]["param"]) == (400, "n")
+    await asked("/v1/images/edits")
+    assert quote["max_cost_usd"] == (await caller.only_entry())["cost_usd"]

@@ -340,3 +340,24 @@ async def test_the_sdk_waits_as_it_is_told(client, caller):
 
     assert answer.usage.output_tokens == 12
     assert len(await caller.entries()) == 2
+
+
+async def test_a_quote(client, caller, upstream):
+    """Of a message, it is that of the chat completion that is made of it."""
+    await limited(caller, unit="usd", period="day", ceiling="0.000000001")
+    http, said = caller.service.http, asking(system="Be short.")
+    async with http.post("/v1/quote/messages", json=said, headers=caller.headers) as response:
+        quote = await response.json()
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        await client.messages.create(**said)
+
+    assert (response.status, quote["endpoint"], quote["model"]) == (200, "/chat/completions", MODEL)
+    assert (quote["max_output_tokens"], quote["would_pass"]) == (100, False)
+    told = caught.value.body["error"]["message"]
+    assert quote["refusal"]["message"] == told
+    assert quote["max_cost_usd"] in told
+    assert upstream.calls.to("/chat/completions") == []
+    async with http.post(
+        "/v1/quote/messages", json={**said, "messages": 1}, headers=caller.headers
+    ) as response:
+        assert (await response.json())["error"]["param"] == "messages"
