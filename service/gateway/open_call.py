@@ -101,7 +101,7 @@ class OpenCall:
         self.route = route
         self.task = asyncio.current_task()
         self.is_ended_by_shutdown = False
-        self.is_held_back = route.call.relay is Relay.WHOLE
+        self.is_held_back = route.call.relay in (Relay.WHOLE, Relay.ASSEMBLED)
         """Whether a failure is all that its caller gets to hear."""
         self.stream_meter = StreamMeter()
         self.metered: Metered | None = None
@@ -170,6 +170,7 @@ class OpenCall:
         if relay is Relay.ASSEMBLED:
             self._assembling = asyncio.create_task(self._assemble())
             content = await self.assembled(patience_s)
+            self.is_held_back = content is not None
             return Reply(self, {**reply.headers, "Content-Type": "application/json"}, content)
         return reply
 

@@ -9,6 +9,10 @@ from support import make_settings, running
 PRICES = {"input": {"usd": 1}, "output": {"usd": 1}}
 MODELS = {"data": [{"id": "m", "type": "text", "model_spec": {"pricing": PRICES}}]}
 TOKEN = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+BAD_ID = (
+    TOKEN.replace(b'"c"', b"5")
+    + b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":0}}\n\ndata: [DONE]\n\n'
+)
 ERROR = b'data: {"error":{"message":"no","code":"upstream_error"}}'
 USAGE = {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
 NO_MESSAGE = {"id": "c", "model": "m", "choices": "none", "usage": USAGE}
@@ -66,10 +70,17 @@ async def test_a_stream_that_makes_no_answer_is_booked_as_it_was_answered(caller
     assert (entry["outcome"], entry["status"]) == ("upstream_error", 502)
 
 
-async def test_what_cannot_be_said_is_booked_as_it_was_answered(caller):
-    """It is what Venice charges for all the same."""
+@pytest.mark.parametrize(
+    ("caller", "max_tokens"), [(BAD_ID, 10), (BAD_ID, 20_000)], indirect=["caller"]
+)
+async def test_what_cannot_be_said_is_booked_as_it_was_answered(caller, max_tokens):
+    """Whether it came whole or was put together. It is what Venice charges for all the same."""
     headers = {"x-api-key": caller.key, "anthropic-version": "2023-06-01"}
-    asked = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hello"}]}
+    asked = {
+        "model": "m",
+        "max_tokens": max_tokens,
+        "messages": [{"role": "user", "content": "Hello"}],
+    }
     async with caller.service.http.post("/v1/messages", headers=headers, json=asked) as response:
         error = await response.json()
 
