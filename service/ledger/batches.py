@@ -181,7 +181,10 @@ class Batches(Generic[H, A, E]):
         return self._has_work()
 
     async def _run_next(self) -> None:
-        most = min(max(self._under_way() // PARTS, LEAST_A_PART), MOST_A_BATCH)
+        # What is undone after an outage waits too, and is under way no more.
+        waiting = len(self._admissions) + len(self._settlements)
+        part = max(self._under_way(), waiting) // PARTS
+        most = min(max(part, LEAST_A_PART), MOST_A_BATCH)
         holds, admitting = self._admissions.take(most)
         entries, settling = self._settlements.take(most) if self._late is None else ([], [])
         if not holds and not entries:

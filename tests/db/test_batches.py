@@ -40,6 +40,17 @@ async def test_a_batch_leaves_work_for_the_time_that_it_takes(books, count, batc
     assert await books.connection.fetchval(sizes) == batches
 
 
+async def test_what_is_under_way_no_more_is_settled_in_large_batches_too(books):
+    """As all that is undone after an outage: what others settle waits behind it."""
+    holds = await admitted(books, 60)
+    restarted = Ledger(books.database, uuid7())
+
+    await asyncio.gather(*(restarted.settle(entry_of(hold, 1, 1)) for hold in holds))
+
+    largest = "SELECT max(n) FROM (SELECT count(*) n FROM ledger_entries GROUP BY xmin::text) b"
+    assert await books.connection.fetchval(largest) == 20
+
+
 @pytest.mark.parametrize(
     ("unit", "period"),
     [("concurrency", None), ("usd", "month"), ("tokens", "hour"), ("tokens", "day")],
