@@ -4,4 +4,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
-exec .venv/bin/python -m pytest -n 4 "$@"
+exec .venv/bin/python -m pytest -n 4 --dist worksteal "$@"

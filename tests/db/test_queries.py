@@ -5,6 +5,7 @@ import pkgutil
 
 import asyncpg
 import pytest
+from conftest import new_database
 
 import service
 from service.db import connect_arguments
@@ -23,10 +24,17 @@ def statements():
                 yield pytest.param(value, id=f"{module.name}.{name}")
 
 
+@pytest.fixture(scope="module")
+def migrated_address(server, template):
+    """One database for all statements: preparing one changes nothing."""
+    with new_database(server, template) as address:
+        yield address
+
+
 @pytest.mark.parametrize("sql", list(statements()))
-async def test_statements_fit_the_schema(database_address, sql):
+async def test_statements_fit_the_schema(migrated_address, sql):
     """Each names tables, columns and types that there are."""
-    connection = await asyncpg.connect(**connect_arguments(database_address))
+    connection = await asyncpg.connect(**connect_arguments(migrated_address))
     try:
         await connection.execute("CREATE SCHEMA IF NOT EXISTS yoyo")
         await connection.prepare(sql)
