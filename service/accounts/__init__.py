@@ -14,6 +14,7 @@ from service.accounts.keys import (
 from service.accounts.organizations import (
     CHANNEL,
     Organization,
+    announce,
     change_organization,
     check_master_key,
     create_organization,
@@ -43,6 +44,7 @@ __all__ = [
     "Role",
     "StatedKeySettings",
     "StatedOrganizationSettings",
+    "announce",
     "change_key",
     "change_organization",
     "check_master_key",

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from service import audit, crypto
-from service.accounts.organizations import ANNOUNCE, CHANNEL, NAME_LENGTH, check_name
+from service.accounts.organizations import NAME_LENGTH, announce, check_name
 from service.accounts.settings import KeySettings, Role, StatedKeySettings
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.db import Database
@@ -207,7 +207,7 @@ async def change_key(conn: Any, actor: Actor, key: ApiKey, change: KeyChange) ->
     settings = msgspec.json.encode(stated["settings"]).decode() if "settings" in stated else None
     await conn.execute(CHANGE_KEY, key.id, settings, "models" in stated, models, datetime.now(UTC))
     await audit.record(conn, key.organization_id, actor, "api_key.change", str(key.id), stated)
-    await conn.execute(ANNOUNCE, CHANNEL, str(key.id))
+    await announce(conn, key.id)
 
 
 async def revoke_key(conn: Any, actor: Actor, key: ApiKey) -> None:
@@ -215,4 +215,4 @@ async def revoke_key(conn: Any, actor: Actor, key: ApiKey) -> None:
     status = await conn.execute(REVOKE_KEY, key.id, datetime.now(UTC))
     if status == "UPDATE 1":
         await audit.record(conn, key.organization_id, actor, "api_key.revoke", str(key.id))
-        await conn.execute(ANNOUNCE, CHANNEL, str(key.id))
+        await announce(conn, key.id)

@@ -20,7 +20,7 @@ from service.errors import (
 from service.ids import uuid7
 
 CHANNEL: Final = "rialto_accounts"
-"""NOTIFY on this channel means that a key or an organization changed."""
+"""NOTIFY on this channel means that a key, an organization or its limits changed."""
 NAME_LENGTH: Final = 200
 UNPRINTABLE: Final = ("Cc", "Cs")
 """Unicode's categories of control characters, NUL among them, and of halves of a character: the
@@ -166,7 +166,12 @@ async def change_organization(
     # First, since it locks the organization and says if there is none.
     await audit.record(conn, organization_id, actor, "organization.change", target, detail)
     await conn.execute(CHANGE_ORGANIZATION, organization_id, stored, datetime.now(UTC))
-    await conn.execute(ANNOUNCE, CHANNEL, target)
+    await announce(conn, organization_id)
+
+
+async def announce(conn: Any, changed_id: UUID) -> None:
+    """Let every replica read its callers again: a key, an organization or a limit has changed."""
+    await conn.execute(ANNOUNCE, CHANNEL, str(changed_id))
 
 
 async def end_user_digest(

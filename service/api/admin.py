@@ -1,7 +1,8 @@
 """The operator's routes. Every change is audited by the verb that makes it."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar, cast, get_args
 from uuid import UUID
@@ -13,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from service import accounts, audit, body, catalog, ledger
 from service.accounts import ApiKey, Caller, Organization, StatedOrganizationSettings
 from service.api.auth import authenticate_operator, must_administer, must_be_operator
-from service.api.state import CATALOG, DATABASE, KEYRING
+from service.api.state import CALLERS, CATALOG, DATABASE, KEYRING
 from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_body
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
@@ -158,7 +159,7 @@ async def change_organization(request: web.Request) -> web.Response:
     change = await _read(request, OrganizationChange)
     database = request.app[DATABASE]
     await accounts.find_organization(database, organization_id)
-    async with database.transaction() as conn:
+    async with _changing(request) as conn:
         await accounts.change_organization(
             conn, _actor(request, caller), organization_id, change.settings
         )
@@ -198,7 +199,7 @@ async def change_key(request: web.Request) -> web.Response:
     key = await accounts.find_key(database, path_id(request))
     must_administer(caller, key.organization_id)
     change = await _read(request, accounts.KeyChange)
-    async with database.transaction() as conn:
+    async with _changing(request) as conn:
         await accounts.change_key(conn, _actor(request, caller), key, change)
     return json_response(await accounts.find_key(database, key.id))
 
@@ -208,7 +209,7 @@ async def revoke_key(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     key = await accounts.find_key(request.app[DATABASE], path_id(request))
     must_administer(caller, key.organization_id)
-    async with request.app[DATABASE].transaction() as conn:
+    async with _changing(request) as conn:
         await accounts.revoke_key(conn, _actor(request, caller), key)
     return web.Response(status=204)
 
@@ -224,10 +225,11 @@ async def create_limit(request: web.Request) -> web.Response:
     end_user = None
     if new.end_user is not None:
         end_user = await _digest(request, organization_id, new.end_user)
-    async with database.transaction() as conn:
+    async with _changing(request) as conn:
         limit_id = await ledger.create_limit(
             conn, _actor(request, caller), organization_id, new, end_user
         )
+        await accounts.announce(conn, organization_id)
     return json_response(await ledger.find_limit(database, limit_id), 201)
 
 
@@ -267,8 +269,9 @@ async def delete_limit(request: web.Request) -> web.Response:
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
     must_administer(caller, limit.organization_id)
-    async with database.transaction() as conn:
+    async with _changing(request) as conn:
         await ledger.delete_limit(conn, _actor(request, caller), limit)
+        await accounts.announce(conn, limit.organization_id)
     return web.Response(status=204)
 
 
@@ -366,6 +369,18 @@ async def _must_own(request: web.Request, caller: Caller, organization_id: UUID 
         return
     must_administer(caller, organization_id)
     await accounts.find_organization(request.app[DATABASE], organization_id)
+
+
+@contextlib.asynccontextmanager
+async def _changing(request: web.Request) -> AsyncIterator[Any]:
+    """A transaction that changes what callers may do. This process applies the change before it
+    answers; the others do when NOTIFY reaches them, which may be after the answer."""
+    try:
+        async with request.app[DATABASE].transaction() as conn:
+            yield conn
+    finally:
+        # After a failure too: a commit may succeed although its acknowledgement is lost.
+        request.app[CALLERS].forget()
 
 
 async def _read(request: web.Request, shape: type[T]) -> T:

@@ -82,6 +82,7 @@ def create_limits(
                 )
                 for limit in new
             ]
+            await accounts.announce(conn, organization_id)
         return [await ledger.find_limit(database, limit_id) for limit_id in made]
 
     with_database(work)
@@ -124,6 +125,7 @@ def delete_limit(limit_id: UUID) -> None:
         limit = await ledger.find_limit(database, limit_id)
         async with database.transaction() as conn:
             await ledger.delete_limit(conn, COMMAND_LINE, limit)
+            await accounts.announce(conn, limit.organization_id)
         return limit
 
     with_database(work)

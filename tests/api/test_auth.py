@@ -1,10 +1,11 @@
 """Keys: who is let in, who is not, and how each is told."""
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support import OPERATOR_KEY, make_settings, running
+from support import MODEL, OPERATOR_KEY, Caller, limited, make_settings, running
 
 from service import api
 
@@ -68,6 +69,84 @@ async def test_a_stale_cache_lets_no_paid_call_through(database_address, upstrea
             assert response.status == 401
             assert (await response.json())["error"]["code"] == "revoked_api_key"
     assert len(upstream.calls.to("/chat/completions")) == 1
+
+
+@pytest.fixture
+async def deaf_service(database_address, proxy, upstream):
+    """A service that no NOTIFY reaches: the connection it listens on was lost unnoticed."""
+    settings = make_settings(
+        database_address, upstream.url, database_unpooled=proxy.address, key_cache_s=300.0
+    )
+    async with running(settings) as service:
+        await service.app[api.CATALOG].sync()
+        proxy.blackhole()
+        yield service
+
+
+async def listed(caller):
+    """Status of the caller's list of models, and how many are on it."""
+    async with caller.service.http.get("/v1/models", headers=caller.headers) as response:
+        return response.status, len((await response.json()).get("data", []))
+
+
+async def test_a_change_is_in_force_when_it_is_answered(deaf_service):
+    """The process that answered a change does not wait for its announcement: whatever was changed
+    about a caller, the next request meets it."""
+    service = deaf_service
+    caller = await service.new_caller(models=[MODEL])
+    assert await listed(caller) == (200, 1)
+    key = f"/admin/v1/keys/{caller.key_id}"
+
+    await service.operate("PATCH", key, json={"models": [MODEL, "kimi-k2-6"]})
+    assert await listed(caller) == (200, 2)
+
+    await service.operate("DELETE", key)
+    assert await listed(caller) == (401, 0)
+
+
+async def test_a_changed_organization_is_in_force_when_it_is_answered(deaf_service, upstream):
+    """Its settings, a limit that is set and one that is deleted change what its calls send."""
+    service = deaf_service
+    caller = await service.new_caller()
+
+    async def sent():
+        async with caller.chat() as response:
+            assert response.status == 200
+        body = json.loads(upstream.calls.to("/chat/completions")[-1].body)
+        return body.get("venice_parameters")
+
+    assert await sent() is None
+    limit = await limited(caller, unit="usd", period="day", ceiling="100")
+    assert await sent() == {"include_venice_system_prompt": False}
+    await service.operate("DELETE", f"/admin/v1/limits/{limit['id']}")
+    assert await sent() is None
+    settings = {"venice_parameters": {"enable_web_search": "off"}}
+    path = f"/admin/v1/organizations/{caller.organization_id}"
+    await service.operate("PATCH", path, json={"settings": settings})
+    assert await sent() == {"enable_web_search": "off"}
+
+
+async def test_a_limit_is_announced(database_address, upstream):
+    """The replica that did not set it sends the calls of its organization accordingly."""
+    settings = make_settings(database_address, upstream.url, key_cache_s=300.0)
+    async with running(settings) as here, running(settings) as there:
+        caller = await here.new_caller()
+        moved = Caller(there, caller.organization_id, {"id": caller.key_id, "key": caller.key})
+
+        async def sends(parameters):
+            async with asyncio.timeout(5):
+                while True:
+                    async with moved.chat() as response:
+                        assert response.status == 200
+                    body = json.loads(upstream.calls.to("/chat/completions")[-1].body)
+                    if body.get("venice_parameters") == parameters:
+                        return
+
+        await sends(None)
+        limit = await limited(caller, unit="usd", period="day", ceiling="100")
+        await sends({"include_venice_system_prompt": False})
+        await here.operate("DELETE", f"/admin/v1/limits/{limit['id']}")
+        await sends(None)
 
 
 async def revoke_silently(service):
