@@ -20,7 +20,7 @@ from sandbox_client import KEY
 from support import MODEL, limited, make_settings, running
 from upstream import playing
 
-from service import api, schema
+from service import schema
 from service.db import connect_arguments, open_pool
 from service.sandbox import create_sandbox
 
@@ -161,10 +161,9 @@ async def upstream():
 
 @pytest.fixture
 async def service(database_address, upstream):
-    """The service, listening, between a real PostgreSQL and a Venice on a socket, whose models it
-    knows; its books are audited afterwards."""
+    """The service, listening, between a real PostgreSQL and a Venice on a socket; its books are
+    audited afterwards."""
     async with running(make_settings(database_address, upstream.url)) as service:
-        await service.app[api.CATALOG].sync()
         yield service
         await service.audit()
 

@@ -41,8 +41,9 @@ def make_settings(address, venice_url, **changes):
 
 
 @contextlib.asynccontextmanager
-async def running(settings):
-    """The service on a port of its own, as the server runs it; yields the Service."""
+async def running(settings, *, knows_models=True):
+    """The service on a port of its own, as the server runs it; yields the Service. A start does not
+    wait for Venice's models and prices; this does, unless a test is about that."""
     app = application.create_app(settings)
     runner = web.AppRunner(
         app, handle_signals=False, access_log=None, handler_cancellation=True, shutdown_timeout=1
@@ -51,6 +52,8 @@ async def running(settings):
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
+        if knows_models:
+            await app[application.api.CATALOG].sync()
         async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as http:
             yield Service(app, http)
     finally:

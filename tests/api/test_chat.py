@@ -245,7 +245,7 @@ async def test_an_unknown_model_is_a_404(service, caller, has_limits):
 async def test_venice_is_not_there(database_address, unused_tcp_port):
     """No connection: 502, surely not charged."""
     settings = make_settings(database_address, f"http://127.0.0.1:{unused_tcp_port}")
-    async with running(settings) as service:
+    async with running(settings, knows_models=False) as service:
         caller = await service.new_caller()
         async with caller.chat() as response:
             error = (await response.json())["error"]

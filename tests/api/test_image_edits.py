@@ -278,7 +278,6 @@ async def odd(aiohttp_server, database_address):
     app.router.add_get("/api/v1/models", venice.models)
     server = await aiohttp_server(app)
     async with running(make_settings(database_address, str(server.make_url("")))) as service:
-        await service.app[CATALOG].sync()
         venice.caller = await service.new_caller()
         url = f"{service.url}/v1"
         async with openai.AsyncOpenAI(

@@ -352,7 +352,8 @@ async def test_before_prices_are_known_nothing_is_refused_for_good(
     """A call that the start is too early for is a 503 to be repeated, not a 402; one that no limit
     applies to passes."""
     monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
-    async with running(make_settings(database_address, upstream.url)) as service:
+    settings = make_settings(database_address, upstream.url)
+    async with running(settings, knows_models=False) as service:
         caller = await service.new_caller()
         async with caller.chat() as response:
             assert response.status == 200
@@ -377,7 +378,8 @@ async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
 ):
     """What counts is whether they were known when the call's bound was taken."""
     monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
-    async with running(make_settings(database_address, upstream.url)) as service:
+    settings = make_settings(database_address, upstream.url)
+    async with running(settings, knows_models=False) as service:
         caller = await service.new_caller()
         await limited(caller, unit="usd", period="month", ceiling="100")
         async with service.app[api.DATABASE].transaction() as connection:

@@ -92,7 +92,8 @@ async def test_many_ask_once(database_address, upstream, monkeypatch):
     """Before any model is known, fifty at once are one request to Venice; what fails is theirs to
     see, and the next one asks again."""
     monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
-    async with running(make_settings(database_address, upstream.url)) as service:
+    settings = make_settings(database_address, upstream.url)
+    async with running(settings, knows_models=False) as service:
         caller = await service.new_caller()
         upstream.faults.push("/models", "at_capacity", times=1)
         assert (await read(caller))[0] == 503
