@@ -1,6 +1,7 @@
 """The command line, ``python -m service``: serving, and the operator's verbs."""
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -15,14 +16,25 @@ from service import __version__
 from service.commands import Verbs
 from service.console import read_settings
 
+STANDARD_ERROR = 2
+
 
 @click.group(cls=Verbs, invoke_without_command=True)
 @click.version_option(__version__, prog_name="rialto")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Rialto, the gateway for Venice AI. Without a command it serves."""
+    _open_standard_streams()
     if context.invoked_subcommand is None:
         context.invoke(serve)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that this process was started without. Otherwise the
+    next connection would get its number, and what libraries print would go there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
+        pass
+    os.close(descriptor)
 
 
 @main.command()

@@ -3,8 +3,6 @@
 import sys
 from typing import Any
 
-import click
-
 from service import logs
 from service.errors import SettingsError
 from service.settings import EX_CONFIG, Settings, load
@@ -15,9 +13,10 @@ def read_settings(**defaults: Any) -> Settings:
     try:
         settings = load(**defaults)
     except SettingsError as error:
+        errors = logs.Lines(sys.stderr)
         for mistake in error.mistakes:
-            click.echo(f"settings: {mistake}", err=True)
-        click.echo("Nothing was started. docs/settings.md lists every setting.", err=True)
+            errors.put(f"settings: {mistake}")
+        errors.put("Nothing was started. docs/settings.md lists every setting.")
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_level, settings.log_format)
     return settings

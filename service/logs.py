@@ -5,18 +5,21 @@ of the request at hand is added from a context variable. Values of keys that nam
 replaced, and so is everything that looks like one, in every line and traceback.
 """
 
-import asyncio
 import atexit
 import contextlib
 import functools
+import json
 import logging
+import os
 import re
+import select
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import msgspec
 import structlog
@@ -39,78 +42,179 @@ ROW_CONTENTS: Final = re.compile(
 SIGNS: Final = ("rk_", "VENICE_", "://", "Bearer ", "DETAIL:")
 """One of these is in every text that has something to redact; most have none."""
 
-MOST_TOGETHER_BYTES: Final = 4096
-"""As much as a pipe takes at once (PIPE_BUF of Linux), so that the lines of several processes do
-not run into each other."""
+MAX_WRITE_BYTES: Final = 4096
+"""A pipe takes this much in one piece (PIPE_BUF of Linux), so the lines of several processes do not
+run into each other."""
+MAX_QUEUED_CHARACTERS: Final = 4 << 20
+"""About 15,000 lines. Beyond them lines are dropped."""
+GATHERING_S: Final = 0.005
+"""The writer lets lines gather for this long, so that it wakes up at most 200 times a second."""
+NONBLOCKING_PAUSE_MS: Final = 1000
+EXIT_FLUSH_S: Final = 2.0
+"""How long the end of a process waits for its last lines to be written."""
 
 Event = MutableMapping[str, Any]
 
 
 class Lines:
-    """Writes lines to a stream. What is said in one turn of the event loop is written together at
-    its end: many calls end at once, and a write for each takes longer than all else a line costs. A
-    warning or worse is written at once, with all that was said before it; so is what is said
-    outside of the loop.
+    """A bounded queue of lines, and the thread that writes them to a stream.
+
+    Nobody who logs waits or gets an error: a stream that takes no more (a full pipe, a stopped
+    terminal) stops the writer thread alone, and then the queue fills and further lines are dropped;
+    a stream that fails (a closed pipe, a full disk) loses what was written to it. Dropped lines are
+    counted, and ``on_recovery`` gets their number once lines are written again.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lock = threading.RLock()
-        self._waiting: list[str] = []
-        self._waiting_bytes = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """Which will write what waits."""
-        atexit.register(self.flush)
+    def __init__(
+        self, stream: TextIO | None, on_recovery: Callable[[int], None] | None = None
+    ) -> None:
+        self.stream = stream
+        self._on_recovery = on_recovery
+        self._descriptor = _own_descriptor(stream)
+        self._changed = threading.Condition()
+        self._queue: deque[str] = deque()
+        self._queued_characters = 0
+        self._is_idle = True
+        self._thread: threading.Thread | None = None
+        self._is_line_open = False
+        """A write failed within a line."""
+        self._unreported = 0
+        self._uncounted = 0
+        atexit.register(self.flush, EXIT_FLUSH_S)
 
-    def info(self, line: str) -> None:
-        """To be written by the end of this turn of the loop."""
-        with self._lock:
-            self._wait(line)
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:
-                self.flush()
+    def put(self, line: str) -> None:
+        """Queue the line, or drop it."""
+        with self._changed:
+            if self._queued_characters + len(line) > MAX_QUEUED_CHARACTERS or not self._can_write():
+                self._drop(1)
                 return
-            if loop is not self._loop:
-                self._loop = loop
-                loop.call_soon(self.flush)
+            self._queue.append(line)
+            self._queued_characters += len(line)
+            if self._is_idle:
+                self._is_idle = False
+                self._changed.notify_all()
 
-    def warning(self, line: str) -> None:
-        """To be written now."""
-        with self._lock:
-            self._wait(line)
-            self.flush()
+    debug = info = warning = error = critical = put
 
-    def flush(self) -> None:
-        """Write what waits."""
-        with self._lock:
-            text, self._waiting, self._waiting_bytes = "".join(self._waiting), [], 0
-            self._loop = None
-            if text:
-                self._stream.write(text)
-                self._stream.flush()
+    def drop(self) -> None:
+        """Count a line that could not even be made."""
+        with self._changed:
+            self._drop(1)
 
-    def _wait(self, line: str) -> None:
-        size = len(line.encode(errors="replace")) + 1
-        if self._waiting_bytes + size > MOST_TOGETHER_BYTES:
-            self.flush()
-        self._waiting.append(f"{line}\n")
-        self._waiting_bytes += size
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all lines are written, but no longer than ``timeout_s``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_idle, timeout_s)
 
-    debug = info
-    error = critical = warning
+    def take_dropped(self) -> int:
+        """How many lines were dropped since this was last called."""
+        with self._changed:
+            dropped, self._uncounted = self._uncounted, 0
+        return dropped
+
+    def _drop(self, count: int) -> None:
+        self._unreported += count
+        self._uncounted += count
+
+    def _can_write(self) -> bool:
+        """Whether there is a stream and a thread; the thread is started when it is needed first."""
+        if self._thread is None and self.stream is not None:
+            thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return self._thread is not None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    self._is_idle = True
+                    self._changed.notify_all()
+                    self._changed.wait()
+            time.sleep(GATHERING_S)
+            while lines := self._next_lines():
+                is_written = self._write("".join(lines).encode(errors="backslashreplace"))
+                self._note_end(lines, is_written=is_written)
+
+    def _next_lines(self) -> list[str]:
+        """As many as go into one write, and at least one if there is one."""
+        lines: list[str] = []
+        size = 0
+        while self._queue:
+            line = f"{self._queue[0]}\n"
+            size += len(line.encode(errors="backslashreplace"))
+            if lines and size > MAX_WRITE_BYTES:
+                break
+            lines.append(line)
+            self._queue.popleft()
+        return lines
+
+    def _note_end(self, lines: list[str], *, is_written: bool) -> None:
+        recovered = 0
+        with self._changed:
+            self._queued_characters -= sum(len(line) - 1 for line in lines)
+            if not is_written:
+                self._drop(len(lines))
+            elif self._queued_characters < MAX_QUEUED_CHARACTERS // 2:
+                recovered, self._unreported = self._unreported, 0
+        if recovered and self._on_recovery is not None:
+            self._on_recovery(recovered)
+
+    def _write(self, data: bytes) -> bool:
+        """Whether all of it was written, however long that takes."""
+        if self._is_line_open:
+            data = b"\n" + data
+        written = 0
+        try:
+            while written < len(data):
+                written += self._write_some(data[written:])
+        except (OSError, ValueError):
+            self._is_line_open = self._is_line_open or written > 0
+            return False
+        self._is_line_open = False
+        return True
+
+    def _write_some(self, data: bytes) -> int:
+        if self._descriptor is None:
+            if self.stream is not None:
+                self.stream.write(data.decode())
+                self.stream.flush()
+            return len(data)
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:
+            # Another process with the same pipe or terminal has made it non-blocking.
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLOUT)
+            poll.poll(NONBLOCKING_PAUSE_MS)
+            return 0
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """Writes what libraries say, after what was said before it."""
+def _own_descriptor(stream: TextIO | None) -> int | None:
+    """A descriptor that nobody else closes, so it never comes to be a file or connection of another
+    purpose. None when the stream is not one of the system's."""
+    try:
+        return os.dup(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):
+        return None
 
-    def __init__(self, stream: TextIO, lines: Lines) -> None:
-        super().__init__(stream)
+
+class _Handler(logging.Handler):
+    """Queues what libraries log."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__()
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.flush()
-        super().emit(record)
+        """Queue the record; one that cannot be formatted is dropped."""
+        try:
+            self._lines.put(self.format(record))
+        except Exception:  # noqa: BLE001 - logging never raises
+            self._lines.drop()
 
 
 def redact(text: str) -> str:
@@ -162,7 +266,15 @@ def _as_json(logger: Any, level: str, event: Event) -> str:
         said = redact(said)
     line = {"timestamp": now, "level": level, "message": said}
     line.update(_redact_event(logger, level, _add_request_id(logger, level, event)))
-    return msgspec.json.encode(line, enc_hook=str).decode()
+    return _encode(line)
+
+
+def _encode(line: Event) -> str:
+    try:
+        return msgspec.json.encode(line, enc_hook=str).decode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+        return json.dumps(line, default=str)
 
 
 def _numbering(process: int) -> Callable[[Any, str, Event], Event]:
@@ -173,17 +285,23 @@ def _numbering(process: int) -> Callable[[Any, str, Event], Event]:
     return add
 
 
+_lines: Lines | None = None
+"""What this process logs to."""
+
+
 def configure(
     level: str, form: str, stream: TextIO | None = None, process: int | None = None
 ) -> None:
     """Set up logging for the process; ``form`` is ``json``, ``console`` or ``auto``. ``process`` is
-    its number among several, which each of its lines then says.
+    its number among several, which each of its lines then has.
 
     Lines of libraries that use the standard ``logging`` take the same form.
     """
-    stream = stream or sys.stderr
-    lines = Lines(stream)
-    console = form == "console" or (form == "auto" and stream.isatty())
+    # None where the process was started without a standard error.
+    stream = stream or cast("TextIO | None", sys.stderr)
+    lines = _lines_to(stream)
+    is_terminal = stream is not None and stream.isatty()
+    console = form == "console" or (form == "auto" and is_terminal)
     numbering = [_numbering(process)] if process is not None else []
     if console:
         first: list[Any] = [
@@ -196,7 +314,7 @@ def configure(
             structlog.processors.format_exc_info,
             _redact_event,
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=is_terminal, exception_formatter=structlog.dev.plain_traceback
             ),
         ]
     else:
@@ -204,11 +322,11 @@ def configure(
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*first, *finish],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        wrapper_class=_never_raising(structlog.make_filtering_bound_logger(threshold), lines),
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
-    handler = _Handler(stream, lines)
+    handler = _Handler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*first, structlog.stdlib.add_logger_name],
@@ -216,6 +334,42 @@ def configure(
         )
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+def flush(timeout_s: float) -> None:
+    """Wait until what was logged is written, but no longer than ``timeout_s``."""
+    if _lines is not None:
+        _lines.flush(timeout_s)
+
+
+def take_dropped() -> int:
+    """How many lines were dropped since this was last called."""
+    return _lines.take_dropped() if _lines is not None else 0
+
+
+def _lines_to(stream: TextIO | None) -> Lines:
+    """The same ones for the same stream: loggers that are in use keep theirs."""
+    global _lines  # noqa: PLW0603 - a process has one log
+    if _lines is None or _lines.stream is not stream:
+        _lines = Lines(stream, _report_recovery)
+    return _lines
+
+
+def _report_recovery(dropped: int) -> None:
+    structlog.get_logger().warning("log lines dropped", count=dropped)
+
+
+def _never_raising(kind: Any, lines: Lines) -> Any:
+    """A kind of logger that drops what it cannot render."""
+
+    class Logger(kind):  # type: ignore[misc]  # it is made by structlog, and has no type
+        def _proxy_to_logger(self, *arguments: Any, **facts: Any) -> Any:
+            try:
+                return super()._proxy_to_logger(*arguments, **facts)
+            except Exception:  # noqa: BLE001 - logging never raises
+                lines.drop()
+
+    return Logger
 
 
 @contextlib.contextmanager

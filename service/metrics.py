@@ -26,7 +26,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from service import __version__
+from service import __version__, logs
 
 I = TypeVar("I", Counter, Histogram)  # noqa: E741 - the kind of instrument
 
@@ -54,6 +54,7 @@ def note(instrument: Counter | Histogram, amount: float, *labels: str | int) -> 
 
 def take_over() -> None:
     """Let the instruments have what was noted."""
+    LOG_LINES_DROPPED.inc(logs.take_dropped())
     noted = _noted.copy()
     _noted.clear()
     for instrument, amount, labels in noted:
@@ -149,6 +150,9 @@ UPSTREAM_BALANCE_USD: Final = _gauge(
 )
 UPSTREAM_RESTING: Final = _gauge(
     "rialto_upstream_keys_resting", "Venice keys that are invalid or spent.", of_all="max"
+)
+LOG_LINES_DROPPED: Final = _counter(
+    "rialto_log_lines_dropped_total", "Log lines that could not be written in time, or at all."
 )
 POOL: Final = _gauge("rialto_pool_connections", "Connections of the pool.", "state", of_all="sum")
 STRAY_ENTRIES: Final = _gauge(

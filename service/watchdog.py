@@ -7,16 +7,17 @@ only join the restart cycle.
 """
 
 import asyncio
-import faulthandler
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
 import structlog
 
+from service import logs
 from service.address import DatabaseAddress
 from service.db import Database, connect_once
 
@@ -27,6 +28,8 @@ EX_WEDGED: Final = 70
 CHECKS: Final = 5
 """How often within its time a stall is looked for."""
 MOST_CHECK_S: Final = 1.0
+REPORT_S: Final = 1.0
+"""How long the end of the process waits for its reason to be logged."""
 PING_TIMEOUT_S: Final = 5.0
 
 End = Callable[[], None]
@@ -38,8 +41,21 @@ def end_process() -> None:
     os._exit(EX_WEDGED)
 
 
+def _stacks() -> str:
+    """Where each thread is."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()  # noqa: SLF001 - it is documented
+    )
+
+
 class LoopWatchdog:
-    """A thread that ends the process when the event loop has not run for ``stalled_s`` seconds."""
+    """A thread that ends the process when the event loop has not run for ``stalled_s`` seconds.
+
+    It logs nothing itself: a second thread reports the reason, and has REPORT_S for it. Whatever
+    that one waits for, the process ends.
+    """
 
     def __init__(self, stalled_s: float, end: End = end_process) -> None:
         self._stalled_s = stalled_s
@@ -47,17 +63,24 @@ class LoopWatchdog:
         self._end = end
         self._ran_at = time.monotonic()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._has_stalled = threading.Event()
+        self._is_reported = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._watch, name="watchdog", daemon=True),
+            threading.Thread(target=self._report, name="watchdog report", daemon=True),
+        ]
         self._ticking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """To be called on the loop that is watched."""
         self._ticking = asyncio.create_task(self._tick())
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """No longer end anything."""
         self._stop.set()
+        self._has_stalled.set()
         if self._ticking is not None:
             self._ticking.cancel()
 
@@ -75,10 +98,21 @@ class LoopWatchdog:
                 self._ran_at = now
             looked_at = now
             if now - self._ran_at > self._stalled_s:
-                log.critical("event loop stalled, ending the process", stalled_s=self._stalled_s)
-                faulthandler.dump_traceback(sys.__stderr__ or 2)
+                self._has_stalled.set()
+                self._is_reported.wait(REPORT_S)
                 self._end()
                 return
+
+    def _report(self) -> None:
+        self._has_stalled.wait()
+        if not self._stop.is_set():
+            log.critical(
+                "event loop stalled, ending the process",
+                stalled_s=self._stalled_s,
+                stacks=_stacks(),
+            )
+            logs.flush(REPORT_S)
+            self._is_reported.set()
 
 
 async def watch_pool(
@@ -110,5 +144,6 @@ async def watch_pool(
         wedged_at = max(wedged_at or now, database.succeeded_at)
         if now - wedged_at >= failing_s:
             log.critical("pool is wedged, ending the process", silent_s=silent_s)
+            logs.flush(REPORT_S)
             end()
             return

@@ -84,11 +84,9 @@ class ServiceProcess:
         return self.process.returncode is None
 
 
-@contextlib.asynccontextmanager
-async def started(directory, **environment):
-    """A service process in ``directory``; it is killed when the block is left, if it still runs.
-    A variable that is None is not set."""
-    variables = {
+def variables(directory, **environment):
+    """The environment of a service process in ``directory``. A variable that is None is not set."""
+    every = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
         "HOME": str(directory),
@@ -98,12 +96,19 @@ async def started(directory, **environment):
         "ENCRYPTION_KEY": ENCRYPTION_KEY,
         **environment,
     }
+    return {name: value for name, value in every.items() if value is not None}
+
+
+@contextlib.asynccontextmanager
+async def started(directory, **environment):
+    """A service process in ``directory``; it is killed when the block is left, if it still runs.
+    A variable that is None is not set."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "service",
         cwd=directory,
-        env={name: value for name, value in variables.items() if value is not None},
+        env=variables(directory, **environment),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

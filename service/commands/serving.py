@@ -21,7 +21,8 @@ def _welcome(settings: Settings) -> server.OnListening | None:
     """What prints the lines for a newcomer, in development."""
 
     async def welcome(app: web.Application, port: int) -> None:
-        click.echo(await demo.welcome(app, port))
+        # Whoever reads standard output, or does not, must not delay the service.
+        logs.Lines(sys.stdout).put(await demo.welcome(app, port))
 
     return None if settings.is_production else welcome
 

@@ -15,7 +15,10 @@ from service import db, watchdog
 
 STALL = """
 import asyncio, time
+from service import logs
 from service.watchdog import LoopWatchdog
+
+logs.configure("info", "json")
 
 async def main():
     LoopWatchdog(1).start()
@@ -43,6 +46,28 @@ def test_a_stalled_loop_ends_the_process():
     assert run.stdout.startswith("alive")
     assert "in main" in run.stderr
     assert time.monotonic() - started < 15
+
+
+def test_a_log_that_nobody_reads_does_not_keep_a_stalled_process():
+    """With standard error a full pipe the process ends all the same."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    run = subprocess.run(
+        [sys.executable, "-c", STALL],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=writing,
+        timeout=25,
+        check=False,
+    )
+    os.close(reading)
+    os.close(writing)
+
+    assert run.returncode == watchdog.EX_WEDGED
 
 
 async def test_a_pool_that_fails_alone_ends_the_process(proxied_address):

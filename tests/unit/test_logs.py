@@ -1,13 +1,21 @@
 """Log lines: JSON for machines, and no secret in any of them."""
 
-import asyncio
+import contextlib
+import fcntl
 import io
 import json
 import logging
-import threading
+import os
+import queue
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import structlog
+from process import ROOT
 
 from service import logs
 
@@ -19,7 +27,12 @@ def lines():
     """Logging set up on a stream of the test's own; a function that reads it."""
     stream = io.StringIO()
     logs.configure("info", "json", stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+    def written():
+        logs.flush(10)
+        return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+    yield written
     structlog.reset_defaults()
     logging.basicConfig(handlers=[], force=True)
 
@@ -95,90 +108,152 @@ def test_libraries_lines_have_the_form(lines):
     assert (line["level"], line["message"]) == ("error", "broken pipe")
 
 
-class Written(io.StringIO):
-    """A stream that keeps what each write brought."""
-
-    def __init__(self):
-        super().__init__()
-        self.writes = []
-
-    def write(self, text):
-        self.writes.append(text)
-        return len(text)
-
-
-@pytest.fixture
-def stream():
-    yield (written := Written())
-    assert all(text.endswith("\n") for text in written.writes)
+@contextlib.contextmanager
+def written_to_pipe():
+    """Lines that are written to a small pipe, and the pipe's end to read from."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:
+        recovered = queue.SimpleQueue()
+        lines = logs.Lines(stream, recovered.put)
+        yield lines, reader, recovered
+        os.close(lines._descriptor)
 
 
-async def test_what_is_said_in_a_turn_of_the_loop_is_written_at_its_end(stream):
-    """In one write, in its order; the next turn's in another."""
+def test_lines_are_written_in_order():
+    """Each on a line of its own, in whole lines of 4,096 bytes at most in one write."""
+    with written_to_pipe() as (lines, reader, _):
+        for number in range(200):
+            lines.put(f"{number:03} " + "ä" * 100)
+        assert [reader.readline() for _ in range(200)] == [
+            f"{number:03} {'ä' * 100}\n".encode() for number in range(200)
+        ]
+        lines.put("x" * 10_000)
+        assert reader.readline() == b"x" * 10_000 + b"\n"
+        lines.flush(10)
+        assert lines.take_dropped() == 0
+
+
+def test_a_full_pipe_delays_nobody():
+    """Lines beyond the bound are dropped and counted; once somebody reads, those that were queued
+    are written, and the number of the dropped ones is reported once."""
+    with written_to_pipe() as (lines, reader, recovered):
+        line = "x" * 100_000
+        for _ in range(60):
+            lines.put(line)
+        dropped = lines.take_dropped()
+        assert dropped == 60 - logs.MAX_QUEUED_CHARACTERS // len(line)
+        assert lines.take_dropped() == 0
+        started = time.monotonic()
+        lines.flush(0.05)
+        assert time.monotonic() - started < 5
+
+        assert [len(reader.readline()) for _ in range(60 - dropped)] == [100_001] * (60 - dropped)
+        assert recovered.get(timeout=10) == dropped
+        lines.put("after it")
+        assert reader.readline() == b"after it\n"
+        assert recovered.empty()
+
+
+def test_a_pipe_that_does_not_block_loses_nothing():
+    """Standard error may have been made non-blocking by another process that has it too."""
+    with written_to_pipe() as (lines, reader, _):
+        os.set_blocking(lines._descriptor, False)
+        for number in range(100):
+            lines.put(f"{number:0100}")
+        assert [int(reader.readline()) for _ in range(100)] == list(range(100))
+        assert lines.take_dropped() == 0
+
+
+def test_a_closed_pipe_raises_nothing():
+    """EPIPE: the lines are dropped and counted."""
+    with written_to_pipe() as (lines, reader, _):
+        reader.close()
+        for _ in range(5):
+            lines.put("x")
+        lines.flush(10)
+        assert lines.take_dropped() == 5
+
+
+def test_a_full_disk_raises_nothing():
+    """ENOSPC: the lines are dropped and counted."""
+    with Path("/dev/full").open("w") as stream:
+        lines = logs.Lines(stream)
+        lines.put("x")
+        lines.flush(10)
+        assert lines.take_dropped() == 1
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()], ids=["none", "closed"])
+def test_a_stream_that_is_not_there_raises_nothing(stream):
+    """A process without a standard error, or whose standard error was closed."""
+    if stream is not None:
+        stream.close()
     lines = logs.Lines(stream)
-    lines.info("one")
-    lines.debug("two")
-    assert stream.writes == []
-
-    await asyncio.sleep(0)
-    assert stream.writes == ["one\ntwo\n"]
-    lines.info("three")
-    await asyncio.sleep(0)
-    assert stream.writes == ["one\ntwo\n", "three\n"]
+    lines.put("x")
+    lines.flush(10)
+    assert lines.take_dropped() == 1
 
 
-@pytest.mark.parametrize("level", ["warning", "error", "critical"])
-async def test_what_is_wrong_is_written_at_once(stream, level):
-    """With all that was said before it; nothing is written twice."""
-    lines = logs.Lines(stream)
-    lines.info("one")
-    getattr(lines, level)("two")
-    assert stream.writes == ["one\ntwo\n"]
-
-    await asyncio.sleep(0)
-    assert len(stream.writes) == 1
-
-
-async def test_a_thread_is_not_kept_waiting_by_the_loop(stream):
-    """What a thread says is written at once, though the loop stands still."""
-    lines = logs.Lines(stream)
-    lines.info("one")
-    thread = threading.Thread(target=lines.info, args=("two",))
-    thread.start()
-    thread.join()
-
-    assert stream.writes == ["one\ntwo\n"]
+def test_a_line_after_a_torn_one_stands_alone(tmp_path):
+    """A disk that is full in the middle of a line: the next line that fits does not continue it."""
+    path = tmp_path / "log"
+    recovered = queue.SimpleQueue()
+    with path.open("w") as stream:
+        lines = logs.Lines(stream, recovered.put)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
+        try:
+            for character in "ab":
+                lines.put(character * 99)
+                lines.flush(10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        lines.put("c")
+        assert recovered.get(timeout=10) == 1
+    assert path.read_text() == f"{'a' * 99}\n{'b' * 50}\nc\n"
 
 
-def test_outside_of_a_loop_lines_are_written_at_once(stream):
-    """Also those that a loop, which has ended, left behind."""
-    lines = logs.Lines(stream)
-    loop = asyncio.new_event_loop()
+def test_what_cannot_be_rendered_is_dropped(lines):
+    """A fact that fails when it is made a text, a surrogate that UTF-8 does not have: nobody who
+    logs gets an error."""
 
-    async def said():
-        lines.info("one")
-        loop.stop()
+    class Odd:
+        def __str__(self):
+            raise RuntimeError
 
-    task = loop.create_task(said())
-    loop.run_forever()
-    loop.close()
-    assert task.done()
-    lines.info("two")
+    logs.take_dropped()
+    structlog.get_logger().error("odd", fact=Odd())
+    assert logs.take_dropped() == 1
+    structlog.get_logger().error("half \ud83d")
 
-    assert "".join(stream.writes) == "one\ntwo\n"
+    assert "half \ud83d" in [line["message"] for line in lines()]
 
 
-async def test_no_write_is_longer_than_a_pipe_takes_at_once(stream):
-    """Unless it is a single line."""
-    lines = logs.Lines(stream)
-    for number in range(100):
-        lines.info(f"{number:03} " + "ä" * 100)
-    lines.info("x" * 10_000)
-    await asyncio.sleep(0)
+def test_the_end_of_a_process_writes_what_is_queued():
+    """A process that ends at once has written its last line; one whose log takes no more ends all
+    the same."""
+    code = "import sys; from service import logs; lines = logs.Lines(sys.stderr);"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code} lines.put('last')"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert run.stderr == "last\n"
 
-    assert "".join(stream.writes).count("\n") == 101
-    assert all(len(text.encode()) <= logs.MOST_TOGETHER_BYTES for text in stream.writes[:-1])
-    assert stream.writes[-1] == "x" * 10_000 + "\n"
+    with written_to_pipe() as (lines, reader, _):
+        subprocess.run(
+            [sys.executable, "-c", f"{code} lines.put('x' * 100_000)"],
+            env=environment,
+            stderr=lines.stream,
+            check=True,
+            timeout=60,
+        )
+        assert reader.read1(10) == b"x" * 10
 
 
 async def test_libraries_lines_come_in_their_turn(lines):

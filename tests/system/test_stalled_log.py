@@ -1,0 +1,194 @@
+"""A log that nobody reads, or that is gone, changes nothing for callers and for the books."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+from process import database_url, variables
+from support import Service, make_settings, running
+
+from service import api, jobs, logs, metrics
+
+
+@contextlib.asynccontextmanager
+async def serving(directory, address, upstream, port, **streams):
+    """A service process with the given standard streams; yields it and its Service."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "service",
+        cwd=directory,
+        env=variables(
+            directory,
+            DATABASE_URL=database_url(address),
+            VENICE_API_KEY="sandbox",
+            VENICE_BASE_URL=f"{upstream.url}/api/v1",
+            PORT=str(port),
+            LOG_LEVEL="debug",
+        ),
+        **streams,
+    )
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+            async with asyncio.timeout(30):
+                while not await is_healthy(http):
+                    await asyncio.sleep(0.05)
+            yield process, Service(None, http)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def is_healthy(http):
+    """Whether ``/health`` is 200."""
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with http.get("/health") as response:
+            return response.status == 200
+    return False
+
+
+@pytest.fixture
+def pipe():
+    """A pipe that takes one page, as descriptors to read from and to write to."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    yield reading, writing
+    for descriptor in (reading, writing):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+async def test_a_log_that_nobody_reads(tmp_path, database_address, upstream, unused_tcp_port, pipe):
+    """Standard output and error are one full pipe: calls are answered and booked, health is 200,
+    the dropped lines are counted, and SIGTERM ends the process with 0."""
+    _, writing = pipe
+    streams = {"stdout": writing, "stderr": writing}
+    async with serving(tmp_path, database_address, upstream, unused_tcp_port, **streams) as (
+        process,
+        service,
+    ):
+        caller = await service.new_caller()
+        async with asyncio.timeout(60):
+            for _ in range(100):
+                async with caller.chat() as response:
+                    assert response.status == 200
+            assert len(await caller.entries()) == 100
+            assert await is_healthy(service.http)
+            process.terminate()
+            assert await process.wait() == 0
+
+
+async def test_a_log_that_is_gone(tmp_path, database_address, upstream, unused_tcp_port, pipe):
+    """Standard error is closed by its reader: failures are answered as ever, and SIGTERM ends the
+    process with 0."""
+    reading, writing = pipe
+    async with serving(
+        tmp_path, database_address, upstream, unused_tcp_port, stdout=writing, stderr=writing
+    ) as (process, service):
+        os.close(writing)
+        os.close(reading)
+        caller = await service.new_caller()
+        for _ in range(3):
+            upstream.faults.push("/chat/completions", "inference_failed")
+            async with caller.chat() as response:
+                assert response.status >= 500
+                assert (await response.json())["error"]["request_id"]
+        assert await is_healthy(service.http)
+        process.terminate()
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+
+
+async def test_wrong_settings_end_a_process_whose_errors_nobody_reads(tmp_path, pipe):
+    """The exit status says that the settings are wrong, whatever becomes of the words."""
+    reading, writing = pipe
+    os.write(writing, b"x" * 4096)
+    for _ in ("full", "closed"):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "service",
+            cwd=tmp_path,
+            env=variables(tmp_path, PORT="none"),
+            stderr=writing,
+        )
+        async with asyncio.timeout(30):
+            assert await process.wait() == 78
+        with contextlib.suppress(OSError):
+            os.close(reading)
+
+
+async def test_no_standard_streams_at_all(tmp_path, database_address, upstream, unused_tcp_port):
+    """Started with its standard streams closed, the service serves; no connection of its own gets
+    the number of one of them."""
+    shell = f"exec {sys.executable} -m service <&- >&- 2>&-"
+    process = await asyncio.create_subprocess_shell(
+        shell,
+        cwd=tmp_path,
+        env=variables(
+            tmp_path,
+            DATABASE_URL=database_url(database_address),
+            VENICE_API_KEY="sandbox",
+            VENICE_BASE_URL=f"{upstream.url}/api/v1",
+            PORT=str(unused_tcp_port),
+        ),
+    )
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
+        async with asyncio.timeout(30):
+            while not await is_healthy(http):
+                await asyncio.sleep(0.05)
+    for descriptor in range(3):
+        assert Path(f"/proc/{process.pid}/fd/{descriptor}").readlink() == Path(os.devnull)
+    process.terminate()
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0
+
+
+def dropped():
+    """How many lines this process has dropped, as /metrics has it."""
+    metrics.take_over()
+    return metrics.REGISTRY.get_sample_value("rialto_log_lines_dropped_total")
+
+
+async def test_background_work_survives_a_log_that_is_gone(
+    proxy, proxied_address, upstream, pipe, monkeypatch
+):
+    """While nothing can be logged the database goes away and comes back: each background task is
+    still there, and the lease of a call in flight is renewed."""
+    reading, writing = pipe
+    os.close(reading)
+    for name in ("LEASES_EVERY_S", "UPSTREAM_KEYS_EVERY_S", "GENERATIONS_EVERY_S"):
+        monkeypatch.setattr(jobs, name, 0.05)
+    with os.fdopen(os.dup(writing), "w") as stream:
+        logs.configure("debug", "json", stream)
+    settings = make_settings(proxied_address, upstream.url, database_acquire_timeout_s=0.3)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        upstream.faults.push("/chat/completions", "hang")
+        call = asyncio.create_task(caller.chat().__aenter__())
+        lease = "SELECT max(lease_until) FROM public.holds"
+        database = service.app[api.DATABASE]
+        async with asyncio.timeout(20):
+            while await database.fetchval(lease) is None:
+                await asyncio.sleep(0.02)
+            proxy.refuse()
+            proxy.reset()
+            enough = dropped() + 10
+            while dropped() < enough:
+                await asyncio.sleep(0.05)
+            await proxy.restore()
+            before = None
+            while before is None:
+                with contextlib.suppress(Exception):
+                    before = await database.fetchval(lease)
+            while await database.fetchval(lease) <= before:
+                await asyncio.sleep(0.05)
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        assert {"listen", "upstream keys", "leases", "generations", "alerts"} <= names
+        call.cancel()
