@@ -484,11 +484,15 @@ CREATE OR REPLACE FUNCTION public.drop_ledger_month(month timestamp with time zo
  RETURNS boolean
  LANGUAGE plpgsql
 AS $function$
+DECLARE
+    name CONSTANT text := 'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
 BEGIN
     FOR attempt IN 1 .. attempts LOOP
         BEGIN
             PERFORM set_config('lock_timeout', '100ms', true);
+            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
             LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
+            PERFORM set_config('lock_timeout', '50ms', true);
             PERFORM
             FROM public.limits l
             WHERE (l.organization_id, l.id) IN (SELECT * FROM unnest(organization_ids, limit_ids))
@@ -501,10 +505,7 @@ BEGIN
             WHERE l.organization_id = c.organization_id
               AND l.id = c.limit_id
               AND l.window_start = c.window_at;
-            EXECUTE format(
-                'DROP TABLE ledger_partitions.%I',
-                'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM')
-            );
+            EXECUTE format('DROP TABLE ledger_partitions.%I', name);
             RETURN true;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
             PERFORM pg_sleep(0.5);
@@ -727,35 +728,81 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.make_ledger_partition(month timestamp with time zone, max_moved integer)
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    name CONSTANT text := 'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
+    first_id CONSTANT uuid := public.uuid7_floor(month);
+    end_id CONSTANT uuid := public.uuid7_floor(
+        (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'
+    );
+    strays integer;
+BEGIN
+    IF to_regclass('ledger_partitions.' || name) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM set_config('lock_timeout', '100ms', true);
+    SELECT count(*) INTO strays
+    FROM (
+        SELECT
+        FROM ledger_partitions.ledger_entries_default
+        WHERE id >= first_id
+          AND id < end_id
+        LIMIT max_moved + 1
+    ) stray;
+    IF strays > max_moved THEN
+        RETURN false;
+    END IF;
+    EXECUTE format(
+        'CREATE TABLE ledger_partitions.%I (LIKE public.ledger_entries INCLUDING ALL)', name
+    );
+    EXECUTE format(
+        'CREATE TRIGGER ledger_entries_no_truncate BEFORE TRUNCATE ON ledger_partitions.%I'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()',
+        name
+    );
+    -- In the order in which readers of the ledger lock them.
+    LOCK TABLE ONLY public.ledger_entries IN SHARE UPDATE EXCLUSIVE MODE;
+    LOCK TABLE ledger_partitions.ledger_entries_default IN ACCESS EXCLUSIVE MODE;
+    IF strays > 0 THEN
+        EXECUTE format(
+            'INSERT INTO ledger_partitions.%I'
+            ' SELECT * FROM ledger_partitions.ledger_entries_default WHERE id >= $1 AND id < $2',
+            name
+        ) USING first_id, end_id;
+        ALTER TABLE ledger_partitions.ledger_entries_default
+            DISABLE TRIGGER ledger_entries_insert_only;
+        DELETE FROM ledger_partitions.ledger_entries_default WHERE id >= first_id AND id < end_id;
+        ALTER TABLE ledger_partitions.ledger_entries_default
+            ENABLE TRIGGER ledger_entries_insert_only;
+    END IF;
+    EXECUTE format(
+        'ALTER TABLE public.ledger_entries ATTACH PARTITION ledger_partitions.%I'
+        ' FOR VALUES FROM (%L) TO (%L)',
+        name, first_id, end_id
+    );
+    RETURN true;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.make_ledger_partitions(months_ahead integer)
  RETURNS integer
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    month timestamptz;
-    name text;
     made integer := 0;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('rialto.ledger_partitions'));
+    IF NOT pg_try_advisory_xact_lock(hashtext('rialto.ledger_partitions')) THEN
+        RETURN 0;
+    END IF;
     FOR ahead IN 0 .. months_ahead LOOP
-        month := (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => ahead))
-            AT TIME ZONE 'UTC';
-        name := 'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
-        IF to_regclass('ledger_partitions.' || name) IS NULL THEN
-            EXECUTE format(
-                'CREATE TABLE ledger_partitions.%I PARTITION OF public.ledger_entries'
-                ' FOR VALUES FROM (%L) TO (%L)',
-                name,
-                public.uuid7_floor(month),
-                public.uuid7_floor(
-                    (month AT TIME ZONE 'UTC' + make_interval(months => 1)) AT TIME ZONE 'UTC'
-                )
-            );
-            EXECUTE format(
-                'CREATE TRIGGER ledger_entries_no_truncate BEFORE TRUNCATE ON ledger_partitions.%I'
-                ' FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()',
-                name
-            );
+        IF public.make_ledger_partition(
+            (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => ahead))
+                AT TIME ZONE 'UTC',
+            5000
+        ) THEN
             made := made + 1;
         END IF;
     END LOOP;

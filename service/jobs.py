@@ -24,6 +24,7 @@ from service.upstream import UpstreamKey, UpstreamKeys, Venice
 log = structlog.get_logger()
 
 PARTITIONS_EVERY_S: Final = 6 * 3600.0
+MAX_PARTITIONS_RETRY_S: Final = 900.0
 RETENTION_EVERY_S: Final = 6 * 3600.0
 RETENTION: Final = Actor(name="retention")
 RETRY_S: Final = 60.0
@@ -48,14 +49,23 @@ ORGANIZATIONS_A_PAGE: Final = 1000
 
 
 async def keep_partitions(database: Database) -> None:
-    """Make the ledger's months three ahead, for ever; so a failure has time to be mended."""
+    """Make the ledger's months three ahead, for ever; so a failure has time to be mended. While
+    somebody reads the ledger none can be made: retries come less and less often."""
+    retry_s = RETRY_S
     while True:
+        is_complete = False
         try:
-            await ledger.make_partitions(database)
-            await asyncio.sleep(PARTITIONS_EVERY_S)
+            is_complete = await ledger.make_partitions(database)
+        except Unavailable as error:
+            log.warning("ledger partitions not made", error=str(error), retry_s=retry_s)
         except Exception:
-            log.exception("ledger partitions not made", retry_s=RETRY_S)
-            await asyncio.sleep(RETRY_S)
+            log.exception("ledger partitions not made", retry_s=retry_s)
+        if is_complete:
+            retry_s = RETRY_S
+            await asyncio.sleep(PARTITIONS_EVERY_S)
+        else:
+            await asyncio.sleep(retry_s * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
+            retry_s = min(retry_s * 2, MAX_PARTITIONS_RETRY_S)
 
 
 async def keep_upstream_keys(

@@ -1,5 +1,7 @@
 """The ledger's months, made ahead of time."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -10,20 +12,50 @@ from service.db import Database
 log = structlog.get_logger()
 
 MONTHS_AHEAD: Final = 3
+MAX_MOVED: Final = 5000
+"""How many entries move from the default partition to their month's; it takes some 50 ms."""
+LOCK_KEY: Final = "rialto.ledger_partitions"
 
-MAKE_PARTITIONS: Final = "SELECT public.make_ledger_partitions($1)"
+FIND_MISSING: Final = """
+    SELECT (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => ahead))
+               AT TIME ZONE 'UTC' AS month
+    FROM generate_series(0, $1) ahead
+    EXCEPT
+    SELECT month
+    FROM public.ledger_months()
+    ORDER BY month
+"""
+TRY_LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtext($1))"
+MAKE_PARTITION: Final = "SELECT public.make_ledger_partition($1, $2)"
 COUNT_STRAYS: Final = """
     SELECT count(*)
     FROM ledger_partitions.ledger_entries_default
 """
 
 
-async def make_partitions(database: Database) -> None:
-    """Make the partitions of this month and of three ahead; warn if a row missed its month."""
-    made = await database.fetchval(MAKE_PARTITIONS, MONTHS_AHEAD)
+async def make_partitions(database: Database) -> bool:
+    """Make the partitions of this month and of three ahead, one process at a time; returns whether
+    all of them are there. Warns of entries in the default partition, which takes what has no month.
+
+    :raises Unavailable: when the ledger is being read, which is not waited for longer than 0.1 s.
+    """
+    missing = await _missing(database)
+    made = []
+    for month in missing:
+        # Each by itself, so that no lock is held longer than one takes.
+        async with database.transaction() as conn:
+            if not await conn.fetchval(TRY_LOCK, LOCK_KEY):
+                return False
+            if await conn.fetchval(MAKE_PARTITION, month, MAX_MOVED):
+                made.append(f"{month:%Y-%m}")
     if made:
-        log.info("ledger partitions made", count=made)
+        log.info("ledger partitions made", months=made)
     strays = await database.fetchval(COUNT_STRAYS)
     metrics.STRAY_ENTRIES.set(strays)
     if strays:
         log.warning("ledger entries outside of any month", count=strays)
+    return not missing or not await _missing(database)
+
+
+async def _missing(database: Database) -> Sequence[datetime]:
+    return [row["month"] for row in await database.fetch(FIND_MISSING, MONTHS_AHEAD)]

@@ -19,7 +19,8 @@ log = structlog.get_logger()
 MIGRATIONS_DIRECTORY: Final = Path(__file__).resolve().parents[2] / "migrations"
 OLDEST_SERVER: Final = 16
 TURN_TIMEOUT_S: Final = 300.0
-LOCK_TIMEOUT_S: Final = 5.0
+LOCK_TIMEOUT_S: Final = 0.1
+"""Processes of the release before serve calls meanwhile, which queue behind the wait."""
 
 
 def _columns(names: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ a run that is killed at any point leaves nothing half done. Its lock is a row th
 leaves behind, so the lock that counts is an advisory one, held by the very session that migrates:
 it ends with it and not before, so that a killed process whose last statement still runs keeps
 everybody else out. Its tables live in a schema of their own. The lock of a table is waited for a
-few seconds only, since everybody else queues up behind the wait.
+tenth of a second only, since everybody else queues up behind the wait, and then tried again.
 
 A migration with ``-- transactional: false`` is refused: it cannot be taken back when it is cut
 short. So are files that begin or end transactions themselves. While its statements run the search
@@ -44,7 +44,8 @@ ADVISORY_LOCK: Final = int.from_bytes(b"rialto")
 CONNECT_TIMEOUT_S: Final = 5
 TURN_POLL_S: Final = 0.25
 TURN_LOG_EVERY_S: Final = 10.0
-LOCK_ATTEMPTS: Final = 6
+LOCK_ATTEMPTS: Final = 20
+"""With the pauses between them: a minute or less."""
 
 HOPELESS: Final = re.compile(
     r"authentication failed|no pg_hba\.conf entry|(role|database) \".*\" does not exist"

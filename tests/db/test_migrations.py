@@ -420,6 +420,26 @@ def test_a_table_is_locked_for_a_while(address, directory):
     assert outcome == [["b"]]
 
 
+def test_nobody_queues_behind_a_migration_for_long(address, directory):
+    """While a table is read for long, a migration that needs it delays no other session."""
+    write(directory, a=create("a"))
+    schema.apply(address, directory=directory)
+    write(directory, b="ALTER TABLE public.a ADD COLUMN name text;")
+    durations = []
+    with capture_logs() as lines, connect(address) as reader, connect(address) as other:
+        reader.execute("BEGIN")
+        reader.execute("LOCK TABLE public.a IN ACCESS SHARE MODE")
+        with in_thread(schema.apply, address, directory=directory) as outcome:
+            while sum(line["event"] == "migration waits for a lock" for line in lines) < 3:
+                started = time.monotonic()
+                other.execute("SELECT FROM public.a")
+                durations.append(time.monotonic() - started)
+            reader.execute("COMMIT")
+
+    assert outcome == [["b"]]
+    assert max(durations) < 1
+
+
 def test_a_table_is_locked_for_long(address, directory, monkeypatch):
     """A lock that is not to be had ends the run, with nothing applied."""
     monkeypatch.setattr(migrator, "LOCK_ATTEMPTS", 2)
