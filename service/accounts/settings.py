@@ -32,8 +32,8 @@ class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
     for calls of text. ``tolerant`` leaves out, or renames, what clients send on their own account
     and Venice refuses. With ``repeat_failed`` a call of text that Venice failed is tried a second
     time, though the first may have been charged: it is admitted for both. A call whose client
-    hangs up is cancelled at Venice, or with ``on_disconnect`` "finish" read to its end and billed
-    exactly.
+    hangs up is cancelled at Venice and booked at its bound, or with ``on_disconnect`` "finish" read
+    to its end and booked exactly.
     """
 
     default_max_output_tokens: OutputTokens = 8_192

@@ -31,8 +31,10 @@ from service.upstream import (
 
 log = structlog.get_logger()
 
-MOST_FINISH_S: Final = 900.0
+MAX_FINISH_S: Final = 900.0
 """How long an answer is read on for the books when its caller has gone."""
+MAX_HELD_UP_S: Final = 1.0
+"""A caller that reads nothing for longer has a part in it should Venice then end the stream."""
 STREAM_HEADERS: Final = {"Content-Type": "text/event-stream"}
 
 FREE_OUTCOMES: Final = frozenset(
@@ -46,6 +48,10 @@ FREE_OUTCOMES: Final = frozenset(
 """Venice surely charged nothing: it was never reached, or refused before any work."""
 LEFT: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
 """The call was ended on this side."""
+CHOSEN: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.INTERNAL_ERROR})
+"""The caller may have chosen the moment of the end."""
+BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_TIMEOUT})
+"""Venice ended the call without a word."""
 
 
 class Reply:
@@ -116,6 +122,10 @@ class OpenCall:
         """What the call cost by its whole answer, or by the headers of one that is passed on."""
         self._is_refused = False
         """Whether Venice refused the call after its caller had gone."""
+        self._is_broken = False
+        """Whether Venice failed after its caller had gone."""
+        self._is_held_up = False
+        """Whether the caller let the stream wait."""
         self._status: int | None = None
         self._started_at = time.monotonic()
         self._first_byte_at: float | None = None
@@ -137,7 +147,6 @@ class OpenCall:
             self._outcome is Outcome.CLIENT_CLOSED
             and self.metered is None
             and self._attempts is not None
-            and self.call.relay is not Relay.PASSED
             and self.route.caller.settings.on_disconnect == "finish"
         )
 
@@ -259,7 +268,10 @@ class OpenCall:
             while chunk:
                 events, error = split_at_error(self._events.push(chunk))
                 if events:
+                    sent_at = time.monotonic()
                     yield events
+                    if time.monotonic() - sent_at > MAX_HELD_UP_S:
+                        self._is_held_up = True
                 if error is not None:
                     self._fail_in_band(error)
                 if chunk := await self.answer.next_chunk():
@@ -324,19 +336,25 @@ class OpenCall:
         """Read what is left of the answer, for the books alone. What fails on the way leaves them
         with what is known by then; what Venice refuses after all is not charged."""
         try:
-            async with asyncio.timeout(MOST_FINISH_S):
+            async with asyncio.timeout(MAX_FINISH_S):
                 if self._begun is not None:
                     await self._begun
                 if self._assembling is not None:
                     await self._assembling
-                elif self.call.relay is not Relay.WHOLE and self.answer is not None:
+                elif self.call.relay is Relay.EVENTS and self.answer is not None:
+                    size = 0
                     while chunk := await self.answer.next_chunk():
                         self.stream_meter.feed(chunk)
+                        size += len(chunk)
+                        if size > PLAIN_BODY_BYTES:
+                            log.warning("answer not finished", size_bytes=size)
+                            return
                     self._end_stream()
         except TimeoutError:
-            log.warning("answer not finished", timeout_s=MOST_FINISH_S)
+            log.warning("answer not finished", timeout_s=MAX_FINISH_S)
         except ServiceError as error:
             self._is_refused = self.answer is None and error.code in FREE_OUTCOMES
+            self._is_broken = True
 
     async def close(self) -> None:
         """Let go of Venice's connection, whatever state it is in."""
@@ -411,7 +429,21 @@ class OpenCall:
         if self.metered is None and is_blind:
             # Nothing was counted, and Venice may have gone on: so leaving saves no money.
             return Cost(None, None, CostSource.UNKNOWN)
+        if self._may_be_more(outcome, metered):
+            metered = metered.without_counts()
         return self.call.endpoint.cost(self.call, self.route.bound, metered, catalog)
+
+    def _may_be_more(self, outcome: Outcome, metered: Metered) -> bool:
+        """Whether more output may be charged than went by: the caller chose when to go, or nothing
+        was heard of it."""
+        if metered.is_final:
+            return False
+        if outcome in CHOSEN:
+            return not self._is_broken
+        if self.call.relay is Relay.WHOLE:
+            is_refused = self.answer is None and outcome is Outcome.UPSTREAM_ERROR
+            return self.metered is None and not is_refused
+        return outcome in BROKEN and (self._is_held_up or not metered.counted_tokens)
 
     @overload
     def _milliseconds_to(self, at: float) -> int: ...

@@ -1,8 +1,10 @@
 """The life of a paid call: admit, send, meter, settle."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
+from uuid import UUID
 
 import structlog
 
@@ -20,6 +22,10 @@ from service.upstream import Venice
 log = structlog.get_logger()
 
 MOST_OPEN_CALLS: Final = 10_000
+MAX_FINISHING_OF_KEY: Final = 32
+MAX_FINISHING_OF_ORGANIZATION: Final = 100
+"""How many answers are read on at a time for callers that have gone; any other is booked at its
+bound."""
 SETTLE_WAIT_S: Final = 5.0
 """How long the end of a body waits for its entry to be written; the writing goes on after that."""
 
@@ -36,6 +42,8 @@ class Gateway:
         self._heartbeat_s = heartbeat_s
         self._open_calls: set[OpenCall] = set()
         self._finishing: set[asyncio.Task[None]] = set()
+        self._finishing_of: Counter[UUID | None] = Counter()
+        """How many of them there are of each key and organization."""
 
     @property
     def open_calls(self) -> int:
@@ -107,7 +115,7 @@ class Gateway:
             # Whatever came of admission, there is nothing to settle here: what was refused holds
             # nothing, and what nobody knows of the ledger undoes itself.
             self._open_calls.discard(open_call)
-        elif open_call.is_left_unfinished:
+        elif open_call.is_left_unfinished and self._may_finish(open_call.route.caller):
             finishing = open_call.task = asyncio.create_task(self._finish(open_call))
             self._finishing.add(finishing)
             finishing.add_done_callback(self._finishing.discard)
@@ -116,8 +124,18 @@ class Gateway:
         else:
             await self._settle(open_call)
 
+    def _may_finish(self, caller: Caller) -> bool:
+        """Whether one more answer may be read on for the books."""
+        return (
+            self._finishing_of[caller.api_key_id] < MAX_FINISHING_OF_KEY
+            and self._finishing_of[caller.organization_id] < MAX_FINISHING_OF_ORGANIZATION
+        )
+
     async def _finish(self, open_call: OpenCall) -> None:
         """Settle a call that its caller has left, when its answer was read to its end."""
+        caller = open_call.route.caller
+        owners = (caller.api_key_id, caller.organization_id)
+        self._finishing_of.update(owners)
         try:
             await open_call.finish()
         except asyncio.CancelledError:
@@ -125,6 +143,11 @@ class Gateway:
             uncancel()
         except Exception:
             log.exception("answer not finished")
+        finally:
+            self._finishing_of.subtract(owners)
+            for owner in owners:
+                if not self._finishing_of[owner]:
+                    del self._finishing_of[owner]
         await self._settle(open_call)
 
     async def _settle(self, open_call: OpenCall) -> None:

@@ -23,7 +23,7 @@ from service.gateway.call import (
 from service.gateway.tolerance import Tolerated, is_odd, tolerate
 from service.ledger import Admission, CostSource
 from service.prices import TokenPrice, Usage
-from service.upstream import Metered
+from service.upstream import Metered, UsageObject
 
 if TYPE_CHECKING:
     from typing import Self
@@ -65,6 +65,7 @@ class VeniceParameters(msgspec.Struct):
 
 
 NO_PARAMETERS: Final = VeniceParameters()
+NO_USAGE: Final = UsageObject()
 
 
 class Tool(msgspec.Struct, gc=False):
@@ -114,10 +115,6 @@ class TokenCall(Call, frozen=True, kw_only=True):
             # Its calls are treated otherwise from their first byte on.
             raise ClientError(f"model: must be {name!r} itself, to be encrypted.", param="model")
         return super().for_model(name)
-
-    def estimated_input_tokens(self) -> int:
-        """Four bytes of the body a token: for the books when nothing better is known."""
-        return len(self.body) // 4 + 1
 
     @property
     def is_end_to_end_encrypted(self) -> bool:
@@ -205,37 +202,57 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         return msgspec.structs.replace(bound, output_cap=max(1, most))
 
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
-        """Venice's own word, else its usage at the catalogue's price, else what was counted."""
-        usage, source = _usage(call, bound, metered)
-        if metered.usage is not None and bound.prompt_tokens is not None:
+        """What Venice states; else its counts at the catalogue's price. Counts that are needed and
+        missing are estimated, input at its bound, and make the cost an estimate."""
+        price = catalog.token_price(metered.model or "", call.model)
+        usage, source = _usage(call, bound, metered, gives_output=self.gives_output)
+        if source is CostSource.COMPUTED and bound.prompt_tokens is not None:
             excess = usage.input_tokens - bound.prompt_tokens
             catalog.learn_overhead(call.model, excess, with_prompt=bound.has_venice_prompt)
         if metered.cost_usd is not None:
             return Cost(usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED)
-        price = catalog.token_price(metered.model or "", call.model)
-        cost_nanos = price.cost_nanos(usage) if price and call.has_price else None
-        if cost_nanos is None:
+        if price is None or not call.has_price:
             return Cost(usage, None, CostSource.UNKNOWN)
-        cost_nanos += call.surcharge_nanos
+        if source is CostSource.ESTIMATED:
+            # How much of the input was cached nobody knows: the dearest rate counts.
+            nanos = price.bound_nanos(usage.input_tokens, usage.output_tokens)
+        else:
+            nanos = price.cost_nanos(usage)
+        if nanos is None:
+            return Cost(usage, None, CostSource.UNKNOWN)
+        nanos += call.surcharge_nanos
         if source is CostSource.ESTIMATED and bound.nanos is not None:
-            cost_nanos = min(cost_nanos, bound.nanos)
-        return Cost(usage, cost_nanos, source)
+            nanos = min(nanos, bound.nanos)
+        return Cost(usage, nanos, source)
 
 
-def _usage(call: TokenCall, bound: Bound, metered: Metered) -> tuple[Usage, CostSource]:
-    if metered.usage is None:
-        input_tokens = min(call.estimated_input_tokens(), bound.tokens)
-        output_tokens = min(metered.counted_tokens, bound.tokens - input_tokens)
-        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-        return usage, CostSource.ESTIMATED
-    said = metered.usage
-    usage = Usage(
-        input_tokens=said.all_input_tokens,
-        output_tokens=said.all_output_tokens,
-        cached_input_tokens=said.details.cached_tokens or 0,
-        cache_write_tokens=said.details.cache_creation_input_tokens or 0,
-    )
-    return usage, CostSource.COMPUTED
+def _usage(
+    call: TokenCall, bound: Bound, metered: Metered, *, gives_output: bool
+) -> tuple[Usage, CostSource]:
+    """What Venice counted; where a count that is needed is missing, an estimate within the bound
+    that is not below what may have been charged."""
+    stated = metered.usage or NO_USAGE
+    input_tokens, output_tokens = stated.all_input_tokens, stated.all_output_tokens
+    if not gives_output:
+        output_tokens = output_tokens or 0
+    is_output_missed = output_tokens == 0 and metered.has_output and gives_output
+    if input_tokens and output_tokens is not None and not is_output_missed:
+        cached, written = stated.cached_tokens, stated.cache_write_tokens
+        if cached + written <= input_tokens:
+            return Usage(
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                cached_input_tokens=cached,
+                cache_write_tokens=written,
+            ), CostSource.COMPUTED
+    most_output = bound.tokens - bound.input_tokens
+    if bound.output_cap is not None:
+        most_output = min(most_output, bound.output_cap * call.choices)
+    if not output_tokens:
+        counted = metered.counted_tokens
+        output_tokens = most_output if counted is None else min(counted, most_output)
+    usage = Usage(input_tokens=input_tokens or bound.input_tokens, output_tokens=output_tokens)
+    return usage, CostSource.ESTIMATED
 
 
 def _nanos(

@@ -87,7 +87,8 @@ class CostSource(enum.StrEnum):
     COMPUTED = "computed"
     """Venice's usage times the catalogue's price."""
     ESTIMATED = "estimated"
-    """Tokens counted on the way, times the catalogue's price; never above the call's bound."""
+    """The catalogue's price of what was counted, and of the bound of what was not; never above the
+    call's bound."""
     BOUND = "bound"
     """What the call could have cost at most: nothing better is known."""
     NOT_CHARGED = "not_charged"

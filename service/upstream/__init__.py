@@ -2,7 +2,14 @@
 
 from service.upstream.client import PLAIN_BODY_BYTES, Answer, Venice, open_venice
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
-from service.upstream.meter import Metered, StreamMeter, WholeEvents, read_headers, read_plain
+from service.upstream.meter import (
+    Metered,
+    StreamMeter,
+    UsageObject,
+    WholeEvents,
+    read_headers,
+    read_plain,
+)
 from service.upstream.refusals import split_at_error
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
 from service.upstream.stored import (
@@ -30,6 +37,7 @@ __all__ = [
     "StreamMeter",
     "UpstreamKey",
     "UpstreamKeys",
+    "UsageObject",
     "Venice",
     "WholeEvents",
     "add",

@@ -10,9 +10,11 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
+
+from service.upstream.lenient import ABSENT, UNREADABLE, Lenient
 
 TAIL_BYTES: Final = 64 * 1024
 LAST_EVENTS: Final = 8
@@ -40,6 +42,15 @@ LAST_EVENT_TYPES: Final = frozenset(
 # Of the Responses API the last event repeats the whole answer, which no tail may hold; a quote
 # within a text would be escaped, so this is a member.
 USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+# Something that a model made: a text that is not empty, a call of a tool, an answer to a question.
+OUTPUT: Final = re.compile(
+    rb'"(?:content|reasoning|reasoning_content|refusal|arguments|text|delta|encrypted_content)"'
+    rb'\s*:\s*"(?!")'
+    rb'|"(?:tool_calls|content|reasoning_details|data)"\s*:\s*\[\s*[^\]\s]'
+    rb'|"answers"\s*:\s*\{\s*"'
+)
+FINISHED: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+NO_CHOICES: Final = (b"null", b"[]")
 # An id stands before everything that a model wrote.
 FIRST_ID: Final = re.compile(rb'"id"\s*:\s*"([\w.:-]{1,256})"')
 FIRST_BYTES: Final = 4096
@@ -66,24 +77,44 @@ class UsageObject(msgspec.Struct):
     input_tokens_details: CachedDetails | None = None
 
     @property
-    def all_input_tokens(self) -> int:
-        """Tokens of the prompt, the cached ones among them."""
-        return self.prompt_tokens or self.input_tokens or 0
+    def all_input_tokens(self) -> int | None:
+        """Tokens of the prompt, the cached ones among them; None where that is not stated."""
+        return self.prompt_tokens or self.input_tokens or self.prompt_tokens
 
     @property
-    def all_output_tokens(self) -> int:
-        """Tokens that were made, those of reasoning among them."""
-        return self.completion_tokens or self.output_tokens or 0
+    def all_output_tokens(self) -> int | None:
+        """Tokens that were made, those of reasoning among them; None where that is not stated."""
+        return self.completion_tokens or self.output_tokens or self.completion_tokens
 
     @property
     def all_tokens(self) -> int:
-        """Input and output."""
-        return self.all_input_tokens + self.all_output_tokens
+        """Input and output, as far as they are stated."""
+        return (self.all_input_tokens or 0) + (self.all_output_tokens or 0)
 
     @property
-    def details(self) -> CachedDetails:
-        """What of the input was cached."""
+    def is_whole(self) -> bool:
+        """Whether both input and output are stated."""
+        return self.all_input_tokens is not None and self.all_output_tokens is not None
+
+    @property
+    def cached_tokens(self) -> int:
+        """How much of the input came from a cache."""
+        return self._details.cached_tokens or 0
+
+    @property
+    def cache_write_tokens(self) -> int:
+        """How much of the input was written to a cache."""
+        return self._details.cache_creation_input_tokens or 0
+
+    @property
+    def _details(self) -> CachedDetails:
         return self.prompt_tokens_details or self.input_tokens_details or CachedDetails()
+
+    def add(self, earlier: "UsageObject") -> None:
+        """Take the counts that an earlier event stated and this one does not."""
+        for name in self.__struct_fields__:
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(earlier, name))
 
 
 class CostObject(msgspec.Struct):
@@ -106,9 +137,6 @@ class CostObject(msgspec.Struct):
         return total if total <= MOST_USD else None
 
 
-ABSENT: Final = msgspec.Raw(b"null")
-
-
 class Facts(msgspec.Struct):
     """What is read of an answer or of a stream's chunk."""
 
@@ -121,38 +149,12 @@ class Facts(msgspec.Struct):
     error: msgspec.Raw = ABSENT
     type: str | None = None
     response: "Facts | None" = None
+    choices: msgspec.Raw = ABSENT
 
 
 # Made once: they are asked of every answer.
-DECODER: Final = msgspec.json.Decoder(Facts)
-OF_MEMBERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
-    field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(Facts)
-}
-MEMBERS: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(
-    msgspec.defstruct("Members", [(name, msgspec.Raw, ABSENT) for name in OF_MEMBERS])
-)
-USAGE_OBJECT: Final = msgspec.json.Decoder(UsageObject)
-UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
-
-
-def _facts(content: bytes | msgspec.Raw) -> Facts:
-    """What a JSON object says. A member that is not what it should be says nothing, and takes no
-    other along.
-
-    :raises msgspec.DecodeError, UnicodeDecodeError: when it is no JSON object.
-    """
-    try:
-        return DECODER.decode(content)
-    except UNREADABLE:
-        facts = Facts()
-    members = MEMBERS.decode(content)
-    for name, decoder in OF_MEMBERS.items():
-        stated = getattr(members, name)
-        read = _facts if name == "response" else decoder.decode
-        if stated is not ABSENT:
-            with contextlib.suppress(*UNREADABLE):
-                setattr(facts, name, read(stated))
-    return facts
+FACTS: Final = Lenient(Facts)
+USAGE_OBJECT: Final = Lenient(UsageObject)
 
 
 def _name(stated: str | None) -> str | None:
@@ -161,7 +163,11 @@ def _name(stated: str | None) -> str | None:
 
 
 class Metered(msgspec.Struct, kw_only=True):
-    """What an answer says of itself. ``counted_tokens`` is what went by, for want of usage."""
+    """What an answer says of itself.
+
+    ``counted_tokens`` is the output that went by, for want of usage; None where it was not counted,
+    so that it may be all that the call was allowed.
+    """
 
     upstream_request_id: str | None = None
     model: str | None = None
@@ -169,16 +175,31 @@ class Metered(msgspec.Struct, kw_only=True):
     cost_usd: Decimal | None = None
     duration_s: Decimal | None = None
     """Seconds of sound that were heard."""
-    counted_tokens: int = 0
+    counted_tokens: int | None = 0
+    has_output: bool = False
+    """Whether output went by, where usage says that there is none."""
     is_error: bool = False
     is_complete: bool = False
+    """Whether the answer came to its end."""
+    is_final: bool = False
+    """Whether nothing that is charged comes after what was read, be there an end or not."""
     is_withheld: bool = False
     """Whether Venice gave something else than was asked for, and charged nothing."""
+
+    @property
+    def output_tokens(self) -> int | None:
+        """The output by Venice's count, if it states one."""
+        return None if self.usage is None else self.usage.all_output_tokens
+
+    def without_counts(self) -> "Metered":
+        """The same of an answer that was left before its end: what it says of usage and cost by
+        then is not the last word."""
+        return msgspec.structs.replace(self, usage=None, cost_usd=None, counted_tokens=None)
 
     def take(self, facts: Facts) -> None:
         """Note what an object says. What is known already, from later on, stays."""
         if facts.type in LAST_EVENT_TYPES:
-            self.is_complete = True
+            self.is_complete = self.is_final = True
             self.is_error = self.is_error or facts.type == "response.failed"
         if facts.response is not None:
             self.take(facts.response)
@@ -187,7 +208,13 @@ class Metered(msgspec.Struct, kw_only=True):
             self.upstream_request_id or _name(facts.id) or _name(facts.queue_id)
         )
         self.model = self.model or _name(facts.model)
-        self.usage = self.usage or facts.usage
+        if self.usage is None:
+            self.usage = facts.usage
+            choices = bytes(facts.choices)
+            has_ended = choices in NO_CHOICES or FINISHED.search(choices) is not None
+            self.is_final = self.is_final or (self.usage is not None and has_ended)
+        elif facts.usage is not None:
+            self.usage.add(facts.usage)
         if facts.error is not ABSENT and bytes(facts.error) != b"null":
             self.is_error = True
         if self.cost_usd is None and facts.cost is not None:
@@ -199,7 +226,7 @@ class Metered(msgspec.Struct, kw_only=True):
 
 def read_headers(headers: Mapping[str, str]) -> Metered:
     """What the headers of an answer say of it, where its body says nothing."""
-    metered = Metered(is_complete=True, model=headers.get(MODEL_HEADER))
+    metered = Metered(is_complete=True, is_final=True, model=headers.get(MODEL_HEADER))
     metered.is_withheld = headers.get(WITHHELD_HEADER, "").lower() == "true"
     stated = headers.get(COST_HEADER)
     if stated is not None:
@@ -210,11 +237,14 @@ def read_headers(headers: Mapping[str, str]) -> Metered:
 
 def read_plain(body: bytes) -> Metered:
     """What a JSON answer says of itself; one that is no JSON object is an error."""
-    metered = Metered(is_complete=True, counted_tokens=len(body) // 4)
+    # No token has less than a byte.
+    metered = Metered(is_complete=True, is_final=True, counted_tokens=len(body))
     try:
-        metered.take(_facts(body))
+        metered.take(FACTS.decode(body))
     except UNREADABLE:
-        metered.is_error = True
+        metered.is_error, metered.counted_tokens = True, None
+    if not metered.output_tokens:
+        metered.has_output = OUTPUT.search(body) is not None
     return metered
 
 
@@ -255,13 +285,15 @@ class StreamMeter:
                 continue
             data = line[len(DATA) :].strip()
             if data == DONE:
-                metered.is_complete = True
+                metered.is_complete = metered.is_final = True
                 continue
             decoded += 1
             # A cut stream ends in the middle of an event, which then says nothing.
             with contextlib.suppress(*UNREADABLE):
-                metered.take(_facts(data))
-            if metered.usage is not None or decoded == LAST_EVENTS:
+                metered.take(FACTS.decode(data))
+            usage = metered.usage
+            is_known = usage is not None and usage.is_whole and metered.cost_usd is not None
+            if is_known or (decoded >= LAST_EVENTS and usage is not None):
                 break
         if metered.usage is None:
             # What a caller wrote may be repeated there too, so the most counts.
@@ -271,11 +303,12 @@ class StreamMeter:
                     usages.append(USAGE_OBJECT.decode(stated))
             metered.usage = max(usages, key=lambda usage: usage.all_tokens, default=None)
             if metered.usage is not None and tail.endswith(EVENT_ENDS):
-                metered.is_complete = True
-        if metered.usage is None:
+                metered.is_complete = metered.is_final = True
+        if not metered.output_tokens:
             # Each event carries a token or more, save [DONE].
             events = self._events + (self._seam + tail).count(EVENT_START)
             metered.counted_tokens = max(0, events - metered.is_complete)
+            metered.has_output = self._events > 0 or OUTPUT.search(tail) is not None
         return metered
 
 

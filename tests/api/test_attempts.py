@@ -319,6 +319,7 @@ class TestRepeatedFailures:
         (charged,) = [call.charged_nanos for call in upstream.calls if call.charged_nanos]
         assert (entry["outcome"], entry["cost_source"]) == ("ok", "estimated")
         plain = await service.new_caller()
+        await limited(plain, unit="usd", period="day", ceiling="100")
         upstream.faults.push("/chat/completions", kind, times=1)
         async with plain.chat("[tokens=3]", stream=stream) as response:
             assert response.status == 502
@@ -334,6 +335,7 @@ class TestRepeatedFailures:
         entry = await caller.only_entry()
 
         plain = await caller.service.new_caller()
+        await limited(plain, unit="usd", period="day", ceiling="100")
         async with plain.chat("[tokens=3]") as response:
             assert response.status == 502
         assert len(upstream.calls.to("/chat/completions")) == 3
@@ -365,8 +367,10 @@ class TestRepeatedFailures:
     async def test_a_failure_that_is_not_repeated_is_booked_once(self, service, caller, upstream):
         """As when an outage has used up the budget of repetitions."""
         service.app[VENICE].budget = retries.RetryBudget(left=0)
+        plain = await service.new_caller()
+        await limited(plain, unit="usd", period="day", ceiling="100")
         costs = []
-        for one in (caller, await service.new_caller()):
+        for one in (caller, plain):
             upstream.faults.push("/chat/completions", "inference_failed", times=1)
             async with one.chat("[tokens=3]") as response:
                 assert response.status == 502

@@ -401,8 +401,8 @@ async def test_a_late_refusal_is_an_error_event(database_address, upstream):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_hang_up_before_the_first_byte(upstream, caller, stream):
-    """A caller that leaves while Venice thinks: Venice is told at once. What a stream had is
-    estimated; of a plain call nothing is known, so it cost all that it could."""
+    """A caller that leaves while Venice thinks: Venice is told at once. Nothing is known of what
+    it did, so the call cost all that it could."""
     upstream.faults.push("/chat/completions", "hang", times=1)
     waiting = asyncio.create_task(caller.chat(stream=stream).__aenter__())
     await upstream.faults.wait_held(1)
@@ -412,13 +412,14 @@ async def test_hang_up_before_the_first_byte(upstream, caller, stream):
 
     assert (entry["outcome"], entry["status"]) == ("client_closed", None)
     assert entry["cost_source"] == ("estimated" if stream else "bound")
-    assert cost_of(entry) > 0
+    assert cost_of(entry) == Decimal(entry["bound_usd"]) > 0
     await cut_at_venice(upstream)
 
 
 async def test_hang_up_in_the_middle(upstream, caller):
-    """A caller that leaves a stream is booked for what went by, and Venice is told."""
-    async with caller.chat("[tokens=1000][delay=0.02]", stream=True) as response:
+    """A caller that leaves a stream is booked for all that it may have cost, and Venice is told."""
+    content = "[tokens=1000][delay=0.02]"
+    async with caller.chat(content, stream=True, max_tokens=1000) as response:
         for _ in range(5):
             await response.content.readline()
         response.close()
@@ -427,7 +428,8 @@ async def test_hang_up_in_the_middle(upstream, caller):
 
     assert (entry["outcome"], entry["status"]) == ("client_closed", 200)
     assert entry["cost_source"] == "estimated"
-    assert 0 < entry["output_tokens"] < 1000
+    assert entry["output_tokens"] == 1000
+    assert cost_of(entry) == Decimal(entry["bound_usd"])
     await cut_at_venice(upstream)
 
 

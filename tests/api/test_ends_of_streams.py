@@ -11,7 +11,7 @@ MODELS = {"data": [{"id": "m", "type": "text", "model_spec": {"pricing": PRICES}
 TOKEN = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
 BAD_ID = (
     TOKEN.replace(b'"c"', b"5")
-    + b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":0}}\n\ndata: [DONE]\n\n'
+    + b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
 )
 ERROR = b'data: {"error":{"message":"no","code":"upstream_error"}}'
 USAGE = {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}

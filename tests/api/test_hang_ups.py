@@ -1,11 +1,20 @@
-"""Callers that hang up whose key wants the answer read to its end: billed exactly."""
+"""Callers that hang up: billed exactly where their key wants the answer read to its end, and never
+for less than Venice charges."""
 
 import asyncio
+import contextlib
+import random
+from decimal import Decimal
 
 import pytest
+from odd_venice import head, odd_venice, serving
+from paid_bodies import BODIES, UNPRICED, sent
 from support import cost_of, limited
 
 from service.api import GATEWAY
+from service.gateway import pipeline
+
+JSON = "application/json"
 
 
 @pytest.fixture
@@ -115,3 +124,105 @@ async def test_what_venice_refuses_after_all_costs_nothing(upstream, caller, str
 
     entry = await settled(caller)
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "not_charged")
+
+
+async def test_only_so_many_are_read_on(upstream, caller, monkeypatch):
+    """Beyond that a call is ended and booked at its bound: a key keeps no more of Venice busy."""
+    monkeypatch.setattr(pipeline, "MAX_FINISHING_OF_KEY", 1)
+    upstream.faults.push("/chat/completions", "stall", after=5)
+    for held in (1, 2):
+        async with caller.chat("[tokens=60]", stream=True, max_tokens=100) as response:
+            await response.content.readline()
+            await upstream.faults.wait_held(held)
+            response.close()
+        await asyncio.sleep(0.1)
+
+    entry = await settled(caller)
+    assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "estimated")
+    assert entry["cost_usd"] == entry["bound_usd"]
+    upstream.faults.release()
+    async with asyncio.timeout(5):
+        while len(entries := await caller.entries()) < 2:
+            await asyncio.sleep(0.02)
+    assert {entry["cost_source"] for entry in entries} == {"estimated", "reported"}
+
+
+@pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
+@pytest.mark.parametrize(("path", "body"), [case for case in BODIES.items() if "{" not in case[0]])
+async def test_no_call_is_cheaper_for_who_leaves(upstream, service, path, body, on_disconnect):
+    """Whatever it is a call of, and whenever its caller goes: nobody pays less than Venice
+    charges."""
+    caller = await service.new_caller(settings={"on_disconnect": on_disconnect})
+    choice = random.Random(path)
+    for seconds in (0.0, 0.0002, 0.001):
+        upstream.faults.push("*", "slow_bytes", seconds=seconds, times=1)
+        fields = dict(body)
+        if path in ("/chat/completions", "/responses", "/messages"):
+            fields["stream"] = True
+        with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
+            async with (
+                asyncio.timeout(choice.uniform(0.02, 0.2)),
+                service.http.post(f"/v1{path}", headers=caller.headers, **sent(fields)) as response,
+            ):
+                await response.content.readexactly(choice.randrange(1, 40))
+                response.close()
+    async with asyncio.timeout(60):
+        while service.app[GATEWAY].open_calls:
+            await asyncio.sleep(0.02)
+
+    entries = await caller.entries()
+    if path in UNPRICED:
+        assert {entry["cost_source"] for entry in entries} <= {"unknown", "not_charged"}
+    else:
+        booked = sum(cost_of(entry) for entry in entries)
+        assert booked >= Decimal(upstream.calls.charged_nanos) / 10**9
+
+
+@pytest.fixture
+async def greedy(database_address):
+    """A Venice that counts each letter of a prompt as a token, and charges all the output that a
+    call allows as soon as it has begun; and a service before it."""
+    async with odd_venice() as venice:
+
+        async def answer(request, writer):
+            asked = request.json()
+            most = asked.get("max_tokens") or asked["max_completion_tokens"]
+            most *= asked.get("n", 1)
+            letters = len(asked["messages"][0]["content"])
+            venice.charged_nanos += 1000 * letters + 2000 * most
+            writer.write(head("200 OK", "text/event-stream" if asked.get("stream") else JSON))
+            for _ in range(200):
+                writer.write(b'data: {"choices":[{"index":0,"delta":{"content":"123"}}],')
+                writer.write(b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n')
+                await writer.drain()
+                await asyncio.sleep(0.002)
+
+        venice.charged_nanos, venice.answer = 0, answer
+        async with serving(database_address, venice) as service:
+            yield venice, service
+
+
+@pytest.mark.parametrize("more", [{"max_tokens": 60}, {"n": 3}, {"max_tokens": 20_000}])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_limit_holds_whoever_leaves(greedy, stream, more):
+    """What Venice charged in all is never above the ceiling, however many begin a call and go."""
+    venice, service = greedy
+    caller = await service.new_caller()
+    await limited(caller, unit="usd", period="day", ceiling="0.3")
+    choice = random.Random(1)
+    for _ in range(30):
+        with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
+            async with (
+                asyncio.timeout(choice.uniform(0.01, 0.1)),
+                caller.chat("7" * 3000, model="m", stream=stream, **more) as response,
+            ):
+                if response.status in (402, 429):
+                    break
+                await response.content.readexactly(choice.randrange(1, 3000))
+                response.close()
+    async with asyncio.timeout(5):
+        while service.app[GATEWAY].open_calls:
+            await asyncio.sleep(0.02)
+
+    booked = sum(cost_of(entry) for entry in await caller.entries())
+    assert Decimal("0.3") >= booked >= Decimal(venice.charged_nanos) / 10**9 > 0

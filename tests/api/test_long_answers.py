@@ -141,8 +141,8 @@ async def test_what_breaks_late_is_cut(slow, upstream):
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_cut", "estimated")
 
 
-async def test_a_hang_up_is_booked_for_what_went_by(upstream, caller):
-    """Which is more than is known of a plain call, and less than its bound."""
+async def test_a_hang_up_is_booked_for_all_that_it_may_have_cost(upstream, caller):
+    """As that of a stream."""
     async with asyncio.timeout(5):
         waiting = asyncio.create_task(caller.chat("[tokens=1000][delay=0.02]", **LONG).__aenter__())
         while not upstream.calls.to("/chat/completions"):
@@ -153,6 +153,7 @@ async def test_a_hang_up_is_booked_for_what_went_by(upstream, caller):
             await asyncio.sleep(0.02)
     (entry,) = entries
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "estimated")
+    assert (entry["cost_usd"], entry["output_tokens"]) == (entry["bound_usd"], 20_000)
 
 
 async def test_encrypted_calls_must_be_streams(upstream, caller):

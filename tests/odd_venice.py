@@ -1,0 +1,120 @@
+"""A Venice whose every byte is the test's own, for answers that no server library would send."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+
+from support import make_settings, running
+
+from service import api
+
+MODEL = "m"
+SPEC = {
+    "pricing": {"input": {"usd": 1}, "output": {"usd": 2}},
+    "availableContextTokens": 100_000,
+    "maxCompletionTokens": 30_000,
+}
+SOUND = {"pricing": {"per_audio_second": {"usd": 0.0001}}}
+SPEECH = {"pricing": {"input": {"usd": 3.5}}}
+IMAGE = {"pricing": {"generation": {"usd": 0.04}}}
+MODELS = [
+    {"id": MODEL, "type": "text", "model_spec": SPEC},
+    {"id": "e", "type": "embedding", "model_spec": {"pricing": {"input": {"usd": 1}}}},
+    {"id": "d", "type": "decision", "model_spec": SPEC},
+    {"id": "ears", "type": "asr", "model_spec": SOUND},
+    {"id": "voice", "type": "tts", "model_spec": SPEECH},
+    {"id": "brush", "type": "image", "model_spec": IMAGE},
+]
+
+
+@dataclasses.dataclass
+class Received:
+    """A request, as it arrived."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self):
+        return json.loads(self.body)
+
+
+class OddVenice:
+    """``answer`` is what every call but that for models gets: bytes, written before the connection
+    is closed; or a coroutine of the request and the writer."""
+
+    def __init__(self):
+        self.answer = b""
+        self.received = []
+        self.url = ""
+
+    async def _serve(self, reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            request = await self._read(reader)
+            if request.path.startswith("/api/v1/models"):
+                writer.write(whole(json.dumps({"data": MODELS}).encode()))
+            else:
+                self.received.append(request)
+                if callable(self.answer):
+                    await self.answer(request, writer)
+                else:
+                    writer.write(self.answer)
+            await writer.drain()
+        writer.close()
+
+    async def _read(self, reader):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        line, *others = head.rstrip("\r\n").split("\r\n")
+        method, path, _ = line.split(" ")
+        headers = {name.lower(): value for name, value in (o.split(": ", 1) for o in others)}
+        body = b""
+        if "content-length" in headers:
+            body = await reader.readexactly(int(headers["content-length"]))
+        elif headers.get("transfer-encoding") == "chunked":
+            while size := int(await reader.readline(), 16):
+                body += await reader.readexactly(size)
+                await reader.readline()
+            await reader.readline()
+        return Received(method, path, headers, body)
+
+
+@contextlib.asynccontextmanager
+async def odd_venice():
+    """It listens for the length of the block."""
+    venice = OddVenice()
+    server = await asyncio.start_server(venice._serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    venice.url = f"http://{host}:{port}"
+    try:
+        yield venice
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(database_address, venice, **changes):
+    """The service before it, which knows its models; its books are audited at the end."""
+    changes = {"venice_retry_s": 0.0, **changes}
+    async with running(make_settings(database_address, venice.url, **changes)) as service:
+        await service.app[api.CATALOG].sync()
+        yield service
+        await service.audit()
+
+
+def head(status="200 OK", content_type="application/json", **headers):
+    """The head of an answer; ``_`` in a name is a hyphen."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def whole(body, status="200 OK", content_type="application/json", **headers):
+    """An answer with its length."""
+    return head(status, content_type, Content_Length=len(body), **headers) + body
+
+
+def stream(*events, status="200 OK", **headers):
+    """A stream of events, up to where the connection closes."""
+    return head(status, "text/event-stream", Connection="close", **headers) + b"".join(events)
