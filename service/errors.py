@@ -27,6 +27,7 @@ The cause goes to the log by ``raise … from cause``. Raise where it is known, 
 library's errors once at its border (``db``, ``upstream``), render once (``api.middleware``).
 """
 
+import enum
 from collections.abc import Mapping
 from typing import Any
 
@@ -156,16 +157,39 @@ class RateLimited(ClientError):
     reasons = ("limit_held",)
 
 
+class Evidence(enum.Enum):
+    """What a failed attempt proves about what callers share: the operator's key, the model."""
+
+    NONE = enum.auto()
+    """Nothing: there was no connection, or something before Venice refused this very request."""
+    REQUEST_REFUSED = enum.auto()
+    """Venice read the request and refused it, so key and model are well."""
+    CALLER_REFUSED = enum.auto()
+    """Venice refused the call in a way that may be about its caller alone."""
+    KEY_REFUSED = enum.auto()
+    """Venice refused the key, or what this call asked of it."""
+    MODEL_FORBIDDEN = enum.auto()
+    """Venice states that the key may not use the model."""
+    RATE_SPENT = enum.auto()
+    """Venice states that the key has used up its rate of the model."""
+    FAILED = enum.auto()
+    """Venice failed, perhaps because of this request."""
+    EDGE_FAILED = enum.auto()
+    """Something before Venice failed, perhaps because of this request."""
+
+
 class UpstreamError(ServiceError):
     """Venice failed, or answered what cannot be understood.
 
-    ``upstream_status`` is Venice's own, ``named_retry_after_s`` the time it named, ``rate_reset_s``
-    that until a used up rate is there again; ``is_refunded`` says that Venice gave back what the
-    job had cost that it was asked for; ``attempts`` are the codes of all that was tried.
+    ``evidence`` is what that proves beyond this call. ``upstream_status`` is Venice's own,
+    ``named_retry_after_s`` the time it named, ``rate_reset_s`` that until a used up rate is there
+    again; ``is_refunded`` says that Venice gave back what the job had cost that it was asked for;
+    ``attempts`` are the codes of all that was tried.
     """
 
     status = 502
     code = "upstream_error"
+    evidence: Evidence = Evidence.FAILED
     upstream_status: int | None = None
     named_retry_after_s: int | None = None
     rate_reset_s: float | None = None
@@ -177,6 +201,7 @@ class UpstreamUnreachable(UpstreamError):
     """No connection to Venice was made, so nothing was sent and nothing is charged."""
 
     code = "upstream_unreachable"
+    evidence = Evidence.NONE
 
 
 class UpstreamCut(UpstreamError):
@@ -190,6 +215,7 @@ class UpstreamRejected(UpstreamError):
 
     status = 400
     code = "upstream_rejected"
+    evidence = Evidence.REQUEST_REFUSED
 
 
 class UpstreamExhausted(UpstreamError):
@@ -197,6 +223,7 @@ class UpstreamExhausted(UpstreamError):
 
     status = 503
     code = "upstream_exhausted"
+    evidence = Evidence.NONE
 
 
 class UpstreamBusy(UpstreamError):
@@ -204,6 +231,7 @@ class UpstreamBusy(UpstreamError):
 
     status = 503
     code = "upstream_busy"
+    evidence = Evidence.NONE
 
 
 class UpstreamTimeout(UpstreamError):

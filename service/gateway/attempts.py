@@ -13,7 +13,15 @@ from service.errors import ServiceError, UpstreamError
 from service.gateway.call import Upload
 from service.gateway.route import Route
 from service.ledger import Sent
-from service.upstream import Answer, UpstreamKey, Venice, is_repeatable, is_uncharged, pause_s
+from service.upstream import (
+    Answer,
+    Source,
+    UpstreamKey,
+    Venice,
+    is_repeatable,
+    is_uncharged,
+    pause_s,
+)
 
 log = structlog.get_logger()
 
@@ -26,6 +34,9 @@ class Attempts:
     def __init__(self, venice: Venice, route: Route) -> None:
         self._venice = venice
         self._route = route
+        caller = route.caller
+        self._source = Source(caller.organization_id, caller.api_key_id)
+        self._budget = venice.budgets.of(caller.api_key_id)
         self._key: UpstreamKey | None = None
         self._ids: set[UUID] = set()
         self._tried: list[tuple[str, str, str]] = []
@@ -57,7 +68,7 @@ class Attempts:
                     error.attempts = self.codes
                     raise
             else:
-                self._venice.budget.earn()
+                self._budget.earn()
                 self._say()
                 return answer
 
@@ -70,7 +81,7 @@ class Attempts:
     async def _goes_on(self, error: UpstreamError, ends_at: float) -> bool:
         """Whether there is another attempt, after the pause before it. Another key comes first,
         then another model; to wait for this one is what is left."""
-        route, budget = self._route, self._venice.budget
+        route, budget = self._route, self._budget
         is_sent = route.call.upload is not None and route.call.upload.is_begun
         if is_sent or not route.call.endpoint.is_known:
             return False
@@ -93,7 +104,7 @@ class Attempts:
     async def _attempt(self, accept: str) -> Answer:
         keys, model = self._venice.keys, self._route.call.model
         try:
-            key = keys.choose(self._route.caller.organization_id, model, self._ids)
+            key = keys.choose(self._source, model, self._ids)
         except UpstreamError as error:
             self._tried.append(("none", model, error.code))
             raise
@@ -104,12 +115,12 @@ class Attempts:
         try:
             answer = await self._send(key, accept)
         except ServiceError as error:
-            if self._route.call.endpoint.is_known:
-                keys.failed(key, model, error)
             self._tried.append((key.name, model, error.code))
             self.close()
+            if self._route.call.endpoint.is_known:
+                await self._venice.note_failed(key, model, self._source, error)
             raise
-        keys.succeeded(key, model, answer.said)
+        keys.succeeded(key, model, self._source, answer.said)
         self._tried.append((key.name, model, OK))
         return answer
 
@@ -131,7 +142,7 @@ class Attempts:
 
     def _pause_s(self, error: UpstreamError) -> float | None:
         call, keys = self._route.call, self._venice.keys
-        ready = keys.ready(self._route.caller.organization_id, call.model)
+        ready = keys.ready(self._source, call.model)
         return pause_s(
             error,
             len(self._tried),

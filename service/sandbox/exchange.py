@@ -25,6 +25,7 @@ SLOW_PIECE_BYTES: Final = 7
 # Often enough that a long stream leaves room for other calls, seldom enough to cost nothing.
 YIELD_EVERY: Final = 32
 GARBAGE: Final = b"<html>This is not JSON, says the Rialto sandbox.</html>"
+EDGE_PAGE: Final = b"<html><title>Blocked</title>This is a page of the Rialto sandbox.</html>"
 DONE: Final = b"data: [DONE]\n\n"
 API_KEYS: Final = web.AppKey("API_KEYS", frozenset[str])
 
@@ -188,6 +189,8 @@ async def _before(exchange: Exchange, fault: Fault) -> web.StreamResponse | None
     match fault.kind:
         case FaultKind.GARBAGE:
             return web.Response(body=GARBAGE, content_type="application/json")
+        case FaultKind.EDGE_PAGE:
+            return web.Response(status=fault.status, body=EDGE_PAGE, content_type="text/html")
         case FaultKind.SLOW_HEADERS:
             await asyncio.sleep(1.0 if fault.seconds is None else fault.seconds)
         case FaultKind.DISCONNECT:

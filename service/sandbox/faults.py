@@ -56,6 +56,7 @@ class FaultKind(Enum):
     TOO_LARGE = "too_large", "413 with code PAYLOAD_TOO_LARGE."
     PRIVACY_RESTRICTED = "privacy_restricted", "403 with code MODEL_PRIVACY_RESTRICTED."
     RETIRED = "retired", "410 of a model that is gone."
+    EDGE_PAGE = "edge_page", "A page of the network before Venice, with `status` (403)."
     WALLET_REQUIRED = "wallet_required", "402 that offers payment by wallet, as without a key."
 
     def __new__(cls, value: str, doc: str) -> "FaultKind":
@@ -79,6 +80,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: Annotated[int, Meta(ge=0)] = 1
     seconds: Seconds | None = None
     retry_after: Annotated[int, Meta(ge=0)] = 30
+    status: Annotated[int, Meta(ge=400, le=599)] = 403
     message: Annotated[str, Meta(max_length=1000)] | None = None
     key: Annotated[str, Meta(max_length=200)] | None = None
     """Only calls with this key."""

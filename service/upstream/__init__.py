@@ -1,6 +1,7 @@
 """Venice, and nothing else of the outside world: the only ``ClientSession`` lives here."""
 
 from service.upstream.client import PLAIN_BODY_BYTES, Answer, Venice, open_venice
+from service.upstream.cooldowns import Source
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
 from service.upstream.meter import (
     Metered,
@@ -33,6 +34,7 @@ __all__ = [
     "KeyState",
     "Metered",
     "Rest",
+    "Source",
     "StoredKey",
     "StreamMeter",
     "UpstreamKey",

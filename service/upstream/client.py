@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -13,6 +15,7 @@ from yarl import URL
 
 from service import __version__, metrics
 from service.errors import (
+    Evidence,
     ServiceError,
     UpstreamCut,
     UpstreamError,
@@ -23,9 +26,10 @@ from service.errors import (
 )
 from service.settings import Settings
 from service.upstream.connector import Connector
+from service.upstream.cooldowns import Source
 from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
-from service.upstream.refusals import is_refunded, refusal
-from service.upstream.retries import RetryBudget
+from service.upstream.refusals import KEY_STATUSES, is_refunded, refusal
+from service.upstream.retries import RetryBudgets
 
 log = structlog.get_logger()
 
@@ -38,6 +42,10 @@ PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
 QUOTE_TIMEOUT_S: Final = 15.0
 KEY_TIMEOUT_S: Final = 10.0
+CONFIRM_TIMEOUT_S: Final = 3.0
+"""How long a refused call waits for what Venice says of its key."""
+CONFIRM_EVERY_S: Final = 1.0
+"""Within this what Venice said of a key still holds."""
 JOB_TIMEOUT_S: Final = 15.0
 JSON: Final = "application/json"
 UNFINISHED: Final = frozenset({"QUEUED", "PROCESSING"})
@@ -176,7 +184,9 @@ class Venice:
         self.keys = keys
         self.retry_s = retry_s
         """No attempt of a call begins later than this after its first."""
-        self.budget = RetryBudget()
+        self.budgets = RetryBudgets()
+        self._confirming: dict[UUID, asyncio.Task[None]] = {}
+        self._confirmed_at: dict[UUID, float] = {}
 
     def _authorization(self, key: UpstreamKey | None) -> str:
         return f"Bearer {(key or self.keys.any()).secret}"
@@ -242,7 +252,8 @@ class Venice:
         """
         if (own := self.keys.find(key_id)) is not None:
             return await self.post(path, body, headers, own)
-        *others, last = self.keys.ready(organization_id, EVERY_MODEL) or [self.keys.any()]
+        source = Source(organization_id, None)
+        *others, last = self.keys.ready(source, EVERY_MODEL) or [self.keys.any()]
         for key in others:
             with contextlib.suppress(UpstreamRejected, UpstreamExhausted):
                 return await self.post(path, body, headers, key)
@@ -307,6 +318,46 @@ class Venice:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UpstreamError("Venice's word on a key cannot be read.") from error
 
+    async def note_failed(
+        self, key: UpstreamKey, model: str, source: Source, error: ServiceError
+    ) -> None:
+        """A call with the key was not answered. Where Venice refused the key, Venice is asked about
+        it, at no cost and once for all who wait: its refusal may be about what the call asked for,
+        a price above the balance or a model of another plan."""
+        if isinstance(error, UpstreamError) and error.evidence is Evidence.KEY_REFUSED:
+            confirming = self._confirming.get(key.id)
+            if confirming is None:
+                confirming = asyncio.create_task(self._confirm(key))
+                self._confirming[key.id] = confirming
+                confirming.add_done_callback(lambda _: self._confirming.pop(key.id, None))
+            await asyncio.wait({confirming})
+        self.keys.failed(key, model, source, error)
+
+    async def _confirm(self, key: UpstreamKey) -> None:
+        """Put the key out of service if Venice, asked about it, takes no calls with it."""
+        if time.monotonic() - self._confirmed_at.get(key.id, -math.inf) < CONFIRM_EVERY_S:
+            return
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                state = await self.state(key)
+        except (ServiceError, TimeoutError) as error:
+            status = getattr(error, "upstream_status", None)
+            is_refused = getattr(error, "evidence", None) is Evidence.KEY_REFUSED
+            if is_refused and status in KEY_STATUSES:
+                self.keys.put_out_of_service(key, f"status {status}")
+        else:
+            self.keys.note_state(key, state)
+            if not state.is_well:
+                reason = "no balance" if state.access_permitted else "no access"
+                self.keys.put_out_of_service(key, reason)
+        self._confirmed_at[key.id] = time.monotonic()
+
+    async def close(self) -> None:
+        """End what is still asked about keys."""
+        for confirming in list(self._confirming.values()):
+            confirming.cancel()
+            await asyncio.wait({confirming})
+
     async def _get(
         self,
         path: str,
@@ -368,4 +419,8 @@ async def open_venice(
         trust_env=False,
         requote_redirect_url=False,
     ) as session:
-        yield Venice(session, base_url, keys, settings.venice_retry_s)
+        venice = Venice(session, base_url, keys, settings.venice_retry_s)
+        try:
+            yield venice
+        finally:
+            await venice.close()

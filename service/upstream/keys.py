@@ -1,10 +1,9 @@
 """The operator's keys at Venice: which one takes a call, and which ones rest.
 
-What a key is good for is known from what Venice answers to its calls. One that is not valid, or has
-nothing left to spend, rests until a probe that costs nothing finds it well again. One that may not
-use a model, or has used up its rate, rests for that model for a while; so does one that failed
-several times in a row, until a single call has gone well. An answer can say that it was the last of
-its rate; then the key rests before it is refused.
+A key that is not valid, or has nothing left to spend, is out of service until a probe that costs
+nothing finds it well again. Whether it is, Venice is asked: the refusal of one call may be about
+that call. What else keeps a key from a model for a while stands in ``cooldowns``. An answer can say
+that it was the last of its rate; then the key rests before it is refused.
 """
 
 import asyncio
@@ -13,7 +12,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -21,32 +19,24 @@ import msgspec
 import structlog
 
 from service.errors import (
+    Evidence,
     ServiceError,
     UpstreamBusy,
-    UpstreamCut,
     UpstreamError,
     UpstreamExhausted,
-    UpstreamRejected,
-    UpstreamTimeout,
-    UpstreamUnreachable,
 )
-from service.upstream.refusals import spent_rate_reset_s
+from service.upstream.cooldowns import Cooldowns, Source
+from service.upstream.refusals import BUSY_RETRY_S, spent_rate_reset_s
 
 log = structlog.get_logger()
 
 ENVIRONMENT_KEY_ID: Final = UUID(int=1)
 """The id of the key of the settings, ``VENICE_API_KEY``."""
 EVERY_MODEL: Final = ""
-FAILURES_IN_A_ROW: Final = 5
-FAILING_REST_S: Final = 5.0
-MOST_FAILING_REST_S: Final = 60.0
 FORBIDDEN_REST_S: Final = 300.0
 MOST_RATE_REST_S: Final = 60.0
-TRIAL_S: Final = 5.0
-"""How long a single call has to show that a model has recovered, before another may."""
 PROBE_EVERY_S: Final = 1.0
 MOST_PROBE_PAUSE_S: Final = 30.0
-MOST_CONDITIONS: Final = 10_000
 EXHAUSTED_RETRY_S: Final = 60
 RATE_SPENT: Final = "rate used up"
 LEAST_BALANCE_USD: Final = 0.1
@@ -72,28 +62,27 @@ class KeyState(msgspec.Struct, rename="camel"):
     balances: dict[str, float] = {}
     api_tier: dict[str, object] = {}
 
+    @property
+    def is_well(self) -> bool:
+        """Whether the key may make calls, and has something to spend as far as Venice says; all
+        currencies are worth a dollar."""
+        return self.access_permitted and self.spendable_usd >= LEAST_BALANCE_USD
+
+    @property
+    def spendable_usd(self) -> float:
+        """Infinite where Venice does not say."""
+        return sum(self.balances.values()) if self.balances else math.inf
+
 
 class Rest(msgspec.Struct, frozen=True, kw_only=True):
-    """That a key takes no calls now: of one model, or of any where ``model`` is null. Without
-    ``seconds_left`` it rests until a probe finds it well."""
+    """That a key takes no calls now: of one model, or of any where ``model`` is null; of one API
+    key or organization (``caller_id``), or of anybody where that is null. Without ``seconds_left``
+    it rests until a probe finds it well."""
 
     model: str | None
     reason: str
     seconds_left: float | None
-
-
-@dataclass(slots=True)
-class _Condition:
-    """Why a key rests, and until when."""
-
-    until: float = 0.0
-    reason: str = ""
-    failures: int = 0
-    rests: int = 0
-
-    def is_resting(self, reason: str) -> bool:
-        """Whether it rests now, for this reason."""
-        return self.reason == reason and self.until > time.monotonic()
+    caller_id: UUID | None = None
 
 
 Probe = Callable[[UpstreamKey], Awaitable[KeyState]]
@@ -107,7 +96,9 @@ class UpstreamKeys:
         self._by_organization: dict[UUID | None, Sequence[UpstreamKey]] = {}
         """Under None those that serve every organization that has none of its own."""
         self.replace(keys)
-        self._conditions: dict[tuple[UUID, str], _Condition] = {}
+        self._cooldowns = Cooldowns()
+        self._out_of_service: dict[UUID, str] = {}
+        """The reasons, by the id of a key that Venice takes no calls with."""
         self._balances_usd: dict[UUID, float] = {}
         self._probes: Counter[UUID] = Counter()
         """Since a call with the key was answered: each pause between them is longer."""
@@ -137,15 +128,13 @@ class UpstreamKeys:
         """
         shared = [key for key in self._keys if key.organization_id is None] or self._keys
         for key in shared:
-            if self._ready_at(key, EVERY_MODEL) <= time.monotonic():
+            if key.id not in self._out_of_service:
                 return key
         if shared:
             return shared[0]
         raise UpstreamExhausted("The gateway has no Venice key.", retry_after_s=EXHAUSTED_RETRY_S)
 
-    def choose(
-        self, organization_id: UUID, model: str, tried: Collection[UUID] = ()
-    ) -> UpstreamKey:
+    def choose(self, source: Source, model: str, tried: Collection[UUID] = ()) -> UpstreamKey:
         """The key that a call goes to: one of the organization's own if it has any, one that was
         not tried yet if there is any, of these one that has something to spend as far as is known,
         and of these the one with the fewest calls under way.
@@ -153,14 +142,11 @@ class UpstreamKeys:
         :raises UpstreamExhausted, UpstreamBusy: when all of them rest, with the time until one is
             ready again.
         """
-        ready = self.ready(organization_id, model)
+        ready = self.ready(source, model)
         if not ready:
-            raise self._why_not(self._of(organization_id), model)
+            raise self._why_not(source, model)
         key = ready[0] if len(ready) == 1 else self._best(ready, tried)
-        condition = self._conditions.get((key.id, model))
-        if condition is not None and condition.failures >= FAILURES_IN_A_ROW:
-            # This call is the one that shows whether it has recovered.
-            condition.until = time.monotonic() + TRIAL_S
+        self._cooldowns.note_chosen(key.id, model, source)
         return key
 
     def _best(self, ready: Sequence[UpstreamKey], tried: Collection[UUID]) -> UpstreamKey:
@@ -168,13 +154,14 @@ class UpstreamKeys:
         funded = [key for key in fresh if self._is_funded(key)] or fresh
         return min(funded, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
 
-    def ready(self, organization_id: UUID, model: str) -> Sequence[UpstreamKey]:
-        """The keys that can take a call of the organization now."""
-        keys = self._of(organization_id)
-        if not self._conditions:
-            return keys
+    def ready(self, source: Source, model: str) -> Sequence[UpstreamKey]:
+        """The keys that can take a call of the source now."""
         now = time.monotonic()
-        return [key for key in keys if self._ready_at(key, model) <= now]
+        return [
+            key
+            for key in self._of(source.organization_id)
+            if self._ready_at(key, model, source) <= now
+        ]
 
     def _of(self, organization_id: UUID) -> Sequence[UpstreamKey]:
         shared = self._by_organization.get(None, ())
@@ -184,65 +171,78 @@ class UpstreamKeys:
         return self._balances_usd.get(key.id, math.inf) >= LEAST_BALANCE_USD
 
     def note_state(self, key: UpstreamKey, state: KeyState) -> None:
-        """Venice said what the key may spend, all currencies being worth a dollar; and perhaps that
-        it is well again."""
+        """Venice said what the key may spend, and perhaps that it is well again."""
         if state.balances:
-            self._balances_usd[key.id] = sum(state.balances.values())
-        if state.access_permitted and (key.id, EVERY_MODEL) in self._conditions:
-            del self._conditions[key.id, EVERY_MODEL]
+            self._balances_usd[key.id] = state.spendable_usd
+        if state.is_well and self._out_of_service.pop(key.id, None) is not None:
             log.info("upstream key is well again", key=key.name)
 
     def succeeded(
-        self, key: UpstreamKey, model: str, said: Mapping[str, str] | None = None
+        self,
+        key: UpstreamKey,
+        model: str,
+        source: Source,
+        said: Mapping[str, str] | None = None,
     ) -> None:
         """A call was answered, with these headers: the key is well, but rests for the model when
         they say that its rate is used up."""
-        condition = self._conditions.get((key.id, model))
-        if condition is not None and condition.is_resting(RATE_SPENT):
-            # An answer that was under way does not bring a rate back.
-            condition.failures = condition.rests = 0
-        elif condition is not None:
-            del self._conditions[key.id, model]
-        if (key.id, EVERY_MODEL) not in self._conditions:
+        self._cooldowns.note_answered(key.id, model, source)
+        if key.id not in self._out_of_service:
             self._probes.pop(key.id, None)
         if said is not None and (reset_s := spent_rate_reset_s(said)) is not None:
-            self._rest(key, model, min(reset_s, MOST_RATE_REST_S), RATE_SPENT)
+            self._name(key, model, min(reset_s, MOST_RATE_REST_S), RATE_SPENT)
 
-    def failed(self, key: UpstreamKey, model: str, error: ServiceError) -> None:
-        """A call was not answered: the key rests, if that is a reason to."""
-        status = getattr(error, "upstream_status", None)
-        if isinstance(error, UpstreamUnreachable):
+    def failed(self, key: UpstreamKey, model: str, source: Source, error: ServiceError) -> None:
+        """A call was not answered: the key rests for those callers whom that is evidence for."""
+        if not isinstance(error, UpstreamError):
             return
-        if isinstance(error, UpstreamRejected):
-            # The caller's own mistake was found: key and model are well.
-            self.succeeded(key, model)
-        elif status in (401, 402):
-            self._rest(key, EVERY_MODEL, math.inf, f"status {status}")
-        elif status == 403:
-            self._rest(key, model, FORBIDDEN_REST_S, "status 403")
-        elif status == 429 and (reset_s := getattr(error, "rate_reset_s", None)) is not None:
-            self._rest(key, model, min(reset_s, MOST_RATE_REST_S), RATE_SPENT)
-        elif isinstance(error, UpstreamCut | UpstreamTimeout) or type(error) is UpstreamError:
-            self._count_failure(key, model, error.code)
+        reason = f"status {error.upstream_status}" if error.upstream_status else error.code
+        match error.evidence:
+            case Evidence.REQUEST_REFUSED:
+                self.succeeded(key, model, source)
+            case Evidence.RATE_SPENT:
+                rest_s = BUSY_RETRY_S if error.rate_reset_s is None else error.rate_reset_s
+                self._name(key, model, min(rest_s, MOST_RATE_REST_S), RATE_SPENT)
+            case Evidence.MODEL_FORBIDDEN:
+                self._name(key, model, FORBIDDEN_REST_S, reason)
+            case Evidence.KEY_REFUSED | Evidence.CALLER_REFUSED:
+                if key.id not in self._out_of_service:
+                    self._count(key, model, source, reason, error.evidence)
+            case Evidence.FAILED | Evidence.EDGE_FAILED:
+                self._count(key, model, source, error.code, error.evidence)
+            case Evidence.NONE:
+                pass
+
+    def put_out_of_service(self, key: UpstreamKey, reason: str) -> None:
+        """Venice itself said, when asked about the key, that it takes no calls with it: nobody's
+        calls go there until a probe finds it well."""
+        if key.id not in self._out_of_service:
+            log.warning("upstream key rests", key=key.name, model="all", reason=reason, rest_s=None)
+        self._out_of_service[key.id] = reason
 
     def resting(self) -> dict[str, str]:
         """The names of keys that rest altogether, and why."""
-        found = ((key, self._conditions.get((key.id, EVERY_MODEL))) for key in self._keys)
-        return {key.name: condition.reason for key, condition in found if condition is not None}
+        return {
+            key.name: self._out_of_service[key.id]
+            for key in self._keys
+            if key.id in self._out_of_service
+        }
 
     def rests(self) -> Mapping[UUID, Sequence[Rest]]:
         """The keys that rest now in this process, by id, for any or for some models."""
+        found = {
+            key_id: [Rest(model=None, reason=reason, seconds_left=None)]
+            for key_id, reason in self._out_of_service.items()
+        }
         now = time.monotonic()
-        found: dict[UUID, list[Rest]] = {}
-        for (key_id, model), condition in self._conditions.items():
-            left_s = condition.until - now
-            if left_s > 0:
-                rest = Rest(
-                    model=model or None,
-                    reason=condition.reason,
-                    seconds_left=None if math.isinf(left_s) else round(left_s, 1),
-                )
-                found.setdefault(key_id, []).append(rest)
+        for key_id, model, caller_id, cooldown in self._cooldowns.open():
+            rest = Rest(
+                model=model,
+                reason=cooldown.reason,
+                seconds_left=round(cooldown.until - now, 1),
+                caller_id=caller_id,
+            )
+            found.setdefault(key_id, []).append(rest)
         return found
 
     async def keep_probed(self, probe: Probe) -> None:
@@ -252,8 +252,7 @@ class UpstreamKeys:
             await asyncio.sleep(PROBE_EVERY_S)
             now = time.monotonic()
             for key in self._keys:
-                condition = self._conditions.get((key.id, EVERY_MODEL))
-                if condition is None or next_at.get(key.id, 0.0) > now:
+                if key.id not in self._out_of_service or next_at.get(key.id, 0.0) > now:
                     continue
                 self._probes[key.id] = min(10, self._probes[key.id] + 1)
                 pause_s = min(MOST_PROBE_PAUSE_S, PROBE_EVERY_S * 2 ** self._probes[key.id])
@@ -263,14 +262,18 @@ class UpstreamKeys:
                 except ServiceError as error:
                     log.debug("upstream key probed", key=key.name, code=error.code)
 
-    def _ready_at(self, key: UpstreamKey, model: str) -> float:
+    def _ready_at(self, key: UpstreamKey, model: str, source: Source) -> float:
         """When the key can take a call; in the past when it can now."""
-        conditions = (self._conditions.get((key.id, name)) for name in {EVERY_MODEL, model})
-        return max((condition.until for condition in conditions if condition), default=0.0)
+        if key.id in self._out_of_service:
+            return math.inf
+        return self._cooldowns.ready_at(key.id, model, source)
 
-    def _why_not(self, keys: Sequence[UpstreamKey], model: str) -> UpstreamError:
+    def _why_not(self, source: Source, model: str) -> UpstreamError:
         now = time.monotonic()
-        ready_in_s = min((self._ready_at(key, model) - now for key in keys), default=math.inf)
+        keys = self._of(source.organization_id)
+        ready_in_s = min(
+            (self._ready_at(key, model, source) - now for key in keys), default=math.inf
+        )
         if math.isinf(ready_in_s):
             return UpstreamExhausted(
                 "The gateway's Venice account cannot serve this call now.",
@@ -282,31 +285,22 @@ class UpstreamKeys:
         error.named_retry_after_s = error.retry_after_s
         return error
 
-    def _rest(self, key: UpstreamKey, model: str, rest_s: float, reason: str) -> None:
-        condition = self._condition(key, model)
-        is_known = condition.is_resting(reason)
-        condition.until = time.monotonic() + rest_s
-        condition.reason = reason
-        if is_known:
-            return
+    def _name(self, key: UpstreamKey, model: str, seconds: float, reason: str) -> None:
+        if self._cooldowns.name(key.id, model, seconds, reason):
+            self._log_rest(key, model, seconds, reason)
+
+    def _count(
+        self, key: UpstreamKey, model: str, source: Source, reason: str, evidence: Evidence
+    ) -> None:
+        opened_s = self._cooldowns.count(key.id, model, source, reason, evidence)
+        if opened_s is not None:
+            self._log_rest(key, model, opened_s, reason)
+
+    def _log_rest(self, key: UpstreamKey, model: str, seconds: float, reason: str) -> None:
         log.warning(
             "upstream key rests",
             key=key.name,
-            model=model or "all",
+            model=model,
             reason=reason,
-            rest_s=None if math.isinf(rest_s) else round(rest_s, 1),
+            rest_s=round(seconds, 1),
         )
-
-    def _count_failure(self, key: UpstreamKey, model: str, code: str) -> None:
-        condition = self._condition(key, model)
-        condition.failures += 1
-        if condition.failures >= FAILURES_IN_A_ROW:
-            rest_s = min(MOST_FAILING_REST_S, FAILING_REST_S * 2**condition.rests)
-            condition.rests = min(condition.rests + 1, 10)
-            self._rest(key, model, rest_s, code)
-
-    def _condition(self, key: UpstreamKey, model: str) -> _Condition:
-        if len(self._conditions) >= MOST_CONDITIONS:
-            # Names that only callers without limits can have thought of.
-            self._conditions.clear()
-        return self._conditions.setdefault((key.id, model), _Condition())

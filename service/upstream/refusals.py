@@ -3,6 +3,9 @@
 Venice has no single error shape: ``error`` is a text or an object, ``details`` an object or a text,
 ``code`` often absent. A refusal of the caller's request keeps Venice's text; one of the operator's
 key, balance or rate is the operator's business, so the caller learns only that it may come back.
+
+What is not Venice's own JSON comes from something before it, which judges requests by their text
+and knows neither keys nor models. Such an answer is about the request that got it.
 """
 
 import re
@@ -15,6 +18,7 @@ import structlog
 
 from service import logs
 from service.errors import (
+    Evidence,
     UpstreamBusy,
     UpstreamError,
     UpstreamExhausted,
@@ -31,28 +35,100 @@ RATES: Final = (
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
-FAILURES: Final = ("x-ratelimit-remaining", "x-ratelimit-resets")
-"""Which failed too often: said of one user's calls of a model, so of no use in a success."""
 DATA: Final = b"data:"
 EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 ERROR_MEMBER: Final = b'"error"'
+EDGE_TIMEOUTS: Final = (504, 522, 524)
 REFUNDED: Final = "credits_refunded"
 REJECTIONS: Final = {"content_blocked_by_provider": 422, "e2ee_attestation_stale": 400}
 """Codes within a stream that are about the request, and the statuses that go with them."""
+JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json\b", re.ASCII | re.IGNORECASE)
+FORBIDDEN_MODEL_CODES: Final = ("MODEL_PRIVACY_RESTRICTED", "PRO_ONLY_MODEL")
+KEY_STATUSES: Final = (401, 402, 403)
+"""With which Venice refuses a key, its balance, its address, or what one call asks of them."""
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """The error for an answer of Venice that is not 2xx."""
-    error = _error(status, headers, body)
+    """The error for an answer of Venice that is not 2xx, or of something before Venice."""
+    said = _venices_own(headers, body)
+    error = _of_edge(status, headers) if said is None else _error(status, headers, body)
     error.upstream_status = status
     error.is_refunded = is_refunded(body)
     if headers.get("Retry-After", "").isdecimal():
         error.named_retry_after_s = _retry_after_s(headers)
-    elif status == 429:
-        reset_s = _reset_s(headers, (*RATES, FAILURES))
+    if said is not None:
+        error.evidence = _evidence(status, headers, said)
+    if error.evidence is Evidence.RATE_SPENT:
+        reset_s = _reset_s(headers, RATES)
         error.rate_reset_s = BUSY_RETRY_S if reset_s is None else reset_s
     return error
+
+
+def _venices_own(headers: Mapping[str, str], body: bytes) -> dict[str, Any] | None:
+    """The body of a refusal that Venice itself wrote: JSON with an error or a code."""
+    if not JSON_TYPE.match(headers.get("Content-Type", "").strip()):
+        return None
+    said = _decoded(body)
+    if isinstance(said, dict) and (said.get("error") or isinstance(said.get("code"), str)):
+        return said
+    return None
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _of_edge(status: int, headers: Mapping[str, str]) -> UpstreamError:
+    """The error for an answer that is not Venice's own."""
+    log.warning(
+        "answer is not venice's own",
+        upstream_status=status,
+        content_type=logs.redact(headers.get("Content-Type", ""))[:100],
+    )
+    error: UpstreamError
+    if status in (429, 503):
+        retry_after_s = _retry_after_s(headers)
+        error = UpstreamBusy("The network before Venice is busy.", retry_after_s=retry_after_s)
+    elif status in EDGE_TIMEOUTS:
+        error = UpstreamTimeout("Venice did not answer the network before it in time.")
+    elif 400 <= status < 500:
+        # 401 and 407 would tell the caller that their own key is at fault, 402 that it must pay.
+        kept = None if status in (401, 402, 407) else status
+        error = UpstreamRejected(
+            f"The network before Venice refused this request with status {status}. Other requests"
+            " are not affected.",
+            status=kept,
+        )
+    else:
+        error = UpstreamError(f"The network before Venice failed with status {status}.")
+    error.evidence = Evidence.EDGE_FAILED if status >= 500 else Evidence.NONE
+    return error
+
+
+def _evidence(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -> Evidence:
+    """What Venice's own refusal proves about the key and the model."""
+    if status in KEY_STATUSES:
+        is_of_model = _code(said) in FORBIDDEN_MODEL_CODES
+        return Evidence.MODEL_FORBIDDEN if is_of_model else Evidence.KEY_REFUSED
+    if status == 429:
+        if any(headers.get(left) == "0" for left, _ in RATES):
+            return Evidence.RATE_SPENT
+        # Without numbers: too large a request, or a caller whose requests failed too often. With a
+        # time that Venice names the model is overloaded, whoever asks.
+        is_overload = headers.get("Retry-After", "").isdecimal()
+        return Evidence.NONE if is_overload else Evidence.CALLER_REFUSED
+    if status == 503:
+        return Evidence.NONE
+    return Evidence.REQUEST_REFUSED if 400 <= status < 500 else Evidence.FAILED
+
+
+def _code(said: Mapping[str, Any]) -> Any:
+    error = said.get("error")
+    return said.get("code") or (error.get("code") if isinstance(error, dict) else None)
 
 
 def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
@@ -120,10 +196,7 @@ def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:
 
 
 def _in_band(data: bytes) -> UpstreamError | None:
-    try:
-        said = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    said = _decoded(data)
     error = said.get("error") if isinstance(said, dict) else None
     if not isinstance(error, dict | str) or not error:
         return None
@@ -141,20 +214,14 @@ def _in_band(data: bytes) -> UpstreamError | None:
 
 def is_refunded(body: bytes) -> bool:
     """Whether Venice's word on a job says that it gave back what the job had cost."""
-    try:
-        said = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
+    said = _decoded(body)
     error = said.get("error") if isinstance(said, dict) else None
     return any(part.get(REFUNDED) is True for part in (said, error) if isinstance(part, dict))
 
 
 def message_of(body: bytes) -> str:
     """Venice's text for people, whatever the shape, without anything that looks like a key."""
-    try:
-        decoded = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return ""
+    decoded = _decoded(body)
     text = _text(decoded.get("error")) if isinstance(decoded, dict) else ""
     if text and isinstance(decoded.get("issues"), list):
         text = "; ".join([text, *filter(None, map(_issue, decoded["issues"][:5]))])

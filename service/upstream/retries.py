@@ -1,7 +1,9 @@
 """Which failed attempts are repeated, and when. Only what Venice surely did not charge for is."""
 
 import random
+from collections import OrderedDict
 from typing import Final
+from uuid import UUID
 
 from service.errors import (
     ServiceError,
@@ -16,11 +18,12 @@ FIRST_PAUSE_S: Final = 0.1
 MOST_PAUSE_S: Final = 2.0
 MOST_LEFT: Final = 100.0
 A_SUCCESS: Final = 2.0
+MAX_BUDGETS: Final = 10_000
 
 
 class RetryBudget:
-    """How many attempts may be repeated in this process: each answer earns two, so that an outage,
-    which earns none, is not made worse by more than a hundred."""
+    """How many attempts of one caller may be repeated in this process: each answer earns two, so
+    that an outage, which earns none, is not made worse by more than a hundred."""
 
     def __init__(self, left: float = MOST_LEFT) -> None:
         self._left = left
@@ -35,6 +38,21 @@ class RetryBudget:
             return False
         self._left -= 1
         return True
+
+
+class RetryBudgets:
+    """A budget for each API key, so that one whose calls always fail uses up no other's."""
+
+    def __init__(self) -> None:
+        self._budgets: OrderedDict[UUID | None, RetryBudget] = OrderedDict()
+
+    def of(self, api_key_id: UUID | None) -> RetryBudget:
+        """That of the key."""
+        budget = self._budgets.setdefault(api_key_id, RetryBudget())
+        self._budgets.move_to_end(api_key_id)
+        if len(self._budgets) > MAX_BUDGETS:
+            self._budgets.popitem(last=False)
+        return budget
 
 
 def pause_s(

@@ -67,7 +67,7 @@ async def test_a_key_is_added_used_and_disabled(service, caller, upstream):
 async def test_what_rests_is_told(service, caller, upstream):
     """Altogether until a probe, or for a model and so many seconds."""
     await added(service)
-    upstream.faults.push("/chat/completions", "insufficient_balance", key="sandbox")
+    upstream.faults.push("*", "insufficient_balance", key="sandbox")
     upstream.faults.push("/chat/completions", "privacy_restricted", key="second")
     for _ in range(2):
         async with caller.chat() as response:
@@ -75,11 +75,23 @@ async def test_what_rests_is_told(service, caller, upstream):
 
     keys = await listed(service)
     assert keys["environment"]["rests"] == [
-        {"model": None, "reason": "status 402", "seconds_left": None}
+        {"model": None, "reason": "status 402", "seconds_left": None, "caller_id": None}
     ]
     (rest,) = keys["spare"]["rests"]
     assert (rest["model"], rest["reason"]) == ("llama-3.3-70b", "status 403")
     assert 0 < rest["seconds_left"] <= 300
+
+
+async def test_what_keeps_one_caller_waiting_is_told(service, caller, upstream):
+    """Of whom it is, since it binds nobody else."""
+    upstream.faults.push("/chat/completions", "error_budget", times=9)
+    async with caller.chat() as response:
+        assert response.status == 503
+
+    rests = (await listed(service))["environment"]["rests"]
+    assert [(rest["model"], rest["caller_id"]) for rest in rests] == [
+        ("llama-3.3-70b", caller.key_id)
+    ]
 
 
 async def test_a_check_asks_venice(service, caller, upstream):

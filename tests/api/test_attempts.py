@@ -2,18 +2,19 @@
 
 import asyncio
 from decimal import Decimal
+from uuid import UUID
 
 import msgspec
 import pytest
 from paid_bodies import BODIES, sent
-from support import MODEL, ORGANIZATIONS, cost_of, limited, standing
+from support import MODEL, ORGANIZATIONS, Caller, cost_of, limited, standing
 from upstream import KEYS
 
 from service import jobs
 from service import upstream as upstream_keys
 from service.api import DATABASE, KEYRING, VENICE
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
-from service.upstream import retries
+from service.upstream import Source
 
 
 async def with_keys(service):
@@ -96,7 +97,7 @@ async def test_a_key_rests_when_its_rate_is_used_up(service, upstream):
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
     answer = await venice.post("/chat/completions", msgspec.json.encode(body), {}, key)
     answer.close()
-    venice.keys.succeeded(key, MODEL, answer.said)
+    venice.keys.succeeded(key, MODEL, Source(UUID(int=7), UUID(int=8)), answer.said)
 
     (rest,) = venice.keys.rests()[key.id]
     assert (rest.model, rest.reason) == (MODEL, "rate used up")
@@ -281,6 +282,77 @@ async def test_a_question_about_no_job_is_answered_here(service, caller, upstrea
         assert (response.status, upstream.calls.to("/video/retrieve")) == (400, [])
 
 
+POISON = [
+    {"kind": "edge_page"},
+    {"kind": "edge_page", "status": 401},
+    {"kind": "edge_page", "status": 402},
+    {"kind": "edge_page", "status": 429},
+    {"kind": "edge_page", "status": 503},
+    {"kind": "edge_page", "status": 502},
+    {"kind": "invalid_key"},
+    {"kind": "insufficient_balance"},
+    {"kind": "error_budget"},
+    {"kind": "inference_failed"},
+    {"kind": "timeout"},
+    {"kind": "disconnect"},
+    {"kind": "garbage"},
+]
+
+
+@pytest.mark.parametrize("is_same_organization", [False, True])
+@pytest.mark.parametrize("fault", POISON, ids=lambda fault: "-".join(map(str, fault.values())))
+async def test_one_callers_poison_reaches_no_other(
+    service, caller, upstream, fault, is_same_organization
+):
+    """However often it is sent, and though the operator has one key only. Venice, asked about the
+    key, finds nothing wrong with it."""
+    victim = await service.new_caller("victim")
+    if is_same_organization:
+        _, made = await service.operate(
+            "POST", f"{ORGANIZATIONS}/{caller.organization_id}/keys", json={"name": "victim"}
+        )
+        victim = Caller(service, caller.organization_id, made)
+    for _ in range(3):
+        upstream.faults.push("/chat/completions", **fault)
+        for _ in range(6):
+            async with caller.chat() as response:
+                assert response.status >= 400
+        upstream.faults.clear()
+        async with victim.chat() as response:
+            assert response.status == 200, await response.text()
+            assert "x-rialto-attempts" not in response.headers
+    assert service.app[VENICE].keys.resting() == {}
+
+
+async def test_the_edges_refusal_is_an_answer_to_the_request(service, caller, upstream):
+    """Which is not charged, is not tried again, and says nothing of the caller's next one."""
+    upstream.faults.push("/chat/completions", "edge_page", times=6)
+    for _ in range(6):
+        async with caller.chat("/etc/passwd") as response:
+            error = (await response.json())["error"]
+            assert (response.status, error["code"]) == (403, "upstream_rejected")
+            assert "<html" not in error["message"]
+    async with caller.chat() as response:
+        assert response.status == 200
+    assert len(upstream.calls.to("/chat/completions")) == 7
+    *refused, _ = reversed(await caller.entries())
+    assert {cost_of(entry) for entry in refused} == {0}
+
+
+async def test_venice_is_asked_about_a_key_once_for_all(service, upstream):
+    """However many calls were refused with it at a time."""
+    callers = [await service.new_caller() for _ in range(8)]
+    upstream.faults.push("*", "insufficient_balance")
+
+    async def ask(one):
+        async with one.chat() as response:
+            return response.status
+
+    assert set(await asyncio.gather(*map(ask, callers))) == {503}
+    assert len(upstream.calls.to("/api_keys/rate_limits")) <= 2
+    assert list(service.app[VENICE].keys.resting()) == ["environment"]
+
+
 @pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance"])
 async def test_a_refusal_at_an_unknown_path_says_nothing_of_the_key(
     service, caller, upstream, kind
@@ -366,11 +438,13 @@ class TestRepeatedFailures:
 
     async def test_a_failure_that_is_not_repeated_is_booked_once(self, service, caller, upstream):
         """As when an outage has used up the budget of repetitions."""
-        service.app[VENICE].budget = retries.RetryBudget(left=0)
         plain = await service.new_caller()
         await limited(plain, unit="usd", period="day", ceiling="100")
         costs = []
         for one in (caller, plain):
+            budget = service.app[VENICE].budgets.of(UUID(one.key_id))
+            while budget.spend():
+                pass
             upstream.faults.push("/chat/completions", "inference_failed", times=1)
             async with one.chat("[tokens=3]") as response:
                 assert response.status == 502

@@ -89,6 +89,15 @@ async def test_refusal_in_openais_shape(venice: Client) -> None:
     assert body["error"]["type"] == "invalid_request_error"
 
 
+async def test_edge_page(venice: Client) -> None:
+    """What is not Venice's own is a page, of any status, and costs nothing."""
+    for status in (403, 502):
+        venice.app[FAULTS].push(CHAT, FaultKind.EDGE_PAGE, times=1, status=status)
+        async with venice.post(CHAT, json=asking()) as response:
+            assert (response.status, response.content_type) == (status, "text/html")
+    assert [call.charged_nanos for call in venice.app[CALLS]] == [0, 0]
+
+
 async def test_content_violation(venice: Client) -> None:
     """An image that is withheld is said in a header, and costs nothing."""
     venice.app[FAULTS].push("*", FaultKind.CONTENT_VIOLATION)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service import errors
-from service.errors import ServiceError
+from service.errors import Evidence, ServiceError
 from service.ledger import Outcome
 from service.upstream.refusals import message_of, refusal
 
@@ -121,9 +121,47 @@ def test_no_key_passes_in_a_text():
 )
 def test_statuses_are_translated(status, code, ours):
     """What is the operator's trouble at Venice is never the caller's fault here."""
-    error = refusal(status, {}, b'{"error":"text"}')
+    error = refusal(status, {"Content-Type": "application/json"}, b'{"error":"text"}')
 
     assert (error.code, error.status) == (code, ours)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "ours"),
+    [
+        (400, "upstream_rejected", 400),
+        (401, "upstream_rejected", 400),
+        (402, "upstream_rejected", 400),
+        (403, "upstream_rejected", 403),
+        (407, "upstream_rejected", 400),
+        (413, "upstream_rejected", 413),
+        (429, "upstream_busy", 503),
+        (500, "upstream_error", 502),
+        (503, "upstream_busy", 503),
+        (520, "upstream_error", 502),
+        (524, "upstream_timeout", 504),
+    ],
+)
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("text/html", b"<html>"),
+        ("text/html", b'{"error": "text"}'),
+        ("application/json", b"<html>"),
+        ("application/json", b'["error"]'),
+        ("application/json", b'{"error": ""}'),
+        ("application/problem+json", b'{"title": "Blocked", "status": 403}'),
+        ("application/json", b'{"a":' * 100_000),
+        ("application/json", b""),
+        ("", b'{"error": "text"}'),
+    ],
+)
+def test_what_is_not_venices_own(status, code, ours, content_type, body):
+    """Is about the request: a status that says something of the caller's own key is not kept."""
+    error = refusal(status, {"Content-Type": content_type}, body)
+
+    assert (error.code, error.status) == (code, ours)
+    assert error.evidence in (Evidence.NONE, Evidence.EDGE_FAILED)
 
 
 def test_retry_after_is_kept():

@@ -1,6 +1,7 @@
 """Which key takes a call, which ones rest, and what is repeated."""
 
 import asyncio
+import contextlib
 import uuid
 
 import pytest
@@ -15,11 +16,23 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from service.upstream import KeyState, UpstreamKey, UpstreamKeys, keys, pause_s
-from service.upstream.refusals import refusal
-from service.upstream.retries import MOST_LEFT, RetryBudget
+from service.upstream import KeyState, Source, UpstreamKey, UpstreamKeys, cooldowns, keys, pause_s
+from service.upstream import refusals as refusals_of_venice
+from service.upstream.retries import MAX_BUDGETS, MOST_LEFT, RetryBudget, RetryBudgets
 
 TENANT = uuid.UUID(int=7)
+CALLER = Source(TENANT, uuid.UUID(int=8))
+
+
+def refusal(status, headers=None, body=b'{"error": "So it is."}'):
+    """An answer of Venice's that is none, JSON unless it is said to be something else."""
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    return refusals_of_venice.refusal(status, headers, body)
+
+
+def somebody(organization_id=None):
+    """A caller nobody knows, of an organization of their own unless one is given."""
+    return Source(organization_id or uuid.uuid4(), uuid.uuid4())
 
 
 def key(name, organization_id=None):
@@ -40,6 +53,7 @@ def clock(monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(keys, "time", clock)
+    monkeypatch.setattr(cooldowns, "time", clock)
     return clock
 
 
@@ -47,7 +61,7 @@ def test_the_one_with_the_fewest_calls():
     """Calls spread evenly."""
     pool = UpstreamKeys([key("a"), key("b"), key("c")])
     for _ in range(30):
-        pool.in_flight[pool.choose(TENANT, "m").id] += 1
+        pool.in_flight[pool.choose(CALLER, "m").id] += 1
 
     assert sorted(pool.in_flight.values()) == [10, 10, 10]
 
@@ -57,11 +71,11 @@ def test_an_organizations_own():
     shared, own = key("shared"), key("own", TENANT)
     pool = UpstreamKeys([shared, own])
 
-    assert {pool.choose(TENANT, "m").name for _ in range(20)} == {"own"}
-    assert {pool.choose(uuid.uuid4(), "m").name for _ in range(20)} == {"shared"}
-    pool.failed(own, "m", refusal(402, {}, b""))
+    assert {pool.choose(CALLER, "m").name for _ in range(20)} == {"own"}
+    assert {pool.choose(somebody(), "m").name for _ in range(20)} == {"shared"}
+    pool.put_out_of_service(own, "status 402")
     with pytest.raises(UpstreamExhausted):
-        pool.choose(TENANT, "m")
+        pool.choose(CALLER, "m")
 
 
 @pytest.mark.parametrize("status", [401, 402])
@@ -70,8 +84,8 @@ async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, 
     monkeypatch.setattr(keys, "PROBE_EVERY_S", 0.001)
     spent, well = key("spent"), key("well")
     pool = UpstreamKeys([spent, well])
-    pool.failed(spent, "m", refusal(status, {}, b""))
-    assert {pool.choose(TENANT, "other").name for _ in range(20)} == {"well"}
+    pool.put_out_of_service(spent, f"status {status}")
+    assert {pool.choose(CALLER, "other").name for _ in range(20)} == {"well"}
     assert pool.resting() == {"spent": f"status {status}"}
 
     answers = iter([UpstreamExhausted("no"), KeyState(), KeyState(access_permitted=True)])
@@ -90,15 +104,15 @@ async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, 
             await asyncio.sleep(0.001)
     probing.cancel()
     assert probed == ["spent"] * 3
-    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"spent", "well"}
+    assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"spent", "well"}
 
 
 def test_an_older_answer_does_not_bring_a_spent_key_back():
     """It was under way before the key was refused."""
     spent, well = key("spent"), key("well")
     pool = UpstreamKeys([spent, well])
-    pool.failed(spent, "m", refusal(402, {}, b""))
-    pool.succeeded(spent, "m")
+    pool.put_out_of_service(spent, "status 402")
+    pool.succeeded(spent, "m", CALLER)
 
     assert pool.resting() == {"spent": "status 402"}
 
@@ -107,14 +121,15 @@ def test_one_that_may_not_use_a_model(clock):
     """Rests for that model, for a while."""
     one = key("one")
     pool = UpstreamKeys([one])
-    pool.failed(one, "m", refusal(403, {}, b""))
+    body = b'{"error": "No.", "code": "MODEL_PRIVACY_RESTRICTED"}'
+    pool.failed(one, "m", CALLER, refusal(403, {}, body))
 
     with pytest.raises(UpstreamBusy) as caught:
-        pool.choose(TENANT, "m")
+        pool.choose(CALLER, "m")
     assert caught.value.retry_after_s == keys.FORBIDDEN_REST_S
-    assert pool.choose(TENANT, "other") is one
+    assert pool.choose(CALLER, "other") is one
     clock.now += keys.FORBIDDEN_REST_S
-    assert pool.choose(TENANT, "m") is one
+    assert pool.choose(CALLER, "m") is one
 
 
 def test_a_rate_that_is_used_up(clock, monkeypatch):
@@ -123,13 +138,13 @@ def test_a_rate_that_is_used_up(clock, monkeypatch):
     pool = UpstreamKeys([one])
     monkeypatch.setattr("service.upstream.refusals.time.time", lambda: 2000.0)
     headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2012500"}
-    pool.failed(one, "m", refusal(429, headers, b""))
+    pool.failed(one, "m", CALLER, refusal(429, headers))
 
     with pytest.raises(UpstreamBusy) as caught:
-        pool.choose(TENANT, "m")
+        pool.choose(CALLER, "m")
     assert caught.value.retry_after_s == 13
     clock.now += 12.5
-    assert pool.choose(TENANT, "m") is one
+    assert pool.choose(CALLER, "m") is one
 
 
 def test_overload_is_no_ones_fault():
@@ -137,12 +152,12 @@ def test_overload_is_no_ones_fault():
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(20):
-        pool.failed(one, "m", refusal(429, {"Retry-After": "30"}, b""))
-        pool.failed(one, "m", refusal(503, {}, b""))
-        pool.failed(one, "m", UpstreamUnreachable("no"))
-        pool.failed(one, "m", refusal(400, {}, b""))
+        pool.failed(one, "m", CALLER, refusal(429, {"Retry-After": "30"}))
+        pool.failed(one, "m", CALLER, refusal(503))
+        pool.failed(one, "m", CALLER, UpstreamUnreachable("no"))
+        pool.failed(one, "m", CALLER, refusal(400))
 
-    assert pool.choose(TENANT, "m") is one
+    assert pool.choose(CALLER, "m") is one
 
 
 @pytest.mark.parametrize(
@@ -152,41 +167,133 @@ def test_the_breaker(clock, error):
     """After five failures in a row the key rests for that model; then one call shows the way."""
     one = key("one")
     pool = UpstreamKeys([one])
-    for _ in range(keys.FAILURES_IN_A_ROW - 1):
-        pool.failed(one, "m", error)
-    pool.succeeded(one, "m")
-    for _ in range(keys.FAILURES_IN_A_ROW):
-        assert pool.choose(TENANT, "m") is one
-        pool.failed(one, "m", error)
+    for _ in range(cooldowns.FAILURES_TO_OPEN - 1):
+        pool.failed(one, "m", CALLER, error)
+    pool.succeeded(one, "m", CALLER)
+    for _ in range(cooldowns.FAILURES_TO_OPEN):
+        assert pool.choose(CALLER, "m") is one
+        pool.failed(one, "m", CALLER, error)
     with pytest.raises(UpstreamBusy):
-        pool.choose(TENANT, "m")
-    assert pool.choose(TENANT, "other") is one
+        pool.choose(CALLER, "m")
+    assert pool.choose(CALLER, "other") is one
 
-    clock.now += keys.FAILING_REST_S
-    assert pool.choose(TENANT, "m") is one
+    clock.now += cooldowns.FIRST_COOLDOWN_S
+    assert pool.choose(CALLER, "m") is one
     with pytest.raises(UpstreamBusy):
-        pool.choose(TENANT, "m")
-    pool.failed(one, "m", error)
-    clock.now += keys.FAILING_REST_S
+        pool.choose(CALLER, "m")
+    pool.failed(one, "m", CALLER, error)
+    clock.now += cooldowns.FIRST_COOLDOWN_S
     with pytest.raises(UpstreamBusy):
-        pool.choose(TENANT, "m")
-    clock.now += keys.FAILING_REST_S
-    assert pool.choose(TENANT, "m") is one
-    pool.succeeded(one, "m")
-    assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
+        pool.choose(CALLER, "m")
+    clock.now += cooldowns.FIRST_COOLDOWN_S
+    assert pool.choose(CALLER, "m") is one
+    pool.succeeded(one, "m", CALLER)
+    assert [pool.choose(CALLER, "m") for _ in range(3)] == [one] * 3
 
 
 def test_a_callers_mistake_shows_that_a_model_is_well(clock):
     """Or one bad call would keep all others waiting for the trial's time."""
     one = key("one")
     pool = UpstreamKeys([one])
-    for _ in range(keys.FAILURES_IN_A_ROW):
-        pool.failed(one, "m", UpstreamCut("cut"))
-    clock.now += keys.FAILING_REST_S
-    assert pool.choose(TENANT, "m") is one
-    pool.failed(one, "m", refusal(400, {}, b""))
+    for _ in range(cooldowns.FAILURES_TO_OPEN):
+        pool.failed(one, "m", CALLER, UpstreamCut("cut"))
+    clock.now += cooldowns.FIRST_COOLDOWN_S
+    assert pool.choose(CALLER, "m") is one
+    pool.failed(one, "m", CALLER, refusal(400))
 
-    assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
+    assert [pool.choose(CALLER, "m") for _ in range(3)] == [one] * 3
+
+
+POISON = (
+    UpstreamCut("cut"),
+    UpstreamTimeout("late"),
+    refusal(500),
+    refusal(502),
+    refusal(504),
+    refusal(401),
+    refusal(402),
+    refusal(403),
+    refusal(429),
+    refusal(429, {"x-ratelimit-remaining": "0", "x-ratelimit-resets": "9999999999999"}),
+    *(refusal(status, {"Content-Type": "text/html"}, b"<html>") for status in range(400, 600)),
+    *(refusal(status, {}, b"<html>") for status in (401, 402, 403, 429, 500)),
+    *(refusal(status, {}, b'{"title": "Blocked"}') for status in (401, 402, 403, 429, 500)),
+    *(refusal(status, {"Content-Type": ""}) for status in (401, 402, 403, 429, 500)),
+)
+
+
+@pytest.mark.parametrize("is_same_organization", [False, True])
+@pytest.mark.parametrize("error", POISON, ids=lambda error: f"{error.upstream_status}-{error.code}")
+def test_one_callers_failures_bind_no_other(clock, error, is_same_organization):
+    """Whatever they are and however many; nor does it keep a model down that has recovered."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    victim = somebody(TENANT if is_same_organization else None)
+    for _ in range(100):
+        clock.now += 1
+        with contextlib.suppress(UpstreamBusy):
+            pool.choose(CALLER, "m")
+        pool.failed(one, "m", CALLER, error)
+        assert pool.choose(victim, "m") is one
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 429, 500, 502, 503, 520])
+def test_what_is_not_venices_own_does_not_even_bind_its_caller(status):
+    """Another prompt may pass."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    for _ in range(100):
+        pool.failed(one, "m", CALLER, refusal(status, {"Content-Type": "text/html"}, b"<html>"))
+
+    assert pool.choose(CALLER, "m") is one
+
+
+@pytest.mark.parametrize("callers", [2, 5])
+@pytest.mark.parametrize("are_organizations", [False, True])
+def test_the_same_failure_of_several(callers, are_organizations):
+    """Binds those who share what they have in common: the organization, or everybody."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    sources = [somebody(None if are_organizations else TENANT) for _ in range(callers)]
+    for number in range(6):
+        pool.failed(one, "m", sources[number % callers], UpstreamCut("cut"))
+
+    with pytest.raises(UpstreamBusy):
+        pool.choose(somebody(TENANT), "m")
+    if are_organizations:
+        with pytest.raises(UpstreamBusy):
+            pool.choose(somebody(), "m")
+    else:
+        assert pool.choose(somebody(), "m") is one
+
+
+def test_failures_hours_apart_are_no_outage(clock):
+    """Each was answered for long ago."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    for _ in range(10):
+        clock.now += cooldowns.EVIDENCE_S + 1
+        pool.failed(one, "m", somebody(), UpstreamCut("cut"))
+
+    assert pool.choose(somebody(), "m") is one
+
+
+def test_one_whose_calls_all_fail_takes_nobody_elses_trial(clock):
+    """After an outage each caller finds out for itself that it is over."""
+    one = key("one")
+    pool = UpstreamKeys([one])
+    for _ in range(cooldowns.FAILURES_TO_OPEN):
+        pool.failed(one, "m", somebody(), UpstreamCut("cut"))
+    clock.now += cooldowns.FIRST_COOLDOWN_S
+
+    assert pool.choose(CALLER, "m") is one
+    victim = somebody(TENANT)
+    assert pool.choose(victim, "m") is one
+    pool.failed(one, "m", CALLER, UpstreamCut("cut"))
+    assert pool.choose(somebody(TENANT), "m") is one
+    pool.failed(one, "m", somebody(), UpstreamCut("cut"))
+    with pytest.raises(UpstreamBusy):
+        pool.choose(somebody(), "m")
 
 
 @pytest.mark.parametrize("unit", ["requests", "tokens"])
@@ -197,15 +304,15 @@ def test_an_answer_that_used_up_a_rate(clock, monkeypatch, unit):
     one, other = key("one"), key("other")
     pool = UpstreamKeys([one, other])
     said = {f"x-ratelimit-remaining-{unit}": "0", f"x-ratelimit-reset-{unit}": "2012500"}
-    pool.succeeded(one, "m", said)
-    pool.succeeded(one, "m", {f"x-ratelimit-remaining-{unit}": "3"})
+    pool.succeeded(one, "m", CALLER, said)
+    pool.succeeded(one, "m", CALLER, {f"x-ratelimit-remaining-{unit}": "3"})
 
-    assert {pool.choose(TENANT, "m").name for _ in range(20)} == {"other"}
-    assert {pool.choose(TENANT, "n").name for _ in range(50)} == {"one", "other"}
+    assert {pool.choose(CALLER, "m").name for _ in range(20)} == {"other"}
+    assert {pool.choose(CALLER, "n").name for _ in range(50)} == {"one", "other"}
     (rest,) = pool.rests()[one.id]
     assert (rest.model, rest.reason, rest.seconds_left) == ("m", "rate used up", 12.5)
     clock.now += 12.5
-    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"one", "other"}
+    assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"one", "other"}
     assert pool.rests() == {}
 
 
@@ -224,9 +331,9 @@ def test_an_answer_that_used_up_none(said):
     """Its key goes on."""
     one = key("one")
     pool = UpstreamKeys([one])
-    pool.succeeded(one, "m", said)
+    pool.succeeded(one, "m", CALLER, said)
 
-    assert pool.choose(TENANT, "m") is one
+    assert pool.choose(CALLER, "m") is one
 
 
 def test_a_rate_that_comes_back_tomorrow(clock):
@@ -234,13 +341,13 @@ def test_a_rate_that_comes_back_tomorrow(clock):
     one = key("one")
     pool = UpstreamKeys([one])
     far = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 13}
-    pool.succeeded(one, "m", far)
+    pool.succeeded(one, "m", CALLER, far)
 
     clock.now += keys.MOST_RATE_REST_S - 1
     with pytest.raises(UpstreamBusy):
-        pool.choose(TENANT, "m")
+        pool.choose(CALLER, "m")
     clock.now += 1
-    assert pool.choose(TENANT, "m") is one
+    assert pool.choose(CALLER, "m") is one
 
 
 def test_one_with_next_to_nothing_is_the_last_resort():
@@ -252,14 +359,14 @@ def test_one_with_next_to_nothing_is_the_last_resort():
     pool.note_state(unknown, KeyState(access_permitted=True))
     for one in (rich, unknown):
         pool.in_flight[one.id] = 100
-    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"rich", "unknown"}
+    assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"rich", "unknown"}
 
     for one in (rich, unknown):
-        pool.failed(one, "m", refusal(402, {}, b""))
-    assert pool.choose(TENANT, "m") is poor
+        pool.put_out_of_service(one, "status 402")
+    assert pool.choose(CALLER, "m") is poor
     pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 5.0}))
     pool.note_state(rich, KeyState(access_permitted=True))
-    assert {pool.choose(TENANT, "m").name for _ in range(50)} == {"poor"}
+    assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"poor"}
 
 
 def test_a_fresh_key_goes_before_a_full_one():
@@ -268,28 +375,28 @@ def test_a_fresh_key_goes_before_a_full_one():
     pool = UpstreamKeys([poor, rich])
     pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 0.0}))
 
-    assert pool.choose(TENANT, "m") is rich
-    assert pool.choose(TENANT, "m", {rich.id}) is poor
+    assert pool.choose(CALLER, "m") is rich
+    assert pool.choose(CALLER, "m", {rich.id}) is poor
 
 
 def test_no_trial_after_a_rate_has_come_back(clock):
     """Its time is Venice's own: then all may go."""
     one = key("one")
     pool = UpstreamKeys([one])
-    pool.failed(one, "m", refusal(429, {}, b""))
+    pool.failed(one, "m", CALLER, refusal(429, {"x-ratelimit-remaining-requests": "0"}))
     clock.now += 5
 
-    assert [pool.choose(TENANT, "m") for _ in range(3)] == [one] * 3
+    assert [pool.choose(CALLER, "m") for _ in range(3)] == [one] * 3
 
 
 def test_names_without_end_are_not_kept():
     """Callers may think of any."""
     one = key("one")
     pool = UpstreamKeys([one])
-    for number in range(keys.MOST_CONDITIONS + 10):
-        pool.failed(one, f"m{number}", UpstreamCut("cut"))
+    for number in range(cooldowns.MAX_COOLDOWNS + 10):
+        pool.failed(one, f"m{number}", CALLER, UpstreamCut("cut"))
 
-    assert len(pool._conditions) <= keys.MOST_CONDITIONS
+    assert len(pool._cooldowns._cooldowns) <= cooldowns.MAX_COOLDOWNS
 
 
 def test_a_secret_is_not_shown():
@@ -297,22 +404,22 @@ def test_a_secret_is_not_shown():
     assert "secret of" not in repr(key("a"))
 
 
-BUSY, NAMED = refusal(503, {}, b""), refusal(429, {"Retry-After": "30"}, b"")
+BUSY, NAMED = refusal(503), refusal(429, {"Retry-After": "30"})
 
 
 @pytest.mark.parametrize(
     ("error", "is_inference", "has_key", "is_repeated"),
     [
         (UpstreamUnreachable("x"), False, False, True),
-        (refusal(401, {}, b""), False, True, True),
-        (refusal(402, {}, b""), True, False, False),
+        (refusal(401), False, True, True),
+        (refusal(402), True, False, False),
         (BUSY, True, False, True),
         (BUSY, True, True, True),
         (BUSY, False, True, False),
         (NAMED, True, False, True),
-        (refusal(500, {}, b""), True, True, False),
-        (refusal(502, {}, b""), True, True, False),
-        (refusal(504, {}, b""), True, True, False),
+        (refusal(500), True, True, False),
+        (refusal(502), True, True, False),
+        (refusal(504), True, True, False),
         (UpstreamCut("x"), True, True, False),
         (UpstreamTimeout("x"), True, True, False),
         (UpstreamRejected("x"), True, True, False),
@@ -354,6 +461,19 @@ def test_an_outage_is_not_amplified():
     assert sum(budget.spend() for _ in range(1000)) == MOST_LEFT
     budget.earn()
     assert sum(budget.spend() for _ in range(10)) == 2
+
+
+def test_each_caller_has_a_budget_of_its_own():
+    """One whose calls always fail uses up no other's; the oldest are forgotten."""
+    budgets = RetryBudgets()
+    poisoner, victim = uuid.uuid4(), uuid.uuid4()
+    while budgets.of(poisoner).spend():
+        pass
+
+    assert budgets.of(victim).spend()
+    for _ in range(MAX_BUDGETS):
+        budgets.of(uuid.uuid4())
+    assert len(budgets._budgets) == MAX_BUDGETS
 
 
 def test_sealed_keys_open_for_their_owner_alone():
