@@ -19,4 +19,5 @@ def read_settings(**defaults: Any) -> Settings:
         errors.put("Nothing was started. docs/settings.md lists every setting.")
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_level, settings.log_format)
+    logs.take_over()
     return settings

@@ -242,7 +242,9 @@ class Embedded:
             self._own(sockets)
         # Quoted for PostgreSQL, which takes a list, then for the shell that pg_ctl calls.
         quoted = shlex.quote(f'"{sockets}"')
-        options = f"-c listen_addresses= -k {quoted} {self._options}"
+        # Details and statements of a failure can have values out of requests.
+        terse = "-c log_error_verbosity=terse -c log_min_error_statement=panic"
+        options = f"-c listen_addresses= -k {quoted} {terse} {self._options}"
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while True:
             try:

@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -46,7 +47,10 @@ def say_why(error: Exception) -> None:
     """The traceback, unless the failure is told in full by its own words; then what to do, last."""
     known = isinstance(error, StartupError)
     if not known or error.__cause__ is not None:
-        log.error("traceback of the failed start", exc_info=error)
+        # With the texts, as there is no request yet that they could quote.
+        log.error(
+            "traceback of the failed start", exception="".join(traceback.format_exception(error))
+        )
     what = str(error) if known else f"{type(error).__name__}, which is not a known way to fail."
     hint = (
         error.hint if isinstance(error, StartupError) else "The traceback says where it happened."

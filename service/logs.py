@@ -2,11 +2,15 @@
 
 A line is an event and its facts: ``log.info("database connected", host=…, duration_ms=…)``. The id
 of the request at hand is added from a context variable. Values of keys that name a secret are
-replaced, and so is everything that looks like one, in every line and traceback.
+replaced, and so is everything that looks like one.
+
+No line has a byte of a request. So no text of an exception or of a library is logged: either may
+quote what it is about. A traceback has types, codes and places.
 """
 
 import atexit
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -16,9 +20,12 @@ import select
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
+from pathlib import PurePath
 from typing import Any, Final, TextIO, cast
 
 import msgspec
@@ -32,14 +39,14 @@ SECRET_NAMES: Final = re.compile(
 )
 SECRET_VALUES: Final = re.compile(
     r"rk_[A-Za-z0-9_-]{20,}|VENICE_[A-Z]+_KEY_[^\s\"']+|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
-    r"|(?<=Bearer )[^\s\"']+"
+    r"|(?<=Bearer )[^\s\"']+|(?<=bearer )[^\s\"']+|\bsk-[A-Za-z0-9_-]{16,}"
 )
 ROW_CONTENTS: Final = re.compile(
     r"\bDETAIL:.*?(?=\s+(?:HINT|CONTEXT):|\n\n(?:The above|During handling)|\Z)",
     re.DOTALL,
 )
 """Where PostgreSQL shows the row that it refused: over several lines when a value has some."""
-SIGNS: Final = ("rk_", "VENICE_", "://", "Bearer ", "DETAIL:")
+SIGNS: Final = ("rk_", "VENICE_", "://", "earer ", "sk-", "DETAIL:")
 """One of these is in every text that has something to redact; most have none."""
 
 MAX_WRITE_BYTES: Final = 4096
@@ -50,6 +57,9 @@ MAX_QUEUED_CHARACTERS: Final = 4 << 20
 GATHERING_S: Final = 0.005
 """The writer lets lines gather for this long, so that it wakes up at most 200 times a second."""
 NONBLOCKING_PAUSE_MS: Final = 1000
+PLACES: Final = 5
+CHAIN: Final = 5
+FRAMES: Final = 40
 EXIT_FLUSH_S: Final = 2.0
 """How long the end of a process waits for its last lines to be written."""
 
@@ -203,18 +213,65 @@ def _own_descriptor(stream: TextIO | None) -> int | None:
 
 
 class _Handler(logging.Handler):
-    """Queues what libraries log."""
-
-    def __init__(self, lines: Lines) -> None:
-        super().__init__()
-        self._lines = lines
+    """Logs that a library logged something: which one, where, and the kind of its exception. Never
+    its own words, which may quote the request, the key or the row that it is about."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record; one that cannot be formatted is dropped."""
-        try:
-            self._lines.put(self.format(record))
-        except Exception:  # noqa: BLE001 - logging never raises
-            self._lines.drop()
+        """Log an event of ours for the record."""
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        error = record.exc_info[1] if record.exc_info else None
+        structlog.get_logger().log(
+            level,
+            "library reports",
+            logger=record.name,
+            at=f"{record.module}:{record.lineno}",
+            **_kind_and_place(error),
+        )
+
+
+def _kind_and_place(error: BaseException | None) -> dict[str, str]:
+    """The type of an exception and its innermost frames, the innermost last."""
+    if error is None:
+        return {}
+    frames = traceback.extract_tb(error.__traceback__)[-PLACES:]
+    places = [f"{PurePath(frame.filename).stem}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": _kind(error), "raised_at": " > ".join(places)}
+
+
+def _kind(error: BaseException) -> str:
+    """The type, and the code that the database or the system has for it."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    number = getattr(error, "errno", None)
+    code = errno.errorcode.get(number) if isinstance(number, int) else None
+    code = code or getattr(error, "sqlstate", None)
+    return f"{name} [{code}]" if isinstance(code, str) else name
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback of an exception and of those it came from, without their texts."""
+    parts: list[str] = []
+    link, following = "", error
+    for _ in range(CHAIN):
+        frames = "".join(traceback.format_tb(following.__traceback__)[-FRAMES:])
+        parts.insert(0, f"Traceback (most recent call last):\n{frames}{_kind(following)}\n{link}")
+        if following.__cause__ is not None:
+            link, following = "\nwhich was the cause of:\n\n", following.__cause__
+        elif following.__context__ is not None and not following.__suppress_context__:
+            link, following = "\nand while it was handled:\n\n", following.__context__
+        else:
+            break
+    return "".join(parts).rstrip("\n")
+
+
+def _add_trace(_: Any, __: str, event: Event) -> Event:
+    """The traceback in place of ``exc_info``."""
+    given = event.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    error = given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event["exception"] = _trace(error)
+    return event
 
 
 def redact(text: str) -> str:
@@ -258,7 +315,7 @@ def _as_json(logger: Any, level: str, event: Event) -> str:
     """When, how bad, what; then the facts, all without secrets. It does alone what several
     processors would: a line is a good part of what a call costs."""
     if "exc_info" in event:
-        event = structlog.processors.format_exc_info(logger, level, event)
+        event = _add_trace(logger, level, event)
     seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
     now = f"{_to_the_second(seconds)}.{nanos // 1000:06d}Z"
     said = event.pop("event", None)
@@ -295,7 +352,7 @@ def configure(
     """Set up logging for the process; ``form`` is ``json``, ``console`` or ``auto``. ``process`` is
     its number among several, which each of its lines then has.
 
-    Lines of libraries that use the standard ``logging`` take the same form.
+    What libraries log by the standard ``logging`` becomes events of the same form.
     """
     # None where the process was started without a standard error.
     stream = stream or cast("TextIO | None", sys.stderr)
@@ -311,7 +368,7 @@ def configure(
             *numbering,
         ]
         finish: list[Any] = [
-            structlog.processors.format_exc_info,
+            _add_trace,
             _redact_event,
             structlog.dev.ConsoleRenderer(
                 colors=is_terminal, exception_formatter=structlog.dev.plain_traceback
@@ -326,14 +383,30 @@ def configure(
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
-    handler = _Handler(lines)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*first, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
-        )
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_Handler()], force=True)
+
+
+def take_over() -> None:
+    """Log what Python itself would print, as what libraries log: warnings, and exceptions that
+    nobody caught."""
+
+    def warn(_: object, category: type[Warning], filename: str, lineno: int, *__: Any) -> None:
+        at = f"{PurePath(filename).stem}:{lineno}"
+        structlog.get_logger().warning("library warns", category=category.__name__, at=at)
+
+    def uncaught(_: object, error: BaseException, __: object) -> None:
+        structlog.get_logger().critical("unhandled exception", exc_info=error)
+
+    warnings.showwarning = warn  # type: ignore[assignment]  # it takes the same arguments
+    sys.excepthook = uncaught
+    threading.excepthook = lambda given: structlog.get_logger().critical(
+        "unhandled exception",
+        thread=given.thread and given.thread.name,
+        exc_info=given.exc_value,
     )
-    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+    sys.unraisablehook = lambda given: structlog.get_logger().error(
+        "unhandled exception", exc_info=given.exc_value
+    )
 
 
 def flush(timeout_s: float) -> None:

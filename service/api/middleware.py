@@ -1,6 +1,5 @@
 """What happens around every request: its id, its log line, its errors."""
 
-import re
 import time
 from typing import Final
 
@@ -8,6 +7,7 @@ import structlog
 from aiohttp import web
 
 from service import logs, metrics
+from service.api.request_ids import request_id_of
 from service.api.state import STATUS
 from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, error_response
 from service.crypto import UnknownMasterKey
@@ -19,11 +19,9 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
-from service.ids import uuid7
 
 log = structlog.get_logger()
 
-SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 QUIET_PATHS: Final = frozenset({"/health", "/health/full", "/metrics"})
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 CLIENT_CLOSED: Final = 499
@@ -34,8 +32,7 @@ CLIENT_CLOSED: Final = 499
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id and a log line, count it while it is inside, and turn every error into
     one shape of answer."""
-    given = request.headers.get("X-Request-ID", "")
-    request_id = given if SANE_REQUEST_ID.fullmatch(given) else uuid7().hex
+    request_id = request_id_of(request)
     request[REQUEST_ID] = request_id
     logs.request_id.set(request_id)
     status, started_at = CLIENT_CLOSED, time.perf_counter()
@@ -55,11 +52,12 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         counter.open_requests -= not is_quiet
         say = log.debug if is_quiet and status == 200 else log.info
         duration_s = time.perf_counter() - started_at
-        metrics.note(metrics.REQUEST_SECONDS, duration_s, *_kind(request), status)
+        method, route = _kind(request)
+        metrics.note(metrics.REQUEST_SECONDS, duration_s, method, route, status)
         say(
             "request",
-            method=request.method,
-            path=request.path,
+            method=method,
+            route=route,
             status=status,
             duration_ms=round(duration_s * 1000, 1),
         )
@@ -82,7 +80,7 @@ def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:
         case web.HTTPException():
             if error.status < 400:
                 raise error
-            return error_response(_of_aiohttp(error, request), request)
+            return error_response(_of_aiohttp(error), request)
         case ServiceError():
             failure = error
             if failure.status >= 500:
@@ -108,14 +106,14 @@ def _has_begun(request: web.Request) -> bool:
     return writer is not None and getattr(writer, "output_size", 0) > 0
 
 
-def _of_aiohttp(error: web.HTTPException, request: web.Request) -> ServiceError:
+def _of_aiohttp(error: web.HTTPException) -> ServiceError:
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        return MethodNotAllowed(f"{request.method} is not allowed here; {allowed} is.")
+        return MethodNotAllowed(f"This method is not allowed here; {allowed} is.")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return PayloadTooLarge("The body is too large.")
     if error.status == 404:
-        return NotFound(f"There is nothing at {request.method} {request.path}.")
+        return NotFound("There is nothing at this path. GET /openapi.json describes every route.")
     return ClientError(error.reason, status=error.status)
 
 

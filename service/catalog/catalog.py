@@ -298,11 +298,11 @@ class Catalog:
 
     def learn_overhead(self, name: str, excess_tokens: int, *, with_prompt: bool) -> None:
         """A prompt of the model had so many tokens more than its text bounds."""
+        model = name.partition(":")[0]
         if excess_tokens > MOST_OVERHEAD_TOKENS:
             # That is nothing Venice adds to every prompt.
-            log.warning("prompt above its bound", model=name, tokens=excess_tokens)
+            log.warning("prompt above its bound", model=model, tokens=excess_tokens)
         elif excess_tokens > self.overhead_tokens(name, with_prompt=with_prompt):
-            model = name.partition(":")[0]
             self._overheads[model, with_prompt] = excess_tokens
             self._learned.add(model)
             log.warning(

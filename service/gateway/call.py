@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Typ
 import msgspec
 
 from service import body as json_body
-from service import multipart
+from service import logs, multipart
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError
@@ -49,12 +49,12 @@ def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
     if not stated:
         return None
     tags: dict[str, str] = {}
-    for part in stated.split(","):
+    for number, part in enumerate(stated.split(","), start=1):
         match = TAG.fullmatch(part.strip())
-        if match is None:
+        if match is None or logs.redact(match[0]) != match[0]:
             raise ClientError(
-                f"{TAGS_HEADER}: {part.strip()[:200]!r} is no tag, which is name=value: a name of 1"
-                " to 64 letters, digits, _ . - and a value of 1 to 128 of these and : / @ +",
+                f"{TAGS_HEADER}: tag {number} is not name=value: a name of 1 to 64 letters, digits,"
+                " _ . - and a value of 1 to 128 of these and : / @ + that is no key.",
                 param=TAGS_HEADER,
             )
         if match[1] in tags:

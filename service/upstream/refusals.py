@@ -46,6 +46,8 @@ JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json\b", re.ASCII | re
 FORBIDDEN_MODEL_CODES: Final = ("MODEL_PRIVACY_RESTRICTED", "PRO_ONLY_MODEL")
 KEY_STATUSES: Final = (401, 402, 403)
 """With which Venice refuses a key, its balance, its address, or what one call asks of them."""
+CODE: Final = re.compile("[a-z]{1,20}(?:_[a-z]{1,20}){0,4}")
+"""Codes that are logged. What has another form may be anything."""
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 
@@ -149,8 +151,9 @@ def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> fl
 
 def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     if status in (401, 402, 403):
-        # Ours, not the caller's: the key, its balance, its address. The log has what Venice said.
-        log.error("venice refuses our key", upstream_status=status, text=message_of(body))
+        # Ours, not the caller's: the key, its balance, its address. Venice's words are not logged,
+        # since they may quote the request.
+        log.error("venice refuses our key", upstream_status=status)
         return UpstreamExhausted(
             "The gateway's Venice account cannot serve this call now.",
             retry_after_s=EXHAUSTED_RETRY_S,
@@ -201,14 +204,15 @@ def _in_band(data: bytes) -> UpstreamError | None:
     if not isinstance(error, dict | str) or not error:
         return None
     code = error.get("code") if isinstance(error, dict) else None
-    text = message_of(data)
     if code == "model_overloaded":
         named = error.get("retry_after") if isinstance(error, dict) else None
         retry_after_s = named if isinstance(named, int) and 0 <= named <= 3600 else BUSY_RETRY_S
         return UpstreamBusy("The model is overloaded at Venice.", retry_after_s=retry_after_s)
     if code in REJECTIONS:
+        text = message_of(data)
         return UpstreamRejected(text or "Venice rejected the request.", status=REJECTIONS[code])
-    log.warning("venice failed within a stream", upstream_code=str(code)[:100], text=text)
+    known = isinstance(code, str) and CODE.fullmatch(code)
+    log.warning("venice failed within a stream", upstream_code=code if known else None)
     return UpstreamError("Venice failed while it answered.")
 
 

@@ -3,6 +3,7 @@
 import uuid
 
 import pytest
+from support import OPERATOR_KEY
 
 from service import api, audit
 
@@ -230,12 +231,36 @@ async def test_aiohttps_errors_have_our_shape(service):
 
 
 @pytest.mark.parametrize(
-    ("given", "is_kept"), [("abc-123", True), ("x" * 129, False), ("a b", False)]
+    ("given", "is_kept"),
+    [
+        ("abc-123", True),
+        ("req_0123456789abcdef0123456789abcdef", True),
+        ("0194f0b2-7d5c-7c3e-9a44-6f1f2b3c4d5e", True),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        ("01ARZ3NDEKTSV4RRFFQ69G5FAV", True),
+        ("x" * 65, False),
+        ("a b", False),
+        ("rk_" + "Ab1-" * 10 + "xyz", False),
+        ("sk-proj-Ab1x-Ab1x-Ab1x", False),
+        ("VENICE_INFERENCE_KEY_x", False),
+        ("a" * 64, False),
+        ("aB3dE5gH7jK9mN1pQ", False),
+        ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x", False),
+        (OPERATOR_KEY, False),
+    ],
 )
-async def test_a_sane_request_id_is_kept(service, given, is_kept):
-    """X-Request-ID of the caller's is used when it is short and plain."""
+async def test_a_request_id_that_is_only_an_id_is_kept(service, given, is_kept):
+    """X-Request-ID of the caller's is used when it has the form of an id, and is no key."""
     async with service.http.get("/health", headers={"X-Request-ID": given}) as response:
         assert (response.headers["x-request-id"] == given) is is_kept
+
+
+@pytest.mark.parametrize("header", ["Authorization", "x-api-key", "api-key"])
+async def test_a_key_is_no_request_id(service, header):
+    """Whatever form it has: what the request has for a key is not kept as its id."""
+    headers = {header: "Basic my-short-key", "X-Request-ID": "my-short-key"}
+    async with service.http.get("/health", headers=headers) as response:
+        assert response.headers["x-request-id"] != "my-short-key"
 
 
 async def test_no_internals_in_an_error(service, monkeypatch):

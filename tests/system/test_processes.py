@@ -76,7 +76,7 @@ async def statuses(caller, count):
 
 def answering(process, path):
     """The numbers of the processes that have answered requests of that path."""
-    return {line["process"] for line in process.said("request") if line["path"] == path}
+    return {line["process"] for line in process.said("request") if line["route"] == path}
 
 
 async def gone(pids):

@@ -1,6 +1,7 @@
 """Log lines: JSON for machines, and no secret in any of them."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -10,7 +11,10 @@ import queue
 import resource
 import subprocess
 import sys
+import threading
 import time
+import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,7 @@ from process import ROOT
 from service import logs
 
 KEY = "rk_" + "A" * 43
+MARKER = "a prompt of somebody"
 
 
 @pytest.fixture
@@ -65,7 +70,15 @@ def test_values_of_secret_names_are_replaced(lines, name):
 
 @pytest.mark.parametrize(
     "text",
-    [KEY, f"Bearer {KEY}", "postgresql://u:hush@h/x", "VENICE_INFERENCE_KEY_hush", "Bearer hush"],
+    [
+        KEY,
+        f"Bearer {KEY}",
+        "postgresql://u:hush@h/x",
+        "VENICE_INFERENCE_KEY_hush",
+        "Bearer hush",
+        "bearer hush",
+        "sk-hush0123456789abcdef",
+    ],
 )
 def test_values_that_look_secret_are_replaced(lines, text):
     """What looks like a key, a token or a password in a URL is not shown, wherever it stands."""
@@ -84,28 +97,82 @@ def test_values_that_look_secret_are_replaced(lines, text):
 def test_rows_of_the_database_are_not_shown(lines):
     """What PostgreSQL tells of a refused row goes, over several lines too; the rest stays."""
     refused = 'new row violates "x"\nDETAIL:  Failing row contains (1, one\n\ntwo).\nHINT:  Look.'
-    try:
-        try:
-            raise ValueError(refused)
-        except ValueError as error:
-            raise RuntimeError("after it") from error
-    except RuntimeError:
-        structlog.get_logger().exception("failed", flat=" ".join(refused.split()))
+    structlog.get_logger().info("failed", exception=refused, flat=" ".join(refused.split()))
 
     (line,) = lines()
     for text in (line["exception"], line["flat"]):
         assert "Failing row" not in text
         assert "two" not in text
         assert "HINT: " in text
-    assert "RuntimeError: after it" in line["exception"]
 
 
-def test_libraries_lines_have_the_form(lines):
-    """What a library logs is a line of the same form."""
-    logging.getLogger("aiohttp.server").error("broken %s", "pipe")
+def test_what_a_library_logs_is_an_event_without_its_words(lines):
+    """Which library, where, how bad, and the type of the exception; texts may quote a request."""
+    try:
+        raise ConnectionResetError(errno.ECONNRESET, MARKER)
+    except ConnectionResetError:
+        logging.getLogger("aiohttp.server").exception("broken %s", MARKER)
+    logging.getLogger("odd").log(35, MARKER)
+
+    broken, odd = lines()
+    assert (broken["level"], broken["message"]) == ("error", "library reports")
+    assert (broken["logger"], broken["error"]) == (
+        "aiohttp.server",
+        "ConnectionResetError [ECONNRESET]",
+    )
+    assert "test_logs:" in broken["at"]
+    assert "test_logs:" in broken["raised_at"]
+    assert (odd["level"], odd["logger"]) == ("warning", "odd")
+    assert MARKER not in str((broken, odd))
+
+
+def test_a_traceback_has_no_texts(lines):
+    """Types, codes and places of an exception and of its causes; no words, which may quote a row,
+    a prompt or a key."""
+
+    class Refused(Exception):
+        sqlstate = "22P02"
+
+    try:
+        try:
+            int(MARKER)
+        except ValueError as error:
+            raise Refused(MARKER) from error
+    except Refused:
+        try:
+            {}[MARKER]
+        except KeyError:
+            structlog.get_logger().exception("failed")
 
     (line,) = lines()
-    assert (line["level"], line["message"]) == ("error", "broken pipe")
+    assert MARKER not in str(line)
+    for part in ("ValueError\n", "Refused [22P02]\n", "KeyError", "test_a_traceback_has_no_texts"):
+        assert part in line["exception"]
+
+
+def test_what_nobody_catches_is_logged_without_its_words(lines, monkeypatch):
+    """Warnings, exceptions of the main thread and of others, and those in finalizers."""
+    for module, name in (
+        (warnings, "showwarning"),
+        (sys, "excepthook"),
+        (sys, "unraisablehook"),
+        (threading, "excepthook"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    logs.take_over()
+    error = ValueError(MARKER)
+    warnings.showwarning(UserWarning(MARKER), UserWarning, "/x/some.py", 7)
+    sys.excepthook(ValueError, error, None)
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=MARKER))
+    thread = threading.Thread(target=int, args=(MARKER,), name="one")
+    thread.start()
+    thread.join()
+
+    assert MARKER not in str(lines())
+    warned, *unhandled = lines()
+    assert (warned["category"], warned["at"]) == ("UserWarning", "some:7")
+    assert [line["message"] for line in unhandled] == ["unhandled exception"] * 3
+    assert all("ValueError" in line["exception"] for line in unhandled)
 
 
 @contextlib.contextmanager
@@ -261,7 +328,7 @@ async def test_libraries_lines_come_in_their_turn(lines):
     structlog.get_logger().info("one")
     logging.getLogger("aiohttp.server").error("two")
 
-    assert [line["message"] for line in lines()] == ["one", "two"]
+    assert [line["message"] for line in lines()] == ["one", "library reports"]
 
 
 def test_a_step_says_how_long_it_took(lines):

@@ -1,0 +1,44 @@
+"""The id of a request: the caller's own where it can be nothing but an id, else one of ours.
+
+The id is kept in the ledger and in the log, where no key and no prompt may be. So a caller's id has
+the form of an id that a program made: short words, numbers, hexadecimal digits, a ULID.
+"""
+
+import re
+from typing import Final
+
+from aiohttp import web
+
+from service import crypto, logs
+from service.api.state import SETTINGS
+from service.ids import uuid7
+
+HEADER: Final = "X-Request-ID"
+MAX_LENGTH: Final = 64
+FORM: Final = re.compile(r"[A-Za-z0-9._:-]+")
+PART: Final = re.compile(r"[A-Za-z0-9]{1,16}|[0-9a-fA-F]{17,32}|[0-9A-HJKMNP-TV-Z]{26}")
+"""What stands between the signs. Keys are longer, or have letters of both cases at any length."""
+KEY_HEADERS: Final = ("Authorization", "x-api-key", "api-key")
+
+
+def request_id_of(request: web.Request) -> str:
+    """The id that the request's answer, log lines and ledger entry have."""
+    given = request.headers.get(HEADER, "")
+    return given if _is_id(given) and not _is_key(given, request) else uuid7().hex
+
+
+def _is_id(text: str) -> bool:
+    if len(text) > MAX_LENGTH or not FORM.fullmatch(text):
+        return False
+    return all(PART.fullmatch(part) for part in re.split("[._:-]", text) if part)
+
+
+def _is_key(text: str, request: web.Request) -> bool:
+    """Whether it looks like a key, is a secret of the settings, or is part of the key of this
+    request."""
+    settings = request.app[SETTINGS]
+    ours = (settings.operator_key, settings.venice_api_key or "", *settings.encryption_keys)
+    if logs.redact(text) != text or any(crypto.equal(text, secret) for secret in ours):
+        return True
+    sent = (value for name in KEY_HEADERS for value in request.headers.getall(name, ()))
+    return any(text in value for value in sent)
