@@ -193,6 +193,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("generations", jobs.keep_generations(app[api.DATABASE], app[api.VENICE])),
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
+        _named("clock", jobs.keep_clock(app[api.DATABASE])),
         _named("memory", memory.keep_giving_back()),
     ]
     if api.METRICS_DIRECTORY in app:

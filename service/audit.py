@@ -28,7 +28,7 @@ LOCK_HEAD: Final = """
     FOR NO KEY UPDATE
 """
 # jsonb has one way to write a number, and no negative zero.
-AS_STORED: Final = "SELECT $1::text::jsonb::text"
+AS_STORED: Final = "SELECT $1::text::jsonb::text AS detail, clock_timestamp() AS now"
 INSERT_EVENT: Final = """
     INSERT INTO public.audit_events (
         organization_id, sequence, id, actor, action, target, detail, request_id, created_at,
@@ -107,9 +107,9 @@ async def record(
     """
     head = await conn.fetchrow(LOCK_HEAD, organization_id)
     sequence = head["audit_sequence"] + 1
-    event_id, created_at = uuid7(), datetime.now(UTC)
     # The digest is of what will be read back, not of what was said.
-    stored = await conn.fetchval(AS_STORED, msgspec.json.encode(detail or {}).decode())
+    row = await conn.fetchrow(AS_STORED, msgspec.json.encode(detail or {}).decode())
+    event_id, stored, created_at = uuid7(), row["detail"], row["now"]
     fields = (
         str(organization_id),
         sequence,
@@ -119,7 +119,7 @@ async def record(
         target,
         msgspec.json.decode(stored),
         actor.request_id,
-        created_at.isoformat(timespec="microseconds"),
+        created_at.astimezone(UTC).isoformat(timespec="microseconds"),
     )
     event_hash = event_digest(head["audit_head"], fields)
     await conn.execute(

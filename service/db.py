@@ -15,6 +15,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -28,6 +29,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 PING: Final = "SELECT 1"
+NOW: Final = "SELECT clock_timestamp()"
 PING_TIMEOUT_S: Final = 1.0
 TRUSTED_IDLE_S: Final = 1.0
 """A connection that answered this recently is not asked again."""
@@ -216,6 +218,12 @@ class Database:
     async def fetchval(self, sql: str, *arguments: Any) -> Any:
         """The first column of the first row, or None."""
         return await self._repeated(lambda connection: connection.fetchval(sql, *arguments))
+
+    async def now(self) -> datetime:
+        """The database's time, which is the only one that the books know: processes' clocks may
+        differ from it and from each other."""
+        now: datetime = await self.fetchval(NOW)
+        return now
 
     async def ping(self, timeout: float) -> None:
         """``SELECT 1`` through the pool within ``timeout`` seconds.

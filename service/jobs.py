@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -44,6 +45,8 @@ SEEN_WITHIN: Final = timedelta(minutes=10)
 UNKNOWN_STATUSES: Final = (400, 404)
 """What Venice says of a job that it does not know, or not any more."""
 DAY_S: Final = 86_400.0
+CLOCK_EVERY_S: Final = 600.0
+MAX_CLOCK_DIFFERENCE_S: Final = 5.0
 RIALTO: Final = Actor(name="rialto")
 ORGANIZATIONS_A_PAGE: Final = 1000
 
@@ -181,11 +184,13 @@ async def keep_end_users(database: Database) -> None:
 async def keep_generations(database: Database, venice: Venice) -> None:
     """Ask Venice what became of the jobs in its queue until that is known, for ever: one that fails
     may be refunded, and then the books give its price back, whether or not its caller asks."""
-    after = datetime.now(UTC) - stored.LIFETIME
+    after = None
     while True:
         # A start has better things to ask the database.
         await asyncio.sleep(GENERATIONS_EVERY_S)
         try:
+            if after is None:
+                after = await database.now() - stored.LIFETIME
             after = await follow_jobs(database, after)
             await poll_jobs(database, venice)
             await stored.forget(database)
@@ -202,7 +207,7 @@ async def follow_jobs(database: Database, after: datetime) -> datetime:
         await stored.follow(database, [_generation(job) for job in queued])
         after, after_id = queued[-1].counted_at, queued[-1].id
     # What is booked is seen when its transaction ends, which may be later than one booked after it.
-    return min(after, datetime.now(UTC) - SEEN_WITHIN)
+    return min(after, await database.now() - SEEN_WITHIN)
 
 
 async def poll_jobs(database: Database, venice: Venice) -> None:
@@ -230,7 +235,7 @@ def _generation(job: ledger.QueuedJob) -> Generation:
 
 async def _poll(database: Database, venice: Venice, generation: Generation) -> None:
     """Ask for one job, and write down what became of it."""
-    if datetime.now(UTC) - generation.queued_at > stored.LIFETIME:
+    if generation.is_forgotten:
         await stored.finish(database, generation, GenerationStatus.EXPIRED)
         return
     path = generation.path.removesuffix("/queue") + "/retrieve"
@@ -313,6 +318,39 @@ async def _prove_books(database: Database) -> None:
         faults=faults,
         duration_ms=round(duration_s * 1000),
     )
+
+
+async def keep_clock(database: Database) -> None:
+    """Compare this process's clock with the database's at the start and then regularly, for ever,
+    and warn when they differ. The books go by the database's alone; what else a process times by
+    its own clock, such as the end of a key's life, is off by the difference."""
+    while True:
+        try:
+            difference_s = await measure_clock(database)
+        except Unavailable as error:
+            log.warning("clock not compared", error=str(error), retry_s=CLOCK_EVERY_S)
+        else:
+            if abs(difference_s) > MAX_CLOCK_DIFFERENCE_S:
+                log.warning(
+                    "clock differs from the database's",
+                    ahead_s=round(difference_s, 1),
+                    hint="Synchronize the clocks of this machine and of the database (NTP).",
+                )
+        await asyncio.sleep(CLOCK_EVERY_S)
+
+
+async def measure_clock(database: Database) -> float:
+    """How many seconds this process's clock is ahead of the database's, as exactly as the time
+    that the answer takes allows."""
+    asked_at = time.time()
+    now = await database.now()
+    answered_at = time.time()
+    difference_s = (asked_at + answered_at) / 2 - now.timestamp()
+    # Anything within half of the round trip may be none at all.
+    surely_s = max(0.0, abs(difference_s) - (answered_at - asked_at) / 2)
+    difference_s = math.copysign(surely_s, difference_s)
+    metrics.CLOCK_AHEAD.set(difference_s)
+    return difference_s
 
 
 async def keep_leases(books: Ledger, database: Database) -> None:

@@ -160,6 +160,11 @@ STRAY_ENTRIES: Final = _gauge(
     "Entries outside of any month: there should be none.",
     of_all="mostrecent",
 )
+CLOCK_AHEAD: Final = _gauge(
+    "rialto_clock_ahead_seconds",
+    "How far this machine's clock is ahead of the database's, when last compared.",
+    of_all="mostrecent",
+)
 AUDIT_FAULTS: Final = _gauge(
     "rialto_audit_faults", "Faults that the last audit found.", of_all="mostrecent"
 )

@@ -93,7 +93,7 @@ async def rate_limits(request: web.Request) -> web.Response:
     Venice's clients want a number: without a limit of money it is the highest that one can have."""
     limits, expires_at = await _limits(request)
     left_nanos = _left_nanos(limits)
-    today = datetime.now(UTC).date()
+    today = (await request.app[DATABASE].now()).date()
     state = KeyState(
         access_permitted=left_nanos != 0,
         api_tier=Tier(),

@@ -23,7 +23,6 @@ T = TypeVar("T")
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 FIRST_ID: Final = UUID(int=0)
-LAST_ID: Final = UUID(int=2**128 - 1)
 DIGITS: Final = re.compile(r"[0-9]{1,19}")
 PAGE: Final = 100
 MOST_A_PAGE: Final = 1000
@@ -280,9 +279,10 @@ async def list_ledger(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    limit, after = _page(request, LAST_ID)
+    limit, after = _page(request, FIRST_ID)
     database = request.app[DATABASE]
-    rows = await ledger.list_entries(database, organization_id, after, limit)
+    before = after if "after" in request.query else None
+    rows = await ledger.list_entries(database, organization_id, before, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
     return json_response(Entries(rows, _next(rows, limit)))

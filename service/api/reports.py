@@ -120,7 +120,7 @@ async def own_limits(request: web.Request) -> web.Response:
 
 async def export(request: web.Request) -> web.StreamResponse:
     """``GET /admin/v1/organizations/{id}/ledger/export?format=csv|jsonl&from=&to=``: the entries of
-    a period, oldest first.
+    a period by when they were settled, oldest first.
 
     If it cannot go on the connection is broken off, so that no part is taken for the whole.
     """
@@ -130,7 +130,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     database = request.app[DATABASE]
     await accounts.find_organization(database, organization_id)
     wanted = cast(ExportFormat, _one_of(request, "format", FORMATS, "csv"))
-    start, end = _period(request)
+    start, end = await _period(request)
     name = f"ledger-{organization_id}-{start:%Y%m%dT%H%M%SZ}-{end:%Y%m%dT%H%M%SZ}.{wanted}"
     response = web.StreamResponse(
         headers={
@@ -149,7 +149,7 @@ async def _report(
 ) -> web.Response:
     database, query = request.app[DATABASE], request.query
     group_by = cast(GroupBy, _one_of(request, "group_by", groups, "day"))
-    start, end = _period(request)
+    start, end = await _period(request)
     end_user = None
     if name := query.get("end_user"):
         end_user = await accounts.end_user_digest(
@@ -179,8 +179,8 @@ def _one_of(request: web.Request, name: str, known: tuple[str, ...], default: st
     return value
 
 
-def _period(request: web.Request) -> tuple[datetime, datetime]:
-    now = datetime.now(UTC)
+async def _period(request: web.Request) -> tuple[datetime, datetime]:
+    now = await request.app[DATABASE].now()
     start = _instant(request, "from", now.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
     end = _instant(request, "to", now)
     if start >= end:

@@ -13,7 +13,6 @@ from service.crypto import Keyring
 from service.db import Database
 
 DAY: Final = click.DateTime(["%Y-%m-%d"])
-LAST_ID: Final = UUID(int=2**128 - 1)
 
 
 @click.group("ledger")
@@ -27,9 +26,7 @@ def ledger_group() -> None:
 def list_ledger(organization_id: UUID, limit: int) -> None:
     """List the newest entries."""
     with_database(
-        lambda database, _: ledger.list_entries(
-            database, organization_id, before=LAST_ID, limit=limit
-        )
+        lambda database, _: ledger.list_entries(database, organization_id, before=None, limit=limit)
     )
 
 
@@ -47,9 +44,9 @@ def export_ledger(
     output: BinaryIO,
 ) -> None:
     """Write the entries settled in a period, oldest first; without --from those of this month."""
-    since, until = _period(start, end)
 
     async def work(database: Database, _: Keyring) -> Any:
+        since, until = await _period(database, start, end)
         await accounts.find_organization(database, organization_id)
         count = 0
         async for lines, entries in ledger.export(
@@ -117,9 +114,9 @@ def show_usage(
     is_json: bool,
 ) -> None:
     """Sum what was used in a period; without --from in this month."""
-    since, until = _period(start, end)
 
     async def work(database: Database, _: Keyring) -> Any:
+        since, until = await _period(database, start, end)
         await accounts.find_organization(database, organization_id)
         wanted = ledger.Filter(start=since, end=until)
         report = await ledger.report(database, organization_id, group_by, wanted)
@@ -148,8 +145,10 @@ def _show(report: ledger.Report) -> None:
         click.echo(f"The cost of {report.total.unknown_costs:,} calls is not known.")
 
 
-def _period(start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
-    now = datetime.now(UTC)
+async def _period(
+    database: Database, start: datetime | None, end: datetime | None
+) -> tuple[datetime, datetime]:
+    now = await database.now()
     since = (
         start.replace(tzinfo=UTC)
         if start

@@ -24,8 +24,13 @@ LIST_ENTRIES: Final = f"""
     SELECT {COLUMNS}
     FROM public.ledger_entries
     WHERE organization_id = $1
-      AND id < $2
-    ORDER BY id DESC
+      AND (counted_at, id) < (
+          CASE WHEN $2::uuid IS NULL THEN 'infinity'
+               ELSE (SELECT counted_at FROM public.ledger_entries
+                     WHERE organization_id = $1 AND id = $2) END,
+          coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+      )
+    ORDER BY counted_at DESC, id DESC
     LIMIT $3
 """
 FIND_ENTRY: Final = f"""
@@ -53,7 +58,7 @@ FIND_JOB: Final = """
     WHERE organization_id = $1
       AND upstream_request_id = $2
       AND endpoint LIKE '%/queue'
-    ORDER BY id DESC
+    ORDER BY counted_at DESC, id DESC
     LIMIT 1
 """
 # What a correction says of a job was not known when its call was settled.
@@ -122,9 +127,10 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_entries(
-    database: Database, organization_id: UUID, before: UUID, limit: int
+    database: Database, organization_id: UUID, before: UUID | None, limit: int
 ) -> Sequence[LedgerEntry]:
-    """Entries by the time their call was admitted, newest first, older than the one given."""
+    """Entries by the time they were settled, newest first, older than the one of the id ``before``;
+    none when there is no such entry."""
     rows = await database.fetch(LIST_ENTRIES, organization_id, before, limit)
     return [_entry(row) for row in rows]
 

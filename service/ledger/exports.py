@@ -20,27 +20,23 @@ HEADERS: Final[dict[ExportFormat, bytes]] = {
 }
 FIRST_ID: Final = UUID(int=0)
 PAGE_ROWS: Final = 500
-LONGEST_CALL: Final = "7 days"
-CLOCKS_APART: Final = "5 minutes"
 
 # ruff: noqa: S608 - statements are put together from constants
-# Oldest first, after the one given. An id is of the time of the admission, which is never later
-# than the settlement, so the ids bound what has to be read.
-PAGE: Final = f"""
+# Oldest first, after the one given.
+PAGE: Final = """
     FROM public.ledger_entries
     WHERE organization_id = $1
-      AND id > greatest($2, public.uuid7_floor($3::timestamptz - interval '{LONGEST_CALL}'))
-      AND id < public.uuid7_floor($4::timestamptz + interval '{CLOCKS_APART}')
-      AND counted_at >= $3
-      AND counted_at < $4
-    ORDER BY id
+      AND (counted_at, id) > ($2::timestamptz, $3::uuid)
+      AND counted_at < $4::timestamptz
+    ORDER BY counted_at, id
     LIMIT $5
 """
 # Lines are made by the database, a page in one value: the service, which has calls to attend to,
 # only passes them on. Columns are those of LedgerEntry, in its order.
 EXPORT_JSONL: Final = f"""
-    SELECT string_agg(row_to_json(e)::text || E'\\n', '' ORDER BY e.id) AS lines,
-           max(e.id::text)::uuid AS last_id, count(*) AS entries
+    SELECT string_agg(row_to_json(e)::text || E'\\n', '' ORDER BY e.counted_at, e.id) AS lines,
+           (array_agg(e.id ORDER BY e.counted_at DESC, e.id DESC))[1] AS last_id,
+           max(e.counted_at) AS last_at, count(*) AS entries
     FROM (
         SELECT id, kind, amends_id, api_key_id, encode(end_user, 'hex') AS end_user, request_id,
                endpoint, model, requested_model, is_stream, outcome, status, input_tokens,
@@ -51,10 +47,11 @@ EXPORT_JSONL: Final = f"""
     ) e
 """
 EXPORT_CSV: Final = f"""
-    SELECT string_agg(e.line, '' ORDER BY e.id) AS lines,
-           max(e.id::text)::uuid AS last_id, count(*) AS entries
+    SELECT string_agg(e.line, '' ORDER BY e.counted_at, e.id) AS lines,
+           (array_agg(e.id ORDER BY e.counted_at DESC, e.id DESC))[1] AS last_id,
+           max(e.counted_at) AS last_at, count(*) AS entries
     FROM (
-        SELECT id, concat_ws(
+        SELECT id, counted_at, concat_ws(
                    ',', id, kind, coalesce(amends_id::text, ''), coalesce(api_key_id::text, ''),
                    coalesce(encode(end_user, 'hex'), ''), public.csv_cell(request_id),
                    public.csv_cell(endpoint), public.csv_cell(model),
@@ -82,21 +79,22 @@ async def export(
     start: datetime,
     end: datetime,
 ) -> AsyncIterator[tuple[bytes, int]]:
-    """Every entry that was settled from ``start`` on and before ``end``, by the time of admission,
-    oldest first: lines, and how many entries they are. Each page is a short statement of its own:
+    """Every entry that was settled from ``start`` on and before ``end`` by the database's clock, in
+    that order: lines, and how many entries they are. Each page is a short statement of its own:
     what is settled while the export runs may be in it or not.
 
     :raises Unavailable: when the database cannot be read.
     """
-    after = FIRST_ID
+    # No entry has the first id, so those that were settled at the very start are in it.
+    after = (start, FIRST_ID)
     yield HEADERS[export_format], 0
     while True:
         async with database.reading() as conn:
             page = await conn.fetchrow(
-                STATEMENTS[export_format], organization_id, after, start, end, PAGE_ROWS
+                STATEMENTS[export_format], organization_id, *after, end, PAGE_ROWS
             )
         if page["entries"]:
             yield page["lines"].encode(), page["entries"]
         if page["entries"] < PAGE_ROWS:
             return
-        after = page["last_id"]
+        after = (page["last_at"], page["last_id"])

@@ -20,17 +20,21 @@ DROP_ATTEMPTS: Final = 60
 """Of a tenth of a second each, half a second apart."""
 LOCK_KEY: Final = "rialto.ledger_retention"
 
-# A month has expired when its end is so many months ago.
+# A month has expired when its end is so many months ago. The months are those of the entries' ids,
+# which many clocks have made; what was settled from kept_from on is kept, whatever its month.
 FIND_EXPIRED: Final = """
-    SELECT month
+    SELECT month, (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1))
+                      AT TIME ZONE 'UTC' AS kept_from
     FROM public.ledger_months()
     WHERE month AT TIME ZONE 'UTC' + make_interval(months => $1 + 1)
           <= date_trunc('month', now() AT TIME ZONE 'UTC')
+      AND month <> ALL ($2::timestamptz[])
     ORDER BY month
 """
 COUNT_MONTH: Final = """
     SELECT organization_id, count(*) AS entries, sum(requests)::bigint AS requests,
-           sum(tokens)::bigint AS tokens, coalesce(sum(cost_nanos), 0)::bigint AS cost_nanos
+           sum(tokens)::bigint AS tokens, coalesce(sum(cost_nanos), 0)::bigint AS cost_nanos,
+           coalesce(max(counted_at) >= $3, false) AS has_kept
     FROM public.ledger_entries
     WHERE id >= public.uuid7_floor($1)
       AND id < public.uuid7_floor($2)
@@ -87,16 +91,20 @@ class Month(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def expired(database: Database, months: int) -> Sequence[Month]:
-    """The months that ended at least ``months`` months ago, oldest first; they stay."""
+    """The months that ended at least ``months`` months ago, oldest first; they stay. One with an
+    entry that was settled since then is not among them: it is still in reports that are kept."""
     found = []
-    for row in await database.fetch(FIND_EXPIRED, months):
+    for row in await database.fetch(FIND_EXPIRED, months, []):
         start, end = _span(row["month"])
-        found.append(_month(start, await database.fetch(COUNT_MONTH, start, end)))
+        totals = await database.fetch(COUNT_MONTH, start, end, row["kept_from"])
+        if not any(total["has_kept"] for total in totals):
+            found.append(_month(start, totals))
     return found
 
 
 async def retain(database: Database, actor: Actor, months: int) -> Sequence[Month]:
-    """Drop the months that ended at least ``months`` months ago, oldest first; returns them.
+    """Drop the months that ended at least ``months`` months ago, oldest first; returns them. One
+    with an entry that was settled since then stays for now.
 
     Each in one transaction: what the entries counted in windows that still run is added to what
     the limits carry, and each organization's audit event ``ledger.drop`` keeps the month's totals
@@ -106,26 +114,35 @@ async def retain(database: Database, actor: Actor, months: int) -> Sequence[Mont
     :raises Unavailable: when the ledger was being read all the time.
     """
     dropped: list[Month] = []
+    kept: list[datetime] = []
     while True:
         async with database.transaction() as conn:
-            month = await _drop_oldest(conn, actor, months)
-        if month is None:
-            return dropped
-        log.info("ledger month dropped", **msgspec.structs.asdict(month))
-        dropped.append(month)
+            row = await _find_oldest(conn, months, kept)
+            if row is None:
+                return dropped
+            month = await _drop(conn, actor, row)
+        if month.is_dropped:
+            log.info("ledger month dropped", **msgspec.structs.asdict(month))
+            dropped.append(month)
+        else:
+            log.info("ledger month kept: entries of it were settled later", month=month.month)
+            kept.append(row["month"])
 
 
-async def _drop_oldest(conn: Any, actor: Actor, months: int) -> Month | None:
+async def _find_oldest(conn: Any, months: int, kept: Sequence[datetime]) -> Any:
     """None when there is none, or when another replica is at it."""
     if not await conn.fetchval(TRY_LOCK, LOCK_KEY):
         return None
-    row = await conn.fetchrow(FIND_EXPIRED, months)
-    if row is None:
-        return None
+    return await conn.fetchrow(FIND_EXPIRED, months, kept)
+
+
+async def _drop(conn: Any, actor: Actor, row: Any) -> Month:
     start, end = _span(row["month"])
     await conn.execute(f"SET LOCAL statement_timeout = '{DROP_TIMEOUT_S}s'")
     await conn.execute(FREEZE_MONTH, start)
-    totals = await conn.fetch(COUNT_MONTH, start, end, timeout=DROP_TIMEOUT_S)
+    totals = await conn.fetch(COUNT_MONTH, start, end, row["kept_from"], timeout=DROP_TIMEOUT_S)
+    if any(total["has_kept"] for total in totals):
+        return _month(start, totals)
     digests = [await _digest(conn, total["organization_id"], start, end) for total in totals]
     carried = await conn.fetch(SUM_CARRIED, start, end, timeout=DROP_TIMEOUT_S)
     # What locks comes last, organizations before the ledger.

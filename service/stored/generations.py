@@ -55,7 +55,7 @@ CLAIM: Final = """
       AND g.id = due.id
     RETURNING g.organization_id, g.id, g.api_key_id, g.kind, g.metadata ->> 'path' AS path,
               g.metadata ->> 'model' AS model, g.upstream_key_id, g.upstream_reference,
-              g.created_at AS queued_at
+              g.created_at AS queued_at, now() - g.created_at > $4 AS is_forgotten
 """
 FINISH: Final = """
     UPDATE public.generations
@@ -88,6 +88,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     upstream_key_id: UUID | None
     upstream_reference: str
     queued_at: datetime
+    is_forgotten: bool = False
+    """Whether Venice knows it no more, by the database's clock."""
 
 
 async def follow(database: Database, generations: Sequence[Generation]) -> None:
@@ -99,7 +101,7 @@ async def follow(database: Database, generations: Sequence[Generation]) -> None:
 
 async def claim(database: Database, most: int) -> Sequence[Generation]:
     """The jobs that are due, for this replica alone, longest due first."""
-    rows = await database.fetch(CLAIM, most, FIRST_POLL, MOST_BETWEEN_POLLS)
+    rows = await database.fetch(CLAIM, most, FIRST_POLL, MOST_BETWEEN_POLLS, LIFETIME)
     return [Generation(**row) for row in rows]
 
 

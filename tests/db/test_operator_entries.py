@@ -523,6 +523,26 @@ async def test_a_month_is_dropped(books):
     assert await ledger.retain(books.database, OPERATOR, MONTHS) == []
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_what_was_settled_later_keeps_its_month(books, is_kept):
+    """An entry that a clock put into an old month is in reports until its settlement is as old."""
+    start = await old_month(books, MONTHS + 2)
+    await old_month(books, MONTHS + 1)
+    settled_at = month_before(MONTHS) - timedelta(seconds=not is_kept)
+    await books.connection.execute("SET session_replication_role = replica")
+    await books.connection.execute(
+        "UPDATE ledger_entries SET counted_at = $1 WHERE id = (SELECT id FROM ledger_entries"
+        " WHERE id < public.uuid7_floor($2) LIMIT 1)",
+        settled_at,
+        month_before(MONTHS + 1),
+    )
+    wanted = [f"{start:%Y-%m}", f"{month_before(MONTHS + 1):%Y-%m}"][is_kept:]
+
+    assert [month.month for month in await ledger.expired(books.database, MONTHS)] == wanted
+    dropped = await ledger.retain(books.database, OPERATOR, MONTHS)
+    assert [month.month for month in dropped] == wanted
+
+
 async def test_what_amends_a_dropped_call_is_no_fault(books, database_address):
     """A correction and a credit outlive the call that they amend; no new one can be written."""
     limit_id = await books.limit("usd", "lifetime", 10**9)
