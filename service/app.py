@@ -43,14 +43,21 @@ def create_app(settings: Settings | None = None) -> web.Application:
     if settings is None:
         settings = load()
         logs.configure(settings.log_level, settings.log_format)
-    app = web.Application(middlewares=api.MIDDLEWARES, client_max_size=settings.body_max_bytes)
+    app = web.Application(middlewares=api.MIDDLEWARES, handler_args=api.HANDLER_ARGUMENTS)
     app[api.SETTINGS] = settings
     app[api.STATUS] = api.Status()
     app[api.KEYRING] = Keyring(settings.encryption_keys)
-    app.on_response_prepare.append(api.add_request_id)
-    app.cleanup_ctx.extend([database_server, ready_schema, pool, venice, books, background])
+    app.on_response_prepare.append(api.finish_headers)
+    app.cleanup_ctx.extend([intake, database_server, ready_schema, pool, venice, books, background])
     api.add_routes(app)
     return app
+
+
+async def intake(app: web.Application) -> AsyncIterator[None]:
+    """What reads the bodies of requests."""
+    app[api.INTAKE] = api.Intake(app[api.SETTINGS])
+    yield
+    app[api.INTAKE].close()
 
 
 async def database_server(app: web.Application) -> AsyncIterator[None]:

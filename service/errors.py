@@ -12,6 +12,7 @@
         RequestTimeout            408 request_timeout
         Conflict                  409 conflict
         PayloadTooLarge           413 payload_too_large
+        UnsupportedEncoding       415 unsupported_encoding
         RateLimited               429 rate_limited         or limit_held
       UpstreamError               502 upstream_error
         UpstreamUnreachable       502 upstream_unreachable
@@ -146,6 +147,13 @@ class PayloadTooLarge(ClientError):
 
     status = 413
     code = "payload_too_large"
+
+
+class UnsupportedEncoding(ClientError):
+    """The body has a Content-Encoding that the service does not unpack."""
+
+    status = 415
+    code = "unsupported_encoding"
 
 
 class RateLimited(ClientError):

@@ -25,11 +25,8 @@ from service.watchdog import LoopWatchdog, watch_pool
 
 log = structlog.get_logger()
 
-KEEPALIVE_S: Final = 75.0
-"""Longer than the edge's 60 s, so that the edge is the one that closes idle connections."""
 GOODBYE_S: Final = 4.0
 """How long calls get to say goodbye when their time is over."""
-HANDLER_END_S: Final = 1.0
 POLL_S: Final = 0.05
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 50)
 """How many objects come to be before Python looks for cycles among the youngest, and how often
@@ -70,15 +67,7 @@ async def serve(
         if parent.sandbox_url is not None:
             app[SANDBOX_URL] = parent.sandbox_url
         _stop_with(parent, signals)
-    # A hang-up must reach the handler at once, not at its next write.
-    runner = web.AppRunner(
-        app,
-        handle_signals=False,
-        access_log=None,
-        handler_cancellation=True,
-        keepalive_timeout=KEEPALIVE_S,
-        shutdown_timeout=HANDLER_END_S,
-    )
+    runner = api.make_runner(app)
     try:
         sites = await _start(runner, settings, signals, parent)
         if not sites:

@@ -45,9 +45,7 @@ async def running(settings, *, knows_models=True):
     """The service on a port of its own, as the server runs it; yields the Service. A start does not
     wait for Venice's models and prices; this does, unless a test is about that."""
     app = application.create_app(settings)
-    runner = web.AppRunner(
-        app, handle_signals=False, access_log=None, handler_cancellation=True, shutdown_timeout=1
-    )
+    runner = application.api.make_runner(app)
     try:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

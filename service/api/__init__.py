@@ -1,13 +1,16 @@
 """The HTTP surface: routes, and nothing that knows how the work is done."""
 
+from service.api.connections import HANDLER_ARGUMENTS, make_runner
+from service.api.intake import Intake
 from service.api.metrics import keep_fresh
-from service.api.middleware import MIDDLEWARES, add_request_id
+from service.api.middleware import MIDDLEWARES, finish_headers
 from service.api.routes import add_routes
 from service.api.state import (
     CALLERS,
     CATALOG,
     DATABASE,
     GATEWAY,
+    INTAKE,
     KEYRING,
     METRICS_DIRECTORY,
     SETTINGS,
@@ -22,6 +25,8 @@ __all__ = [
     "CATALOG",
     "DATABASE",
     "GATEWAY",
+    "HANDLER_ARGUMENTS",
+    "INTAKE",
     "KEYRING",
     "METRICS_DIRECTORY",
     "MIDDLEWARES",
@@ -29,8 +34,10 @@ __all__ = [
     "STATUS",
     "VENICE",
     "VENICE_KEY",
+    "Intake",
     "Status",
-    "add_request_id",
     "add_routes",
+    "finish_headers",
     "keep_fresh",
+    "make_runner",
 ]

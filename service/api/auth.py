@@ -7,6 +7,7 @@ from aiohttp import web
 
 from service import crypto
 from service.accounts import OPERATOR, Caller
+from service.api.intake import CALLER
 from service.api.state import CALLERS, SETTINGS
 from service.errors import Forbidden, Unauthenticated
 
@@ -43,7 +44,8 @@ async def authenticate(request: web.Request) -> Caller:
             "The operator's key cannot make calls. Make a key of role inference:"
             " POST /admin/v1/organizations/{id}/keys."
         )
-    return await app[CALLERS].identify(key)
+    caller = request[CALLER] = await app[CALLERS].identify(key)
+    return caller
 
 
 async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
@@ -61,8 +63,9 @@ async def authenticate_operator(request: web.Request) -> Caller:
     """
     key = _bearer(request)
     if crypto.equal(key, request.app[SETTINGS].operator_key):
+        request[CALLER] = OPERATOR
         return OPERATOR
-    caller = await request.app[CALLERS].identify(key)
+    caller = request[CALLER] = await request.app[CALLERS].identify(key)
     if caller.role == "inference":
         raise Forbidden("A key of role inference cannot administer.")
     return caller

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import msgspec
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from service import __version__
 from service.anthropic import AnthropicError
@@ -29,6 +29,7 @@ from service.errors import (
     ServiceError,
     Unauthenticated,
     Unavailable,
+    UnsupportedEncoding,
     UpstreamError,
     UpstreamRejected,
 )
@@ -40,7 +41,7 @@ NOTHING: Final = ()
 NOT_MODIFIED: Final = "304"
 OF_VENICE: Final = (NotFound, UpstreamError)
 """What can go wrong with what is passed on to Venice."""
-KEPT_OF_VENICE: Final = {"400", "404", "408", "413"}
+KEPT_OF_VENICE: Final = {"400", "404", "408", "413", "415"}
 """What its refusals of a request share with ours. Any other 4xx is kept too, but for those that
 are about the operator's account, which are 503 here."""
 SECURITY: Final = {
@@ -154,14 +155,9 @@ class Routes:
         }
 
 
-async def _expect(request: web.Request) -> None:
-    """Any other expectation is ignored, as RFC 9110 allows: aiohttp's own answer to it would be
-    none of our errors."""
-    is_known = request.headers.get("Expect", "").lower() == "100-continue"
-    if is_known and request.version == HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # It is no part of the answer.
-        request.writer.output_size = 0
+async def _expect(_: web.Request) -> None:
+    """A client that expects to be told to go on is told so when its body is read, if it is. Any
+    other expectation is ignored, as RFC 9110 allows."""
 
 
 def _operation(method: str, path: str, handler: Any, about: About) -> Json:
@@ -265,7 +261,7 @@ def _errors(path: str, about: About) -> Iterator[type[ServiceError]]:
     if about.query is not None:
         yield ClientError
     if about.takes is not None:
-        yield from (ClientError, RequestTimeout, PayloadTooLarge)
+        yield from (ClientError, RequestTimeout, PayloadTooLarge, UnsupportedEncoding)
     if UpstreamError in about.refuses:
         yield from UpstreamError.__subclasses__()
 

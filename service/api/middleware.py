@@ -117,12 +117,16 @@ def _of_aiohttp(error: web.HTTPException) -> ServiceError:
     return ClientError(error.reason, status=error.status)
 
 
-async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Every answer carries the id, streams too: the headers are not on their way yet."""
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer's headers say, streams too: they are not on their way yet."""
     if (request_id := request.get(REQUEST_ID)) is not None:
         response.headers["x-request-id"] = request_id
         if request.get(DIALECT) is ANTHROPIC:
             response.headers["request-id"] = request_id
+    if "Expect" in request.headers and not request.content.is_eof():
+        # Whether the body still comes nobody knows, nor where the next request would begin.
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 MIDDLEWARES: Final = (observe,)

@@ -6,6 +6,7 @@ from typing import Final
 from aiohttp import web
 
 from service.accounts import Callers
+from service.api.intake import Intake
 from service.catalog import Catalog
 from service.crypto import Keyring
 from service.db import Database
@@ -24,6 +25,7 @@ class Status:
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 STATUS: Final = web.AppKey("STATUS", Status)
+INTAKE: Final = web.AppKey("INTAKE", Intake)
 DATABASE: Final = web.AppKey("DATABASE", Database)
 KEYRING: Final = web.AppKey("KEYRING", Keyring)
 CALLERS: Final = web.AppKey("CALLERS", Callers)

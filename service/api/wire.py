@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
@@ -11,21 +11,19 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service import anthropic
-from service.api.state import SETTINGS
+from service import anthropic, inflate
+from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     ClientError,
     NotFound,
-    PayloadTooLarge,
     RateLimited,
-    RequestTimeout,
     ServiceError,
     Unavailable,
+    UnsupportedEncoding,
     UpstreamError,
 )
 from service.gateway import Reply, Upload, uncancel
 from service.ledger import Rates
-from service.settings import Settings
 from service.upstream import PLAIN_BODY_BYTES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -54,72 +52,21 @@ ERROR_TYPES: Final = {
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The body, within the deadline and the size of the settings.
-
-    :raises RequestTimeout, PayloadTooLarge: when it is not.
-    :raises ClientError: when it is not encoded as its headers say.
-    """
-    settings = request.app[SETTINGS]
-    try:
-        if request.content.is_eof():
-            # It came with the headers: there is nothing to wait for.
-            body = request.content.read_nowait()
-        else:
-            async with asyncio.timeout(settings.body_timeout_s):
-                body = await request.read()
-    except TimeoutError:
-        raise _too_late(settings) from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(settings) from None
-    except web.RequestPayloadError as error:
-        raise _not_as_encoded() from error
-    if len(body) > settings.body_max_bytes:
-        raise _too_large(settings)
-    return body
+    """The whole body, unpacked; see :meth:`Intake.read`."""
+    return await request.app[INTAKE].read(request)
 
 
 async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
     """A small body; or else one to be passed on as it arrives, within the same deadline and size.
 
-    :raises RequestTimeout, PayloadTooLarge: when it is not.
+    :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: as their names say.
     """
-    settings, length_bytes = request.app[SETTINGS], request.content_length
+    intake, length_bytes = request.app[INTAKE], request.content_length
     if not request.body_exists or (length_bytes is not None and length_bytes <= MOST_READ_BYTES):
-        return await read_body(request), None
-    if length_bytes is not None and length_bytes > settings.body_max_bytes:
-        raise _too_large(settings)
-    return b"", Upload(_arriving(request), length_bytes)
-
-
-async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
-    settings, size = request.app[SETTINGS], 0
-    ends_at = time.monotonic() + settings.body_timeout_s
-    while True:
-        try:
-            async with asyncio.timeout(ends_at - time.monotonic()):
-                chunk = await request.content.readany()
-        except TimeoutError:
-            raise _too_late(settings) from None
-        except web.RequestPayloadError as error:
-            raise _not_as_encoded() from error
-        if not chunk:
-            return
-        size += len(chunk)
-        if size > settings.body_max_bytes:
-            raise _too_large(settings)
-        yield chunk
-
-
-def _too_late(settings: Settings) -> RequestTimeout:
-    return RequestTimeout(f"The body did not arrive within {settings.body_timeout_s:g} seconds.")
-
-
-def _not_as_encoded() -> ClientError:
-    return ClientError("The body is not encoded as its Content-Encoding or Transfer-Encoding says.")
-
-
-def _too_large(settings: Settings) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is larger than {settings.body_max_bytes} bytes.")
+        return await intake.read(request), None
+    coding = intake.check(request)
+    # Of a body that is unpacked nobody knows the length before its end.
+    return b"", Upload(intake.chunks(request, coding), None if coding else length_bytes)
 
 
 def path_id(request: web.Request) -> UUID:
@@ -222,6 +169,8 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
     if request.content.exception() is not None:
         # Where the next request begins nobody knows; aiohttp closes, and does not say so.
         response.force_close()
+    if isinstance(error, UnsupportedEncoding):
+        response.headers["Accept-Encoding"] = inflate.ACCEPTED
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif error.status == RateLimited.status:

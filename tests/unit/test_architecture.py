@@ -12,7 +12,7 @@ SERVICE = ROOT / "service"
 LEVELS = [
     {"errors"},
     {"address"},
-    {"money", "logs", "settings", "body", "multipart", "ids"},
+    {"money", "logs", "settings", "body", "inflate", "multipart", "ids"},
     {"db", "crypto", "metrics", "prices", "schema", "embedded", "anthropic", "lifecycle"},
     {"audit", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},

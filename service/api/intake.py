@@ -1,0 +1,112 @@
+"""Reading the bodies of requests, once it is known whose they are."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from aiohttp import HttpVersion11, web
+
+from service import inflate
+from service.accounts import Caller
+from service.errors import PayloadTooLarge, RequestTimeout
+from service.settings import Settings
+
+CALLER: Final = web.RequestKey("CALLER", Caller)
+"""Whose request it is. Authentication sets it, and no body is read without it."""
+WORKERS: Final = 2
+"""Threads that unpack bodies, so that all of them together never have more than that at a time."""
+
+
+class Intake:
+    """Reads bodies within the deadline and the size of the settings, and unpacks compressed ones in
+    threads of its own, a step at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_bytes = settings.body_max_bytes
+        self._timeout_s = settings.body_timeout_s
+        self._workers = ThreadPoolExecutor(WORKERS, "inflate")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    async def read(self, request: web.Request) -> bytes:
+        """The whole body, unpacked.
+
+        :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: as their names say.
+        :raises ClientError: when it is not encoded as its headers say.
+        """
+        coding = self.check(request)
+        if coding is None and request.content.is_eof():
+            # It came with the headers: there is nothing to wait for.
+            try:
+                body = request.content.read_nowait()
+            except web.RequestPayloadError as error:
+                raise inflate.not_as_encoded() from error
+            if len(body) > self._max_bytes:
+                raise self._too_large()
+            return body
+        return b"".join([chunk async for chunk in self.chunks(request, coding)])
+
+    def check(self, request: web.Request) -> str | None:
+        """The coding of the body, by what its headers say, before any of it is read.
+
+        :raises PayloadTooLarge, UnsupportedEncoding: when it will not be read.
+        """
+        assert CALLER in request, "a body is read for a caller"  # noqa: S101 - authenticate first
+        header = ",".join(request.headers.getall("Content-Encoding", ()))
+        coding = inflate.coding_of(header) if header else None
+        if (request.content_length or 0) > self._max_bytes:
+            raise self._too_large()
+        return coding
+
+    async def chunks(self, request: web.Request, coding: str | None) -> AsyncIterator[bytes]:
+        """The body as it arrives, unpacked; ``coding`` is that of :meth:`check`."""
+        await _continue(request)
+        inflater = None if coding is None else inflate.Inflater(coding)
+        ends_at, size = time.monotonic() + self._timeout_s, 0
+        while arrived := await self._next(request, ends_at):
+            async for chunk in self._unpacked(inflater, arrived):
+                size += len(chunk)
+                if size > self._max_bytes:
+                    raise self._too_large()
+                yield chunk
+        if inflater is not None:
+            inflater.end()
+
+    async def _next(self, request: web.Request, ends_at: float) -> bytes:
+        try:
+            async with asyncio.timeout(ends_at - time.monotonic()):
+                return await request.content.readany()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The body did not arrive within {self._timeout_s:g} seconds."
+            ) from None
+        except web.RequestPayloadError as error:
+            raise inflate.not_as_encoded() from error
+
+    async def _unpacked(
+        self, inflater: inflate.Inflater | None, arrived: bytes
+    ) -> AsyncIterator[bytes]:
+        if inflater is None:
+            yield arrived
+            return
+        inflater.feed(arrived)
+        loop = asyncio.get_running_loop()
+        while piece := await loop.run_in_executor(self._workers, inflater.step):
+            yield piece
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The body is larger than {self._max_bytes} bytes.")
+
+
+async def _continue(request: web.Request) -> None:
+    """Tell a client to go on that waits for it (RFC 9110, section 10.1.1). Any other expectation is
+    ignored."""
+    is_waiting = request.headers.get("Expect", "").lower() == "100-continue"
+    if is_waiting and request.version == HttpVersion11 and not request.content.is_eof():
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # It is no part of the answer.
+        request.writer.output_size = 0
