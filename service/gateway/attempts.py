@@ -10,12 +10,12 @@ from uuid import UUID
 import structlog
 
 from service.errors import ServiceError, UpstreamError
-from service.gateway.call import Upload
 from service.gateway.route import Route
 from service.ledger import Sent
 from service.upstream import (
     Answer,
     Source,
+    StreamedBody,
     UpstreamKey,
     Venice,
     is_repeatable,
@@ -126,10 +126,12 @@ class Attempts:
 
     async def _send(self, key: UpstreamKey, accept: str) -> Answer:
         call = self._route.call
-        body: bytes | Upload = call.upload or self._route.body()
         headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
-        if call.upload is not None and call.upload.length_bytes is not None:
-            headers["Content-Length"] = str(call.upload.length_bytes)
+        body: bytes | StreamedBody
+        if call.upload is None:
+            body = self._route.body()
+        else:
+            body = StreamedBody(call.upload, call.upload.length_bytes)
         try:
             if call.method != "POST":
                 path = call.upstream_path

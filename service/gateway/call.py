@@ -106,7 +106,7 @@ class Upload:
     """A body that nothing here reads: it is passed on as it arrives, and so can be sent once.
 
     ``chunks`` raise the service's own errors, of which Venice's client would make another one:
-    ``error`` keeps it. ``length_bytes`` is what the caller said, if anything.
+    ``error`` keeps it. ``length_bytes`` is how many bytes they have together, where that is known.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], length_bytes: int | None) -> None:

@@ -1,6 +1,7 @@
 """Venice, and nothing else of the outside world: the only ``ClientSession`` lives here."""
 
 from service.upstream.client import PLAIN_BODY_BYTES, Answer, Venice, open_venice
+from service.upstream.connector import StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
 from service.upstream.meter import (
@@ -37,6 +38,7 @@ __all__ = [
     "Source",
     "StoredKey",
     "StreamMeter",
+    "StreamedBody",
     "UpstreamKey",
     "UpstreamKeys",
     "UsageObject",

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from service.errors import (
     UpstreamUnreachable,
 )
 from service.settings import Settings
-from service.upstream.connector import Connector
+from service.upstream.connector import Connector, StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.refusals import KEY_STATUSES, is_refunded, refusal
@@ -194,7 +194,7 @@ class Venice:
     async def post(
         self,
         path: str,
-        body: bytes | AsyncIterable[bytes],
+        body: bytes | StreamedBody,
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
     ) -> Answer:
@@ -218,7 +218,7 @@ class Venice:
         self,
         method: str,
         path: str,
-        body: bytes | AsyncIterable[bytes],
+        body: bytes | StreamedBody,
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
     ) -> Answer:
