@@ -1,37 +1,204 @@
-"""JSON bodies: read with errors that name the field, and changed without being re-encoded."""
+"""JSON bodies: read once, with errors that name the field, and changed without being re-encoded.
 
+Venice reads the same bytes with a parser of its own, and both must read the same. So ``read``
+refuses an object that has a member twice, however the name is spelled. It also refuses a body that
+takes long to read for its size. Every step over the whole body is one call of compiled code.
+"""
+
+import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from service.errors import ClientError
+from service.errors import ClientError, PayloadTooLarge
 
 T = TypeVar("T")
 
+MAX_NAMED_DUPLICATE_BYTES: Final = 1024 * 1024
+"""A duplicate member of a larger body is refused without its name, which is slow to find."""
 AT_FIELD: Final = re.compile(
     r"^(?P<rule>.*?)(?: - at (?:`key` in )?`\$\.?(?P<field>.*)`)?$", re.DOTALL
 )
 FIELD_IN_RULE: Final = re.compile(r"field `(?P<field>[^`]+)`")
-# Strings and punctuation; what lies between them (numbers, true, null, space) does not matter.
-EMPTY: Final = re.compile(rb"\s*}")
-TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
+SPACE: Final = re.compile(rb"[ \t\r\n]*")
+NAME: Final = re.compile(
+    rb'[ \t\r\n]*(?P<name>"(?:[^"\\]++|\\.)*+")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL
+)
+HIGH_HALF: Final = rb"\\u[dD][89abAB][0-9a-fA-F]{2}"
+LOW_HALF: Final = rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+LONE_HALF: Final = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (HIGH_HALF, LOW_HALF, HIGH_HALF, LOW_HALF))
+"""Half of a surrogate pair, which JavaScript writes for a text that was cut within a character."""
+REPLACEMENT: Final = rb"\\ufffd"
+ESCAPED_BACKSLASH: Final = b"\\\\"
+NO_JSON: Final = b"\0\0"
+"""As long as an escaped backslash, and in no JSON."""
 
 
-def decode(body: bytes, shape: type[T]) -> T:
-    """The body as ``shape``.
+class Limits(NamedTuple):
+    """How much a body may hold beside its bytes. At these limits no single step of reading takes
+    longer than about 100 ms, and the values take less than 100 MB."""
+
+    values: int = 250_000
+    """Members and items of all objects and lists."""
+    members: int = 1_000
+    """Members of the body itself."""
+    escapes: int = 4_000_000
+    """Backslashes in texts."""
+
+
+LIMITS: Final = Limits()
+
+
+class Document:
+    """A JSON object as bytes, whose own members can be replaced and removed; all other bytes stay
+    as they are."""
+
+    __slots__ = ("_spans", "content", "names")
+
+    def __init__(
+        self, content: bytes, names: frozenset[str], spans: "dict[str, _Span] | None" = None
+    ) -> None:
+        self.content = content
+        self.names = names
+        self._spans = spans
+
+    def locate(self) -> "dict[str, _Span]":
+        """Where each member stands. The answer is kept."""
+        if self._spans is None:
+            try:
+                self._spans = _spans(self.content)
+            except msgspec.DecodeError:
+                self._spans = _spans(_without_lone_halves(self.content))
+        return self._spans
+
+    def edited(self, changes: Mapping[str, Any]) -> "Document":
+        """The object with ``changes`` made: a member that is there is replaced where it stands,
+        or removed if its new value is ``UNSET``; a new one goes to the front."""
+        added = {
+            name: value
+            for name, value in changes.items()
+            if name not in self.names and value is not msgspec.UNSET
+        }
+        if not self.names & changes.keys():
+            return self._with_front(added) if added else self
+        pieces = _Pieces(self.content)
+        spans = self.locate()
+        pieces.copy(0, self.content.index(b"{") + 1)
+        for name, value in added.items():
+            pieces.add_member(name, b"%b:" % msgspec.json.encode(name), value)
+        for name, span in spans.items():
+            value = changes.get(name, _KEPT)
+            if value is _KEPT:
+                pieces.keep_member(name, span)
+            elif value is not msgspec.UNSET:
+                start = self.content[span.start : span.value_start]
+                pieces.add_member(name, start, value, self.content[span.value_end : span.end])
+        pieces.copy(max((span.end for span in spans.values()), default=pieces.read_to))
+        return pieces.document()
+
+    def _with_front(self, added: Mapping[str, Any]) -> "Document":
+        """The object with new members only, which needs to know of no other where it stands."""
+        start = self.content.index(b"{") + 1
+        inner = msgspec.json.encode(added)[1:-1] + (b"," if self.names else b"")
+        # In one go: the body may be large, and is not to be copied for each piece.
+        content = b"".join([self.content[:start], inner, memoryview(self.content)[start:]])
+        return Document(content, self.names | added.keys())
+
+
+class JsonBody:
+    """A body that was read: what it says, and the bytes it came in.
+
+    ``text_bytes`` is its length when each character stands for itself and nothing is indented, so
+    that one text has one length however it was escaped.
+    """
+
+    __slots__ = ("document", "text_bytes", "value")
+
+    def __init__(self, document: Document, value: Any, text_bytes: int) -> None:
+        self.document = document
+        self.value = value
+        self.text_bytes = text_bytes
+
+    @property
+    def content(self) -> bytes:
+        """The bytes."""
+        return self.document.content
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """The members of the object.
+
+        :raises ClientError: when it is none.
+        """
+        members: dict[str, Any] = self.convert(dict[str, Any])
+        return members
+
+    def convert(self, shape: type[T]) -> T:
+        """The body as ``shape``.
+
+        :raises ClientError: naming the field and the rule.
+        """
+        return convert(self.value, shape)
+
+    def edited(self, changes: Mapping[str, Any]) -> "JsonBody":
+        """The body with ``changes`` made, as :meth:`Document.edited` makes them."""
+        document = self.document.edited(changes)
+        if document is self.document:
+            return self
+        value = {**self.value, **changes}
+        value = {name: what for name, what in value.items() if what is not msgspec.UNSET}
+        return JsonBody(document, value, len(msgspec.json.encode(value)))
+
+
+def read(content: bytes, limits: Limits = LIMITS) -> JsonBody:
+    """Read a JSON body.
+
+    :raises ClientError: when it is not valid JSON, or has a member twice.
+    :raises PayloadTooLarge: when it holds more than ``limits`` allow.
+    """
+    strings = _check_counts(content, limits)
+    try:
+        value = _decode(content)
+    except msgspec.DecodeError:
+        value = _decode_or_refuse(_without_lone_halves(content))
+    canonical = msgspec.json.encode(value)
+    # A decoder keeps one of two members of the same name, so the other's name is missing here.
+    if strings != _count_strings(canonical):
+        raise _duplicate(content)
+    names = frozenset(value) if isinstance(value, dict) else frozenset()
+    if len(names) > limits.members:
+        raise PayloadTooLarge(f"The body has more than {limits.members:,} members.")
+    return JsonBody(Document(content, names), value, len(canonical))
+
+
+def decode(content: bytes, shape: type[T], limits: Limits = LIMITS) -> T:
+    """The JSON body as ``shape``, whose parts may be ``msgspec.Raw``: bytes as they came.
 
     :raises ClientError: naming the field and the rule, when it is not JSON of that shape.
     """
+    read(content, limits)
     try:
-        return msgspec.json.decode(body, type=shape)
+        try:
+            return msgspec.json.decode(content, type=shape)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return msgspec.json.decode(_without_lone_halves(content), type=shape)
     except msgspec.ValidationError as error:
         raise at_fault(str(error)) from None
-    except RecursionError:
-        raise ClientError("The body is nested too deeply.", code="invalid_json") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def convert(value: Any, shape: type[T]) -> T:
+    """A decoded value as ``shape``.
+
+    :raises ClientError: naming the field and the rule.
+    """
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        raise at_fault(str(error)) from None
 
 
 def at_fault(text: str) -> ClientError:
@@ -44,79 +211,168 @@ def at_fault(text: str) -> ClientError:
     return ClientError(f"{field}: {rule}." if field else f"{rule}.", param=field or None)
 
 
-def text_bytes(body: bytes) -> int:
-    """At least as many bytes as the JSON body would have with each character as itself in UTF-8,
-    and not many more: ``\\u1234`` stands for three at most."""
-    if b"\\" not in body:
-        return len(body)
-    if b"\\\\" in body:
-        body = body.replace(b"\\\\", b"/")
-    return len(body) - 3 * body.count(b"\\u")
+def _check_counts(content: bytes, limits: Limits) -> int:
+    """How many strings the body has, names among them.
 
-
-def set_members(body: bytes, members: Mapping[str, Any], present: Collection[str]) -> bytes:
-    """The JSON object ``body`` with top-level ``members`` set, every other byte as it was.
-
-    ``present`` says which of them the object has already. Those are replaced where they stand,
-    however often they are repeated; the others go to the front.
+    :raises PayloadTooLarge: when it has too much of anything.
     """
-    replaced = {name: value for name, value in members.items() if name in present}
-    if replaced:
-        body = _replace(body, replaced)
-    added = {name: value for name, value in members.items() if name not in present}
-    if not added:
-        return body
-    start = body.index(b"{") + 1
-    separator = b"" if EMPTY.match(body, start) else b","
-    # In one go: the body may be large, and is not to be copied for each piece.
-    inner = msgspec.json.encode(added)[1:-1]
-    return b"".join([body[:start], inner, separator, memoryview(body)[start:]])
+    if len(content) <= limits.values:
+        # A value takes a byte at least.
+        return _count_strings(content)
+    if content.count(b"\\") > limits.escapes:
+        raise PayloadTooLarge(f"The body has more than {limits.escapes:,} escaped characters.")
+    strings = _count_strings(content)
+    # An item has one string at most, a member has two.
+    if strings > 2 * limits.values or _has_more_values(content, limits.values):
+        raise PayloadTooLarge(f"The body has more than {limits.values:,} values.")
+    return strings
 
 
-def without_members(body: bytes, names: Collection[str]) -> bytes:
-    """The JSON object ``body`` without the top-level members of these names; the bytes of every
-    other member are as they were."""
-    members = _top_level_members(body)
-    if not any(member.name in names for member in members):
-        return body
-    kept = [body[m.start : m.end] for m in members if m.name not in names]
-    return body[: members[0].start] + b",".join(kept) + body[members[-1].end :]
+def _count_strings(content: bytes) -> int:
+    if b"\\" not in content:
+        return content.count(b'"') // 2
+    if ESCAPED_BACKSLASH in content:
+        content = content.replace(ESCAPED_BACKSLASH, b"")
+    return (content.count(b'"') - content.count(b'\\"')) // 2
 
 
-class _Member(NamedTuple):
-    name: str
+def _has_more_values(content: bytes, limit: int) -> bool:
+    """Whether the body has more values than that. Texts have commas and braces too, and are only
+    looked at more closely where they have many."""
+    if _separators(content) < limit:
+        return False
+    if ESCAPED_BACKSLASH in content:
+        content = content.replace(ESCAPED_BACKSLASH, b"")
+    outside = b"".join(content.replace(b'\\"', b"").split(b'"')[::2])
+    return _separators(outside) >= limit
+
+
+def _separators(content: bytes) -> int:
+    return content.count(b",") + content.count(b"{") + content.count(b"[")
+
+
+def _decode(content: bytes) -> Any:
+    """:raises msgspec.DecodeError: when it is not valid JSON.
+    :raises ClientError: when it is nested too deeply."""
+    try:
+        return msgspec.json.decode(content)
+    except RecursionError:
+        raise ClientError("The body is nested too deeply.", code="invalid_json") from None
+    except UnicodeDecodeError as error:
+        raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _decode_or_refuse(content: bytes) -> Any:
+    try:
+        return _decode(content)
+    except msgspec.DecodeError as error:
+        raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _without_lone_halves(content: bytes) -> bytes:
+    """The body with U+FFFD for each lone half of a surrogate pair. Every byte else stays where it
+    is."""
+    if b"\\u" not in content or b"\0" in content:
+        return content
+    # A backslash that is escaped itself must not be taken for the beginning of an escape.
+    marked = content.replace(ESCAPED_BACKSLASH, NO_JSON)
+    return LONE_HALF.sub(REPLACEMENT, marked).replace(NO_JSON, ESCAPED_BACKSLASH)
+
+
+class _DuplicateError(Exception):
+    """Carries the name of a member that an object has twice."""
+
+
+def _duplicate(content: bytes) -> ClientError:
+    """The error for a body in which an object has a member twice."""
+    if len(content) <= MAX_NAMED_DUPLICATE_BYTES:
+        try:
+            json.loads(content, object_pairs_hook=_check_pairs)
+        except _DuplicateError as error:
+            (name,) = error.args
+            return ClientError(f"{name}: is there twice in one object.", param=name)
+        except (ValueError, RecursionError):
+            pass
+    return ClientError("An object in the body has a member twice.")
+
+
+def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
+    names = set()
+    for name, _ in pairs:
+        if name in names:
+            raise _DuplicateError(name[:100].encode(errors="replace").decode())
+        names.add(name)
+
+
+class _Span(NamedTuple):
+    """Where a member stands, with the space around it."""
+
     start: int
     value_start: int
+    value_end: int
     end: int
 
 
-def _replace(body: bytes, members: Mapping[str, Any]) -> bytes:
-    parts, kept_from = [], 0
-    for member in _top_level_members(body):
-        if member.name in members:
-            parts += [body[kept_from : member.value_start]]
-            parts += [msgspec.json.encode(members[member.name])]
-            kept_from = member.end
-    return b"".join([*parts, body[kept_from:]])
+_KEPT: Final = object()
 
 
-def _top_level_members(body: bytes) -> list[_Member]:
-    """Where each member of a valid JSON object stands, in order."""
-    members: list[_Member] = []
-    depth, name, name_start, start = 0, None, 0, 0
-    for token in TOKEN.finditer(body):
-        text = token.group()
-        if depth == 1 and text in (b",", b"}") and name is not None:
-            value = body[start : token.start()]
-            start += len(value) - len(value.lstrip())
-            members.append(_Member(name, name_start, start, start + len(value.strip())))
-            name = None
-        if text in (b"{", b"["):
-            depth += 1
-        elif text in (b"}", b"]"):
-            depth -= 1
-        elif depth == 1 and text == b":":
-            start = token.end()
-        elif depth == 1 and name is None and text.startswith(b'"'):
-            name, name_start = msgspec.json.decode(text, type=str), token.start()
-    return members
+class _Pieces:
+    """An object that is put together, mostly of what stands in another."""
+
+    def __init__(self, source: bytes) -> None:
+        self.read_to = 0
+        self._source = memoryview(source)
+        self._pieces: list[bytes | memoryview] = []
+        self._length = 0
+        self._spans: dict[str, _Span] = {}
+
+    def copy(self, start: int, end: int | None = None) -> None:
+        """Add bytes of the source, to its end if no other is given."""
+        self._add(self._source[start:end])
+        self.read_to = start if end is None else end
+
+    def keep_member(self, name: str, span: _Span) -> None:
+        """Add a member as it stands in the source."""
+        self._separate()
+        offset = self._length - span.start
+        self._spans[name] = _Span(*[at + offset for at in span])
+        self._add(self._source[span.start : span.end])
+
+    def add_member(self, name: str, head: bytes, value: Any, tail: bytes = b"") -> None:
+        """Add a member: what stands before its value, the value, what stands behind it."""
+        self._separate()
+        start = self._length
+        self._add(head)
+        value_start = self._length
+        self._add(msgspec.json.encode(value))
+        value_end = self._length
+        self._add(tail)
+        self._spans[name] = _Span(start, value_start, value_end, self._length)
+
+    def document(self) -> Document:
+        """All of it, copied once."""
+        return Document(b"".join(self._pieces), frozenset(self._spans), self._spans)
+
+    def _separate(self) -> None:
+        if self._spans:
+            self._add(b",")
+
+    def _add(self, piece: bytes | memoryview) -> None:
+        self._pieces.append(piece)
+        self._length += len(piece)
+
+
+def _spans(content: bytes) -> dict[str, _Span]:
+    """Where the members of a valid JSON object stand, in their order."""
+    values = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    spans: dict[str, _Span] = {}
+    at = content.index(b"{") + 1
+    for name, value in values.items():
+        match = NAME.match(content, at)
+        assert match is not None  # noqa: S101 - the JSON is valid
+        value_end = match.end() + len(memoryview(value))
+        space = SPACE.match(content, value_end)
+        assert space is not None  # noqa: S101 - it matches anything
+        spans[name] = _Span(at, match.end(), value_end, space.end())
+        at = space.end() + 1
+    return spans

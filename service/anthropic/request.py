@@ -301,7 +301,10 @@ def _assistant(message: Message) -> Iterator[Json]:
                 thoughts.append(block.thinking)
                 said |= _kept(block.signature)
             case ToolUse():
-                function = {"name": block.name, "arguments": bytes(block.input).decode()}
+                function = {
+                    "name": block.name,
+                    "arguments": bytes(block.input).decode(),
+                }
                 calls.append({"id": block.id, "type": "function", "function": function})
             case RedactedThinking():
                 pass

@@ -26,7 +26,7 @@ from service.api.wire import (
     relay,
 )
 from service.errors import ClientError, NotFound, Unavailable, UpstreamError
-from service.gateway import CHAT, ENDPOINTS, OTHER, Call, Endpoint, Inbound
+from service.gateway import CHAT, ENDPOINTS, OTHER, Call, Endpoint, Inbound, parse, read_large
 from service.ledger import Limit
 from service.upstream import Answer
 
@@ -67,7 +67,7 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate(request)
-        call = endpoint.parse(await _inbound(request, endpoint.path, caller, endpoint))
+        call = await parse(endpoint, await _inbound(request, endpoint.path, caller, endpoint))
         async with request.app[GATEWAY].call(caller, call) as reply:
             return await relay(request, reply)
 
@@ -110,7 +110,8 @@ async def _ask_for_job(
 ) -> Answer:
     """Venice's answer, by the key that the job was queued with. When it says that it gave back what
     the job had cost, so do the books."""
-    queue_id = body.decode(content, Job).queue_id
+    job_asked_for = await read_large(len(content), body.decode, content, Job)
+    queue_id = job_asked_for.queue_id
     if not QUEUE_ID.fullmatch(queue_id):
         raise ClientError(
             "queue_id: must be 1 to 256 printable ASCII characters without spaces.",
@@ -198,7 +199,8 @@ async def quote(request: web.Request) -> web.Response:
         asked = await read(request, caller)
     else:
         endpoint, names = _quotable(path)
-        asked = endpoint.parse(await _inbound(request, endpoint.path, caller, names=names))
+        inbound = await _inbound(request, endpoint.path, caller, names=names)
+        asked = await parse(endpoint, inbound)
     quote = await request.app[GATEWAY].quote(caller, asked)
     call, bound, refusal = quote.call, quote.bound, quote.refusal
     return json_response(

@@ -15,7 +15,16 @@ from service.api.auth import authenticate
 from service.api.state import GATEWAY
 from service.api.wire import REQUEST_ID, read_body, relay, relay_as
 from service.errors import ClientError, UpstreamError
-from service.gateway import EDIT, MULTI_EDIT, TRANSCRIPTIONS, Call, Inbound, check_end_user
+from service.gateway import (
+    EDIT,
+    MULTI_EDIT,
+    TRANSCRIPTIONS,
+    Call,
+    Inbound,
+    check_end_user,
+    parse,
+    read_large,
+)
 
 IMAGE: Final = re.compile(r"image(\[\d*\])?")
 """Fields with an image to edit."""
@@ -55,13 +64,14 @@ async def edit(request: web.Request) -> web.StreamResponse:
     """``POST /v1/images/edits``: Venice's own way to edit an image, or several into one."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
-    asked = _read(inbound)
+    asked = await read_large(len(inbound.content), _read, inbound)
     as_url = asked.texts.get("response_format", "").lower() == "url"
 
     def say(content: bytes, content_type: str) -> bytes:
         return _images(content, content_type, as_url=as_url)
 
-    async with request.app[GATEWAY].call(caller, _edit_call(inbound, asked)) as reply:
+    call = await read_large(len(inbound.content), _edit_call, inbound, asked)
+    async with request.app[GATEWAY].call(caller, call) as reply:
         return await relay_as(reply, "application/json", say)
 
 
@@ -71,7 +81,8 @@ async def read_edit(request: web.Request, caller: Caller) -> Call:
     :raises ClientError: naming the field that Venice cannot be told, or that is missing.
     """
     inbound = _inbound(request, caller, await read_body(request))
-    return _edit_call(inbound, _read(inbound))
+    asked = await read_large(len(inbound.content), _read, inbound)
+    return await read_large(len(inbound.content), _edit_call, inbound, asked)
 
 
 async def transcribe(request: web.Request) -> web.StreamResponse:
@@ -79,11 +90,9 @@ async def transcribe(request: web.Request) -> web.StreamResponse:
     long the sound is, which is what is charged: where it is asked for, Venice is asked for JSON."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
-    if is_text := _wants_text(inbound):
-        said = {"response_format": "json"}
-        content = multipart.set_texts(inbound.content, inbound.content_type, said)
-        inbound = msgspec.structs.replace(inbound, content=content)
-    async with request.app[GATEWAY].call(caller, TRANSCRIPTIONS.parse(inbound)) as reply:
+    inbound, is_text = await read_large(len(inbound.content), _asking_for_json, inbound)
+    call = await parse(TRANSCRIPTIONS, inbound)
+    async with request.app[GATEWAY].call(caller, call) as reply:
         if is_text:
             return await relay_as(reply, "text/plain; charset=utf-8", _text)
         return await relay(request, reply)
@@ -191,6 +200,15 @@ def _images(content: bytes, content_type: str, *, as_url: bool) -> bytes:
     start = b'"url":"data:%b;base64,' % match[0].encode() if as_url else b'"b64_json":"'
     start = b'{"created":%d,"data":[{%b' % (int(time.time()), start)
     return b"".join((start, base64.b64encode(content), b'"}]}'))
+
+
+def _asking_for_json(inbound: Inbound) -> tuple[Inbound, bool]:
+    """The request for JSON, and whether it was one for plain text."""
+    if not _wants_text(inbound):
+        return inbound, False
+    said = {"response_format": "json"}
+    content = multipart.set_texts(inbound.content, inbound.content_type, said)
+    return msgspec.structs.replace(inbound, content=content), True
 
 
 def _wants_text(inbound: Inbound) -> bool:

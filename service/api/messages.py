@@ -1,5 +1,7 @@
 """The routes of Anthropic's clients."""
 
+import functools
+
 import msgspec
 from aiohttp import web
 
@@ -15,7 +17,7 @@ from service.api.wire import (
     read_body,
     relay,
 )
-from service.gateway import CHAT, Call, Inbound
+from service.gateway import CHAT, Call, Inbound, parse, read_large
 
 
 class TokenCount(msgspec.Struct):
@@ -44,21 +46,26 @@ async def read_call(request: web.Request, caller: Caller) -> Call:
 
 
 async def _read(request: web.Request, caller: Caller) -> tuple[anthropic.MessagesRequest, Call]:
-    asked = anthropic.decode(await read_body(request))
+    content = await read_body(request)
+    size_bytes = len(content)
+    asked = await read_large(size_bytes, anthropic.decode, content)
     catalog = request.app[CATALOG]
     first, *_ = catalog.targets(caller.organization_id, asked.model, caller.allowed_models, "text")
     takes_effort = catalog.can(first, "supportsReasoningEffort")
+    translate = functools.partial(anthropic.chat_body, takes_effort=takes_effort)
     inbound = Inbound(
-        content=anthropic.chat_body(asked, takes_effort=takes_effort),
+        content=await read_large(size_bytes, translate, asked),
         request_id=request[REQUEST_ID],
         headers=request.headers,
         settings=caller.settings,
     )
-    return asked, CHAT.parse(inbound)
+    return asked, await parse(CHAT, inbound)
 
 
 async def count_tokens(request: web.Request) -> web.Response:
     """``POST /v1/messages/count_tokens``: an estimate, from the length of what was sent."""
     request[DIALECT] = ANTHROPIC
     await authenticate(request)
-    return json_response(TokenCount(anthropic.estimate_tokens(await read_body(request))))
+    content = await read_body(request)
+    tokens = await read_large(len(content), anthropic.estimate_tokens, content)
+    return json_response(TokenCount(tokens))

@@ -12,6 +12,7 @@ from service.gateway.images import EDIT, MULTI_EDIT
 from service.gateway.open_call import Reply
 from service.gateway.pipeline import Gateway, uncancel
 from service.gateway.queues import FREE_PATHS
+from service.gateway.reading import parse, read_large
 from service.gateway.requests import OTHER
 from service.gateway.responses import RESPONSES
 
@@ -31,6 +32,8 @@ __all__ = [
     "Reply",
     "Upload",
     "check_end_user",
+    "parse",
+    "read_large",
     "uncancel",
 ]
 

@@ -60,10 +60,11 @@ class SpeechEndpoint(AudioEndpoint):
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, SpeechRequest)
+        json = body.read(inbound.content, self.body_limits)
+        request = json.convert(SpeechRequest)
         return AudioCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             model=check_model(request.model or DEFAULT_SPEECH_MODEL),
             model_members=("model",) if request.model else (),
             relay=Relay.PASSED,
@@ -90,14 +91,14 @@ class TranscriptionEndpoint(AudioEndpoint):
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, parts = read_form(inbound, TranscriptionRequest)
+        request, json, parts = read_form(inbound, TranscriptionRequest)
         files = [part for part in parts if part.name == "file" and part.text is None]
         if len(files) != 1:
             raise ClientError("file: must be there once, as a file.", param="file")
         is_json = request.response_format in (None, "", "json")
         return AudioCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             content_type=inbound.read_type(),
             model=check_model(request.model or DEFAULT_TRANSCRIPTION_MODEL),
             model_members=("model",) if request.model else (),
@@ -121,10 +122,10 @@ class VoiceEndpoint(AudioEndpoint):
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, _ = read_form(inbound, VoiceRequest)
+        request, json, _ = read_form(inbound, VoiceRequest)
         return AudioCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             content_type=inbound.read_type(),
             model=check_model(request.model or DEFAULT_VOICE_MODEL),
             model_members=("model",) if request.model else (),

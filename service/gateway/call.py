@@ -157,8 +157,8 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
             raise ClientError(f"Content-Type: must be {types}.", param="Content-Type")
         return JSON
 
-    def facts(self) -> dict[str, Any]:
-        """What every call takes over."""
+    def facts(self, json: json_body.JsonBody | None = None) -> dict[str, Any]:
+        """What every call takes over; ``json`` is the body, if it was read as that."""
         return {
             "request_id": self.request_id,
             "headers": {
@@ -166,7 +166,8 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
             },
             "tags": parse_tags(self.headers),
             "timeout_s": parse_timeout_s(self.headers),
-            "body": self.content,
+            "body": self.content if json is None else json.content,
+            "document": None if json is None else json.document,
             "upload": self.upload,
         }
 
@@ -216,6 +217,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     body: bytes
     headers: Mapping[str, str]
+    document: json_body.Document | None = None
+    """The body, where it was read as JSON."""
     upload: Upload | None = None
     tags: dict[str, str] | None = None
     """The caller's own words for the call, for reports."""
@@ -254,13 +257,19 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         """The same call to the model of this name, which the body then says too."""
         if name == self.model:
             return self
-        content, members = self.body, self.model_members
-        if members and multipart.is_multipart(self.content_type):
-            content = multipart.set_texts(content, self.content_type, dict.fromkeys(members, name))
-        elif members:
-            content = json_body.set_members(content, dict.fromkeys(members, name), members)
+        content, document = self.body, self.document
+        names = dict.fromkeys(self.model_members, name)
+        if names and document is not None:
+            document = document.edited(names)
+            content = document.content
+        elif names:
+            content = multipart.set_texts(content, self.content_type, names)
         return msgspec.structs.replace(
-            self, model=name, body=content, requested_model=self.requested_model or self.model
+            self,
+            model=name,
+            body=content,
+            document=document,
+            requested_model=self.requested_model or self.model,
         )
 
     @property
@@ -288,6 +297,8 @@ class Endpoint(Generic[C]):
     """Of which type its models are, by Venice's name for it; None where they may be of several."""
     reads_body: ClassVar[bool] = True
     """Whether anything here depends on the body; where not, a large one is passed on unread."""
+    body_limits: ClassVar[json_body.Limits] = json_body.LIMITS
+    """How much a JSON body may hold."""
     request_type: ClassVar[Any] = Any
     """What of a JSON body is read here."""
     file_names: ClassVar[tuple[str, ...]] = ()

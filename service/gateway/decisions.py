@@ -1,8 +1,6 @@
 """Decisions: questions about a state, answered by the token."""
 
-from typing import Final
-
-import msgspec
+from typing import Any, Final
 
 from service import body
 from service.gateway.call import Inbound, check_model
@@ -12,7 +10,7 @@ from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, end_u
 class DecisionsRequest(TokenRequest, kw_only=True):
     """The members of a request that are read here; all others pass unread."""
 
-    questions: dict[str, msgspec.Raw]
+    questions: dict[str, Any]
 
 
 class DecisionsEndpoint(TokenEndpoint[TokenCall]):
@@ -24,10 +22,12 @@ class DecisionsEndpoint(TokenEndpoint[TokenCall]):
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, DecisionsRequest)
+        json = body.read(inbound.content, self.body_limits)
+        request = json.convert(DecisionsRequest)
         return TokenCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
+            text_bytes=json.text_bytes,
             model=check_model(request.model),
             path=inbound.path,
             end_user=end_user(request),

@@ -1,14 +1,20 @@
 """Embeddings."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from service import body
 from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway.call import Bound, Inbound, check_model
-from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, end_user, read
+from service.gateway.tokens import (
+    END_USER_FIELDS,
+    TokenCall,
+    TokenEndpoint,
+    TokenRequest,
+    end_user,
+    read,
+)
 
 MOST_INPUTS: Final = 2048
 
@@ -16,7 +22,7 @@ MOST_INPUTS: Final = 2048
 class EmbeddingsRequest(TokenRequest, kw_only=True):
     """The members of a request that are read here."""
 
-    input: msgspec.Raw
+    input: Any
 
 
 class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
@@ -29,16 +35,14 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        inbound, request = read(inbound, EmbeddingsRequest, has_parameters=False)
+        json, request = read(inbound, self, EmbeddingsRequest, has_parameters=False)
         check_model(request.model)
         return TokenCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             model=request.model,
             end_user=end_user(request),
-            present=frozenset(
-                name for name in SPLICED if getattr(request, name) is not msgspec.UNSET
-            ),
+            text_bytes=json.text_bytes,
             parts=_count(request.input),
             # Nothing of Venice's is added to what is embedded.
             has_venice_prompt=False,
@@ -46,22 +50,21 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
 
     def upstream_body(self, call: TokenCall, caller: Caller, bound: Bound) -> bytes:
         """The caller's bytes with what names the end user replaced."""
-        gone = call.present - {"user"}
-        content = body.without_members(call.body, gone) if gone else call.body
-        return body.set_members(
-            content, {"user": caller.pseudonym(call.end_user or "")}, call.present
-        )
+        assert call.document is not None  # noqa: S101 - for the type checker
+        gone = dict.fromkeys(END_USER_FIELDS, msgspec.UNSET)
+        user = {"user": caller.pseudonym(call.end_user or "")}
+        return call.document.edited({**gone, **user}).content
 
 
-def _count(stated: msgspec.Raw) -> int:
+def _count(stated: Any) -> int:
     """How many texts there are.
 
     :raises ClientError: when there are none, too many, or something else.
     """
-    if bytes(stated)[:1] == b'"':
+    if isinstance(stated, str):
         return 1
     try:
-        texts = msgspec.json.decode(stated, type=list[str])
+        texts = msgspec.convert(stated, list[str])
     except msgspec.ValidationError:
         raise ClientError(
             "input: must be a text or a list of texts. Venice takes no arrays of tokens; LangChain"
@@ -73,5 +76,4 @@ def _count(stated: msgspec.Raw) -> int:
     return len(texts)
 
 
-SPLICED: Final = ("user", "safety_identifier", "anon_user_id")
 EMBEDDINGS: Final = EmbeddingsEndpoint()

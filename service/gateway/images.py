@@ -22,7 +22,7 @@ DEFAULT: Final = "default"
 Prompt = Annotated[str, msgspec.Meta(min_length=1)]
 Variants = Annotated[int, msgspec.Meta(ge=1, le=4)]
 MEDIA: Final = frozenset({"image", "images", "images[]"})
-Pictures = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=100)]
+Pictures = Annotated[list[Any], msgspec.Meta(max_length=100)]
 Scale = Annotated[float, msgspec.Meta(ge=1, le=4)]
 
 
@@ -77,7 +77,7 @@ class GenerateRequest(msgspec.Struct):
     quality: str | None = None
     enhance_prompt: bool | None = None
     enable_web_search: bool | None = None
-    style_references: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    style_references: Any = None
     anon_user_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -90,12 +90,13 @@ class GenerateEndpoint(ImageEndpoint):
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, GenerateRequest)
-        has_references = request.style_references not in (msgspec.UNSET, b"null", b"[]")
+        json = body.read(inbound.content, self.body_limits)
+        request = json.convert(GenerateRequest)
+        has_references = request.style_references not in (None, [])
         anonymous = request.anon_user_id
         return ImageCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             model=check_model(request.model),
             relay=Relay.PASSED,
             end_user=check_end_user(anonymous, "anon_user_id") if anonymous else None,
@@ -110,10 +111,14 @@ class GenerateEndpoint(ImageEndpoint):
 
     def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
         """The caller's bytes, with a pseudonym for the end user that they name."""
-        if call.end_user is None:
-            return call.body
-        name = "anon_user_id"
-        return body.set_members(call.body, {name: caller.pseudonym(call.end_user)}, {name})
+        return _with_pseudonym(call, caller, "anon_user_id")
+
+
+def _with_pseudonym(call: ImageCall, caller: Caller, member: str) -> bytes:
+    """The body with a pseudonym in the member that names the end user."""
+    if call.end_user is None or call.document is None:
+        return call.body
+    return call.document.edited({member: caller.pseudonym(call.end_user)}).content
 
 
 class GenerationsRequest(msgspec.Struct):
@@ -134,12 +139,13 @@ class GenerationsEndpoint(ImageEndpoint):
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, GenerationsRequest)
+        json = body.read(inbound.content, self.body_limits)
+        request = json.convert(GenerationsRequest)
         model = check_model(request.model or DEFAULT)
         user = request.user
         return ImageCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             model=model,
             model_members=("model",) if request.model else (),
             # Venice takes a name that it does not know for its default.
@@ -153,9 +159,7 @@ class GenerationsEndpoint(ImageEndpoint):
 
     def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
         """The caller's bytes, with a pseudonym for the end user."""
-        if call.end_user is None:
-            return call.body
-        return body.set_members(call.body, {"user": caller.pseudonym(call.end_user)}, {"user"})
+        return _with_pseudonym(call, caller, "user")
 
 
 class EditRequest(msgspec.Struct):
@@ -180,7 +184,7 @@ class EditEndpoint(ImageEndpoint):
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, parts = read_form(inbound, EditRequest, MEDIA)
+        request, json, parts = read_form(inbound, EditRequest, MEDIA)
         names = {name for name in (request.model, request.modelId) if name}
         if len(names) > 1:
             raise ClientError("model: modelId says something else.", param="model")
@@ -191,7 +195,7 @@ class EditEndpoint(ImageEndpoint):
             input_images = len(request.images)
         return ImageCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             content_type=inbound.read_type(),
             model=check_model(names.pop() if names else DEFAULT_EDIT_MODEL),
             model_members=tuple(name for name in ("model", "modelId") if getattr(request, name)),
@@ -225,10 +229,10 @@ class UpscaleEndpoint(ImageEndpoint):
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, _ = read_form(inbound, UpscaleRequest)
+        request, json, _ = read_form(inbound, UpscaleRequest)
         return ImageCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             content_type=inbound.read_type(),
             model="upscaler",
             has_model=False,

@@ -5,6 +5,7 @@ takes the job, so the books are right whether or not the caller ever asks for th
 it, and for a quote, costs nothing.
 """
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, ClassVar, Final
 
@@ -41,21 +42,23 @@ class QueueCall(Call, frozen=True, kw_only=True):
     """A job for Venice's queue. ``quote_nanos`` is its price once Venice has said it."""
 
     quote_path: str
-    quoted: bytes
+    quoted: Mapping[str, Any]
+    """What its price is asked for."""
     quote_nanos: int | None = None
 
     def for_model(self, name: str) -> "QueueCall":
         """See :meth:`Call.for_model`; the quote is for that model too."""
         if name == self.model:
             return self
-        quoted = body.set_members(self.quoted, {"model": name}, {"model"})
-        return msgspec.structs.replace(super().for_model(name), quoted=quoted)
+        return msgspec.structs.replace(
+            super().for_model(name), quoted={**self.quoted, "model": name}
+        )
 
     async def priced(self, venice: Venice) -> "QueueCall":
         """See :meth:`Call.priced`."""
         if not self.has_price:
             return self
-        answer = await venice.quote(self.quote_path, self.quoted)
+        answer = await venice.quote(self.quote_path, msgspec.json.encode(self.quoted))
         try:
             quote = msgspec.json.decode(answer, type=Quote).quote
             nanos = money.parse_usd(quote)
@@ -83,13 +86,13 @@ class VideoRequest(msgspec.Struct):
     """The members of ``POST /video/queue`` that its price goes by."""
 
     model: str
-    duration: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    aspect_ratio: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    resolution: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    upscale_factor: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    audio: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    duration: Any = msgspec.UNSET
+    aspect_ratio: Any = msgspec.UNSET
+    resolution: Any = msgspec.UNSET
+    upscale_factor: Any = msgspec.UNSET
+    audio: Any = msgspec.UNSET
     video_url: str | msgspec.UnsetType | None = msgspec.UNSET
-    reference_video_urls: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reference_video_urls: Any = msgspec.UNSET
     anon_user_id: str | None = None
 
 
@@ -106,22 +109,23 @@ class VideoEndpoint(QueueEndpoint):
 
     def parse(self, inbound: Inbound) -> QueueCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, VideoRequest)
+        json = body.read(inbound.content, self.body_limits)
+        request = json.convert(VideoRequest)
         check_model(request.model)
         quoted = _stated(request, QUOTED)
         # How long a video is that Venice has not seen, no quote can know.
-        has_price = request.reference_video_urls in (msgspec.UNSET, b"null", b"[]")
+        has_price = request.reference_video_urls in (msgspec.UNSET, None, [])
         if isinstance(request.video_url, str):
             has_price = has_price and request.video_url.startswith("http")
             quoted["video_url"] = request.video_url
         end_user = request.anon_user_id
         return QueueCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             model=request.model,
             end_user=check_end_user(end_user, "anon_user_id") if end_user else None,
             quote_path=self.quote_path,
-            quoted=msgspec.json.encode(quoted),
+            quoted=quoted,
             has_price=has_price,
         )
 
@@ -131,7 +135,7 @@ class AudioRequest(msgspec.Struct):
 
     model: str
     prompt: str
-    duration_seconds: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    duration_seconds: Any = msgspec.UNSET
 
 
 class AudioQueueEndpoint(QueueEndpoint):
@@ -143,15 +147,16 @@ class AudioQueueEndpoint(QueueEndpoint):
 
     def parse(self, inbound: Inbound) -> QueueCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request = body.decode(inbound.content, AudioRequest)
+        json = body.read(inbound.content, self.body_limits)
+        request = json.convert(AudioRequest)
         quoted = _stated(request, ("model", "duration_seconds"))
         quoted["character_count"] = len(request.prompt)
         return QueueCall(
             endpoint=self,
-            **inbound.facts(),
+            **inbound.facts(json),
             model=check_model(request.model),
             quote_path=self.quote_path,
-            quoted=msgspec.json.encode(quoted),
+            quoted=quoted,
         )
 
 
@@ -173,7 +178,7 @@ class VoiceChangerEndpoint(QueueEndpoint):
             model="voice-changer",
             has_model=False,
             quote_path=self.quote_path,
-            quoted=b"",
+            quoted={},
             has_price=False,
         )
 

@@ -67,7 +67,7 @@ class SearchEndpoint(RequestEndpoint):
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a query."""
-        body.decode(inbound.content, SearchRequest)
+        body.decode(inbound.content, SearchRequest, self.body_limits)
         content_type = inbound.read_type(takes_form=False)
         return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
 
@@ -86,7 +86,7 @@ class ScrapeEndpoint(RequestEndpoint):
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a URL."""
-        body.decode(inbound.content, ScrapeRequest)
+        body.decode(inbound.content, ScrapeRequest, self.body_limits)
         content_type = inbound.read_type(takes_form=False)
         return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
 
@@ -117,7 +117,7 @@ class RpcEndpoint(RequestEndpoint):
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: for what is no JSON-RPC, or too much of it."""
-        requests = body.decode(inbound.content, REQUEST_OR_BATCH)
+        requests = body.decode(inbound.content, REQUEST_OR_BATCH, self.body_limits)
         count = len(requests) if isinstance(requests, list) else 1
         if not 1 <= count <= MOST_RPC_REQUESTS:
             raise ClientError(f"A batch has 1 to {MOST_RPC_REQUESTS} requests.")

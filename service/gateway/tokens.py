@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
@@ -20,7 +21,7 @@ from service.gateway.call import (
     Relay,
     check_end_user,
 )
-from service.gateway.tolerance import Tolerated, is_odd, tolerate
+from service.gateway.tolerance import tolerate
 from service.ledger import Admission, CostSource
 from service.prices import TokenPrice, Usage
 from service.upstream import Metered, UsageObject
@@ -40,8 +41,7 @@ SEARCH_NANOS: Final = 10_000_000
 MOST_SCRAPED_PAGES: Final = 10
 END_TO_END_ENCRYPTED: Final = "e2ee-"
 """How the names of models begin whose calls only they may read."""
-NULL: Final = msgspec.Raw(b"null")
-NOTHING: Final = b"{}"
+NO_MEMBERS: Final[Mapping[str, Any]] = {}
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
 # Parts of a message whose tokens its bytes do not bound.
@@ -72,7 +72,7 @@ class Tool(msgspec.Struct, gc=False):
     """What the model may call; made to be counted."""
 
 
-class TokenRequest(Tolerated, kw_only=True):
+class TokenRequest(msgspec.Struct, kw_only=True):
     """The members that are read of every request that is paid by the token; all others pass
     unread."""
 
@@ -84,14 +84,14 @@ class TokenRequest(Tolerated, kw_only=True):
     web_search: Any = None
     fallbacks: Any = None
     tools: list[Tool] | None = None
-    venice_parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    venice_parameters: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class TokenCall(Call, frozen=True, kw_only=True):
     """A call that is paid by the token."""
 
-    present: frozenset[str] = frozenset()
-    """Which of the members that may be set by us the body has already."""
+    text_bytes: int = 0
+    """The length of the body when each character stands for itself."""
     parts: int = 1
     """Messages and tools: each costs a few tokens beside its text."""
     choices: int = 1
@@ -101,7 +101,7 @@ class TokenCall(Call, frozen=True, kw_only=True):
     """Whether Venice adds what only the model's window bounds: results, pages, a character."""
     has_venice_prompt: bool | None = None
     """Whether Venice's own system prompt is wanted; None where the caller does not say."""
-    venice_parameters: bytes = NOTHING
+    venice_parameters: Mapping[str, Any] = NO_MEMBERS
 
     @property
     def max_output(self) -> int | None:
@@ -147,7 +147,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             b"\\" in call.body and ESCAPED_LETTER.search(call.body)
         )
         if not call.has_extras and not has_media:
-            prompt_tokens = body.text_bytes(call.body) + PART_TOKENS * call.parts
+            prompt_tokens = call.text_bytes + PART_TOKENS * call.parts
             overhead = catalog.overhead_tokens(call.model, with_prompt=has_venice_prompt)
             input_tokens = min(window, prompt_tokens + overhead)
         output_tokens, output_cap = self._output(call, caller, price, window)
@@ -292,49 +292,37 @@ def end_user(request: TokenRequest) -> str | None:
     return first or None
 
 
-def read(inbound: Inbound, shape: type[R], *, has_parameters: bool = True) -> tuple[Inbound, R]:
-    """The request, and its body with what the caller's key says of it: members that Venice refuses
-    are left out, parameters of Venice's that the call does not state are set where it
-    ``has_parameters``.
+def read(
+    inbound: Inbound,
+    endpoint: TokenEndpoint[Any],
+    shape: type[R],
+    *,
+    has_parameters: bool = True,
+) -> tuple[body.JsonBody, R]:
+    """The body with what the caller's key says of it, and the request that it makes: members that
+    Venice refuses are left out, parameters of Venice's that the call does not state are set where
+    it ``has_parameters``.
 
     :raises ClientError: naming the field and the rule.
     """
-    request, settings = body.decode(inbound.content, shape), inbound.settings
+    json, settings = body.read(inbound.content, endpoint.body_limits), inbound.settings
+    request = json.convert(shape)
     if request.model.startswith(END_TO_END_ENCRYPTED):
-        return inbound, request
-    content = inbound.content
-    if settings.tolerant and is_odd(request, content):
-        content = tolerate(content)
-        request = body.decode(content, shape)
+        return json, request
+    changes = tolerate(json.members) if settings.tolerant else {}
     if settings.venice_parameters and has_parameters:
-        given = request.venice_parameters
-        own = body.decode(stated(given), dict[str, msgspec.Raw])
-        merged = {**settings.venice_parameters, **own}
-        present = () if given is msgspec.UNSET else ("venice_parameters",)
-        content = body.set_members(content, {"venice_parameters": merged}, present)
-        request.venice_parameters = msgspec.Raw(msgspec.json.encode(merged))
-    if content is inbound.content:
-        return inbound, request
-    return msgspec.structs.replace(inbound, content=content), request
-
-
-def stated(parameters: msgspec.Raw | msgspec.UnsetType) -> bytes:
-    """The object of Venice's own parameters; an empty one where there is none."""
-    if isinstance(parameters, msgspec.UnsetType) or parameters == NULL:
-        return NOTHING
-    return bytes(parameters)
+        stated = request.venice_parameters or NO_MEMBERS
+        changes["venice_parameters"] = {**settings.venice_parameters, **stated}
+    if not changes:
+        return json, request
+    json = json.edited(changes)
+    return json, json.convert(shape)
 
 
 def venice_facts(request: TokenRequest) -> dict[str, Any]:
-    """What Venice's own parameters say of a call; they stand in the body or behind the model.
-
-    :raises ClientError: when they are no object.
-    """
-    said = stated(request.venice_parameters)
-    try:
-        parameters = NO_PARAMETERS if said is NOTHING else body.decode(said, VeniceParameters)
-    except ClientError as error:
-        raise ClientError(f"venice_parameters: {error}", param="venice_parameters") from None
+    """What Venice's own parameters say of a call; they stand in the body or behind the model."""
+    stated = request.venice_parameters or NO_MEMBERS
+    parameters = body.convert(stated, VeniceParameters) if stated else NO_PARAMETERS
     surcharge_nanos, has_extras = _extras(request, parameters)
     has_prompt = parameters.include_venice_system_prompt
     if "include_venice_system_prompt" in request.model:
@@ -343,7 +331,7 @@ def venice_facts(request: TokenRequest) -> dict[str, Any]:
         "surcharge_nanos": surcharge_nanos,
         "has_extras": has_extras,
         "has_venice_prompt": has_prompt if isinstance(has_prompt, bool) else None,
-        "venice_parameters": said,
+        "venice_parameters": stated,
         # Another model may answer, at prices of its own.
         "has_price": not request.fallbacks,
     }
@@ -367,11 +355,34 @@ def _extras(request: TokenRequest, parameters: VeniceParameters) -> tuple[int, b
     return SEARCH_NANOS * (searches + pages), has_extras
 
 
+def spliced(call: TokenCall, caller: Caller, bound: Bound, maxima: Sequence[str]) -> bytes:
+    """The caller's bytes with what names the end user replaced, the cap on the output in the first
+    of the ``maxima`` and all others that are there, and Venice's prompt off where that is default.
+
+    Venice counts bad requests per key, model and ``user`` and locks the bucket for all; with a
+    pseudonym for each key and end user, callers share no bucket and Venice learns no names.
+    """
+    document = call.document
+    if call.is_end_to_end_encrypted or document is None:
+        return call.body
+    pseudonym = caller.pseudonym(call.end_user or "")
+    changes: dict[str, Any] = {"user": pseudonym}
+    if "anon_user_id" in document.names:
+        changes["anon_user_id"] = pseudonym
+    # OpenAI's name for it, which Venice does not know.
+    changes["safety_identifier"] = msgspec.UNSET
+    if bound.output_cap is not None:
+        there = document.names.intersection(maxima)
+        changes |= dict.fromkeys({maxima[0], *there}, bound.output_cap)
+    changes |= without_venice_prompt(call, bound)
+    if call.relay is Relay.ASSEMBLED:
+        changes["stream"] = True
+    return document.edited(changes).content
+
+
 def without_venice_prompt(call: TokenCall, bound: Bound) -> dict[str, Any]:
     """The member that leaves Venice's own prompt out, where that is the default."""
     if call.has_venice_prompt is not None or bound.has_venice_prompt:
         return {}
-    if call.venice_parameters == NOTHING:
-        return {"venice_parameters": {"include_venice_system_prompt": False}}
-    parameters = msgspec.json.decode(call.venice_parameters, type=dict[str, msgspec.Raw])
-    return {"venice_parameters": {**parameters, "include_venice_system_prompt": False}}
+    parameters = {**call.venice_parameters, "include_venice_system_prompt": False}
+    return {"venice_parameters": parameters}

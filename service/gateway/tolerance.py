@@ -3,11 +3,10 @@
 A key's setting ``tolerant`` turns it off; what is encrypted end to end is never touched.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
-from service import body
+from msgspec import UNSET
 
 LEFT_OUT: Final = {
     "context_management": "Anthropic's; some clients send it to everyone",
@@ -21,65 +20,29 @@ STREAM_OPTIONS: Final = "stream_options"
 FUNCTIONS: Final = {"functions": "tools", "function_call": "tool_choice"}
 """OpenAI's first names for tools."""
 
-Unread = msgspec.Raw | msgspec.UnsetType
 
-_NULL: Final = msgspec.Raw(b"null")
-
-
-class Tolerated(msgspec.Struct, kw_only=True):
-    """The members that a request may have and Venice may not get; only whether they are there is
-    looked at."""
-
-    context_management: Unread = msgspec.UNSET
-    metadata: Unread = msgspec.UNSET
-    service_tier: Unread = msgspec.UNSET
-    store: Unread = msgspec.UNSET
-    stream_options: Unread = msgspec.UNSET
-    functions: Unread = msgspec.UNSET
-    function_call: Unread = msgspec.UNSET
-
-
-_NAMES: Final = Tolerated.__struct_fields__
-
-
-def is_odd(request: Tolerated, content: bytes) -> bool:
-    """Whether the request may have something to tolerate. Most have nothing, and large ones are
-    gone through once for that, not once for each name."""
-    if b"null" in content:
-        return True
-    for name in _NAMES:  # noqa: SIM110 - twice as fast as any()
-        if getattr(request, name) is not msgspec.UNSET:
-            return True
-    return False
-
-
-def tolerate(content: bytes) -> bytes:
-    """The JSON object with such members left out or renamed, every other byte as it was; itself
-    where there are none."""
-    members = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    gone = {name for name, value in members.items() if value == _NULL or name in LEFT_OUT}
-    if members.get("stream") != msgspec.Raw(b"true"):
-        gone |= {STREAM_OPTIONS} & members.keys()
-    said = {
-        new: _as_tools(members[old]) if new == "tools" else _as_choice(members[old])
-        for old, new in FUNCTIONS.items()
-        if old in members.keys() - gone and new not in members.keys() - gone
+def tolerate(members: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that leave such members out (``UNSET``) or rename them; none for most bodies."""
+    changes: dict[str, Any] = {
+        name: UNSET
+        for name, value in members.items()
+        if value is None
+        or name in LEFT_OUT
+        or name in FUNCTIONS
+        or (name == STREAM_OPTIONS and members.get("stream") is not True)
     }
-    gone |= FUNCTIONS.keys() & members.keys()
-    if gone:
-        content = body.without_members(content, gone)
-    return body.set_members(content, said, ()) if said else content
+    for old, new in FUNCTIONS.items():
+        value = members.get(old)
+        if value is not None and members.get(new) is None:
+            changes[new] = _as_tools(value) if new == "tools" else _as_choice(value)
+    return changes
 
 
-def _as_tools(functions: msgspec.Raw) -> Any:
-    try:
-        listed = msgspec.json.decode(functions, type=list[msgspec.Raw])
-    except msgspec.ValidationError:
+def _as_tools(functions: Any) -> Any:
+    if not isinstance(functions, list):
         return functions
-    return [{"type": "function", "function": function} for function in listed]
+    return [{"type": "function", "function": function} for function in functions]
 
 
-def _as_choice(choice: msgspec.Raw) -> Any:
-    if bytes(choice)[:1] != b"{":
-        return choice
-    return {"type": "function", "function": choice}
+def _as_choice(choice: Any) -> Any:
+    return {"type": "function", "function": choice} if isinstance(choice, dict) else choice

@@ -1,7 +1,7 @@
 """What calls that are paid by the piece have in common: an image, a second, a request."""
 
-from collections.abc import Collection
-from typing import Generic, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,17 +17,25 @@ T = TypeVar("T", bound=Call)
 S = TypeVar("S")
 
 
-def read_form(
-    inbound: Inbound, shape: type[S], media: Collection[str] = ()
-) -> tuple[S, list[multipart.Part]]:
-    """A body that may be JSON or ``multipart/form-data`` as ``shape``, and the parts of the latter;
-    those of names in ``media`` are no part of the shape.
+class Form(NamedTuple, Generic[S]):
+    """A body that was read, be it JSON or a form."""
+
+    request: S
+    json: body.JsonBody | None
+    parts: Sequence[multipart.Part]
+    """Those of the form."""
+
+
+def read_form(inbound: Inbound, shape: type[S], media: Collection[str] = ()) -> Form[S]:
+    """A body that may be JSON or ``multipart/form-data`` as ``shape``; parts of names in ``media``
+    are no part of the shape.
 
     :raises ClientError: naming the field and the rule.
     """
     content_type = inbound.read_type()
     if not multipart.is_multipart(content_type):
-        return body.decode(inbound.content, shape), []
+        json = body.read(inbound.content)
+        return Form(json.convert(shape), json, ())
     parts = multipart.parse(inbound.content, content_type)
     texts: dict[str, str] = {}
     for part in parts:
@@ -44,7 +52,7 @@ def read_form(
         if part.text is not None:
             texts[part.name] = part.text
     try:
-        return msgspec.convert(texts, shape, strict=False), parts
+        return Form(msgspec.convert(texts, shape, strict=False), None, parts)
     except msgspec.ValidationError as error:
         raise body.at_fault(str(error)) from None
 

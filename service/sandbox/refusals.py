@@ -1,6 +1,7 @@
 """How Venice refuses: there is no uniform error body, and these are not made uniform either."""
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,8 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
     :raises Refusal: 400 with ``issues`` and ``details`` when it is anything else.
     """
+    if b"\\u" in body:
+        body = _with_whole_characters(body)
     try:
         try:
             return decoder.decode(body)
@@ -35,6 +38,14 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
             raise invalid(*_issues(body, decoder.type, str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Refusal(400, {"error": "Request body is not valid JSON"}) from None
+
+
+def _with_whole_characters(body: bytes) -> bytes:
+    """JSON as JavaScript reads it, which takes half of a surrogate pair for a character."""
+    try:
+        return json.dumps(json.loads(body), ensure_ascii=False).encode(errors="replace")
+    except (ValueError, RecursionError):
+        return body
 
 
 def invalid(*issues: dict[str, Any]) -> Refusal:

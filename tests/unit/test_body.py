@@ -1,6 +1,7 @@
-"""Bodies: spliced, never re-encoded; errors name the field."""
+"""Bodies: read as Venice reads them, changed without being re-encoded; errors name the field."""
 
 import json
+import tracemalloc
 
 import msgspec
 import pytest
@@ -8,13 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import body
-from service.errors import ClientError
+from service.errors import ClientError, PayloadTooLarge
 
+UNSET = msgspec.UNSET
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
+
+
+def edited(content, changes):
+    """What the content becomes, both in one step and by way of a body that was edited before."""
+    document = body.read(content).document
+    once = document.edited(changes).content
+    again = document.edited({"before": 1}).edited({**changes, "before": UNSET}).content
+    assert json.loads(again) == json.loads(once)
+    return once
 
 
 @pytest.mark.parametrize(
@@ -27,7 +42,7 @@ JSON = st.recursive(
 )
 def test_a_missing_member_goes_to_the_front(before, after):
     """All other bytes stay as they were."""
-    assert body.set_members(before, {"user": "p"}, ()) == after
+    assert edited(before, {"user": "p"}) == after
 
 
 @pytest.mark.parametrize(
@@ -37,15 +52,15 @@ def test_a_missing_member_goes_to_the_front(before, after):
         (b'{"n":1 , "user" : null }', b'{"n":1 , "user" : "p" }'),
         (b'{"user":{"a":["]}"]},"n":1}', b'{"user":"p","n":1}'),
         (b'{"\\u0075ser":"alice"}', b'{"\\u0075ser":"p"}'),
-        (b'{"user":"a","user":"b"}', b'{"user":"p","user":"p"}'),
         (b'{"m":{"user":"inner"},"user":"x\\"y"}', b'{"m":{"user":"inner"},"user":"p"}'),
         (b'{"m":"user","user":"x"}', b'{"m":"user","user":"p"}'),
         (b'{"m":["user",{"user":1}],"user":1}', b'{"m":["user",{"user":1}],"user":"p"}'),
+        (b'{"m":"\\ud83d \\\\ud83d","user":"x"}', b'{"m":"\\ud83d \\\\ud83d","user":"p"}'),
     ],
 )
 def test_a_member_is_replaced_where_it_stands(before, after):
-    """Only the member itself at the top level is changed, in every spelling and repetition."""
-    assert body.set_members(before, {"user": "p"}, {"user"}) == after
+    """Only the member itself at the top level is changed, in every spelling."""
+    assert edited(before, {"user": "p"}) == after
 
 
 @pytest.mark.parametrize(
@@ -55,35 +70,26 @@ def test_a_member_is_replaced_where_it_stands(before, after):
         (b'{"gone":1}', b"{}"),
         (b' { "gone" : "x", "a" : 1.0e0 } ', b' { "a" : 1.0e0 } '),
         (b'{"a":1 ,\n "gone":[{"a":"}"}] }', b'{"a":1 }'),
-        (b'{"gone":1,"a":{"gone":2},"g\\u006fne":3}', b'{"a":{"gone":2}}'),
+        (b'{"g\\u006fne":1,"a":{"gone":2}}', b'{"a":{"gone":2}}'),
     ],
 )
 def test_a_member_is_taken_out(before, after):
-    """At the top level, in every spelling and repetition; the others keep their bytes."""
-    assert body.without_members(before, {"gone"}) == after
+    """At the top level, in every spelling; the others keep their bytes."""
+    assert edited(before, {"gone": UNSET}) == after
 
 
 @given(st.dictionaries(st.text(), JSON), st.booleans(), st.sampled_from([None, 1]), st.data())
-def test_taking_out_equals_deleting(members, ascii_only, indent, data):
-    """On any JSON object it means what decoding, deleting and encoding means."""
-    names = set(data.draw(st.lists(st.sampled_from([*members, "other"]))))
+def test_editing_equals_setting_and_deleting(members, ascii_only, indent, data):
+    """On any JSON object it means what decoding, changing and encoding means."""
+    names = st.sampled_from([*members, "other"])
+    changes = data.draw(st.dictionaries(names, st.just(UNSET) | st.integers()))
     content = json.dumps(members, ensure_ascii=ascii_only, indent=indent)
     content = content.encode("utf-8", "surrogatepass")
 
-    left = body.without_members(content, names)
-
-    assert json.loads(left) == {name: members[name] for name in members if name not in names}
-
-
-@given(st.dictionaries(st.text(), JSON), st.text(), st.booleans(), st.sampled_from([None, 1]))
-def test_splicing_equals_setting(members, user, ascii_only, indent):
-    """On any JSON object splicing means what decoding, setting and encoding means."""
-    content = json.dumps(members, ensure_ascii=ascii_only, indent=indent)
-    content = content.encode("utf-8", "surrogatepass")
-
-    spliced = body.set_members(content, {"user": user}, members.keys() & {"user"})
-
-    assert json.loads(spliced) == {**members, "user": user}
+    wanted = {**members, **changes}
+    assert json.loads(edited(content, changes)) == {
+        name: value for name, value in wanted.items() if value is not UNSET
+    }
 
 
 class Shape(msgspec.Struct):
@@ -97,9 +103,17 @@ class Shape(msgspec.Struct):
         (b'{"model":1}', "model", "Expected 'str', got 'int'"),
         (b"{}", "model", "missing required field 'model'"),
         (b'{"model":"m","n":"x"}', "n", "Expected 'int'"),
+        (b'{"model":"m","n":1.0}', "n", "Expected 'int'"),
+        (b'{"model":"m","n":true}', "n", "Expected 'int'"),
         (b"[]", None, "Expected 'object'"),
         (b'{"model"', None, "not valid JSON"),
         (b'{"model":"\xff"}', None, "not valid JSON"),
+        (b'{"model":NaN}', None, "not valid JSON"),
+        (b'{"model":1e999}', None, "not valid JSON"),
+        (b'{"model":%b}' % (b"9" * 5000), None, "not valid JSON"),
+        (b'\xef\xbb\xbf{"model":"m"}', None, "not valid JSON"),
+        (b"[" * 100_000, None, "nested too deeply"),
+        (b'{"a":' * 100_000, None, "nested too deeply"),
         (b"", None, "not valid JSON"),
     ],
 )
@@ -112,11 +126,88 @@ def test_errors_name_the_field(content, param, text):
     assert text in caught.value.message
 
 
-@given(JSON, st.booleans())
-def test_the_bytes_of_a_text_are_bounded(value, ensure_ascii):
-    """However it is escaped, by no less than its characters have, and by few more than they may."""
-    plain = json.dumps(value, ensure_ascii=False).encode(errors="replace")
-    escaped = json.dumps(value, ensure_ascii=ensure_ascii).encode(errors="replace")
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b'{"model":"a","model":"b"}', "model"),
+        (b'{"model":"a","mod\\u0065l":"b"}', "model"),
+        (b'{"model":"a","model":"a"}', "model"),
+        (b'{"a":{"b":[{"c":1,"c":{}}]}}', "c"),
+        (b'{"a":"\\"","b\\\\":1,"b\\\\":2}', "b\\"),
+        (b'{"a":[{"":1,"":2}]}', ""),
+        (b'{"a":"\\ud83d","n":1,"n":2}', "n"),
+        (b'{"a":"%b","n":1,"n":2}' % (b"x" * 300_000), "n"),
+        (b'[{"a":1},{"a":1,"a":2}]', "a"),
+    ],
+)
+def test_no_object_has_a_member_twice(content, name):
+    """Two parsers could take one of them each."""
+    with pytest.raises(ClientError) as caught:
+        body.read(content)
+
+    assert (caught.value.status, caught.value.param) == (400, name)
+    assert "twice" in caught.value.message
+
+
+def test_a_large_body_with_a_member_twice_is_refused_too():
+    """Without its name."""
+    with pytest.raises(ClientError, match="twice"):
+        body.read(b'{"a":"%b","n":1,"n":2}' % (b"x" * body.MAX_NAMED_DUPLICATE_BYTES))
+
+
+@given(JSON, st.booleans(), st.sampled_from([None, 1]))
+def test_any_json_is_read(value, ascii_only, indent):
+    """Nothing is taken for a duplicate that is none."""
+    content = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
+    assert body.read(content).value == json.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b'{"a":1%b}' % b"".join(b',"%d":1' % i for i in range(5_000)), "1,000 members"),
+        (b'{"messages":[%b]}' % b",".join([b'{"role":""}'] * 2_800_000), "250,000 values"),
+        (b'{"messages":[%b]}' % b",".join([b'{"role":""}'] * 130_000), "250,000 values"),
+        (b"[%b]" % b",".join([b"1"] * 300_000), "250,000 values"),
+        (b"[%b]" % b",".join([b"[]"] * 300_000), "250,000 values"),
+        (b"[%b]" % b",".join([b'""'] * 300_000), "250,000 values"),
+        (b'{"a":"%b"}' % (b"\\n" * 4_000_001), "4,000,000 escaped"),
+        (b'{"a":1%b}' % (b',"a":1' * 5_800_000), "250,000 values"),
+    ],
+)
+def test_bodies_that_are_slow_to_read_are_refused(content, rule):
+    """Before anything is made of them: it costs next to no memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge, match=rule):
+            body.read(content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < max(3 * len(content), 60_000_000)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"input": list(range(100_000))},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}] * 10_000},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}] * 1_000},
+        {"text": "[{,:\\\"'}]\n" * 1_000_000},
+        {"picture": "a" * 30_000_000},
+    ],
+)
+def test_bodies_of_real_agents_are_read(value):
+    """However long the conversation, and whatever stands in its texts."""
+    assert body.read(json.dumps(value).encode()).value == value
+
+
+@given(JSON, st.sampled_from([None, 1]))
+def test_one_text_has_one_length(value, indent):
+    """However it is escaped and indented; never less than the bytes of its characters."""
+    plain = json.dumps(value, ensure_ascii=False).encode()
+    escaped = json.dumps(value, indent=indent).encode()
 
     def characters(part):
         if isinstance(part, dict):
@@ -125,12 +216,23 @@ def test_the_bytes_of_a_text_are_bounded(value, ensure_ascii):
             return sum(map(characters, part))
         return len(part.encode(errors="replace")) if isinstance(part, str) else 0
 
-    assert characters(value) <= body.text_bytes(escaped)
-    assert body.text_bytes(escaped) <= len(plain) * 2
+    assert body.read(plain).text_bytes == body.read(escaped).text_bytes
+    assert characters(value) <= body.read(escaped).text_bytes <= len(plain) * 2
 
 
-def test_a_backslash_before_a_u_is_no_escape():
-    """An escaped backslash takes the next character from nobody."""
-    for text in (r"\u0041", "\\" * 7 + "u", "\\n", "\u20ac", "\U0001f600"):
-        assert body.text_bytes(json.dumps(text).encode()) >= len(text.encode()) + 2
-    assert body.text_bytes(b'"\\u20ac"') == 5
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (rb'"a \ud83d b"', "a \ufffd b"),
+        (rb'"\ude00"', "\ufffd"),
+        (rb'"\ud83d\ud83d\ude00\ude00"', "\ufffd\U0001f600\ufffd"),
+        (rb'"\\ud83d \ud83d"', "\\ud83d \ufffd"),
+        (rb'"\\\ud83d"', "\\\ufffd"),
+    ],
+)
+def test_half_a_character_is_read(content, text):
+    """JavaScript writes it for a text that was cut; the bytes pass as they are."""
+    read = body.read(content)
+
+    assert read.value == text
+    assert read.content == content

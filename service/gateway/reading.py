@@ -1,0 +1,55 @@
+"""Large bodies are read in threads of their own, so that no caller holds the event loop."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from service.errors import Unavailable
+from service.gateway.call import Call, Endpoint, Inbound
+
+T = TypeVar("T")
+
+LARGE_BYTES: Final = 256 * 1024
+"""Larger bodies are read outside the event loop, which they would hold for milliseconds."""
+MAX_READERS: Final = 2
+"""More threads would only wait for each other: reading holds Python's lock most of the time."""
+MAX_WAIT_S: Final = 60.0
+
+
+async def parse(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
+    """The call that a request makes.
+
+    :raises ClientError: naming the field and the rule.
+    :raises Unavailable: when too many large bodies are being read.
+    """
+    return await read_large(len(inbound.content), _parse, endpoint, inbound)
+
+
+async def read_large(size_bytes: int, function: Callable[..., T], *arguments: Any) -> T:
+    """What the function makes of a body of this size. Where that is large it runs in a thread.
+
+    :raises Unavailable: when too many large bodies are being read.
+    """
+    if size_bytes <= LARGE_BYTES:
+        return function(*arguments)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(MAX_WAIT_S):
+            return await loop.run_in_executor(_readers(), functools.partial(function, *arguments))
+    except TimeoutError:
+        raise Unavailable("Too many large bodies are being read.", retry_after_s=5) from None
+
+
+def _parse(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
+    call: Call = endpoint.parse(inbound)
+    if call.document is not None and len(inbound.content) > LARGE_BYTES:
+        # Here and not in the event loop, which changes members later.
+        call.document.locate()
+    return call
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_READERS, thread_name_prefix="body")
