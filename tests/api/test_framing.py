@@ -87,7 +87,8 @@ async def venice():
 @pytest.fixture
 async def service(database_address, venice):
     """A service before it."""
-    async with running(make_settings(database_address, venice.url)) as service:
+    settings = make_settings(database_address, venice.url)
+    async with running(settings, knows_models=False) as service:
         yield service
         await service.audit()
 
