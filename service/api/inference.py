@@ -87,7 +87,7 @@ def free(path: str) -> Handler:
         venice, upstream_path = request.app[VENICE], _with_query(request, inbound.path)
         if path.endswith(JOB_STEPS):
             headers["Content-Type"] = inbound.read_type(takes_form=False)
-            answer = await _ask_for_job(request, caller, upstream_path, inbound.content, headers)
+            answer = await _ask_for_job(request, caller, path, inbound.content, headers)
         else:
             answer = await venice.forward(request.method, upstream_path, inbound.content, headers)
         try:
@@ -99,32 +99,31 @@ def free(path: str) -> Handler:
     return handle
 
 
-class Job(msgspec.Struct):
-    """What is read of a question about a job."""
-
-    queue_id: str = ""
-
-
 async def _ask_for_job(
     request: web.Request, caller: Caller, path: str, content: bytes, headers: Mapping[str, str]
 ) -> Answer:
-    """Venice's answer, by the key that the job was queued with. When it says that it gave back what
-    the job had cost, so do the books."""
-    job_asked_for = await read_large(len(content), body.decode, content, Job)
-    queue_id = job_asked_for.queue_id
-    if not QUEUE_ID.fullmatch(queue_id):
+    """Venice's answer about a job that the caller's organization queued, by the key that it was
+    queued with. When it says that it gave back what the job had cost, so do the books.
+
+    :raises NotFound: when the organization queued no such job. Venice is not asked: its own answer
+        is for the whole account, whoever asks.
+    """
+    ticket = await read_large(len(content), body.decode, content, dict[str, Any])
+    queue_id = ticket.get("queue_id")
+    if not isinstance(queue_id, str) or not QUEUE_ID.fullmatch(queue_id):
         raise ClientError(
             "queue_id: must be 1 to 256 printable ASCII characters without spaces.",
             param="queue_id",
         )
-    database, organization_id, job = request.app[DATABASE], caller.organization_id, None
-    with contextlib.suppress(Unavailable):
-        job = await ledger.find_job(database, organization_id, queue_id)
-    key_id = job.upstream_key_id if job else None
+    database, organization_id = request.app[DATABASE], caller.organization_id
+    job = await ledger.find_job(database, organization_id, queue_id)
+    # Encoded again, so that Venice reads the one id that was read here.
+    asked = msgspec.json.encode(ticket)
+    key_id = job.upstream_key_id
     try:
-        return await request.app[VENICE].of_a_job(path, content, headers, organization_id, key_id)
+        return await request.app[VENICE].of_a_job(path, asked, headers, organization_id, key_id)
     except UpstreamError as error:
-        if error.is_refunded and job is not None:
+        if error.is_refunded:
             # Where the books cannot be reached now, the job is followed all the same.
             with contextlib.suppress(Unavailable):
                 await ledger.refund(database, organization_id, job.call_id)

@@ -188,6 +188,10 @@ class OpenCall:
         self._first_byte_at = time.monotonic()
         content = await self.answer.read()
         self.metered = read_plain(content)
+        upstream_request_id = self.metered.upstream_request_id
+        self.route.note_sent(
+            Sent(upstream_key_id=attempts.key_id, upstream_request_id=upstream_request_id)
+        )
         if self.metered.is_error:
             raise UpstreamError("Venice's answer is not a completion.")
         self._end(Outcome.OK, self.answer.status)

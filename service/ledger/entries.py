@@ -10,7 +10,7 @@ import msgspec
 
 from service import money
 from service.db import Database
-from service.errors import NotFound
+from service.errors import NotFound, Unavailable
 
 # ruff: noqa: S608 - statements are put together from constants
 COLUMNS: Final = """
@@ -60,6 +60,17 @@ FIND_JOB: Final = """
       AND endpoint LIKE '%/queue'
     ORDER BY counted_at DESC, id DESC
     LIMIT 1
+"""
+# A call that is still held may have queued the job: its process may have trouble with settling it.
+# What the process knows of the call is stored when the lease is renewed.
+IS_BEING_BOOKED: Final = """
+    SELECT EXISTS (
+        SELECT
+        FROM public.holds
+        WHERE organization_id = $1
+          AND endpoint LIKE '%/queue'
+          AND (upstream_request_id = $2 OR upstream_request_id IS NULL)
+    )
 """
 # What a correction says of a job was not known when its call was settled.
 LIST_JOBS: Final = """
@@ -161,10 +172,23 @@ class Job(NamedTuple):
     upstream_key_id: UUID | None
 
 
-async def find_job(database: Database, organization_id: UUID, queue_id: str) -> Job | None:
-    """A job of the organization, by Venice's id of it."""
+async def find_job(database: Database, organization_id: UUID, queue_id: str) -> Job:
+    """The job that the organization queued, by Venice's id of it.
+
+    :raises NotFound: when it queued none of this id.
+    :raises Unavailable: when that cannot be said now: the database is gone, or a call that may be
+        the one that queued the job is not in the books yet.
+    """
     row = await database.fetchrow(FIND_JOB, organization_id, queue_id)
-    return None if row is None else Job(**row)
+    if row is None:
+        is_being_booked = await database.fetchval(IS_BEING_BOOKED, organization_id, queue_id)
+        # Read again: it may have been booked between the two.
+        row = await database.fetchrow(FIND_JOB, organization_id, queue_id)
+        if row is None and is_being_booked:
+            raise Unavailable("queue_id: the job is not in the books yet.", retry_after_s=1)
+    if row is None:
+        raise NotFound("queue_id: your organization has queued no such job.", param="queue_id")
+    return Job(**row)
 
 
 class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -204,8 +204,9 @@ class Metered(msgspec.Struct, kw_only=True):
         if facts.response is not None:
             self.take(facts.response)
             return
+        # A job is asked for by the id of the queue, whatever else its answer names.
         self.upstream_request_id = (
-            self.upstream_request_id or _name(facts.id) or _name(facts.queue_id)
+            self.upstream_request_id or _name(facts.queue_id) or _name(facts.id)
         )
         self.model = self.model or _name(facts.model)
         if self.usage is None:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
-from paid_bodies import BODIES
+from paid_bodies import BODIES, sent
 from support import cost_of, limited, standing
 
 from service import api, jobs, ledger
@@ -20,7 +20,7 @@ QUEUES = ("/video/queue", "/audio/queue")
 async def queued(caller, path="/video/queue"):
     """A job; its ticket, and the entry that it was charged with."""
     async with caller.service.http.post(
-        f"/v1{path}", json=BODIES[path], headers=caller.headers
+        f"/v1{path}", headers=caller.headers, **sent(BODIES[path])
     ) as response:
         assert response.status == 200
         made = await response.json()
@@ -106,19 +106,90 @@ async def test_what_the_operator_gave_back_is_not_given_twice(service, caller, u
     assert (sum(costs), len(costs)) == (0, 3)
 
 
-async def test_another_organization_gets_nothing_back(service, caller, upstream):
-    """Who asks for a job of others' changes nobody's books."""
-    ticket, entry = await queued(caller)
+STEPS = ("retrieve", "complete")
+FAMILIES = ("video", "audio", "audio/voice-changer")
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_another_organization_has_no_part_in_a_job(
+    service, caller, upstream, family, step, prefix
+):
+    """Whatever it asks, at whatever path: it hears what it hears of a job that never was, and
+    Venice hears nothing."""
+    ticket, entry = await queued(caller, f"/{family}/queue")
     stranger = await service.new_caller("stranger")
-    upstream.faults.push("/video/retrieve", FaultKind.JOB_FAILED)
+    never = ticket | {"queue_id": "01a2-no-such-job"}
 
-    async with service.http.post(
-        "/v1/video/retrieve", json=ticket, headers=stranger.headers
-    ) as response:
-        assert response.status == 422
-
+    answers = []
+    for asked in (ticket, ticket | {"delete_media_on_completion": True}, never):
+        async with service.http.post(
+            f"{prefix}/{family}/{step}", json=asked, headers=stranger.headers
+        ) as response:
+            error = (await response.json())["error"]
+            answers.append((response.status, error["code"], error["param"], error["message"]))
+    assert set(answers) == {
+        (404, "not_found", "queue_id", "queue_id: your organization has queued no such job.")
+    }
+    assert upstream.calls.to(f"/{family}/{step}") == []
     assert await caller.entries() == [entry]
     assert await stranger.entries() == []
+
+    async with service.http.post(
+        f"{prefix}/{family}/{step}", json=ticket, headers=caller.headers
+    ) as response:
+        assert response.status == 200
+
+
+async def test_an_organizations_keys_share_its_jobs(service, caller):
+    """Who queued a job and who asks for it may be two of its services."""
+    ticket, _ = await queued(caller)
+    path = f"/admin/v1/organizations/{caller.organization_id}/keys"
+    _, made = await service.operate("POST", path, json={"name": "other"})
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    async with service.http.post("/v1/video/retrieve", json=ticket, headers=headers) as response:
+        assert response.status == 200
+
+
+async def test_venice_reads_the_id_that_was_read_here(service, caller, upstream):
+    """Of a body that has two, or a query that has one."""
+    ticket, _ = await queued(caller)
+    stranger = await service.new_caller("stranger")
+    own, _ = await queued(stranger)
+    theirs, mine = ticket["queue_id"], own["queue_id"]
+    body = f'{{"model": "{own["model"]}", "queue_id": "{theirs}", "queue_id": "{mine}"}}'
+    headers = {**stranger.headers, "Content-Type": "application/json"}
+    async with service.http.post(
+        f"/v1/video/retrieve?queue_id={theirs}", data=body, headers=headers
+    ) as response:
+        assert response.status == 200
+    (call,) = upstream.calls.to("/video/retrieve")
+    assert theirs not in call.body.decode() + str(call.query)
+
+
+async def test_a_job_that_may_not_be_booked_yet(service, caller, upstream):
+    """Is not denied: who asks is told to ask again. What is booked is not kept waiting."""
+    ticket, _ = await queued(caller)
+    unknown = ticket | {"queue_id": "01a2-no-such-job"}
+    upstream.faults.push("/audio/queue", "barrier")
+    request = service.http.post(
+        "/v1/audio/queue", headers=caller.headers, **sent(BODIES["/audio/queue"])
+    )
+    queueing = asyncio.create_task(request.__aenter__())
+    await upstream.faults.wait_held(1)
+
+    async def ask(asked):
+        async with service.http.post(
+            "/v1/video/retrieve", json=asked, headers=caller.headers
+        ) as response:
+            return response.status, response.headers.get("Retry-After")
+
+    assert await ask(unknown) == (503, "1")
+    assert await ask(ticket) == (200, None)
+    upstream.faults.clear()
+    (await queueing).close()
+    assert await ask(unknown) == (404, None)
 
 
 async def test_a_job_that_is_done_is_asked_for_no_more(service, caller, upstream):
