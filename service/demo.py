@@ -7,8 +7,9 @@ from aiohttp import web
 
 from service import accounts, api
 from service.audit import Actor
+from service.data_directory import OPERATOR_KEY_FILE, write_secret
 from service.errors import Unauthenticated
-from service.settings import OPERATOR_KEY_FILE, Settings, write_secret
+from service.settings import Settings
 
 KEY_FILE: Final = "demo_key"
 ANYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound

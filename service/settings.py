@@ -9,7 +9,6 @@ import dataclasses
 import enum
 import logging
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,11 +17,17 @@ from urllib.parse import urlsplit
 from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError, ValidationError
 
+from service import data_directory
 from service.address import URL_FORM, AddressError, DatabaseAddress, parse_database_url
+from service.data_directory import (
+    ENCRYPTION_KEY_FILE,
+    OPERATOR_KEY_FILE,
+    SECRET_LENGTH,
+    SECRET_TEXT,
+    kept_secret,
+)
 from service.errors import SettingsError
 
-SECRET_LENGTH: Final = 32
-OPERATOR_KEY_FILE: Final = "operator_key"
 EX_CONFIG: Final = 78
 """Exit status of a configuration error, from sysexits.h."""
 
@@ -455,11 +460,16 @@ def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
         mistakes.append("DATABASE_POOL_MIN_SIZE: must not be above DATABASE_POOL_MAX_SIZE")
     directory = Path(values["data_directory"])
     if environment is Environment.DEVELOPMENT:
-        mistakes += _unusable(directory)
+        mistakes += data_directory.mistakes(directory)
     if mistakes or environment is None:
         raise SettingsError(mistakes)
     if environment is Environment.DEVELOPMENT:
-        _keep_secrets(directory, values)
+        values["operator_key"] = values["operator_key"] or kept_secret(
+            directory / OPERATOR_KEY_FILE
+        )
+        values["encryption_keys"] = values["encryption_keys"] or (
+            kept_secret(directory / ENCRYPTION_KEY_FILE),
+        )
     return Settings(environment=environment, **values)
 
 
@@ -488,30 +498,8 @@ def _is_mistaken(line: Binding) -> bool:
     return line.error or (is_bare and not str(line.key).isidentifier())
 
 
-def _unusable(directory: Path) -> list[str]:
-    """What keeps a directory from being made or written, said before anything is made."""
-    for path in (directory, *directory.absolute().parents):
-        if path.exists():
-            if not path.is_dir():
-                return [f"DATA_DIRECTORY: {path} is not a directory"]
-            if not os.access(path, os.W_OK | os.X_OK):
-                return [f"DATA_DIRECTORY: {path} cannot be written by this account"]
-            break
-    return []
-
-
-def _keep_secrets(directory: Path, values: dict[str, Any]) -> None:
-    try:
-        values["operator_key"] = values["operator_key"] or _kept(directory / OPERATOR_KEY_FILE)
-        values["encryption_keys"] = values["encryption_keys"] or (
-            _kept(directory / "encryption_key"),
-        )
-    except OSError as error:
-        raise SettingsError([f"DATA_DIRECTORY: {error.filename}: {error.strerror}"]) from error
-
-
 def _environment(env: Env, mistakes: list[str]) -> Environment | None:
-    name = env.str("ENVIRONMENT", "") or "development"
+    name = env.str("ENVIRONMENT", "").strip() or "development"
     if env.str("RAILWAY_ENVIRONMENT_NAME", ""):
         return Environment.PRODUCTION
     try:
@@ -524,6 +512,9 @@ def _environment(env: Env, mistakes: list[str]) -> Environment | None:
 def _read(
     env: Env, variable: Variable, environment: Environment | None, mistakes: list[str]
 ) -> Any:
+    if mistake := _tidied(variable):
+        mistakes.append(mistake)
+        return None
     in_production = environment is Environment.PRODUCTION
     default = variable.production if in_production else variable.development
     # A variable that is set and empty is what a deployment form leaves behind: not set.
@@ -535,6 +526,23 @@ def _read(
     return variable.rule.read(env, variable.name, default, environment)
 
 
+def _tidied(variable: Variable) -> str | None:
+    """Take white space off the ends of a value, where forms and files leave it. Returns the mistake
+    in the rest, if a secret or a URL has a character that would break every call."""
+    value = os.environ.get(variable.name)
+    if value is None:
+        return None
+    value = os.environ[variable.name] = value.strip()
+    if variable.kind == "URL" and not (value.isprintable() and " " not in value):
+        return f"{variable.name}: must not have spaces or control characters"
+    parts = value.split(",") if variable.kind == "secret list" else [value]
+    if variable.kind.startswith("secret") and not all(
+        SECRET_TEXT.fullmatch(one.strip()) for one in parts
+    ):
+        return f"{variable.name}: must be printable ASCII characters without spaces"
+    return None
+
+
 def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
     draining_s = env.str("RAILWAY_DEPLOYMENT_DRAINING_SECONDS", "")
     if draining_s.isdecimal() and env.str("SHUTDOWN_TIMEOUT", "") == "":
@@ -542,25 +550,9 @@ def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
         values["shutdown_timeout_s"] = max(0.0, float(draining_s) - 15)
 
 
-def _kept(path: Path) -> str:
-    """A secret of development, made once."""
-    if not path.exists():
-        write_secret(path, secrets.token_urlsafe(32))
-    return path.read_text().strip()
-
-
 def inherited(**more: str) -> dict[str, str]:
     """The environment of a process to be started: that of this one, and ``more``."""
     return {**os.environ, **more}
-
-
-def write_secret(path: Path, secret: str) -> None:
-    """Write a file that its owner alone can read. Only development keeps secrets in files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secret)
 
 
 def markdown() -> str:

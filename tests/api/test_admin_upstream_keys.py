@@ -64,6 +64,18 @@ async def test_a_key_is_added_used_and_disabled(service, caller, upstream):
     ]
 
 
+@pytest.mark.parametrize(
+    "key", ["sec ond", "sec\nond", "sec\x00ond", "s\u00e9cond", "\ufeffsecond"]
+)
+async def test_a_key_that_no_header_can_carry_is_refused(service, key):
+    """By the name of its field, and without the key in the answer."""
+    body = {"name": "spare", "key": key}
+    status, answer = await service.operate("POST", KEYS, json=body)
+
+    assert (status, answer["error"]["param"]) == (400, "key")
+    assert key not in answer["error"]["message"]
+
+
 async def test_what_rests_is_told(service, caller, upstream):
     """Altogether until a probe, or for a model and so many seconds."""
     await added(service)

@@ -11,7 +11,7 @@ SERVICE = ROOT / "service"
 # From the bottom up. A module may import any level below its own, never its own.
 LEVELS = [
     {"errors"},
-    {"address"},
+    {"address", "data_directory"},
     {"money", "logs", "settings", "body", "inflate", "multipart", "ids"},
     {"db", "crypto", "metrics", "prices", "schema", "embedded", "anthropic", "lifecycle"},
     {"audit", "webhooks"},

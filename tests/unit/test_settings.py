@@ -75,6 +75,84 @@ def test_an_empty_variable_is_a_missing_one(environ):
     assert [line.partition(":")[0] for line in said] == ["VENICE_API_KEY"]
 
 
+@pytest.mark.parametrize("around", ["{}\n", " {}", "\t{} \r\n", "\u00a0{}"])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("VENICE_API_KEY", "venice_api_key"),
+        ("OPERATOR_KEY", "operator_key"),
+        ("VENICE_BASE_URL", "venice_base_url"),
+    ],
+)
+def test_white_space_around_a_value_is_taken_off(environ, name, field, around):
+    """A form or a file that ends with a line break does not break each call."""
+    value = PRODUCTION.get(name, "https://venice.example/api/v1")
+    environ.update(PRODUCTION, **{name: around.format(value)})
+
+    assert getattr(settings.load(), field) == value
+
+
+def test_white_space_around_addresses_and_lists_is_taken_off(environ):
+    """Also where a value is parsed."""
+    environ.update(PRODUCTION)
+    plain = settings.load()
+    for name in ("DATABASE_URL", "ENCRYPTION_KEY", "LOG_LEVEL", "HOST", "PORT"):
+        environ[name] = f" {PRODUCTION.get(name, settings_default(name))} \n"
+    environ["ENCRYPTION_KEY"] = f" {'e' * 32} ,\n{'f' * 32}\n"
+
+    loaded = settings.load()
+
+    assert loaded.database == plain.database
+    assert loaded.encryption_keys == ("e" * 32, "f" * 32)
+    assert (loaded.log_level, loaded.host, loaded.port) == ("info", "", 8080)
+
+
+def settings_default(name):
+    """What production takes when the variable is not set."""
+    (found,) = (one for one in settings.variables() if one.name == name)
+    return found.production
+
+
+@pytest.mark.parametrize("odd", ["\x00", "\n", "\r", "\x7f", " ", "\u00e9", "\u200b", "\ufeff"])
+@pytest.mark.parametrize("name", ["VENICE_API_KEY", "OPERATOR_KEY", "ENCRYPTION_KEY"])
+def test_a_secret_that_no_header_can_carry_is_refused(environ, name, odd):
+    """At the start, by the variable's name, without its value: no call could be made with it."""
+    value = PRODUCTION[name]
+    said = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
+
+    assert said == [f"{name}: must be printable ASCII characters without spaces"]
+
+
+@pytest.mark.parametrize("odd", ["\x00", "\n", "\r", "\x7f", " ", "\u200b", "\ufeff"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_UNPOOLED_URL", "VENICE_BASE_URL"])
+def test_an_address_that_is_broken_is_refused(environ, name, odd):
+    """Some parsers pass over a line break, and others do not."""
+    value = PRODUCTION.get(name, "https://venice.example/api/v1")
+    said = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
+
+    assert said == [f"{name}: must not have spaces or control characters"]
+
+
+@pytest.mark.parametrize("name", ["VENICE_API_KEY", "OPERATOR_KEY", "DATABASE_URL"])
+def test_white_space_alone_is_no_value(environ, name):
+    """As nothing at all."""
+    said = mistakes(environ, **{**PRODUCTION, name: " \n"})
+
+    assert [line.partition(":")[0] for line in said] == [name]
+    assert "required" in said[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 40, b"a" * 20 + b" " + b"a" * 20])
+def test_a_kept_secret_that_is_damaged_is_refused(environ, tmp_path, content):
+    """A disk that was full when it was written: no key is made of what is left."""
+    (tmp_path / ".rialto").mkdir()
+    (tmp_path / ".rialto" / "encryption_key").write_bytes(content)
+
+    (said,) = mistakes(environ)
+
+    assert said.startswith("DATA_DIRECTORY: .rialto/encryption_key is damaged")
+
+
 def test_mistakes_of_all_kinds_come_together(environ):
     """Missing, malformed and contradictory settings are one report."""
     said = mistakes(
