@@ -8,7 +8,7 @@ PAGE = ROOT / "docs" / "settings.md"
 
 sys.path.insert(0, str(ROOT))
 
-from service.settings import markdown  # noqa: E402 - the path comes first
+from service.settings_page import markdown  # noqa: E402 - the path comes first
 
 text = markdown()
 if "--check" in sys.argv[1:]:

@@ -21,6 +21,7 @@ from service.gateway import Gateway
 from service.ids import uuid7
 from service.ledger import Ledger
 from service.settings import Settings, load
+from service.shares import Shares
 from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open_venice
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None) -> web.Application:
     app = web.Application(middlewares=api.MIDDLEWARES, handler_args=api.HANDLER_ARGUMENTS)
     app[api.SETTINGS] = settings
     app[api.STATUS] = api.Status()
+    app[api.OPEN_REQUESTS] = Shares(settings.open_requests)
     app[api.KEYRING] = Keyring(settings.encryption_keys)
     app.on_response_prepare.append(api.finish_headers)
     app.cleanup_ctx.extend([intake, database_server, ready_schema, pool, venice, books, background])

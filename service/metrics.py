@@ -102,6 +102,11 @@ REQUEST_SECONDS: Final = _histogram(
     "route",
     "status",
 )
+TURNED_AWAY: Final = _counter(
+    "rialto_turned_away_total",
+    "Requests and connections that were ended so that others have room.",
+    "reason",
+)
 CALLS: Final = _counter(
     "rialto_calls_total", "Admitted calls that have ended.", "endpoint", "outcome"
 )

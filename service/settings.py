@@ -321,6 +321,21 @@ class Settings:
         _seconds(0.1, 3600),
         120.0,
     )
+    open_requests: int = _variable(
+        "MAX_OPEN_REQUESTS",
+        "integer",
+        "How many requests with a key a process has under way at most. An organization has as many"
+        " as are still free, a key half as many; more are refused with 429.",
+        _integer(10, 1_000_000),
+        4000,
+    )
+    write_timeout_s: float = _variable(
+        "WRITE_TIMEOUT_SECONDS",
+        "seconds",
+        "A caller who takes no byte of an answer for this long has hung up.",
+        _seconds(0.1, 3600),
+        60.0,
+    )
     heartbeat_s: float = _variable(
         "HEARTBEAT_SECONDS",
         "seconds",
@@ -553,39 +568,3 @@ def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
 def inherited(**more: str) -> dict[str, str]:
     """The environment of a process to be started: that of this one, and ``more``."""
     return {**os.environ, **more}
-
-
-def markdown() -> str:
-    """The page ``docs/settings.md``."""
-    lines = [
-        "# Settings",
-        "",
-        "Made from `service/settings.py` by `scripts/docs.sh`; do not edit.",
-        "",
-        "Settings come from the environment and, below it, from a `.env` file. All mistakes are",
-        "reported at once and the process exits with status 78 before it opens anything.",
-        "",
-        "These decide what the others mean:",
-        "",
-        "| variable | meaning |",
-        "|---|---|",
-        *(f"| `{name}` | {text} |" for name, text in SURROUNDINGS.items()),
-        "",
-        "| variable | kind | development | production | meaning |",
-        "|---|---|---|---|---|",
-    ]
-    for variable in variables():
-        kind = f"{variable.kind}: {variable.rule.text}" if variable.rule.text else variable.kind
-        shown = [_shown(variable.development), _shown(variable.production)]
-        lines.append(f"| `{variable.name}` | {kind} | {shown[0]} | {shown[1]} | {variable.text} |")
-    return "\n".join(lines) + "\n"
-
-
-def _shown(default: Any) -> str:
-    if default is None:
-        return "–"
-    if default == REQUIRED:
-        return "**required**"
-    if isinstance(default, float) and default.is_integer():
-        default = int(default)
-    return f"`{default}`" if default != "" else "empty"

@@ -5,11 +5,11 @@ from uuid import UUID
 
 from aiohttp import web
 
-from service import crypto
+from service import crypto, metrics
 from service.accounts import OPERATOR, Caller
 from service.api.intake import CALLER
-from service.api.state import CALLERS, SETTINGS
-from service.errors import Forbidden, Unauthenticated
+from service.api.state import CALLERS, OPEN_REQUESTS, PLACE, SETTINGS
+from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 
 API_KEY_HEADER: Final = "x-api-key"
 """Where Anthropic's clients have their key."""
@@ -44,8 +44,29 @@ async def authenticate(request: web.Request) -> Caller:
             "The operator's key cannot make calls. Make a key of role inference:"
             " POST /admin/v1/organizations/{id}/keys."
         )
-    caller = request[CALLER] = await app[CALLERS].identify(key)
+    caller = await app[CALLERS].identify(key)
+    _enter(request, caller)
     return caller
+
+
+def _enter(request: web.Request, caller: Caller) -> None:
+    """Take a place for the request among those that are under way.
+
+    :raises RateLimited, Unavailable: when the caller has its share of them, or nobody has room.
+    """
+    request[CALLER] = caller
+    places, key_id = request.app[OPEN_REQUESTS], caller.api_key_id or caller.organization_id
+    place = request[PLACE] = places.open(caller.organization_id, key_id)
+    if place.grow(1):
+        return
+    metrics.note(metrics.TURNED_AWAY, 1, "open_requests")
+    if not places.held(caller.organization_id):
+        raise Unavailable("Too many requests are under way.", retry_after_s=1)
+    raise RateLimited(
+        "This key or its organization has its share of the requests that can be under way at a"
+        " time. Try again when one of them has ended.",
+        retry_after_s=1,
+    )
 
 
 async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
@@ -65,7 +86,8 @@ async def authenticate_operator(request: web.Request) -> Caller:
     if crypto.equal(key, request.app[SETTINGS].operator_key):
         request[CALLER] = OPERATOR
         return OPERATOR
-    caller = request[CALLER] = await request.app[CALLERS].identify(key)
+    caller = await request.app[CALLERS].identify(key)
+    _enter(request, caller)
     if caller.role == "inference":
         raise Forbidden("A key of role inference cannot administer.")
     return caller

@@ -25,6 +25,7 @@ from service.errors import (
     Forbidden,
     NotFound,
     PayloadTooLarge,
+    RateLimited,
     RequestTimeout,
     ServiceError,
     Unauthenticated,
@@ -255,7 +256,7 @@ def _errors(path: str, about: About) -> Iterator[type[ServiceError]]:
     yield ServiceError
     yield from about.refuses
     if about.access != "public":
-        yield from (Unauthenticated, Forbidden, Unavailable)
+        yield from (Unauthenticated, Forbidden, RateLimited, Unavailable)
     if "{" in path:
         yield NotFound
     if about.query is not None:

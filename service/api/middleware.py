@@ -8,7 +8,7 @@ from aiohttp import web
 
 from service import logs, metrics
 from service.api.request_ids import request_id_of
-from service.api.state import STATUS
+from service.api.state import PLACE, STATUS
 from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, error_response
 from service.crypto import UnknownMasterKey
 from service.errors import (
@@ -50,6 +50,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         counter.open_requests -= not is_quiet
+        if (place := request.get(PLACE)) is not None:
+            place.close()
         say = log.debug if is_quiet and status == 200 else log.info
         duration_s = time.perf_counter() - started_at
         method, route = _kind(request)

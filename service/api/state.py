@@ -12,6 +12,7 @@ from service.crypto import Keyring
 from service.db import Database
 from service.gateway import Gateway
 from service.settings import Settings
+from service.shares import Share, Shares
 from service.upstream import Venice
 
 
@@ -26,6 +27,10 @@ class Status:
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 STATUS: Final = web.AppKey("STATUS", Status)
 INTAKE: Final = web.AppKey("INTAKE", Intake)
+OPEN_REQUESTS: Final = web.AppKey("OPEN_REQUESTS", Shares)
+"""The requests with a key that may be under way at a time."""
+PLACE: Final = web.RequestKey("PLACE", Share)
+"""The place of a request among them."""
 DATABASE: Final = web.AppKey("DATABASE", Database)
 KEYRING: Final = web.AppKey("KEYRING", Keyring)
 CALLERS: Final = web.AppKey("CALLERS", Callers)

@@ -33,7 +33,8 @@ from service.upstream.retries import RetryBudgets
 
 log = structlog.get_logger()
 
-CONNECTIONS: Final = 1000
+READ_BUFFER_BYTES: Final = 64 * 1024
+"""How much of an answer waits in a connection before its reading is paused, or twice that."""
 DNS_CACHE_S: Final = 30
 KEEPALIVE_S: Final = 10
 """Shorter than the edge's, so that a request is not sent into a connection that is being closed."""
@@ -399,9 +400,9 @@ async def open_venice(
     settings: Settings, *, base_url: str, keys: UpstreamKeys
 ) -> AsyncIterator[Venice]:
     """The client, open for the length of the block."""
-    connector = Connector(
-        limit=CONNECTIONS, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=KEEPALIVE_S
-    )
+    # Requests are bounded where they come in, by a share for each caller. A limit here would let
+    # one caller keep all others waiting.
+    connector = Connector(limit=0, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=KEEPALIVE_S)
     # No total timeout: a stream may run for many minutes. Silence is what ends a call.
     timeout = aiohttp.ClientTimeout(
         total=None,
@@ -416,6 +417,7 @@ async def open_venice(
         # Cookies of the edge would be shared by all callers.
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
+        read_bufsize=READ_BUFFER_BYTES,
         trust_env=False,
         requote_redirect_url=False,
     ) as session:

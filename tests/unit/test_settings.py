@@ -11,6 +11,7 @@ import pytest
 from service import settings
 from service.address import AddressError, is_loopback, parse_database_url
 from service.errors import SettingsError
+from service.settings_page import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "Pa55-w0rd-nobody-may-see"
@@ -285,7 +286,7 @@ def test_processes_are_1_to_64(environ, count):
 
 def test_the_page_tells_each_rule(environ):
     """docs/settings.md has the range of a number and every variable that is read besides."""
-    page = settings.markdown()
+    page = markdown()
 
     assert "| `PORT` | integer: 0 to 65535 |" in page
     for name in ("ENVIRONMENT", "RAILWAY_ENVIRONMENT_NAME", "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"):

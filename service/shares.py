@@ -1,0 +1,74 @@
+"""Something of which there is only so much, shared so that nobody can have it all.
+
+An organization may hold as much as is still free, and a key half of that. So one alone gets half of
+the whole, a second half of the rest, and there is always something left for one that holds nothing.
+"""
+
+from collections import Counter
+from typing import Self
+from uuid import UUID
+
+
+class Shares:
+    """The whole, who holds how much of it, and what is free."""
+
+    def __init__(self, total: int) -> None:
+        self._free = total
+        self._held: Counter[UUID] = Counter()
+
+    def held(self, holder: UUID) -> int:
+        """How much an organization or a key holds."""
+        return self._held[holder]
+
+    def open(self, organization_id: UUID, key_id: UUID) -> "Share":
+        """A share of nothing yet."""
+        return Share(self, organization_id, key_id)
+
+    def take(self, organization_id: UUID, key_id: UUID, amount: int) -> bool:
+        """Take so much more; False, and nothing, where that is more than the two may hold."""
+        free, held = self._free - amount, self._held
+        if held[organization_id] + amount > free or 2 * (held[key_id] + amount) > free:
+            return False
+        self._free = free
+        held[organization_id] += amount
+        held[key_id] += amount
+        return True
+
+    def give_back(self, organization_id: UUID, key_id: UUID, amount: int) -> None:
+        """What was taken is free again."""
+        self._free += amount
+        for holder in (organization_id, key_id):
+            self._held[holder] -= amount
+            if not self._held[holder]:
+                del self._held[holder]
+
+
+class Share:
+    """What one request holds."""
+
+    __slots__ = ("_amount", "_key_id", "_organization_id", "_shares")
+
+    def __init__(self, shares: Shares, organization_id: UUID, key_id: UUID) -> None:
+        self._shares = shares
+        self._organization_id = organization_id
+        self._key_id = key_id
+        self._amount = 0
+
+    def grow(self, amount: int) -> bool:
+        """Take so much more, if that is allowed; see :meth:`Shares.take`."""
+        if not self._shares.take(self._organization_id, self._key_id, amount):
+            return False
+        self._amount += amount
+        return True
+
+    def close(self) -> None:
+        """Give all of it back."""
+        amount, self._amount = self._amount, 0
+        if amount:
+            self._shares.give_back(self._organization_id, self._key_id, amount)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
