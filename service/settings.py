@@ -314,6 +314,15 @@ class Settings:
         _integer(1024, 1 << 30),
         35 * 1024 * 1024,
     )
+    body_budget_bytes: int = _variable(
+        "BODY_BUDGET_BYTES",
+        "integer",
+        "How many bytes of request bodies a process holds at most, at least three times"
+        " `BODY_MAX_BYTES`. An organization has as many as are still free, a key half as many; more"
+        " are refused with 503.",
+        _integer(1024, 1 << 40),
+        256 * 1024 * 1024,
+    )
     body_timeout_s: float = _variable(
         "BODY_TIMEOUT_SECONDS",
         "seconds",

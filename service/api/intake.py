@@ -8,13 +8,18 @@ from typing import Final
 
 from aiohttp import HttpVersion11, web
 
-from service import inflate
+from service import inflate, metrics
 from service.accounts import Caller
-from service.errors import PayloadTooLarge, RequestTimeout
+from service.errors import PayloadTooLarge, RequestTimeout, Unavailable
 from service.settings import Settings
+from service.shares import Share, Shares
 
 CALLER: Final = web.RequestKey("CALLER", Caller)
 """Whose request it is. Authentication sets it, and no body is read without it."""
+BODY_SHARE: Final = web.RequestKey("BODY_SHARE", Share)
+"""How much of the room for bodies the request has. Its end gives it back."""
+PASSED_BYTES: Final = 512 * 1024
+"""What a body takes that is passed on as it arrives, in the buffers on its way."""
 WORKERS: Final = 2
 """Threads that unpack bodies, so that all of them together never have more than that at a time."""
 
@@ -26,6 +31,8 @@ class Intake:
     def __init__(self, settings: Settings) -> None:
         self._max_bytes = settings.body_max_bytes
         self._timeout_s = settings.body_timeout_s
+        # So that one key can send one body of the largest size.
+        self._bytes = Shares(max(settings.body_budget_bytes, 3 * settings.body_max_bytes))
         self._workers = ThreadPoolExecutor(WORKERS, "inflate")
 
     def close(self) -> None:
@@ -36,9 +43,11 @@ class Intake:
         """The whole body, unpacked.
 
         :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: as their names say.
+        :raises Unavailable: when there is no room for it now.
         :raises ClientError: when it is not encoded as its headers say.
         """
-        coding = self.check(request)
+        coding = self._check(request)
+        share = self._share_of(request)
         if coding is None and request.content.is_eof():
             # It came with the headers: there is nothing to wait for.
             try:
@@ -47,10 +56,32 @@ class Intake:
                 raise inflate.not_as_encoded() from error
             if len(body) > self._max_bytes:
                 raise self._too_large()
+            _grow(share, len(body))
             return body
-        return b"".join([chunk async for chunk in self.chunks(request, coding)])
+        # What is stated is set aside at once, so that no body is refused half-way.
+        stated_bytes = 0 if coding is not None else request.content_length or 0
+        _grow(share, stated_bytes)
+        chunks, size = [], 0
+        async for chunk in self._chunks(request, coding):
+            size += len(chunk)
+            if size > stated_bytes:
+                _grow(share, len(chunk))
+            chunks.append(chunk)
+        return b"".join(chunks)
 
-    def check(self, request: web.Request) -> str | None:
+    def pass_on(self, request: web.Request) -> tuple[AsyncIterator[bytes], int | None]:
+        """The body as it arrives, unpacked, which is never held whole; and how many bytes it has,
+        where that is known.
+
+        :raises PayloadTooLarge, UnsupportedEncoding, Unavailable: when it will not be read.
+        """
+        coding = self._check(request)
+        _grow(self._share_of(request), PASSED_BYTES)
+        # Of a body that is unpacked nobody knows the length before its end.
+        length_bytes = request.content_length if coding is None else None
+        return self._chunks(request, coding), length_bytes
+
+    def _check(self, request: web.Request) -> str | None:
         """The coding of the body, by what its headers say, before any of it is read.
 
         :raises PayloadTooLarge, UnsupportedEncoding: when it will not be read.
@@ -62,8 +93,8 @@ class Intake:
             raise self._too_large()
         return coding
 
-    async def chunks(self, request: web.Request, coding: str | None) -> AsyncIterator[bytes]:
-        """The body as it arrives, unpacked; ``coding`` is that of :meth:`check`."""
+    async def _chunks(self, request: web.Request, coding: str | None) -> AsyncIterator[bytes]:
+        """The body as it arrives, unpacked; ``coding`` is that of its headers."""
         await _continue(request)
         inflater = None if coding is None else inflate.Inflater(coding)
         ends_at, size = time.monotonic() + self._timeout_s, 0
@@ -98,8 +129,24 @@ class Intake:
         while piece := await loop.run_in_executor(self._workers, inflater.step):
             yield piece
 
+    def _share_of(self, request: web.Request) -> Share:
+        """The request's share of the bytes that can be held, which its end gives back."""
+        caller = request[CALLER]
+        key_id = caller.api_key_id or caller.organization_id
+        share = request[BODY_SHARE] = self._bytes.open(caller.organization_id, key_id)
+        return share
+
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"The body is larger than {self._max_bytes} bytes.")
+
+
+def _grow(share: Share, amount: int) -> None:
+    if not share.grow(amount):
+        metrics.note(metrics.TURNED_AWAY, 1, "body_bytes")
+        raise Unavailable(
+            "There is no room for this body beside those that are being read. Try again.",
+            retry_after_s=1,
+        )
 
 
 async def _continue(request: web.Request) -> None:

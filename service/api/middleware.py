@@ -7,6 +7,7 @@ import structlog
 from aiohttp import web
 
 from service import logs, metrics
+from service.api.intake import BODY_SHARE
 from service.api.request_ids import request_id_of
 from service.api.state import PLACE, STATUS
 from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, error_response
@@ -50,8 +51,9 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         counter.open_requests -= not is_quiet
-        if (place := request.get(PLACE)) is not None:
-            place.close()
+        for share in (request.get(PLACE), request.get(BODY_SHARE)):
+            if share is not None:
+                share.close()
         say = log.debug if is_quiet and status == 200 else log.info
         duration_s = time.perf_counter() - started_at
         method, route = _kind(request)

@@ -64,9 +64,7 @@ async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
     intake, length_bytes = request.app[INTAKE], request.content_length
     if not request.body_exists or (length_bytes is not None and length_bytes <= MOST_READ_BYTES):
         return await intake.read(request), None
-    coding = intake.check(request)
-    # Of a body that is unpacked nobody knows the length before its end.
-    return b"", Upload(intake.chunks(request, coding), None if coding else length_bytes)
+    return b"", Upload(*intake.pass_on(request))
 
 
 def path_id(request: web.Request) -> UUID:
