@@ -4,8 +4,10 @@ A cost is rounded once, at its end, up to the next whole nano-dollar, so that ma
 never free.
 """
 
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Decimal
 from typing import Final
+
+from service.parsing import parse_decimal
 
 NANOS_PER_USD: Final = 1_000_000_000
 TOKENS_PER_PRICE: Final = 1_000_000
@@ -15,15 +17,16 @@ MAX_NANOS: Final = 2**63 - 1
 MAX_USD: Final = Decimal(MAX_NANOS) / NANOS_PER_USD
 
 
-def parse_usd(text: str | int | Decimal) -> int:
-    """Nano-dollars of an amount in USD, written in decimal.
+def parse_usd(amount: str | Decimal) -> int:
+    """Nano-dollars of an amount in USD: a number, or a text as people write one.
 
     :raises ValueError: when it is no finite decimal number, or beyond what bigint holds.
     """
-    try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        raise ValueError("must be a decimal number of US dollars") from None
+    if isinstance(amount, str):
+        try:
+            amount = parse_decimal(amount)
+        except ValueError:
+            raise ValueError('must be a decimal number of US dollars, as "5" or "0.25"') from None
     if not amount.is_finite() or abs(amount) > MAX_USD:
         raise ValueError("must be a finite amount of US dollars")
     return int((amount * NANOS_PER_USD).to_integral_value(rounding=ROUND_CEILING))

@@ -10,6 +10,7 @@ import enum
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from service.data_directory import (
     kept_secret,
 )
 from service.errors import SettingsError
+from service.parsing import parse_decimal, parse_whole
 
 EX_CONFIG: Final = 78
 """Exit status of a configuration error, from sysexits.h."""
@@ -73,26 +75,25 @@ SURROUNDINGS: Final = {
 """Variables that are read and are no settings of their own."""
 
 
-def _integer(low: int, high: int) -> Rule:
-    check = _between(low, high)
-    return Rule(
-        lambda env, name, default, _: env.int(name, default, validate=check), f"{low} to {high}"
-    )
-
-
-def _seconds(low: float, high: float) -> Rule:
-    check = _between(low, high)
-    return Rule(
-        lambda env, name, default, _: env.float(name, default, validate=check), f"{low} to {high}"
-    )
-
-
-def _between(low: float, high: float) -> Callable[[float], None]:
-    def validate(value: float) -> None:
-        if not low <= value <= high:
+def _number(parse: Callable[[str], float], low: float, high: float) -> Rule:
+    def validate(text: str) -> None:
+        try:
+            number = parse(text)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+        if not low <= number <= high:
             raise ValidationError(f"must be from {low} to {high}")
 
-    return validate
+    def read(env: Env, name: str, default: Any, _: Environment | None) -> Any:
+        # None where it is not valid, which is reported with the other mistakes.
+        value: Any = env.str(name, default, validate=validate)
+        return parse(value) if isinstance(value, str) else value
+
+    return Rule(read, f"{low} to {high}")
+
+
+_integer: Final = partial(_number, parse_whole)
+_seconds: Final = partial(_number, lambda text: float(parse_decimal(text)))
 
 
 TEXT: Final = Rule(lambda env, name, default, _: env.str(name, default))
@@ -569,7 +570,7 @@ def _tidied(variable: Variable) -> str | None:
 
 def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
     draining_s = env.str("RAILWAY_DEPLOYMENT_DRAINING_SECONDS", "")
-    if draining_s.isdecimal() and env.str("SHUTDOWN_TIMEOUT", "") == "":
+    if draining_s.isascii() and draining_s.isdecimal() and not env.str("SHUTDOWN_TIMEOUT", ""):
         # 15 s for what surrounds the wait: listening on, ending streams, flushing, closing.
         values["shutdown_timeout_s"] = max(0.0, float(draining_s) - 15)
 

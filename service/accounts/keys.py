@@ -12,13 +12,14 @@ from service import audit, crypto
 from service.accounts.organizations import NAME_LENGTH, announce, check_name
 from service.accounts.settings import KeySettings, Role, StatedKeySettings
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
-from service.db import Database
+from service.db import NOW, Database
 from service.errors import (
     ClientError,
     Conflict,
     NotFound,
 )
 from service.ids import uuid7
+from service.parsing import check_future
 
 MOST_MODELS: Final = 100
 _MODEL_NAME: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
@@ -92,15 +93,6 @@ class KeyChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     models: list[str] | msgspec.UnsetType | None = msgspec.UNSET
 
 
-def _check_expiry(expires_at: datetime) -> None:
-    if expires_at.tzinfo is None:
-        raise ClientError(
-            "expires_at: must have a time zone, as in 2030-01-01T00:00:00Z.", param="expires_at"
-        )
-    if expires_at <= datetime.now(UTC):
-        raise ClientError("expires_at: must be in the future.", param="expires_at")
-
-
 def _check_models(models: list[str] | None) -> None:
     """The rule for what a key may use. An empty list would be a key that can do nothing, or a
     mistake for null.
@@ -132,8 +124,9 @@ async def create_key(
     """
     check_name(new.name)
     _check_models(new.models)
+    expires_at = None
     if new.expires_at is not None:
-        _check_expiry(new.expires_at)
+        expires_at = check_future("expires_at", new.expires_at, await conn.fetchval(NOW))
     if (new.role == "operator") != (organization_id == OPERATOR_ORGANIZATION_ID):
         raise Conflict(
             f"Keys of role operator belong to the operator's organization"
@@ -149,7 +142,7 @@ async def create_key(
         prefix=secret[: crypto.API_KEY_PREFIX_LENGTH],
         settings=new.settings or KeySettings(),
         models=new.models,
-        expires_at=new.expires_at,
+        expires_at=expires_at,
         revoked_at=None,
         created_at=datetime.now(UTC),
     )

@@ -127,7 +127,7 @@ def _left_nanos(limits: Sequence[Limit]) -> int | None:
     """The least that is left of a limit of money on all models; None where there is none."""
     return min(
         (
-            money.parse_usd(limit.left)
+            money.parse_usd(str(limit.left))
             for limit in limits
             if limit.unit == "usd" and limit.model is None
         ),

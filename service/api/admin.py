@@ -1,9 +1,7 @@
 """The operator's routes. Every change is audited by the verb that makes it."""
 
 import contextlib
-import re
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar, cast, get_args
 from uuid import UUID
 
@@ -18,12 +16,12 @@ from service.api.state import CALLERS, CATALOG, DATABASE, KEYRING
 from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_body
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
+from service.parsing import parse_whole
 
 T = TypeVar("T")
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 FIRST_ID: Final = UUID(int=0)
-DIGITS: Final = re.compile(r"[0-9]{1,19}")
 PAGE: Final = 100
 MOST_A_PAGE: Final = 1000
 KINDS: Final[tuple[str, ...]] = get_args(catalog.Kind)
@@ -281,7 +279,7 @@ async def list_ledger(request: web.Request) -> web.Response:
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
     database = request.app[DATABASE]
-    before = after if "after" in request.query else None
+    before = after if request.query.get("after") else None
     rows = await ledger.list_entries(database, organization_id, before, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
@@ -396,12 +394,6 @@ def _actor(request: web.Request, caller: Caller) -> Actor:
     return Actor(name=caller.actor_name, request_id=request[REQUEST_ID])
 
 
-def _aware(at: datetime) -> datetime:
-    if at.tzinfo is None:
-        raise ClientError("expires_at: must have a time zone, as in 2030-01-01T00:00:00Z.")
-    return at
-
-
 def _page(request: web.Request, start: UUID) -> tuple[int, UUID]:
     limit, after = _number(request, "limit", PAGE, MOST_A_PAGE), request.query.get("after")
     try:
@@ -411,10 +403,12 @@ def _page(request: web.Request, start: UUID) -> tuple[int, UUID]:
 
 
 def _number(request: web.Request, name: str, default: int, most: int) -> int:
-    text = request.query.get(name, str(default))
-    if not DIGITS.fullmatch(text) or not 1 <= int(text) <= most:
+    number = 0
+    with contextlib.suppress(ValueError):
+        number = parse_whole(request.query.get(name, str(default)))
+    if not 1 <= number <= most:
         raise ClientError(f"{name}: must be from 1 to {most}.", param=name)
-    return int(text)
+    return number
 
 
 def _next(rows: Any, limit: int) -> UUID | None:

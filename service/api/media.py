@@ -26,7 +26,7 @@ from service.gateway import (
     read_large,
 )
 
-IMAGE: Final = re.compile(r"image(\[\d*\])?")
+IMAGE: Final = re.compile(r"image(\[[0-9]*\])?")
 """Fields with an image to edit."""
 MASKS: Final = frozenset({"mask", "markup"})
 END_USERS: Final = ("safety_identifier", "user", "anon_user_id")
@@ -47,7 +47,7 @@ PASSED: Final = frozenset({"output_format"})
 QUALITIES: Final = {"auto": "", "standard": "", "hd": "high"}
 """OpenAI's in Venice's words; those that leave the choice to the model say nothing."""
 PICTURE_TYPE: Final = re.compile(r"image/[\w.+-]+", re.ASCII)
-SIZE: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 RATIOS: Final = ("1:1", "3:2", "16:9", "21:9", "9:16", "2:3", "3:4", "4:5")
 MOST_OFF: Final = 0.05
 """How far, as a part of it, a shape may be from one of Venice's."""

@@ -1,8 +1,8 @@
 """What was used, for operators and for callers themselves."""
 
-import re
+import contextlib
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time
+from datetime import datetime
 from typing import Annotated, Final, Literal, cast, get_args
 from uuid import UUID
 
@@ -16,8 +16,8 @@ from service.api.state import DATABASE, KEYRING
 from service.api.wire import IdOrNothing, json_response, path_id, query_text
 from service.errors import ClientError
 from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
+from service.parsing import parse_day, parse_instant
 
-DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 GROUPS: Final[tuple[str, ...]] = get_args(GroupBy)
 FORMATS: Final[tuple[str, ...]] = get_args(ExportFormat)
 
@@ -192,17 +192,16 @@ def _instant(request: web.Request, name: str, default: datetime) -> datetime:
     text = request.query.get(name)
     if text is None:
         return default
-    rule = f"{name}: must be a day, as 2026-11-01, or a time and zone, as 2026-11-01T08:00:00Z."
-    try:
-        if DATE.fullmatch(text):
-            return datetime.combine(date.fromisoformat(text), time(), UTC)
+    with contextlib.suppress(ValueError):
+        return parse_day(text)
+    with contextlib.suppress(ValueError):
         # A plus sign that was not encoded arrives as a space.
-        at = datetime.fromisoformat(text.replace(" ", "+"))
-        if at.tzinfo is None:
-            raise ClientError(rule, param=name)
-        return at.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ClientError(rule, param=name) from None
+        return parse_instant(text.replace(" ", "+"))
+    raise ClientError(
+        f"{name}: must be a day, as 2026-11-01, or a time and zone, as 2026-11-01T08:00:00Z, of the"
+        " years 1 to 9999 in UTC.",
+        param=name,
+    )
 
 
 def _tag(text: str | None) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from service import accounts
+from service.commands.parameters import INSTANT
 from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
 from service.db import Database
@@ -24,7 +25,7 @@ def keys() -> None:
 @click.option("--role", type=click.Choice(["inference", "admin", "operator"]), default="inference")
 @click.option(
     "--expires-at",
-    type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]),
+    type=INSTANT,
     metavar="TIME",
     help="When the key ends, with a time zone, as in 2030-01-01T00:00:00Z. Without it: never.",
 )

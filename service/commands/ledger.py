@@ -1,18 +1,17 @@
 """``python -m service ledger`` and ``usage``."""
 
 import sys
-from datetime import UTC, datetime
-from typing import Any, BinaryIO, Final, get_args
+from datetime import datetime
+from typing import Any, BinaryIO, get_args
 from uuid import UUID
 
 import click
 
 from service import accounts, ledger
+from service.commands.parameters import DAY, WholeNumber
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
 from service.db import Database
-
-DAY: Final = click.DateTime(["%Y-%m-%d"])
 
 
 @click.group("ledger")
@@ -22,7 +21,7 @@ def ledger_group() -> None:
 
 @ledger_group.command("list")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
-@click.option("--limit", type=click.IntRange(1, 1000), default=20)
+@click.option("--limit", type=WholeNumber(1, 1000), default=20)
 def list_ledger(organization_id: UUID, limit: int) -> None:
     """List the newest entries."""
     with_database(
@@ -86,7 +85,7 @@ def credit(entry_id: UUID, usd: str, note: str, credit_id: UUID | None) -> None:
 
 
 @ledger_group.command("retain")
-@click.option("--months", type=click.IntRange(1, 1200), required=True, help="What to keep.")
+@click.option("--months", type=WholeNumber(1, 1200), required=True, help="What to keep.")
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would be dropped.")
 def retain(months: int, is_dry_run: bool) -> None:
     """Drop the months whose last entry is older than that. There is no way back: what is to be kept
@@ -149,12 +148,8 @@ async def _period(
     database: Database, start: datetime | None, end: datetime | None
 ) -> tuple[datetime, datetime]:
     now = await database.now()
-    since = (
-        start.replace(tzinfo=UTC)
-        if start
-        else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    )
-    until = end.replace(tzinfo=UTC) if end else now
+    since = start or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    until = end or now
     if since >= until:
         raise click.BadParameter("must be before --to", param_hint="--from")
     return since, until

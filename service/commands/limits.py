@@ -1,5 +1,6 @@
 """``python -m service limits``."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -11,6 +12,7 @@ from service import accounts, ledger
 from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
 from service.db import Database
+from service.parsing import parse_whole
 
 
 @click.group()
@@ -25,14 +27,21 @@ def _amount(unit: ledger.Unit) -> Callable[[Any, Any, str | None], ledger.NewLim
         if text is None:
             return None
         ceiling, _, period = text.partition("/")
-        count = ceiling if unit == "usd" or not ceiling.isdecimal() else int(ceiling)
-        facts = {"unit": unit, "ceiling": count, "period": period or None}
+        facts = {"unit": unit, "ceiling": _ceiling(unit, ceiling), "period": period or None}
         try:
             return msgspec.convert(facts, ledger.NewLimit)
         except msgspec.ValidationError as error:
             raise click.BadParameter(f"{text!r} is no ceiling and period: {error}") from None
 
     return read
+
+
+def _ceiling(unit: ledger.Unit, text: str) -> str | int:
+    """As the API takes it: money as text, which is checked there, and counts as numbers."""
+    if unit != "usd":
+        with contextlib.suppress(ValueError):
+            return parse_whole(text)
+    return text
 
 
 @limits.command("create")
@@ -107,8 +116,7 @@ def change_limit(limit_id: UUID, ceiling: str) -> None:
 
     async def work(database: Database, _: Keyring) -> Any:
         limit = await ledger.find_limit(database, limit_id)
-        is_count = limit.unit != "usd" and ceiling.isdecimal()
-        change = ledger.LimitChange(ceiling=int(ceiling) if is_count else ceiling)
+        change = ledger.LimitChange(ceiling=_ceiling(limit.unit, ceiling))
         async with database.transaction() as conn:
             await ledger.change_limit(conn, COMMAND_LINE, limit, change)
         return await ledger.find_limit(database, limit_id)

@@ -9,10 +9,11 @@ import msgspec
 
 from service import audit, money
 from service.audit import Actor
-from service.db import Database
+from service.db import NOW, Database
 from service.errors import ClientError, Conflict, NotFound
 from service.ids import uuid7
 from service.ledger.refusals import amount
+from service.parsing import check_future
 
 Unit = Literal["usd", "requests", "tokens", "concurrency"]
 Period = Literal["minute", "hour", "day", "month", "lifetime"]
@@ -298,8 +299,9 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
     raised_to, raised_until = change.raised_to, change.raised_until
     if (raised_to in (None, msgspec.UNSET)) != (raised_until in (None, msgspec.UNSET)):
         raise ClientError("raised_to: goes together with raised_until.", param="raised_to")
-    if isinstance(raised_until, datetime) and raised_until.tzinfo is None:
-        raise ClientError("raised_until: must have a time zone.", param="raised_until")
+    if isinstance(raised_until, datetime):
+        now = await conn.fetchval(NOW)
+        raised_until = check_future("raised_until", raised_until, now)
     is_raise = isinstance(raised_to, str | int) and isinstance(raised_until, datetime)
     await audit.lock(conn, limit.organization_id)
     status = await conn.execute(

@@ -8,6 +8,7 @@ What is not Venice's own JSON comes from something before it, which judges reque
 and knows neither keys nor models. Such an answer is about the request that got it.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from service.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
+from service.parsing import parse_whole
 
 log = structlog.get_logger()
 
@@ -57,7 +59,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErr
     error = _of_edge(status, headers) if said is None else _error(status, headers, body)
     error.upstream_status = status
     error.is_refunded = is_refunded(body)
-    if headers.get("Retry-After", "").isdecimal():
+    if _whole(headers.get("Retry-After")) is not None:
         error.named_retry_after_s = _retry_after_s(headers)
     if said is not None:
         error.evidence = _evidence(status, headers, said)
@@ -142,9 +144,9 @@ def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
 def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> float | None:
     """Venice states the time in milliseconds since 1970."""
     spent = [
-        int(headers[reset])
+        at_ms
         for left, reset in rates
-        if headers.get(left) == "0" and headers.get(reset, "").isdecimal()
+        if headers.get(left) == "0" and (at_ms := _whole(headers.get(reset))) is not None
     ]
     return max(0.0, max(spent) / 1000 - time.time()) if spent else None
 
@@ -175,8 +177,15 @@ def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErro
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> int:
-    text = headers.get("Retry-After", "")
-    return min(int(text), 3600) if text.isdecimal() else BUSY_RETRY_S
+    stated_s = _whole(headers.get("Retry-After"))
+    return BUSY_RETRY_S if stated_s is None else min(stated_s, 3600)
+
+
+def _whole(header: str | None) -> int | None:
+    """The whole number that a header has; None where it has something else."""
+    with contextlib.suppress(ValueError):
+        return parse_whole(header or "")
+    return None
 
 
 def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -236,6 +237,6 @@ async def note_state(database: Database, venice: Venice, key: UpstreamKey, state
 
 def _nanos(balance: float | None) -> int | None:
     try:
-        return None if balance is None else money.parse_usd(str(balance))
+        return None if balance is None else money.parse_usd(Decimal(str(balance)))
     except ValueError:
         return None

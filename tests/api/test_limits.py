@@ -294,6 +294,16 @@ async def test_limits_are_managed(caller):
     [
         ({"unit": "usd", "period": "month", "ceiling": 5}, "ceiling"),
         ({"unit": "usd", "period": "month", "ceiling": "five"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "1_000"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "1e3"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": " 5 "}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "+5"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "５"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "NaN"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "Infinity"}, "ceiling"),
+        ({"unit": "usd", "period": "month", "ceiling": "9" * 5000}, "ceiling"),
+        ({"unit": "tokens", "period": "month", "ceiling": "1_000"}, "ceiling"),
+        ({"unit": "tokens", "period": "month", "ceiling": 1.5}, "ceiling"),
         ({"unit": "usd", "period": "month", "ceiling": "-1"}, "ceiling"),
         ({"unit": "usd", "period": "month", "ceiling": "1000000000.01"}, "ceiling"),
         (
@@ -395,3 +405,59 @@ async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
         async with await calling as response:
             assert response.status == 503
             assert response.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("until", "rule"),
+    [
+        ("2020-01-01T00:00:00Z", "must be in the future"),
+        ("0001-01-01T00:00:00Z", "must be in the future"),
+        ("0001-01-01T00:00:00+14:00", "years 1 to 9999"),
+        ("9999-12-31T23:59:59-14:00", "years 1 to 9999"),
+        ("2999-01-01T00:00:00", "must have a time zone"),
+        ("2999-01-01", "Invalid"),
+        ("10000-01-01T00:00:00Z", "Invalid"),
+        ("infinity", "Invalid"),
+        (4102444800, "Expected"),
+    ],
+)
+async def test_times_that_no_raise_ends_at(caller, until, rule):
+    """Past, without a zone, of no year of UTC, or no time at all: the field is named and the limit
+    stays; a key does not expire then either."""
+    limit = await limited(caller, unit="requests", period="month", ceiling=1)
+    path = f"/admin/v1/limits/{limit['id']}"
+    status, refused = await caller.service.operate(
+        "PATCH", path, json={"raised_to": 2, "raised_until": until}
+    )
+    assert (status, refused["error"]["param"]) == (400, "raised_until")
+    assert rule in refused["error"]["message"]
+    assert (await standing(caller))[0]["raised_until"] is None
+
+    keys = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
+    status, refused = await caller.service.operate(
+        "POST", keys, json={"name": "a", "expires_at": until}
+    )
+    assert (status, refused["error"]["param"]) == (400, "expires_at")
+
+
+@pytest.mark.parametrize("until", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999+14:00"])
+async def test_a_raise_may_have_no_end(caller, until):
+    """The last day of the calendar is a time like others."""
+    limit = await limited(caller, unit="requests", period="month", ceiling=0)
+    path = f"/admin/v1/limits/{limit['id']}"
+    status, raised = await caller.service.operate(
+        "PATCH", path, json={"raised_to": 2, "raised_until": until}
+    )
+    assert (status, raised["ceiling"], raised["raised_until"][:10]) == (200, 2, "9999-12-31")
+    async with caller.chat() as response:
+        assert response.status == 200
+    await caller.service.new_caller("other", expires_at=until)
+
+
+@pytest.mark.parametrize("text", ["1_0", " 5", "+5", "５", "1e1", "5.0", "0", "-1", "9" * 5000, ""])
+@pytest.mark.parametrize(("path", "param"), [("keys", "limit"), ("audit-events", "before")])
+async def test_numbers_of_a_query_are_digits(caller, path, param, text):
+    """What Python would read besides is refused, and names the parameter."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/{path}"
+    status, refused = await caller.service.operate("GET", path, params={param: text})
+    assert (status, refused["error"]["param"]) == (400, param)

@@ -176,6 +176,15 @@ async def test_entries_are_chosen(service, caller, booked):
         ({"from": "2026-11-02", "to": "2026-11-02"}, "from"),
         ({"api_key_id": "x"}, "api_key_id"),
         ({"tag": "team"}, "tag"),
+        ({"from": "0000-01-01"}, "from"),
+        ({"from": "0001-01-01T00:00:00+14:00"}, "from"),
+        ({"to": "9999-12-31T23:59:59-14:00"}, "to"),
+        ({"to": "10000-01-01"}, "to"),
+        ({"from": "-0001-01-01"}, "from"),
+        ({"from": "infinity"}, "from"),
+        ({"from": "20261101"}, "from"),
+        ({"from": "２０２６-11-01"}, "from"),
+        ({"from": "\0"}, "from"),
     ],
 )
 async def test_a_wrong_question_is_told_the_rule(service, caller, query, param):
@@ -184,6 +193,34 @@ async def test_a_wrong_question_is_told_the_rule(service, caller, query, param):
     status, body = await service.operate("GET", path, params=query)
 
     assert (status, body["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"from": "0001-01-01"},
+        {"from": "0001-01-01T00:00:00Z"},
+        {"from": "0001-01-01T00:00:00-14:00", "to": "9999-12-31T23:59:59.999999999+14:00"},
+        {"to": "9999-12-31"},
+        {"to": "9999-12-31T23:59:59.999999Z"},
+        {"from": "1969-12-31", "to": "1970-01-01"},
+    ],
+)
+async def test_the_ends_of_the_calendar_are_dates_too(service, caller, query):
+    """Go's zero time and the last day there is are answered, by every route that takes a date."""
+    async with caller.chat() as response:
+        assert response.status == 200
+    path = f"{ORGANIZATIONS}/{caller.organization_id}"
+    calls = 0 if "1970" in query.get("to", "") else 1
+    for wanted in GROUPS:
+        query_ = {**query, "group_by": wanted}
+        status, report = await service.operate("GET", f"{path}/usage", params=query_)
+        assert (status, report["total"]["calls"]) == (200, calls), report
+    for name in ("csv", "jsonl"):
+        _, text = await exported(service, caller, **{"from": "0001-01-01", **query, "format": name})
+        assert text.count("\n") == calls + (name == "csv")
+    async with service.http.get("/v1/usage", params=query, headers=caller.headers) as response:
+        assert response.status == 200
 
 
 async def test_reports_are_ones_own(service, caller):

@@ -11,7 +11,7 @@ SERVICE = ROOT / "service"
 # From the bottom up. A module may import any level below its own, never its own.
 LEVELS = [
     {"errors"},
-    {"address", "data_directory"},
+    {"address", "data_directory", "parsing"},
     {"money", "logs", "settings", "body", "inflate", "multipart", "ids", "shares"},
     {
         "db",

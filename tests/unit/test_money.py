@@ -14,7 +14,6 @@ from service import money
         ("5", 5_000_000_000),
         ("0.000000001", 1),
         ("0.0000000001", 1),
-        ("1.2e-7", 120),
         ("-0.5", -500_000_000),
     ],
 )
@@ -23,7 +22,9 @@ def test_parse(text, nanos):
     assert money.parse_usd(text) == nanos
 
 
-@pytest.mark.parametrize("text", ["", "five", "NaN", "Infinity", "1e30"])
+@pytest.mark.parametrize(
+    "text", ["", "five", "NaN", "Infinity", "1e30", "1_000", "+5", "９", "9" * 30]
+)
 def test_parse_refuses(text):
     """What is no amount is refused."""
     with pytest.raises(ValueError, match="US dollars"):
