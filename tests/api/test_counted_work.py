@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp.client_proto import ResponseHandler
-from support import limited
+from support import limited, make_settings, running
 
 import service as package
-from service import api
+from service import api, ledger
+from service import app as application
 from service.accounts import Callers
 from service.db import Database, Kept
 from service.gateway.open_call import OpenCall
@@ -70,6 +71,22 @@ class Work:
     def __exit__(self, *_):
         sys.setprofile(None)
         asyncio.get_running_loop().set_task_factory(None)
+
+
+@pytest.fixture
+async def service(database_address, upstream, monkeypatch):
+    """A service in which nothing else works that would be counted with the calls, however long they
+    take: no jobs, no second look at a key, no new task of the books after a pause."""
+
+    async def no_jobs(_):
+        yield
+
+    monkeypatch.setattr(application, "background", no_jobs)
+    monkeypatch.setattr(ledger.batches, "LINGER_S", 60)
+    settings = make_settings(database_address, upstream.url, key_cache_s=300.0)
+    async with running(settings) as service:
+        yield service
+        await service.audit()
 
 
 @pytest.fixture

@@ -249,6 +249,8 @@ async def test_what_is_decided_after_the_deadline_is_undone(books, monkeypatch):
         told = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(error) for error in told] == [Unavailable] * 4
 
-    await books.wait_for("SELECT count(*) = 1 FROM holds")
+    undone = "SELECT count(*) = 4 FROM ledger_entries WHERE outcome = 'not_sent'"
+    await books.wait_for(undone)
+    assert await books.connection.fetchval("SELECT count(*) FROM holds") == 1
     assert await books.state(limit) == (0, 1)
     assert await impatient.flush(1) == 0
