@@ -49,6 +49,8 @@ MEMORY = Path("/dev/shm")
 """Where files need no disk: a database is cloned there in a tenth of the time."""
 TEMPLATE = "rialto_template"
 NUMBERS = itertools.count(1)
+NOTHING_SHARED = {"aliases": 0, "cooldowns": {}}
+"""What all callers of a new service share."""
 
 
 @contextlib.contextmanager
@@ -152,20 +154,101 @@ def proxied_address(proxy):
     return proxy.address
 
 
+def _shares_service(request):
+    """Whether the test uses the service of its module: the nearest mark decides."""
+    mark = request.node.get_closest_marker("shares_service")
+    return mark is not None and mark.args != (False,)
+
+
 @pytest.fixture
-async def upstream():
-    """A Venice that is played by the sandbox over a socket."""
+def upstream(request):
+    """A Venice that the sandbox plays over a socket: the test's own, or that of its module."""
+    return request.getfixturevalue(
+        "clean_module_upstream" if _shares_service(request) else "own_upstream"
+    )
+
+
+@pytest.fixture
+async def own_upstream():
+    """A Venice of the test's own."""
+    async with playing() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+async def module_upstream():
+    """A Venice for all tests of a module."""
     async with playing() as upstream:
         yield upstream
 
 
 @pytest.fixture
-async def service(database_address, upstream):
+async def clean_module_upstream(module_upstream):
+    """The module's Venice as if nobody had called it, and without faults."""
+    module_upstream.calls.clear()
+    yield module_upstream
+    module_upstream.faults.clear()
+
+
+@pytest.fixture
+def service(request):
     """The service, listening, between a real PostgreSQL and a Venice on a socket; its books are
-    audited afterwards."""
-    async with running(make_settings(database_address, upstream.url)) as service:
+    audited afterwards. It is the test's own, unless the module is marked ``shares_service``."""
+    return request.getfixturevalue("shared_service" if _shares_service(request) else "own_service")
+
+
+@pytest.fixture
+async def own_service(database_address, own_upstream):
+    """A service of the test's own."""
+    async with running(make_settings(database_address, own_upstream.url)) as service:
         yield service
         await service.audit()
+
+
+class ModuleService:
+    """One service for many tests. After a test that changed what all callers share, the next test
+    gets a new one."""
+
+    def __init__(self, server, template, upstream):
+        self._origin = server, template
+        self._upstream = upstream
+        self._stack = contextlib.AsyncExitStack()
+        self._service = None
+
+    async def get(self):
+        """The service that runs, or a new one."""
+        if self._service is None:
+            address = self._stack.enter_context(new_database(*self._origin))
+            starting = running(make_settings(address, self._upstream.url))
+            self._service = await self._stack.enter_async_context(starting)
+            self._stack.push_async_callback(self._service.audit)
+        return self._service
+
+    async def end_if_changed(self):
+        """End it if a model, an alias or a key at Venice is not as it was."""
+        if self._upstream.listing.changed or await self._service.shared_state() != NOTHING_SHARED:
+            self._upstream.listing.reset()
+            await self.end()
+
+    async def end(self):
+        """End it, with an audit of all its books."""
+        self._service = None
+        await self._stack.aclose()
+
+
+@pytest.fixture(scope="module")
+async def module_service(server, template, module_upstream):
+    """What has the service of the module."""
+    service = ModuleService(server, template, module_upstream)
+    yield service
+    await service.end()
+
+
+@pytest.fixture
+async def shared_service(module_service, clean_module_upstream):
+    """The service of the module."""
+    yield await module_service.get()
+    await module_service.end_if_changed()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from decimal import Decimal
+from uuid import UUID
 
 import aiohttp
 from aiohttp import web
@@ -81,8 +82,23 @@ class Service:
         """Prove the books of every organization, and the chains of their audit events."""
         database = self.app[application.api.DATABASE]
         for row in await database.fetch("SELECT id FROM public.organizations"):
-            assert (await ledger.prove(database, row["id"])).faults == []
-            assert await audit.first_break(database, row["id"]) is None
+            await self.audit_one(row["id"])
+
+    async def audit_one(self, organization_id):
+        """Prove the books of an organization, and the chain of its audit events."""
+        database = self.app[application.api.DATABASE]
+        assert (await ledger.prove(database, organization_id)).faults == []
+        assert await audit.first_break(database, organization_id) is None
+
+    async def shared_state(self):
+        """What one caller may meet of what another one did."""
+        database = self.app[application.api.DATABASE]
+        return {
+            "aliases": await database.fetchval(
+                "SELECT count(*) FROM public.models WHERE kind = 'alias'"
+            ),
+            "cooldowns": self.app[application.api.VENICE].keys.rests(),
+        }
 
     async def new_caller(self, name="acme", **key):
         """A caller with an organization and a key of its own."""
@@ -118,8 +134,13 @@ class Caller:
         """The one entry there is; nothing is held any more."""
         (entry,) = await self.entries()
         database = self.service.app[application.api.DATABASE]
-        assert await database.fetchval("SELECT count(*) FROM public.holds") == 0
+        held = "SELECT count(*) FROM public.holds WHERE organization_id = $1"
+        assert await database.fetchval(held, UUID(self.organization_id)) == 0
         return entry
+
+    async def audit(self):
+        """Prove the organization's books."""
+        await self.service.audit_one(UUID(self.organization_id))
 
 
 def cost_of(entry):

@@ -11,6 +11,8 @@ from service.ids import uuid7
 
 ORGANIZATIONS = "/admin/v1/organizations"
 
+pytestmark = pytest.mark.shares_service
+
 
 async def called(caller):
     """A call; its entry."""

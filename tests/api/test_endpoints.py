@@ -23,6 +23,8 @@ CASES = [
 ]
 NANOS = 10**9
 
+pytestmark = pytest.mark.shares_service
+
 
 def post(caller, path, body, **more):
     """A call, to be used with ``async with``."""
@@ -59,7 +61,7 @@ async def test_an_answer_is_booked_at_its_cost(upstream, caller, path, body):
         assert (entry["cost_usd"], entry["cost_source"]) == (None, "unknown")
     else:
         assert cost_of(entry) * NANOS == charged(upstream)
-    await caller.service.audit()
+    await caller.audit()
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
@@ -84,7 +86,7 @@ async def test_venices_refusal_costs_nothing(upstream, caller, path, body):
     entry = await caller.only_entry()
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_rejected", "not_charged")
     assert entry["cost_usd"] == "0.00"
-    await caller.service.audit()
+    await caller.audit()
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
@@ -98,7 +100,7 @@ async def test_an_unknown_end_is_booked_at_the_bound(upstream, caller, path, bod
     entry = await caller.only_entry()
     assert entry["outcome"] == "upstream_cut"
     assert entry["cost_source"] == "unknown" if path in UNPRICED else cost_of(entry) > 0
-    await caller.service.audit()
+    await caller.audit()
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
@@ -113,4 +115,4 @@ async def test_a_caller_that_leaves_is_booked(upstream, caller, path, body):
             await asyncio.sleep(0.01)
 
     assert (await caller.only_entry())["outcome"] == "client_closed"
-    await caller.service.audit()
+    await caller.audit()

@@ -8,6 +8,8 @@ from support import MODEL
 ALLOWED, OTHER = "nvidia/parakeet-tdt-0.6b-v3", MODEL
 TYPE = "multipart/form-data; boundary=b"
 
+pytestmark = pytest.mark.shares_service
+
 
 @pytest.fixture
 async def caller(service):

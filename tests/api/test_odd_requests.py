@@ -12,6 +12,8 @@ from service import audit
 MANY_DIGITS = "9" * 5_000
 """More than Python makes a number of."""
 
+pytestmark = pytest.mark.shares_service
+
 
 async def refused(service, method, path, **arguments):
     """Status and error of the operator's request."""

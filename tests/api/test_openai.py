@@ -29,6 +29,7 @@ LOOK = {
         },
     },
 }
+pytestmark = pytest.mark.shares_service
 TOOLS_ASKED = [{"role": "user", "content": "[tools=2]"}]
 
 

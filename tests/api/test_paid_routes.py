@@ -14,6 +14,8 @@ OTHER = "/api/v1/{other}"
 """What is not known here: without a price, so refused where there is a limit of money."""
 PREFIXES = ("/v1", "/api/v1")
 
+pytestmark = pytest.mark.shares_service
+
 
 def paid_calls(upstream):
     """What reached Venice and costs something there."""
