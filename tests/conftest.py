@@ -25,8 +25,9 @@ from service.db import connect_arguments, open_pool
 from service.sandbox import create_sandbox
 
 # How long a machine takes says nothing of the code.
-hypothesis_settings.register_profile("rialto", deadline=None)
-hypothesis_settings.load_profile("rialto")
+hypothesis_settings.register_profile("quick", deadline=None, max_examples=20)
+hypothesis_settings.register_profile("thorough", deadline=None, max_examples=100)
+hypothesis_settings.load_profile("quick")
 
 CARELESS = " ".join(
     f"-c {setting}"
@@ -51,6 +52,24 @@ TEMPLATE = "rialto_template"
 NUMBERS = itertools.count(1)
 NOTHING_SHARED = {"aliases": 0, "cooldowns": {}}
 """What all callers of a new service share."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Deal the tests that take seconds to the workers, each of which begins with its share: the run
+    would wait for a worker that came to one last. xdist gives each an equal part of the list."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("slow")]
+    system = Path(__file__).parent / "system"
+    long += [item for item in items if item.path.parent == system and item not in long]
+    others = [item for item in items if item not in set(long)]
+    dealt, count = [], len(items)
+    for worker in range(workers):
+        share = long[worker::workers]
+        room = max((count - len(dealt)) // (workers - worker) - len(share), 0)
+        dealt += share + others[:room]
+        del others[:room]
+    items[:] = dealt + others
 
 
 @contextlib.contextmanager

@@ -118,9 +118,7 @@ some_calls = st.lists(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limits=some_limits, calls=some_calls, seed=st.integers())
 async def test_verdicts_are_those_of_the_greedy_model(books, limits, calls, seed):
     """Random amounts, overlapping limits; then everything is settled at random and agrees."""

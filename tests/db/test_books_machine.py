@@ -5,6 +5,7 @@ from collections import Counter
 
 import asyncpg
 import msgspec
+import pytest
 from books import Books, digest, entry_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -31,7 +32,6 @@ UNITS = (
     ("tokens", "month"),
     ("concurrency", None),
 )
-EXAMPLES = 30
 
 
 class Counted:
@@ -351,6 +351,7 @@ def call_fits(call):
     return lambda limit: limit.fits(call)
 
 
+@pytest.mark.slow
 def test_the_books_agree_whatever_happens(database_address):
     """Limits set, changed and deleted; calls admitted, settled, lost and found again."""
 
@@ -365,7 +366,7 @@ def test_the_books_agree_whatever_happens(database_address):
             run_state_machine_as_test(
                 lambda: BooksMachine(runner, database, connection),
                 settings=settings(
-                    max_examples=EXAMPLES,
+                    max_examples=max(settings.default.max_examples // 3, 10),
                     stateful_step_count=30,
                     deadline=None,
                     suppress_health_check=list(HealthCheck),

@@ -12,10 +12,13 @@ from scripts.bench.runs import Bench, Extent
 from scripts.bench.sides import Aiohttp, Direct, Rialto
 from scripts.bench.workloads import WORKLOADS
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("gcc") is None or shutil.which("taskset") is None,
-    reason="the bench is made with gcc and runs with taskset",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("gcc") is None or shutil.which("taskset") is None,
+        reason="the bench is made with gcc and runs with taskset",
+    ),
+]
 SHORTEST = Extent(rounds=1, seconds=0.3, warmup_s=0.1, starts=1, soak_s=0, idle_s=0)
 
 

@@ -4,6 +4,8 @@ import chaos
 import pytest
 from conftest import careful_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "count"),

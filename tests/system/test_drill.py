@@ -3,6 +3,8 @@
 import drill
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("failing", [True, False])
 async def test_the_drill(database_address, tmp_path, failing):

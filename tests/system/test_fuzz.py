@@ -3,6 +3,9 @@
 import asyncio
 
 import fuzz
+import pytest
+
+pytestmark = pytest.mark.slow
 
 MOST_NEVER_WELL = 13
 """What needs a job's id, or what the sandbox does not play."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("openai@6.49.0", "@anthropic-ai/sdk@1.13.0")
 SCRIPT = Path(__file__).with_name("node_clients.mjs")
 INSTALL_TIMEOUT_S = 90

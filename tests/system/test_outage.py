@@ -3,7 +3,10 @@
 import asyncio
 import time
 
+import pytest
 from process import database_url, started, talking
+
+pytestmark = pytest.mark.slow
 
 
 def environment(address, upstream):

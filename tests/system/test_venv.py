@@ -8,6 +8,8 @@ import sys
 import pytest
 from process import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def clone(tmp_path):

@@ -13,6 +13,8 @@ from support import make_settings
 
 from service import db, watchdog
 
+pytestmark = pytest.mark.slow
+
 STALL = """
 import asyncio, time
 from service import logs

@@ -1,6 +1,7 @@
 """The import rule of docs/design.md, section 4, held by walking the syntax trees."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,15 @@ def module_of(path):
     return path.relative_to(SERVICE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def nodes_of(path):
+    """All nodes of a file's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports_of(path):
     """Each imported name with its line, as ``(line, dotted name)``."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -110,7 +117,7 @@ def test_environment_is_read_in_settings_only():
         and "environ" in path.read_text()
         and any(
             isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in nodes_of(path)
         )
     ]
 
@@ -122,7 +129,7 @@ def test_functions_and_files_stay_small():
     long = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno - node.lineno >= 60
     ]

@@ -387,6 +387,7 @@ print(json.dumps([found.name.lower() for found in importlib.metadata.distributio
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_image_serves_with_what_it_has(tmp_path: Path) -> None:
     """Built from locked wheels alone, all that serves can be imported, and bad settings exit 78."""
