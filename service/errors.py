@@ -30,6 +30,7 @@ library's errors once at its border (``db``, ``upstream``), render once (``api.m
 
 import enum
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 
@@ -191,8 +192,9 @@ class UpstreamError(ServiceError):
 
     ``evidence`` is what that proves beyond this call. ``upstream_status`` is Venice's own,
     ``named_retry_after_s`` the time it named, ``rate_reset_s`` that until a used up rate is there
-    again; ``is_refunded`` says that Venice gave back what the job had cost that it was asked for;
-    ``attempts`` are the codes of all that was tried.
+    again; ``cost_usd`` is what Venice states that the failure costs; ``is_refunded`` says that
+    Venice gave back what the job had cost that it was asked for; ``attempts`` are the codes of all
+    that was tried.
     """
 
     status = 502
@@ -201,6 +203,7 @@ class UpstreamError(ServiceError):
     upstream_status: int | None = None
     named_retry_after_s: int | None = None
     rate_reset_s: float | None = None
+    cost_usd: Decimal | None = None
     is_refunded: bool = False
     attempts: tuple[str, ...] = ()
 

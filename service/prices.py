@@ -18,6 +18,11 @@ CHARACTERS_PER_PRICE: Final = 1_000
 MOST_SECONDS: Final = Decimal(10**9)
 
 
+def count_characters(text: str) -> int:
+    """The characters of a text as Venice counts them: one outside of the first 65,536 is two."""
+    return len(text) + sum(character > "\uffff" for character in text)
+
+
 class Leaf(msgspec.Struct, frozen=True):
     """A price as Venice writes it: the same number in USD and DIEM."""
 
@@ -261,7 +266,7 @@ def read_price(
             return _images(_decode(pricing, ImagePricing))
         if model_type in AUDIO_TYPES:
             return _audio(_decode(pricing, AudioPricing))
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return None
 

@@ -49,9 +49,16 @@ class OddVenice:
         self.answer = b""
         self.received = []
         self.url = ""
+        self._serving = set()
 
     async def _serve(self, reader, writer):
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        self._serving.add(asyncio.current_task())
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(
+                ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError
+            ),
+        ):
             request = await self._read(reader)
             if request.path.startswith("/api/v1/models"):
                 writer.write(whole(json.dumps({"data": MODELS}).encode()))
@@ -62,7 +69,13 @@ class OddVenice:
                 else:
                     writer.write(self.answer)
             await writer.drain()
-        writer.close()
+
+    async def close(self):
+        """Let go of every connection."""
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving)
+        await asyncio.sleep(0)
 
     async def _read(self, reader):
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -91,6 +104,7 @@ async def odd_venice():
         yield venice
     finally:
         server.close()
+        await venice.close()
 
 
 @contextlib.asynccontextmanager
@@ -105,7 +119,7 @@ async def serving(database_address, venice, **changes):
 
 def head(status="200 OK", content_type="application/json", **headers):
     """The head of an answer; ``_`` in a name is a hyphen."""
-    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}"]
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
@@ -117,4 +131,4 @@ def whole(body, status="200 OK", content_type="application/json", **headers):
 
 def stream(*events, status="200 OK", **headers):
     """A stream of events, up to where the connection closes."""
-    return head(status, "text/event-stream", Connection="close", **headers) + b"".join(events)
+    return head(status, "text/event-stream", **headers) + b"".join(events)

@@ -6,8 +6,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
+from service import surrogates
 from service.anthropic.request import sign
 from service.errors import UpstreamError
+from service.surrogates import Pieces
 
 STOP_REASONS: Final = {
     "stop": "end_turn",
@@ -96,8 +98,8 @@ def message(content: bytes, *, with_thinking: bool) -> bytes:
     :raises UpstreamError: when it is no completion.
     """
     try:
-        completion = msgspec.json.decode(content, type=Completion)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        completion = surrogates.decode(content, Completion)
+    except msgspec.DecodeError as error:
         raise UpstreamError("Venice's answer cannot be read as a completion.") from error
     choice = completion.choices[0] if completion.choices else Choice()
     said = choice.message or Said()
@@ -110,7 +112,7 @@ def message(content: bytes, *, with_thinking: bool) -> bytes:
     if said.content:
         blocks.append({"type": "text", "text": said.content})
     blocks += [_tool_use(call) | {"input": _input(call)} for call in said.tool_calls or ()]
-    return msgspec.json.encode(
+    return surrogates.encode(
         _message(completion)
         | {
             "content": blocks,
@@ -156,10 +158,10 @@ def _tool_use(call: ToolCall) -> Json:
 
 def _input(call: ToolCall) -> Raw | Json:
     """The arguments, which have to be an object; what is none is kept as a text in one."""
-    arguments = call.function.arguments or "{}"
+    arguments = surrogates.repair(call.function.arguments or "{}")
     try:
         msgspec.json.decode(arguments, type=dict[str, Raw])
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return {"arguments": arguments}
     return Raw(arguments.encode())
 
@@ -210,7 +212,10 @@ class MessageEvents:
         self._blocks = 0
         self._open: str | None = None
         """The kind of the last block, if it is one of thinking or text that goes on."""
+        self._pieces = Pieces()
+        """Those of its text."""
         self._tools: dict[int, int] = {}
+        self._arguments: dict[int, Pieces] = {}
         self._kept = _Kept()
         self._finish_reason: str | None = None
         self._usage = Usage()
@@ -236,8 +241,8 @@ class MessageEvents:
             self._end()
             return
         try:
-            chunk = msgspec.json.decode(data, type=Completion)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            chunk = surrogates.decode(data, Completion)
+        except msgspec.DecodeError as error:
             raise UpstreamError("Venice's stream cannot be read as a completion.") from error
         if chunk.error is not None:
             text = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
@@ -261,20 +266,25 @@ class MessageEvents:
             self._kept.take(said)
             if said.reasoning_content:
                 self._continue("thinking", _thinking("", ""))
-                self._piece("thinking_delta", thinking=said.reasoning_content)
+                self._piece("thinking_delta", "thinking", said.reasoning_content)
         if said.content:
             self._continue("text", {"type": "text", "text": ""})
-            self._piece("text_delta", text=said.content)
+            self._piece("text_delta", "text", said.content)
         for call in said.tool_calls or ():
             if call.index not in self._tools:
                 self._close()
                 self._tools[call.index] = self._start(_tool_use(call))
+                self._arguments[call.index] = Pieces()
             if call.function.arguments:
-                self._say(
-                    "content_block_delta",
-                    index=self._tools[call.index],
-                    delta={"type": "input_json_delta", "partial_json": call.function.arguments},
-                )
+                self._argue(call.index, self._arguments[call.index].add(call.function.arguments))
+
+    def _argue(self, index: int, arguments: str) -> None:
+        if arguments:
+            self._say(
+                "content_block_delta",
+                index=self._tools[index],
+                delta={"type": "input_json_delta", "partial_json": arguments},
+            )
 
     def _continue(self, kind: str, empty: Json) -> None:
         """Begin a block of the kind, if the last is no such."""
@@ -282,12 +292,24 @@ class MessageEvents:
             if kind != "thinking":
                 self._close()
             elif self._open is not None:
+                self._end_text()
                 self._stop(self._blocks - 1)
             self._start(empty)
             self._open = kind
 
-    def _piece(self, kind: str, **piece: str) -> None:
-        self._say("content_block_delta", index=self._blocks - 1, delta={"type": kind, **piece})
+    def _piece(self, kind: str, name: str, text: str) -> None:
+        if text := self._pieces.add(text):
+            self._add(kind, name, text)
+
+    def _end_text(self) -> None:
+        """Pass on what waits of the open block's text."""
+        if rest := self._pieces.rest():
+            name = "thinking" if self._open == "thinking" else "text"
+            self._add(f"{name}_delta", name, rest)
+
+    def _add(self, kind: str, name: str, text: str) -> None:
+        delta = {"type": kind, name: text}
+        self._say("content_block_delta", index=self._blocks - 1, delta=delta)
 
     def _start(self, block: Json) -> int:
         index = self._blocks
@@ -301,6 +323,7 @@ class MessageEvents:
     def _close(self) -> None:
         """End the block that goes on, thinking with its signature, for which there may not have
         been a block yet."""
+        self._end_text()
         if self._open == "text":
             self._stop(self._blocks - 1)
         signature, self._kept = self._kept.signature(), _Kept()
@@ -308,7 +331,7 @@ class MessageEvents:
             self._start(_thinking("", ""))
             self._open = "thinking"
         if signature:
-            self._piece("signature_delta", signature=signature)
+            self._add("signature_delta", "signature", signature)
         if self._open == "thinking":
             self._stop(self._blocks - 1)
         self._open = None
@@ -317,7 +340,8 @@ class MessageEvents:
         self._is_ended = True
         self._begin(Completion())
         self._close()
-        for index in self._tools.values():
+        for number, index in self._tools.items():
+            self._argue(number, self._arguments[number].rest())
             self._stop(index)
         stop_reason = _stop_reason(self._finish_reason, has_tools=bool(self._tools))
         self._say(
@@ -328,5 +352,5 @@ class MessageEvents:
         self._say("message_stop")
 
     def _say(self, kind: str, **data: Any) -> None:
-        content = msgspec.json.encode({"type": kind, **data})
+        content = surrogates.encode({"type": kind, **data})
         self._out.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), content))

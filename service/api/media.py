@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 from aiohttp import web
 
-from service import multipart
+from service import multipart, surrogates
 from service.accounts import Caller
 from service.api.auth import authenticate
 from service.api.state import GATEWAY
@@ -226,6 +226,7 @@ class _Transcription(msgspec.Struct):
 
 def _text(content: bytes, _: str) -> bytes:
     try:
-        return msgspec.json.decode(content, type=_Transcription).text.encode()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        text = surrogates.decode(content, _Transcription).text
+    except msgspec.DecodeError as error:
         raise UpstreamError("Venice's answer has no text.") from error
+    return surrogates.repair(text).encode()

@@ -317,6 +317,7 @@ class _EventStream:
                         await self._response.write(events)
         except ServiceError as error:
             await self._end_with(error)
+            await self._reply.fail(error)
         except asyncio.CancelledError:
             if not self._reply.is_ended_by_shutdown:
                 raise

@@ -132,7 +132,7 @@ class Catalog:
             for path in LISTS:
                 body = await self._fetch(path, model_type)
                 names |= msgspec.json.decode(body, type=_Mapping).data
-        except (UpstreamError, msgspec.DecodeError) as error:
+        except (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("other names not read", type=model_type, error=type(error).__name__)
             return None
         return names

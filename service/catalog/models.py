@@ -128,7 +128,7 @@ def read_list(body: bytes) -> list[Model]:
             placed = msgspec.structs.replace(model, position=position)
             if 1 <= len(model.name) <= NAME_LENGTH:
                 models.setdefault(model.name, placed)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UpstreamError("Venice's list of models cannot be read.") from error
     if not models:
         raise UpstreamError("Venice lists no models.")

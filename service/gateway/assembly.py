@@ -8,7 +8,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from service import surrogates
 from service.errors import UpstreamError
+from service.upstream import raw_members
 
 Json = dict[str, Any]
 P = TypeVar("P", bound="_Text | _Object | _List")
@@ -95,7 +97,7 @@ class ChatCompletion(Assembly):
         self._choices: dict[int, _Choice] = {}
 
     def _take(self, data: bytes) -> None:
-        chunk = msgspec.json.decode(data)
+        chunk = surrogates.decode(data, Any)
         if not isinstance(chunk, dict):
             return
         for piece in _expect(list, chunk.pop("choices", None) or []):
@@ -109,7 +111,7 @@ class ChatCompletion(Assembly):
             return None
         choices = [self._choices[index].whole() for index in sorted(self._choices)]
         frame = {"object": "chat.completion", "choices": choices}
-        return msgspec.json.encode(self._members | frame)
+        return surrogates.encode(self._members | frame)
 
 
 class Response(Assembly):
@@ -122,9 +124,14 @@ class Response(Assembly):
     def _take(self, data: bytes) -> None:
         if data[:1] != b"{":
             return
-        event = msgspec.json.decode(data, type=_Event)
-        answer = bytes(event.response)
-        if isinstance(event.type, str) and event.type in ENDS and answer[:1] == b"{":
+        try:
+            event = msgspec.json.decode(data, type=_Event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # Its bytes need no translation.
+            kind, answer = raw_members(data, ("type", "response"))
+        else:
+            kind, answer = bytes(event.type), bytes(event.response)
+        if kind.strip(b'"').decode(errors="replace") in ENDS and answer[:1] == b"{":
             self._answer = answer
 
     def _whole(self) -> bytes | None:
@@ -132,7 +139,7 @@ class Response(Assembly):
 
 
 class _Event(msgspec.Struct):
-    type: Any = None
+    type: msgspec.Raw = ABSENT
     response: msgspec.Raw = ABSENT
 
 
@@ -218,7 +225,7 @@ class _List:
         for piece in pieces:
             index = piece.get("index") if isinstance(piece, dict) else None
             if index is None:
-                self._elements.append(msgspec.Raw(msgspec.json.encode(piece)))
+                self._elements.append(msgspec.Raw(surrogates.encode(piece)))
                 continue
             if _expect(int, index) not in self._by_index:
                 self._by_index[index] = _Object()

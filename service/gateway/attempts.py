@@ -11,9 +11,10 @@ import structlog
 
 from service.errors import ServiceError, UpstreamError
 from service.gateway.route import Route
-from service.ledger import Sent
+from service.ledger import Outcome, Sent
 from service.upstream import (
     Answer,
+    Departure,
     Source,
     StreamedBody,
     UpstreamKey,
@@ -26,6 +27,15 @@ from service.upstream import (
 log = structlog.get_logger()
 
 OK: Final = "ok"
+FREE_OUTCOMES: Final = frozenset(
+    {
+        Outcome.UPSTREAM_UNREACHABLE,
+        Outcome.UPSTREAM_REJECTED,
+        Outcome.UPSTREAM_EXHAUSTED,
+        Outcome.UPSTREAM_BUSY,
+    }
+)
+"""Venice surely charged nothing: it was never reached, or refused before any work."""
 
 
 class Attempts:
@@ -42,6 +52,7 @@ class Attempts:
         self._tried: list[tuple[str, str, str]] = []
         self.key_id: UUID | None = None
         """The key of the last attempt."""
+        self._departure: Departure | None = None
         self.has_failed = False
         """Whether an attempt before the last one failed in a way that may have been charged."""
 
@@ -71,6 +82,11 @@ class Attempts:
                 self._budget.earn()
                 self._say()
                 return answer
+
+    @property
+    def may_be_charged(self) -> bool:
+        """Whether the last attempt left, and Venice did not refuse it before any work."""
+        return self._departure is not None and self._departure.has_left
 
     def close(self) -> None:
         """The call is over: its key has room for another."""
@@ -103,6 +119,7 @@ class Attempts:
 
     async def _attempt(self, accept: str) -> Answer:
         keys, model = self._venice.keys, self._route.call.model
+        self._departure = None
         try:
             key = keys.choose(self._source, model, self._ids)
         except UpstreamError as error:
@@ -112,9 +129,12 @@ class Attempts:
         self._ids.add(key.id)
         keys.in_flight[key.id] += 1
         self._route.note_sent(Sent(upstream_key_id=key.id))
+        self._departure = Departure()
         try:
-            answer = await self._send(key, accept)
+            answer = await self._send(key, accept, self._departure)
         except ServiceError as error:
+            if error.code in FREE_OUTCOMES:
+                self._departure = None
             self._tried.append((key.name, model, error.code))
             self.close()
             if self._route.call.endpoint.is_known:
@@ -124,7 +144,7 @@ class Attempts:
         self._tried.append((key.name, model, OK))
         return answer
 
-    async def _send(self, key: UpstreamKey, accept: str) -> Answer:
+    async def _send(self, key: UpstreamKey, accept: str, departure: Departure) -> Answer:
         call = self._route.call
         headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
         body: bytes | StreamedBody
@@ -135,8 +155,8 @@ class Attempts:
         try:
             if call.method != "POST":
                 path = call.upstream_path
-                return await self._venice.forward(call.method, path, body, headers, key)
-            return await self._venice.post(call.upstream_path, body, headers, key)
+                return await self._venice.forward(call.method, path, body, headers, key, departure)
+            return await self._venice.post(call.upstream_path, body, headers, key, departure)
         except UpstreamError as error:
             if call.upload is not None and call.upload.error is not None:
                 raise call.upload.error from error

@@ -9,7 +9,7 @@ from service.catalog import Catalog
 from service.errors import ClientError
 from service.gateway.call import Call, Inbound, Relay, check_model
 from service.gateway.units import UnitEndpoint, read_form
-from service.prices import AudioPrice
+from service.prices import AudioPrice, count_characters
 from service.upstream import Metered
 
 DEFAULT_SPEECH_MODEL: Final = "tts-kokoro"
@@ -69,7 +69,7 @@ class SpeechEndpoint(AudioEndpoint):
             model_members=("model",) if request.model else (),
             relay=Relay.PASSED,
             is_stream=bool(request.streaming),
-            characters=len(request.input),
+            characters=count_characters(request.input),
         )
 
 
@@ -84,6 +84,7 @@ class TranscriptionEndpoint(AudioEndpoint):
     """``POST /audio/transcriptions``: the text of a sound file, and how long that was."""
 
     path = "/audio/transcriptions"
+    answer_member = "text"
     model_type = "asr"
     request_type = TranscriptionRequest
     file_names = ("file",)

@@ -306,6 +306,8 @@ class Endpoint(Generic[C]):
     takes_json: ClassVar[bool] = True
     answer_types: ClassVar[tuple[str, ...]] = ("*/*",)
     """The media types of Venice's answers."""
+    answer_member: ClassVar[str | None] = None
+    """What a plain JSON answer has to have to be one."""
     is_known: ClassVar[bool] = True
     """Whether it is known what Venice does there, and so what its refusals say of a key."""
     is_inference: ClassVar[bool] = False

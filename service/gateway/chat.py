@@ -46,6 +46,7 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
     """``POST /chat/completions``: a chat completion, streamed or not."""
 
     path = "/chat/completions"
+    answer_member = "choices"
     model_type = "text"
     request_type = ChatRequest
     answer_types = (JSON, EVENTS)

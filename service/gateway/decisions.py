@@ -17,6 +17,7 @@ class DecisionsEndpoint(TokenEndpoint[TokenCall]):
     """``POST /decisions``: answers to questions about a state; also as ``/systemone``."""
 
     path = "/decisions"
+    answer_member = "answers"
     model_type = "decision"
     request_type = DecisionsRequest
 

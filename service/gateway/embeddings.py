@@ -29,6 +29,7 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
     """``POST /embeddings``: embeddings of texts."""
 
     path = "/embeddings"
+    answer_member = "data"
     model_type = "embedding"
     request_type = EmbeddingsRequest
     gives_output = False

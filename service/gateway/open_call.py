@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Iterator
+from decimal import Decimal
 from typing import Any, Final, overload
 
 import structlog
 
+from service import money
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
 from service.gateway.assembly import Assembly
@@ -35,17 +37,15 @@ MAX_FINISH_S: Final = 900.0
 """How long an answer is read on for the books when its caller has gone."""
 MAX_HELD_UP_S: Final = 1.0
 """A caller that reads nothing for longer has a part in it should Venice then end the stream."""
+MAX_REST_S: Final = 5.0
+MAX_REST_BYTES: Final = 1024 * 1024
+"""How much of a stream is read after its error, for what it says of its cost."""
+OK_STATUS: Final = 200
+"""The only status that Venice's answers to paid calls have."""
+HTML: Final = "text/html"
+NO_EVENTS: Final = ("application/json", "application/problem+json", HTML)
 STREAM_HEADERS: Final = {"Content-Type": "text/event-stream"}
 
-FREE_OUTCOMES: Final = frozenset(
-    {
-        Outcome.UPSTREAM_UNREACHABLE,
-        Outcome.UPSTREAM_REJECTED,
-        Outcome.UPSTREAM_EXHAUSTED,
-        Outcome.UPSTREAM_BUSY,
-    }
-)
-"""Venice surely charged nothing: it was never reached, or refused before any work."""
 LEFT: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
 """The call was ended on this side."""
 CHOSEN: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.INTERNAL_ERROR})
@@ -94,6 +94,10 @@ class Reply:
         """Nothing of the answer will be sent before all of it is there and can be said."""
         self._open_call.is_held_back = True
 
+    async def fail(self, error: ServiceError) -> None:
+        """The answer could not be said to the caller."""
+        await self._open_call.fail_to_translate(error)
+
     @property
     def is_ended_by_shutdown(self) -> bool:
         """Whether the task that relays was cancelled to end the call, not by its client."""
@@ -120,10 +124,16 @@ class OpenCall:
         self._outcome: Outcome | None = None
         self._cost_read: Cost | None = None
         """What the call cost by its whole answer, or by the headers of one that is passed on."""
-        self._is_refused = False
-        """Whether Venice refused the call after its caller had gone."""
+        self._stated_usd: Decimal | None = None
+        """What Venice states that its failure costs."""
+        self._has_failed = False
+        """Whether Venice answered that it failed."""
         self._is_broken = False
         """Whether Venice failed after its caller had gone."""
+        self._is_sending = False
+        """Whether the caller may not have had all that was read."""
+        self._is_left = False
+        """Whether a stream was left here before its end."""
         self._is_held_up = False
         """Whether the caller let the stream wait."""
         self._status: int | None = None
@@ -186,26 +196,47 @@ class OpenCall:
     async def _begin_whole(self, attempts: Attempts) -> Reply:
         self.answer = await attempts.send("application/json")
         self._first_byte_at = time.monotonic()
-        content = await self.answer.read()
-        self.metered = read_plain(content)
+        content = await self._read_metered(self.answer)
+        assert self.metered is not None  # noqa: S101 - for the type checker
         upstream_request_id = self.metered.upstream_request_id
         self.route.note_sent(
             Sent(upstream_key_id=attempts.key_id, upstream_request_id=upstream_request_id)
         )
-        if self.metered.is_error:
+        if self.metered.is_error or self.answer.status != OK_STATUS:
             raise UpstreamError("Venice's answer is not a completion.")
         self._end(Outcome.OK, self.answer.status)
         return Reply(self, self.answer.headers, content)
 
+    async def _read_metered(self, answer: Answer) -> bytes:
+        """The whole body, once what it says of its cost is noted, be it an answer or not."""
+        member = self.call.endpoint.answer_member
+        try:
+            content = await answer.read()
+        except UpstreamError:
+            received = read_plain(answer.received)
+            # It may be all of the answer, of another length than was stated.
+            self.metered = None if received.is_error else received
+            raise
+        self.metered = read_plain(content, member)
+        return content
+
     async def _begin_passed(self, attempts: Attempts) -> Reply:
         self.answer = await attempts.send("*/*")
         self._first_byte_at = time.monotonic()
-        self._status = self.answer.status
         self.metered = read_headers(self.answer.said)
+        if self.call.endpoint.is_known:
+            is_empty = self.answer.said.get("Content-Length") == "0"
+            is_page = self.answer.content_type == HTML
+            if self.answer.status != OK_STATUS or is_empty or is_page:
+                raise UpstreamError("Venice's answer is not what was asked for.")
+        self._status = self.answer.status
         return Reply(self, self.answer.headers, None)
 
     async def _begin_events(self, attempts: Attempts) -> Reply:
         self.answer = await attempts.send("text/event-stream")
+        if self.answer.status != OK_STATUS or self.answer.content_type in NO_EVENTS:
+            await self._read_metered(self.answer)
+            raise UpstreamError("Venice's answer is no stream of events.")
         self._first_chunk = await self.answer.next_chunk()
         self._first_byte_at = time.monotonic()
         self.stream_meter.feed(self._first_chunk)
@@ -215,7 +246,7 @@ class OpenCall:
         self.route.note_sent(sent)
         before, error = split_at_error(self._first_chunk)
         if error is not None and not before:
-            self._fail_in_band(error)
+            await self._fail_in_band(error)
         return Reply(self, self.answer.headers, None)
 
     async def _assemble(self) -> bytes:
@@ -223,24 +254,24 @@ class OpenCall:
         assert self.answer is not None  # noqa: S101 - for the type checker
         assembly: Assembly = self.call.endpoint.assembly()
         size = len(self._first_chunk)
-        self._put(assembly, self._events.push(self._first_chunk))
+        await self._put(assembly, self._events.push(self._first_chunk))
         while chunk := await self.answer.next_chunk():
             self.stream_meter.feed(chunk)
             size += len(chunk)
             # What is put together is never larger than its events.
             if size > PLAIN_BODY_BYTES:
                 raise UpstreamError("Venice's answer is too large.")
-            self._put(assembly, self._events.push(chunk))
-        self._put(assembly, self._events.rest())
+            await self._put(assembly, self._events.push(chunk))
+        await self._put(assembly, self._events.rest())
         self._meter_stream()
         content = assembly.result()
         self._end_metered()
         return content
 
-    def _put(self, assembly: Assembly, events: bytes) -> None:
+    async def _put(self, assembly: Assembly, events: bytes) -> None:
         _, error = split_at_error(events)
         if error is not None:
-            self._fail_in_band(error)
+            await self._fail_in_band(error)
         assembly.feed(events)
 
     async def assembled(self, timeout: float) -> bytes | None:
@@ -272,17 +303,18 @@ class OpenCall:
             while chunk:
                 events, error = split_at_error(self._events.push(chunk))
                 if events:
-                    sent_at = time.monotonic()
+                    sent_at, self._is_sending = time.monotonic(), True
                     yield events
+                    self._is_sending = False
                     if time.monotonic() - sent_at > MAX_HELD_UP_S:
                         self._is_held_up = True
                 if error is not None:
-                    self._fail_in_band(error)
+                    await self._fail_in_band(error)
                 if chunk := await self.answer.next_chunk():
                     self.stream_meter.feed(chunk)
             rest, error = split_at_error(self._events.rest())
             if error is not None:
-                self._fail_in_band(error)
+                await self._fail_in_band(error)
             self._end_stream()
             if rest:
                 yield rest
@@ -295,11 +327,31 @@ class OpenCall:
             self.fail(error)
             raise
 
-    def _fail_in_band(self, error: UpstreamError) -> None:
-        """Venice ended the stream with an error: what came before it may have been charged."""
+    async def _fail_in_band(self, error: UpstreamError) -> None:
+        """Venice ended the stream with an error: what came before it may have been charged, and
+        what comes after it may say how much."""
+        await self._read_rest()
         self.metered = self.stream_meter.result()
         self._end(Outcome.UPSTREAM_ERROR, None)
         raise error
+
+    async def _read_rest(self) -> None:
+        """Let the meter see the end of a stream that nobody gets, if it comes soon."""
+        assert self.answer is not None  # noqa: S101 - for the type checker
+        size = 0
+        with contextlib.suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(MAX_REST_S):
+                while size < MAX_REST_BYTES and (chunk := await self.answer.next_chunk()):
+                    self.stream_meter.feed(chunk)
+                    size += len(chunk)
+
+    async def fail_to_translate(self, error: ServiceError) -> None:
+        """What came of Venice cannot be said to the caller."""
+        is_first = self._outcome is None
+        self.fail(error)
+        if is_first and self.answer is not None:
+            self._is_left = True
+            await self._read_rest()
 
     def _end_stream(self) -> None:
         self._meter_stream()
@@ -321,6 +373,7 @@ class OpenCall:
 
     def fail(self, error: BaseException) -> None:
         """The same, of a call that failed."""
+        self._note_failure(error)
         if isinstance(error, UpstreamError) and self.is_held_back:
             # Even if Venice's answer was there: it cannot be said to the caller.
             self._outcome = self._status = None
@@ -332,9 +385,25 @@ class OpenCall:
             self._end(Outcome(error.code), None)
         elif isinstance(error, asyncio.CancelledError | ConnectionError | ClientError):
             # What is still a mistake of the caller's after admission is the end of an upload.
-            self._end(Outcome.CLIENT_CLOSED, None)
+            self._end(Outcome.OK if self._is_all_sent() else Outcome.CLIENT_CLOSED, None)
         else:
             self._end(Outcome.INTERNAL_ERROR, None)
+
+    def _is_all_sent(self) -> bool:
+        """Whether a stream had said all that there is to say when its caller left: clients do not
+        wait for the end of the body."""
+        if self.call.relay is not Relay.EVENTS or self._is_sending:
+            return False
+        metered = self.stream_meter.result()
+        is_all = metered.is_final and not metered.is_error and metered.output_tokens is not None
+        if is_all:
+            self.metered = metered
+        return is_all
+
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, UpstreamError):
+            self._has_failed = self._has_failed or error.upstream_status is not None
+            self._stated_usd = self._stated_usd or error.cost_usd
 
     async def finish(self) -> None:
         """Read what is left of the answer, for the books alone. What fails on the way leaves them
@@ -357,7 +426,7 @@ class OpenCall:
         except TimeoutError:
             log.warning("answer not finished", timeout_s=MAX_FINISH_S)
         except ServiceError as error:
-            self._is_refused = self.answer is None and error.code in FREE_OUTCOMES
+            self._note_failure(error)
             self._is_broken = True
 
     async def close(self) -> None:
@@ -420,8 +489,10 @@ class OpenCall:
         return cost
 
     def _cost_of_last(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
-        is_free = outcome in FREE_OUTCOMES or metered.is_withheld or self._is_refused
-        if self._attempts is None or is_free:
+        if self._stated_usd:
+            return Cost(None, money.parse_usd(self._stated_usd), CostSource.REPORTED)
+        is_sent = self._attempts is not None and self._attempts.may_be_charged
+        if not is_sent or metered.is_withheld:
             return Cost(None, 0, CostSource.NOT_CHARGED)
         is_upload_cut = self.call.upload is not None and not self.call.upload.is_whole
         if is_upload_cut and self.answer is None:
@@ -442,12 +513,13 @@ class OpenCall:
         was heard of it."""
         if metered.is_final:
             return False
-        if outcome in CHOSEN:
+        if outcome in CHOSEN or self._is_left:
             return not self._is_broken
         if self.call.relay is Relay.WHOLE:
-            is_refused = self.answer is None and outcome is Outcome.UPSTREAM_ERROR
-            return self.metered is None and not is_refused
-        return outcome in BROKEN and (self._is_held_up or not metered.counted_tokens)
+            return self.metered is None and not self._has_failed
+        if metered.counted_tokens:
+            return outcome in BROKEN and self._is_held_up
+        return not self._has_failed
 
     @overload
     def _milliseconds_to(self, at: float) -> int: ...

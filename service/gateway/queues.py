@@ -16,6 +16,7 @@ from service.catalog import Catalog
 from service.errors import UpstreamError
 from service.gateway.call import Call, Inbound, check_end_user, check_model
 from service.gateway.units import UnitEndpoint
+from service.prices import count_characters
 from service.upstream import Metered, Venice
 
 FREE_PATHS: Final = (
@@ -62,15 +63,18 @@ class QueueCall(Call, frozen=True, kw_only=True):
         try:
             quote = msgspec.json.decode(answer, type=Quote).quote
             nanos = money.parse_usd(quote)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise UpstreamError("Venice's quote cannot be read.") from error
-        return msgspec.structs.replace(self, quote_nanos=max(0, nanos))
+        if nanos < 0:
+            raise UpstreamError("Venice's quote is below nothing.")
+        return msgspec.structs.replace(self, quote_nanos=nanos)
 
 
 class QueueEndpoint(UnitEndpoint[QueueCall]):
     """Jobs cost their quote."""
 
     quote_path: ClassVar[str]
+    answer_member = "queue_id"
 
     def nanos(
         self,
@@ -150,7 +154,7 @@ class AudioQueueEndpoint(QueueEndpoint):
         json = body.read(inbound.content, self.body_limits)
         request = json.convert(AudioRequest)
         quoted = _stated(request, ("model", "duration_seconds"))
-        quoted["character_count"] = len(request.prompt)
+        quoted["character_count"] = count_characters(request.prompt)
         return QueueCall(
             endpoint=self,
             **inbound.facts(json),

@@ -40,6 +40,7 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
     """``POST /responses``: a response, whole or as typed events; nothing is stored."""
 
     path = "/responses"
+    answer_member = "output"
     model_type = "text"
     request_type = ResponsesRequest
     answer_types = (JSON, EVENTS)

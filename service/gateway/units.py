@@ -69,15 +69,12 @@ class UnitEndpoint(Endpoint[T], Generic[T]):
         return Bound(nanos=self._all(call, catalog))
 
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
-        """Venice's own word, else what was asked for at the catalogue's price."""
+        """What Venice states, in full; else what was asked for, or what Venice states of it, at
+        the catalogue's price."""
         if metered.cost_usd is not None:
             return Cost(None, money.parse_usd(metered.cost_usd), CostSource.REPORTED)
         nanos = self._all(call, catalog, metered)
-        if nanos is None:
-            return Cost(None, None, CostSource.UNKNOWN)
-        if bound.nanos is not None:
-            nanos = min(nanos, bound.nanos)
-        return Cost(None, nanos, CostSource.COMPUTED)
+        return Cost(None, nanos, CostSource.UNKNOWN if nanos is None else CostSource.COMPUTED)
 
     def _all(self, call: T, catalog: Catalog, metered: Metered | None = None) -> int | None:
         if not call.has_price:

@@ -4,6 +4,7 @@ from service.upstream.client import PLAIN_BODY_BYTES, Answer, Venice, open_venic
 from service.upstream.connector import StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
+from service.upstream.lenient import raw_members
 from service.upstream.meter import (
     Metered,
     StreamMeter,
@@ -14,6 +15,7 @@ from service.upstream.meter import (
 )
 from service.upstream.refusals import split_at_error
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
+from service.upstream.sending import Departure
 from service.upstream.stored import (
     Checked,
     StoredKey,
@@ -32,6 +34,7 @@ __all__ = [
     "PLAIN_BODY_BYTES",
     "Answer",
     "Checked",
+    "Departure",
     "KeyState",
     "Metered",
     "Rest",
@@ -56,6 +59,7 @@ __all__ = [
     "note_state",
     "open_venice",
     "pause_s",
+    "raw_members",
     "read_headers",
     "read_plain",
     "split_at_error",

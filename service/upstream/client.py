@@ -28,8 +28,11 @@ from service.settings import Settings
 from service.upstream.connector import Connector, StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
+from service.upstream.lenient import UNREADABLE
+from service.upstream.meter import stated_cost
 from service.upstream.refusals import KEY_STATUSES, is_refunded, refusal
 from service.upstream.retries import RetryBudgets
+from service.upstream.sending import DEPARTURE, Departure, VeniceRequest
 
 log = structlog.get_logger()
 
@@ -38,6 +41,9 @@ READ_BUFFER_BYTES: Final = 64 * 1024
 DNS_CACHE_S: Final = 30
 KEEPALIVE_S: Final = 10
 """Shorter than the edge's, so that a request is not sent into a connection that is being closed."""
+MAX_HEADER_BYTES: Final = 64 * 1024
+MAX_HEADERS: Final = 1000
+"""More of an answer's head is not read; edges add to it."""
 ERROR_BODY_BYTES: Final = 64 * 1024
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
@@ -83,6 +89,8 @@ class Answer:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
+        self.received = b""
+        """Of a body that was read and did not come to its end."""
         self.said: Mapping[str, str] = response.headers
         self.headers = {
             name: value
@@ -90,20 +98,30 @@ class Answer:
             if name.lower() in PASSED_HEADERS
         }
 
+    @property
+    def content_type(self) -> str:
+        """Its media type without parameters, in lower case; empty where none is stated."""
+        return self.said.get("Content-Type", "").partition(";")[0].strip().lower()
+
     async def read(self) -> bytes:
         """The whole body.
 
         :raises UpstreamCut, UpstreamTimeout, UpstreamError: cut, silent for too long, too large.
         """
         chunks, size, content = [], 0, self._response.content
-        with TRANSLATED:
-            while not content.at_eof():
-                # When all of it has come, there is nothing to wait for.
-                chunk = content.read_nowait() if content.is_eof() else await content.readany()
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > PLAIN_BODY_BYTES:
-                    raise UpstreamError("Venice's answer is too large.")
+        try:
+            with TRANSLATED:
+                while not content.at_eof():
+                    # When all of it has come, there is nothing to wait for.
+                    chunk = content.read_nowait() if content.is_eof() else await content.readany()
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > PLAIN_BODY_BYTES:
+                        chunks.clear()
+                        raise UpstreamError("Venice's answer is too large.")
+        except UpstreamError:
+            self.received = b"".join(chunks)
+            raise
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def next_chunk(self) -> bytes:
@@ -145,6 +163,9 @@ class _Translated:
         if isinstance(error, TimeoutError):
             metrics.note(metrics.UPSTREAM, 1, "timeout")
             raise UpstreamTimeout("Venice did not answer in time.") from error
+        if isinstance(error, aiohttp.ClientResponseError):
+            metrics.note(metrics.UPSTREAM, 1, "unreadable")
+            raise UpstreamError("Venice's answer is no HTTP that can be read.") from error
         if isinstance(error, aiohttp.ClientError | ConnectionError):
             metrics.note(metrics.UPSTREAM, 1, "cut")
             raise UpstreamCut(
@@ -153,6 +174,9 @@ class _Translated:
 
 
 TRANSLATED: Final = _Translated()
+TRANSLATABLE: Final = (aiohttp.ClientConnectionError, OSError, TimeoutError, ServiceError)
+"""What the network does; anything else that keeps a request from leaving is about its content."""
+Body = bytes | StreamedBody
 
 
 class _Data(msgspec.Struct):
@@ -195,46 +219,68 @@ class Venice:
     async def post(
         self,
         path: str,
-        body: bytes | StreamedBody,
+        body: Body,
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
+        departure: Departure | None = None,
     ) -> Answer:
-        """Send a body, with any key unless one is given.
+        """Send a body, with any key unless one is given; ``departure`` then tells whether it left.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
-        sent = {
-            "Authorization": self._authorization(key),
-            "Content-Type": JSON,
-            **headers,
-        }
-        with TRANSLATED:
-            response = await self._session.post(self._base_url + path, data=body, headers=sent)
-            metrics.note(metrics.UPSTREAM, 1, response.status)
-            if response.ok:
-                return Answer(response)
-            raise await self._refused(response)
+        sent = {"Content-Type": JSON, **headers}
+        return await self._send("POST", path, body, sent, key, departure=departure)
 
     async def forward(
         self,
         method: str,
         path: str,
-        body: bytes | StreamedBody,
+        body: Body,
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
+        departure: Departure | None = None,
     ) -> Answer:
         """Any request, with its query in the path; for what costs nothing or is not known.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
+        return await self._send(method, path, body or None, headers, key, departure=departure)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Body | None,
+        headers: Mapping[str, str],
+        key: UpstreamKey | None,
+        parameters: Mapping[str, str] | None = None,
+        departure: Departure | None = None,
+    ) -> Answer:
+        """The one place that a request leaves from. No redirect is followed: it would take the
+        caller's words, and perhaps the key, to wherever it says."""
         sent = {"Authorization": self._authorization(key), **headers}
+        departure = departure or Departure()
+        token = DEPARTURE.set(departure)
         with TRANSLATED:
-            url = URL(self._base_url + path, encoded=True)
-            response = await self._session.request(
-                method, url, data=body or None, headers=sent, allow_redirects=False
-            )
+            try:
+                response = await self._session.request(
+                    method,
+                    URL(self._base_url + path, encoded=True),
+                    params=parameters,
+                    data=body,
+                    headers=sent,
+                    allow_redirects=False,
+                )
+            except Exception as error:
+                if departure.has_left or isinstance(error, TRANSLATABLE):
+                    raise
+                # Its text may be of what was to be sent: a header, the key.
+                log.error("request not sent", error=type(error).__name__)
+                raise UpstreamUnreachable("The request could not be sent to Venice.") from None
+            finally:
+                DEPARTURE.reset(token)
             metrics.note(metrics.UPSTREAM, 1, response.status)
-            if response.ok:
+            if 200 <= response.status < 300:
                 return Answer(response)
             raise await self._refused(response)
 
@@ -279,7 +325,7 @@ class Venice:
                     answer.close()
         try:
             status = msgspec.json.decode(content, type=_Job).status
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise UpstreamError("Venice's word on a job cannot be read.") from error
         return JobState(status.upper() in UNFINISHED, is_refunded(content))
 
@@ -316,7 +362,7 @@ class Venice:
         body = await self._get("/api_keys/rate_limits", {}, KEY_TIMEOUT_S, key)
         try:
             return msgspec.json.decode(body, type=_Data).data
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise UpstreamError("Venice's word on a key cannot be read.") from error
 
     async def note_failed(
@@ -366,17 +412,13 @@ class Venice:
         timeout: float,
         key: UpstreamKey | None = None,
     ) -> bytes:
-        headers = {"Authorization": self._authorization(key)}
         with TRANSLATED:
-            async with (
-                asyncio.timeout(timeout),
-                self._session.get(
-                    self._base_url + path, params=parameters, headers=headers
-                ) as response,
-            ):
-                if not response.ok:
-                    raise await self._refused(response)
-                return await Answer(response).read()
+            async with asyncio.timeout(timeout):
+                answer = await self._send("GET", path, None, {}, key, parameters)
+                try:
+                    return await answer.read()
+                finally:
+                    answer.close()
 
     async def _refused(self, response: aiohttp.ClientResponse) -> ServiceError:
         try:
@@ -386,6 +428,7 @@ class Venice:
         finally:
             response.close()
         error = refusal(response.status, response.headers, body)
+        error.cost_usd = stated_cost(response.headers, body)
         log.info(
             "venice refused",
             upstream_status=response.status,
@@ -418,6 +461,10 @@ async def open_venice(
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         read_bufsize=READ_BUFFER_BYTES,
+        request_class=VeniceRequest,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        max_headers=MAX_HEADERS,
         trust_env=False,
         requote_redirect_url=False,
     ) as session:

@@ -2,8 +2,9 @@
 and takes no other along."""
 
 import contextlib
+import itertools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -17,9 +18,8 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # read. An escaped backslash before it stays one.
 SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 REPLACEMENT: Final = rb"\\ufffd"
-MAX_DEEP_BYTES: Final = 256 * 1024
-"""Of JSON that is nested too deeply for the decoder, more is not read: it is gone through token by
-token."""
+MAX_TOKENS: Final = 100_000
+"""JSON that the decoder does not take is gone through token by token, and no further than this."""
 TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+|[:,]', re.DOTALL)
 
 
@@ -52,6 +52,9 @@ class Lenient(Generic[T]):
             return self._decoder.decode(content)
         except UNREADABLE:
             members = self._raw_members(bytes(content))
+        return self._read(members)
+
+    def _read(self, members: dict[str, Any]) -> T:
         read = self._shape()
         for name, raw in members.items():
             if raw is not ABSENT and bytes(raw) != b"null":
@@ -66,37 +69,54 @@ class Lenient(Generic[T]):
         try:
             members: dict[str, Any] = msgspec.structs.asdict(self._members.decode(content))
         except RecursionError:
-            if len(content) > MAX_DEEP_BYTES:
+            members, end = _first_object(content, self._readers)
+            if content[end:].strip():
                 raise
-            members = _deep_members(content, self._readers)
         return members
 
+    def decode_first(self, content: bytes) -> T:
+        """What the object says that the content begins with, whatever comes after it.
 
-def _deep_members(content: bytes, names: Collection[str]) -> dict[str, bytes]:
-    """The top-level members of these names, as they stand.
+        :raises msgspec.DecodeError: when it begins with none.
+        """
+        members, _ = _first_object(content, self._readers)
+        return self._read(members)
 
-    :raises msgspec.DecodeError: when it is no object that ends.
+
+def raw_members(content: bytes, names: Sequence[str]) -> list[bytes]:
+    """The members of a JSON object by these names, byte for byte; ``null`` where there is none.
+
+    :raises msgspec.DecodeError: when there is no object, or none that ends soon.
     """
+    members, _ = _first_object(content, names)
+    return [members.get(name, b"null") for name in names]
+
+
+def _first_object(content: bytes, names: Collection[str]) -> tuple[dict[str, bytes], int]:
+    """The top-level members of these names, as they stand, and where the object ends.
+
+    :raises msgspec.DecodeError: when there is none, or none that ends soon.
+    """
+    if not content.lstrip().startswith(b"{"):
+        raise msgspec.DecodeError("no JSON object")
     members: dict[str, bytes] = {}
     depth, start, text = 0, 0, b""
     name = None
-    for token in TOKEN.finditer(content):
+    for token in itertools.islice(TOKEN.finditer(content), MAX_TOKENS):
         before, text = text, token.group()
         first = text[:1]
         is_closing = first in (b"}", b"]")
-        is_end = (depth == 1 and first == b",") or (is_closing and len(text) >= depth)
-        if is_end and name is not None:
+        is_end = is_closing and len(text) >= depth
+        if name is not None and (is_end or (depth == 1 and first == b",")):
             # Of several that close at once, the last is the object's own.
-            members[name] = content[
-                start : token.start() + (depth - 1 if is_closing else 0)
-            ].strip()
+            members[name] = content[start : token.start() + is_end * (depth - 1)].strip()
             name = None
+        if is_end:
+            return {n: raw for n, raw in members.items() if n in names}, token.start() + depth
         if first in (b"{", b"["):
             depth += len(text)
         elif is_closing:
             depth -= len(text)
         elif depth == 1 and text == b":" and before.startswith(b'"'):
             name, start = before[1:-1].decode("utf-8", "replace"), token.end()
-    if depth or not content.lstrip().startswith(b"{"):
-        raise msgspec.DecodeError("no JSON object")
-    return {name: raw for name, raw in members.items() if name in names}
+    raise msgspec.DecodeError("the JSON object does not end")

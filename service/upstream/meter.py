@@ -49,7 +49,16 @@ OUTPUT: Final = re.compile(
     rb'|"(?:tool_calls|content|reasoning_details|data)"\s*:\s*\[\s*[^\]\s]'
     rb'|"answers"\s*:\s*\{\s*"'
 )
+ENDED: Final = re.compile(rb"(?:^|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|$)")
 FINISHED: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+OPENINGS: Final = {
+    "choices": b"[",
+    "output": b"[",
+    "data": b"[",
+    "answers": b"{",
+    "text": b'"',
+}
+"""With which byte the members begin that make an answer one."""
 NO_CHOICES: Final = (b"null", b"[]")
 # An id stands before everything that a model wrote.
 FIRST_ID: Final = re.compile(rb'"id"\s*:\s*"([\w.:-]{1,256})"')
@@ -150,6 +159,10 @@ class Facts(msgspec.Struct):
     type: str | None = None
     response: "Facts | None" = None
     choices: msgspec.Raw = ABSENT
+    output: msgspec.Raw = ABSENT
+    data: msgspec.Raw = ABSENT
+    answers: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
 
 
 # Made once: they are asked of every answer.
@@ -222,31 +235,74 @@ class Metered(msgspec.Struct, kw_only=True):
             self.cost_usd = facts.cost.total_usd()
         seconds = facts.duration
         if self.duration_s is None and seconds is not None and seconds.is_finite():
-            self.duration_s = seconds if 0 <= seconds <= MOST_SECONDS else None
+            self.duration_s = seconds if 0 < seconds <= MOST_SECONDS else None
 
 
 def read_headers(headers: Mapping[str, str]) -> Metered:
     """What the headers of an answer say of it, where its body says nothing."""
     metered = Metered(is_complete=True, is_final=True, model=headers.get(MODEL_HEADER))
     metered.is_withheld = headers.get(WITHHELD_HEADER, "").lower() == "true"
-    stated = headers.get(COST_HEADER)
-    if stated is not None:
-        with contextlib.suppress(ArithmeticError):
-            metered.cost_usd = CostObject(usd=Decimal(stated)).total_usd()
+    metered.cost_usd = _header_cost(headers)
     return metered
 
 
-def read_plain(body: bytes) -> Metered:
-    """What a JSON answer says of itself; one that is no JSON object is an error."""
+def _header_cost(headers: Mapping[str, str]) -> Decimal | None:
+    try:
+        return CostObject(usd=Decimal(headers.get(COST_HEADER, ""))).total_usd()
+    except ArithmeticError:
+        return None
+
+
+def stated_cost(headers: Mapping[str, str], body: bytes) -> Decimal | None:
+    """What an answer that is a failure says that it costs, in US dollars."""
+    try:
+        cost = FACTS.decode(body).cost
+    except UNREADABLE:
+        cost = None
+    return _header_cost(headers) if cost is None else cost.total_usd()
+
+
+def read_plain(body: bytes, member: str | None = None) -> Metered:
+    """What a plain answer says of itself. One that is no JSON object, that states an error, or that
+    has no ``member`` of its kind, is an error."""
     # No token has less than a byte.
     metered = Metered(is_complete=True, is_final=True, counted_tokens=len(body))
     try:
-        metered.take(FACTS.decode(body))
+        facts = FACTS.decode(body)
     except UNREADABLE:
+        return _read_odd(body)
+    metered.take(facts)
+    if metered.is_error:
+        metered.counted_tokens = 0
+    elif member is not None and not _has(facts, member):
         metered.is_error, metered.counted_tokens = True, None
     if not metered.output_tokens:
         metered.has_output = OUTPUT.search(body) is not None
     return metered
+
+
+def _read_odd(body: bytes) -> Metered:
+    """What is stated by a body that is no JSON object, if it begins with one or is made of events.
+    Usage alone may be somebody's words."""
+    try:
+        metered = Metered()
+        metered.take(FACTS.decode_first(body))
+    except UNREADABLE:
+        meter = StreamMeter()
+        meter.feed(body)
+        metered = meter.result()
+    metered.is_error = metered.is_final = True
+    metered.counted_tokens = None
+    if metered.cost_usd is None:
+        metered.usage = None
+    return metered
+
+
+def _has(facts: Facts, member: str) -> bool:
+    stated = getattr(facts, member)
+    if not isinstance(stated, msgspec.Raw):
+        return bool(stated)
+    return bytes(memoryview(stated)[:1]) == OPENINGS[member]
 
 
 class StreamMeter:
@@ -278,24 +334,11 @@ class StreamMeter:
 
     def result(self) -> Metered:
         """What the stream said, from its last events."""
-        metered = Metered()
-        decoded = 0
         tail = b"".join(self._tail)
-        for line in _lines_from_the_end(tail):
-            if not line.startswith(DATA):
-                continue
-            data = line[len(DATA) :].strip()
-            if data == DONE:
-                metered.is_complete = metered.is_final = True
-                continue
-            decoded += 1
-            # A cut stream ends in the middle of an event, which then says nothing.
-            with contextlib.suppress(*UNREADABLE):
-                metered.take(FACTS.decode(data))
-            usage = metered.usage
-            is_known = usage is not None and usage.is_whole and metered.cost_usd is not None
-            if is_known or (decoded >= LAST_EVENTS and usage is not None):
-                break
+        metered = _read_last_events(tail)
+        if not metered.is_complete and ENDED.search(tail):
+            # Something came after the end.
+            metered.is_complete = metered.is_final = True
         if metered.usage is None:
             # What a caller wrote may be repeated there too, so the most counts.
             usages = []
@@ -311,6 +354,28 @@ class StreamMeter:
             metered.counted_tokens = max(0, events - metered.is_complete)
             metered.has_output = self._events > 0 or OUTPUT.search(tail) is not None
         return metered
+
+
+def _read_last_events(tail: bytes) -> Metered:
+    """What the last few events of a stream state, and those before them where it is nothing."""
+    metered = Metered()
+    decoded = 0
+    for line in _lines_from_the_end(tail):
+        if not line.startswith(DATA):
+            continue
+        data = line[len(DATA) :].strip()
+        if data == DONE:
+            metered.is_complete = metered.is_final = True
+            continue
+        decoded += 1
+        # A cut stream ends in the middle of an event, which then says nothing.
+        with contextlib.suppress(*UNREADABLE):
+            metered.take(FACTS.decode(data))
+        if metered.usage is None:
+            continue
+        if decoded >= LAST_EVENTS or (metered.cost_usd is not None and metered.usage.is_whole):
+            break
+    return metered
 
 
 def _lines_from_the_end(text: bytes) -> Iterator[bytes]:

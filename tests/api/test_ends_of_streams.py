@@ -1,10 +1,13 @@
 """Answers of a Venice that does not end them as it should."""
 
+import asyncio
 import json
+from decimal import Decimal
 
 import pytest
 from aiohttp import web
-from support import make_settings, running
+from odd_venice import head, odd_venice, serving, stream, whole
+from support import booked, cost_of, make_settings, running
 
 PRICES = {"input": {"usd": 1}, "output": {"usd": 1}}
 MODELS = {"data": [{"id": "m", "type": "text", "model_spec": {"pricing": PRICES}}]}
@@ -88,3 +91,186 @@ async def test_what_cannot_be_said_is_booked_as_it_was_answered(caller, max_toke
     entry = await caller.only_entry()
     assert (entry["outcome"], entry["status"]) == ("upstream_error", 502)
     assert (entry["input_tokens"], entry["cost_source"]) == (5, "computed")
+
+
+@pytest.fixture
+async def odd(database_address):
+    """A Venice of odd streams, and a caller."""
+    async with odd_venice() as venice, serving(database_address, venice) as service:
+        yield venice, await service.new_caller()
+
+
+def held(*pieces):
+    """Writes these and then keeps the stream open."""
+
+    async def answer(request, writer):
+        writer.write(head("200 OK", "text/event-stream"))
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(30)
+
+    return answer
+
+
+SPENT = (
+    b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7},'
+    b'"cost":{"usd":0.5}}\n\n'
+)
+COMPLETED = (
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"r",'
+    b'"model":"m","output":[],"usage":{"input_tokens":5,"output_tokens":7}}}\n\n'
+)
+DELTA = b'event: x\ndata: {"type":"response.output_text.delta","delta":"a"}\n\n'
+ASKED = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "pieces", "terminal", "outcome"),
+    [
+        ("/chat/completions", [TOKEN, SPENT], b'"cost"', "ok"),
+        ("/chat/completions", [TOKEN, SPENT, b"data: [DONE]\n\n"], b"[DONE]", "ok"),
+        ("/messages", [TOKEN, SPENT, b"data: [DONE]\n\n"], b"message_stop", "ok"),
+        ("/responses", [DELTA, COMPLETED], b"response.completed", "ok"),
+        ("/chat/completions", [TOKEN, TOKEN], b"content", "client_closed"),
+        ("/responses", [DELTA, DELTA], b"delta", "client_closed"),
+    ],
+)
+async def test_who_leaves_after_the_last_event_has_it_all(odd, path, pieces, terminal, outcome):
+    """Clients do not wait for the end of the body."""
+    venice, caller = odd
+    venice.answer = held(*pieces)
+    asked = dict(ASKED, stream=True)
+    if path == "/responses":
+        asked = {"model": "m", "input": "x", "stream": True}
+    url = f"/v1{path}"
+    async with caller.service.http.post(url, json=asked, headers=caller.headers) as response:
+        seen = b""
+        while terminal not in seen or not seen.endswith(b"\n\n"):
+            seen += await response.content.readany()
+        await asyncio.sleep(0.05)
+        response.close()
+
+    entry = await booked(caller)
+    assert entry["outcome"] == outcome
+    if outcome == "ok":
+        assert (entry["input_tokens"], entry["output_tokens"]) == (5, 7)
+        assert entry["cost_source"] == ("computed" if path == "/responses" else "reported")
+
+
+@pytest.mark.parametrize(
+    "odd_event",
+    [
+        TOKEN.replace(b'"a"', b"5"),
+        TOKEN.replace(b'{"content":"a"}', b"[]"),
+        b'data: {"choices":[{"delta":{"tool_calls":7}}]}\n\n',
+        b"data: <html>\n\n",
+        b'data: {"x":' + b"[" * 5000 + b"]" * 5000 + b"}\n\n",
+    ],
+)
+@pytest.mark.parametrize("has_cost", [True, False])
+async def test_what_cannot_be_translated_is_venices_error(odd, odd_event, has_cost):
+    """It did not end because its caller left, and what it costs comes after it, or is its bound."""
+    venice, caller = odd
+    rest = [SPENT, b"data: [DONE]\n\n"] if has_cost else []
+    venice.answer = stream(TOKEN, odd_event, *rest)
+    asked = dict(ASKED, stream=True)
+    async with caller.service.http.post(
+        "/v1/messages", json=asked, headers=caller.headers
+    ) as response:
+        body = await response.read()
+
+    assert (response.status, b"event: error" in body) == (200, True)
+    entry = await caller.only_entry()
+    assert entry["outcome"] == "upstream_error"
+    expected = Decimal("0.5") if has_cost else Decimal(entry["bound_usd"])
+    assert (cost_of(entry), entry["cost_source"]) == (
+        expected,
+        "reported" if has_cost else "estimated",
+    )
+
+
+def delta(content, **more):
+    """A chunk of a completion, with the text as JavaScript would write it."""
+    return b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (
+        content
+    )
+
+
+HALVES = [delta(b"a \\ud83d"), delta(b"\\ude00 b \\ud83d"), delta(b" c \\ude00 d \\ud83d")]
+WHOLE = "a 😀 b \ufffd c \ufffd d \ufffd"
+END = [SPENT, b"data: [DONE]\n\n"]
+PLAIN = (
+    b'{"id":"c","model":"m","choices":[{"index":0,"message":{"role":"assistant","content":'
+    b'"a \\ud83d\\ude00 b \\ud83d c \\ude00 d \\ud83d"}}],"usage":{"prompt_tokens":5,'
+    b'"completion_tokens":7},"cost":{"usd":0.5}}'
+)
+
+
+@pytest.mark.parametrize("maximum", [100, 20_000])
+@pytest.mark.parametrize("path", ["/messages", "/chat/completions"])
+async def test_halves_of_characters(odd, path, maximum):
+    """Are joined where they are put together, else sent on as they came; none loses the cost."""
+    venice, caller = odd
+    venice.answer = whole(PLAIN) if maximum == 100 else stream(*HALVES, *END)
+    asked = {**ASKED, "max_tokens": maximum}
+    async with caller.service.http.post(
+        f"/v1{path}", json=asked, headers=caller.headers
+    ) as response:
+        body = await response.read()
+
+    assert response.status == 200, body
+    if path == "/messages":
+        assert json.loads(body)["content"] == [{"type": "text", "text": WHOLE}]
+    elif maximum == 100:
+        assert body == PLAIN
+    else:
+        assert json.loads(body)["choices"][0]["message"]["content"] == WHOLE
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"], cost_of(entry)) == (
+        "ok",
+        "reported",
+        Decimal("0.5"),
+    )
+
+
+async def test_halves_of_characters_in_a_stream_of_a_message(odd):
+    """A half waits for its other half, in text, thinking and the arguments of tools."""
+    venice, caller = odd
+    call = b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,%b}]}}]}\n\n'
+    tools = [
+        call % b'"id":"x","function":{"name":"f","arguments":"{\\"a\\":\\"\\ud83d"}',
+        call % b'"function":{"arguments":"\\ude00\\"}"}',
+    ]
+    venice.answer = stream(*HALVES, *tools, *END)
+    asked = {**ASKED, "stream": True}
+    async with caller.service.http.post(
+        "/v1/messages", json=asked, headers=caller.headers
+    ) as response:
+        body = (await response.read()).decode()
+
+    events = [json.loads(line[6:]) for line in body.split("\n") if line.startswith("data: ")]
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(delta.get("text", "") for delta in deltas) == WHOLE
+    assert "".join(delta.get("partial_json", "") for delta in deltas) == '{"a":"😀"}'
+    assert (await caller.only_entry())["outcome"] == "ok"
+
+
+async def test_halves_of_characters_in_a_response_that_is_put_together(odd):
+    """Its last event has it all, byte for byte."""
+    venice, caller = odd
+    answer = (
+        b'{"id":"r","output":[{"text":"a \\ud83d b \\ud83d\\ude00"}],'
+        b'"usage":{"input_tokens":5,"output_tokens":7}}'
+    )
+    event = b'event: response.completed\ndata: {"type":"response.completed","response":%b}\n\n'
+    venice.answer = stream(DELTA, event % answer)
+    asked = {"model": "m", "input": "x", "max_output_tokens": 20_000}
+    async with caller.service.http.post(
+        "/v1/responses", json=asked, headers=caller.headers
+    ) as response:
+        assert await response.read() == answer
+
+    entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("ok", "computed")

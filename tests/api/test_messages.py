@@ -228,7 +228,7 @@ async def test_heartbeats_do_not_disturb(database_address, upstream):
 
 
 async def test_hang_up(client, caller, upstream):
-    """The books have what went by."""
+    """The books have all that it may have cost."""
     long = [{"role": "user", "content": "[tokens=999][delay=0.01]"}]
     async with client.messages.stream(**asking(messages=long, max_tokens=2000)) as stream:
         async for _ in stream.text_stream:
@@ -236,7 +236,7 @@ async def test_hang_up(client, caller, upstream):
 
     entry = await booked(caller)
     assert entry["outcome"] == "client_closed"
-    assert 0 < entry["output_tokens"] < 999
+    assert (entry["output_tokens"], entry["cost_usd"]) == (2000, entry["bound_usd"])
 
 
 async def test_tools_at_once(client, caller, upstream):

@@ -13,7 +13,7 @@ SERVICE = ROOT / "service"
 LEVELS = [
     {"errors"},
     {"address", "data_directory", "parsing"},
-    {"money", "logs", "settings", "body", "inflate", "multipart", "ids", "shares"},
+    {"money", "logs", "settings", "body", "inflate", "multipart", "ids", "shares", "surrogates"},
     {
         "db",
         "crypto",

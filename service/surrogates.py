@@ -1,0 +1,80 @@
+"""Halves of surrogate pairs in JSON.
+
+JavaScript cuts texts within a character and writes the half as ``\\ud83d``. That is valid JSON but
+no text of Unicode, and most decoders refuse it. Where an answer is translated, halves that arrive
+in two pieces are joined, and one that stays alone becomes U+FFFD.
+"""
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def decode(content: bytes, shape: type[T]) -> T:
+    """The JSON as ``shape``; texts keep the halves that they have, and bytes that are no UTF-8
+    become U+FFFD.
+
+    :raises msgspec.DecodeError: when it is no JSON of that shape, or nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(content, type=shape)
+    except msgspec.ValidationError:
+        raise
+    except RecursionError as error:
+        raise msgspec.DecodeError("nested too deeply") from error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            value = json.loads(content.decode(errors="replace"), parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from error
+    return msgspec.convert(value, shape)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def encode(value: Any) -> bytes:
+    """The value as JSON, whatever halves its texts have."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_repaired(value))
+
+
+def _repaired(value: Any) -> Any:
+    if isinstance(value, str):
+        return repair(value)
+    if isinstance(value, dict):
+        return {repair(name): _repaired(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_repaired(inner) for inner in value]
+    return value
+
+
+def repair(text: str) -> str:
+    """The text with its pairs joined, and U+FFFD in place of each half that is alone."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+class Pieces:
+    """A text that comes in pieces, some of which may end within a pair."""
+
+    __slots__ = ("_half",)
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def add(self, piece: str) -> str:
+        """What of the text can be passed on now; the first half of a pair waits for the second."""
+        text = self._half + piece
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return text[:-1] if self._half else text
+
+    def rest(self) -> str:
+        """What waits at the end of the text: U+FFFD, or nothing."""
+        half, self._half = self._half, ""
+        return repair(half)

@@ -1,0 +1,142 @@
+"""What leaves for Venice, and where to: a call that never left is not charged, and none follows a
+redirect."""
+
+import asyncio
+import contextlib
+
+import msgspec
+import pytest
+from odd_venice import odd_venice, serving, whole
+from paid_bodies import BODIES, sent
+from support import make_settings, running
+
+from service.api import GATEWAY, VENICE
+from service.errors import UpstreamError
+from service.upstream import UpstreamKey
+
+SECRET = "VENICE_INFERENCE_KEY_secret"
+
+
+@pytest.fixture
+async def venice():
+    async with odd_venice() as venice:
+        yield venice
+
+
+@pytest.fixture
+async def silent_port():
+    """One that takes connections and says nothing, not even of TLS."""
+
+    async def wait(reader, writer):
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(wait, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("secret", [f"{SECRET}\n", f"{SECRET}\r\nX-Evil: 1", f"{SECRET}\0"])
+async def test_a_key_that_no_header_can_have(database_address, venice, secret, stream):
+    """Nothing leaves, so nothing is charged; the log has no part of it."""
+    async with serving(database_address, venice) as service:
+        keys = service.app[VENICE].keys
+        keys.replace([msgspec.structs.replace(keys.any(), secret=secret)])
+        caller = await service.new_caller()
+        async with caller.chat(model="m", stream=stream) as response:
+            body = await response.text()
+
+        assert (response.status, SECRET in body) == (502, False)
+        entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_unreachable", "not_charged")
+    assert venice.received == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://no-such-host.invalid",
+        "https://127.0.0.1:{port}",
+        "http://127.0.0.1:1",
+        "http://[::1",
+    ],
+)
+async def test_a_venice_that_is_not_reached(database_address, venice, silent_port, url):
+    """Its name, its certificate, its port, its address: whatever it is."""
+    async with odd_venice() as other, serving(database_address, other) as service:
+        caller = await service.new_caller()
+        service.app[VENICE]._base_url = url.format(port=other.url.rpartition(":")[2]) + "/api/v1"
+        async with caller.chat(model="m") as response:
+            assert response.status == 502
+        entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_unreachable", "not_charged")
+
+
+async def test_a_caller_that_leaves_before_anything_left(database_address, venice, silent_port):
+    """While the connection is made."""
+    async with serving(database_address, venice) as service:
+        caller = await service.new_caller()
+        service.app[VENICE]._base_url = f"https://127.0.0.1:{silent_port}/api/v1"
+        for stream in (False, True):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3), caller.chat(model="m", stream=stream):
+                    pass
+        async with asyncio.timeout(5):
+            while service.app[GATEWAY].open_calls:
+                await asyncio.sleep(0.01)
+        entries = await caller.entries()
+    assert [(entry["outcome"], entry["cost_source"]) for entry in entries] == [
+        ("client_closed", "not_charged")
+    ] * 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_paid_call_follows_a_redirect(database_address, upstream, status):
+    """Of no endpoint: the caller's words go to Venice alone, and no other answer comes back."""
+    async with odd_venice() as elsewhere, odd_venice() as venice:
+        elsewhere.answer = whole(b'{"choices":[{"message":{"content":"internal"}}]}')
+        moved = whole(b"{}", f"{status} Moved", Location=f"{elsewhere.url}/secret")
+        venice.answer = moved
+        settings = make_settings(database_address, upstream.url, venice_retry_s=0.0)
+        async with running(settings) as service:
+            caller = await service.new_caller()
+            service.app[VENICE]._base_url = f"{venice.url}/api/v1"
+            for path, body in BODIES.items():
+                url = f"/v1{path}".format(network="ethereum-mainnet")
+                async with service.http.post(url, headers=caller.headers, **sent(body)) as response:
+                    text = await response.text()
+                assert response.status in (502, 503), path
+                assert "secret" not in text + str(response.headers)
+                assert "internal" not in text
+            async with service.http.get("/api/v1/odd/path", headers=caller.headers) as response:
+                assert response.status in (502, 503)
+        assert venice.received
+        assert elsewhere.received == []
+
+
+async def test_no_question_of_ours_follows_a_redirect(database_address):
+    """Models, keys, balances, quotes and jobs are asked of Venice alone."""
+    async with (
+        odd_venice() as elsewhere,
+        odd_venice() as venice,
+        serving(database_address, venice) as service,
+    ):
+        venice.answer = whole(b"{}", "307 Moved", Location=f"{elsewhere.url}/x")
+        client = service.app[VENICE]
+        client._base_url = f"{venice.url}/moved"
+        key = client.keys.any()
+        assert isinstance(key, UpstreamKey)
+        organization_id = (await service.new_caller()).organization_id
+        for asked in (
+            client.models("/models", "all"),
+            client.check(5),
+            client.state(key),
+            client.quote("/video/quote", b"{}"),
+            client.job_state("/video/retrieve", b"{}", organization_id, None),
+            client.forward("GET", "/characters", b"", {}),
+        ):
+            with pytest.raises(UpstreamError):
+                await asked
+        assert len(venice.received) == 6
+        assert elsewhere.received == []

@@ -1,0 +1,68 @@
+"""Sound: what Venice states of its length is booked in full, and what it does not state at the
+bound."""
+
+from decimal import Decimal
+
+import aiohttp
+import pytest
+from odd_venice import odd_venice, serving, whole
+from support import cost_of
+
+
+@pytest.fixture
+async def venice():
+    async with odd_venice() as venice:
+        yield venice
+
+
+@pytest.fixture
+async def caller(database_address, venice):
+    async with serving(database_address, venice) as service:
+        yield await service.new_caller()
+
+
+async def transcribed(caller):
+    """The entry of a transcription of 100 KB, which are 200 seconds at most."""
+    form = aiohttp.FormData()
+    form.add_field("file", b"x" * 100_000, filename="x.wav")
+    form.add_field("model", "ears")
+    url = "/v1/audio/transcriptions"
+    async with caller.service.http.post(url, data=form, headers=caller.headers) as response:
+        await response.read()
+        assert response.status == 200
+    return await caller.only_entry()
+
+
+@pytest.mark.parametrize("seconds", ["100000", "0.5", '"100000.25"', "1e5", "9999999"])
+async def test_a_length_that_is_stated(caller, venice, seconds):
+    """Whatever the bound was."""
+    venice.answer = whole(b'{"text":"a","duration":%b}' % seconds.encode())
+    entry = await transcribed(caller)
+
+    assert entry["cost_source"] == "computed"
+    assert cost_of(entry) == Decimal(seconds.strip('"')) / 10_000
+
+
+@pytest.mark.parametrize("seconds", ["0", "null", "-5", '"long"', '"NaN"', "{}", "1e99"])
+async def test_a_length_that_is_none(caller, venice, seconds):
+    """Nothing is heard in no time."""
+    venice.answer = whole(b'{"text":"a","duration":%b}' % seconds.encode())
+    entry = await transcribed(caller)
+
+    assert entry["cost_source"] == "bound"
+    assert cost_of(entry) == Decimal(entry["bound_usd"]) == Decimal(200) / 10_000
+
+
+@pytest.mark.parametrize("text", ["abc", "ä" * 10, "😀" * 100, "a😀\u200d\U0001f9d1"])
+async def test_speech_is_counted_as_venice_does(caller, venice, text):
+    """In the units of UTF-16, of which an emoji is two."""
+    venice.answer = whole(b"sound", content_type="audio/mpeg")
+    body = {"model": "voice", "input": text}
+    url = "/v1/audio/speech"
+    async with caller.service.http.post(url, json=body, headers=caller.headers) as response:
+        await response.read()
+        assert response.status == 200
+    entry = await caller.only_entry()
+
+    units = len(text.encode("utf-16-le")) // 2
+    assert cost_of(entry) == Decimal(entry["bound_usd"]) == Decimal(units) * 35 / 10**7

@@ -1,0 +1,46 @@
+"""Halves of surrogate pairs: kept while a text is in pieces, and gone when it is sent."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import surrogates
+
+TEXTS = st.text(st.sampled_from(["a", "\ud83d", "\ude00", "😀", "\uffff"]), max_size=8)
+
+
+@given(st.lists(TEXTS))
+def test_pieces_make_the_text(texts):
+    """However it was cut, each piece can be sent at once and all together are the whole."""
+    pieces = surrogates.Pieces()
+    sent = [surrogates.repair(pieces.add(text)) for text in texts]
+    sent.append(pieces.rest())
+
+    assert "".join(sent) == surrogates.repair("".join(texts))
+    assert all(piece.encode() is not None for piece in sent)
+
+
+@given(TEXTS)
+def test_what_was_decoded_can_be_encoded(text):
+    """With U+FFFD for what is alone."""
+    value = {"first": [text, {"b": text}], text: 1}
+    decoded = surrogates.decode(json.dumps(value).encode(), dict)
+
+    assert json.loads(surrogates.encode(decoded))["first"][0] == surrogates.repair(text)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"a":"\\ud83d"', b'"\\ud83d"NaN', b"[" * 100_000, b'["\\ud83d",NaN]']
+)
+def test_what_is_no_json(content):
+    """Is none with halves either."""
+    with pytest.raises(msgspec.DecodeError):
+        surrogates.decode(content, list)
+
+
+def test_bytes_that_are_no_utf8():
+    """Become the same."""
+    assert surrogates.decode(b'"a\xff"', str) == "a\ufffd"
