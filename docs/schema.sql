@@ -40,6 +40,7 @@ CREATE TABLE public.api_keys (
     last_used_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    set_by text NOT NULL DEFAULT 'operator',
     CONSTRAINT api_keys_pkey PRIMARY KEY (id),
     CONSTRAINT api_keys_digest_key UNIQUE (digest),
     CONSTRAINT api_keys_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
@@ -47,10 +48,12 @@ CREATE TABLE public.api_keys (
     CONSTRAINT api_keys_name_length CHECK (char_length(name) >= 1 AND char_length(name) <= 200),
     CONSTRAINT api_keys_previous_digest_length CHECK (octet_length(previous_digest) = 32),
     CONSTRAINT api_keys_previous_until CHECK ((previous_digest IS NULL) = (previous_until IS NULL)),
-    CONSTRAINT api_keys_role CHECK (role IN ('inference', 'admin', 'operator'))
+    CONSTRAINT api_keys_role CHECK (role IN ('inference', 'admin', 'operator')),
+    CONSTRAINT api_keys_set_by CHECK (set_by IN ('operator', 'administrator'))
 );
 CREATE INDEX api_keys_organization_id_idx ON public.api_keys (organization_id, id);
 CREATE UNIQUE INDEX api_keys_previous_digest_idx ON public.api_keys (previous_digest) WHERE (previous_digest IS NOT NULL);
+COMMENT ON COLUMN public.api_keys.set_by IS 'Who said last what the key may use: the operator, or an administrator of the organization.';
 
 CREATE TABLE public.limits (
     organization_id uuid NOT NULL,
@@ -77,6 +80,7 @@ CREATE TABLE public.limits (
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
     children integer NOT NULL DEFAULT 0,
+    set_by text NOT NULL DEFAULT 'operator',
     CONSTRAINT limits_pkey PRIMARY KEY (organization_id, id),
     CONSTRAINT limits_api_key_id_fkey FOREIGN KEY (api_key_id) REFERENCES public.api_keys(id),
     CONSTRAINT limits_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
@@ -92,12 +96,14 @@ CREATE TABLE public.limits (
     CONSTRAINT limits_scope_api_key CHECK (scope <> 'api_key' OR api_key_id IS NOT NULL),
     CONSTRAINT limits_scope_child CHECK (template_id IS NULL OR scope = 'end_user'),
     CONSTRAINT limits_scope_end_user CHECK ((scope = 'end_user') = (end_user IS NOT NULL)),
+    CONSTRAINT limits_set_by CHECK (set_by IN ('operator', 'administrator')),
     CONSTRAINT limits_unit CHECK (unit IN ('usd', 'requests', 'tokens', 'concurrency'))
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
 CREATE INDEX limits_applying_idx ON public.limits (organization_id, api_key_id, end_user) WHERE ((template_id IS NULL) AND (deleted_at IS NULL));
 CREATE INDEX limits_id_idx ON public.limits (id);
 CREATE INDEX limits_template_id_idx ON public.limits (template_id) WHERE (template_id IS NOT NULL);
 COMMENT ON COLUMN public.limits.children IS 'How many end users have a counter of this template; the shared ones do not count.';
+COMMENT ON COLUMN public.limits.set_by IS 'Who set the ceiling last: the operator, or an administrator of the organization.';
 
 CREATE TABLE public.upstream_keys (
     id uuid NOT NULL,
@@ -147,15 +153,18 @@ CREATE TABLE public.models (
     "position" integer,
     also_named text[] NOT NULL DEFAULT '{}',
     retired_at timestamptz,
+    set_by text NOT NULL DEFAULT 'operator',
     CONSTRAINT models_pkey PRIMARY KEY (id),
     CONSTRAINT models_version_key UNIQUE NULLS NOT DISTINCT (organization_id, name, version),
     CONSTRAINT models_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
     CONSTRAINT models_kind CHECK (kind IN ('venice', 'alias')),
     CONSTRAINT models_name_length CHECK (char_length(name) >= 1 AND char_length(name) <= 200),
     CONSTRAINT models_retired CHECK (retired_at IS NULL OR kind = 'venice' AND NOT is_current),
+    CONSTRAINT models_set_by CHECK (set_by IN ('operator', 'administrator')),
     CONSTRAINT models_targets CHECK ((kind = 'alias') = (COALESCE(cardinality(targets), 0) > 0))
 );
 CREATE UNIQUE INDEX models_current_idx ON public.models (organization_id, name) NULLS NOT DISTINCT WHERE is_current;
+COMMENT ON COLUMN public.models.set_by IS 'Who set an alias: the operator, or an administrator of the organization that has it.';
 
 CREATE TABLE public.holds (
     organization_id uuid NOT NULL,

@@ -7,7 +7,7 @@ the chain at its place.
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -71,6 +71,14 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     request_id: str | None = None
+    is_administrator: bool = False
+    """Whether it administers one organization only, where it may not loosen what the operator
+    set."""
+
+    @property
+    def set_by(self) -> Literal["operator", "administrator"]:
+        """What the tables say of what it sets."""
+        return "administrator" if self.is_administrator else "operator"
 
 
 async def lock(conn: Any, organization_id: UUID) -> None:

@@ -8,7 +8,9 @@ from service.accounts.keys import (
     change_key,
     create_key,
     find_key,
+    is_on_list_of_operator,
     list_keys,
+    must_be_among,
     revoke_key,
 )
 from service.accounts.organizations import (
@@ -53,7 +55,9 @@ __all__ = [
     "end_user_digest",
     "find_key",
     "find_organization",
+    "is_on_list_of_operator",
     "list_keys",
     "list_organizations",
+    "must_be_among",
     "revoke_key",
 ]

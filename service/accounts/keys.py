@@ -1,9 +1,9 @@
 """The keys of callers, as they are administered."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -16,24 +16,26 @@ from service.db import NOW, Database
 from service.errors import (
     ClientError,
     Conflict,
+    Forbidden,
     NotFound,
 )
 from service.ids import uuid7
 from service.parsing import check_future
 
 MOST_MODELS: Final = 100
+SHOWN_MODELS: Final = 10
 _MODEL_NAME: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
 
 INSERT_KEY: Final = """
     INSERT INTO public.api_keys (
         id, organization_id, name, role, digest, prefix, settings, allowed_models, expires_at,
-        created_at, updated_at
+        created_at, updated_at, set_by
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $10)
+    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $10, $11)
 """
 LIST_KEYS: Final = """
     SELECT id, organization_id, name, role, prefix, settings::text AS settings,
-           allowed_models AS models, expires_at, revoked_at, created_at
+           allowed_models AS models, expires_at, revoked_at, created_at, set_by
     FROM public.api_keys
     WHERE organization_id = $1
       AND id > $2
@@ -42,7 +44,7 @@ LIST_KEYS: Final = """
 """
 FIND_KEY: Final = """
     SELECT id, organization_id, name, role, prefix, settings::text AS settings,
-           allowed_models AS models, expires_at, revoked_at, created_at
+           allowed_models AS models, expires_at, revoked_at, created_at, set_by
     FROM public.api_keys
     WHERE id = $1
 """
@@ -50,8 +52,24 @@ CHANGE_KEY: Final = """
     UPDATE public.api_keys
     SET settings = coalesce($2::text::jsonb, settings),
         allowed_models = CASE WHEN $3::boolean THEN $4::text[] ELSE allowed_models END,
+        set_by = CASE WHEN $3::boolean THEN $6 ELSE set_by END,
         updated_at = $5
     WHERE id = $1
+"""
+READ_ALLOWED: Final = """
+    SELECT allowed_models, set_by
+    FROM public.api_keys
+    WHERE id = $1
+"""
+IS_ON_LIST_OF_OPERATOR: Final = """
+    SELECT EXISTS (
+        SELECT
+        FROM public.api_keys
+        WHERE organization_id = $1
+          AND set_by = 'operator'
+          AND revoked_at IS NULL
+          AND $2 = ANY (allowed_models)
+    )
 """
 REVOKE_KEY: Final = """
     UPDATE public.api_keys
@@ -62,7 +80,8 @@ REVOKE_KEY: Final = """
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller's key, as the operator sees it: never the key itself."""
+    """A caller's key, as the operator sees it: never the key itself. ``set_by`` is who said last
+    what it may use: administrators may narrow the operator's ``models``, and not widen them."""
 
     id: UUID
     organization_id: UUID
@@ -74,6 +93,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
+    set_by: Literal["operator", "administrator"]
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +165,7 @@ async def create_key(
         expires_at=expires_at,
         revoked_at=None,
         created_at=datetime.now(UTC),
+        set_by=actor.set_by,
     )
     await conn.execute(
         INSERT_KEY,
@@ -158,6 +179,7 @@ async def create_key(
         key.models,
         key.expires_at,
         key.created_at,
+        key.set_by,
     )
     detail: dict[str, Any] = {"name": key.name, "role": key.role, "prefix": key.prefix}
     if key.models is not None:
@@ -191,6 +213,7 @@ async def change_key(conn: Any, actor: Actor, key: ApiKey, change: KeyChange) ->
     """Give the key other settings or models, here and on every replica.
 
     :raises ClientError: when neither is given, or a model breaks its rule.
+    :raises Forbidden: when an administrator would widen what the operator allows.
     """
     stated = msgspec.to_builtins(change)
     if not stated:
@@ -198,9 +221,29 @@ async def change_key(conn: Any, actor: Actor, key: ApiKey, change: KeyChange) ->
     models = stated.get("models")
     _check_models(models)
     settings = msgspec.json.encode(stated["settings"]).decode() if "settings" in stated else None
-    await conn.execute(CHANGE_KEY, key.id, settings, "models" in stated, models, datetime.now(UTC))
+    set_by: str = actor.set_by
+    await audit.lock(conn, key.organization_id)
+    allowed = await conn.fetchrow(READ_ALLOWED, key.id)
+    is_of_operator = allowed["set_by"] == "operator" and allowed["allowed_models"] is not None
+    if "models" in stated and actor.is_administrator and is_of_operator:
+        must_be_among(models, allowed["allowed_models"], "the operator allows this key")
+        set_by = "operator"
+    now = datetime.now(UTC)
+    await conn.execute(CHANGE_KEY, key.id, settings, "models" in stated, models, now, set_by)
     await audit.record(conn, key.organization_id, actor, "api_key.change", str(key.id), stated)
     await announce(conn, key.id)
+
+
+def must_be_among(models: list[str] | None, allowed: Collection[str], whose: str) -> None:
+    """:raises Forbidden: when the list is of more than ``whose`` own."""
+    if models is None or not set(models) <= set(allowed):
+        names = ", ".join(sorted(allowed)[:SHOWN_MODELS])
+        raise Forbidden(f"models: must be among those that {whose}: {names}.", param="models")
+
+
+async def is_on_list_of_operator(conn: Any, organization_id: UUID, name: str) -> bool:
+    """Whether a key of the organization may use ``name`` because the operator said so."""
+    return bool(await conn.fetchval(IS_ON_LIST_OF_OPERATOR, organization_id, name))
 
 
 async def revoke_key(conn: Any, actor: Actor, key: ApiKey) -> None:

@@ -11,7 +11,13 @@ from msgspec import UNSET, UnsetType
 
 from service import accounts, audit, body, catalog, ledger
 from service.accounts import ApiKey, Caller, Organization, StatedOrganizationSettings
-from service.api.auth import authenticate_operator, must_administer, must_be_operator
+from service.api.auth import (
+    authenticate_operator,
+    must_administer,
+    must_be_operator,
+    must_grant_own,
+    must_not_outlive,
+)
 from service.api.state import CALLERS, CATALOG, DATABASE, KEYRING
 from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_body
 from service.audit import Actor
@@ -171,6 +177,8 @@ async def create_key(request: web.Request) -> web.Response:
     new = await _read(request, accounts.NewKey)
     if new.role == "operator" and caller.role != "operator":
         raise Forbidden("Only the operator can make a key of role operator.")
+    must_grant_own(caller, new.models)
+    must_not_outlive(caller, new.expires_at)
     async with request.app[DATABASE].transaction() as conn:
         key, secret = await accounts.create_key(conn, _actor(request, caller), organization_id, new)
     return json_response(MadeKey(**msgspec.structs.asdict(key), key=secret), 201)
@@ -196,6 +204,8 @@ async def change_key(request: web.Request) -> web.Response:
     key = await accounts.find_key(database, path_id(request))
     must_administer(caller, key.organization_id)
     change = await _read(request, accounts.KeyChange)
+    if change.models is not UNSET:
+        must_grant_own(caller, change.models)
     async with _changing(request) as conn:
         await accounts.change_key(conn, _actor(request, caller), key, change)
     return json_response(await accounts.find_key(database, key.id))
@@ -337,8 +347,10 @@ async def set_alias(request: web.Request) -> web.Response:
     new = await _read(request, catalog.NewAlias)
     alias, database = request.match_info["alias"], request.app[DATABASE]
     await _must_own(request, caller, new.organization_id)
+    actor = _actor(request, caller)
     async with database.transaction() as conn:
-        await catalog.set_alias(conn, _actor(request, caller), alias, new)
+        await _must_not_redirect(conn, actor, new.organization_id, alias)
+        await catalog.set_alias(conn, actor, alias, new)
     await request.app[CATALOG].load_aliases()
     return json_response(await catalog.find_alias(database, alias, new.organization_id))
 
@@ -352,10 +364,10 @@ async def remove_alias(request: web.Request) -> web.Response:
     except ValueError:
         raise ClientError("organization_id: must be a UUID.", param="organization_id") from None
     await _must_own(request, caller, organization_id)
+    actor, alias = _actor(request, caller), request.match_info["alias"]
     async with request.app[DATABASE].transaction() as conn:
-        await catalog.remove_alias(
-            conn, _actor(request, caller), request.match_info["alias"], organization_id
-        )
+        await _must_not_redirect(conn, actor, organization_id, alias)
+        await catalog.remove_alias(conn, actor, alias, organization_id)
     await request.app[CATALOG].load_aliases()
     return web.Response(status=204)
 
@@ -367,6 +379,23 @@ async def _must_own(request: web.Request, caller: Caller, organization_id: UUID 
         return
     must_administer(caller, organization_id)
     await accounts.find_organization(request.app[DATABASE], organization_id)
+
+
+async def _must_not_redirect(
+    conn: Any, actor: Actor, organization_id: UUID | None, alias: str
+) -> None:
+    """What the operator's list of a key names must go on to mean what it meant.
+
+    :raises Forbidden: when an administrator would change that.
+    """
+    if not actor.is_administrator or organization_id is None:
+        return
+    await audit.lock(conn, organization_id)
+    if await accounts.is_on_list_of_operator(conn, organization_id, alias):
+        raise Forbidden(
+            "alias: the operator allows a key this name, so only the operator can change it.",
+            param="alias",
+        )
 
 
 @contextlib.asynccontextmanager
@@ -391,7 +420,11 @@ async def _digest(request: web.Request, organization_id: UUID, end_user: str) ->
 
 
 def _actor(request: web.Request, caller: Caller) -> Actor:
-    return Actor(name=caller.actor_name, request_id=request[REQUEST_ID])
+    return Actor(
+        name=caller.actor_name,
+        request_id=request[REQUEST_ID],
+        is_administrator=caller.role != "operator",
+    )
 
 
 def _page(request: web.Request, start: UUID) -> tuple[int, UUID]:

@@ -1,11 +1,12 @@
 """Who is asking."""
 
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from aiohttp import web
 
-from service import crypto, metrics
+from service import accounts, crypto, metrics
 from service.accounts import OPERATOR, Caller
 from service.api.intake import CALLER
 from service.api.state import CALLERS, OPEN_REQUESTS, PLACE, SETTINGS
@@ -103,3 +104,32 @@ def must_administer(caller: Caller, organization_id: UUID) -> None:
     """:raises Forbidden: when the organization is not the caller's to administer."""
     if caller.role != "operator" and caller.organization_id != organization_id:
         raise Forbidden("This key administers its own organization only.")
+
+
+def must_grant_own(caller: Caller, models: list[str] | None) -> None:
+    """The rule for keys that an administrator makes or changes: they may use no more than the
+    administrator's own.
+
+    :raises Forbidden: when they would.
+    """
+    if caller.role != "operator" and caller.allowed_models is not None:
+        accounts.must_be_among(models, caller.allowed_models, "your own key may use")
+
+
+def must_not_outlive(caller: Caller, expires_at: datetime | None) -> None:
+    """The rule for keys that an administrator makes: they expire no later than the
+    administrator's own.
+
+    :raises Forbidden: when they would.
+    """
+    own = caller.expires_at
+    if caller.role == "operator" or own is None:
+        return
+    if expires_at is not None and expires_at.tzinfo is None:
+        # Refused for that, by the rule for all.
+        return
+    if expires_at is None or expires_at > own:
+        raise Forbidden(
+            f"expires_at: must be no later than that of your own key, {own.isoformat()}.",
+            param="expires_at",
+        )

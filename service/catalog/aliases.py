@@ -16,7 +16,7 @@ from service import audit
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.catalog.names import Alias
 from service.db import Database
-from service.errors import ClientError, Conflict, NotFound
+from service.errors import ClientError, Conflict, Forbidden, NotFound
 from service.ids import uuid7
 
 MOST_TARGETS: Final = 8
@@ -66,9 +66,17 @@ END_ALIAS: Final = """
       AND name = $2
     RETURNING targets
 """
+FIND_SETTER: Final = """
+    SELECT set_by
+    FROM public.models
+    WHERE kind = 'alias'
+      AND is_current
+      AND organization_id IS NOT DISTINCT FROM $1
+      AND name = $2
+"""
 INSERT_ALIAS: Final = """
-    INSERT INTO public.models (id, organization_id, name, version, kind, targets)
-    SELECT $1, $2, $3, coalesce(max(m.version), 0) + 1, 'alias', $4::text[]
+    INSERT INTO public.models (id, organization_id, name, version, kind, targets, set_by)
+    SELECT $1, $2, $3, coalesce(max(m.version), 0) + 1, 'alias', $4::text[], $5
     FROM public.models m
     WHERE m.organization_id IS NOT DISTINCT FROM $2
       AND m.name = $3
@@ -147,6 +155,7 @@ async def set_alias(conn: Any, actor: Actor, name: str, new: NewAlias) -> None:
 
     :raises ClientError: when the name or a target breaks its rule.
     :raises Conflict: when the name is a model of Venice's, or there are too many aliases.
+    :raises Forbidden: when an administrator would change the operator's.
     """
     if not _NAME.fullmatch(name):
         raise ClientError(
@@ -160,6 +169,7 @@ async def set_alias(conn: Any, actor: Actor, name: str, new: NewAlias) -> None:
         )
     # First of all locks. It keeps the catalogue's own writer out, and others who set an alias.
     await audit.lock(conn, owner or OPERATOR_ORGANIZATION_ID)
+    await _must_be_own(conn, actor, owner, name)
     await _check_names(conn, name, targets, owner)
     before = await conn.fetchrow(FIND_NAME, owner, name)
     if before is not None and before["targets"] == targets:
@@ -167,7 +177,7 @@ async def set_alias(conn: Any, actor: Actor, name: str, new: NewAlias) -> None:
     if before is None and await conn.fetchval(COUNT_ALIASES, owner) >= MOST_ALIASES:
         raise Conflict(f"There are {MOST_ALIASES} aliases already: remove one.")
     await conn.execute(END_ALIAS, owner, name)
-    await conn.execute(INSERT_ALIAS, uuid7(), owner, name, targets)
+    await conn.execute(INSERT_ALIAS, uuid7(), owner, name, targets, actor.set_by)
     detail = {
         "organization_id": owner and str(owner),
         "before": before and before["targets"],
@@ -176,6 +186,14 @@ async def set_alias(conn: Any, actor: Actor, name: str, new: NewAlias) -> None:
     await audit.record(
         conn, owner or OPERATOR_ORGANIZATION_ID, actor, "model_alias.set", name, detail
     )
+
+
+async def _must_be_own(conn: Any, actor: Actor, owner: UUID | None, name: str) -> None:
+    if actor.is_administrator and await conn.fetchval(FIND_SETTER, owner, name) == "operator":
+        raise Forbidden(
+            "alias: the operator set it for your organization, so only the operator can change it.",
+            param="alias",
+        )
 
 
 async def _check_names(conn: Any, name: str, targets: list[str], owner: UUID | None) -> None:
@@ -201,9 +219,11 @@ async def remove_alias(conn: Any, actor: Actor, name: str, organization_id: UUID
     """Let the name stand for nothing again, on every replica within seconds.
 
     :raises NotFound: when there is no such alias.
+    :raises Forbidden: when an administrator would remove the operator's.
     """
     owner = organization_id or OPERATOR_ORGANIZATION_ID
     await audit.lock(conn, owner)
+    await _must_be_own(conn, actor, organization_id, name)
     before = await conn.fetchrow(END_ALIAS, organization_id, name)
     if before is None:
         raise NotFound("There is no such alias.", param="alias")

@@ -10,7 +10,7 @@ import msgspec
 from service import audit, money
 from service.audit import Actor
 from service.db import NOW, Database
-from service.errors import ClientError, Conflict, NotFound
+from service.errors import ClientError, Conflict, Forbidden, NotFound
 from service.ids import uuid7
 from service.ledger.refusals import amount
 from service.parsing import check_future
@@ -62,7 +62,12 @@ LIST_BINDING: Final = """
 READ_LIMITS: Final = """
     SELECT s.id, l.organization_id, s.scope, s.api_key_id, encode(s.end_user, 'hex') AS end_user,
            s.template_id, s.model, s.unit, s.period, s.ceiling, s.used, s.held, s.resets_at,
-           l.raised_until, s.alert_percents, l.children, l.created_at
+           l.raised_until, s.alert_percents, l.children, l.created_at,
+           coalesce(
+               (SELECT t.set_by FROM public.limits t
+                WHERE t.organization_id = l.organization_id AND t.id = l.template_id),
+               l.set_by
+           ) AS set_by
     FROM public.limits_as_of($1::uuid[], clock_timestamp()) s
     JOIN public.limits l USING (organization_id, id)
     WHERE l.deleted_at IS NULL
@@ -71,9 +76,16 @@ READ_LIMITS: Final = """
 INSERT_LIMIT: Final = """
     INSERT INTO public.limits (
         organization_id, id, scope, api_key_id, end_user, model, unit, period, ceiling,
-        alert_percents
+        alert_percents, set_by
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+"""
+READ_SETTING: Final = """
+    SELECT ceiling, set_by
+    FROM public.limits
+    WHERE organization_id = $1
+      AND id = $2
+      AND deleted_at IS NULL
 """
 CHANGE_LIMIT: Final = """
     UPDATE public.limits
@@ -81,6 +93,7 @@ CHANGE_LIMIT: Final = """
         raised_to = CASE WHEN $4 THEN $5 ELSE raised_to END,
         raised_until = CASE WHEN $4 THEN $6 ELSE raised_until END,
         alert_percents = coalesce($7, alert_percents),
+        set_by = CASE WHEN $8 = 'operator' THEN $8 ELSE set_by END,
         updated_at = clock_timestamp()
     WHERE organization_id = $1
       AND id = $2
@@ -137,7 +150,8 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     """A limit as it stands. Money is a decimal string; ``ceiling`` is what holds now, a raise
     included; ``resets_at`` is null for what slides and for what never resets. ``end_user`` is the
     hex of the digest of a name; ``end_users`` is how many have a counter of a limit of each.
-    ``template_id`` names the limit that such a counter belongs to."""
+    ``template_id`` names the limit that such a counter belongs to. ``set_by`` is who set it last:
+    administrators may lower the operator's limits, and neither loosen nor delete them."""
 
     id: UUID
     organization_id: UUID
@@ -157,6 +171,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     alert_percents: list[int]
     end_users: int | None
     created_at: datetime
+    set_by: Literal["operator", "administrator"]
 
 
 def _limit(row: Any) -> Limit:
@@ -244,6 +259,7 @@ async def create_limit(
         new.period,
         ceiling,
         alert_percents,
+        actor.set_by,
     )
     return limit_id
 
@@ -289,6 +305,7 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
 
     :raises ClientError: when a value does not fit the unit.
     :raises Conflict: when it is one end user's counter of a limit of each.
+    :raises Forbidden: when an administrator would loosen what the operator set.
     """
     _must_be_whole(limit)
     if change.alert_percents and limit.unit != "usd":
@@ -304,6 +321,7 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
         raised_until = check_future("raised_until", raised_until, now)
     is_raise = isinstance(raised_to, str | int) and isinstance(raised_until, datetime)
     await audit.lock(conn, limit.organization_id)
+    await _must_tighten(conn, actor, limit, change, ceiling)
     status = await conn.execute(
         CHANGE_LIMIT,
         limit.organization_id,
@@ -315,6 +333,7 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
         else None,
         raised_until if is_raise else None,
         None if change.alert_percents is msgspec.UNSET else change.alert_percents,
+        actor.set_by,
     )
     if status != "UPDATE 1":
         raise NotFound("There is no such limit.")
@@ -322,13 +341,41 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
     await audit.record(conn, limit.organization_id, actor, "limit.change", str(limit.id), detail)
 
 
+async def _must_tighten(
+    conn: Any, actor: Actor, limit: Limit, change: LimitChange, ceiling: int | None
+) -> None:
+    """The rule for administrators: of the operator's limits they may lower the ceiling, the one
+    that holds without a raise. What they lower only the operator raises again."""
+    if not actor.is_administrator:
+        return
+    setting = await conn.fetchrow(READ_SETTING, limit.organization_id, limit.id)
+    if setting is None or setting["set_by"] != "operator":
+        return
+    for field in ("raised_to", "raised_until", "alert_percents"):
+        if getattr(change, field) is not msgspec.UNSET:
+            raise Forbidden(
+                f"{field}: the operator set this limit, so only the operator can change that.",
+                param=field,
+            )
+    if ceiling is not None and ceiling > setting["ceiling"]:
+        lowest = amount(limit.unit, setting["ceiling"])
+        raise Forbidden(
+            f"ceiling: the operator set this limit, so it can be lowered only: at most {lowest}.",
+            param="ceiling",
+        )
+
+
 async def delete_limit(conn: Any, actor: Actor, limit: Limit) -> None:
     """Take the limit out of force; the entries that count on it keep its id.
 
     :raises Conflict: when it is one end user's counter of a limit of each.
+    :raises Forbidden: when an administrator would delete what the operator set.
     """
     _must_be_whole(limit)
     await audit.lock(conn, limit.organization_id)
+    setting = await conn.fetchrow(READ_SETTING, limit.organization_id, limit.id)
+    if actor.is_administrator and setting is not None and setting["set_by"] == "operator":
+        raise Forbidden("The operator set this limit, so only the operator can delete it.")
     status = await conn.execute(DELETE_LIMIT, limit.organization_id, limit.id)
     if status == "UPDATE 1":
         await audit.record(conn, limit.organization_id, actor, "limit.delete", str(limit.id))

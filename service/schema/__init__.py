@@ -35,12 +35,13 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "api_keys": _columns(
         "id organization_id name role digest prefix settings allowed_models allowed_endpoints "
         "ip_allow_list expires_at revoked_at previous_digest previous_until last_used_at "
-        "created_at updated_at"
+        "created_at updated_at set_by"
     ),
     "limits": _columns(
         "organization_id id scope api_key_id end_user template_id model unit period ceiling "
         "used held carried window_start buckets bucket_at raised_to raised_until "
-        "alert_percents alerted_percent children created_at updated_at deleted_at"
+        "alert_percents alerted_percent children created_at updated_at deleted_at "
+        "set_by"
     ),
     "upstream_keys": _columns(
         "id name role source organization_id sealed_key status status_reason set_aside_until "
@@ -50,7 +51,8 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "models": _columns(
         "id organization_id name version is_current kind type capabilities prices "
         "context_tokens max_output_tokens overhead_tokens overhead_tokens_with_venice_prompt "
-        "deprecation targets created_at listing position also_named retired_at"
+        "deprecation targets created_at listing position also_named retired_at "
+        "set_by"
     ),
     "holds": _columns(
         "organization_id id api_key_id end_user request_id endpoint model is_stream "
