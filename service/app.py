@@ -30,7 +30,6 @@ FLUSH_TIMEOUT_S: Final = 5.0
 SANDBOX_KEY: Final = "sandbox"
 
 ADDRESS: Final = web.AppKey("ADDRESS", DatabaseAddress)
-BOOKS: Final = web.AppKey("BOOKS", Ledger)
 MIGRATION_ADDRESS: Final = web.AppKey("MIGRATION_ADDRESS", DatabaseAddress)
 SANDBOX_URL: Final = web.AppKey("SANDBOX_URL", str)
 """Of a sandbox that is there already, as the processes on one port share one."""
@@ -96,7 +95,9 @@ async def ready_schema(app: web.Application) -> AsyncIterator[None]:
     """Migrations and the fourteen tables, before anything is served."""
     settings, address = app[api.SETTINGS], app[MIGRATION_ADDRESS]
     with logs.step("database connected", address=str(address)) as facts:
-        async with first_connection(address, settings.startup_database_timeout_s) as conn:
+        async with first_connection(
+            address, settings.startup_database_timeout_s, must_write=True
+        ) as conn:
             facts["server_version"] = conn.get_settings().server_version
             pending, _ = await schema.pending(conn)
     if pending:
@@ -180,7 +181,9 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     with logs.step("catalogue") as facts:
         await app[api.CATALOG].load()
         facts["models"] = len(app[api.CATALOG].names)
-    app[BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
+    app[api.BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
+    with logs.step("books"):
+        await jobs.rehearse_until_it_works(ledger, database, settings.startup_database_timeout_s)
     app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
     yield
     await app[api.GATEWAY].close()
@@ -197,8 +200,9 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         _named("upstream keys", _keep_upstream_keys(app)),
         _named("catalogue", app[api.CATALOG].keep_fresh()),
         _named("aliases", app[api.CATALOG].keep_aliases()),
-        _named("leases", jobs.keep_leases(app[BOOKS], app[api.DATABASE])),
-        _named("alerts", jobs.keep_alerts(app[BOOKS], app[api.DATABASE])),
+        _named("leases", jobs.keep_leases(app[api.BOOKS], app[api.DATABASE])),
+        _named("books", jobs.keep_rehearsed(app[api.BOOKS], app[api.DATABASE])),
+        _named("alerts", jobs.keep_alerts(app[api.BOOKS], app[api.DATABASE])),
         _named("generations", jobs.keep_generations(app[api.DATABASE], app[api.VENICE])),
         _named("end users", jobs.keep_end_users(app[api.DATABASE])),
         _named("partitions", jobs.keep_partitions(app[api.DATABASE])),

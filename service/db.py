@@ -29,6 +29,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 PING: Final = "SELECT 1"
+IS_READ_ONLY: Final = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
 NOW: Final = "SELECT clock_timestamp()"
 PING_TIMEOUT_S: Final = 1.0
 TRUSTED_IDLE_S: Final = 1.0
@@ -225,8 +226,8 @@ class Database:
         now: datetime = await self.fetchval(NOW)
         return now
 
-    async def ping(self, timeout: float) -> None:
-        """``SELECT 1`` through the pool within ``timeout`` seconds.
+    async def ping(self, timeout: float, *, must_write: bool = False) -> None:
+        """Ask the server through the pool, within ``timeout`` seconds, if need be for its writes.
 
         :raises Exception: the driver's own, untranslated: health reports its class.
         """
@@ -238,7 +239,9 @@ class Database:
             # A little less than what is left: the driver's own timeout ends a connection to a dead
             # peer at once, a cancellation waits for the peer.
             left_s = deadline - time.monotonic()
-            await connection.fetchval(PING, timeout=left_s * 0.9)
+            sql = IS_READ_ONLY if must_write else PING
+            if await connection.fetchval(sql, timeout=left_s * 0.9) is True:
+                raise asyncpg.ReadOnlySQLTransactionError
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -520,7 +523,7 @@ async def connect_once(address: DatabaseAddress, timeout: float) -> None:
 
 @contextlib.asynccontextmanager
 async def first_connection(
-    address: DatabaseAddress, timeout: float
+    address: DatabaseAddress, timeout: float, *, must_write: bool = False
 ) -> AsyncIterator[asyncpg.Connection]:
     """A single connection for the start, waited for with backoff; each attempt is logged.
 
@@ -534,6 +537,9 @@ async def first_connection(
             connection = await asyncpg.connect(
                 **connect_arguments(address), command_timeout=60, connection_class=Connection
             )
+            if must_write and await connection.fetchval(IS_READ_ONLY):
+                connection.terminate()
+                raise asyncpg.ReadOnlySQLTransactionError
             break
         except HOPELESS as error:
             raise StartupError(
@@ -546,7 +552,7 @@ async def first_connection(
             if waited_s + pause_s > timeout:
                 raise StartupError(
                     f"No database at {address} within {timeout:g} s: {type(error).__name__}.",
-                    "Check that the database service runs and that DATABASE_URL names it;"
+                    "Check that the database service runs and DATABASE_URL names its primary;"
                     " STARTUP_DATABASE_TIMEOUT is how long a start waits.",
                 ) from error
             log.warning(
@@ -563,10 +569,7 @@ async def first_connection(
         connection.terminate()
 
 
-OnNotify = Callable[[str], None]
-
-
-async def listen(address: DatabaseAddress, channel: str, on_notify: OnNotify) -> None:
+async def listen(address: DatabaseAddress, channel: str, on_notify: Callable[[str], None]) -> None:
     """Listen on a connection apart from the pool, for ever; reconnects with backoff.
 
     ``on_notify`` gets each payload, and an empty one after every (re)connection, since what was

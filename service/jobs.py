@@ -17,7 +17,7 @@ from service import accounts, audit, ledger, metrics, stored, upstream
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.crypto import Keyring
 from service.db import Database
-from service.errors import ServiceError, Unavailable, UpstreamError, UpstreamRejected
+from service.errors import ServiceError, StartupError, Unavailable, UpstreamError, UpstreamRejected
 from service.ledger import Ledger
 from service.stored import Generation, GenerationStatus
 from service.upstream import UpstreamKey, UpstreamKeys, Venice
@@ -30,6 +30,12 @@ RETENTION_EVERY_S: Final = 6 * 3600.0
 RETENTION: Final = Actor(name="retention")
 RETRY_S: Final = 60.0
 LEASES_EVERY_S: Final = 15.0
+REHEARSAL_S: Final = 5.0
+IDLE_S: Final = 15.0
+REHEARSE_FIRST_S: Final = 0.2
+REHEARSE_AGAIN_S: Final = 1.0
+MAX_REHEARSE_PAUSE_S: Final = 5.0
+BALLAST_BYTES: Final = 48 * 1024
 ALERTS_EVERY_S: Final = 60.0
 ALERTS_PAUSE_S: Final = 1.0
 END_USERS_EVERY_S: Final = 600.0
@@ -69,6 +75,68 @@ async def keep_partitions(database: Database) -> None:
         else:
             await asyncio.sleep(retry_s * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
             retry_s = min(retry_s * 2, MAX_PARTITIONS_RETRY_S)
+
+
+class _TakenBack(Exception):
+    """Ends a transaction without a trace."""
+
+
+async def rehearse(books: Ledger, database: Database, ballast_bytes: int = 0) -> None:
+    """Do all that a call needs of the database, and take it back.
+
+    :raises Exception: whatever stands in the way of any call.
+    """
+    with contextlib.suppress(_TakenBack):
+        async with asyncio.timeout(REHEARSAL_S), database.transaction() as conn:
+            await books.rehearse(conn, await accounts.create_passing_key(conn), ballast_bytes)
+            raise _TakenBack
+
+
+async def keep_rehearsed(books: Ledger, database: Database) -> None:
+    """Rehearse a call, for ever: when there was no write for a while, so that health is right
+    before the first call; and after a failure, so that health is right when its cause is gone."""
+    condition = books.condition
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(condition.has_changed.wait(), IDLE_S)
+        condition.has_changed.clear()
+        if condition.problem is None and condition.age_s < IDLE_S:
+            continue
+        try:
+            await rehearse(books, database, BALLAST_BYTES if condition.problem else 0)
+        except Exception as error:  # noqa: BLE001 - whatever it is, health has its class
+            condition.failed(error)
+            await asyncio.sleep(REHEARSE_AGAIN_S)
+        else:
+            condition.succeeded()
+
+
+async def rehearse_until_it_works(books: Ledger, database: Database, timeout_s: float) -> None:
+    """Wait until calls can be admitted; each attempt is logged.
+
+    :raises StartupError: when that takes too long, or waiting would not help.
+    """
+    ends_at = time.monotonic() + timeout_s
+    pause_s = REHEARSE_FIRST_S
+    while True:
+        try:
+            await rehearse(books, database, BALLAST_BYTES)
+        except Exception as error:
+            books.condition.failed(error)
+            problem = books.condition.problem or type(error).__name__
+            may_pass = isinstance(error, Unavailable | TimeoutError)
+            if not may_pass or time.monotonic() + pause_s > ends_at:
+                raise StartupError(
+                    f"The database does not take what a call writes: {problem}.",
+                    "Check that DATABASE_URL names the primary server, that its disk has room, and"
+                    " that its user may write to every table of the schema `public`.",
+                ) from error
+            log.warning("the books cannot be written yet", error=problem, next_try_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, MAX_REHEARSE_PAUSE_S)
+        else:
+            books.condition.succeeded()
+            return
 
 
 async def keep_upstream_keys(

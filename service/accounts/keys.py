@@ -188,6 +188,27 @@ async def create_key(
     return key, secret
 
 
+async def create_passing_key(conn: Any) -> UUID:
+    """A key of the operator's organization that nobody has, for a transaction that is taken back;
+    returns its id."""
+    key_id, now = uuid7(), datetime.now(UTC)
+    digest = crypto.key_digest(crypto.new_api_key())
+    await conn.execute(
+        INSERT_KEY,
+        key_id,
+        OPERATOR_ORGANIZATION_ID,
+        "rehearsal",
+        "inference",
+        digest,
+        "rehearsal",
+        "{}",
+        None,
+        None,
+        now,
+    )
+    return key_id
+
+
 async def list_keys(
     database: Database, organization_id: UUID, after: UUID, limit: int
 ) -> Sequence[ApiKey]:

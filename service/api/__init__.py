@@ -6,6 +6,7 @@ from service.api.metrics import keep_fresh
 from service.api.middleware import MIDDLEWARES, finish_headers
 from service.api.routes import add_routes
 from service.api.state import (
+    BOOKS,
     CALLERS,
     CATALOG,
     DATABASE,
@@ -22,6 +23,7 @@ from service.api.state import (
 )
 
 __all__ = [
+    "BOOKS",
     "CALLERS",
     "CATALOG",
     "DATABASE",

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import msgspec
 from aiohttp import web
 
-from service.api.state import DATABASE, SETTINGS, STATUS, VENICE
+from service.api.state import BOOKS, DATABASE, SETTINGS, STATUS, VENICE
 from service.api.wire import json_response
 from service.errors import ServiceError
 from service.settings import Environment
@@ -37,9 +37,9 @@ class WholeHealth(msgspec.Struct, kw_only=True):
 
 
 async def health(request: web.Request) -> web.Response:
-    """``GET /health``: 200 only when the database answers and the process is staying."""
+    """``GET /health``: 200 only when calls can be admitted and the process is staying."""
     is_draining = request.app[STATUS].is_draining
-    database = await _tried(request.app[DATABASE].ping(DATABASE_TIMEOUT_S))
+    database = await _database(request.app)
     answer = Health(
         status="draining" if is_draining else ("ok" if database == "ok" else "error"),
         environment=request.app[SETTINGS].environment,
@@ -64,7 +64,7 @@ class FullHealth:
         if request.app[STATUS].is_draining:
             backend = "draining"
             database, venice = (
-                await _tried(request.app[DATABASE].ping(DATABASE_TIMEOUT_S)),
+                await _database(request.app),
                 "unknown",
             )
         else:
@@ -90,9 +90,16 @@ class FullHealth:
 
 async def _both(app: web.Application) -> tuple[str, str]:
     return await asyncio.gather(
-        _tried(app[DATABASE].ping(DATABASE_TIMEOUT_S)),
+        _database(app),
         _tried(app[VENICE].check(VENICE_TIMEOUT_S)),
     )
+
+
+async def _database(app: web.Application) -> str:
+    """Whether the database answers, takes writes, and took the last one."""
+    said = await _tried(app[DATABASE].ping(DATABASE_TIMEOUT_S, must_write=True))
+    problem = app[BOOKS].condition.problem
+    return f"error: {problem}" if said == "ok" and problem is not None else said
 
 
 async def _tried(asking: Awaitable[None]) -> str:

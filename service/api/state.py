@@ -11,6 +11,7 @@ from service.catalog import Catalog
 from service.crypto import Keyring
 from service.db import Database
 from service.gateway import Gateway
+from service.ledger import Ledger
 from service.settings import Settings
 from service.shares import Share, Shares
 from service.upstream import Venice
@@ -33,6 +34,7 @@ PLACE: Final = web.RequestKey("PLACE", Share)
 """The place of a request among them."""
 DATABASE: Final = web.AppKey("DATABASE", Database)
 KEYRING: Final = web.AppKey("KEYRING", Keyring)
+BOOKS: Final = web.AppKey("BOOKS", Ledger)
 CALLERS: Final = web.AppKey("CALLERS", Callers)
 CATALOG: Final = web.AppKey("CATALOG", Catalog)
 VENICE: Final = web.AppKey("VENICE", Venice)

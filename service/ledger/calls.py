@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import enum
 import functools
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,10 +14,12 @@ import msgspec
 import structlog
 
 from service import metrics
+from service.audit import OPERATOR_ORGANIZATION_ID
 from service.db import Database, Kept
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ids import uuid7
 from service.ledger.batches import Batches
+from service.ledger.condition import Condition, is_of_schema
 from service.ledger.limits import Limit, list_binding
 from service.ledger.refusals import Rates, refusal
 
@@ -193,6 +196,7 @@ class Ledger:
         self._most_end_users = most_end_users
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
+        self.condition = Condition()
         self._batches: Batches[Hold, Admission, Entry] = Batches(
             self._write_next,
             self._settle,
@@ -277,9 +281,7 @@ class Ledger:
             metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
             calls = msgspec.json.encode(holds).decode()
         losses = self._database.losses
-        rows = await database.fetch(
-            SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._most_end_users
-        )
+        rows = await self._run(database, settled, calls)
         verdicts, settled_nanos = [], 0
         for row in rows:
             if row["number"] is None:
@@ -296,6 +298,22 @@ class Ledger:
                     self._undo(hold)
         return verdicts
 
+    async def _run(
+        self, database: Database | Kept, settled: str | None, calls: str | None
+    ) -> Sequence[Any]:
+        try:
+            rows = await database.fetch(
+                SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._most_end_users
+            )
+        except Exception as error:
+            self.condition.failed(error)
+            if is_of_schema(error):
+                # No other call fares better, and settlements wait until it is mended.
+                raise Unavailable("The books cannot be written.", retry_after_s=5) from error
+            raise
+        self.condition.succeeded()
+        return rows
+
     def _undo(self, hold: Hold) -> None:
         """Nobody waits for this admission any more, and whether it was made is not known: end what
         may have become of it, at once and once more when no statement can be under way.
@@ -305,20 +323,7 @@ class Ledger:
         if len(self._undoing) >= MOST_UNDOING:
             self._open.pop(hold.id, None)
             return
-        entry = Entry(
-            hold=hold,
-            model=hold.model,
-            outcome=Outcome.NOT_SENT,
-            status=None,
-            input_tokens=None,
-            cached_input_tokens=None,
-            output_tokens=None,
-            cost_nanos=0,
-            cost_source=CostSource.NOT_CHARGED,
-            upstream_request_id=None,
-            first_byte_ms=None,
-            duration_ms=0,
-        )
+        entry = _not_sent(hold)
 
         async def undo() -> None:
             await self._batches.end_of_batch()
@@ -354,6 +359,38 @@ class Ledger:
             return Standing(limits=limits, outcome=_verdict(row))
         except TimeoutError as error:
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
+
+    async def rehearse(self, conn: Any, api_key_id: UUID, ballast_bytes: int) -> None:
+        """Admit and settle a call of the operator's organization, in a transaction that is taken
+        back. With ballast it needs pages that the tables do not have yet, so it fails while the
+        disk is full, although a small row may still find room.
+
+        :raises Exception: whatever stands in the way of any call.
+        """
+        hold = Hold(
+            organization_id=OPERATOR_ORGANIZATION_ID,
+            id=uuid7(),
+            api_key_id=api_key_id,
+            request_id="rehearsal",
+            endpoint="rehearsal",
+            model="rehearsal",
+            is_stream=False,
+            bound_nanos=0,
+            bound_tokens=0,
+            tags={"ballast": secrets.token_hex(ballast_bytes // 2)} if ballast_bytes else None,
+        )
+        entry = _not_sent(hold)
+        for settled, calls in ((None, [hold]), ([entry.row()], None)):
+            rows = await conn.fetch(
+                SETTLE_AND_ADMIT,
+                settled and msgspec.json.encode(settled).decode(),
+                calls and msgspec.json.encode(calls).decode(),
+                self._process_id,
+                LEASE_S,
+                self._most_end_users,
+            )
+            if len(rows) != 1 or rows[0]["verdict"] not in (None, "admitted"):
+                raise Unavailable("The books refuse a call without a limit.")
 
     def settle(self, entry: Entry) -> asyncio.Future[None]:
         """Write the entry; the future is done when it is in the books.
@@ -463,6 +500,23 @@ class Ledger:
             task.cancel()
         self._batches.close()
         return left
+
+
+def _not_sent(hold: Hold) -> Entry:
+    return Entry(
+        hold=hold,
+        model=hold.model,
+        outcome=Outcome.NOT_SENT,
+        status=None,
+        input_tokens=None,
+        cached_input_tokens=None,
+        output_tokens=None,
+        cost_nanos=0,
+        cost_source=CostSource.NOT_CHARGED,
+        upstream_request_id=None,
+        first_byte_ms=None,
+        duration_ms=0,
+    )
 
 
 def _verdict(row: Any) -> Admission | ServiceError:
