@@ -227,7 +227,7 @@ class Database:
         return now
 
     async def ping(self, timeout: float, *, must_write: bool = False) -> None:
-        """Ask the server through the pool, within ``timeout`` seconds, if need be for its writes.
+        """``SELECT 1`` within ``timeout`` seconds; ``must_write`` also asks for a primary.
 
         :raises Exception: the driver's own, untranslated: health reports its class.
         """
@@ -239,8 +239,8 @@ class Database:
             # A little less than what is left: the driver's own timeout ends a connection to a dead
             # peer at once, a cancellation waits for the peer.
             left_s = deadline - time.monotonic()
-            sql = IS_READ_ONLY if must_write else PING
-            if await connection.fetchval(sql, timeout=left_s * 0.9) is True:
+            await connection.fetchval(PING, timeout=left_s * (0.4 if must_write else 0.9))
+            if must_write and await connection.fetchval(IS_READ_ONLY, timeout=left_s * 0.5):
                 raise asyncpg.ReadOnlySQLTransactionError
 
     @contextlib.asynccontextmanager

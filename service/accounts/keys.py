@@ -205,6 +205,7 @@ async def create_passing_key(conn: Any) -> UUID:
         None,
         None,
         now,
+        "operator",
     )
     return key_id
 

@@ -1,6 +1,7 @@
 """Jobs in Venice's queue: what they cost is right whether or not their caller asks for them."""
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -153,17 +154,22 @@ async def test_an_organizations_keys_share_its_jobs(service, caller):
 
 
 async def test_venice_reads_the_id_that_was_read_here(service, caller, upstream):
-    """Of a body that has two, or a query that has one."""
+    """A body that has two is refused, and one in the query is not passed on."""
     ticket, _ = await queued(caller)
     stranger = await service.new_caller("stranger")
     own, _ = await queued(stranger)
     theirs, mine = ticket["queue_id"], own["queue_id"]
-    body = f'{{"model": "{own["model"]}", "queue_id": "{theirs}", "queue_id": "{mine}"}}'
     headers = {**stranger.headers, "Content-Type": "application/json"}
-    async with service.http.post(
-        f"/v1/video/retrieve?queue_id={theirs}", data=body, headers=headers
-    ) as response:
-        assert response.status == 200
+
+    async def ask(body):
+        async with service.http.post(
+            f"/v1/video/retrieve?queue_id={theirs}", data=body, headers=headers
+        ) as response:
+            return response.status
+
+    both = f'{{"model": "{own["model"]}", "queue_id": "{theirs}", "queue_id": "{mine}"}}'
+    assert await ask(both) == 400
+    assert await ask(json.dumps(own)) == 200
     (call,) = upstream.calls.to("/video/retrieve")
     assert theirs not in call.body.decode() + str(call.query)
 

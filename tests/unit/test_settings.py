@@ -461,9 +461,7 @@ def test_bad_settings_end_the_process_before_anything_opens(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["PORT", "WATCHDOG_POOL_SECONDS"])
-@pytest.mark.parametrize(
-    "text", ["8_080", "8 0", "+80", "８０", "1e3", "inf", "nan", "0x50"]
-)
+@pytest.mark.parametrize("text", ["8_080", "8 0", "+80", "８０", "1e3", "inf", "nan", "0x50"])
 def test_numbers_are_digits(environ, name, text):
     """What Python would read as a number besides is a mistake, and names the variable."""
     assert mistakes(environ, **{name: text})[0].startswith(f"{name}: must be a")
