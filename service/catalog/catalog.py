@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Final
 from uuid import UUID
@@ -50,8 +51,10 @@ OVERHEAD_TOKENS: Final = 128
 SYSTEM_PROMPT_TOKENS: Final = 4_096
 """The same, with its own system prompt."""
 
-MOST_OVERHEAD_TOKENS: Final = 16_384
-"""The most that is learned of one call for all others of its model."""
+MAX_OVERHEAD_TOKENS: Final = 16_384
+"""The most that is learned of one call for the organization's others of its model."""
+OVERHEAD_KEPT_S: Final = 86_400.0
+MAX_OVERHEADS: Final = 10_000
 
 Fetch = Callable[[str, str], Awaitable[bytes]]
 """One of Venice's lists, by path and type."""
@@ -74,14 +77,12 @@ class Catalog:
         self._copy: Copy = {}
         self._names = Names(Models())
         self._syncing: asyncio.Task[None] | None = None
-        self._overheads: dict[tuple[str, bool], int] = {}
-        self._learned: set[str] = set()
+        self._overheads = _Overheads()
 
     async def load(self) -> None:
         """Know what the database does."""
         known = await copy.read(self._database)
         self._use(known, await aliases.read(self._database))
-        await self.share_overheads()
 
     async def load_aliases(self) -> None:
         """Know the aliases that are in force now."""
@@ -290,36 +291,51 @@ class Catalog:
         alias = self._names.alias(organization_id, name.partition(":")[0])
         return model.listing.encode() if alias is None else _alias_entry(alias, model)
 
-    def overhead_tokens(self, name: str, *, with_prompt: bool) -> int:
-        """What Venice adds to a prompt for the model at most, with its own system prompt or without
-        it: the largest excess seen, and never less than what was thought at the beginning."""
-        learned = self._overheads.get((name.partition(":")[0], with_prompt), 0)
+    def overhead_tokens(self, name: str, organization_id: UUID, *, with_prompt: bool) -> int:
+        """What Venice adds at most to a prompt that the organization sends the model, with its own
+        system prompt or without it: the largest excess the organization has seen lately, and never
+        less than what was thought at the beginning."""
+        model = name.partition(":")[0]
+        learned = self._overheads.get((organization_id, model, with_prompt))
         return max(learned, SYSTEM_PROMPT_TOKENS if with_prompt else OVERHEAD_TOKENS)
 
-    def learn_overhead(self, name: str, excess_tokens: int, *, with_prompt: bool) -> None:
-        """A prompt of the model had so many tokens more than its text bounds."""
-        model = name.partition(":")[0]
-        if excess_tokens > MOST_OVERHEAD_TOKENS:
+    def learn_overhead(
+        self, name: str, organization_id: UUID, excess_tokens: int, *, with_prompt: bool
+    ) -> None:
+        """A prompt of the organization's had so many tokens more than its text bounds.
+
+        Only its own bounds are higher from then on. A caller chooses what it sends, so its calls
+        must not change what those of others may cost.
+        """
+        if excess_tokens > MAX_OVERHEAD_TOKENS:
             # That is nothing Venice adds to every prompt.
-            log.warning("prompt above its bound", model=model, tokens=excess_tokens)
-        elif excess_tokens > self.overhead_tokens(name, with_prompt=with_prompt):
-            self._overheads[model, with_prompt] = excess_tokens
-            self._learned.add(model)
+            log.warning("prompt above its bound", model=name, tokens=excess_tokens)
+        elif excess_tokens > self.overhead_tokens(name, organization_id, with_prompt=with_prompt):
+            model = name.partition(":")[0]
+            self._overheads.put((organization_id, model, with_prompt), excess_tokens)
             log.warning(
                 "overhead learned", model=model, tokens=excess_tokens, with_prompt=with_prompt
             )
 
-    async def share_overheads(self) -> None:
-        """Write what was learned of overheads, and read what the other replicas did. What was
-        learned of a model that the copy does not have is kept for later."""
-        if self._learned:
-            learned = {
-                model: (self._overheads.get((model, False)), self._overheads.get((model, True)))
-                for model in self._learned
-            }
-            self._learned.difference_update(await copy.raise_overheads(self._database, learned))
-        for key, tokens in (await copy.read_overheads(self._database)).items():
-            self._overheads[key] = max(self._overheads.get(key, 0), tokens)
+
+class _Overheads:
+    """The largest excess of each organization's prompts over their bounds, by model and whether
+    Venice's own prompt was there. Kept for a day, and of so many only as fit."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[UUID, str, bool], tuple[int, float]] = {}
+
+    def get(self, key: tuple[UUID, str, bool]) -> int:
+        """The excess, or 0."""
+        tokens, until = self._tokens.get(key, (0, 0.0))
+        return tokens if time.monotonic() < until else 0
+
+    def put(self, key: tuple[UUID, str, bool], tokens: int) -> None:
+        """Note an excess; the one that was noted first makes room for it."""
+        self._tokens.pop(key, None)
+        if len(self._tokens) >= MAX_OVERHEADS:
+            del self._tokens[next(iter(self._tokens))]
+        self._tokens[key] = (tokens, time.monotonic() + OVERHEAD_KEPT_S)
 
 
 def _with_names(

@@ -4,7 +4,7 @@ Replicas may write it at the same time: the lock on the operator's chain of audi
 through at a time, and who finds a copy that was changed since it asked Venice writes nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -53,24 +53,21 @@ END_VERSIONS: Final = """
       AND is_current
       AND name = ANY($1::text[])
 """
-# A version's overheads are the next one's: they are about the model, not about its price.
 INSERT_VERSIONS: Final = """
     INSERT INTO public.models (
         id, name, version, kind, type, capabilities, prices, context_tokens, max_output_tokens,
-        deprecation, listing, position, also_named, overhead_tokens,
-        overhead_tokens_with_venice_prompt
+        deprecation, listing, position, also_named
     )
     SELECT new.id, new.name, coalesce(last.version, 0) + 1, 'venice', new.type,
            coalesce(new.capabilities, '{}'), new.prices, new.context_tokens, new.max_output_tokens,
-           new.deprecation, new.listing, new.position, new.also_named, last.overhead_tokens,
-           last.overhead_tokens_with_venice_prompt
+           new.deprecation, new.listing, new.position, new.also_named
     FROM jsonb_to_recordset($1::text::jsonb) AS new(
         id uuid, name text, type text, capabilities jsonb, prices jsonb, context_tokens integer,
         max_output_tokens integer, deprecation jsonb, listing text, position integer,
         also_named text[]
     )
     LEFT JOIN LATERAL (
-        SELECT m.version, m.overhead_tokens, m.overhead_tokens_with_venice_prompt
+        SELECT m.version
         FROM public.models m
         WHERE m.organization_id IS NULL
           AND m.name = new.name
@@ -96,26 +93,6 @@ RETIRE_MODELS: Final = """
       AND kind = 'venice'
       AND is_current
       AND name = ANY($1::text[])
-"""
-READ_OVERHEADS: Final = """
-    SELECT name, overhead_tokens, overhead_tokens_with_venice_prompt
-    FROM public.models
-    WHERE organization_id IS NULL
-      AND is_current
-      AND kind = 'venice'
-"""
-RAISE_OVERHEADS: Final = """
-    UPDATE public.models AS m
-    SET overhead_tokens = greatest(m.overhead_tokens, new.plain),
-        overhead_tokens_with_venice_prompt = greatest(
-            m.overhead_tokens_with_venice_prompt, new.prompted
-        )
-    FROM unnest($1::text[], $2::integer[], $3::integer[]) AS new(name, plain, prompted)
-    WHERE m.organization_id IS NULL
-      AND m.is_current
-      AND m.kind = 'venice'
-      AND m.name = new.name
-    RETURNING m.name
 """
 
 Copy = dict[str, Stored]
@@ -197,22 +174,3 @@ def _events(changes: Changes) -> list[tuple[str, str, dict[str, Any]]]:
         detail = {"replacement": model.replacement, "deprecation": model.deprecation}
         events.append(("model.gone", model.name, detail))
     return events
-
-
-async def raise_overheads(
-    database: Database, learned: Mapping[str, tuple[int | None, int | None]]
-) -> Collection[str]:
-    """Keep the largest overheads seen of models, without and with Venice's own prompt; returns the
-    models that the copy has."""
-    names, pairs = list(learned), list(learned.values())
-    plain, prompted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return [row["name"] for row in await database.fetch(RAISE_OVERHEADS, names, plain, prompted)]
-
-
-async def read_overheads(database: Database) -> dict[tuple[str, bool], int]:
-    """What all replicas have learned, by model and whether Venice's own prompt was there."""
-    overheads = {}
-    for row in await database.fetch(READ_OVERHEADS):
-        overheads[row["name"], False] = row["overhead_tokens"] or 0
-        overheads[row["name"], True] = row["overhead_tokens_with_venice_prompt"] or 0
-    return overheads

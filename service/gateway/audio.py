@@ -7,7 +7,9 @@ import msgspec
 from service import body
 from service.catalog import Catalog
 from service.errors import ClientError
-from service.gateway.call import Call, Inbound, Relay, check_model
+from service.gateway import members
+from service.gateway.call import Call, Inbound, Relay
+from service.gateway.members import plain_model, price_facts
 from service.gateway.units import UnitEndpoint, read_form
 from service.prices import AudioPrice, count_characters
 from service.upstream import Metered
@@ -65,11 +67,12 @@ class SpeechEndpoint(AudioEndpoint):
         return AudioCall(
             endpoint=self,
             **inbound.facts(json),
-            model=check_model(request.model or DEFAULT_SPEECH_MODEL),
+            model=plain_model(request.model or DEFAULT_SPEECH_MODEL),
             model_members=("model",) if request.model else (),
             relay=Relay.PASSED,
             is_stream=bool(request.streaming),
             characters=count_characters(request.input),
+            **price_facts(json.members, members.SPEECH),
         )
 
 
@@ -92,7 +95,8 @@ class TranscriptionEndpoint(AudioEndpoint):
 
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, json, parts = read_form(inbound, TranscriptionRequest)
+        form = read_form(inbound, TranscriptionRequest)
+        request, json, parts = form
         files = [part for part in parts if part.name == "file" and part.text is None]
         if len(files) != 1:
             raise ClientError("file: must be there once, as a file.", param="file")
@@ -101,9 +105,10 @@ class TranscriptionEndpoint(AudioEndpoint):
             endpoint=self,
             **inbound.facts(json),
             content_type=inbound.read_type(),
-            model=check_model(request.model or DEFAULT_TRANSCRIPTION_MODEL),
+            model=plain_model(request.model or DEFAULT_TRANSCRIPTION_MODEL),
             model_members=("model",) if request.model else (),
             relay=Relay.WHOLE if is_json else Relay.PASSED,
+            **price_facts(form.members, members.TRANSCRIPTION),
             most_seconds=-(-files[0].length_bytes // LEAST_BYTES_PER_S),
         )
 
@@ -128,7 +133,7 @@ class VoiceEndpoint(AudioEndpoint):
             endpoint=self,
             **inbound.facts(json),
             content_type=inbound.read_type(),
-            model=check_model(request.model or DEFAULT_VOICE_MODEL),
+            model=plain_model(request.model or DEFAULT_VOICE_MODEL),
             model_members=("model",) if request.model else (),
             # Venice states what the model's speech costs, not what its voices do.
             has_price=False,

@@ -4,6 +4,7 @@ import enum
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -186,6 +187,8 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     """The prompt alone, without what Venice adds; None where bytes do not bound it."""
     has_venice_prompt: bool = False
+    organization_id: UUID | None = None
+    """Whose call it is: what is learned of a prompt holds for its own calls alone."""
     output_cap: int | None = None
     least_nanos: int | None = None
     least_tokens: int | None = None
@@ -244,6 +247,12 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What is charged beside the model's price, at most."""
     has_price: bool = True
     """Whether the model's price is that of the call."""
+    unpriced: str | None = None
+    """The member of the body for which it is not, where it is one."""
+    fallbacks: tuple[str, ...] = ()
+    """Other models that may answer by the body's own words."""
+    other_models: tuple[str, ...] = ()
+    """Names of models that the body has in places where none is expected."""
 
     def __repr__(self) -> str:
         return f"<Call {self.request_id} {self.endpoint.path} {self.model}>"
@@ -271,6 +280,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             document=document,
             requested_model=self.requested_model or self.model,
         )
+
+    def with_fallbacks(self, names: Sequence[str]) -> "Self":
+        """The same call with its other models by these names, which the body then says too."""
+        return self
 
     @property
     def max_output(self) -> int | None:

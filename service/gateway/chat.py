@@ -1,28 +1,25 @@
 """Chat completions."""
 
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 
 from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway.assembly import Assembly, ChatCompletion
-from service.gateway.call import EVENTS, JSON, Bound, Inbound, check_model
+from service.gateway.call import EVENTS, JSON, Bound, Inbound
+from service.gateway.members import Choices, Count
 from service.gateway.tokens import (
-    Count,
     TokenCall,
     TokenEndpoint,
     TokenRequest,
-    end_user,
     read,
     relay_of,
     spliced,
-    venice_facts,
 )
 
 MAXIMA: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """What a caller may call the most output of one choice."""
-Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
 Maximum = Count | msgspec.UnsetType | None
 
 
@@ -54,24 +51,13 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        json, request = read(inbound, self, ChatRequest)
-        check_model(request.model)
+        _, request, facts = read(inbound, self, ChatRequest)
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")
-        # Whichever of them Venice heeds.
-        most_output = max([getattr(request, name) or 0 for name in MAXIMA]) or None
         return TokenCall(
-            endpoint=self,
-            **inbound.facts(json),
-            text_bytes=json.text_bytes,
-            **venice_facts(request),
-            model=request.model,
+            **facts,
             is_stream=request.stream is True,
-            relay=relay_of(request, inbound, most_output),
-            end_user=end_user(request),
-            parts=len(request.messages) + len(request.tools or ()),
-            choices=request.n or 1,
-            max_output_tokens=most_output,
+            relay=relay_of(request, inbound, facts["max_output_tokens"]),
         )
 
     def upstream_body(self, call: TokenCall, caller: Caller, bound: Bound) -> bytes:

@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
-from service import body
-from service.gateway.call import Inbound, check_model
-from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, end_user
+from service.gateway import members
+from service.gateway.call import Inbound
+from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, read
 
 
 class DecisionsRequest(TokenRequest, kw_only=True):
@@ -20,21 +20,12 @@ class DecisionsEndpoint(TokenEndpoint[TokenCall]):
     answer_member = "answers"
     model_type = "decision"
     request_type = DecisionsRequest
+    table = members.DECISIONS
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        json = body.read(inbound.content, self.body_limits)
-        request = json.convert(DecisionsRequest)
-        return TokenCall(
-            endpoint=self,
-            **inbound.facts(json),
-            text_bytes=json.text_bytes,
-            model=check_model(request.model),
-            path=inbound.path,
-            end_user=end_user(request),
-            parts=len(request.questions) + 1,
-            has_venice_prompt=False,
-        )
+        facts = read(inbound, self, DecisionsRequest).facts
+        return TokenCall(**{**facts, "path": inbound.path, "has_venice_prompt": False})
 
 
 DECISIONS: Final = DecisionsEndpoint()

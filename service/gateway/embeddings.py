@@ -6,13 +6,13 @@ import msgspec
 
 from service.accounts import Caller
 from service.errors import ClientError
-from service.gateway.call import Bound, Inbound, check_model
+from service.gateway import members
+from service.gateway.call import Bound, Inbound
 from service.gateway.tokens import (
     END_USER_FIELDS,
     TokenCall,
     TokenEndpoint,
     TokenRequest,
-    end_user,
     read,
 )
 
@@ -33,21 +33,14 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
     model_type = "embedding"
     request_type = EmbeddingsRequest
     gives_output = False
+    table = members.EMBEDDINGS
 
     def parse(self, inbound: Inbound) -> TokenCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        json, request = read(inbound, self, EmbeddingsRequest, has_parameters=False)
-        check_model(request.model)
-        return TokenCall(
-            endpoint=self,
-            **inbound.facts(json),
-            model=request.model,
-            end_user=end_user(request),
-            text_bytes=json.text_bytes,
-            parts=_count(request.input),
-            # Nothing of Venice's is added to what is embedded.
-            has_venice_prompt=False,
-        )
+        _, request, facts = read(inbound, self, EmbeddingsRequest)
+        facts["parts"] = _count(request.input)
+        # Nothing of Venice's is added to what is embedded.
+        return TokenCall(**{**facts, "has_venice_prompt": False})
 
     def upstream_body(self, call: TokenCall, caller: Caller, bound: Bound) -> bytes:
         """The caller's bytes with what names the end user replaced."""

@@ -8,14 +8,15 @@ from service import body
 from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import ClientError
-from service.gateway.call import Bound, Call, Inbound, Relay, check_end_user, check_model
+from service.gateway import members
+from service.gateway.call import Bound, Call, Inbound, Relay, check_end_user
+from service.gateway.members import SEARCH_NANOS, Choices, plain_model, price_facts
 from service.gateway.units import UnitEndpoint, read_form
 from service.prices import ImagePrice
 from service.upstream import Metered
 
 ENHANCE_NANOS: Final = 40_000_000
 """USD 0.04 for a prompt that Venice writes anew."""
-SEARCH_NANOS: Final = 10_000_000
 DEFAULT_EDIT_MODEL: Final = "firered-image-edit"
 DEFAULT: Final = "default"
 
@@ -92,12 +93,15 @@ class GenerateEndpoint(ImageEndpoint):
         """:raises ClientError: for what Venice would surely refuse."""
         json = body.read(inbound.content, self.body_limits)
         request = json.convert(GenerateRequest)
-        has_references = request.style_references not in (None, [])
+        facts = price_facts(json.members, members.IMAGE_GENERATE)
+        if request.style_references not in (None, []):
+            # Venice charges for them and does not say how much.
+            facts |= {"has_price": False, "unpriced": "style_references"}
         anonymous = request.anon_user_id
         return ImageCall(
             endpoint=self,
             **inbound.facts(json),
-            model=check_model(request.model),
+            model=plain_model(request.model),
             relay=Relay.PASSED,
             end_user=check_end_user(anonymous, "anon_user_id") if anonymous else None,
             count=request.variants,
@@ -105,8 +109,7 @@ class GenerateEndpoint(ImageEndpoint):
             quality=request.quality,
             surcharge_nanos=ENHANCE_NANOS * bool(request.enhance_prompt)
             + SEARCH_NANOS * bool(request.enable_web_search),
-            # Venice charges for them and does not say how much.
-            has_price=not has_references,
+            **facts,
         )
 
     def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
@@ -126,6 +129,7 @@ class GenerationsRequest(msgspec.Struct):
 
     prompt: Prompt
     model: str | None = None
+    n: Choices | None = None
     quality: str | None = None
     user: str | msgspec.UnsetType | None = msgspec.UNSET
 
@@ -141,7 +145,7 @@ class GenerationsEndpoint(ImageEndpoint):
         """:raises ClientError: for what Venice would surely refuse."""
         json = body.read(inbound.content, self.body_limits)
         request = json.convert(GenerationsRequest)
-        model = check_model(request.model or DEFAULT)
+        model = plain_model(request.model or DEFAULT)
         user = request.user
         return ImageCall(
             endpoint=self,
@@ -152,6 +156,8 @@ class GenerationsEndpoint(ImageEndpoint):
             is_default_model=True,
             relay=Relay.PASSED,
             end_user=check_end_user(user, "user") if user else None,
+            count=request.n or 1,
+            **price_facts(json.members, members.IMAGE_GENERATIONS),
             quality={"hd": "high", "standard": "medium"}.get(
                 request.quality or "", request.quality
             ),
@@ -184,7 +190,8 @@ class EditEndpoint(ImageEndpoint):
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, json, parts = read_form(inbound, EditRequest, MEDIA)
+        form = read_form(inbound, EditRequest, MEDIA)
+        request, json, parts = form
         names = {name for name in (request.model, request.modelId) if name}
         if len(names) > 1:
             raise ClientError("model: modelId says something else.", param="model")
@@ -197,13 +204,14 @@ class EditEndpoint(ImageEndpoint):
             endpoint=self,
             **inbound.facts(json),
             content_type=inbound.read_type(),
-            model=check_model(names.pop() if names else DEFAULT_EDIT_MODEL),
+            model=plain_model(names.pop() if names else DEFAULT_EDIT_MODEL),
             model_members=tuple(name for name in ("model", "modelId") if getattr(request, name)),
             relay=Relay.PASSED,
             resolution=request.resolution,
             quality=request.quality,
             input_images=input_images,
             surcharge_nanos=ENHANCE_NANOS * bool(request.enhance_prompt),
+            **price_facts(form.members, members.IMAGE_EDIT),
         )
 
 
@@ -229,7 +237,8 @@ class UpscaleEndpoint(ImageEndpoint):
 
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: for what Venice would surely refuse."""
-        request, json, _ = read_form(inbound, UpscaleRequest)
+        form = read_form(inbound, UpscaleRequest)
+        request, json, _ = form
         return ImageCall(
             endpoint=self,
             **inbound.facts(json),
@@ -241,6 +250,7 @@ class UpscaleEndpoint(ImageEndpoint):
             relay=Relay.PASSED,
             model_type="upscale",
             scale="2x" if request.scale <= 2 else "4x",
+            **price_facts(form.members, members.IMAGE_UPSCALE),
         )
 
 

@@ -96,6 +96,7 @@ class Gateway:
             )
         if not call.has_model:
             return (call,)
+        call = self._with_other_models(caller, call)
         try:
             names = self._catalog.targets(
                 caller.organization_id,
@@ -108,6 +109,33 @@ class Gateway:
                 return (call,)
             raise
         return [call.for_model(name) for name in names]
+
+    def _with_other_models(self, caller: Caller, call: Call) -> Call:
+        """The call by the own names of the other models that may answer.
+
+        :raises NotFound, Forbidden: when there is no such model, or none for this key.
+        """
+        named = (*call.fallbacks, *call.other_models)
+        if not named:
+            return call
+        if caller.has_model_limit:
+            raise Forbidden(
+                "A limit on one model applies, so the body may name no model beside its own.",
+                code="model_not_allowed",
+            )
+
+        def target(name: str, model_type: str | None = None) -> str:
+            targets = self._catalog.targets(
+                caller.organization_id, name, caller.allowed_models, model_type
+            )
+            return targets[0]
+
+        if caller.allowed_models is not None:
+            for name in call.other_models:
+                target(name)
+        return call.with_fallbacks(
+            [target(name, call.endpoint.model_type) for name in call.fallbacks]
+        )
 
     async def end(self, open_call: OpenCall) -> None:
         """Settle a call that was begun, whatever became of it."""

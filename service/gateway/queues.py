@@ -14,7 +14,9 @@ import msgspec
 from service import body, money
 from service.catalog import Catalog
 from service.errors import UpstreamError
-from service.gateway.call import Call, Inbound, check_end_user, check_model
+from service.gateway import members
+from service.gateway.call import Call, Inbound, check_end_user
+from service.gateway.members import plain_model, price_facts
 from service.gateway.units import UnitEndpoint
 from service.prices import count_characters
 from service.upstream import Metered, Venice
@@ -115,12 +117,15 @@ class VideoEndpoint(QueueEndpoint):
         """:raises ClientError: for what Venice would surely refuse."""
         json = body.read(inbound.content, self.body_limits)
         request = json.convert(VideoRequest)
-        check_model(request.model)
+        plain_model(request.model)
         quoted = _stated(request, QUOTED)
         # How long a video is that Venice has not seen, no quote can know.
-        has_price = request.reference_video_urls in (msgspec.UNSET, None, [])
+        facts = price_facts(json.members, members.VIDEO_QUEUE)
+        if request.reference_video_urls not in (msgspec.UNSET, None, []):
+            facts |= {"has_price": False, "unpriced": "reference_video_urls"}
         if isinstance(request.video_url, str):
-            has_price = has_price and request.video_url.startswith("http")
+            if not request.video_url.startswith("http"):
+                facts |= {"has_price": False, "unpriced": "video_url"}
             quoted["video_url"] = request.video_url
         end_user = request.anon_user_id
         return QueueCall(
@@ -130,7 +135,7 @@ class VideoEndpoint(QueueEndpoint):
             end_user=check_end_user(end_user, "anon_user_id") if end_user else None,
             quote_path=self.quote_path,
             quoted=quoted,
-            has_price=has_price,
+            **facts,
         )
 
 
@@ -158,9 +163,10 @@ class AudioQueueEndpoint(QueueEndpoint):
         return QueueCall(
             endpoint=self,
             **inbound.facts(json),
-            model=check_model(request.model),
+            model=plain_model(request.model),
             quote_path=self.quote_path,
             quoted=quoted,
+            **price_facts(json.members, members.AUDIO_QUEUE),
         )
 
 

@@ -8,6 +8,7 @@ import msgspec
 from service import body
 from service.catalog import Catalog
 from service.errors import ClientError
+from service.gateway import members
 from service.gateway.call import Call, Inbound, Relay, check_model
 from service.gateway.units import UnitEndpoint
 from service.upstream import Metered
@@ -43,6 +44,16 @@ class RequestEndpoint(UnitEndpoint[RequestCall]):
             relay=Relay.PASSED,
         )
 
+    def _of_json(self, inbound: Inbound, shape: Any, table: members.Table) -> RequestCall:
+        """The call whose body must be JSON of this shape."""
+        json = body.read(inbound.content, self.body_limits)
+        json.convert(shape)
+        return msgspec.structs.replace(
+            RequestEndpoint.parse(self, inbound),
+            content_type=inbound.read_type(takes_form=False),
+            **members.price_facts(json.members, table),
+        )
+
     def nanos(
         self,
         call: RequestCall,
@@ -67,9 +78,7 @@ class SearchEndpoint(RequestEndpoint):
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a query."""
-        body.decode(inbound.content, SearchRequest, self.body_limits)
-        content_type = inbound.read_type(takes_form=False)
-        return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
+        return self._of_json(inbound, SearchRequest, members.AUGMENT_SEARCH)
 
 
 class ScrapeRequest(msgspec.Struct):
@@ -86,9 +95,7 @@ class ScrapeEndpoint(RequestEndpoint):
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: without a URL."""
-        body.decode(inbound.content, ScrapeRequest, self.body_limits)
-        content_type = inbound.read_type(takes_form=False)
-        return msgspec.structs.replace(super().parse(inbound), content_type=content_type)
+        return self._of_json(inbound, ScrapeRequest, members.AUGMENT_SCRAPE)
 
 
 class TextParserEndpoint(RequestEndpoint):

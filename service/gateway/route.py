@@ -129,7 +129,7 @@ class Route:
         try:
             admission = await take(hold)
         except (LimitExceeded, RateLimited) as error:
-            raise _told(error, are_prices_known=are_prices_known) from error
+            raise _told(error, call, are_prices_known=are_prices_known) from error
         self.call, self.hold, self.admission = call, hold, admission
         self.bound = self._cut(call, bound, admission)
 
@@ -141,7 +141,7 @@ class Route:
         standing = await self._ledger.would_admit(hold)
         nanos, tokens, refusal = hold.bound_nanos, hold.bound_tokens, None
         if isinstance(standing.outcome, ServiceError):
-            refusal = _told(standing.outcome, are_prices_known=are_prices_known)
+            refusal = _told(standing.outcome, call, are_prices_known=are_prices_known)
         else:
             nanos, tokens = standing.outcome.bound_nanos, standing.outcome.bound_tokens
             bound = self._cut(call, bound, standing.outcome)
@@ -196,10 +196,19 @@ class Route:
         )
 
 
-def _told(refusal: ServiceError, *, are_prices_known: bool) -> ServiceError:
+def _told(refusal: ServiceError, call: Call, *, are_prices_known: bool) -> ServiceError:
     """What the caller of a refused call is told."""
     if isinstance(refusal, LimitExceeded | RateLimited) and not are_prices_known:
         # Without prices and windows the bound is no bound to refuse a call by, even if they have
         # come since.
         return Unavailable("The prices are not known yet.", retry_after_s=1)
+    if refusal.code == "price_unknown" and call.unpriced is not None:
+        return LimitExceeded(
+            f"{call.unpriced}: nobody knows what it costs, so no call with it passes a limit of"
+            " money. Leave it out.",
+            code=refusal.code,
+            param=call.unpriced,
+            limit=refusal.limit,
+            rates=refusal.rates,
+        )
     return refusal

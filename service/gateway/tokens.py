@@ -1,14 +1,13 @@
 """What calls that are paid by the token have in common."""
 
-import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from service import body, money
-from service.accounts import Caller
+from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError
 from service.gateway.call import (
@@ -20,6 +19,16 @@ from service.gateway.call import (
     Inbound,
     Relay,
     check_end_user,
+)
+from service.gateway.content import PICTURE_TOKENS, Content
+from service.gateway.members import (
+    DECISIONS,
+    TEXT,
+    Asked,
+    Table,
+    is_idle_search,
+    joined_model,
+    split_model,
 )
 from service.gateway.tolerance import tolerate
 from service.ledger import Admission, CostSource
@@ -36,54 +45,27 @@ PART_TOKENS: Final = 16
 """What a template puts around a message or a tool, at most."""
 UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
 """For a model whose window is not stated."""
-SEARCH_NANOS: Final = 10_000_000
-"""USD 0.01 for each of web search, X search and a scraped page."""
-MOST_SCRAPED_PAGES: Final = 10
 END_TO_END_ENCRYPTED: Final = "e2ee-"
 """How the names of models begin whose calls only they may read."""
 NO_MEMBERS: Final[Mapping[str, Any]] = {}
+NO_USAGE: Final = UsageObject()
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
-# Parts of a message whose tokens its bytes do not bound.
-MEDIA: Final = re.compile(
-    rb'"(?:image_url|input_image|input_audio|input_file|input_video|video_url|file)"'
-)
-# A letter that no encoder escapes: such a name could be any.
-ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|6[1-9a-fA-F]|7[0-9aA])")
-Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+CONVERSATIONS: Final = ("messages", "input")
+OF_TOOLS: Final = ("tool_choice", "parallel_tool_calls")
+"""Members that say nothing without tools."""
 Text = str | msgspec.UnsetType | None
 
 
-class VeniceParameters(msgspec.Struct):
-    """The parameters that add to the prompt or to the price."""
-
-    include_venice_system_prompt: Any = None
-    enable_web_search: Any = None
-    enable_web_scraping: Any = None
-    enable_x_search: Any = None
-    character_slug: Any = None
-
-
-NO_PARAMETERS: Final = VeniceParameters()
-NO_USAGE: Final = UsageObject()
-
-
-class Tool(msgspec.Struct, gc=False):
-    """What the model may call; made to be counted."""
-
-
 class TokenRequest(msgspec.Struct, kw_only=True):
-    """The members that are read of every request that is paid by the token; all others pass
-    unread."""
+    """The members whose types are checked of every request that is paid by the token."""
 
     model: str
     stream: bool | msgspec.UnsetType | None = msgspec.UNSET
     safety_identifier: Text = msgspec.UNSET
     user: Text = msgspec.UNSET
     anon_user_id: Text = msgspec.UNSET
-    web_search: Any = None
-    fallbacks: Any = None
-    tools: list[Tool] | None = None
+    tools: list[dict[str, Any]] | None = None
     venice_parameters: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
 
 
@@ -91,14 +73,18 @@ class TokenCall(Call, frozen=True, kw_only=True):
     """A call that is paid by the token."""
 
     text_bytes: int = 0
-    """The length of the body when each character stands for itself."""
+    """The length of all its text: each character for itself, and no pictures."""
+    pictures: int = 0
     parts: int = 1
     """Messages and tools: each costs a few tokens beside its text."""
     choices: int = 1
     max_output_tokens: int | None = None
     """What the caller allows for one choice; None where they set nothing."""
+    thinking_tokens: int = 0
+    """What they allow for thoughts beside that."""
     has_extras: bool = False
-    """Whether Venice adds what only the model's window bounds: results, pages, a character."""
+    """Whether Venice adds what only the model's window bounds, such as results, pages or a
+    character, or the caller sends it, such as sound or files."""
     has_venice_prompt: bool | None = None
     """Whether Venice's own system prompt is wanted; None where the caller does not say."""
     venice_parameters: Mapping[str, Any] = NO_MEMBERS
@@ -107,19 +93,45 @@ class TokenCall(Call, frozen=True, kw_only=True):
     def max_output(self) -> int | None:
         return self.max_output_tokens
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All that may answer."""
+        return (self.model, *self.fallbacks)
+
     def for_model(self, name: str) -> "Self":
         """See :meth:`Call.for_model`."""
         if self.is_end_to_end_encrypted:
             return msgspec.structs.replace(self, model=name)
-        if name.startswith(END_TO_END_ENCRYPTED):
-            # Its calls are treated otherwise from their first byte on.
-            raise ClientError(f"model: must be {name!r} itself, to be encrypted.", param="model")
+        _must_be_readable(name, "model")
         return super().for_model(name)
+
+    def with_fallbacks(self, names: Sequence[str]) -> "Self":
+        """See :meth:`Call.with_fallbacks`."""
+        if tuple(names) == self.fallbacks:
+            return self
+        if self.is_end_to_end_encrypted or self.document is None:
+            raise ClientError(
+                "fallbacks: must be spelled as Venice lists the models, since the body is not"
+                " changed.",
+                param="fallbacks",
+            )
+        for name in names:
+            _must_be_readable(name, "fallbacks")
+        document = self.document.edited({"fallbacks": [{"model": name} for name in names]})
+        return msgspec.structs.replace(
+            self, fallbacks=tuple(names), document=document, body=document.content
+        )
 
     @property
     def is_end_to_end_encrypted(self) -> bool:
         """Whether only the model may read the body; then no byte of it is touched."""
         return self.model.startswith(END_TO_END_ENCRYPTED)
+
+
+def _must_be_readable(name: str, field: str) -> None:
+    """Calls that are end-to-end encrypted are treated otherwise from their first byte on."""
+    if name.startswith(END_TO_END_ENCRYPTED):
+        raise ClientError(f"{field}: must be {name!r} itself, to be encrypted.", param=field)
 
 
 T = TypeVar("T", bound=TokenCall)
@@ -134,60 +146,69 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     gives_output: ClassVar[bool] = True
     cap_member: ClassVar[str | None] = None
     """The member that caps the output, where there is one."""
+    needs_cap_member: ClassVar[bool] = False
+    """Whether no other member does."""
+    table: ClassVar[Table] = TEXT
+    """What the members of a body do."""
 
     def bound(self, call: T, caller: Caller, catalog: Catalog) -> Bound:
-        """Every byte of text a token, at most the model's window; and all the output allowed."""
-        price = catalog.token_price(call.model)
-        window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
+        """Every byte of text a token and as many for each picture as it can be, at most the
+        model's window; and all the output allowed. Of several models the dearest counts."""
+        prices = [catalog.token_price(name) for name in call.models]
+        window = max(map(_window, prices))
         has_venice_prompt = call.has_venice_prompt
         if has_venice_prompt is None:
             has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
         input_tokens, prompt_tokens = window, None
-        has_media = MEDIA.search(call.body) or (
-            b"\\" in call.body and ESCAPED_LETTER.search(call.body)
-        )
-        if not call.has_extras and not has_media:
-            prompt_tokens = call.text_bytes + PART_TOKENS * call.parts
-            overhead = catalog.overhead_tokens(call.model, with_prompt=has_venice_prompt)
+        if not call.has_extras:
+            prompt_tokens = call.text_bytes + PICTURE_TOKENS * call.pictures
+            prompt_tokens += PART_TOKENS * call.parts
+            overhead = max(
+                catalog.overhead_tokens(name, caller.organization_id, with_prompt=has_venice_prompt)
+                for name in call.models
+            )
             input_tokens = min(window, prompt_tokens + overhead)
-        output_tokens, output_cap = self._output(call, caller, price, window)
+        output_tokens, output_cap = self._output(call, caller, prices)
         bound = Bound(
-            nanos=_nanos(call, price, input_tokens, output_tokens),
+            nanos=_nanos(call, prices, input_tokens, output_tokens),
             tokens=input_tokens + output_tokens * call.choices,
             input_tokens=input_tokens,
             prompt_tokens=prompt_tokens,
             has_venice_prompt=has_venice_prompt,
+            organization_id=caller.organization_id,
             output_cap=output_cap,
         )
         least = caller.settings.least_output_tokens if self.cap_member else None
-        is_cut = least is not None and least < output_tokens
-        if least is None or not is_cut or bound.nanos is None or call.is_end_to_end_encrypted:
+        if least is None or bound.nanos is None or call.is_end_to_end_encrypted:
+            return bound
+        least += call.thinking_tokens
+        if least >= output_tokens:
             return bound
         return msgspec.structs.replace(
             bound,
-            least_nanos=_nanos(call, price, input_tokens, least),
+            least_nanos=_nanos(call, prices, input_tokens, least),
             least_tokens=input_tokens + least * call.choices,
         )
 
     def _output(
-        self, call: T, caller: Caller, price: TokenPrice | None, window: int
+        self, call: T, caller: Caller, prices: Sequence[TokenPrice | None]
     ) -> tuple[int, int | None]:
         """The most output of one choice, and the cap that makes it the most."""
         if not self.gives_output:
             return 0, None
-        most = (price and price.max_output_tokens) or window
+        most = max((price and price.max_output_tokens) or _window(price) for price in prices)
         if call.max_output_tokens is not None:
-            return min(call.max_output_tokens, most), None
+            return min(call.max_output_tokens + call.thinking_tokens, most), None
         if call.is_end_to_end_encrypted or self.cap_member is None:
             return most, None
-        most = min(caller.settings.default_max_output_tokens, most)
-        return most, most
+        cap = min(caller.settings.default_max_output_tokens, most)
+        return min(cap + call.thinking_tokens, most), cap
 
     def cut(self, call: T, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
         """The bound with the most output for each choice that stays within what was granted."""
         if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
             return bound
-        price = catalog.token_price(call.model)
+        prices = [catalog.token_price(name) for name in call.models]
         most = (granted.bound_tokens - bound.input_tokens) // call.choices
         if granted.bound_nanos is not None:
             # The cost never falls with more output: the last that is within the money is the most.
@@ -195,20 +216,20 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             affordable = bisect_right(
                 outputs,
                 granted.bound_nanos,
-                key=lambda output: _nanos(call, price, bound.input_tokens, output) or 0,
+                key=lambda output: _nanos(call, prices, bound.input_tokens, output) or 0,
             )
             most = min(most, affordable)
         # Venice takes a maximum of nothing for none at all.
-        return msgspec.structs.replace(bound, output_cap=max(1, most))
+        cap = max(1, most - call.thinking_tokens)
+        return msgspec.structs.replace(bound, output_cap=cap)
 
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """What Venice states; else its counts at the catalogue's price. Counts that are needed and
         missing are estimated, input at its bound, and make the cost an estimate."""
         price = catalog.token_price(metered.model or "", call.model)
         usage, source = _usage(call, bound, metered, gives_output=self.gives_output)
-        if source is CostSource.COMPUTED and bound.prompt_tokens is not None:
-            excess = usage.input_tokens - bound.prompt_tokens
-            catalog.learn_overhead(call.model, excess, with_prompt=bound.has_venice_prompt)
+        if source is CostSource.COMPUTED and not call.fallbacks:
+            _learn(call, bound, usage, catalog)
         if metered.cost_usd is not None:
             return Cost(usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED)
         if price is None or not call.has_price:
@@ -255,14 +276,34 @@ def _usage(
     return usage, CostSource.ESTIMATED
 
 
+def _learn(call: TokenCall, bound: Bound, usage: Usage, catalog: Catalog) -> None:
+    """See to it that the organization's next bounds know what Venice adds to a prompt."""
+    if bound.prompt_tokens is not None and bound.organization_id is not None:
+        catalog.learn_overhead(
+            call.model,
+            bound.organization_id,
+            usage.input_tokens - bound.prompt_tokens,
+            with_prompt=bound.has_venice_prompt,
+        )
+
+
+def _window(price: TokenPrice | None) -> int:
+    return (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
+
+
 def _nanos(
-    call: TokenCall, price: TokenPrice | None, input_tokens: int, output_tokens: int
+    call: TokenCall, prices: Sequence[TokenPrice | None], input_tokens: int, output_tokens: int
 ) -> int | None:
     """The most that a call with so much output for each choice can cost."""
-    if price is None or not call.has_price:
+    if not call.has_price:
         return None
-    nanos = price.bound_nanos(input_tokens, output_tokens * call.choices)
-    return None if nanos is None else nanos + call.surcharge_nanos
+    most = 0
+    for price in prices:
+        nanos = price.bound_nanos(input_tokens, output_tokens * call.choices) if price else None
+        if nanos is None:
+            return None
+        most = max(most, nanos)
+    return most + call.surcharge_nanos
 
 
 def relay_of(request: TokenRequest, inbound: Inbound, most_output: int | None) -> Relay:
@@ -292,67 +333,99 @@ def end_user(request: TokenRequest) -> str | None:
     return first or None
 
 
-def read(
-    inbound: Inbound,
-    endpoint: TokenEndpoint[Any],
-    shape: type[R],
-    *,
-    has_parameters: bool = True,
-) -> tuple[body.JsonBody, R]:
-    """The body with what the caller's key says of it, and the request that it makes: members that
-    Venice refuses are left out, parameters of Venice's that the call does not state are set where
-    it ``has_parameters``.
+class Reading(NamedTuple, Generic[R]):
+    """A body that was read."""
+
+    json: body.JsonBody
+    """The body with what the caller's key says of it."""
+    request: R
+    facts: dict[str, Any]
+    """What every call that is paid by the token takes over."""
+
+
+def read(inbound: Inbound, endpoint: TokenEndpoint[Any], shape: type[R]) -> Reading[R]:
+    """Read a body by the endpoint's table: what it asks for, with members left out that Venice
+    refuses, and parameters of Venice's set that the call does not state.
 
     :raises ClientError: naming the field and the rule.
     """
-    json, settings = body.read(inbound.content, endpoint.body_limits), inbound.settings
+    json = body.read(inbound.content, endpoint.body_limits)
     request = json.convert(shape)
-    if request.model.startswith(END_TO_END_ENCRYPTED):
-        return json, request
-    changes = tolerate(json.members) if settings.tolerant else {}
-    if settings.venice_parameters and has_parameters:
-        stated = request.venice_parameters or NO_MEMBERS
-        changes["venice_parameters"] = {**settings.venice_parameters, **stated}
-    if not changes:
-        return json, request
-    json = json.edited(changes)
-    return json, json.convert(shape)
+    plain, parameters = split_model(request.model)
+    model = joined_model(plain, parameters)
+    if not model.startswith(END_TO_END_ENCRYPTED):
+        json = json.edited(_changes(json.members, inbound.settings, endpoint.table, model))
+        request = json.convert(shape)
+    elif model != request.model:
+        raise ClientError(f"model: must be spelled {model!r}.", param="model")
+    members, asked, content = json.members, Asked(), Content()
+    asked.read(members, endpoint.table)
+    asked.read_parameters_in_name(parameters)
+    if endpoint.table is TEXT:
+        for name in CONVERSATIONS:
+            content.read(members.get(name))
+        for tool in content.tools:
+            asked.read_tool("tools", tool)
+    return Reading(json, request, _facts(endpoint, inbound, json, request, asked, content))
 
 
-def venice_facts(request: TokenRequest) -> dict[str, Any]:
-    """What Venice's own parameters say of a call; they stand in the body or behind the model."""
-    stated = request.venice_parameters or NO_MEMBERS
-    parameters = body.convert(stated, VeniceParameters) if stated else NO_PARAMETERS
-    surcharge_nanos, has_extras = _extras(request, parameters)
-    has_prompt = parameters.include_venice_system_prompt
-    if "include_venice_system_prompt" in request.model:
-        has_prompt = True
+def _facts(
+    endpoint: TokenEndpoint[Any],
+    inbound: Inbound,
+    json: body.JsonBody,
+    request: TokenRequest,
+    asked: Asked,
+    content: Content,
+) -> dict[str, Any]:
+    maxima = asked.maxima
+    if endpoint.needs_cap_member and endpoint.cap_member not in maxima:
+        maxima = {}
     return {
-        "surcharge_nanos": surcharge_nanos,
-        "has_extras": has_extras,
-        "has_venice_prompt": has_prompt if isinstance(has_prompt, bool) else None,
-        "venice_parameters": stated,
-        # Another model may answer, at prices of its own.
-        "has_price": not request.fallbacks,
+        "endpoint": endpoint,
+        **inbound.facts(json),
+        "model": request.model,
+        "end_user": end_user(request),
+        "text_bytes": json.text_bytes - content.picture_bytes,
+        "parts": _parts(json.members),
+        "pictures": content.pictures,
+        "choices": asked.choices,
+        "max_output_tokens": max(maxima.values(), default=None),
+        "thinking_tokens": asked.thinking_tokens,
+        "surcharge_nanos": asked.surcharge_nanos,
+        "has_extras": asked.has_extras or content.is_unbounded,
+        "has_venice_prompt": asked.has_venice_prompt,
+        "venice_parameters": request.venice_parameters or NO_MEMBERS,
+        "has_price": asked.unpriced is None,
+        "unpriced": asked.unpriced,
+        "fallbacks": asked.fallbacks,
+        "other_models": asked.other_models,
     }
 
 
-def _extras(request: TokenRequest, parameters: VeniceParameters) -> tuple[int, bool]:
-    """What Venice's own parameters add at most in nano-dollars, and whether they add to the
-    prompt."""
-    suffix = request.model.partition(":")[2]
-    if parameters is NO_PARAMETERS and not suffix and request.web_search is None:
-        return 0, False
+def _parts(members: Mapping[str, Any]) -> int:
+    lists = [members.get(name) for name in (*CONVERSATIONS, "tools", "questions")]
+    return 1 + sum(len(parts) for parts in lists if isinstance(parts, list | dict))
 
-    def is_on(name: str) -> bool:
-        return getattr(parameters, name) not in (None, False, "off", "") or name in suffix
 
-    # Venice takes web_search beside its own parameter for the same.
-    is_searched = is_on("enable_web_search") or request.web_search not in (None, False, "off", "")
-    searches = is_searched + is_on("enable_x_search")
-    pages = MOST_SCRAPED_PAGES if is_on("enable_web_scraping") else 0
-    has_extras = bool(searches or pages or is_on("character_slug"))
-    return SEARCH_NANOS * (searches + pages), has_extras
+def _changes(
+    members: Mapping[str, Any], settings: KeySettings, table: Table, model: str
+) -> dict[str, Any]:
+    """What is changed in a body before it is anything else than read."""
+    changes = tolerate(members) if settings.tolerant and table is not DECISIONS else {}
+    if model != members["model"]:
+        changes["model"] = model
+    if table is not TEXT:
+        return changes
+    if settings.venice_parameters:
+        stated = members.get("venice_parameters") or NO_MEMBERS
+        changes["venice_parameters"] = {**settings.venice_parameters, **stated}
+    tools = members.get("tools") or ()
+    if any(map(is_idle_search, tools)):
+        live = [tool for tool in tools if not is_idle_search(tool)]
+        changes["tools"] = live or msgspec.UNSET
+        if not live:
+            changes |= dict.fromkeys(OF_TOOLS, msgspec.UNSET)
+    return changes
 
 
 def spliced(call: TokenCall, caller: Caller, bound: Bound, maxima: Sequence[str]) -> bytes:

@@ -1,7 +1,7 @@
 """What calls that are paid by the piece have in common: an image, a second, a request."""
 
-from collections.abc import Collection, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,6 +25,13 @@ class Form(NamedTuple, Generic[S]):
     parts: Sequence[multipart.Part]
     """Those of the form."""
 
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """What the body says by its names; of a file only that it is there."""
+        if self.json is not None:
+            return self.json.members
+        return {part.name: True if part.text is None else part.text for part in self.parts}
+
 
 def read_form(inbound: Inbound, shape: type[S], media: Collection[str] = ()) -> Form[S]:
     """A body that may be JSON or ``multipart/form-data`` as ``shape``; parts of names in ``media``
@@ -38,12 +45,15 @@ def read_form(inbound: Inbound, shape: type[S], media: Collection[str] = ()) -> 
         return Form(json.convert(shape), json, ())
     parts = multipart.parse(inbound.content, content_type)
     texts: dict[str, str] = {}
+    names: set[str] = set()
     for part in parts:
         if part.name in media:
             continue
         is_read = part.name in shape.__struct_fields__  # type: ignore[attr-defined]
-        if is_read and part.name in texts:
+        is_file = part.text is None
+        if part.name in names and not is_file and not part.name.endswith("[]"):
             raise ClientError(f"{part.name}: is there twice.", param=part.name)
+        names.add(part.name)
         if is_read and part.text is None:
             raise ClientError(
                 f"{part.name}: must be a text of at most {multipart.TEXT_BYTES} bytes, not a file.",

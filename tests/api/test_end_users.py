@@ -8,7 +8,6 @@ import pytest
 from support import MODEL, ORGANIZATIONS, limited, standing
 
 from service import app as application
-from service.catalog import Catalog
 
 
 def bodies(upstream):
@@ -211,19 +210,19 @@ async def test_money_limits_do_without_venices_prompt(service, upstream, caller)
 
 async def test_what_venice_adds_is_learned(service, caller):
     """A prompt with more tokens than its bytes and the allowance bound raises the allowance of its
-    model, and of no other."""
-    catalog = service.app[application.api.CATALOG]
-    before = catalog.overhead_tokens(MODEL, with_prompt=True)
+    model for its own organization. What it may cost others stays as it was."""
+    other = await service.new_caller("other")
+
+    async def quoted(who):
+        body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+        async with service.http.post("/v1/quote", json=body, headers=who.headers) as response:
+            return (await response.json())["max_tokens"]
+
+    before = await quoted(caller)
+    assert await quoted(other) == before
     async with caller.chat("[prompt=9000]") as response:
         usage = (await response.json())["usage"]
 
-    learned = catalog.overhead_tokens(MODEL, with_prompt=True)
-    assert before == 4096 < learned < usage["prompt_tokens"]
     assert usage["prompt_tokens"] > 9000
-    assert catalog.overhead_tokens(MODEL, with_prompt=False) == 128
-    assert catalog.overhead_tokens("other", with_prompt=True) == 4096
-    # Another replica, or the next start, knows it too; and never less.
-    await catalog.share_overheads()
-    replica = Catalog(lambda _: None, service.app[application.api.DATABASE])
-    await replica.share_overheads()
-    assert replica.overhead_tokens(MODEL, with_prompt=True) == learned
+    assert before < 9000 < await quoted(caller) + 100
+    assert await quoted(other) == before

@@ -244,7 +244,8 @@ WINDOW = 131_072
         ({"venice_parameters": {"enable_web_search": "on"}}, WINDOW, True),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, WINDOW, True),
         ({"messages": [{"role": "user", "content": [{"image_url": "é"}]}]}, WINDOW, True),
-        ({"fallbacks": [{"model": "claude-opus-4-8"}]}, 100, False),
+        ({"fallbacks": [{"model": "claude-opus-4-8"}]}, 100, True),
+        ({"no_such_member": 1}, 100, False),
     ],
 )
 async def test_the_bound_knows_what_venice_may_charge(caller, members, tokens, has_price):

@@ -114,20 +114,16 @@ async def test_a_start_without_venice(synced, database, upstream):
 
 
 async def test_a_price_changes(synced, database, upstream):
-    """It is a new version with what was learned of the model, an event with both prices, and one
-    line in the log; the old version stays."""
-    synced.learn_overhead(MODEL, 700, with_prompt=False)
-    await synced.share_overheads()
+    """It is a new version, an event with both prices, and one line in the log; the old version
+    stays."""
     upstream.listing.change(MODEL, {"pricing": DEARER})
     with capture_logs() as logs:
         await synced.sync()
 
     old, new = await rows(database)
     assert (old["is_current"], new["is_current"], new["version"]) == (False, True, 2)
-    assert (old["overhead_tokens"], new["overhead_tokens"]) == (700, 700)
     assert synced.price_version(MODEL) == 2
     assert synced.token_price(MODEL).rates.input == 900_000_000
-    assert synced.overhead_tokens(MODEL, with_prompt=False) == 700
     stated = {"usd": "2.8", "diem": "2.8"}
     assert await events(database) == [
         (
@@ -190,11 +186,8 @@ async def test_a_deprecation_is_announced(synced, database, upstream):
 
 async def test_a_model_goes_and_comes_back(synced, database, upstream):
     """A model that is gone is not listed, and its replacement answers; both are events. When it is
-    there again it is a new version, with what was learned of it."""
+    there again it is a new version."""
     going = "llama-3.2-3b"
-    synced.learn_overhead(going, 700, with_prompt=True)
-    synced.learn_overhead(going, 5000, with_prompt=True)
-    await synced.share_overheads()
     upstream.listing.change(going, None)
     await synced.sync()
 
@@ -213,10 +206,6 @@ async def test_a_model_goes_and_comes_back(synced, database, upstream):
     upstream.listing.reset()
     await synced.sync()
     assert synced.price_version(going) == 2
-    assert [row["overhead_tokens_with_venice_prompt"] for row in await rows(database, going)] == [
-        5000,
-        5000,
-    ]
     (gone, _, detail), (added, _, _) = await events(database)
     assert (gone, added, detail["replacement"]) == ("model.gone", "model.added", MODEL)
 
@@ -298,33 +287,37 @@ async def test_an_empty_list_forgets_nothing(synced, database):
     assert await everything(database) == before
 
 
-async def test_overheads_of_unknown_models_are_kept_for_later(fetch, database):
-    """What was learned before the copy was there is written once it is."""
-    catalogue = Catalog(fetch, database)
-    catalogue.learn_overhead(MODEL, 700, with_prompt=False)
-    await catalogue.share_overheads()
-    assert await rows(database) == []
-    await catalogue.sync()
-
-    assert [row["overhead_tokens"] for row in await rows(database)] == [700]
-
-
 async def test_a_row_of_before_there_was_a_copy(fetch, database):
-    """A row that only knows overheads gets a version with the list, which keeps them."""
+    """A row that has no prices gets a version with the list."""
     await database.fetch(
-        "INSERT INTO public.models (id, name, kind, overhead_tokens)"
-        " VALUES ($1, $2, 'venice', 700)",
-        uuid.uuid4(),
-        MODEL,
+        "INSERT INTO public.models (id, name, kind) VALUES ($1, $2, 'venice')", uuid.uuid4(), MODEL
     )
     catalogue = Catalog(fetch, database)
     await catalogue.load()
     assert not catalogue.is_loaded
     await catalogue.sync()
 
-    assert [row["overhead_tokens"] for row in await rows(database)] == [700, 700]
     assert catalogue.price_version(MODEL) == 2
     assert await events(database) == []
+
+
+async def test_what_is_learned_stays_with_whom_it_was_learned_of(fetch, database):
+    """A caller chooses its prompts: they change the bounds of its own organization alone, up to a
+    maximum, and for no more organizations than fit."""
+    catalogue = Catalog(fetch, database)
+    other = uuid.uuid4()
+    catalogue.learn_overhead(MODEL, ACME, 700, with_prompt=False)
+    catalogue.learn_overhead(MODEL, ACME, 600, with_prompt=False)
+    catalogue.learn_overhead(MODEL, other, 1_000_000, with_prompt=False)
+
+    def overhead(organization_id, model=MODEL):
+        return catalogue.overhead_tokens(model, organization_id, with_prompt=False)
+
+    assert [overhead(ACME), overhead(other), overhead(ACME, "other")] == [700, 128, 128]
+    assert catalogue.overhead_tokens(MODEL, ACME, with_prompt=True) == 4096
+    for number in range(10_000):
+        catalogue.learn_overhead(MODEL, uuid.UUID(int=number + 10), 700, with_prompt=False)
+    assert overhead(ACME) == 128
 
 
 async def test_a_model_with_the_name_of_an_alias(synced, database, upstream):

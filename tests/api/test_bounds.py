@@ -1,0 +1,427 @@
+"""What a body asks for is in its bound, in whatever way it is asked for; what is sent is what was
+priced."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from support import MODEL, limited
+
+SEARCH = Decimal("0.01")
+OPUS = "claude-opus-4-8"
+MESSAGES = [{"role": "user", "content": "x"}]
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
+LINK = {"type": "image_url", "image_url": {"url": "https://example.com/a.png", "detail": "low"}}
+TEXT = {"type": "text", "text": "What is that?"}
+WIDE_WINDOW = 1_000_000
+CHAT = "/chat/completions"
+RESPONSES = "/responses"
+
+
+def body_of(path, **members):
+    """A small body for the path."""
+    conversation = {"input": "x"} if path == RESPONSES else {"messages": MESSAGES}
+    maximum = "max_output_tokens" if path == RESPONSES else "max_completion_tokens"
+    return {"model": MODEL, maximum: 100, **conversation, **members}
+
+
+async def send(caller, path, body):
+    """Status and decoded answer of a body, which may be bytes."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {**caller.headers, "Content-Type": "application/json"}
+    async with caller.service.http.post(f"/v1{path}", data=content, headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def quoted(caller, path, body):
+    """The quote of a body."""
+    status, quote = await send(caller, f"/quote{path}", body)
+    assert status == 200, quote
+    return quote
+
+
+async def cost(caller, path, **members):
+    """The most that a body can cost; None where nobody knows."""
+    usd = (await quoted(caller, path, body_of(path, **members)))["max_cost_usd"]
+    return None if usd is None else Decimal(usd)
+
+
+SEARCHES = [
+    {"venice_parameters": {"enable_web_search": "on"}},
+    {"venice_parameters": {"enable_web_search": "auto"}},
+    {"venice_parameters": {"enable_web_search": True}},
+    {"venice_parameters": {"enable_x_search": True}},
+    {"web_search": True},
+    {"web_search_options": {}},
+    {"tools": [{"type": "web_search"}]},
+    {"tools": [{"type": "web_search_preview"}]},
+    {"tools": [{"type": "web_search_preview_2025_03_11"}]},
+    {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+    {"tools": [{"type": "Web_Search"}]},
+    {"tools": [{"type": "x_search", "allowed_x_handles": ["a"]}]},
+    {"tools": [{"type": "web_search", "external_web_access": True}]},
+    {"tools": [{"type": "namespace", "name": "a", "tools": [{"type": "web_search"}]}]},
+    {"tools": [{"type": "function", "function": {"name": "f"}, "web_search": {"enable": True}}]},
+    {"model": f"{MODEL}:enable_web_search=on"},
+    {"model": f"{MODEL}:enable%5Fweb%5Fsearch=on"},
+    {"model": f"{MODEL}:disable_thinking=true&enable_web_search=%6Fn"},
+    {"model": f"{MODEL}:enable_x_search=true"},
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+@pytest.mark.parametrize("members", SEARCHES, ids=json.dumps)
+async def test_a_search_has_one_price(caller, path, members):
+    """However it is asked for: its fee, and a prompt that only the window bounds."""
+    plain = await cost(caller, path)
+    one_way = await cost(caller, path, venice_parameters={"enable_web_search": "on"})
+
+    assert plain < SEARCH < one_way == await cost(caller, path, **members)
+    both = {"venice_parameters": {"enable_web_search": "on"}, "tools": [{"type": "x_search"}]}
+    assert await cost(caller, path, **both) == one_way + SEARCH
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+async def test_what_only_mentions_a_search_is_none(caller, path):
+    """Neither a prompt nor a tool of the client's nor a wish that is none."""
+    plain = await cost(caller, path)
+    function = {"name": "web_search", "description": '"web_search" "x_search" "file"'}
+    tool = {"type": "function", **function, "function": function}
+    for members in (
+        {"tools": [tool]},
+        {"tools": [{"type": "custom", "name": "image_generation"}]},
+        {"metadata": {"a": '{"type":"web_search"}'}},
+        {"venice_parameters": {"enable_web_search": "off", "enable_web_citations": True}},
+        {"web_search": False},
+        {"tools": None, "tool_choice": "auto"},
+        {"model": f"{MODEL}:enable_web_search=off"},
+    ):
+        assert plain <= await cost(caller, path, **members) < SEARCH
+
+
+async def test_a_search_that_may_not_leave_the_client_is_left_out(caller, upstream):
+    """Codex sends it with each request. Where no tool is left, nothing is said of tools."""
+    await limited(caller, unit="usd", period="day", ceiling="0.05")
+    search = {"type": "web_search", "external_web_access": False}
+    function = {"type": "function", "name": "f", "parameters": {}}
+    for tools, left in (
+        ([function, search], {"tools": [function], "tool_choice": "auto"}),
+        ([search], {}),
+    ):
+        body = body_of(RESPONSES, tools=tools, tool_choice="auto", parallel_tool_calls=False)
+        assert (await send(caller, RESPONSES, body))[0] == 200
+        sent = json.loads(upstream.calls.to(RESPONSES)[-1].body)
+        assert {name: sent[name] for name in ("tools", "tool_choice") if name in sent} == left
+
+
+UNPRICED = [
+    {"tools": [{"type": "image_generation"}]},
+    {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
+    {"tools": [{"type": "co\u0064e_interpreter"}]},
+    {"tools": [{"type": "file_search", "vector_store_ids": ["a"]}]},
+    {"tools": [{"type": "mcp", "server_url": "https://example.com"}]},
+    {"tools": [{"type": "web_search_and_more"}]},
+    {"tools": [{"type": "function", "function": {"name": "f"}, "model": OPUS}]},
+    {"tool_choice": {"type": "image_generation"}},
+    {"service_tier": "priority"},
+    {"plugins": [{"id": "web"}]},
+    {"models": [OPUS]},
+    {"Web_Search": True},
+    {"web\u200bsearch": True},
+    {"speed": "fast"},
+    {"modalities": ["text", "audio"]},
+    {"venice_parameters": {"Enable_Web_Search": "on"}},
+    {"venice_parameters": {"enable_image_generation": True}},
+    {"reasoning": {"pro": True}},
+    {"model": f"{MODEL}:enable_anything=on"},
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+@pytest.mark.parametrize("members", UNPRICED, ids=json.dumps)
+async def test_what_nobody_knows_the_price_of_passes_no_limit_of_money(
+    service, upstream, path, members
+):
+    """Without a limit it passes. ``tolerant`` callers have some of it left out."""
+    caller = await service.new_caller(settings={"tolerant": False})
+    assert await cost(caller, path, **members) is None
+    await limited(caller, unit="usd", period="day", ceiling="5")
+    status, answer = await send(caller, path, body_of(path, **members))
+
+    assert (status, answer["error"]["code"]) == (402, "price_unknown")
+    assert answer["error"]["param"].split("[")[0].split(".")[0].split(":")[0] in members
+    assert upstream.calls.to(path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/image/generate", {"model": "venice-sd35", "prompt": "x", "turbo": True}),
+        ("/images/generations", {"prompt": "x", "enhance_prompt": True}),
+        ("/image/edit", {"image": "https://example.com/a.png", "prompt": "x", "n": 2}),
+        ("/image/upscale", {"image": "https://example.com/a.png", "enhance": True}),
+        ("/audio/speech", {"input": "x", "clone": "y"}),
+        ("/embeddings", {"model": "text-embedding-bge-m3", "input": "x", "fallbacks": []}),
+        ("/decisions", {"model": "jev-latest", "state": "x", "questions": {}, "tools": []}),
+        ("/augment/search", {"query": "x", "deep": True}),
+        ("/video/queue", {"model": "wan-2.5-preview-text-to-video", "prompt": "x", "best": 1}),
+    ],
+)
+async def test_members_that_are_not_known_have_no_price(caller, path, body):
+    """On any endpoint."""
+    assert (await quoted(caller, path, body))["max_cost_usd"] is None
+
+
+async def test_images_are_multiplied(caller):
+    """In OpenAI's words too."""
+    body = {"model": "venice-sd35", "prompt": "x"}
+    one = await quoted(caller, "/images/generations", body)
+    four = await quoted(caller, "/images/generations", {**body, "n": 4})
+    assert Decimal(four["max_cost_usd"]) == 4 * Decimal(one["max_cost_usd"])
+
+
+@pytest.mark.parametrize(
+    ("members", "output_tokens"),
+    [
+        ({}, 100),
+        ({"n": 3}, 300),
+        ({"n": 3, "best_of": 5}, 1_500),
+        ({"variants": 4}, 400),
+        ({"max_tokens": 700}, 700),
+        ({"reasoning": {"effort": "high", "max_tokens": 900}}, 1_000),
+        ({"thinking": {"type": "enabled", "budget_tokens": 900}, "n": 2}, 2_000),
+        ({"thinking_budget": -1}, 32_768),
+    ],
+)
+async def test_what_multiplies_or_raises_the_output(caller, members, output_tokens):
+    """Choices multiply it, and thoughts come beside the maximum."""
+    plain = await quoted(caller, CHAT, body_of(CHAT))
+    quote = await quoted(caller, CHAT, body_of(CHAT, **members))
+    more = quote["max_tokens"] - plain["max_tokens"] - (output_tokens - 100)
+    assert 0 <= more < 100
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, 1e2, True, -1, 0, 2**40, 10**30, [2], {"a": 1}])
+@pytest.mark.parametrize(
+    "name", ["n", "best_of", "variants", "max_tokens", "max_completion_tokens", "max_output_tokens"]
+)
+async def test_counts_are_whole_numbers(caller, upstream, name, value):
+    """Venice could read a text, a fraction or a truth in another way."""
+    status, answer = await send(caller, CHAT, body_of(CHAT, **{name: value}))
+    assert (status, answer["error"]["param"]) == (400, name)
+    assert upstream.calls.to(CHAT) == []
+
+
+async def test_a_response_is_capped_by_what_caps_responses(caller, upstream):
+    """Venice may ignore what other APIs call the maximum."""
+    body = {"model": MODEL, "input": "x", "max_tokens": 100_000, "max_completion_tokens": 5}
+    assert (await send(caller, RESPONSES, body))[0] == 200
+    sent = json.loads(upstream.calls.to(RESPONSES)[-1].body)
+    maxima = ("max_output_tokens", "max_completion_tokens", "max_tokens")
+    assert [sent[name] for name in maxima] == [8_192] * 3
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "enable_web_search",
+        "=on",
+        "free",
+        "enable%255Fweb_search=on",
+        "enable_web_search=on;a=b",
+        "enable_web_search=on+off",
+        "enable_web_search=off&enable_web_search=on",
+        "enable_web_search=off&enable%5Fweb%5Fsearch=on",
+        "enable_web_search:on",
+        "a=%00",
+        "a=%C3%A9",
+        "a=%zz",
+        "a=b=c",
+        "a=b#c",
+    ],
+)
+async def test_a_suffix_that_can_be_read_in_two_ways_is_refused(caller, upstream, suffix):
+    """With the field and the rule."""
+    for path in (CHAT, RESPONSES, "/embeddings"):
+        body = {**body_of(path), "model": f"{MODEL}:{suffix}", "input": "x"}
+        status, answer = await send(caller, path, body)
+        assert (status, answer["error"]["param"]) == (400, "model")
+    assert [call for call in upstream.calls if call.method == "POST"] == []
+
+
+async def test_what_is_sent_is_what_was_priced(caller, upstream):
+    """A suffix goes to Venice in the spelling in which it was read."""
+    for stated, sent in (
+        ("enable%5Fweb%5Fsearch=o%6Eff", None),
+        ("enable%5Fweb%5Fcitations=true&disable_thinking=true", "enable_web_citations=true&"),
+        ("&enable_web_search=o%66f&", "enable_web_search=off"),
+    ):
+        body = body_of(CHAT, model=f"{MODEL}:{stated}")
+        status, _ = await send(caller, CHAT, body)
+        if sent is None:
+            assert status == 400
+            continue
+        assert status == 200
+        model = json.loads(upstream.calls.to(CHAT)[-1].body)["model"]
+        assert model.startswith(f"{MODEL}:{sent}")
+        assert "%" not in model
+    for name in (f"{MODEL}%3Aenable_web_search=on", f"{MODEL[:-1]}%62"):
+        assert (await send(caller, CHAT, body_of(CHAT, model=name)))[0] == 400
+    body = {"model": "venice-sd35:enhance_prompt=true", "prompt": "x"}
+    assert (await send(caller, "/image/generate", body))[0] == 400
+
+
+async def test_a_suffix_teaches_nobody(service, upstream):
+    """Not even what the bound did not know."""
+    caller, other = await service.new_caller(), await service.new_caller("other")
+    before = await cost(other, CHAT)
+    for name in (f"{MODEL}:enable%5Fweb%5Fsearch=on", MODEL):
+        body = body_of(CHAT, model=name, messages=[{"role": "user", "content": "[prompt=9000]"}])
+        assert (await send(caller, CHAT, body))[0] == 200
+    assert await cost(other, CHAT) == before
+
+
+async def tokens(caller, *content, model=OPUS, **members):
+    """The most tokens of a message with these parts."""
+    message = {"role": "user", "content": list(content)}
+    return (await quoted(caller, CHAT, body_of(CHAT, model=model, messages=[message], **members)))[
+        "max_tokens"
+    ]
+
+
+async def test_a_picture_has_the_bound_of_a_picture(caller):
+    """Be it in the body or linked to; not of its bytes, and not of the window."""
+    plain = await tokens(caller, TEXT)
+    linked = await tokens(caller, TEXT, LINK)
+    assert plain < linked < plain + 20_000
+    assert abs(await tokens(caller, TEXT, PICTURE) - linked) < 200
+    several = await tokens(caller, TEXT, LINK, PICTURE, LINK)
+    assert 3 * (linked - plain) - 300 < several - plain < 3 * (linked - plain) + 300
+
+    item = {"role": "user", "content": [{"type": "input_image", "image_url": PICTURE["image_url"]}]}
+    item["content"][0]["image_url"] = PICTURE["image_url"]["url"]
+    for path, conversation in (
+        (RESPONSES, {"input": [item]}),
+        (RESPONSES, {"input": [{"type": "function_call_output", "output": item["content"]}]}),
+    ):
+        quote = await quoted(caller, path, body_of(path, model=OPUS, **conversation))
+        assert plain < quote["max_tokens"] < plain + 20_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA"}},
+        {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
+        {"type": "image_url", "image_url": {"url": "data:application/pdf;base64,AAAA"}},
+        {"type": "image_url", "image_url": {"url": "ftp://example.com/a.png"}},
+        {"type": "image_url", "image_url": ["https://example.com/a.png"]},
+        {"type": "image_url", "image_url": {"url": "https://a.example"}, "file": {"file_id": "a"}},
+        {"type": "text", "text": "x", "video_url": {"url": "https://example.com/a.mp4"}},
+        {"type": "input_hologram", "text": "x"},
+        {"image_url": {"url": "https://example.com/a.png"}},
+        {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
+    ],
+    ids=json.dumps,
+)
+async def test_what_bytes_do_not_bound_has_the_bound_of_the_window(caller, part):
+    """Sound, video, files, and what is not known."""
+    assert await tokens(caller, TEXT, part) == WIDE_WINDOW + 100
+
+
+async def test_structure_decides_and_not_bytes(caller):
+    """A schema may name its members as it likes, and a text have any character escaped."""
+    schema = {"type": "object", "properties": {"file": {"type": "string"}, "image_url": {}}}
+    tool = {"type": "function", "function": {"name": "Read", "parameters": schema}}
+    assert await tokens(caller, TEXT, tools=[tool]) < 10_000
+    said = {"role": "assistant", "content": None, "tool_calls": []}
+    said["tool_calls"] = [
+        {"id": "a", "type": "function", "function": {"name": "Read", "arguments": '{"file":"a"}'}}
+    ]
+    answer = {"role": "tool", "tool_call_id": "a", "content": '{"image_url":"input_audio"}'}
+    body = body_of(CHAT, model=OPUS, messages=[*MESSAGES, said, answer, *MESSAGES])
+    assert (await quoted(caller, CHAT, body))["max_tokens"] < 10_000
+
+
+async def test_escapes_are_decoded(caller):
+    """A text has one bound, in whatever way it is written."""
+    body = body_of(CHAT, messages=[{"role": "user", "content": "a f\u00f6x \U0001f98a" * 100}])
+    plain = json.dumps(body, ensure_ascii=False).encode()
+    escaped = json.dumps(body, indent=4).replace("a f", "\\u0061 \\u0066").encode()
+    assert await quoted(caller, CHAT, plain) == await quoted(caller, CHAT, escaped)
+
+
+async def test_claude_code_needs_no_window(caller):
+    """Its tools have properties of all names."""
+    tool = {
+        "name": "Read",
+        "input_schema": {"type": "object", "properties": {"file": {"type": "string"}}},
+    }
+    body = {"model": OPUS, "max_tokens": 10, "messages": MESSAGES, "tools": [tool]}
+    assert (await quoted(caller, "/messages", body))["max_tokens"] < 10_000
+
+
+NAMED = [
+    ({"fallbacks": [{"model": OPUS}]}, 403),
+    ({"fallbacks": [{"model": "kimi-k2-6"}, {"model": OPUS}]}, 403),
+    ({"fallbacks": [{"model": "gpt-5.2"}, {"model": "no-such-model"}]}, 404),
+    ({"fallbacks": [{"model": f"{OPUS}:enable_web_search=on"}]}, 400),
+    ({"fallbacks": [{"model": OPUS, "max_tokens": 5}]}, 400),
+    ({"fallbacks": [OPUS]}, 400),
+    ({"fallbacks": OPUS}, 400),
+    ({"fallbacks": [{"model": "kimi-k2-6"}] * 11}, 400),
+    ({"models": [OPUS]}, 403),
+    ({"Models": {"a": [{"b": OPUS}]}}, 403),
+    ({"\uff4dodel": OPUS}, 403),
+    ({"fallback_model": OPUS}, 403),
+    ({"route": "fallback"}, 404),
+    ({"venice_parameters": {"model": OPUS}}, 403),
+    ({"venice_parameters": {"router": {"to": OPUS}}}, 403),
+    ({"tools": [{"type": "image_generation", "model": OPUS}]}, 403),
+    ({"tools": [{"type": "function", "function": {"name": "f"}, "model": OPUS}]}, 403),
+    ({"reasoning": {"summary_model": OPUS}}, 403),
+]
+
+
+@pytest.mark.parametrize(("members", "status"), NAMED, ids=json.dumps)
+async def test_every_model_in_a_body_must_be_allowed(service, upstream, members, status):
+    """Wherever it is named."""
+    caller = await service.new_caller(models=[MODEL, "kimi-k2-6"])
+    for path in (CHAT, RESPONSES):
+        answered, answer = await send(caller, path, body_of(path, **members))
+        assert answered == status, answer
+        assert upstream.calls.to(path) == []
+
+
+async def test_fallbacks_are_in_the_bound(service, upstream):
+    """The dearest model that may answer counts. Venice gets its own names for them."""
+    caller = await service.new_caller(models=[MODEL, "kimi-k2-6", OPUS])
+    await limited(caller, unit="usd", period="day", ceiling="5")
+    alone = {name: await cost(caller, CHAT, model=name) for name in (MODEL, "kimi-k2-6", OPUS)}
+    fallbacks = [{"model": "gpt-5.2"}, {"model": "Claude.Opus.4.8"}]
+    dear = await cost(caller, CHAT, fallbacks=fallbacks)
+    assert alone[MODEL] < alone["kimi-k2-6"] < alone[OPUS] <= dear
+
+    await limited(caller, unit="usd", period="day", ceiling=str(dear))
+    status, answer = await send(caller, CHAT, body_of(CHAT, n=2, fallbacks=fallbacks))
+    assert (status, answer["error"]["code"]) == (402, "limit_exceeded")
+    assert (await send(caller, CHAT, body_of(CHAT, fallbacks=fallbacks)))[0] == 200
+    (call,) = upstream.calls.to(CHAT)
+    assert json.loads(call.body)["fallbacks"] == [{"model": "kimi-k2-6"}, {"model": OPUS}]
+
+
+async def test_a_limit_of_one_model_is_not_passed_by_naming_another(service, caller):
+    """Calls that another model may answer could not be counted."""
+    await limited(caller, unit="requests", period="day", ceiling=0, model=OPUS)
+    for members in ({"fallbacks": [{"model": OPUS}]}, {"models": [OPUS]}):
+        status, answer = await send(caller, CHAT, body_of(CHAT, **members))
+        assert (status, answer["error"]["code"]) == (403, "model_not_allowed")
+
+
+async def test_defaults_of_a_key_are_in_the_bound(service):
+    """They are spliced into each body."""
+    plain = await service.new_caller()
+    caller = await service.new_caller(settings={"venice_parameters": {"enable_web_search": "on"}})
+    searched = await cost(plain, CHAT, venice_parameters={"enable_web_search": "on"})
+    assert await cost(caller, CHAT) == searched
