@@ -13,6 +13,7 @@
         Conflict                  409 conflict
         PayloadTooLarge           413 payload_too_large
         UnsupportedEncoding       415 unsupported_encoding
+        HeadTooLarge              431 head_too_large
         RateLimited               429 rate_limited         or limit_held
       UpstreamError               502 upstream_error
         UpstreamUnreachable       502 upstream_unreachable
@@ -80,7 +81,7 @@ class ClientError(ServiceError):
 
     status = 400
     code = "invalid_request"
-    reasons: tuple[str, ...] = ("invalid_json",)
+    reasons: tuple[str, ...] = ("invalid_json", "malformed_request")
 
 
 class Unauthenticated(ClientError):
@@ -155,6 +156,13 @@ class UnsupportedEncoding(ClientError):
 
     status = 415
     code = "unsupported_encoding"
+
+
+class HeadTooLarge(ClientError):
+    """The URL or the headers are longer than the service accepts."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class RateLimited(ClientError):

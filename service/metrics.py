@@ -107,6 +107,9 @@ TURNED_AWAY: Final = _counter(
     "Requests and connections that were ended so that others have room.",
     "reason",
 )
+MALFORMED: Final = _counter(
+    "rialto_malformed_requests_total", "What came in place of a request.", "code"
+)
 CALLS: Final = _counter(
     "rialto_calls_total", "Admitted calls that have ended.", "endpoint", "outcome"
 )

@@ -308,6 +308,27 @@ class Settings:
         _integer(1, 64),
         1,
     )
+    head_max_bytes: int = _variable(
+        "HEAD_MAX_BYTES",
+        "integer",
+        "The longest URL, and the longest header; a whole head may have twice as much.",
+        _integer(1024, 1 << 20),
+        32 * 1024,
+    )
+    head_timeout_s: float = _variable(
+        "HEAD_TIMEOUT_SECONDS",
+        "seconds",
+        "How long the head of a request may take to arrive once it has begun.",
+        _seconds(0.1, 600),
+        20.0,
+    )
+    unknown_connections: int = _variable(
+        "MAX_UNKNOWN_CONNECTIONS",
+        "integer",
+        "How many connections without a key an address may have before its oldest is closed.",
+        _integer(1, 1_000_000),
+        1000,
+    )
     body_max_bytes: int = _variable(
         "BODY_MAX_BYTES",
         "integer",
@@ -318,9 +339,8 @@ class Settings:
     body_budget_bytes: int = _variable(
         "BODY_BUDGET_BYTES",
         "integer",
-        "How many bytes of request bodies a process holds at most, at least three times"
-        " `BODY_MAX_BYTES`. An organization has as many as are still free, a key half as many; more"
-        " are refused with 503.",
+        "How many bytes of bodies a process holds; at least three times `BODY_MAX_BYTES`. An"
+        " organization has as many as are free, a key half as many; more are refused with 503.",
         _integer(1024, 1 << 40),
         256 * 1024 * 1024,
     )

@@ -1,6 +1,6 @@
 """The HTTP surface: routes, and nothing that knows how the work is done."""
 
-from service.api.connections import HANDLER_ARGUMENTS, make_runner
+from service.api.connections import handler_arguments, make_runner
 from service.api.intake import Intake
 from service.api.metrics import keep_fresh
 from service.api.middleware import MIDDLEWARES, finish_headers
@@ -28,7 +28,6 @@ __all__ = [
     "CATALOG",
     "DATABASE",
     "GATEWAY",
-    "HANDLER_ARGUMENTS",
     "INTAKE",
     "KEYRING",
     "METRICS_DIRECTORY",
@@ -42,6 +41,7 @@ __all__ = [
     "Status",
     "add_routes",
     "finish_headers",
+    "handler_arguments",
     "keep_fresh",
     "make_runner",
 ]

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from service import accounts, crypto, metrics
 from service.accounts import OPERATOR, Caller
+from service.api.connections import CallerProtocol
 from service.api.intake import CALLER
 from service.api.state import CALLERS, OPEN_REQUESTS, PLACE, SETTINGS
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
@@ -55,7 +56,7 @@ def _enter(request: web.Request, caller: Caller) -> None:
 
     :raises RateLimited, Unavailable: when the caller has its share of them, or nobody has room.
     """
-    request[CALLER] = caller
+    _note_caller(request, caller)
     places, key_id = request.app[OPEN_REQUESTS], caller.api_key_id or caller.organization_id
     place = request[PLACE] = places.open(caller.organization_id, key_id)
     if place.grow(1):
@@ -68,6 +69,12 @@ def _enter(request: web.Request, caller: Caller) -> None:
         " time. Try again when one of them has ended.",
         retry_after_s=1,
     )
+
+
+def _note_caller(request: web.Request, caller: Caller) -> None:
+    request[CALLER] = caller
+    if isinstance(request.protocol, CallerProtocol):
+        request.protocol.show_key(caller)
 
 
 async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
@@ -85,7 +92,7 @@ async def authenticate_operator(request: web.Request) -> Caller:
     """
     key = _bearer(request)
     if crypto.equal(key, request.app[SETTINGS].operator_key):
-        request[CALLER] = OPERATOR
+        _note_caller(request, OPERATOR)
         return OPERATOR
     caller = await request.app[CALLERS].identify(key)
     _enter(request, caller)

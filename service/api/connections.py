@@ -1,19 +1,33 @@
-"""The connections of callers: aiohttp's server, with bounds on what one of them can make it do."""
+"""The connections of callers: aiohttp's server, with bounds on what one of them can make it do.
+
+A connection waits for a head, which has a deadline and a size; then its request is answered. What
+cannot be read as a request is answered in our own form and leaves nothing of its bytes behind.
+"""
 
 import asyncio
 import contextlib
+import re
 import socket
-import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import structlog
-from aiohttp import StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import _ErrInfo
 
 from service import metrics
+from service.accounts import Caller
+from service.api.middleware import finish_headers
+from service.api.stalls import UnreadWatch, ask_if_there, can_tell, is_reset
 from service.api.state import SETTINGS
+from service.api.strangers import Strangers
+from service.api.wire import DIALECT, REQUEST_ID, dialect_of, error_response
+from service.errors import ClientError, HeadTooLarge, RequestTimeout, ServiceError
+from service.ids import uuid7
 from service.settings import Settings
+from service.shares import Share, Shares
 
 log = structlog.get_logger()
 
@@ -24,107 +38,269 @@ READ_BUFFER_BYTES: Final = 64 * 1024
 """How much of a body waits in a connection before its reading is paused, or twice that."""
 SEND_BUFFER_BYTES: Final = 128 * 1024
 """How much of an answer the system keeps for a caller that does not read, or twice that."""
+HEADS: Final = 2
+"""How many times ``HEAD_MAX_BYTES`` a whole head may have: edges add headers of their own."""
+REQUEST_LINE: Final = re.compile(rb"[A-Za-z]+ ([^ ?\r\n]{1,200})")
 DRAIN_S: Final = 5.0
 MAX_DRAINED_BYTES: Final = 64 * 1024 * 1024
 """How long, and how much of, a body that nobody wants is read after its answer. Most clients look
 for an answer only when they have sent all."""
-TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
-BYTES_ACKED: Final = struct.Struct("120xQ")
-"""Where ``tcpi_bytes_acked`` stands in Linux's ``struct tcp_info``."""
-STALL_CHECKS: Final = 4
-"""How often, within the time that a caller may take nothing, it is looked whether they did."""
+ECHO_S: Final = 0.02
+"""After how long it is looked whether a client is there that was asked; then twice as long."""
+MAX_LOOK_S: Final = 1.0
+CONNECTIONS_PER_REQUEST: Final = 4
+"""How many connections there may be with a key for each request that may be under way."""
 
-HANDLER_ARGUMENTS: Final[Mapping[str, Any]] = {
-    # Bodies are unpacked where they are read, or not at all.
-    "auto_decompress": False,
-    "read_bufsize": READ_BUFFER_BYTES,
-}
-"""Those of a connection, whoever makes the server."""
+
+def handler_arguments(settings: Settings) -> Mapping[str, Any]:
+    """What holds for a connection, whoever makes the server."""
+    return {
+        # Bodies are unpacked where they are read, or not at all.
+        "auto_decompress": False,
+        "read_bufsize": READ_BUFFER_BYTES,
+        "max_line_size": settings.head_max_bytes,
+        "max_field_size": settings.head_max_bytes,
+    }
+
+
+class _Head:
+    """The head that a connection waits for, of which some has come."""
+
+    __slots__ = ("size", "start", "timer")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.start = b""
+        self.timer: asyncio.TimerHandle | None = None
+
+    def clear(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.size, self.start = 0, b""
 
 
 class CallerProtocol(web.RequestHandler):
-    """A connection. A caller who takes nothing of an answer for ``WRITE_TIMEOUT_SECONDS`` is taken
-    for one who hung up."""
+    """A connection."""
 
-    __slots__ = ("_settings", "_stall_count", "_stall_timer", "_taken_bytes")
+    __slots__ = (
+        "_failed_at_path",
+        "_head",
+        "_is_half_closed",
+        "_known",
+        "_look_timer",
+        "_server",
+        "_unread",
+    )
 
-    def __init__(self, server: "CallerServer", settings: Settings, **arguments: Any) -> None:
+    def __init__(self, server: "CallerServer", **arguments: Any) -> None:
         super().__init__(server, **arguments)
-        self._settings = settings
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._stall_count = 0
-        self._taken_bytes: int | None = None
+        self._server = server
+        self._head = _Head()
+        self._unread: UnreadWatch | None = None
+        self._known: Share | None = None
+        """Set once a request of it has shown a key."""
+        self._failed_at_path: str | None = None
+        """Set once it has sent what is no request: it sends nothing sound any more."""
+        self._is_half_closed = False
+        """Whether its client sends no more."""
+        self._look_timer: asyncio.TimerHandle | None = None
+
+    # What the connection is.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request, or for the rest of one's head."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def end(self) -> None:
+        """Close it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def show_key(self, caller: Caller) -> None:
+        """One of its requests has the key of this caller: it counts among their connections, if
+        they may have one more."""
+        if self._known is None:
+            key_id = caller.api_key_id or caller.organization_id
+            share = self._server.known.open(caller.organization_id, key_id)
+            if share.grow(1):
+                self._known = share
+                self._server.strangers.remove(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what waits in the connection."""
         super().connection_made(transport)
+        assert self.transport is not None  # noqa: S101 - for the type checker
+        self._unread = UnreadWatch(
+            self._loop, self.transport, self._server.settings.write_timeout_s
+        )
         sock = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        peer = self.peername
+        address = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._server.strangers.add(self, address)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Watch it no more."""
-        self._stop_watching()
+        """Let go of everything that is kept for it."""
+        self._head.clear()
+        if self._unread is not None:
+            self._unread.stop()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._server.strangers.remove(self)
+        if self._known is not None:
+            self._known.close()
         super().connection_lost(exc)
+
+    # What it sends.
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, as long as what comes can be a request."""
+        if self._failed_at_path is not None:
+            self._drop(data)
+            return
+        super().data_received(data)
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            self._fail(data)
+        elif self.is_idle and data:
+            self._wait_for_head(data)
+        elif self._head.size:
+            self._head.clear()
+
+    def _wait_for_head(self, data: bytes) -> None:
+        head, settings = self._head, self._server.settings
+        if not head.size:
+            head.start = data[:256]
+            head.timer = self._loop.call_later(settings.head_timeout_s, self._head_is_late)
+        head.size += len(data)
+        if head.size > HEADS * settings.head_max_bytes:
+            self._refuse_head(_head_too_large(settings))
+
+    def _head_is_late(self) -> None:
+        timeout_s = self._server.settings.head_timeout_s
+        self._refuse_head(RequestTimeout(f"The headers did not arrive within {timeout_s:g} s."))
+
+    def _refuse_head(self, error: ServiceError) -> None:
+        """Answer the request though its head is not there."""
+        if self.is_idle and self._waiter is not None:
+            self._messages.append((_ErrInfo(error.status, error, ""), EMPTY_PAYLOAD))
+            self._waiter.set_result(None)
+            self._fail(b"")
+
+    def _fail(self, data: bytes) -> None:
+        """The last that came is no request: where the next would begin nobody knows."""
+        match = REQUEST_LINE.match(self._head.start or data)
+        self._failed_at_path = match[1].decode("latin-1") if match else ""
+        self._head.clear()
+        info = self._messages[-1][0]
+        assert isinstance(info, _ErrInfo)  # noqa: S101 - for the type checker
+        error = self._error_of(info)
+        log.debug("malformed request", code=error.code, kind=type(info.exc).__name__)
+        metrics.note(metrics.MALFORMED, 1, error.code)
+        request = self._current_request
+        if request is not None and not request.content.is_eof():
+            # It is the body of this one that cannot be read; it is the one that is answered.
+            self._messages.pop()
+            if request.content.exception() is None:
+                request.content.set_exception(web.RequestPayloadError("malformed body"))
+            self.close()
+
+    def _error_of(self, info: _ErrInfo) -> ServiceError:
+        if isinstance(info.exc, ServiceError):
+            return info.exc
+        if isinstance(info.exc, LineTooLong):
+            return _head_too_large(self._server.settings)
+        return ClientError("This is not a request that HTTP/1.1 has.", code="malformed_request")
+
+    def _make_error_handler(
+        self, err_info: _ErrInfo
+    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """What answers in place of a request that could not be read."""
+
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            assert isinstance(request, web.Request)  # noqa: S101 - the application makes them
+            request[REQUEST_ID] = uuid7().hex
+            request[DIALECT] = dialect_of(self._failed_at_path or "")
+            response = error_response(self._error_of(err_info), request)
+            response.force_close()
+            response.headers["Connection"] = "close"
+            await finish_headers(request, response)
+            return response
+
+        return answer
+
+    def _drop(self, data: bytes) -> None:
+        self._head.size += len(data)
+        if self._head.size > MAX_DRAINED_BYTES:
+            self.end()
+
+    # What it is sent.
 
     def pause_writing(self) -> None:
         """The caller reads more slowly than is written: see whether they read at all."""
         super().pause_writing()
-        self._watch_unsent()
-
-    def _watch_unsent(self) -> None:
-        if self._stall_timer is None:
-            self._stall_count, self._taken_bytes = 0, _taken(self.transport)
-            self._check_later()
-
-    def _check_later(self) -> None:
-        wait_s = self._settings.write_timeout_s / STALL_CHECKS
-        self._stall_timer = self._loop.call_later(wait_s, self._check_unsent)
-
-    def _check_unsent(self) -> None:
-        before, self._taken_bytes = self._taken_bytes, _taken(self.transport)
-        if self.transport is None or not self.transport.get_write_buffer_size():
-            self._stop_watching()
-            return
-        has_taken = self._taken_bytes is None or self._taken_bytes != before
-        self._stall_count = 0 if has_taken else self._stall_count + 1
-        if self._stall_count >= STALL_CHECKS:
-            metrics.note(metrics.TURNED_AWAY, 1, "unread_answer")
-            log.info("caller reads nothing", timeout_s=self._settings.write_timeout_s)
-            self.transport.abort()
-            return
-        self._check_later()
-
-    def _stop_watching(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        if self._unread is not None:
+            self._unread.start()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send the answer, and read what is left of the body so that the client gets to see it."""
         response, is_lost = await super().finish_response(request, resp, start_time)
-        if not is_lost:
-            if self.transport is not None and self.transport.get_write_buffer_size():
-                self._watch_unsent()
-            if not request.content.is_eof():
-                await _drain(request.content)
+        transport = self.transport
+        if is_lost or transport is None:
+            return response, is_lost
+        if transport.get_write_buffer_size() and self._unread is not None:
+            self._unread.start()
+        if self._failed_at_path is not None and not self._messages:
+            if not self._is_half_closed:
+                await self._linger(transport)
+        elif not request.content.is_eof():
+            await _drain(request.content)
+        if self._is_half_closed and not self._messages:
+            self.close()
         return response, is_lost
 
+    async def _linger(self, transport: asyncio.Transport) -> None:
+        """Drop what still comes until the client ends the connection: it reads the answer last."""
+        with contextlib.suppress(OSError, RuntimeError):
+            transport.write_eof()
+        # The end of the connection cancels this.
+        await asyncio.sleep(DRAIN_S)
 
-def _taken(transport: asyncio.Transport | None) -> int | None:
-    """How many bytes the other side has acknowledged since the connection began; None where the
-    system does not tell."""
-    if transport is None or TCP_INFO is None:
-        return None
-    try:
-        info = transport.get_extra_info("socket").getsockopt(
-            socket.IPPROTO_TCP, TCP_INFO, BYTES_ACKED.size
-        )
-        return int(BYTES_ACKED.unpack(info)[0])
-    except (OSError, struct.error):
-        return None
+    # How it ends.
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. One that has closed the connection looks like one that waits
+        for its answer, until something is sent."""
+        request = self._current_request
+        is_cut = request is not None and not request.content.is_eof()
+        if self.is_idle or is_cut or not can_tell():
+            return False
+        self._is_half_closed = True
+        if self.transport is not None:
+            ask_if_there(self.transport)
+        self._look(ECHO_S)
+        return True
+
+    def _look(self, wait_s: float) -> None:
+        """End the connection once it is known that nobody is there."""
+        if self.transport is None:
+            return
+        if is_reset(self.transport):
+            self.transport.abort()
+            return
+        wait_s = min(wait_s, MAX_LOOK_S)
+        self._look_timer = self._loop.call_later(wait_s, self._look, 2 * wait_s)
+
+
+def _head_too_large(settings: Settings) -> HeadTooLarge:
+    return HeadTooLarge(
+        f"The URL and each header may have {settings.head_max_bytes} bytes, and all of them"
+        f" together {HEADS * settings.head_max_bytes}."
+    )
 
 
 async def _drain(content: StreamReader) -> None:
@@ -137,14 +313,16 @@ async def _drain(content: StreamReader) -> None:
 
 
 class CallerServer(web.Server):
-    """Makes a :class:`CallerProtocol` of each connection."""
+    """Makes a :class:`CallerProtocol` of each connection, and knows all of them."""
 
     def __init__(self, settings: Settings, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._settings = settings
+        self.settings = settings
+        self.strangers = Strangers(settings.unknown_connections)
+        self.known = Shares(CONNECTIONS_PER_REQUEST * settings.open_requests)
 
     def __call__(self) -> CallerProtocol:
-        return CallerProtocol(self, self._settings, loop=self._loop, **self._kwargs)
+        return CallerProtocol(self, loop=self._loop, **self._kwargs)
 
 
 class Runner(web.AppRunner):

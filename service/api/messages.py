@@ -10,8 +10,6 @@ from service.accounts import Caller
 from service.api.auth import authenticate
 from service.api.state import CATALOG, GATEWAY
 from service.api.wire import (
-    ANTHROPIC,
-    DIALECT,
     REQUEST_ID,
     json_response,
     read_body,
@@ -28,7 +26,6 @@ class TokenCount(msgspec.Struct):
 
 async def create(request: web.Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in other words."""
-    request[DIALECT] = ANTHROPIC
     caller = await authenticate(request)
     asked, call = await _read(request, caller)
     async with request.app[GATEWAY].call(caller, call) as reply:
@@ -64,7 +61,6 @@ async def _read(request: web.Request, caller: Caller) -> tuple[anthropic.Message
 
 async def count_tokens(request: web.Request) -> web.Response:
     """``POST /v1/messages/count_tokens``: an estimate, from the length of what was sent."""
-    request[DIALECT] = ANTHROPIC
     await authenticate(request)
     content = await read_body(request)
     tokens = await read_large(len(content), anthropic.estimate_tokens, content)

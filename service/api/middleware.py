@@ -4,13 +4,13 @@ import time
 from typing import Final
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from service import logs, metrics
 from service.api.intake import BODY_SHARE
 from service.api.request_ids import request_id_of
 from service.api.state import PLACE, STATUS
-from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, error_response
+from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, dialect_of, error_response
 from service.crypto import UnknownMasterKey
 from service.errors import (
     ClientError,
@@ -35,6 +35,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     one shape of answer."""
     request_id = request_id_of(request)
     request[REQUEST_ID] = request_id
+    request[DIALECT] = dialect_of(request.path)
     logs.request_id.set(request_id)
     status, started_at = CLIENT_CLOSED, time.perf_counter()
     counter = request.app[STATUS]
@@ -127,8 +128,11 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
         response.headers["x-request-id"] = request_id
         if request.get(DIALECT) is ANTHROPIC:
             response.headers["request-id"] = request_id
-    if "Expect" in request.headers and not request.content.is_eof():
-        # Whether the body still comes nobody knows, nor where the next request would begin.
+    # Whether the body still comes nobody knows, nor where the next request would begin.
+    is_withheld = "Expect" in request.headers and not request.content.is_eof()
+    # HTTP/1.0 has no chunks: where there is no length, the end of the connection is the end.
+    is_endless = request.version < HttpVersion11 and "Content-Length" not in response.headers
+    if is_withheld or is_endless:
         response.force_close()
         response.headers["Connection"] = "close"
 

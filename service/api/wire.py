@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,14 @@ OPENAI: Final = Dialect(error_object=error_object, last_event=b"data: %b\n\n" + 
 ANTHROPIC: Final = Dialect(
     error_object=anthropic.error_object, last_event=b"event: error\ndata: %b\n\n"
 )
+
+
+MESSAGES_PATH: Final = re.compile(r"/+(?:api/+)?v1/+messages(?:/.*)?")
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect of whoever asks for this path, whether or not there is anything at it."""
+    return ANTHROPIC if MESSAGES_PATH.fullmatch(path) else OPENAI
 
 
 class Translation(Protocol):

@@ -1,0 +1,260 @@
+"""Connections: what comes in place of a request, heads that are long or slow, many of them, and
+how they end."""
+
+import asyncio
+import contextlib
+import json
+import time
+
+import pytest
+from support import MODEL, OPERATOR_KEY, booked, make_settings, running
+
+HEAD_TIMEOUT_S = 0.5
+UNKNOWN = 20
+
+
+@pytest.fixture
+async def service(database_address, upstream):
+    """One with little patience for heads."""
+    changes = {"head_timeout_s": HEAD_TIMEOUT_S, "unknown_connections": UNKNOWN}
+    async with running(make_settings(database_address, upstream.url, **changes)) as service:
+        yield service
+        await service.audit()
+
+
+class Wire:
+    """A connection that is spoken by hand."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+
+    async def answer(self, timeout=5):
+        """Status, headers by their names in lower case, and body of the next answer."""
+        async with asyncio.timeout(timeout):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            line, *lines = head.rstrip("\r\n").split("\r\n")
+            headers = {name.lower(): value for name, value in (x.split(": ", 1) for x in lines)}
+            length = int(headers.get("content-length", 0))
+            return int(line.split(" ")[1]), headers, await self.reader.readexactly(length)
+
+    async def end(self, timeout=5):
+        """All that still comes until the connection ends."""
+        async with asyncio.timeout(timeout):
+            with contextlib.suppress(ConnectionError):
+                return await self.reader.read()
+
+
+@contextlib.asynccontextmanager
+async def connected(service):
+    """A connection to the service."""
+    host, port = service.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+
+
+def chat(caller, version="1.1", content="Hello", **members):
+    """A chat completion as bytes."""
+    messages = [{"role": "user", "content": content}]
+    body = json.dumps({"model": MODEL, "messages": messages, **members})
+    return (
+        f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\n"
+        f"Authorization: Bearer {caller.key}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    ).encode(), body.encode()
+
+
+async def malformed(service):
+    """The counts of what came in place of a request, by code."""
+    headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
+    async with service.http.get("/metrics", headers=headers) as response:
+        lines = (await response.text()).splitlines()
+    counts = [line for line in lines if line.startswith("rialto_malformed_requests_total{")]
+    return {line.split('"')[1]: float(line.split(" ")[-1]) for line in counts}
+
+
+MALFORMED = {
+    "no http": b"hello\r\n\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "odd version": b"GET /health HTTP/9\r\nHost: x\r\n\r\n",
+    "odd header": b"GET /health HTTP/1.1\r\nHost: x\r\nX Y: z\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "odd length": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: z\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 500 + b"\r\n",
+}
+LONG = {
+    "url": b"GET /v1/%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 40_000),
+    "header": b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"x" * 40_000),
+    "name": b"GET /v1/models HTTP/1.1\r\nHost: x\r\n%b: x\r\n\r\n" % (b"x" * 40_000),
+    "a megabyte": b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"x" * 1_000_000),
+}
+CASES = [(name, 400, "malformed_request", data) for name, data in MALFORMED.items()]
+CASES += [(name, 431, "head_too_large", data) for name, data in LONG.items()]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "data"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+async def test_what_is_no_request_is_answered_as_everything_is(service, capsys, status, code, data):
+    """In our form, with an id; it is counted, and nothing of it is logged."""
+    before = await malformed(service)
+    async with connected(service) as wire:
+        wire.writer.write(data)
+        got, headers, body = await wire.answer()
+        assert await wire.end() == b""
+
+    error = json.loads(body)["error"]
+    assert (got, error["code"]) == (status, code)
+    assert headers["content-type"].startswith("application/json")
+    assert headers["x-request-id"] == error["request_id"]
+    assert headers["connection"] == "close"
+    after = await malformed(service)
+    assert after[code] == before.get(code, 0) + 1
+    assert "Traceback" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+async def test_it_has_the_dialect_of_its_path(service, is_cut):
+    """Where a path is to be seen, even when the head comes in pieces."""
+    head = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nX: "
+    async with connected(service) as wire:
+        wire.writer.write(head)
+        if is_cut:
+            await wire.writer.drain()
+            await asyncio.sleep(0.1)
+        wire.writer.write(b"x" * 40_000 + b"\r\n\r\n")
+        status, headers, body = await wire.answer()
+
+    answer = json.loads(body)
+    assert (status, answer["type"]) == (431, "error")
+    assert headers["request-id"] == headers["x-request-id"]
+
+
+@pytest.mark.parametrize("size", [20_000, 32_000])
+async def test_heads_as_long_as_an_edge_passes_are_read(service, caller, size):
+    """Of URLs and of headers."""
+    url = f"/v1/models?x={'x' * size}"
+    async with service.http.get(url, headers=caller.headers) as response:
+        assert response.status == 200
+    headers = {**caller.headers, "X-Long": "x" * size}
+    async with service.http.get("/v1/models", headers=headers) as response:
+        assert response.status == 200
+
+
+async def test_many_headers_that_are_long_together_are_refused(service):
+    """A head that has not ended is held in no more memory than that."""
+    async with connected(service) as wire:
+        wire.writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
+        for number in range(100):
+            wire.writer.write(b"X-%d: %b\r\n" % (number, b"x" * 30_000))
+            await asyncio.sleep(0)
+        assert (await wire.answer())[0] == 431
+
+
+async def test_a_body_with_a_broken_frame_is_refused_at_once(service, caller):
+    """Once, and the connection ends."""
+    head, _ = chat(caller)
+    head = head.replace(b"Content-Length", b"X-Length")
+    async with connected(service) as wire:
+        wire.writer.write(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nZZ\r\n")
+        status, headers, _ = await wire.answer()
+        assert (status, headers["connection"]) == (400, "close")
+        assert await wire.end() == b""
+
+
+@pytest.mark.parametrize("start", [b"GET /", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
+async def test_a_slow_head_has_a_deadline(service, start):
+    """However slowly it goes on."""
+    async with connected(service) as wire:
+        wire.writer.write(start)
+        answering = asyncio.create_task(wire.answer())
+        began = time.monotonic()
+        while not answering.done() and time.monotonic() - began < 5:
+            await asyncio.sleep(0.1)
+            with contextlib.suppress(ConnectionError):
+                wire.writer.write(b"x" if start == b"GET /" else b"X: y\r\n")
+        status, _, body = await answering
+
+    assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
+
+
+async def test_heads_that_do_not_come_are_few(service, caller):
+    """Of one address; whoever asks something, or has shown a key, is served."""
+    async with contextlib.AsyncExitStack() as stack:
+        known = await stack.enter_async_context(connected(service))
+        request = (
+            f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {caller.key}\r\n\r\n"
+        )
+        known.writer.write(request.encode())
+        assert (await known.answer())[0] == 200
+        wires = [await stack.enter_async_context(connected(service)) for _ in range(3 * UNKNOWN)]
+        async with service.http.get("/health") as response:
+            assert response.status == 200
+
+        assert await wires[0].end() in (b"", None)
+        wires[-1].writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await wires[-1].answer())[0] == 200
+        known.writer.write(request.encode())
+        assert (await known.answer())[0] == 200
+
+
+@pytest.mark.parametrize("members", [{"stream": True}, {"stream": False}])
+async def test_answers_of_http_1_0_have_an_end(service, caller, members):
+    """The connection's own, where they have no length, whatever the client asked for."""
+    head, body = chat(caller, version="1.0", **members)
+    async with connected(service) as wire:
+        wire.writer.write(head + b"Connection: keep-alive\r\n\r\n" + body)
+        answer = await wire.reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.0 200 ")
+        if members["stream"]:
+            assert (await wire.end()).endswith(b"data: [DONE]\n\n")
+            assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("wait_s", [0, 2.5])
+async def test_a_client_that_sends_no_more_is_answered(service, caller, upstream, stream, wait_s):
+    """At once or after a while; that it was asked whether it is there, it does not see."""
+    if wait_s:
+        upstream.faults.push("/chat/completions", "slow_headers", times=1, seconds=wait_s)
+    head, body = chat(caller, stream=stream)
+    async with connected(service) as wire:
+        wire.writer.write(head + b"\r\n" + body)
+        wire.writer.write_eof()
+        answer = await wire.end(10)
+
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert (b"data: [DONE]" in answer) == stream
+    assert (await booked(caller))["outcome"] == "ok"
+
+
+async def test_several_requests_before_the_end_are_all_answered(service):
+    """In their order."""
+    async with connected(service) as wire:
+        wire.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        wire.writer.write_eof()
+        assert [(await wire.answer())[0] for _ in range(3)] == [200, 200, 200]
+        assert await wire.end() == b""
+
+
+@pytest.mark.parametrize("kind", ["hang", "stall"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_is_gone_is_noticed(service, caller, upstream, kind, stream):
+    """At once, though Venice says nothing."""
+    upstream.faults.push("/chat/completions", kind, times=1)
+    head, body = chat(caller, stream=stream)
+    async with connected(service) as wire:
+        wire.writer.write(head + b"\r\n" + body)
+        if kind == "stall" and stream:
+            await wire.reader.readuntil(b"data: ")
+        async with asyncio.timeout(5):
+            while not upstream.calls.to("/chat/completions"):
+                await asyncio.sleep(0.01)
+
+    began = time.monotonic()
+    assert (await booked(caller))["outcome"] == "client_closed"
+    assert time.monotonic() - began < 5
