@@ -370,6 +370,7 @@ CREATE TABLE public.audit_events (
     CONSTRAINT audit_events_hash_length CHECK (octet_length(hash) = 32),
     CONSTRAINT audit_events_sequence CHECK (sequence > 0)
 );
+CREATE INDEX audit_events_implausible_idx ON public.audit_events (((detail ->> 'organization_id')), sequence) WHERE (action = 'ledger.implausible_cost');
 CREATE TRIGGER audit_events_insert_only BEFORE DELETE OR UPDATE ON public.audit_events FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 

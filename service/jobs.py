@@ -233,6 +233,7 @@ async def keep_alerts(books: Ledger, database: Database) -> None:
         books.alerts_are_due.clear()
         try:
             await ledger.announce(database)
+            await books.report_implausible()
         except Exception:
             log.exception("alerts not announced", retry_s=ALERTS_EVERY_S)
         # What is reached in the meantime goes with the next time.

@@ -132,6 +132,11 @@ SETTLED_USD: Final = _counter(
 ABOVE_BOUND: Final = _counter(
     "rialto_above_bound_total", "Calls that cost more than the most they could by the catalogue."
 )
+IMPLAUSIBLE: Final = _counter(
+    "rialto_implausible_total",
+    "Counts, and costs, that Venice stated and the model cannot have.",
+    "what",
+)
 SETTLEMENT_RETRIES: Final = _counter(
     "rialto_settlement_retries_total", "Batches of settlements that had to wait for the database."
 )

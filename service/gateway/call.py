@@ -350,3 +350,7 @@ class Endpoint(Generic[C]):
         """What the call cost, from the best source there is; an estimate is never above the
         bound."""
         raise NotImplementedError
+
+    def most_nanos(self, call: C, bound: Bound, catalog: Catalog) -> int | None:
+        """The most that any call of the model, or of what is asked for, can cost."""
+        return bound.nanos

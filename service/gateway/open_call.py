@@ -9,7 +9,7 @@ from typing import Any, Final, overload
 
 import structlog
 
-from service import money
+from service import metrics, money
 from service.catalog import Catalog
 from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
 from service.gateway.assembly import Assembly
@@ -451,7 +451,8 @@ class OpenCall:
         outcome = self._outcome_by_now()
         metered = self.metered or self.stream_meter.result()
         assert self.route.hold is not None  # noqa: S101 - it was admitted
-        usage, cost_nanos, source = self._cost_read or self._cost(outcome, metered, catalog)
+        cost = self._cost_read or self._cost(outcome, metered, catalog)
+        usage, cost_nanos, source = cost
         return Entry(
             hold=self.route.hold,
             model=metered.model or self.call.model.partition(":")[0],
@@ -462,11 +463,24 @@ class OpenCall:
             output_tokens=usage.output_tokens if usage else None,
             cost_nanos=cost_nanos,
             cost_source=source,
+            most_nanos=self._exceeded_most(cost, catalog),
             upstream_key_id=self._attempts.key_id if self._attempts else None,
             upstream_request_id=metered.upstream_request_id,
             first_byte_ms=self._milliseconds_to(self._first_byte_at),
             duration_ms=self._milliseconds_to(time.monotonic()),
         )
+
+    def _exceeded_most(self, cost: Cost, catalog: Catalog) -> int | None:
+        """The most that any call of the model costs, if this one is said to cost more."""
+        bound_nanos = self.route.bound.nanos
+        if cost.nanos is None or bound_nanos is None or cost.nanos <= 2 * bound_nanos:
+            # The bound is for one attempt, of which there may have been two.
+            return None
+        most = self.call.endpoint.most_nanos(self.call, self.route.bound, catalog)
+        if most is None or cost.nanos <= most:
+            return None
+        metrics.note(metrics.IMPLAUSIBLE, 1, "cost")
+        return most
 
     def _outcome_by_now(self) -> Outcome:
         if self._outcome is not None:

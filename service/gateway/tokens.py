@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
+import structlog
 
-from service import body, money
+from service import body, metrics, money
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.errors import ClientError
@@ -37,6 +38,8 @@ from service.upstream import Metered, UsageObject
 
 if TYPE_CHECKING:
     from typing import Self
+
+log = structlog.get_logger()
 
 LONG_OUTPUT_TOKENS: Final = 8_192
 """A plain answer that may be longer than this is asked for as a stream: at 28 tokens a second it
@@ -227,7 +230,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """What Venice states; else its counts at the catalogue's price. Counts that are needed and
         missing are estimated, input at its bound, and make the cost an estimate."""
         price = catalog.token_price(metered.model or "", call.model)
-        usage, source = _usage(call, bound, metered, gives_output=self.gives_output)
+        stated = self._plausible(call, price, metered.usage or NO_USAGE)
+        usage, source = _usage(call, bound, metered, stated, gives_output=self.gives_output)
         if source is CostSource.COMPUTED and not call.fallbacks:
             _learn(call, bound, usage, catalog)
         if metered.cost_usd is not None:
@@ -246,13 +250,42 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             nanos = min(nanos, bound.nanos)
         return Cost(usage, nanos, source)
 
+    def most_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
+        """That of a full window and the longest output."""
+        price = catalog.token_price(call.model)
+        if price is None:
+            return None
+        most = price.bound_nanos(*_maxima(call, price))
+        return None if most is None else most + call.surcharge_nanos
+
+    def _plausible(self, call: T, price: TokenPrice | None, stated: UsageObject) -> UsageObject:
+        """The usage; none where a count is beyond what the model takes or gives."""
+        most_input, most_output = _maxima(call, price)
+        input_tokens, output_tokens = stated.all_input_tokens or 0, stated.all_output_tokens or 0
+        if input_tokens <= most_input and output_tokens <= most_output:
+            return stated
+        metrics.note(metrics.IMPLAUSIBLE, 1, "usage")
+        log.warning(
+            "usage above the model's most",
+            model=call.model,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        )
+        return NO_USAGE
+
+
+def _maxima(call: TokenCall, price: TokenPrice | None) -> tuple[int, int]:
+    """The most input that the model takes, and the most output of all choices that it gives."""
+    window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
+    most_output = (price and price.max_output_tokens) or window
+    return window, most_output * call.choices
+
 
 def _usage(
-    call: TokenCall, bound: Bound, metered: Metered, *, gives_output: bool
+    call: TokenCall, bound: Bound, metered: Metered, stated: UsageObject, *, gives_output: bool
 ) -> tuple[Usage, CostSource]:
     """What Venice counted; where a count that is needed is missing, an estimate within the bound
     that is not below what may have been charged."""
-    stated = metered.usage or NO_USAGE
     input_tokens, output_tokens = stated.all_input_tokens, stated.all_output_tokens
     if not gives_output:
         output_tokens = output_tokens or 0

@@ -16,10 +16,17 @@ import structlog
 from service import metrics
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.db import Database, Kept
-from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
+from service.errors import (
+    Forbidden,
+    LimitExceeded,
+    ServiceError,
+    Unauthenticated,
+    Unavailable,
+)
 from service.ids import uuid7
 from service.ledger.batches import Batches
 from service.ledger.condition import Condition, is_of_schema
+from service.ledger.implausible import ImplausibleCost, ImplausibleCosts
 from service.ledger.limits import Limit, list_binding
 from service.ledger.refusals import Rates, refusal
 
@@ -163,6 +170,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_ms: int | None
     duration_ms: int
     upstream_key_id: UUID | None = None
+    most_nanos: int | None = None
+    """The most that any call of its model costs, where its own cost is above that."""
     correction_id: UUID = msgspec.field(default_factory=uuid7)
     """Should the sweeper have been faster, the entry that corrects it has this id."""
 
@@ -170,6 +179,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         """As ``public.settle_and_admit`` reads it."""
         row: dict[str, Any] = msgspec.structs.asdict(self)
         hold: Hold = row.pop("hold")
+        del row["most_nanos"]
         return {**row, "organization_id": hold.organization_id, "id": hold.id}
 
 
@@ -197,6 +207,7 @@ class Ledger:
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
         self.condition = Condition()
+        self._implausible = ImplausibleCosts(database)
         self._batches: Batches[Hold, Admission, Entry] = Batches(
             self._write_next,
             self._settle,
@@ -237,6 +248,8 @@ class Ledger:
             if error.limit is not None:
                 limit = error.limit
                 metrics.REFUSALS.labels(error.code, limit["unit"], limit["scope"]).inc()
+            if isinstance(error, LimitExceeded):
+                await self._implausible.explain(error, hold.organization_id)
             raise
         except BaseException:
             self._open.pop(hold.id, None)
@@ -405,7 +418,7 @@ class Ledger:
         else:
             future = self._batches.settle(entry)
         self._settling.add(future)
-        future.add_done_callback(functools.partial(self._end, entry.hold))
+        future.add_done_callback(functools.partial(self._end, entry))
         return future
 
     async def _settle_moved(self, entry: Entry) -> None:
@@ -413,7 +426,15 @@ class Ledger:
         await self._batches.end_of_batch()
         await self._batches.settle(entry)
 
-    def _end(self, hold: Hold, settling: asyncio.Future[None]) -> None:
+    def _end(self, entry: Entry, settling: asyncio.Future[None]) -> None:
+        hold = entry.hold
+        if entry.most_nanos is not None and entry.cost_nanos is not None:
+            self._implausible.add(
+                ImplausibleCost(
+                    hold.organization_id, hold.id, entry.model, entry.cost_nanos, entry.most_nanos
+                )
+            )
+            self.alerts_are_due.set()
         self._settling.discard(settling)
         self._open.pop(hold.id, None)
         self._sent.pop(hold.id, None)
@@ -463,6 +484,13 @@ class Ledger:
                 bound_nanos=bound_nanos,
             )
         return (cost_nanos or 0) if written["kind"] == "call" else 0
+
+    async def report_implausible(self) -> None:
+        """Tell the operator of costs that no call of their model can have.
+
+        :raises Unavailable: when the database cannot take it.
+        """
+        await self._implausible.record()
 
     async def renew_leases(self) -> None:
         """Keep what this process has in flight from the sweeper."""

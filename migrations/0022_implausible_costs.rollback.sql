@@ -1,0 +1,1 @@
+DROP INDEX public.audit_events_implausible_idx;
