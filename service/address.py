@@ -4,11 +4,10 @@ asyncpg and psycopg each parse URLs in a way of their own, so they are given key
 """
 
 import dataclasses
-import ipaddress
-import socket
-import unicodedata
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from service import hosts
 
 URL_FORM: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE?sslmode=require"
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -29,9 +28,6 @@ IGNORED_URL_PARAMETERS: Final = frozenset(
         "pool_timeout",
         "target_session_attrs",
     }
-)
-LOOPBACK_NAMES: Final = frozenset(
-    {"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"}
 )
 
 
@@ -79,6 +75,8 @@ def parse_database_url(url: str, *, production: bool) -> DatabaseAddress:
     parameters = _url_parameters(parts.query)
     host = parameters.pop("host", "") or unquote(_url_host(parts.netloc))
     _check_host(host, production=production)
+    if not host.startswith(("/", "@")):
+        host = hosts.normalize_host(host)
     user, database = unquote(parts.username or ""), unquote(parts.path.lstrip("/"))
     if not user or not database:
         raise AddressError(f"must name a user and a database, as in {URL_FORM}")
@@ -128,24 +126,13 @@ def _check_host(host: str, *, production: bool) -> None:
         )
     if not host:
         raise AddressError(f"names no host, as in {URL_FORM}")
+    try:
+        hosts.normalize_host(host)
+    except ValueError as error:
+        raise AddressError(f"names a host that {error}, as in {URL_FORM}") from None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a URL's host means this machine, in any spelling that a resolver accepts."""
-    name = unicodedata.normalize("NFKC", host).strip().strip("[]").rstrip(".").lower()
-    if not name or name.startswith(("/", "@")):
-        return True
-    if name in LOOPBACK_NAMES or name.endswith(".localhost"):
-        return True
-    try:
-        # inet_aton reads what resolvers read: 127.1, 0x7f.1, 2130706433, 0177.0.0.1, 0.
-        address: ipaddress.IPv4Address | ipaddress.IPv6Address
-        address = ipaddress.IPv4Address(socket.inet_aton(name))
-    except OSError:
-        try:
-            address = ipaddress.IPv6Address(name.partition("%")[0])
-        except ValueError:
-            return False
-        address = address.ipv4_mapped or address
-    in_network_zero = isinstance(address, ipaddress.IPv4Address) and int(address) >> 24 == 0
-    return address.is_loopback or address.is_unspecified or in_network_zero
+    """Whether a URL's host means this machine, in any spelling that a resolver accepts. A directory
+    is that of a Unix socket."""
+    return not host or host.startswith(("/", "@")) or hosts.is_loopback(host)

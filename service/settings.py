@@ -7,7 +7,6 @@ line each, and no line shows a secret.
 
 import dataclasses
 import enum
-import logging
 import os
 from collections.abc import Callable
 from functools import partial
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
-from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError, ValidationError
 
-from service import data_directory
+from service import allow_lists, data_directory, dotenv_file
 from service.address import URL_FORM, AddressError, DatabaseAddress, parse_database_url
 from service.data_directory import (
     ENCRYPTION_KEY_FILE,
@@ -164,6 +162,20 @@ def _read_venice_url(env: Env, name: str, default: Any, environment: Environment
 VENICE_URL: Final = Rule(_read_venice_url, "https in production")
 
 
+def _list(parse: Callable[[str], tuple[str, ...]]) -> Rule:
+    def read(env: Env, name: str, default: Any, _: Environment | None) -> Any:
+        def validate(text: str) -> None:
+            try:
+                parse(text)
+            except ValueError as error:
+                raise ValidationError(str(error)) from None
+
+        value = env.str(name, default, validate=validate)
+        return parse(value) if isinstance(value, str) else value
+
+    return Rule(read)
+
+
 def _variable(
     name: str, kind: str, text: str, rule: Rule, development: Any = None, production: Any = ...
 ) -> Any:
@@ -269,6 +281,15 @@ class Settings:
         "Where Venice answers.",
         VENICE_URL,
         "https://api.venice.ai/api/v1",
+    )
+    venice_other_paths: tuple[str, ...] = _variable(
+        "VENICE_OTHER_PATHS",
+        "list",
+        "Paths of Venice that callers may use though Rialto does not know them, below `/api/v1` and"
+        " separated by commas: `/x/y` for one, `/x/*` for all below. Nobody knows their price."
+        " Paths about the account (`/api_keys`, `/billing`, `/user` and so on) cannot be opened.",
+        _list(allow_lists.parse_paths),
+        (),
     )
     venice_connect_timeout_s: float = _variable(
         "VENICE_CONNECT_TIMEOUT_SECONDS",
@@ -482,7 +503,7 @@ def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
     :raises SettingsError: with every mistake found, one line each.
     """
     env = Env(eager=False)
-    mistakes = _read_dotenv(env, dotenv)
+    mistakes = dotenv_file.read(env, dotenv)
     environment = _environment(env, mistakes)
     _add_database_parser(env, environment)
     values: dict[str, Any] = {}
@@ -516,31 +537,6 @@ def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
             kept_secret(directory / ENCRYPTION_KEY_FILE),
         )
     return Settings(environment=environment, **values)
-
-
-def _read_dotenv(env: Env, path: Path) -> list[str]:
-    """Take what the file says where the environment says nothing; returns its mistakes, which name
-    the line and never show it."""
-    # It would log, in its own words, what is reported here.
-    logging.getLogger("dotenv").setLevel(logging.CRITICAL)
-    if not path.exists():
-        return []
-    try:
-        with path.open(encoding="utf-8") as file:
-            bad = [one.original for one in parse_stream(file) if _is_mistaken(one)]
-        env.read_env(path, recurse=False)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-        return [f"{path}: cannot be read: {reason}"]
-    # A statement begins with the empty lines before it.
-    lines = [one.line + one.string.rstrip().count("\n") for one in bad]
-    return [f"{path}: line {line} cannot be read; the form is NAME=value" for line in lines]
-
-
-def _is_mistaken(line: Binding) -> bool:
-    """Whether it cannot be parsed, or is ``NAME:value``, which passes for a bare name."""
-    is_bare = line.key is not None and line.value is None
-    return line.error or (is_bare and not str(line.key).isidentifier())
 
 
 def _environment(env: Env, mistakes: list[str]) -> Environment | None:

@@ -36,6 +36,7 @@ def make_settings(address, venice_url, **changes):
         "venice_base_url": f"{venice_url}/api/v1",
         "port": 0,
         "venice_retry_s": 0.3,
+        "venice_other_paths": ("/new/*", "/unknown", "/video/transcriptions"),
         "startup_database_timeout_s": 10.0,
     }
     return Settings(**{**values, **changes})

@@ -2,18 +2,18 @@
 
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote as percent_encoded
 
 import msgspec
 from aiohttp import web
 
-from service import body, ledger, money
+from service import allow_lists, body, ledger, money
 from service.accounts import Caller
 from service.api import media, messages
 from service.api.auth import authenticate
-from service.api.state import CATALOG, DATABASE, GATEWAY, VENICE
+from service.api.state import CATALOG, DATABASE, GATEWAY, SETTINGS, VENICE
 from service.api.wire import (
     REQUEST_ID,
     ErrorDetail,
@@ -30,8 +30,6 @@ from service.gateway import CHAT, ENDPOINTS, OTHER, Call, Endpoint, Inbound, par
 from service.ledger import Limit
 from service.upstream import Answer
 
-NOT_PROXIED: Final = ("api_keys", "billing", "x402")
-"""What is the operator's own at Venice, by the first part of its path."""
 JOB_STEPS: Final = ("/retrieve", "/complete")
 """How the paths end where a job is asked for that was queued."""
 QUEUE_ID: Final = re.compile(r"[!-~]{1,256}")
@@ -40,7 +38,6 @@ IN_OTHER_WORDS: Final[Mapping[str, Callable[[web.Request, Caller], Awaitable[Cal
     "images/edits": media.read_edit,
 }
 """Paid paths that Venice does not have, and what is meant there."""
-_FAMILY: Final = re.compile(r"[\w-]+", re.ASCII)
 
 
 class QuoteAnswer(msgspec.Struct, kw_only=True):
@@ -130,31 +127,45 @@ async def _ask_for_job(
         raise
 
 
-async def other(request: web.Request) -> web.StreamResponse:
-    """Any other path of Venice's: a call whose price nobody knows."""
-    caller = await authenticate(request)
-    path = "/" + request.match_info["other"]
-    _must_be_plain(path)
-    content, upload = await read_or_pass(request)
-    inbound = Inbound(
-        content=content,
-        upload=upload,
-        request_id=request[REQUEST_ID],
-        headers=request.headers,
-        path=_with_query(request, percent_encoded(path)),
-        method=request.method,
-    )
-    async with request.app[GATEWAY].call(caller, OTHER.parse(inbound)) as reply:
-        return await relay(request, reply)
+class OtherPaths:
+    """Paths of Venice that Rialto does not know and the operator has opened: calls whose price
+    nobody knows.
+
+    ``known_paths`` are those that it knows, with names in braces. What another method or another
+    case of letters makes of them is none of these.
+    """
+
+    def __init__(self, known_paths: Iterable[str]) -> None:
+        patterns = (re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) for path in known_paths)
+        self._known = re.compile("|".join(patterns), re.IGNORECASE)
+
+    async def call(self, request: web.Request) -> web.StreamResponse:
+        """Any path that is on the operator's list."""
+        caller = await authenticate(request)
+        path = "/" + request.match_info["other"]
+        paths = request.app[SETTINGS].venice_other_paths
+        if self._known.fullmatch(path) or not allow_lists.is_open(path, paths):
+            raise NotFound(
+                f"There is nothing at {request.method} {path}. If Venice has it, the operator can"
+                " open it with VENICE_OTHER_PATHS."
+            )
+        content, upload = await read_or_pass(request)
+        inbound = Inbound(
+            content=content,
+            upload=upload,
+            request_id=request[REQUEST_ID],
+            headers=request.headers,
+            path=_with_query(request, path),
+            method=request.method,
+        )
+        async with request.app[GATEWAY].call(caller, OTHER.parse(inbound)) as reply:
+            return await relay(request, reply)
 
 
 def _must_be_plain(path: str) -> None:
-    """Nothing in a path may make it another one at Venice, such as one of the account's own."""
-    family, *rest = path.split("/")[1:]
-    if family.lower() in NOT_PROXIED:
-        raise NotFound(f"{path} is the account's own, and is not to be had through the gateway.")
-    is_odd = any(part in ("", ".", "..") or "\\" in part for part in rest)
-    if is_odd or not _FAMILY.fullmatch(family):
+    """Nothing that a caller puts into a path may make it another one at Venice."""
+    parts = path.split("/")[1:]
+    if any(part in ("", ".", "..") or "\\" in part for part in parts):
         raise NotFound(f"There is nothing at {path}.")
 
 

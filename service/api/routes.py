@@ -67,10 +67,17 @@ def add_routes(app: web.Application) -> None:
     _add_keys_and_limits(routes)
     _add_models_and_upstream_keys(routes)
     # What Venice may have beside all that.
+    prefix = "/api/v1"
+    known_paths = {
+        resource.canonical.removeprefix(prefix)
+        for resource in app.router.resources()
+        if resource.canonical.startswith(prefix)
+    }
+    other = inference.OtherPaths(known_paths)
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         takes = Any if method in ("POST", "PUT", "PATCH") else None
         about = caller(takes=takes, gives=ANYTHING, refuses=(*OF_CALLS, ClientError))
-        routes.add(f"{method} /api/v1/{{other:.+}}", inference.other, about)
+        routes.add(f"{method} {prefix}/{{other:.+}}", other.call, about)
 
 
 def _add_inference(routes: Routes, prefix: str) -> None:

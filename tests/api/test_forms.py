@@ -118,8 +118,6 @@ READ_AS_JSON = {
     "/audio/voice-changer/complete": {"model": "x", "queue_id": "x"},
 }
 """Whose type Venice gets to know."""
-QUEUES = {"/video/retrieve": "/video/queue", "/audio/voice-changer/complete": "/audio/queue"}
-"""Where a job is queued that can be asked for."""
 
 
 @pytest.mark.parametrize("path", READ_AS_JSON)
@@ -143,17 +141,17 @@ async def test_what_is_read_as_json_is_said_to_be(service, upstream, path, conte
 async def test_venice_is_told_json(service, upstream, path, content_type):
     """Whichever way it was said, or not at all: nothing there changes how the bytes are read."""
     caller = await service.new_caller()
-    asked = READ_AS_JSON[path]
-    if path in QUEUES:
-        queue = QUEUES[path]
+    stated = {"Content-Type": content_type} if content_type else {}
+    body = READ_AS_JSON[path]
+    if "queue_id" in body:
+        queue = path.rpartition("/")[0] + "/queue"
         async with service.http.post(
             f"/v1{queue}", headers=caller.headers, **sent(BODIES[queue])
         ) as response:
-            asked = {**asked, "queue_id": (await response.json())["queue_id"]}
-    stated = {"Content-Type": content_type} if content_type else {}
+            body = body | {"queue_id": (await response.json())["queue_id"]}
     async with service.http.post(
         f"/v1{path}",
-        data=json.dumps(asked).encode(),
+        data=json.dumps(body).encode(),
         headers={**caller.headers, **stated},
         skip_auto_headers=["Content-Type"],
     ):

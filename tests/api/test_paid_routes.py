@@ -2,7 +2,7 @@
 
 import pytest
 from paid_bodies import BODIES, OTHER_NAMES, QUOTED, UNPRICED, sent
-from support import limited
+from support import limited, make_settings, running
 from yarl import URL
 
 from service import app as application
@@ -81,6 +81,75 @@ async def test_a_model_without_a_price_is_refused(service, upstream, caller, pat
 
 ACCOUNT = ["api_keys", "billing/usage", "x402/top-up"]
 DETOURS = ["{}", "x/../{}", "x/%2e%2e/{}", "./{}", "/{}", "%2F{}", "x/..%2f{}", "x\\..\\{}", "{}/"]
+
+
+CLOSED = [
+    "user",
+    "keys",
+    "users/me",
+    "account",
+    "new",
+    "new/keys",
+    "new/api_keys/x",
+    "new/Billing",
+    "new/thing;x",
+    "new/%2e%2e",
+    "new/th%20ing",
+    "new/%C3%A9",
+    "new//thing",
+    "new/thing/",
+    "new/*",
+    "NEW/thing",
+    "Unknown",
+    "unknown/more",
+    "chat/Completions",
+    "Chat/Completions",
+    "video/Retrieve",
+    "VIDEO/complete",
+    "image/generate/",
+    "models2",
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", CLOSED)
+async def test_what_the_operator_has_not_opened_is_closed(service, upstream, caller, method, path):
+    """And so is what Venice may take for a path that is known here, with its price and owner."""
+    url = URL(f"/api/v1/{path}", encoded=True)
+    async with service.http.request(method, url, headers=caller.headers, json={}) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
+    lists = {"/models", "/models/traits", "/models/compatibility_mapping"}
+    assert {call.path for call in upstream.calls} <= lists
+
+
+@pytest.mark.parametrize("path", ["video/retrieve", "video/queue", "chat/completions"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
+async def test_another_method_of_a_known_path_is_no_other_path(
+    database_address, upstream, method, path
+):
+    """Even where the operator has opened its whole family."""
+    opened = ("/video/*", "/chat/*")
+    settings = make_settings(database_address, upstream.url, venice_other_paths=opened)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with service.http.request(
+            method, f"/api/v1/{path}?queue_id=x", headers=caller.headers
+        ) as response:
+            assert response.status == 404
+    assert upstream.calls.to(f"/{path}") == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["/new/thing", "/new/a/b-c_d.e", "/unknown"])
+async def test_what_the_operator_has_opened(service, upstream, caller, method, path):
+    """Reaches Venice as it is."""
+    async with service.http.request(
+        method, f"/api/v1{path}?a=b", headers=caller.headers
+    ) as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["code"] == "upstream_rejected"
+    (call,) = upstream.calls.to(path)
+    assert (call.method, dict(call.query)) == (method, {"a": "b"})
 
 
 @pytest.mark.parametrize("detour", DETOURS)

@@ -11,8 +11,8 @@ SERVICE = ROOT / "service"
 
 # From the bottom up. A module may import any level below its own, never its own.
 LEVELS = [
-    {"errors"},
-    {"address", "data_directory", "parsing"},
+    {"errors", "hosts"},
+    {"address", "allow_lists", "data_directory", "dotenv_file", "parsing"},
     {"money", "logs", "settings", "body", "inflate", "multipart", "ids", "shares", "surrogates"},
     {
         "db",

@@ -465,3 +465,41 @@ def test_bad_settings_end_the_process_before_anything_opens(tmp_path):
 def test_numbers_are_digits(environ, name, text):
     """What Python would read as a number besides is a mistake, and names the variable."""
     assert mistakes(environ, **{name: text})[0].startswith(f"{name}: must be a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*",
+        "/*",
+        "new",
+        "/new/",
+        "/new//x",
+        "/new/*/x",
+        "/new*",
+        "/..",
+        "/new/../billing",
+        "/new?x",
+        "/n\u00e9w",
+        "/billing",
+        "/billing/*",
+        "/BILLING/*",
+        "/api_keys",
+        "/new/api_keys",
+        "/user",
+        "/keys/*",
+        "/x402/top-up",
+        "/new,,/other",
+    ],
+)
+def test_paths_that_cannot_be_opened(environ, text):
+    """The error names the variable."""
+    (said,) = mistakes(environ, VENICE_OTHER_PATHS=text)
+    assert said.startswith("VENICE_OTHER_PATHS: must")
+
+
+def test_paths_that_are_opened(environ):
+    """In the order in which they are stated, each once."""
+    assert settings.load().venice_other_paths == ()
+    environ["VENICE_OTHER_PATHS"] = " /new/*, /x/y.z ,/new/*"
+    assert settings.load().venice_other_paths == ("/new/*", "/x/y.z")

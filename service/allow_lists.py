@@ -1,0 +1,108 @@
+"""Lists in the settings of what is let through: paths of Venice, origins of browsers (pure)."""
+
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from service import hosts
+
+OWN_TO_THE_ACCOUNT: Final = frozenset(
+    {
+        "account",
+        "accounts",
+        "admin",
+        "api_keys",
+        "apikeys",
+        "auth",
+        "billing",
+        "keys",
+        "me",
+        "organization",
+        "organizations",
+        "team",
+        "teams",
+        "user",
+        "users",
+        "wallet",
+        "x402",
+    }
+)
+"""Parts of a path that are about the operator's own account at Venice, whoever asks."""
+MAX_ENTRIES: Final = 100
+ANY_ORIGIN: Final = "*"
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_PATH: Final = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)+(/\*)?", re.ASCII)
+
+
+def is_own_to_the_account(path: str) -> bool:
+    """Whether any part of the path is about the operator's account, in any case."""
+    return any(part in OWN_TO_THE_ACCOUNT for part in path.casefold().split("/"))
+
+
+def parse_paths(text: str) -> tuple[str, ...]:
+    """Paths below ``/api/v1``, separated by commas: ``/x/y`` is that path, ``/x/*`` all below.
+
+    :raises ValueError: when one breaks its rule.
+    """
+    paths = _entries(text)
+    for path in paths:
+        if not _PATH.fullmatch(path):
+            raise ValueError(
+                "must be a list of paths below /api/v1, separated by commas, each as /x/y, or as"
+                f" /x/* for all below it; {path[:60]!r} is none"
+            )
+        if is_own_to_the_account(path):
+            raise ValueError(f"must not open {path[:60]!r}, which is about your Venice account")
+    return paths
+
+
+def is_open(path: str, paths: tuple[str, ...]) -> bool:
+    """Whether a path is on the list. Nothing in it may make it another one at Venice."""
+    if not _PATH.fullmatch(path) or path.endswith("/*") or is_own_to_the_account(path):
+        return False
+    return any(
+        path.startswith(allowed[:-1]) if allowed.endswith("/*") else path == allowed
+        for allowed in paths
+    )
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers state them, separated by commas, or ``*`` alone for all.
+
+    :raises ValueError: when one is none.
+    """
+    origins = _entries(text)
+    if ANY_ORIGIN in origins:
+        if len(origins) > 1:
+            raise ValueError("must be * alone, or a list of origins without it")
+        return origins
+    return tuple(_origin(origin) for origin in origins)
+
+
+def _origin(text: str) -> str:
+    form = "must be a list of origins, separated by commas, each as https://app.example.com"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+        host = hosts.normalize_host(parts.hostname or "")
+    except ValueError:
+        raise ValueError(f"{form}; {text[:60]!r} is none") from None
+    scheme = parts.scheme.lower()
+    rest = (parts.path, parts.query, parts.fragment, parts.username, parts.password)
+    if scheme not in DEFAULT_PORTS or not host or "*" in host or any(rest) or text[-1] in "?#:":
+        raise ValueError(f"{form}; {text[:60]!r} is none")
+    host = f"[{host}]" if ":" in host else host
+    is_default = port is None or port == DEFAULT_PORTS[scheme]
+    return f"{scheme}://{host}" if is_default else f"{scheme}://{host}:{port}"
+
+
+def _entries(text: str) -> tuple[str, ...]:
+    """
+    :raises ValueError: when one is empty, or there are too many.
+    """
+    entries = tuple(dict.fromkeys(entry.strip() for entry in text.split(",")))
+    if not all(entries):
+        raise ValueError("must be a list, separated by commas, without empty entries")
+    if len(entries) > MAX_ENTRIES:
+        raise ValueError(f"must have at most {MAX_ENTRIES} entries")
+    return entries

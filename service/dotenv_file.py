@@ -1,0 +1,32 @@
+"""The ``.env`` file, below the environment."""
+
+import logging
+from pathlib import Path
+
+from dotenv.parser import Binding, parse_stream
+from environs import Env
+
+
+def read(env: Env, path: Path) -> list[str]:
+    """Take what the file says where the environment says nothing; returns its mistakes, which name
+    the line and never show it."""
+    # It would log, in its own words, what is reported here.
+    logging.getLogger("dotenv").setLevel(logging.CRITICAL)
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8") as file:
+            bad = [one.original for one in parse_stream(file) if _is_mistaken(one)]
+        env.read_env(path, recurse=False)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        return [f"{path}: cannot be read: {reason}"]
+    # A statement begins with the empty lines before it.
+    lines = [one.line + one.string.rstrip().count("\n") for one in bad]
+    return [f"{path}: line {line} cannot be read; the form is NAME=value" for line in lines]
+
+
+def _is_mistaken(line: Binding) -> bool:
+    """Whether it cannot be parsed, or is ``NAME:value``, which passes for a bare name."""
+    is_bare = line.key is not None and line.value is None
+    return line.error or (is_bare and not str(line.key).isidentifier())
