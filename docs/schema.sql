@@ -122,15 +122,21 @@ CREATE TABLE public.upstream_keys (
     last_checked_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    last_check text,
+    condition text,
+    condition_at timestamptz,
     CONSTRAINT upstream_keys_pkey PRIMARY KEY (id),
     CONSTRAINT upstream_keys_name_key UNIQUE (name),
     CONSTRAINT upstream_keys_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
+    CONSTRAINT upstream_keys_condition CHECK (condition IN ('well', 'invalid', 'spent', 'forbidden')),
+    CONSTRAINT upstream_keys_last_check CHECK (last_check IN ('well', 'invalid', 'spent', 'forbidden', 'unreachable', 'failed')),
     CONSTRAINT upstream_keys_name_length CHECK (char_length(name) >= 1 AND char_length(name) <= 200),
     CONSTRAINT upstream_keys_role CHECK (role IN ('inference', 'admin')),
     CONSTRAINT upstream_keys_sealed_key CHECK ((source = 'database') = (sealed_key IS NOT NULL)),
     CONSTRAINT upstream_keys_source CHECK (source IN ('environment', 'database')),
     CONSTRAINT upstream_keys_status CHECK (status IN ('active', 'set_aside', 'disabled'))
 );
+COMMENT ON COLUMN public.upstream_keys.condition IS 'What Venice itself last said of the key; a check that did not reach Venice leaves it.';
 
 CREATE TABLE public.models (
     id uuid NOT NULL,

@@ -3,9 +3,11 @@
 import sys
 from typing import Any
 
+import structlog
+
 from service import logs
 from service.errors import SettingsError
-from service.settings import EX_CONFIG, Settings, load
+from service.settings import EX_CONFIG, Settings, load, suspicious_names
 
 
 def read_settings(**defaults: Any) -> Settings:
@@ -20,4 +22,6 @@ def read_settings(**defaults: Any) -> Settings:
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_level, settings.log_format)
     logs.take_over()
+    for name, meant in suspicious_names().items():
+        structlog.get_logger().warning("unknown setting", name=name, meant=meant)
     return settings

@@ -10,6 +10,7 @@ from service.audit import Actor
 from service.data_directory import OPERATOR_KEY_FILE, write_secret
 from service.errors import Unauthenticated
 from service.settings import Settings
+from service.upstream import ENVIRONMENT_KEY_ID, Finding
 
 KEY_FILE: Final = "demo_key"
 ANYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
@@ -56,7 +57,16 @@ SET_BY_USER: Final = "the one that you set: OPERATOR_KEY in the environment or i
 SIMULATED: Final = (
     "The sandbox plays Venice: answers are simulated. Set VENICE_API_KEY for real ones."
 )
-REAL: Final = "Calls go to {} with your VENICE_API_KEY; at Venice they cost real money."
+REAL: Final = "Calls go to {} with your VENICE_API_KEY. {}"
+KEYS: Final = {
+    None: "Whether Venice takes it is being checked: see the log line `upstream key checked`.",
+    Finding.WELL: "Venice takes it: calls cost real money.",
+    Finding.INVALID: "Venice does not take it: calls will fail. Correct VENICE_API_KEY.",
+    Finding.SPENT: "It has nothing left to spend: calls will fail. Top up the account at Venice.",
+    Finding.FORBIDDEN: "Venice lets it make no calls: calls will fail.",
+    Finding.UNREACHABLE: "Venice does not answer now, so nothing is known of the key.",
+    Finding.FAILED: "Venice fails now, so nothing is known of the key.",
+}
 
 
 async def welcome(app: web.Application, port: int) -> str:
@@ -69,13 +79,18 @@ async def welcome(app: web.Application, port: int) -> str:
         shown = operator_key = settings.operator_key
     return WELCOME.format(
         url=f"http://{_host(settings.host)}:{port}",
-        upstream=REAL.format(settings.venice_base_url) if settings.venice_api_key else SIMULATED,
+        upstream=_upstream(app) if settings.venice_api_key else SIMULATED,
         key=key,
         operator_key=operator_key,
         shown_operator_key=shown,
         organization_id=caller.organization_id,
         model=MODEL,
     )
+
+
+def _upstream(app: web.Application) -> str:
+    found = app[api.VENICE].keys.findings.get(ENVIRONMENT_KEY_ID)
+    return REAL.format(app[api.SETTINGS].venice_base_url, KEYS[found and found.finding])
 
 
 def _host(host: str) -> str:

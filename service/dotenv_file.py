@@ -1,10 +1,17 @@
 """The ``.env`` file, below the environment."""
 
+import difflib
 import logging
+from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
+from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 from environs import Env
+
+CLOSE: Final = 0.85
+"""How alike two names are of which one may be meant for the other, from 0 to 1."""
 
 
 def read(env: Env, path: Path) -> list[str]:
@@ -30,3 +37,19 @@ def _is_mistaken(line: Binding) -> bool:
     """Whether it cannot be parsed, or is ``NAME:value``, which passes for a bare name."""
     is_bare = line.key is not None and line.value is None
     return line.error or (is_bare and not str(line.key).isidentifier())
+
+
+def names(path: Path) -> Collection[str]:
+    """The variables that the file sets."""
+    return dotenv_values(path).keys()
+
+
+def misspelt(names: Collection[str], known: Collection[str]) -> dict[str, str | None]:
+    """Names that are not known and look like a misspelt one that is, with that one; all that begin
+    with ``VENICE_`` look like one."""
+    found: dict[str, str | None] = {}
+    for name in sorted(set(names) - set(known)):
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=CLOSE)
+        if close or name.startswith("VENICE_"):
+            found[name] = close[0] if close else None
+    return found

@@ -40,7 +40,9 @@ ALERTS_EVERY_S: Final = 60.0
 ALERTS_PAUSE_S: Final = 1.0
 END_USERS_EVERY_S: Final = 600.0
 UPSTREAM_KEYS_EVERY_S: Final = 10.0
+UPSTREAM_KEYS_PAUSE_S: Final = 1.0
 BALANCES_EVERY_S: Final = 300.0
+KEY_TIMEOUT_S: Final = 10.0
 FIRST_BALANCES_S: Final = 30.0
 """A start has better things to ask Venice."""
 GENERATIONS_EVERY_S: Final = 15.0
@@ -142,38 +144,44 @@ async def rehearse_until_it_works(books: Ledger, database: Database, timeout_s: 
 async def keep_upstream_keys(
     database: Database, keyring: Keyring, venice: Venice, environment_secret: str
 ) -> None:
-    """Use the stored keys, and keep what Venice says of their balances, for ever. That one rests
-    altogether, and that it is well again, is the operator's business: events of the audit."""
-    balances, resting = Balances(), Resting()
+    """Use the stored keys, ask Venice about those that are new, and keep what it says, for ever."""
+    balances, findings = Balances(), Findings()
     while True:
+        venice.keys.has_changed.clear()
         try:
             venice.keys.replace(await upstream.load(database, keyring, environment_secret))
+            # A start has better things to ask Venice.
+            await asyncio.sleep(UPSTREAM_KEYS_PAUSE_S)
             metrics.UPSTREAM_RESTING.set(len(venice.keys.resting()))
-            await resting.note(database, venice.keys)
+            await _check_new(database, venice)
+            await findings.record(database, venice.keys)
             await balances.check(database, venice)
         except Unavailable as error:
             log.warning("upstream keys not read", error=str(error), retry_s=UPSTREAM_KEYS_EVERY_S)
         except Exception:
             log.exception("upstream keys not read", retry_s=UPSTREAM_KEYS_EVERY_S)
-        await asyncio.sleep(UPSTREAM_KEYS_EVERY_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(venice.keys.has_changed.wait(), UPSTREAM_KEYS_EVERY_S)
 
 
-class Resting:
-    """Which keys rest altogether, as far as it was told."""
+class Findings:
+    """What was found of keys, and how much of that is recorded."""
 
     def __init__(self) -> None:
-        self._told: dict[UUID, str] = {}
+        self._recorded: dict[UUID, float] = {}
 
-    async def note(self, database: Database, keys: UpstreamKeys) -> None:
-        """Tell what has changed."""
-        names, reasons = {key.id: key.name for key in keys.all}, keys.resting()
-        now = {key_id: reasons[name] for key_id, name in names.items() if name in reasons}
-        for key_id in now.keys() - self._told.keys():
-            detail = {"name": names[key_id], "reason": now[key_id]}
-            await _tell(database, "upstream_key.rest", key_id, detail)
-        for key_id in self._told.keys() - now.keys():
-            await _tell(database, "upstream_key.well", key_id, {"name": names.get(key_id)})
-        self._told = now
+    async def record(self, database: Database, keys: UpstreamKeys) -> None:
+        """Record what is new."""
+        for key in keys.all:
+            found = keys.findings.get(key.id)
+            if found is not None and found.at != self._recorded.get(key.id):
+                await upstream.record(database, key, found)
+                self._recorded[key.id] = found.at
+
+
+async def _check_new(database: Database, venice: Venice) -> None:
+    new = [key for key in venice.keys.all if key.id not in venice.keys.findings]
+    await asyncio.gather(*(upstream.check(database, venice, key) for key in new))
 
 
 async def _tell(database: Database, action: str, key_id: UUID, detail: dict[str, Any]) -> None:
@@ -196,12 +204,10 @@ class Balances:
             return
         self._checked_at = time.monotonic()
         for key in venice.keys.all:
-            try:
-                state = await venice.state(key)
-            except ServiceError as error:
-                log.warning("upstream key not checked", key=key.name, code=error.code)
+            state = (await venice.examine(key, KEY_TIMEOUT_S)).state
+            if state is None:
                 continue
-            await upstream.note_state(database, venice, key, state)
+            await upstream.note_state(database, key, state)
             balance_usd = state.balances.get("USD")
             if balance_usd is None:
                 continue

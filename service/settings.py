@@ -6,49 +6,38 @@ line each, and no line shows a secret.
 """
 
 import dataclasses
-import enum
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
-from environs import Env, EnvValidationError, ValidationError
+from environs import Env, EnvValidationError
 
 from service import allow_lists, data_directory, dotenv_file
-from service.address import URL_FORM, AddressError, DatabaseAddress, parse_database_url
+from service.address import URL_FORM, DatabaseAddress
 from service.data_directory import (
     ENCRYPTION_KEY_FILE,
     OPERATOR_KEY_FILE,
-    SECRET_LENGTH,
     SECRET_TEXT,
     kept_secret,
 )
 from service.errors import SettingsError
-from service.parsing import parse_decimal, parse_whole
+from service.setting_rules import (
+    DATABASE,
+    SECRET,
+    SECRET_LIST,
+    TEXT,
+    VENICE_URL,
+    Environment,
+    Rule,
+    add_database_parser,
+    choice,
+    each_of,
+    integer,
+    seconds,
+)
 
 EX_CONFIG: Final = 78
 """Exit status of a configuration error, from sysexits.h."""
-
-
-class Environment(enum.Enum):
-    """Production refuses what development forgives."""
-
-    PRODUCTION = "production"
-    DEVELOPMENT = "development"
-
-
-Read = Callable[[Env, str, Any, Environment | None], Any]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rule:
-    """How a value is read and checked, and the words for it. The environment is None where it is
-    not known; then what depends on it is not checked."""
-
-    read: Read
-    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,109 +60,6 @@ SURROUNDINGS: Final = {
     " it is the default of `SHUTDOWN_TIMEOUT`.",
 }
 """Variables that are read and are no settings of their own."""
-
-
-def _number(parse: Callable[[str], float], low: float, high: float) -> Rule:
-    def validate(text: str) -> None:
-        try:
-            number = parse(text)
-        except ValueError as error:
-            raise ValidationError(str(error)) from None
-        if not low <= number <= high:
-            raise ValidationError(f"must be from {low} to {high}")
-
-    def read(env: Env, name: str, default: Any, _: Environment | None) -> Any:
-        # None where it is not valid, which is reported with the other mistakes.
-        value: Any = env.str(name, default, validate=validate)
-        return parse(value) if isinstance(value, str) else value
-
-    return Rule(read, f"{low} to {high}")
-
-
-_integer: Final = partial(_number, parse_whole)
-_seconds: Final = partial(_number, lambda text: float(parse_decimal(text)))
-
-
-TEXT: Final = Rule(lambda env, name, default, _: env.str(name, default))
-
-
-def _choice(*choices: str) -> Rule:
-    def validate(value: str) -> None:
-        if value not in choices:
-            raise ValidationError(f"must be one of {', '.join(choices)}")
-
-    listed = ", ".join(f"`{choice}`" for choice in choices)
-    return Rule(
-        lambda env, name, default, _: env.str(name, default, validate=validate), f"one of {listed}"
-    )
-
-
-def _read_secret(env: Env, name: str, default: Any, _: Environment | None) -> Any:
-    def validate(value: str) -> None:
-        if len(value) < SECRET_LENGTH:
-            raise ValidationError(
-                f"must have at least {SECRET_LENGTH} characters: `openssl rand -hex 32`"
-            )
-
-    return env.str(name, default, validate=validate)
-
-
-def _read_secret_list(env: Env, name: str, default: Any, _: Environment | None) -> Any:
-    def validate(value: str) -> None:
-        if any(len(part.strip()) < SECRET_LENGTH for part in value.split(",")):
-            raise ValidationError(
-                "must be a list of keys, newest first, separated by commas, each of at least"
-                f" {SECRET_LENGTH} characters: `openssl rand -hex 32`"
-            )
-
-    value = env.str(name, default, validate=validate)
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-
-SECRET: Final = Rule(_read_secret, f"{SECRET_LENGTH} characters or more")
-SECRET_LIST: Final = Rule(_read_secret_list, f"each of {SECRET_LENGTH} characters or more")
-DATABASE: Final = Rule(
-    lambda env, name, default, _: env.database_address(name, default), "no loopback in production"
-)
-
-
-def _add_database_parser(env: Env, environment: Environment | None) -> None:
-    def parse(text: str) -> DatabaseAddress:
-        try:
-            return parse_database_url(text, production=environment is Environment.PRODUCTION)
-        except AddressError as error:
-            raise ValidationError(str(error)) from None
-
-    env.add_parser("database_address", parse)
-
-
-def _read_venice_url(env: Env, name: str, default: Any, environment: Environment | None) -> Any:
-    def validate(value: str) -> None:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError("must be an http(s) URL, as in https://api.venice.ai/api/v1")
-        if environment is Environment.PRODUCTION and parts.scheme != "https":
-            raise ValidationError("must be an https:// URL in production")
-
-    value = env.str(name, default, validate=validate)
-    return value.rstrip("/") if isinstance(value, str) else value
-
-
-VENICE_URL: Final = Rule(_read_venice_url, "https in production")
-
-
-def _list(parse: Callable[[str], tuple[str, ...]]) -> Rule:
-    def read(env: Env, name: str, default: Any, _: Environment | None) -> Any:
-        def validate(text: str) -> None:
-            try:
-                parse(text)
-            except ValueError as error:
-                raise ValidationError(str(error)) from None
-
-        value = env.str(name, default, validate=validate)
-        return parse(value) if isinstance(value, str) else value
-
-    return Rule(read)
 
 
 def _variable(
@@ -207,37 +93,37 @@ class Settings:
         DATABASE,
     )
     database_pool_min_size: int = _variable(
-        "DATABASE_POOL_MIN_SIZE", "integer", "Connections kept open.", _integer(1, 100), 5
+        "DATABASE_POOL_MIN_SIZE", "integer", "Connections kept open.", integer(1, 100), 5
     )
     database_pool_max_size: int = _variable(
-        "DATABASE_POOL_MAX_SIZE", "integer", "Connections at most.", _integer(1, 100), 5
+        "DATABASE_POOL_MAX_SIZE", "integer", "Connections at most.", integer(1, 100), 5
     )
     database_max_inactive_s: float = _variable(
         "DATABASE_MAX_INACTIVE_SECONDS",
         "seconds",
         "A connection that was idle for longer is replaced before it is used.",
-        _seconds(1, 86_400),
+        seconds(1, 86_400),
         300.0,
     )
     database_max_age_s: float = _variable(
         "DATABASE_MAX_AGE_SECONDS",
         "seconds",
         "A connection that is older (give or take 10 %) is replaced before it is used.",
-        _seconds(1, 86_400),
+        seconds(1, 86_400),
         3600.0,
     )
     database_acquire_timeout_s: float = _variable(
         "DATABASE_ACQUIRE_TIMEOUT_SECONDS",
         "seconds",
         "How long a call waits for a working connection before it is answered 503.",
-        _seconds(0.1, 60),
+        seconds(0.1, 60),
         5.0,
     )
     database_command_timeout_s: float = _variable(
         "DATABASE_COMMAND_TIMEOUT_SECONDS",
         "seconds",
         "The longest that one statement may take.",
-        _seconds(0.1, 600),
+        seconds(0.1, 600),
         10.0,
     )
     startup_database_timeout_s: float = _variable(
@@ -245,7 +131,7 @@ class Settings:
         "seconds",
         "How long a start waits for a database that is not there yet. `scripts/migrate.sh` waits"
         " 90 s at most.",
-        _seconds(0, 3600),
+        seconds(0, 3600),
         30.0,
         600.0,
     )
@@ -288,14 +174,14 @@ class Settings:
         "Paths of Venice that callers may use though Rialto does not know them, below `/api/v1` and"
         " separated by commas: `/x/y` for one, `/x/*` for all below. Nobody knows their price."
         " Paths about the account (`/api_keys`, `/billing`, `/user` and so on) cannot be opened.",
-        _list(allow_lists.parse_paths),
+        each_of(allow_lists.parse_paths),
         (),
     )
     venice_connect_timeout_s: float = _variable(
         "VENICE_CONNECT_TIMEOUT_SECONDS",
         "seconds",
         "The longest wait for a connection to Venice.",
-        _seconds(0.1, 120),
+        seconds(0.1, 120),
         10.0,
     )
     venice_silence_timeout_s: float = _variable(
@@ -303,14 +189,14 @@ class Settings:
         "seconds",
         "The longest silence of Venice inside a call before it is given up; Railway's edge cuts a"
         " connection that is silent for 300.",
-        _seconds(0.1, 3600),
+        seconds(0.1, 3600),
         285.0,
     )
     venice_retry_s: float = _variable(
         "VENICE_RETRY_SECONDS",
         "seconds",
         "How long attempts are repeated that Venice surely did not charge for.",
-        _seconds(0, 300),
+        seconds(0, 300),
         10.0,
     )
     host: str = _variable(
@@ -321,40 +207,40 @@ class Settings:
         "127.0.0.1",
         "",
     )
-    port: int = _variable("PORT", "integer", "The port to listen on.", _integer(0, 65_535), 8080)
+    port: int = _variable("PORT", "integer", "The port to listen on.", integer(0, 65_535), 8080)
     processes: int = _variable(
         "WEB_CONCURRENCY",
         "integer",
         "How many processes serve on the one port, each with a pool and a listen connection.",
-        _integer(1, 64),
+        integer(1, 64),
         1,
     )
     head_max_bytes: int = _variable(
         "HEAD_MAX_BYTES",
         "integer",
         "The longest URL, and the longest header; a whole head may have twice as much.",
-        _integer(1024, 1 << 20),
+        integer(1024, 1 << 20),
         32 * 1024,
     )
     head_timeout_s: float = _variable(
         "HEAD_TIMEOUT_SECONDS",
         "seconds",
         "How long the head of a request may take to arrive once it has begun.",
-        _seconds(0.1, 600),
+        seconds(0.1, 600),
         20.0,
     )
     unknown_connections: int = _variable(
         "MAX_UNKNOWN_CONNECTIONS",
         "integer",
         "How many connections without a key an address may have before its oldest is closed.",
-        _integer(1, 1_000_000),
+        integer(1, 1_000_000),
         1000,
     )
     body_max_bytes: int = _variable(
         "BODY_MAX_BYTES",
         "integer",
         "The largest request body; Venice takes 35 MB of JSON.",
-        _integer(1024, 1 << 30),
+        integer(1024, 1 << 30),
         35 * 1024 * 1024,
     )
     body_budget_bytes: int = _variable(
@@ -362,14 +248,14 @@ class Settings:
         "integer",
         "How many bytes of bodies a process holds; at least three times `BODY_MAX_BYTES`. An"
         " organization has as many as are free, a key half as many; more are refused with 503.",
-        _integer(1024, 1 << 40),
+        integer(1024, 1 << 40),
         256 * 1024 * 1024,
     )
     body_timeout_s: float = _variable(
         "BODY_TIMEOUT_SECONDS",
         "seconds",
         "How long the body of a request may take to arrive.",
-        _seconds(0.1, 3600),
+        seconds(0.1, 3600),
         120.0,
     )
     open_requests: int = _variable(
@@ -377,21 +263,21 @@ class Settings:
         "integer",
         "How many requests with a key a process has under way at most. An organization has as many"
         " as are still free, a key half as many; more are refused with 429.",
-        _integer(10, 1_000_000),
+        integer(10, 1_000_000),
         4000,
     )
     write_timeout_s: float = _variable(
         "WRITE_TIMEOUT_SECONDS",
         "seconds",
         "A caller who takes no byte of an answer for this long has hung up.",
-        _seconds(0.1, 3600),
+        seconds(0.1, 3600),
         60.0,
     )
     heartbeat_s: float = _variable(
         "HEARTBEAT_SECONDS",
         "seconds",
         "A stream that was silent for this long gets an SSE comment, so that no proxy cuts it.",
-        _seconds(0.05, 300),
+        seconds(0.05, 300),
         15.0,
     )
     key_cache_s: float = _variable(
@@ -399,14 +285,14 @@ class Settings:
         "seconds",
         "How long a caller's key is trusted before it is read again; changes are also announced"
         " by NOTIFY, and paid calls are checked in the database each time.",
-        _seconds(0, 300),
+        seconds(0, 300),
         5.0,
     )
     audit_interval_s: float = _variable(
         "AUDIT_INTERVAL",
         "seconds",
         "How often the books of every organization are proven, give or take 10 %. 0 is never.",
-        _seconds(0, 604_800),
+        seconds(0, 604_800),
         3600.0,
     )
     most_end_users: int = _variable(
@@ -414,7 +300,7 @@ class Settings:
         "integer",
         "How many end users a limit of each end user keeps a counter for at a time; those beyond"
         " share one.",
-        _integer(1, 10_000_000),
+        integer(1, 10_000_000),
         100_000,
     )
     ledger_retention_months: int = _variable(
@@ -422,7 +308,7 @@ class Settings:
         "integer",
         "How many months the ledger's entries are kept at least; older ones are dropped, a month at"
         " a time, with an audit event of their totals and digest. 0 keeps them for ever.",
-        _integer(0, 1200),
+        integer(0, 1200),
         0,
     )
     shutdown_listen_s: float = _variable(
@@ -430,7 +316,7 @@ class Settings:
         "seconds",
         "How long new requests are still taken after SIGTERM, while the platform turns traffic"
         " away.",
-        _seconds(0, 60),
+        seconds(0, 60),
         0.0,
         3.0,
     )
@@ -439,7 +325,7 @@ class Settings:
         "seconds",
         "How long running calls get after SIGTERM. On Railway: the draining time"
         " (`RAILWAY_DEPLOYMENT_DRAINING_SECONDS`) less 15 s.",
-        _seconds(0, 3600),
+        seconds(0, 3600),
         5.0,
         25.0,
     )
@@ -447,7 +333,7 @@ class Settings:
         "WATCHDOG_LOOP_SECONDS",
         "seconds",
         "A process whose event loop stalls for this long ends itself.",
-        _seconds(1, 3600),
+        seconds(1, 3600),
         30.0,
     )
     watchdog_pool_s: float = _variable(
@@ -455,21 +341,21 @@ class Settings:
         "seconds",
         "A process whose pool fails for this long while fresh connections succeed all that time "
         "ends itself. A database that is down never ends it.",
-        _seconds(1, 3600),
+        seconds(1, 3600),
         60.0,
     )
     log_level: str = _variable(
         "LOG_LEVEL",
         "text",
         "The least that is logged. Commands that answer, as `keys list`, start at `warning`.",
-        _choice("debug", "info", "warning", "error"),
+        choice("debug", "info", "warning", "error"),
         "info",
     )
     log_format: str = _variable(
         "LOG_FORMAT",
         "text",
         "`auto` is console on a terminal, JSON otherwise.",
-        _choice("auto", "json", "console"),
+        choice("auto", "json", "console"),
         "auto",
     )
     data_directory: str = _variable(
@@ -505,7 +391,7 @@ def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
     env = Env(eager=False)
     mistakes = dotenv_file.read(env, dotenv)
     environment = _environment(env, mistakes)
-    _add_database_parser(env, environment)
+    add_database_parser(env, environment)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         if "variable" in field.metadata:
@@ -539,6 +425,12 @@ def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
     return Settings(environment=environment, **values)
 
 
+def suspicious_names(dotenv: Path = Path(".env")) -> dict[str, str | None]:
+    """Variables that look like a misspelt setting, with the name that may be meant."""
+    known = {variable.name for variable in variables()}
+    return dotenv_file.misspelt({*os.environ, *dotenv_file.names(dotenv)}, known)
+
+
 def _environment(env: Env, mistakes: list[str]) -> Environment | None:
     name = env.str("ENVIRONMENT", "").strip() or "development"
     if env.str("RAILWAY_ENVIRONMENT_NAME", ""):
@@ -553,7 +445,7 @@ def _environment(env: Env, mistakes: list[str]) -> Environment | None:
 def _read(
     env: Env, variable: Variable, environment: Environment | None, mistakes: list[str]
 ) -> Any:
-    if mistake := _tidied(variable):
+    if mistake := _tidied(env, variable):
         mistakes.append(mistake)
         return None
     in_production = environment is Environment.PRODUCTION
@@ -567,13 +459,15 @@ def _read(
     return variable.rule.read(env, variable.name, default, environment)
 
 
-def _tidied(variable: Variable) -> str | None:
+def _tidied(env: Env, variable: Variable) -> str | None:
     """Take white space off the ends of a value, where forms and files leave it. Returns the mistake
     in the rest, if a secret or a URL has a character that would break every call."""
-    value = os.environ.get(variable.name)
-    if value is None:
+    given = env.str(variable.name, None)
+    if given is None:
         return None
-    value = os.environ[variable.name] = value.strip()
+    value = given.strip()
+    if value != given:
+        os.environ[variable.name] = value
     if variable.kind == "URL" and not (value.isprintable() and " " not in value):
         return f"{variable.name}: must not have spaces or control characters"
     parts = value.split(",") if variable.kind == "secret list" else [value]

@@ -10,8 +10,9 @@ from aiohttp import web
 
 from service.api.state import BOOKS, DATABASE, SETTINGS, STATUS, VENICE
 from service.api.wire import json_response
-from service.errors import ServiceError
-from service.settings import Environment
+from service.errors import ServiceError, UpstreamExhausted
+from service.setting_rules import Environment
+from service.upstream import Finding
 
 DATABASE_TIMEOUT_S: Final = 1.8
 """``/health`` answers within 2 s in all."""
@@ -91,8 +92,24 @@ class FullHealth:
 async def _both(app: web.Application) -> tuple[str, str]:
     return await asyncio.gather(
         _database(app),
-        _tried(app[VENICE].check(VENICE_TIMEOUT_S)),
+        _venice(app),
     )
+
+
+async def _venice(app: web.Application) -> str:
+    """Whether Venice answers and takes a key; the names of the keys that it refuses, and why."""
+    venice = app[VENICE]
+    try:
+        key = venice.keys.any()
+    except ServiceError as error:
+        return f"error: {error.code}"
+    examination = await venice.examine(key, VENICE_TIMEOUT_S)
+    if examination.finding is Finding.WELL:
+        return "ok"
+    if not examination.finding.is_of_the_key and examination.error is not None:
+        return f"error: {examination.error.code}"
+    refused = ", ".join(f"{name}: {why}" for name, why in venice.keys.unusable().items())
+    return f"error: {UpstreamExhausted.code} ({refused})"
 
 
 async def _database(app: web.Application) -> str:

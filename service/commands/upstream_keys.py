@@ -26,7 +26,9 @@ def upstream_keys() -> None:
     "--organization", "organization_id", type=click.UUID, help="For the calls of this one only."
 )
 def add_upstream_key(name: str, organization_id: UUID | None) -> None:
-    """Store a key of Venice's, sealed. It is asked for, or read from standard input."""
+    """Store a key of Venice's, sealed. It is asked for, or read from standard input. Venice is
+    asked about it at no cost; a key that it does not take is stored all the same, with a
+    warning."""
     is_terminal = sys.stdin.isatty()
     secret = click.prompt("Key", hide_input=True) if is_terminal else sys.stdin.readline()
 
@@ -36,14 +38,24 @@ def add_upstream_key(name: str, organization_id: UUID | None) -> None:
             key_id = await upstream.add(
                 conn, keyring, COMMAND_LINE, name, secret.strip(), organization_id
             )
+        if settings.venice_api_key is not None:
+            key = upstream.UpstreamKey(id=key_id, name=name, secret=secret.strip())
+            pool = upstream.UpstreamKeys([key])
+            async with upstream.open_venice(
+                settings, base_url=settings.venice_base_url, keys=pool
+            ) as venice:
+                checked = await upstream.check(database, venice, key)
+            if checked.problem is not None:
+                click.echo(f"warning: {name}: {checked.problem}", err=True)
         return [await upstream.find_stored(database, key_id)]
 
+    settings = read_settings(log_level="warning")
     with_database(work)
 
 
 @upstream_keys.command("list")
 def list_upstream_keys() -> None:
-    """List them, with what Venice last said of their balance."""
+    """List them, with what Venice last said of them and when."""
     with_database(lambda database, _: upstream.list_stored(database))
 
 

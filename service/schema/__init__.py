@@ -46,7 +46,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "upstream_keys": _columns(
         "id name role source organization_id sealed_key status status_reason set_aside_until "
         "balance_usd_nanos balance_diem_nanos tier billing_cursor last_checked_at created_at "
-        "updated_at"
+        "updated_at last_check condition condition_at"
     ),
     "models": _columns(
         "id organization_id name version is_current kind type capabilities prices "

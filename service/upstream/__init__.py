@@ -3,6 +3,7 @@
 from service.upstream.client import PLAIN_BODY_BYTES, Answer, Venice, open_venice
 from service.upstream.connector import StreamedBody
 from service.upstream.cooldowns import Source
+from service.upstream.findings import Finding
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
 from service.upstream.lenient import raw_members
 from service.upstream.meter import (
@@ -27,6 +28,7 @@ from service.upstream.stored import (
     list_stored,
     load,
     note_state,
+    record,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Answer",
     "Checked",
     "Departure",
+    "Finding",
     "KeyState",
     "Metered",
     "Rest",
@@ -62,5 +65,6 @@ __all__ = [
     "raw_members",
     "read_headers",
     "read_plain",
+    "record",
     "split_at_error",
 ]

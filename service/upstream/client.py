@@ -27,10 +27,11 @@ from service.errors import (
 from service.settings import Settings
 from service.upstream.connector import Connector, StreamedBody
 from service.upstream.cooldowns import Source
+from service.upstream.findings import Finding, finding_of
 from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.lenient import UNREADABLE
 from service.upstream.meter import stated_cost
-from service.upstream.refusals import KEY_STATUSES, is_refunded, refusal
+from service.upstream.refusals import is_refunded, refusal
 from service.upstream.retries import RetryBudgets
 from service.upstream.sending import DEPARTURE, Departure, VeniceRequest
 
@@ -194,6 +195,14 @@ class JobState(NamedTuple):
     is_refunded: bool
 
 
+class Examination(NamedTuple):
+    """What Venice said of a key: its state, or how it failed to say one."""
+
+    finding: Finding
+    state: KeyState | None
+    error: ServiceError | None
+
+
 class Venice:
     """Requests to Venice with the operator's keys. Errors are translated; nothing is repeated."""
 
@@ -347,19 +356,29 @@ class Venice:
         public and free."""
         return await self._get(path, {"type": model_type}, MODELS_TIMEOUT_S)
 
-    async def check(self, timeout: float) -> None:
-        """Prove that Venice answers and takes the key, at no cost: ``GET /api_keys/rate_limits``.
+    async def examine(self, key: UpstreamKey, timeout: float) -> Examination:
+        """Ask Venice about a key, at no cost, and heed the answer in the choice of keys."""
+        try:
+            state = await self.state(key, timeout)
+        except ServiceError as error:
+            finding = finding_of(error)
+            reason = f"status {getattr(error, 'upstream_status', None)}"
+            if finding.is_of_the_key:
+                self.keys.put_out_of_service(key, reason)
+            self.keys.note_finding(key, finding, reason)
+            return Examination(finding, None, error)
+        self.keys.note_state(key, state)
+        if not state.access_permitted:
+            self.keys.put_out_of_service(key, "no access")
+        return Examination(state.finding, state, None)
 
-        :raises UpstreamError: when it does not.
-        """
-        await self._get("/api_keys/rate_limits", {}, timeout)
-
-    async def state(self, key: UpstreamKey) -> KeyState:
-        """What Venice says of a key, at no cost.
+    async def state(self, key: UpstreamKey, timeout: float = KEY_TIMEOUT_S) -> KeyState:
+        """What Venice says of a key, at no cost: ``GET /api_keys/rate_limits``, since ``/models``
+        is public and proves nothing.
 
         :raises UpstreamError: when it says nothing good.
         """
-        body = await self._get("/api_keys/rate_limits", {}, KEY_TIMEOUT_S, key)
+        body = await self._get("/api_keys/rate_limits", {}, timeout, key)
         try:
             return msgspec.json.decode(body, type=_Data).data
         except UNREADABLE as error:
@@ -384,19 +403,9 @@ class Venice:
         """Put the key out of service if Venice, asked about it, takes no calls with it."""
         if time.monotonic() - self._confirmed_at.get(key.id, -math.inf) < CONFIRM_EVERY_S:
             return
-        try:
-            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-                state = await self.state(key)
-        except (ServiceError, TimeoutError) as error:
-            status = getattr(error, "upstream_status", None)
-            is_refused = getattr(error, "evidence", None) is Evidence.KEY_REFUSED
-            if is_refused and status in KEY_STATUSES:
-                self.keys.put_out_of_service(key, f"status {status}")
-        else:
-            self.keys.note_state(key, state)
-            if not state.is_well:
-                reason = "no balance" if state.access_permitted else "no access"
-                self.keys.put_out_of_service(key, reason)
+        examination = await self.examine(key, CONFIRM_TIMEOUT_S)
+        if examination.finding.is_of_the_key and examination.finding is not Finding.WELL:
+            self.keys.put_out_of_service(key, self.keys.findings[key.id].reason)
         self._confirmed_at[key.id] = time.monotonic()
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -26,6 +26,7 @@ from service.errors import (
     UpstreamExhausted,
 )
 from service.upstream.cooldowns import Cooldowns, Source
+from service.upstream.findings import Finding
 from service.upstream.refusals import BUSY_RETRY_S, spent_rate_reset_s
 
 log = structlog.get_logger()
@@ -69,9 +70,24 @@ class KeyState(msgspec.Struct, rename="camel"):
         return self.access_permitted and self.spendable_usd >= LEAST_BALANCE_USD
 
     @property
+    def finding(self) -> Finding:
+        """What that is in one word."""
+        if self.is_well:
+            return Finding.WELL
+        return Finding.SPENT if self.spendable_usd < LEAST_BALANCE_USD else Finding.FORBIDDEN
+
+    @property
     def spendable_usd(self) -> float:
         """Infinite where Venice does not say."""
         return sum(self.balances.values()) if self.balances else math.inf
+
+
+class Found(NamedTuple):
+    """What an examination of a key found, why, and when on the clock of ``time.monotonic``."""
+
+    finding: Finding
+    reason: str
+    at: float
 
 
 class Rest(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +109,8 @@ class UpstreamKeys:
 
     def __init__(self, keys: Sequence[UpstreamKey]) -> None:
         self._keys: Sequence[UpstreamKey] = ()
+        self.has_changed = asyncio.Event()
+        """Set when a key is new, or something else is found of one."""
         self._by_organization: dict[UUID | None, Sequence[UpstreamKey]] = {}
         """Under None those that serve every organization that has none of its own."""
         self.replace(keys)
@@ -103,9 +121,13 @@ class UpstreamKeys:
         self._probes: Counter[UUID] = Counter()
         """Since a call with the key was answered: each pause between them is longer."""
         self.in_flight: Counter[UUID] = Counter()
+        self.findings: dict[UUID, Found] = {}
+        """What was last found of each key, by its id."""
 
     def replace(self, keys: Sequence[UpstreamKey]) -> None:
         """Use these from now on; what is known of those that stay is kept."""
+        if {key.id for key in keys} - {key.id for key in self._keys}:
+            self.has_changed.set()
         self._keys = tuple(keys)
         owners = {key.organization_id for key in keys}
         self._by_organization = {
@@ -174,8 +196,29 @@ class UpstreamKeys:
         """Venice said what the key may spend, and perhaps that it is well again."""
         if state.balances:
             self._balances_usd[key.id] = state.spendable_usd
+        reason = "no balance" if state.access_permitted else "no access"
+        self.note_finding(key, state.finding, reason)
         if state.is_well and self._out_of_service.pop(key.id, None) is not None:
             log.info("upstream key is well again", key=key.name)
+
+    def note_finding(self, key: UpstreamKey, finding: Finding, reason: str) -> None:
+        """Venice was asked about the key."""
+        known = self.findings.get(key.id)
+        self.findings[key.id] = Found(finding, reason, time.monotonic())
+        if known is None or known.finding is not finding:
+            self.has_changed.set()
+            report = log.info if finding is Finding.WELL else log.warning
+            variable = "VENICE_API_KEY" if key.id == ENVIRONMENT_KEY_ID else None
+            report("upstream key checked", key=key.name, finding=finding.value, variable=variable)
+
+    def unusable(self) -> dict[str, Finding]:
+        """The names of keys that Venice itself refuses, and why."""
+        found = ((key.name, self.findings.get(key.id)) for key in self._keys)
+        return {
+            name: known.finding
+            for name, known in found
+            if known and known.finding.is_of_the_key and known.finding is not Finding.WELL
+        }
 
     def succeeded(
         self,

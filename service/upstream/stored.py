@@ -1,6 +1,7 @@
 """The operator's keys at Venice, as they are stored: sealed, with what Venice last said of them."""
 
 import re
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -14,19 +15,23 @@ from service import audit, crypto, money
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.crypto import Keyring
 from service.db import Database
-from service.errors import ClientError, Conflict, NotFound, ServiceError
+from service.errors import ClientError, Conflict, NotFound
 from service.ids import uuid7
-from service.upstream.client import Venice
-from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, UpstreamKey
+from service.upstream.client import KEY_TIMEOUT_S, Venice
+from service.upstream.findings import Finding
+from service.upstream.keys import ENVIRONMENT_KEY_ID, Found, KeyState, UpstreamKey
 
 log = structlog.get_logger()
 
 ENVIRONMENT: Final = "environment"
 KEY_PROBLEMS: Final = {
-    401: "Venice does not take the key (status 401).",
-    402: "The account has nothing left to spend (status 402).",
-    403: "The key may not be used, or not from here (status 403).",
+    Finding.INVALID: "Venice does not take the key (status 401).",
+    Finding.SPENT: "The account, or the key, has nothing left to spend.",
+    Finding.FORBIDDEN: "The key may make no calls, or not from here.",
+    Finding.UNREACHABLE: "Venice does not answer, so nothing is known of the key.",
+    Finding.FAILED: "Venice failed, so nothing is known of the key.",
 }
+RIALTO: Final = Actor(name="rialto")
 NAME_LENGTH: Final = 200
 SECRET_LENGTH: Final = 1000
 SECRET: Final = re.compile("[!-~]+")
@@ -49,13 +54,34 @@ READ_KEYS: Final = """
 """
 LIST_KEYS: Final = """
     SELECT id, name, organization_id, source, status, balance_usd_nanos, balance_diem_nanos, tier,
-           last_checked_at, created_at
+           last_check, last_checked_at, created_at
     FROM public.upstream_keys
     ORDER BY id
 """
 NOTE_STATE: Final = """
     UPDATE public.upstream_keys
-    SET balance_usd_nanos = $2, balance_diem_nanos = $3, tier = $4, last_checked_at = now()
+    SET balance_usd_nanos = $2, balance_diem_nanos = $3, tier = $4
+    WHERE id = $1
+"""
+NOTE_CHECK: Final = """
+    UPDATE public.upstream_keys
+    SET last_check = $2, last_checked_at = clock_timestamp() - make_interval(secs => $3)
+    WHERE id = $1
+    RETURNING condition
+"""
+# Two processes that see a change at once wait here for each other, and the second finds it done.
+LOCK_CONDITION: Final = """
+    SELECT condition,
+           condition_at IS NULL
+               OR condition_at < clock_timestamp() - make_interval(secs => $2) AS is_newer
+    FROM public.upstream_keys
+    WHERE id = $1
+      AND status <> 'disabled'
+    FOR UPDATE
+"""
+NOTE_CONDITION: Final = """
+    UPDATE public.upstream_keys
+    SET condition = $2, condition_at = clock_timestamp() - make_interval(secs => $3)
     WHERE id = $1
 """
 DISABLE_KEY: Final = """
@@ -66,7 +92,7 @@ DISABLE_KEY: Final = """
 """
 FIND_KEY: Final = """
     SELECT id, name, organization_id, source, status, balance_usd_nanos, balance_diem_nanos, tier,
-           last_checked_at, created_at
+           last_check, last_checked_at, created_at
     FROM public.upstream_keys
     WHERE id = $1
 """
@@ -81,8 +107,9 @@ HAS_KEY: Final = "SELECT EXISTS (SELECT FROM public.upstream_keys WHERE id = $1)
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as the operator sees it: never the key itself. Balances are decimal strings, null until
-    the key was checked; without ``organization_id`` it is for all that have no key of their own."""
+    """A key as the operator sees it: never the key itself. Balances are decimal strings; they, and
+    ``last_check``, what was found when Venice was last asked, are null until it was. Without
+    ``organization_id`` it is for all that have no key of their own."""
 
     id: UUID
     name: str
@@ -92,6 +119,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     balance_usd: str | None
     balance_diem: str | None
     tier: str | None
+    last_check: str | None
     last_checked_at: datetime | None
     created_at: datetime
 
@@ -211,21 +239,44 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 async def check(database: Database, venice: Venice, key: UpstreamKey) -> Checked:
     """Ask Venice about a key, at no cost, and keep what it says."""
-    try:
-        state = await venice.state(key)
-    except ServiceError as error:
-        status = getattr(error, "upstream_status", None) or 0
-        problem = KEY_PROBLEMS.get(status, str(error))
-        return Checked(name=key.name, is_well=False, problem=problem)
-    await note_state(database, venice, key, state)
-    if not state.access_permitted:
-        return Checked(name=key.name, is_well=False, problem="Venice lets it make no calls.")
-    return Checked(name=key.name, is_well=True, problem=None)
+    examination = await venice.examine(key, KEY_TIMEOUT_S)
+    if examination.state is not None:
+        await note_state(database, key, examination.state)
+    await record(database, key, venice.keys.findings[key.id])
+    is_well = examination.finding is Finding.WELL
+    problem = None if is_well else KEY_PROBLEMS[examination.finding]
+    if examination.finding is Finding.FAILED and examination.error is not None:
+        problem = str(examination.error)
+    return Checked(name=key.name, is_well=is_well, problem=problem)
 
 
-async def note_state(database: Database, venice: Venice, key: UpstreamKey, state: KeyState) -> None:
-    """Keep what Venice says of a key, and heed it in the choice of keys."""
-    venice.keys.note_state(key, state)
+async def record(database: Database, key: UpstreamKey, found: Found) -> None:
+    """Keep what was found of a key. That its condition has changed is an event of the audit, which
+    the process that saw it first writes: others find it written, and what is older than what is
+    written changes nothing."""
+    age_s = time.monotonic() - found.at
+    known = await database.fetchrow(NOTE_CHECK, key.id, found.finding.value, age_s)
+    if known is None or not found.finding.is_of_the_key or known["condition"] == found.finding:
+        return
+    async with database.transaction() as conn:
+        await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
+        before = await conn.fetchrow(LOCK_CONDITION, key.id, age_s)
+        if before is None or before["condition"] == found.finding or not before["is_newer"]:
+            return
+        await conn.execute(NOTE_CONDITION, key.id, found.finding.value, age_s)
+        detail = {"name": key.name, "finding": found.finding.value, "reason": found.reason}
+        if found.finding is not Finding.WELL:
+            await _report(conn, "upstream_key.rest", key, detail)
+        elif before["condition"] is not None:
+            await _report(conn, "upstream_key.well", key, {"name": key.name})
+
+
+async def _report(conn: Any, action: str, key: UpstreamKey, detail: dict[str, Any]) -> None:
+    await audit.record(conn, OPERATOR_ORGANIZATION_ID, RIALTO, action, str(key.id), detail)
+
+
+async def note_state(database: Database, key: UpstreamKey, state: KeyState) -> None:
+    """Keep what Venice says that a key may spend."""
     tier = state.api_tier.get("id")
     await database.fetch(
         NOTE_STATE,

@@ -150,38 +150,6 @@ async def test_a_spent_key_is_not_asked_again(service, caller, upstream):
         assert response.status == 200
 
 
-@pytest.fixture
-def told_by_the_test_alone(monkeypatch):
-    """The service itself tells nothing after its start."""
-    monkeypatch.setattr(jobs, "UPSTREAM_KEYS_EVERY_S", 3600)
-
-
-async def test_that_a_key_rests_is_an_event(told_by_the_test_alone, service, caller, upstream):
-    """Once, and once more that it is well again."""
-    database, keys = service.app[DATABASE], service.app[VENICE].keys
-    resting = jobs.Resting()
-    upstream.faults.push("*", "insufficient_balance")
-    async with caller.chat() as response:
-        assert response.status == 503
-    for _ in range(2):
-        await resting.note(database, keys)
-    upstream.faults.clear()
-    async with asyncio.timeout(20):
-        while keys.resting():
-            await asyncio.sleep(0.05)
-    for _ in range(2):
-        await resting.note(database, keys)
-
-    path = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/audit-events"
-    _, body = await service.operate("GET", path)
-    told = [event for event in body["events"] if event["actor"] == "rialto"]
-    assert [(event["action"], event["detail"]["name"]) for event in told] == [
-        ("upstream_key.well", "environment"),
-        ("upstream_key.rest", "environment"),
-    ]
-    assert "402" in told[-1]["detail"]["reason"]
-
-
 async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
     """The breaker: its callers are told at once, those of others notice nothing."""
     upstream.faults.push("/chat/completions", "inference_failed", times=5)

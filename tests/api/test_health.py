@@ -59,7 +59,12 @@ async def test_full_health_is_asked_once(upstream, service):
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("invalid_key", "error: upstream_exhausted"), ("inference_failed", "error: upstream_error")],
+    [
+        ("invalid_key", "error: upstream_exhausted (environment: invalid)"),
+        ("insufficient_balance", "error: upstream_exhausted (environment: spent)"),
+        ("inference_failed", "error: upstream_error"),
+        ("disconnect", "error: upstream_cut"),
+    ],
 )
 async def test_full_health_says_what_is_wrong_with_venice(upstream, service, kind, said):
     """A Venice that fails, or refuses the key, makes the full health a 503."""

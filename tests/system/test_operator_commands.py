@@ -184,13 +184,13 @@ async def test_months_are_dropped_by_the_service(database_address, tmp_path, ups
 async def test_upstream_keys(tmp_path, database_address, upstream, command):
     """They are sealed, listed without themselves, checked, used within seconds, and disabled."""
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
-    add = (sys.executable, "-m", "service", "upstream-keys", "add", "spare")
+    add = (sys.executable, "-m", "service", "upstream-keys", "add")
 
-    async def typed(line):
+    async def typed(line, name="spare", **more):
         process = await asyncio.create_subprocess_shell(
-            f"echo {line} | {' '.join(add)}",
+            f"echo {line} | {' '.join(add)} {name}",
             cwd=tmp_path,
-            env=os.environ | TEST_ENVIRONMENT | {"DATABASE_URL": command["DATABASE_URL"]},
+            env=os.environ | TEST_ENVIRONMENT | {"DATABASE_URL": command["DATABASE_URL"]} | more,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -202,6 +202,7 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
     assert "second" not in out
     key = json.loads(out)
     assert (key["name"], key["source"], key["balance_usd"]) == ("spare", "database", None)
+    assert key["last_check"] is None, "without VENICE_API_KEY there is no Venice to ask"
     assert (await typed("third"))[2].startswith("conflict: ")
     assert (await typed("''"))[2].startswith("invalid_request: key")
     async with (
@@ -217,6 +218,12 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
                         break
                 await asyncio.sleep(0.1)
     upstream.faults.clear()
+    status, out, err = await typed("wrong", "other", **venice)
+    assert (status, json.loads(out)["last_check"]) == (0, "invalid")
+    assert "warning: other: Venice does not take the key" in err
+    assert "wrong" not in out + err
+    other = json.loads(out)["id"]
+    assert (await rialto("upstream-keys", "disable", other, **command))[0]["status"] == "disabled"
     checked = await rialto("upstream-keys", "check", **command, **venice)
     assert checked == [
         {"name": "environment", "is_well": True, "problem": None},
@@ -228,6 +235,8 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
     upstream.faults.clear()
     assert (status, out.count('"is_well":false')) == (1, 1)
     listed = await rialto("upstream-keys", "list", **command)
+    assert [line["last_check"] for line in listed] == ["invalid", "well", "invalid"]
+    listed = listed[:2]
     assert all(float(line["balance_usd"]) > 0 and line["tier"] == "paid" for line in listed)
     (disabled,) = await rialto("upstream-keys", "disable", key["id"], **command)
     assert disabled["status"] == "disabled"

@@ -13,6 +13,7 @@ SERVICE = ROOT / "service"
 LEVELS = [
     {"errors", "hosts"},
     {"address", "allow_lists", "data_directory", "dotenv_file", "parsing"},
+    {"setting_rules"},
     {"money", "logs", "settings", "body", "inflate", "multipart", "ids", "shares", "surrogates"},
     {
         "db",

@@ -134,6 +134,17 @@ def test_an_address_that_is_broken_is_refused(environ, name, odd):
     assert said == [f"{name}: must not have spaces or control characters"]
 
 
+def test_dotenv_is_tidied_too(environ, tmp_path):
+    """A value in quotes may end with a line break, or have a character that no header can carry."""
+    environ.update({name: PRODUCTION[name] for name in PRODUCTION if name != "VENICE_API_KEY"})
+    (tmp_path / ".env").write_text('VENICE_API_KEY="abc\\n"\n')
+    assert settings.load().venice_api_key == "abc"
+
+    del environ["VENICE_API_KEY"]
+    (tmp_path / ".env").write_text('VENICE_API_KEY="a\\nc"\n')
+    assert [line.partition(":")[0] for line in mistakes(environ)] == ["VENICE_API_KEY"]
+
+
 @pytest.mark.parametrize("name", ["VENICE_API_KEY", "OPERATOR_KEY", "DATABASE_URL"])
 def test_white_space_alone_is_no_value(environ, name):
     """As nothing at all."""
@@ -152,6 +163,51 @@ def test_a_kept_secret_that_is_damaged_is_refused(environ, tmp_path, content):
     (said,) = mistakes(environ)
 
     assert said.startswith("DATA_DIRECTORY: .rialto/encryption_key is damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("VENICE_APIKEY", "VENICE_API_KEY"),
+        ("VENICE_KEY", "VENICE_API_KEY"),
+        ("VENICE_TOKEN", None),
+        ("Database_Url", "DATABASE_URL"),
+        ("ENCRYPTION_KEYS", "ENCRYPTION_KEY"),
+        ("WEB_CONCURENCY", "WEB_CONCURRENCY"),
+        ("LOG_LEVLE", "LOG_LEVEL"),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_misspelt_name_is_noticed(environ, tmp_path, name, meant, place):
+    """In the environment and in .env; by its name, without its value."""
+    environ.update(PRODUCTION)
+    if place == "environment":
+        environ[name] = SECRET
+    else:
+        (tmp_path / ".env").write_text(f"{name}={SECRET}\n")
+    settings.load()
+
+    assert list(settings.suspicious_names()) == [name]
+    assert settings.suspicious_names()[name] in (meant, None)
+
+
+def test_other_names_are_left_alone(environ):
+    """Of the platform, the shell and other programs."""
+    environ.update(PRODUCTION)
+    for name in (
+        "PATH",
+        "HOME",
+        "HOSTNAME",
+        "PYTHONPATH",
+        "TMPDIR",
+        "DATABASE_PUBLIC_URL",
+        "RAILWAY_ENVIRONMENT_ID",
+        "PROMETHEUS_MULTIPROC_DIR",
+        "PGHOST",
+    ):
+        environ[name] = "x"
+
+    assert settings.suspicious_names() == {}
 
 
 def test_mistakes_of_all_kinds_come_together(environ):

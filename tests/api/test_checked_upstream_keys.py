@@ -1,0 +1,177 @@
+"""Keys at Venice are examined at no cost before a caller finds out; events say what was seen."""
+
+import asyncio
+
+import pytest
+from process import database_url, started
+from support import ORGANIZATIONS, make_settings, running
+
+from service import app as application
+from service import jobs
+from service.audit import OPERATOR_ORGANIZATION_ID
+from service.upstream import ENVIRONMENT_KEY_ID
+
+KEYS = "/admin/v1/upstream-keys"
+RATE_LIMITS = "/api_keys/rate_limits"
+CONDITIONS = {
+    "invalid_key": ("invalid", "Venice does not take it"),
+    "insufficient_balance": ("spent", "nothing left to spend"),
+    "disconnect": ("unreachable", "does not answer"),
+}
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """What is found is recorded without a pause."""
+    monkeypatch.setattr(jobs, "UPSTREAM_KEYS_PAUSE_S", 0.01)
+
+
+async def events(service):
+    """What is reported of keys, oldest first."""
+    path = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/audit-events"
+    _, body = await service.operate("GET", path)
+    return [
+        (event["action"], event["detail"]["name"], event["detail"].get("finding"))
+        for event in reversed(body["events"])
+        if event["actor"] == "rialto"
+    ]
+
+
+async def reported(service, expected):
+    """Wait for these events, and no others."""
+    async with asyncio.timeout(20):
+        while (found := await events(service)) != expected and len(found) <= len(expected):
+            await asyncio.sleep(0.02)
+    assert found == expected
+
+
+async def listed(service):
+    """The keys by their names."""
+    _, body = await service.operate("GET", KEYS)
+    return {key["name"]: key for key in body["upstream_keys"]}
+
+
+async def becomes(service, name, last_check):
+    """Wait until a key was found so; the key."""
+    async with asyncio.timeout(20):
+        while (found := (await listed(service))[name])["last_check"] != last_check:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def recorded(service):
+    """Wait until all that was found is written."""
+    database = service.app[application.api.DATABASE]
+    keys = service.app[application.api.VENICE].keys
+    async with asyncio.timeout(20):
+        while True:
+            rows = await database.fetch("SELECT id, last_check FROM public.upstream_keys")
+            written = {row["id"]: row["last_check"] for row in rows}
+            if all(written[key.id] == keys.findings[key.id].finding for key in keys.all):
+                return
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+async def test_a_key_is_checked_at_the_start(tmp_path, database_address, upstream, kind):
+    """Without a call and without a caller: the log, the list and the welcome say what Venice said,
+    by the key's name."""
+    finding, _ = CONDITIONS[kind]
+    upstream.faults.push(RATE_LIMITS, kind)
+    async with started(
+        tmp_path,
+        DATABASE_URL=database_url(database_address),
+        VENICE_API_KEY="sandbox",
+        VENICE_BASE_URL=f"{upstream.url}/api/v1",
+    ) as process:
+        line = await process.says("upstream key checked")
+        async with asyncio.timeout(10):
+            while not any("Ctrl-C" in raw for raw in process.raw):
+                await asyncio.sleep(0.05)
+    assert (line["level"], line["key"], line["finding"], line["variable"]) == (
+        "warning",
+        "environment",
+        finding,
+        "VENICE_API_KEY",
+    )
+    shown = "".join(process.raw)
+    known = [words for _, words in CONDITIONS.values()] + ["is being checked"]
+    assert sum(words in shown for words in known) == 1
+    assert "calls cost real money" not in shown
+    assert upstream.calls.charged_nanos == 0
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+async def test_a_key_is_checked_when_it_is_added(service, upstream, kind):
+    """At once; and what was found is in the list with its time."""
+    finding, _ = CONDITIONS[kind]
+    upstream.faults.push(RATE_LIMITS, kind, key="second")
+    status, made = await service.operate("POST", KEYS, json={"name": "spare", "key": "second"})
+    assert (status, made["last_check"], made["last_checked_at"]) == (201, None, None)
+
+    found = await becomes(service, "spare", finding)
+
+    assert found["last_checked_at"] is not None
+    assert (await listed(service))["environment"]["last_check"] == "well"
+    expected = [("upstream_key.rest", "spare", finding)] if finding != "unreachable" else []
+    await reported(service, expected)
+
+
+async def test_a_change_is_an_event_once(service, upstream):
+    """That Venice refuses a key, and that it takes it again; a Venice that does not answer says
+    nothing of the key."""
+    venice = service.app[application.api.VENICE]
+    key = venice.keys.find(ENVIRONMENT_KEY_ID)
+    for kind in ("insufficient_balance", "disconnect", "insufficient_balance", "invalid_key"):
+        upstream.faults.push(RATE_LIMITS, kind)
+        for _ in range(2):
+            await venice.examine(key, 5)
+            await recorded(service)
+        upstream.faults.clear()
+    for _ in range(2):
+        await venice.examine(key, 5)
+        await recorded(service)
+
+    expected = [
+        ("upstream_key.rest", "environment", "spent"),
+        ("upstream_key.rest", "environment", "invalid"),
+        ("upstream_key.well", "environment", None),
+    ]
+    await reported(service, expected)
+
+
+async def test_disabling_a_bad_key_reports_nothing(service, upstream):
+    """Nobody saw it well."""
+    upstream.faults.push(RATE_LIMITS, "invalid_key", key="second")
+    _, made = await service.operate("POST", KEYS, json={"name": "spare", "key": "second"})
+    await becomes(service, "spare", "invalid")
+    assert (await service.operate("DELETE", f"{KEYS}/{made['id']}"))[0] == 204
+    upstream.faults.push(RATE_LIMITS, "invalid_key", key="third")
+    await service.operate("POST", KEYS, json={"name": "other", "key": "third"})
+    await becomes(service, "other", "invalid")
+
+    expected = [("upstream_key.rest", name, "invalid") for name in ("spare", "other")]
+    await reported(service, expected)
+
+
+async def test_several_processes_report_a_change_once(database_address, upstream):
+    """Whichever saw it first; one that saw less lately does not contradict what is written."""
+    settings = make_settings(database_address, upstream.url)
+    async with running(settings) as one, running(settings) as two:
+        services = (one, two)
+        venices = [service.app[application.api.VENICE] for service in services]
+        key = venices[0].keys.find(ENVIRONMENT_KEY_ID)
+        upstream.faults.push(RATE_LIMITS, "invalid_key")
+        await asyncio.gather(*(venice.examine(key, 5) for venice in venices))
+        await asyncio.gather(*(recorded(service) for service in services))
+        stale = venices[1].keys.findings[key.id]
+        upstream.faults.clear()
+        await asyncio.gather(*(venice.examine(key, 5) for venice in venices))
+        await asyncio.gather(*(recorded(service) for service in services))
+        await application.jobs.upstream.record(two.app[application.api.DATABASE], key, stale)
+
+        expected = [
+            ("upstream_key.rest", "environment", "invalid"),
+            ("upstream_key.well", "environment", None),
+        ]
+        await reported(one, expected)
