@@ -15,6 +15,7 @@
         UnsupportedEncoding       415 unsupported_encoding
         HeadTooLarge              431 head_too_large
         RateLimited               429 rate_limited         or limit_held
+          CallTooLarge            400 call_too_large
       UpstreamError               502 upstream_error
         UpstreamUnreachable       502 upstream_unreachable
         UpstreamCut               502 upstream_cut
@@ -69,6 +70,16 @@ class ServiceError(Exception):
             self.code = code
         if status is not None:
             self.status = status
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same request would fail again, so that a client should not repeat it."""
+        return self.status < 500 and self.status != RequestTimeout.status and not self.retry_after_s
+
+    def advise(self, text: str) -> None:
+        """Add to the message what the caller can do."""
+        self.message = f"{self.message} {text}"
+        self.args = (self.message,)
 
     @classmethod
     def codes(cls) -> tuple[str, ...]:
@@ -171,7 +182,15 @@ class RateLimited(ClientError):
 
     status = 429
     code = "rate_limited"
-    reasons = ("limit_held",)
+    reasons: tuple[str, ...] = ("limit_held",)
+
+
+class CallTooLarge(RateLimited):
+    """The call needs more than a limit on requests, tokens or concurrency ever has room for."""
+
+    status = 400
+    code = "call_too_large"
+    reasons = ()
 
 
 class Evidence(enum.Enum):

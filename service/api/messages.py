@@ -56,7 +56,8 @@ async def _read(request: web.Request, caller: Caller) -> tuple[anthropic.Message
         headers=request.headers,
         settings=caller.settings,
     )
-    return asked, await parse(CHAT, inbound)
+    call = await parse(CHAT, inbound)
+    return asked, msgspec.structs.replace(call, output_field="max_tokens")
 
 
 async def count_tokens(request: web.Request) -> web.Response:

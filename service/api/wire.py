@@ -17,7 +17,6 @@ from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     ClientError,
     NotFound,
-    RateLimited,
     ServiceError,
     Unavailable,
     UnsupportedEncoding,
@@ -180,8 +179,8 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
         response.headers["Accept-Encoding"] = inflate.ACCEPTED
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
-    elif error.status == RateLimited.status:
-        # The SDKs repeat a 429 on their own, and this one would be refused for ever.
+    elif error.is_final:
+        # SDKs and Claude Code repeat some of these on their own, and without a word to their user.
         response.headers["x-should-retry"] = "false"
     if error.rates is not None:
         response.headers.update(rate_headers(error.rates))

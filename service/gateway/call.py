@@ -230,6 +230,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     """After how many seconds the caller gives up, where they say so."""
     relay: Relay = Relay.WHOLE
+    output_field: str = ""
+    """The member that caps the output, by the name that the caller knows it by."""
     is_stream: bool = False
     content_type: str = JSON
     method: str = "POST"
@@ -337,6 +339,13 @@ class Endpoint(Generic[C]):
     def cut(self, call: C, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
         """The bound with as much output as was granted."""
         return bound
+
+    def max_output_within(
+        self, call: C, bound: Bound, nanos: int | None, tokens: int, catalog: Catalog
+    ) -> int:
+        """The most tokens of output, for each choice, with which the call stays within so much
+        money and so many tokens; 0 where there are none, or where nothing caps the output."""
+        return 0
 
     def upstream_body(self, call: C, caller: Caller, bound: Bound) -> bytes:
         """The body that Venice gets."""

@@ -1,5 +1,6 @@
 """Where a call goes: to one model after another, each under a hold of its own bound."""
 
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -21,11 +22,13 @@ from service.errors import (
 )
 from service.gateway.call import Bound, Call, Quote
 from service.ids import uuid7
-from service.ledger import Admission, Hold, Ledger, Sent
+from service.ledger import Admission, Hold, Ledger, Limit, Sent, is_too_large, left_of
 from service.upstream import Venice
 
 log = structlog.get_logger()
 
+NUMBER_BYTES: Final = 16
+"""Of a number in JSON with what stands around it and its name."""
 REFUSED: Final = (LimitExceeded, RateLimited, UpstreamError)
 """What keeps a call from one model and may let it have another."""
 
@@ -67,6 +70,16 @@ class Route:
 
         :raises ServiceError: what the first one was refused with, or nobody could decide.
         """
+        calls = tuple(self._rest)
+        refusal = await self._try_to_admit()
+        if refusal is not None and await self._ledger.wait_for_room(refusal):
+            self._rest.extend(calls)
+            refusal = await self._try_to_admit()
+        if refusal is not None:
+            raise refusal
+
+    async def _try_to_admit(self) -> ServiceError | None:
+        """Returns what the first one was refused with, if all were."""
         refusal: ServiceError | None = None
         while self._rest:
             try:
@@ -74,9 +87,8 @@ class Route:
             except REFUSED as error:
                 refusal = refusal or error
             else:
-                return
-        assert refusal is not None  # noqa: S101 - there was at least one
-        raise refusal
+                return None
+        return refusal
 
     async def advance(self) -> bool:
         """Go on to the next model whose bound its limits have room for, in one step with giving up
@@ -129,7 +141,11 @@ class Route:
         try:
             admission = await take(hold)
         except (LimitExceeded, RateLimited) as error:
-            raise _told(error, call, are_prices_known=are_prices_known) from error
+            told = _told(error, call, are_prices_known=are_prices_known)
+            if told.is_final and self.hold is None and is_too_large(told):
+                with contextlib.suppress(Unavailable):
+                    self._advise(told, call, bound, await self._ledger.limits_of(hold))
+            raise told from error
         self.call, self.hold, self.admission = call, hold, admission
         self.bound = self._cut(call, bound, admission)
 
@@ -142,11 +158,33 @@ class Route:
         nanos, tokens, refusal = hold.bound_nanos, hold.bound_tokens, None
         if isinstance(standing.outcome, ServiceError):
             refusal = _told(standing.outcome, call, are_prices_known=are_prices_known)
+            if is_too_large(refusal):
+                self._advise(refusal, call, bound, standing.limits)
         else:
             nanos, tokens = standing.outcome.bound_nanos, standing.outcome.bound_tokens
             bound = self._cut(call, bound, standing.outcome)
         bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
         return Quote(call=call, bound=bound, limits=standing.limits, refusal=refusal)
+
+    def _advise(
+        self, refusal: ServiceError, call: Call, bound: Bound, limits: Sequence[Limit]
+    ) -> None:
+        """Add with how much output the call would be admitted now, if with any."""
+        attempts = self._attempts(call)
+        nanos, tokens = left_of(limits)
+        if call.max_output is None:
+            # The member that the caller will add is text that is bounded, too.
+            input_tokens = bound.input_tokens + len(call.output_field) + NUMBER_BYTES
+            bound = msgspec.structs.replace(bound, input_tokens=input_tokens)
+        most = call.endpoint.max_output_within(
+            call,
+            bound,
+            None if nanos is None else nanos // attempts,
+            bound.tokens if tokens is None else min(bound.tokens, tokens // attempts),
+            self._catalog,
+        )
+        if most:
+            refusal.advise(f"With {call.output_field} ≤ {most} it fits.")
 
     def _attempts(self, call: Call) -> int:
         """For how many attempts the hold is."""

@@ -211,20 +211,28 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """The bound with the most output for each choice that stays within what was granted."""
         if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
             return bound
+        most = self.max_output_within(
+            call, bound, granted.bound_nanos, granted.bound_tokens, catalog
+        )
+        # Venice takes a maximum of nothing for none at all.
+        return msgspec.structs.replace(bound, output_cap=max(1, most))
+
+    def max_output_within(
+        self, call: T, bound: Bound, nanos: int | None, tokens: int, catalog: Catalog
+    ) -> int:
+        """See :meth:`Endpoint.max_output_within`."""
+        if self.cap_member is None:
+            return 0
         prices = [catalog.token_price(name) for name in call.models]
-        most = (granted.bound_tokens - bound.input_tokens) // call.choices
-        if granted.bound_nanos is not None:
+        most = max(0, (tokens - bound.input_tokens) // call.choices)
+        if nanos is not None:
             # The cost never falls with more output: the last that is within the money is the most.
-            outputs = range(1, most + 1)
-            affordable = bisect_right(
-                outputs,
-                granted.bound_nanos,
+            most = bisect_right(
+                range(1, most + 1),
+                nanos,
                 key=lambda output: _nanos(call, prices, bound.input_tokens, output) or 0,
             )
-            most = min(most, affordable)
-        # Venice takes a maximum of nothing for none at all.
-        cap = max(1, most - call.thinking_tokens)
-        return msgspec.structs.replace(bound, output_cap=cap)
+        return max(0, most - call.thinking_tokens)
 
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """What Venice states; else its counts at the catalogue's price. Counts that are needed and
@@ -423,6 +431,7 @@ def _facts(
         "pictures": content.pictures,
         "choices": asked.choices,
         "max_output_tokens": max(maxima.values(), default=None),
+        "output_field": max(maxima, key=maxima.__getitem__, default=endpoint.cap_member or ""),
         "thinking_tokens": asked.thinking_tokens,
         "surcharge_nanos": asked.surcharge_nanos,
         "has_extras": asked.has_extras or content.is_unbounded,

@@ -33,12 +33,13 @@ from service.ledger.limits import (
     create_limit,
     delete_limit,
     find_limit,
+    left_of,
     list_binding,
     list_limits,
 )
 from service.ledger.partitions import make_partitions
 from service.ledger.proofs import Fault, Proof, prove, repair
-from service.ledger.refusals import Rate, Rates
+from service.ledger.refusals import Rate, Rates, is_too_large
 from service.ledger.reports import Filter, Group, GroupBy, Report, Sums, report
 from service.ledger.retention import Month, expired, retain
 
@@ -86,6 +87,8 @@ __all__ = [
     "find_job",
     "find_limit",
     "find_owner",
+    "is_too_large",
+    "left_of",
     "list_binding",
     "list_entries",
     "list_jobs",

@@ -28,7 +28,7 @@ from service.ledger.batches import Batches
 from service.ledger.condition import Condition, is_of_schema
 from service.ledger.implausible import ImplausibleCost, ImplausibleCosts
 from service.ledger.limits import Limit, list_binding
-from service.ledger.refusals import Rates, refusal
+from service.ledger.refusals import Rates, is_nearly_free, refusal
 
 log = structlog.get_logger()
 
@@ -39,6 +39,8 @@ RETRY_MOST_S: Final = 5.0
 MOST_END_USERS: Final = 100_000
 MOST_ADMITTING: Final = 10_000
 MOST_UNDOING: Final = 10_000
+MAX_WAIT_S: Final = 1.0
+MAX_WAITING: Final = 200
 UNDO_AGAIN_S: Final = 30.0
 """Later than the server lets any statement run."""
 
@@ -224,6 +226,7 @@ class Ledger:
         """Holds whose move is under way, or whose end nobody has waited for."""
         self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
+        self._waiting = asyncio.Semaphore(MAX_WAITING)
 
     async def admit(self, hold: Hold) -> Admission:
         """Take the hold on every limit that applies to the call, or on none.
@@ -256,6 +259,19 @@ class Ledger:
             raise
         finally:
             metrics.note(metrics.ADMISSION_SECONDS, time.perf_counter() - submitted_at)
+
+    async def wait_for_room(self, refusal: ServiceError) -> bool:
+        """Wait where a rate of a minute has room within a second; returns whether to ask again,
+        with a hold of another id.
+
+        Such a rate counts a call for up to a second longer than a minute, and its refusals name 60
+        seconds at most: a call that comes then may be early by that second.
+        """
+        if not is_nearly_free(refusal) or self._waiting.locked():
+            return False
+        async with self._waiting:
+            await asyncio.sleep(MAX_WAIT_S)
+        return True
 
     async def move(self, hold: Hold) -> Admission:
         """Swap the hold of this id for another, in one step: what it holds is room for that one. If
@@ -347,6 +363,16 @@ class Ledger:
         task = asyncio.create_task(undo())
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)
+
+    async def limits_of(self, hold: Hold) -> Sequence[Limit]:
+        """The limits that the call meets, as they stand.
+
+        :raises Unavailable: when the database cannot say.
+        """
+        end_user = bytes.fromhex(hold.end_user or "")
+        return await list_binding(
+            self._database, hold.organization_id, hold.api_key_id, end_user, hold.model
+        )
 
     async def would_admit(self, hold: Hold) -> Standing:
         """What :meth:`admit` would say now. The call is admitted, and that is taken back before

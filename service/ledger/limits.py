@@ -189,6 +189,21 @@ def _limit(row: Any) -> Limit:
     return Limit(**{**facts, **amounts})
 
 
+def left_of(limits: Sequence[Limit]) -> tuple[int | None, int | None]:
+    """The nano-dollars and the tokens that all of the limits have room for now; None where nothing
+    limits them."""
+
+    def least(unit: str) -> int | None:
+        rooms = (
+            money.parse_usd(str(limit.left)) if unit == "usd" else int(limit.left)
+            for limit in limits
+            if limit.unit == unit
+        )
+        return min(rooms, default=None)
+
+    return least("usd"), least("tokens")
+
+
 def parse_ceiling(unit: Unit, ceiling: str | int, field: str = "ceiling") -> int:
     """Nano-dollars or a count.
 

@@ -5,8 +5,9 @@ from typing import Any, Final
 import msgspec
 
 from service import money
-from service.errors import LimitExceeded, RateLimited
+from service.errors import CallTooLarge, LimitExceeded, RateLimited, ServiceError
 
+MINUTE_S: Final = 60
 SCOPES: Final = {"organization": "organization", "api_key": "API key", "end_user": "end user"}
 
 
@@ -37,7 +38,7 @@ def _rate(row: Any, unit: str) -> Rate | None:
 
 def refusal(row: Any) -> LimitExceeded | RateLimited:
     """The error for a row of a call that is refused, with the numbers that prove it."""
-    verdict, retry_after_s = row["verdict"], row["retry_after_s"]
+    verdict = row["verdict"]
     limit = {
         "id": str(row["limit_id"]),
         **{name: row[name] for name in ("scope", "unit", "period", "model")},
@@ -56,7 +57,29 @@ def refusal(row: Any) -> LimitExceeded | RateLimited:
     rates = Rates.of(row)
     if verdict == "limit_exceeded":
         return LimitExceeded(text, limit=limit, rates=rates)
+    if row["unit"] != "usd" and row["needed"] > row["ceiling"]:
+        return CallTooLarge(text, limit=limit, rates=rates)
+    retry_after_s = row["retry_after_s"]
+    if retry_after_s is not None and row["period"] == "minute":
+        # Claude Code gives up above a minute. Who comes back then waits for the rest here, see
+        # Ledger.wait_for_room().
+        retry_after_s = min(retry_after_s, MINUTE_S)
     return RateLimited(text, code=verdict, retry_after_s=retry_after_s, limit=limit, rates=rates)
+
+
+def is_nearly_free(error: ServiceError) -> bool:
+    """Whether a rate of a minute refused that has room within a second."""
+    limit = error.limit or {}
+    return error.retry_after_s == 1 and limit.get("period") == "minute"
+
+
+def is_too_large(error: ServiceError) -> bool:
+    """Whether a limit refused that a smaller call may pass: of money, or of tokens for ever."""
+    if error.limit is None or error.code == "price_unknown":
+        return False
+    return isinstance(error, LimitExceeded) or (
+        isinstance(error, CallTooLarge) and error.limit["unit"] == "tokens"
+    )
 
 
 def amount(unit: str, count: int | None) -> str | int | None:

@@ -106,7 +106,7 @@ async def test_where_all_are_refused_the_first_refusal_is_told(caller, upstream)
             await caller.service.operate("PATCH", path, json={"ceiling": 0})
     async with caller.chat(model="fast") as response:
         error = (await response.json())["error"]
-        assert (response.status, error["limit"]["model"]) == (429, FIRST)
+        assert (response.status, error["limit"]["model"]) == (400, FIRST)
     assert asked(upstream) == []
 
 

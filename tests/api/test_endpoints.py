@@ -69,7 +69,10 @@ async def test_a_refused_call_is_not_booked(upstream, caller, path, body):
     """And Venice does not hear of it; its price may be asked."""
     await limited(caller, unit="requests", period="day", ceiling=0)
     async with post(caller, path, body) as response:
-        assert (response.status, (await response.json())["error"]["code"]) == (429, "rate_limited")
+        assert (response.status, (await response.json())["error"]["code"]) == (
+            400,
+            "call_too_large",
+        )
 
     assert await caller.entries() == []
     assert charged(upstream) == 0

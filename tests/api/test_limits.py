@@ -99,10 +99,11 @@ async def test_concurrency_counts_what_is_open(caller):
 
 
 async def test_a_refusal_for_ever_is_not_repeated(caller):
-    """An SDK repeats a 429 on its own, unless it is told that waiting is in vain."""
+    """Clients repeat a 429 on their own, so a call that never fits is a 400."""
     await limited(caller, unit="tokens", period="minute", ceiling=5)
     async with caller.chat() as response:
-        assert response.status == 429
+        assert response.status == 400
+        assert (await response.json())["error"]["code"] == "call_too_large"
         assert response.headers["x-should-retry"] == "false"
         assert "Retry-After" not in response.headers
 
@@ -110,7 +111,7 @@ async def test_a_refusal_for_ever_is_not_repeated(caller):
 async def test_a_limit_on_a_model_binds_that_model(caller):
     """Whatever parameters stand behind its name."""
     await limited(caller, unit="requests", period="day", ceiling=0, model=MODEL)
-    for model, status in ((MODEL, 429), (f"{MODEL}:strip_thinking_response=true", 429)):
+    for model, status in ((MODEL, 400), (f"{MODEL}:strip_thinking_response=true", 400)):
         async with caller.chat(model=model) as response:
             assert response.status == status
     async with caller.chat(model="venice-uncensored") as response:
@@ -214,7 +215,7 @@ async def test_an_alert_is_in_the_audit(service, caller):
     ("limit", "refusal"),
     [
         ({"unit": "usd"}, (402, "limit_exceeded")),
-        ({"unit": "requests", "model": MODEL}, (429, "rate_limited")),
+        ({"unit": "requests", "model": MODEL}, (400, "call_too_large")),
     ],
 )
 async def test_no_other_name_passes_by_a_limit(service, upstream, name, limit, refusal):
@@ -275,7 +276,7 @@ async def test_limits_are_managed(caller):
         async with caller.chat() as response:
             return response.status
 
-    assert await status() == 429
+    assert await status() == 400
     assert (await change(ceiling=1))["ceiling"] == 1
     assert await status() == 200
     assert await status() == 429

@@ -193,7 +193,7 @@ async def test_own_errors(client, caller, service):
     assert (caught.value.status_code, caught.value.type) == (402, "billing_error")
     other = await service.new_caller("other")
     await limited(other, unit="requests", period="minute", ceiling=0)
-    with pytest.raises(anthropic.RateLimitError):
+    with pytest.raises(anthropic.BadRequestError, match="limit of 0 requests a minute"):
         await client.with_options(api_key=other.key).messages.create(**asking())
     for body in (b"{", b"[]", b'{"model": "x"}'):
         async with service.http.post(

@@ -1,0 +1,210 @@
+"""What refused callers are told: how long to wait, whether to come again, what would fit."""
+
+import asyncio
+import re
+
+import pytest
+from support import MODEL, OPERATOR_KEY, limited
+
+from service import api
+
+ROLL = """
+    UPDATE public.limits
+    SET bucket_at = bucket_at - interval '60 s',
+        buckets = (SELECT array_agg(buckets[(i + 59) % 61 + 1] ORDER BY i)
+                   FROM generate_series(1, 61) i)
+    WHERE buckets IS NOT NULL
+"""
+AGE = """
+    UPDATE public.ledger_entries
+    SET limit_windows = ARRAY(SELECT w - interval '60 s' FROM unnest(limit_windows) w)
+"""
+
+
+async def refused(response):
+    """The error of a refused call."""
+    return (await response.json())["error"]
+
+
+async def let_a_minute_pass(database):
+    """For the rates of a minute, and what is counted in them."""
+    async with database.transaction() as conn:
+        await conn.execute("SET LOCAL session_replication_role = replica")
+        await conn.execute(ROLL)
+        await conn.execute(AGE)
+
+
+async def new_second(database):
+    """Until a second of the database's clock has just begun: a bucket counts a second."""
+    while (await database.now()).microsecond > 100_000:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("unit", ["requests", "tokens"])
+async def test_a_minutes_wait_is_a_minute_at_most_and_right(service, caller, unit):
+    """A call that has just taken the last room counts for up to 61 s. The refusal says 60, and a
+    caller that comes back then is let in."""
+    body = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
+    async with service.http.post("/v1/quote", json=body, headers=caller.headers) as response:
+        ceiling = 1 if unit == "requests" else (await response.json())["max_tokens"]
+    await limited(caller, unit=unit, period="minute", ceiling=ceiling)
+    database = service.app[api.DATABASE]
+    await new_second(database)
+    async with caller.chat(max_tokens=1) as response:
+        assert response.status == 200
+    async with caller.chat(max_tokens=1) as response:
+        assert (response.status, response.headers["Retry-After"]) == (429, "60")
+        assert "x-should-retry" not in response.headers
+    await let_a_minute_pass(database)
+    async with caller.chat(max_tokens=1) as response:
+        assert response.status == 200, await response.text()
+
+
+async def test_few_callers_wait_for_a_rate(service, caller, monkeypatch):
+    """Beyond a bound they are refused at once, and told a second."""
+    monkeypatch.setattr(service.app[api.GATEWAY]._ledger, "_waiting", asyncio.Semaphore(2))
+    await limited(caller, unit="requests", period="minute", ceiling=1)
+    database = service.app[api.DATABASE]
+    await new_second(database)
+    async with caller.chat() as response:
+        assert response.status == 200
+    await let_a_minute_pass(database)
+
+    async def call():
+        async with caller.chat() as response:
+            return response.status, response.headers.get("Retry-After")
+
+    answers = await asyncio.gather(*(call() for _ in range(6)))
+
+    assert sorted(status for status, _ in answers) == [200, 429, 429, 429, 429, 429]
+    assert sum(answer == (429, "1") for answer in answers) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "key", "body"),
+    [
+        (400, "POST", "/v1/chat/completions", "own", {"model": MODEL}),
+        (400, "POST", "/v1/messages", "own", {"model": MODEL}),
+        (401, "POST", "/v1/chat/completions", "rk_wrong", {}),
+        (401, "POST", "/v1/messages", "rk_" + "A" * 43, {}),
+        (403, "GET", "/admin/v1/organizations", "own", None),
+        (404, "POST", "/v1/chat/completions", "own", {"model": "none", "messages": [{}]}),
+        (404, "GET", "/nowhere", "own", None),
+        (405, "PATCH", "/v1/chat/completions", "own", {}),
+        (409, "PUT", f"/admin/v1/models/{MODEL}", OPERATOR_KEY, {"targets": [MODEL]}),
+    ],
+)
+async def test_final_refusals_are_not_repeated(service, caller, status, method, path, key, body):
+    """The same request would be refused again, and clients are told so."""
+    headers = {"Authorization": f"Bearer {caller.key if key == 'own' else key}"}
+    async with service.http.request(method, path, json=body, headers=headers) as response:
+        assert response.status in (status, 400)
+        assert response.headers["x-should-retry"] == "false"
+        assert "Retry-After" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "code"),
+    [
+        ({"unit": "requests", "period": "minute", "ceiling": 0}, 400, "call_too_large"),
+        ({"unit": "requests", "period": "day", "ceiling": 0}, 400, "call_too_large"),
+        ({"unit": "tokens", "period": "hour", "ceiling": 9}, 400, "call_too_large"),
+        ({"unit": "tokens", "period": "lifetime", "ceiling": 9}, 400, "call_too_large"),
+        ({"unit": "concurrency", "ceiling": 0}, 400, "call_too_large"),
+        ({"unit": "usd", "period": "minute", "ceiling": "0.00"}, 402, "limit_exceeded"),
+        ({"unit": "usd", "period": "lifetime", "ceiling": "0.00"}, 402, "limit_exceeded"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_what_never_fits_is_final(caller, limit, status, code, path):
+    """By what is exceeded, with the limit that refused it, in both dialects."""
+    made = await limited(caller, **limit)
+    async with caller.chat(path=path, max_tokens=50) as response:
+        error = await refused(response)
+        assert (response.status, error["code"]) == (status, code)
+        assert response.headers["x-should-retry"] == "false"
+        assert "Retry-After" not in response.headers
+    assert error["limit"]["id"] == made["id"]
+    assert "fits" not in error["message"]
+
+
+async def test_a_lifetime_that_is_used_up_is_final(caller):
+    """Waiting makes no room, and neither would another request."""
+    await limited(caller, unit="requests", period="lifetime", ceiling=1)
+    async with caller.chat() as response:
+        assert response.status == 200
+    async with caller.chat() as response:
+        assert (response.status, response.headers["x-should-retry"]) == (429, "false")
+
+
+async def test_what_may_succeed_later_is_repeated(caller, upstream):
+    """Neither a rate, nor what others hold, nor Venice's own trouble is final."""
+    await limited(caller, unit="concurrency", ceiling=1)
+    async with caller.chat("[tokens=50][delay=0.02]", stream=True) as stream:
+        await stream.content.readline()
+        async with caller.chat() as response:
+            assert response.status == 429
+            assert "x-should-retry" not in response.headers
+        await stream.read()
+    upstream.faults.push("/chat/completions", "model_overloaded")
+    async with caller.chat() as response:
+        assert response.status == 503
+        assert "x-should-retry" not in response.headers
+
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/chat/completions", CHAT, "max_completion_tokens"),
+        ("/v1/chat/completions", {**CHAT, "max_tokens": 60_000}, "max_tokens"),
+        ("/v1/chat/completions", {**CHAT, "max_completion_tokens": 60_000, "n": 2}, None),
+        ("/v1/chat/completions", {**CHAT, "max_output_tokens": 60_000}, "max_output_tokens"),
+        ("/v1/messages", {**CHAT, "max_tokens": 60_000}, "max_tokens"),
+        ("/v1/responses", {"input": "Hello"}, "max_output_tokens"),
+        ("/v1/responses", {"input": "Hello", "max_output_tokens": 60_000}, "max_output_tokens"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("limits", "status"),
+    [
+        ([{"unit": "usd", "period": "day", "ceiling": "0.005"}], 402),
+        (
+            [
+                {"unit": "usd", "period": "day", "ceiling": "0.005"},
+                {"unit": "usd", "period": "lifetime", "ceiling": "0.004", "of_key": True},
+                {"unit": "tokens", "period": "month", "ceiling": 10**9},
+            ],
+            402,
+        ),
+        ([{"unit": "tokens", "period": "day", "ceiling": 6000}], 400),
+    ],
+)
+async def test_the_refusal_says_with_how_much_output_it_fits(
+    caller, upstream, path, body, field, limits, status
+):
+    """By the name that the caller knows the maximum by. With that much the call is admitted, and
+    with more than a few tokens more it is not; a quote says the same."""
+    for limit in limits:
+        await limited(caller, **limit)
+    field = field or "max_completion_tokens"
+    body = {"model": MODEL, **body}
+    http, headers = caller.service.http, caller.headers
+
+    async def post(url, **changes):
+        async with http.post(url, json={**body, **changes}, headers=headers) as response:
+            return response.status, await response.json()
+
+    answered, refusal = await post(path)
+    message = refusal["error"]["message"]
+    most = int(re.search(rf" With {field} ≤ (\d+) it fits\.$", message)[1])
+    _, quote = await post(path.replace("/v1/", "/v1/quote/"))
+    _, more = await post(path.replace("/v1/", "/v1/quote/"), **{field: most + 64})
+
+    assert answered == status
+    assert quote["refusal"]["message"] == message
+    assert more["would_pass"] is False
+    assert upstream.calls.to("/chat/completions") == upstream.calls.to("/responses") == []
+    assert (await post(path, **{field: most}))[0] == 200
