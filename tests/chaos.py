@@ -25,12 +25,28 @@ from upstream import playing
 
 from service import ledger
 from service.db import open_pool
+from service.errors import Unavailable
 from service.sandbox import Fault, FaultKind
 
 WORKERS = 24
 CUT = (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError)
 """The last is said by a session that was closed with its replica."""
 RESOLVE_TIMEOUT_S = 90
+WATCH_LIMITS_EVERY_S = 0.05
+OVERBOOKED = """
+    SELECT l.unit, l.ceiling, s.used, h.held
+    FROM public.limits l
+    JOIN public.limits_as_of(ARRAY(SELECT id FROM public.limits), clock_timestamp()) s USING (id)
+    CROSS JOIN LATERAL (
+        SELECT sum(CASE WHEN l.unit = 'usd' THEN h.bound_nanos ELSE 1 END) AS held
+        FROM public.holds h
+        WHERE l.id = ANY (h.limit_ids)
+    ) h
+    WHERE l.unit IN ('usd', 'concurrency')
+      AND s.used + h.held > s.ceiling
+"""
+"""Limits that the calls under way could pass, by the holds themselves and not by the counters that
+admission looks at. Rates have counted a call when they hold it."""
 LIMITS = (
     {"unit": "usd", "period": "lifetime", "ceiling": "1000000"},
     {"unit": "usd", "period": "day", "ceiling": "0.4", "of_key": True},
@@ -93,6 +109,7 @@ class Chaos:
         self.server, self.address, self.directory = server, address, directory
         self.chance = random.Random(seed)
         self.answers, self.refusals = {}, []
+        self.overbooked = set()
         self.seen = Counter()
         self.callers = []
 
@@ -131,7 +148,7 @@ class Chaos:
         """Calls from many clients for as long as ``faults`` runs."""
         working = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
         failing = asyncio.create_task(self._fail_venice())
-        watching = asyncio.create_task(self.charges.watch())
+        watching = asyncio.gather(self.charges.watch(), self._watch_limits())
         try:
             await faults
         finally:
@@ -141,6 +158,14 @@ class Chaos:
             await asyncio.wait_for(asyncio.gather(*working), 60)
 
     is_over = False
+
+    async def _watch_limits(self):
+        """At each instant the calls under way leave room enough for what they may cost."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                for row in await self.database.fetch(OVERBOOKED):
+                    self.overbooked.add(f"a limit of {row['ceiling']} {row['unit']} was overbooked")
+            await asyncio.sleep(WATCH_LIMITS_EVERY_S)
 
     async def _fail_venice(self):
         while True:
@@ -216,6 +241,7 @@ class Chaos:
         problems = await self.charges.disagreements(self.database, self.answers)
         problems += [f"unproven refusal: {error}" for error in self.refusals if not proves(error)]
         problems += await self._limits()
+        problems += sorted(self.overbooked)
         if held := await self._count("SELECT count(*) FROM public.holds"):
             problems.append(f"{held} calls are still held")
         return problems
@@ -239,9 +265,11 @@ class Chaos:
         await replica.restart()
 
     async def kill_postgres(self):
-        """kill -9 of PostgreSQL and its processes; it may stay away for longer than calls wait."""
+        """kill -9 of PostgreSQL and its processes; every other time, the first too, it stays away
+        for longer than calls wait."""
         await asyncio.to_thread(self.server.kill)
-        await asyncio.sleep(self.chance.choice([0.5, 8]))
+        self.seen["kills"] += 1
+        await asyncio.sleep(8 if self.seen["kills"] % 2 else 0.5)
         await asyncio.to_thread(self.server.start)
 
     async def lose_connections(self):
