@@ -1,7 +1,10 @@
 """What a caller's name for a model stands for (pure, in memory)."""
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import functools
+import heapq
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -18,6 +21,10 @@ FIRST_TYPE: Final = "text"
 """Whose other name it is when models of several types have the same, as ``default``."""
 NEAREST: Final = 3
 NEAREST_LENGTH: Final = 100
+ALIKE_LENGTH: Final = 3
+"""How many characters of their beginnings or ends similar names have in common."""
+COMPARED: Final = 6
+"""How many names an unknown one is compared with."""
 SHOWN_LENGTH: Final = 200
 MOST_REPLACEMENTS: Final = 8
 
@@ -121,6 +128,9 @@ class Names:
         self.aliases: Mapping[tuple[UUID | None, str], Alias] = {
             (alias.organization_id, alias.name): alias for alias in aliases
         }
+        self._aliases_of: dict[UUID | None, list[str]] = {}
+        for organization_id, name in self.aliases:
+            self._aliases_of.setdefault(organization_id, []).append(name)
 
     def alias(self, organization_id: UUID, name: str) -> Alias | None:
         """The organization's own, else the one for all."""
@@ -195,18 +205,25 @@ class Names:
         if retired_at is not None:
             return _retired(name, retired_at)
         text = f"There is no model {name[:SHOWN_LENGTH]!r}."
-        nearest = _nearest(name, self._usable(organization_id, allowed))
+        usable = self._is_usable(organization_id, allowed)
+        aliases = (self._aliases_of.get(whose, ()) for whose in (None, organization_id))
+        nearest = _nearest(name, itertools.chain(self.models.listed, *aliases), usable)
         if nearest:
             text += f" Did you mean {_listed(nearest)}?"
         return NotFound(text, code="model_not_found", param="model")
 
-    def _usable(self, organization_id: UUID, allowed: frozenset[str] | None) -> Iterator[str]:
-        for name in self.models.listed:
-            if allowed is None or name in allowed:
-                yield name
-        for alias in self.aliases_of(organization_id):
-            if self.first_target(alias, allowed) is not None:
-                yield alias.name
+    def _is_usable(
+        self, organization_id: UUID, allowed: frozenset[str] | None
+    ) -> Callable[[str], bool]:
+        """Whether a caller may use a name that is there."""
+
+        def is_usable(name: str) -> bool:
+            alias = self.alias(organization_id, name)
+            if alias is not None:
+                return self.first_target(alias, allowed) is not None
+            return allowed is None or name in allowed
+
+        return is_usable
 
     def first_target(self, alias: Alias, allowed: frozenset[str] | None) -> Model | None:
         """The first model that a caller of the alias would get; None when it would get none."""
@@ -244,10 +261,17 @@ def _retired(name: str, retired_at: datetime) -> NotFound:
     )
 
 
-def _nearest(name: str, names: Iterable[str]) -> list[str]:
-    by_folded = {_folded(known): known for known in names}
+def _nearest(name: str, names: Iterable[str], is_usable: Callable[[str], bool]) -> list[str]:
+    """The usable names that are most like it. Only a few that begin or end as it does are compared,
+    so that a wrong name costs about as much as a right one, however many names there are."""
     folded = _folded(name[:NEAREST_LENGTH])
-    return [by_folded[near] for near in difflib.get_close_matches(folded, by_folded, n=NEAREST)]
+    start, end = folded[:ALIKE_LENGTH], folded[-ALIKE_LENGTH:]
+    by_folded = {_folded_known(known): known for known in names}
+    alike = [known for known in by_folded if known.startswith(start) or known.endswith(end)]
+    compared = heapq.nsmallest(COMPARED, alike, key=lambda known: abs(len(known) - len(folded)))
+    near = difflib.get_close_matches(folded, compared, n=COMPARED)
+    usable = (by_folded[known] for known in near if is_usable(by_folded[known]))
+    return list(itertools.islice(usable, NEAREST))
 
 
 def _listed(names: list[str]) -> str:
@@ -257,6 +281,11 @@ def _listed(names: list[str]) -> str:
 
 def _folded(name: str) -> str:
     return name.removeprefix("venice-").translate(SIGNS).lower()
+
+
+@functools.lru_cache(maxsize=10_000)
+def _folded_known(name: str) -> str:
+    return _folded(name)
 
 
 def _true_ones(stated: object) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """What a caller's name stands for."""
 
 import json
+import time
 import uuid
 from datetime import UTC, datetime
 
@@ -157,6 +158,24 @@ def test_an_unknown_name_is_told_the_nearest():
         targets("fasd")
     with pytest.raises(NotFound, match=r"no model 'x{200}'\.$"):
         targets("x" * 100_000)
+
+
+@pytest.mark.parametrize("name", ["lama-3.3-70", "alias-of-somebody-", "x" * 100, "zzz"])
+def test_an_unknown_name_costs_little_among_thousands(name):
+    """As many comparisons as among a few."""
+    many = [alias(f"alias-of-somebody-{n}-with-a-long-name", "glm-5") for n in range(1000)]
+    others = [
+        alias(f"alias-{n}", "glm-5", organization_id=uuid.UUID(int=n + 9)) for n in range(5000)
+    ]
+    crowded = Names(NAMES.models, [*many, *others])
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        with pytest.raises(NotFound):
+            crowded.targets(ACME, name, None, None)
+        took.append(time.perf_counter() - began)
+    # It was 374 ms.
+    assert min(took) < 0.01
 
 
 def test_a_retired_name_is_told_so():
