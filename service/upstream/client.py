@@ -15,8 +15,10 @@ from yarl import URL
 
 from service import __version__, metrics
 from service.errors import (
+    ClientError,
     Evidence,
     ServiceError,
+    UnsupportedEncoding,
     UpstreamCut,
     UpstreamError,
     UpstreamExhausted,
@@ -24,6 +26,7 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from service.inflate import Inflater, coding_of
 from service.settings import Settings
 from service.upstream.connector import Connector, StreamedBody
 from service.upstream.cooldowns import Source
@@ -92,6 +95,16 @@ class Answer:
         self.status = response.status
         self.received = b""
         """Of a body that was read and did not come to its end."""
+        self._inflater: Inflater | None = None
+        self._is_readable = True
+        if (header := response.headers.get("Content-Encoding")) is not None:
+            # Venice was asked for none, but something on the way may have its own mind.
+            try:
+                coding = coding_of(header)
+            except UnsupportedEncoding:
+                self._is_readable = False
+            else:
+                self._inflater = None if coding is None else Inflater(coding)
         self.said: Mapping[str, str] = response.headers
         self.headers = {
             name: value
@@ -110,11 +123,15 @@ class Answer:
         :raises UpstreamCut, UpstreamTimeout, UpstreamError: cut, silent for too long, too large.
         """
         chunks, size, content = [], 0, self._response.content
+        is_plain = self._inflater is None and self._is_readable
         try:
             with TRANSLATED:
-                while not content.at_eof():
+                while not content.at_eof() or not is_plain:
                     # When all of it has come, there is nothing to wait for.
-                    chunk = content.read_nowait() if content.is_eof() else await content.readany()
+                    if is_plain and content.is_eof():
+                        chunk = content.read_nowait()
+                    elif not (chunk := await self.next_chunk()):
+                        break
                     chunks.append(chunk)
                     size += len(chunk)
                     if size > PLAIN_BODY_BYTES:
@@ -130,9 +147,29 @@ class Answer:
 
         :raises UpstreamCut, UpstreamTimeout: when it ends early, or is silent for too long.
         """
-        with TRANSLATED:
-            chunk: bytes = await self._response.content.readany()
-            return chunk
+        if self._inflater is None and self._is_readable:
+            with TRANSLATED:
+                chunk: bytes = await self._response.content.readany()
+                return chunk
+        if self._inflater is None:
+            raise UpstreamError("Venice's answer has an encoding that is not known here.")
+        return await self._next_inflated(self._inflater)
+
+    async def _next_inflated(self, inflater: Inflater) -> bytes:
+        """The next part of a body that is compressed, bounded in size and time."""
+        try:
+            while not (piece := inflater.step()):
+                with TRANSLATED:
+                    chunk = await self._response.content.readany()
+                if not chunk:
+                    inflater.end()
+                    return b""
+                inflater.feed(chunk)
+        except ClientError as error:
+            raise UpstreamError("Venice's answer is not encoded as it says.") from error
+        # Unpacking much of little at once would keep others waiting.
+        await asyncio.sleep(0)
+        return piece
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The body as it arrives; see :meth:`next_chunk`."""
@@ -145,6 +182,19 @@ class Answer:
             self._response.release()
         else:
             self._response.close()
+
+
+def _inflated(response: aiohttp.ClientResponse, content: bytes) -> bytes:
+    """The beginning of a body, without its encoding; nothing where that is not known."""
+    try:
+        coding = coding_of(response.headers.get("Content-Encoding", ""))
+        if coding is None:
+            return content
+        inflater = Inflater(coding)
+        inflater.feed(content)
+        return inflater.step()
+    except ClientError:
+        return b""
 
 
 class _Translated:
@@ -431,7 +481,7 @@ class Venice:
 
     async def _refused(self, response: aiohttp.ClientResponse) -> ServiceError:
         try:
-            body = await response.content.read(ERROR_BODY_BYTES)
+            body = _inflated(response, await response.content.read(ERROR_BODY_BYTES))
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             body = b""
         finally:

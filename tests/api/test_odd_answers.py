@@ -5,7 +5,9 @@ it states none, usage that makes sense is priced; what is missing is estimated a
 may have been charged.
 """
 
+import gzip
 import json
+import zlib
 from decimal import Decimal
 
 import pytest
@@ -199,6 +201,70 @@ PLAIN = {
         BOUND,
     ),
     "another type": (whole(plain(), content_type="text/plain"), 200, "ok", "reported", STATED),
+    # Encodings that nobody asked for.
+    "gzip": (whole(gzip.compress(plain()), Content_Encoding="gzip"), 200, "ok", "reported", STATED),
+    "gzip in two members": (
+        whole(gzip.compress(plain()[:50]) + gzip.compress(plain()[50:]), Content_Encoding="gzip"),
+        200,
+        "ok",
+        "reported",
+        STATED,
+    ),
+    "deflate": (
+        whole(zlib.compress(plain()), Content_Encoding="deflate"),
+        200,
+        "ok",
+        "reported",
+        STATED,
+    ),
+    "deflate without a head": (
+        whole(zlib.compress(plain())[2:-4], Content_Encoding="Deflate"),
+        200,
+        "ok",
+        "reported",
+        STATED,
+    ),
+    "identity": (whole(plain(), Content_Encoding="identity"), 200, "ok", "reported", STATED),
+    "gzip that is cut": (
+        whole(gzip.compress(plain())[:-20], Content_Encoding="gzip"),
+        502,
+        "upstream_error",
+        "estimated",
+        BOUND,
+    ),
+    "gzip that is none": (
+        whole(plain(), Content_Encoding="gzip"),
+        502,
+        "upstream_error",
+        "estimated",
+        BOUND,
+    ),
+    "gzip of 200 MB": (
+        whole(gzip.compress(bytes(200_000_000), 1), Content_Encoding="gzip"),
+        502,
+        "upstream_error",
+        "estimated",
+        BOUND,
+    ),
+    "brotli": (whole(plain(), Content_Encoding="br"), 502, "upstream_error", "estimated", BOUND),
+    "gzip upon gzip": (
+        whole(gzip.compress(gzip.compress(plain())), Content_Encoding="gzip, gzip"),
+        502,
+        "upstream_error",
+        "estimated",
+        BOUND,
+    ),
+    "a failure in gzip": (
+        whole(
+            gzip.compress(b'{"error":"no","cost":{"usd":0.0125}}'),
+            "500 Error",
+            Content_Encoding="gzip",
+        ),
+        502,
+        "upstream_error",
+        "reported",
+        STATED,
+    ),
     # Counts.
     "no cost": (whole(plain(without=("cost",))), 200, "ok", "computed", PRICED),
     "no usage": (whole(plain(without=("cost", "usage"))), 200, "ok", "estimated", BOUND),
@@ -556,6 +622,31 @@ STREAMS = {
         5 * 10**9,
     ),
     "an odd id": (stream(TOKEN, SPENT.replace(b'"c"', b"5"), DONE), "ok", "reported", STATED),
+    # Encodings that nobody asked for.
+    "gzip": (
+        stream(gzip.compress(TOKEN + SPENT + DONE), Content_Encoding="gzip"),
+        "ok",
+        "reported",
+        STATED,
+    ),
+    "deflate": (
+        stream(zlib.compress(TOKEN + SPENT + DONE), Content_Encoding="deflate"),
+        "ok",
+        "reported",
+        STATED,
+    ),
+    "gzip that is cut": (
+        stream(gzip.compress(TOKEN * 3)[:-9], Content_Encoding="gzip"),
+        "upstream_error",
+        "estimated",
+        None,
+    ),
+    "brotli": (
+        stream(TOKEN + SPENT + DONE, Content_Encoding="br"),
+        "upstream_error",
+        "estimated",
+        BOUND,
+    ),
     # What can hardly be read.
     "half of a pair of surrogates": (
         stream(HALF, SPENT.replace(b'"c"', b'"c\\ud83d"'), DONE),
