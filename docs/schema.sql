@@ -910,6 +910,7 @@ CREATE OR REPLACE FUNCTION public.settle_and_admit(entries jsonb, only_expired b
  LANGUAGE plpgsql
  SET enable_seqscan TO 'off'
  SET plan_cache_mode TO 'force_generic_plan'
+ SET lock_timeout TO '1500ms'
 AS $function$
 #variable_conflict use_column
 DECLARE
