@@ -6,7 +6,7 @@ settles.
 """
 
 from service.ledger.alerts import Alert, announce
-from service.ledger.calls import Admission, CostSource, Entry, Hold, Ledger, Outcome, Sent, Standing
+from service.ledger.calls import Ledger, Standing
 from service.ledger.credits import NewCredit, credit, refund
 from service.ledger.end_users import sweep_end_users
 from service.ledger.entries import (
@@ -39,6 +39,7 @@ from service.ledger.limits import (
 )
 from service.ledger.partitions import make_partitions
 from service.ledger.proofs import Fault, Proof, prove, repair
+from service.ledger.records import Admission, CostSource, Entry, Hold, Outcome, Sent
 from service.ledger.refusals import Rate, Rates, is_too_large
 from service.ledger.reports import Filter, Group, GroupBy, Report, Sums, report
 from service.ledger.retention import Month, expired, retain

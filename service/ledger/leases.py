@@ -10,7 +10,7 @@ from service import metrics
 from service.db import Database
 from service.errors import Unavailable
 from service.ids import uuid7
-from service.ledger.calls import CostSource, Outcome
+from service.ledger.records import CostSource, Outcome
 
 log = structlog.get_logger()
 
