@@ -262,8 +262,10 @@ class Venice:
         base_url: str,
         keys: UpstreamKeys,
         retry_s: float,
+        upload_timeout_s: float,
     ) -> None:
         self._session = session
+        self._upload_timeout_s = upload_timeout_s
         self._base_url = base_url
         self.keys = keys
         self.retry_s = retry_s
@@ -322,14 +324,15 @@ class Venice:
         token = DEPARTURE.set(departure)
         with TRANSLATED:
             try:
-                response = await self._session.request(
-                    method,
-                    URL(self._base_url + path, encoded=True),
-                    params=parameters,
-                    data=body,
-                    headers=sent,
-                    allow_redirects=False,
-                )
+                async with asyncio.timeout(self._head_timeout_s(body)):
+                    response = await self._session.request(
+                        method,
+                        URL(self._base_url + path, encoded=True),
+                        params=parameters,
+                        data=body,
+                        headers=sent,
+                        allow_redirects=False,
+                    )
             except Exception as error:
                 if departure.has_left or isinstance(error, TRANSLATABLE):
                     raise
@@ -342,6 +345,15 @@ class Venice:
             if 200 <= response.status < 300:
                 return Answer(response)
             raise await self._refused(response)
+
+    def _head_timeout_s(self, body: Body | None) -> float | None:
+        """How long the head of the answer is waited for. Silence alone would not end it: answers of
+        1xx before it, of which there may be any number, are no silence."""
+        timeout = self._session.timeout
+        if timeout.sock_read is None:
+            return None
+        upload_s = self._upload_timeout_s if isinstance(body, StreamedBody) else 0.0
+        return (timeout.sock_connect or 0.0) + upload_s + timeout.sock_read
 
     async def of_a_job(
         self,
@@ -527,7 +539,7 @@ async def open_venice(
         trust_env=False,
         requote_redirect_url=False,
     ) as session:
-        venice = Venice(session, base_url, keys, settings.venice_retry_s)
+        venice = Venice(session, base_url, keys, settings.venice_retry_s, settings.body_timeout_s)
         try:
             yield venice
         finally:
