@@ -18,8 +18,10 @@ SPEC = {
 SOUND = {"pricing": {"per_audio_second": {"usd": 0.0001}}}
 SPEECH = {"pricing": {"input": {"usd": 3.5}}}
 IMAGE = {"pricing": {"generation": {"usd": 0.04}}}
+DEAR = SPEC | {"pricing": {"input": {"usd": 10}, "output": {"usd": 20}}}
 MODELS = [
     {"id": MODEL, "type": "text", "model_spec": SPEC},
+    {"id": "dear", "type": "text", "model_spec": DEAR},
     {"id": "e", "type": "embedding", "model_spec": {"pricing": {"input": {"usd": 1}}}},
     {"id": "d", "type": "decision", "model_spec": SPEC},
     {"id": "ears", "type": "asr", "model_spec": SOUND},

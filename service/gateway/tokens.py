@@ -238,7 +238,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """What Venice states; else its counts at the catalogue's price. Counts that are needed and
         missing are estimated, input at its bound, and make the cost an estimate."""
         price = catalog.token_price(metered.model or "", call.model)
-        stated = self._plausible(call, price, metered.usage or NO_USAGE)
+        prices = [price, *(catalog.token_price(name) for name in call.models)]
+        stated = self._plausible(call, prices, metered.usage or NO_USAGE)
         usage, source = _usage(call, bound, metered, stated, gives_output=self.gives_output)
         if source is CostSource.COMPUTED and not call.fallbacks:
             _learn(call, bound, usage, catalog)
@@ -247,8 +248,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         if price is None or not call.has_price:
             return Cost(usage, None, CostSource.UNKNOWN)
         if source is CostSource.ESTIMATED:
-            # How much of the input was cached nobody knows: the dearest rate counts.
-            nanos = price.bound_nanos(usage.input_tokens, usage.output_tokens)
+            # Which model answered, and how much of the input was cached, nobody knows.
+            nanos = _dearest(prices, usage.input_tokens, usage.output_tokens)
         else:
             nanos = price.cost_nanos(usage)
         if nanos is None:
@@ -260,15 +261,15 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
 
     def most_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
         """That of a full window and the longest output."""
-        price = catalog.token_price(call.model)
-        if price is None:
-            return None
-        most = price.bound_nanos(*_maxima(call, price))
-        return None if most is None else most + call.surcharge_nanos
+        prices = [catalog.token_price(name) for name in call.models]
+        nanos = _dearest(prices, *_maxima(call, prices))
+        return None if nanos is None else nanos + call.surcharge_nanos
 
-    def _plausible(self, call: T, price: TokenPrice | None, stated: UsageObject) -> UsageObject:
+    def _plausible(
+        self, call: T, prices: Sequence[TokenPrice | None], stated: UsageObject
+    ) -> UsageObject:
         """The usage; none where a count is beyond what the model takes or gives."""
-        most_input, most_output = _maxima(call, price)
+        most_input, most_output = _maxima(call, prices)
         input_tokens, output_tokens = stated.all_input_tokens or 0, stated.all_output_tokens or 0
         if input_tokens <= most_input and output_tokens <= most_output:
             return stated
@@ -282,11 +283,24 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         return NO_USAGE
 
 
-def _maxima(call: TokenCall, price: TokenPrice | None) -> tuple[int, int]:
-    """The most input that the model takes, and the most output of all choices that it gives."""
-    window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
-    most_output = (price and price.max_output_tokens) or window
-    return window, most_output * call.choices
+def _maxima(call: TokenCall, prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
+    """The most input that any of the models takes, and the most output of all choices that it
+    gives."""
+    most_output = max((price and price.max_output_tokens) or _window(price) for price in prices)
+    return max(map(_window, prices)), most_output * call.choices
+
+
+def _dearest(
+    prices: Sequence[TokenPrice | None], input_tokens: int, output_tokens: int
+) -> int | None:
+    """What so many tokens cost at most, whichever of the models took them; None without a price."""
+    found = []
+    for price in prices:
+        nanos = None if price is None else price.bound_nanos(input_tokens, output_tokens)
+        if nanos is None:
+            return None
+        found.append(nanos)
+    return max(found)
 
 
 def _usage(
@@ -309,7 +323,8 @@ def _usage(
             ), CostSource.COMPUTED
     most_output = bound.tokens - bound.input_tokens
     if bound.output_cap is not None:
-        most_output = min(most_output, bound.output_cap * call.choices)
+        capped = (bound.output_cap + call.thinking_tokens) * call.choices
+        most_output = min(most_output, capped)
     if not output_tokens:
         counted = metered.counted_tokens
         output_tokens = most_output if counted is None else min(counted, most_output)
@@ -338,13 +353,8 @@ def _nanos(
     """The most that a call with so much output for each choice can cost."""
     if not call.has_price:
         return None
-    most = 0
-    for price in prices:
-        nanos = price.bound_nanos(input_tokens, output_tokens * call.choices) if price else None
-        if nanos is None:
-            return None
-        most = max(most, nanos)
-    return most + call.surcharge_nanos
+    nanos = _dearest(prices, input_tokens, output_tokens * call.choices)
+    return None if nanos is None else nanos + call.surcharge_nanos
 
 
 def relay_of(request: TokenRequest, inbound: Inbound, most_output: int | None) -> Relay:

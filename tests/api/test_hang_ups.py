@@ -226,3 +226,21 @@ async def test_a_limit_holds_whoever_leaves(greedy, stream, more):
 
     booked = sum(cost_of(entry) for entry in await caller.entries())
     assert Decimal("0.3") >= booked >= Decimal(venice.charged_nanos) / 10**9 > 0
+
+
+async def test_leaving_costs_what_the_dearest_fallback_does(greedy):
+    """Nobody knows which model answered, nor how long it thought."""
+    _, service = greedy
+    caller = await service.new_caller()
+    more = {"max_tokens": 100, "fallbacks": [{"model": "dear"}]}
+    async with caller.chat(model="m", stream=True, **more) as response:
+        assert response.status == 200
+        await response.content.readline()
+        response.close()
+    async with asyncio.timeout(5):
+        while service.app[GATEWAY].open_calls:
+            await asyncio.sleep(0.02)
+
+    (entry,) = await caller.entries()
+    assert entry["cost_usd"] == entry["bound_usd"]
+    assert cost_of(entry) > Decimal(100 * 20_000) / 10**9
