@@ -237,3 +237,68 @@ def test_usage_in_what_a_caller_wrote_saves_nothing():
     metered = fed(*DELTAS, typed("response.completed", response=response))
 
     assert metered.usage.all_tokens == 12
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(
+        st.sampled_from(["a", '"', "\\", "\ud83d", "\ude00", "😀", "\0", "\n"]), max_size=5
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["usage", "cost", "usd", "a"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    ["id", "model", "usage", "choices", "error", "duration", "type", "deep", "\ud83d"]
+)
+AMOUNT = st.decimals(0, 1000, places=12) | st.sampled_from(
+    [Decimal("1e-12"), Decimal(0), Decimal(10**6)]
+)
+
+
+def stated_cost(amount, odd, *, is_text):
+    """A cost as it may be written."""
+    usd = f'"{amount}"' if is_text else f"{amount}"
+    return f'{{"usd":{usd},"diem":{json.dumps(odd)}}}'
+
+
+@given(
+    st.dictionaries(NAMES, ODD, max_size=5),
+    AMOUNT,
+    st.sampled_from([None, 0, "x", [], {"a": 1}]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 3000),
+)
+def test_a_stated_cost_is_read_whatever_stands_beside_it(
+    members, amount, odd, is_text, is_first, depth
+):
+    """In a plain answer and in the last events of a stream, however these are cut."""
+    others = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in members.items()]
+    others.append('"nested":' + "[" * depth + "]" * depth)
+    cost = '"cost":' + stated_cost(amount, odd, is_text=is_text)
+    parts = [cost, *others] if is_first else [*others, cost]
+    answer = ("{" + ",".join(parts) + "}").encode()
+
+    assert read_plain(answer).cost_usd == amount
+    events = (
+        TOKENS + b"data: " + answer + b"\n\n" + b'data: {"choices":[]}\n\n' * (depth % 20) + DONE
+    )
+    assert fed(events).cost_usd == amount
+    assert fed(*(events[at : at + 7] for at in range(0, len(events), 7))).cost_usd == amount
+
+
+@given(st.integers(0, len(TOKENS + USAGE + DONE)))
+def test_what_was_left_early_is_never_final(cut):
+    """At no byte before the last word on cost is there one."""
+    metered = fed((TOKENS + USAGE + DONE)[:cut])
+    spent_at = len(TOKENS) + USAGE.rindex(b"}")
+
+    assert metered.is_final is (cut > spent_at)
+    if not metered.is_final:
+        assert metered.without_counts().counted_tokens is None
