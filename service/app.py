@@ -48,7 +48,7 @@ def create_app(settings: Settings | None = None) -> web.Application:
     app[api.STATUS] = api.Status()
     app[api.OPEN_REQUESTS] = Shares(settings.open_requests)
     app[api.KEYRING] = Keyring(settings.encryption_keys)
-    app.on_response_prepare.append(api.finish_headers)
+    app.on_response_prepare.append(api.prepare_headers)
     app.cleanup_ctx.extend([intake, database_server, ready_schema, pool, venice, books, background])
     api.add_routes(app)
     return app

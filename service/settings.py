@@ -236,6 +236,15 @@ class Settings:
         integer(1, 1_000_000),
         1000,
     )
+    cors_origins: tuple[str, ...] = _variable(
+        "CORS_ORIGINS",
+        "list",
+        "Origins whose pages may call from a browser, separated by commas, each as"
+        " `https://app.example.com`; or `*` for all. Empty: none. A key in a page is a key that its"
+        " readers have.",
+        each_of(allow_lists.parse_origins),
+        (),
+    )
     body_max_bytes: int = _variable(
         "BODY_MAX_BYTES",
         "integer",

@@ -3,7 +3,7 @@
 from service.api.connections import handler_arguments, make_runner
 from service.api.intake import Intake
 from service.api.metrics import keep_fresh
-from service.api.middleware import MIDDLEWARES, finish_headers
+from service.api.middleware import MIDDLEWARES, prepare_headers
 from service.api.routes import add_routes
 from service.api.state import (
     BOOKS,
@@ -40,8 +40,8 @@ __all__ = [
     "Intake",
     "Status",
     "add_routes",
-    "finish_headers",
     "handler_arguments",
     "keep_fresh",
     "make_runner",
+    "prepare_headers",
 ]

@@ -20,6 +20,7 @@ from aiohttp.web_protocol import _ErrInfo
 from service import metrics
 from service.accounts import Caller
 from service.api.middleware import finish_headers
+from service.api.response_headers import UnsignedResponse, let_origin_read
 from service.api.stalls import UnreadWatch, ask_if_there, can_tell, is_reset
 from service.api.state import SETTINGS
 from service.api.strangers import Strangers
@@ -223,10 +224,12 @@ class CallerProtocol(web.RequestHandler):
             assert isinstance(request, web.Request)  # noqa: S101 - the application makes them
             request[REQUEST_ID] = uuid7().hex
             request[DIALECT] = dialect_of(self._failed_at_path or "")
-            response = error_response(self._error_of(err_info), request)
+            error = error_response(self._error_of(err_info), request)
+            response = UnsignedResponse(body=error.body, status=error.status, headers=error.headers)
             response.force_close()
             response.headers["Connection"] = "close"
             await finish_headers(request, response)
+            let_origin_read(request, response, self._server.settings.cors_origins)
             return response
 
         return answer

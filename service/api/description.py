@@ -117,6 +117,8 @@ class Routes:
         else:
             response = web.Response(body=content, content_type=JSON)
         response.etag = etag
+        # The same for everybody, and asked for again with its ETag.
+        response.headers["Cache-Control"] = "no-cache"
         return response
 
     @cached_property

@@ -9,7 +9,8 @@ from aiohttp import HttpVersion11, web
 from service import logs, metrics
 from service.api.intake import BODY_SHARE
 from service.api.request_ids import request_id_of
-from service.api.state import PLACE, STATUS
+from service.api.response_headers import let_origin_read, preflight, secure
+from service.api.state import PLACE, SETTINGS, STATUS
 from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, dialect_of, error_response
 from service.crypto import UnknownMasterKey
 from service.errors import (
@@ -43,7 +44,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     counter.open_requests += not is_quiet
     try:
         try:
-            response = await handler(request)
+            origins = request.app[SETTINGS].cors_origins
+            response = preflight(request, origins) or await handler(request)
         except Exception as error:  # noqa: BLE001 - what is not rendered is raised again
             response = _rendered(error, request)
         status = response.status
@@ -135,6 +137,13 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     if is_withheld or is_endless:
         response.force_close()
         response.headers["Connection"] = "close"
+    secure(response)
+
+
+async def prepare_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """The same, and which pages may read the answer."""
+    await finish_headers(request, response)
+    let_origin_read(request, response, request.app[SETTINGS].cors_origins)
 
 
 MIDDLEWARES: Final = (observe,)

@@ -1,0 +1,92 @@
+"""Headers of every answer: what browsers may do with it, and which pages may read it."""
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from aiohttp import web
+
+from service.allow_lists import ANY_ORIGIN
+from service.upstream import PASSED_HEADERS
+
+SECURITY_HEADERS: Final = {
+    # What Venice sends is passed on with its type, whatever the bytes are.
+    "X-Content-Type-Options": "nosniff",
+    # Should a browser show an answer as a page, the page can do nothing and stands in no frame.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Referrer-Policy": "no-referrer",
+    # Every answer is for the key that asked.
+    "Cache-Control": "no-store",
+}
+OWN_HEADERS: Final = (
+    "Retry-After",
+    "request-id",
+    "x-request-id",
+    "x-rialto-attempts",
+    "x-rialto-cost-usd",
+    "x-rialto-max-output-tokens",
+    "x-rialto-model",
+    "x-should-retry",
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for unit in ("requests", "tokens")
+        for what in ("limit", "remaining", "reset")
+    ),
+)
+EXPOSED_HEADERS: Final = ", ".join((*OWN_HEADERS, *sorted(PASSED_HEADERS - {"content-type"})))
+METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
+PREFLIGHT_S: Final = 600
+"""How long a browser may go by the answer to a preflight."""
+HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(,\s*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
+MAX_HEADER_NAMES_LENGTH: Final = 2000
+
+
+class UnsignedResponse(web.Response):
+    """An answer whose headers are all there before aiohttp prepares it, and that does not name the
+    software that answers."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall("Server", None)
+
+
+def secure(response: web.StreamResponse) -> None:
+    """Say what browsers may do with the answer, and not which software made it."""
+    headers = response.headers
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    headers.popall("Server", None)
+
+
+def let_origin_read(
+    request: web.BaseRequest, response: web.StreamResponse, origins: Collection[str]
+) -> None:
+    """Let a page of one of the origins read the answer. Credentials of a browser's own, such as
+    cookies, are never let in: a page has to state a key."""
+    if not origins:
+        return
+    is_any = ANY_ORIGIN in origins
+    if not is_any:
+        response.headers.add("Vary", "Origin")
+    origin = request.headers.get("Origin")
+    if origin is None or not (is_any or origin in origins):
+        return
+    response.headers["Access-Control-Allow-Origin"] = ANY_ORIGIN if is_any else origin
+    response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+
+
+def preflight(request: web.Request, origins: Collection[str]) -> web.Response | None:
+    """The answer to a browser that asks whether a page may make a request, for which no key is
+    asked; None where the request is none, or no origin is allowed at all."""
+    asked = "Access-Control-Request-Method" in request.headers and "Origin" in request.headers
+    if request.method != "OPTIONS" or not origins or not asked:
+        return None
+    response = web.Response(status=204)
+    if ANY_ORIGIN in origins or request.headers["Origin"] in origins:
+        names = request.headers.get("Access-Control-Request-Headers", "").strip()
+        response.headers["Access-Control-Allow-Methods"] = METHODS
+        response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_S)
+        if len(names) <= MAX_HEADER_NAMES_LENGTH and HEADER_NAMES.fullmatch(names):
+            response.headers["Access-Control-Allow-Headers"] = names
+    response.headers.add("Vary", "Access-Control-Request-Headers")
+    return response

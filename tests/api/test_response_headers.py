@@ -1,0 +1,204 @@
+"""What every answer says to browsers, and who may call from one."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from support import OPERATOR_KEY, ORGANIZATIONS, make_settings, running
+
+from service.api import CATALOG, SETTINGS
+from service.api.response_headers import EXPOSED_HEADERS
+
+APP = "https://app.example.com"
+OTHER = "https://evil.example.com"
+CHAT = "/v1/chat/completions"
+SECURE = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+}
+
+
+def is_secure(headers):
+    assert {name: headers.get(name) for name in SECURE} == SECURE
+    assert "Server" not in headers
+    assert headers["Cache-Control"] in ("no-store", "no-cache")
+    assert not any("aiohttp" in value or "Python" in value for value in headers.values())
+
+
+@pytest.mark.parametrize("key", ["nobody", "operator", "caller"])
+async def test_every_route(service, caller, key):
+    """With every key and method; administrators' and callers' answers are stored nowhere."""
+    headers = {
+        "nobody": {},
+        "operator": {"Authorization": f"Bearer {OPERATOR_KEY}"},
+        "caller": caller.headers,
+    }[key]
+    routes = {(route.method, route.resource.canonical) for route in service.app.router.routes()}
+    for method, path in [*sorted(routes), ("GET", "/nothing"), ("OPTIONS", CHAT), ("TRACE", "/x")]:
+        async with service.http.request(
+            method, path.replace("{id}", caller.organization_id), headers=headers
+        ) as response:
+            is_secure(response.headers)
+            if path != "/openapi.json":
+                assert response.headers["Cache-Control"] == "no-store", (method, path)
+
+
+async def test_streams_and_what_venice_sends(service, caller, upstream):
+    """A stream, a picture, and an answer that fails."""
+    async with caller.chat(stream=True) as response:
+        await response.read()
+        is_secure(response.headers)
+    body = {"model": "venice-sd35", "prompt": "x", "return_binary": True}
+    async with service.http.post(
+        "/v1/image/generate", json=body, headers=caller.headers
+    ) as response:
+        is_secure(response.headers)
+    upstream.faults.push("/chat/completions", "edge_page", status=502)
+    async with caller.chat() as response:
+        assert response.status == 502
+        is_secure(response.headers)
+
+
+MALFORMED = [
+    b"\x16\x03\x01",
+    b"GET\r\n\r\n",
+    b"GET / HTTP/9\r\n\r\n",
+    b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+    b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+    b"GET /v1/models HTTP/1.0\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("sent", MALFORMED, ids=range(len(MALFORMED)))
+async def test_what_is_no_request(service, sent):
+    """Is answered as safely, and without the name of the software."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
+    writer.write(sent)
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().lower()
+    writer.close()
+    for name, value in SECURE.items():
+        assert f"\r\n{name}: {value}\r\n".lower() in head
+    assert "\r\nserver:" not in head
+    assert "aiohttp" not in head
+
+
+class TestOrigins:
+    @pytest.fixture(params=[(APP, "http://localhost:3000"), ("*",)], ids=["listed", "any"])
+    async def service(self, request, database_address, upstream):
+        settings = make_settings(database_address, upstream.url, cors_origins=request.param)
+        async with running(settings) as service:
+            yield service
+
+    @pytest.fixture
+    def is_any(self, service):
+        return "*" in service.app[SETTINGS].cors_origins
+
+    @pytest.mark.parametrize(
+        "path", [CHAT, "/v1/messages", "/nothing", "/api/v1/models", "/health"]
+    )
+    async def test_a_preflight_needs_no_key(self, service, is_any, path):
+        """And is answered before anything else is looked at."""
+        names = "authorization, content-type, x-stainless-lang, anthropic-version"
+        headers = {
+            "Origin": APP,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": names,
+        }
+        async with service.http.options(path, headers=headers) as response:
+            answer = response.headers
+            assert response.status == 204
+            assert await response.read() == b""
+        assert answer["Access-Control-Allow-Origin"] == ("*" if is_any else APP)
+        assert "POST" in answer["Access-Control-Allow-Methods"]
+        assert answer["Access-Control-Allow-Headers"] == names
+        assert "Access-Control-Allow-Credentials" not in answer
+        assert is_any or "Origin" in answer.getall("Vary")
+        is_secure(answer)
+
+    @pytest.mark.parametrize(
+        "origin",
+        [
+            OTHER,
+            "null",
+            "http://app.example.com",
+            APP + ":444",
+            APP + ".evil.com",
+            APP + "/",
+            APP.upper(),
+            "https://xapp.example.com",
+            "https://app\u3002example.com",
+        ],
+    )
+    async def test_another_origin_may_do_nothing(self, service, is_any, origin):
+        """Unless all may."""
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        for method in ("OPTIONS", "GET"):
+            async with service.http.request(method, CHAT, headers=headers) as response:
+                allowed = response.headers.get("Access-Control-Allow-Origin")
+            assert allowed == ("*" if is_any else None)
+            assert is_any or "Origin" in response.headers.getall("Vary")
+
+    async def test_an_answer_may_be_read(self, service, upstream):
+        """Plain, streamed and failed; with the headers that clients read."""
+        caller = await service.new_caller()
+        origin = {"Origin": "http://localhost:3000"}
+        caller.headers |= origin
+        await service.app[CATALOG].sync()
+        for arguments in ({}, {"stream": True}, {"model": "nope"}):
+            async with caller.chat(**arguments) as response:
+                await response.read()
+                assert "Access-Control-Allow-Origin" in response.headers
+                exposed = response.headers["Access-Control-Expose-Headers"].split(", ")
+                ours = {
+                    name
+                    for name in map(str.lower, response.headers)
+                    if name.startswith("x-r") or name in ("retry-after", "request-id")
+                }
+                assert ours <= set(map(str.lower, exposed))
+        async with service.http.post(CHAT, headers=origin) as response:
+            assert response.status == 401
+            assert "Access-Control-Allow-Origin" in response.headers
+        async with service.http.get(ORGANIZATIONS, headers=origin) as response:
+            assert "Access-Control-Allow-Credentials" not in response.headers
+
+    @pytest.mark.parametrize("names", ["a b", "a,,b", "a:b", "x" * 3000])
+    async def test_headers_that_are_none(self, service, names):
+        """Are not said back."""
+        headers = {
+            "Origin": APP,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": names,
+        }
+        async with service.http.options(CHAT, headers=headers) as response:
+            assert "Access-Control-Allow-Headers" not in response.headers
+
+    @pytest.mark.parametrize("bad", [b"bad header", b"Content-Length: x"])
+    async def test_what_is_no_request(self, service, bad):
+        """Is answered as before, whether or not its origin could be read."""
+        port = int(service.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nOrigin: %b\r\n%b\r\n\r\n" % (APP.encode(), bad))
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        writer.close()
+        assert head.split()[1] == b"400"
+
+
+async def test_none_by_default(service, caller):
+    """Nothing of it is said, and OPTIONS is no method."""
+    headers = {"Origin": APP, "Access-Control-Request-Method": "POST", **caller.headers}
+    async with service.http.options(CHAT, headers=headers) as response:
+        assert response.status == 405
+    async with caller.chat() as answer:
+        pass
+    for name in (*response.headers, *answer.headers):
+        assert not name.startswith("Access-Control-")
+
+
+async def test_the_exposed_headers_are_those_of_the_documents():
+    """What is exposed to pages is what clients are told of."""
+    text = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+    for name in ("x-rialto-cost-usd", "x-request-id", "Retry-After"):
+        assert name in EXPOSED_HEADERS
+        assert f"`{name}`" in text
