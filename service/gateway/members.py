@@ -33,7 +33,7 @@ class Effect(enum.Enum):
     FALLBACKS = enum.auto()
     """Names models that may answer in place of the first."""
     SEARCH = enum.auto()
-    X_SEARCH = enum.auto()
+    """Asks for a search of the web or of X; said twice it may be made twice."""
     SCRAPE = enum.auto()
     EXTENDS_PROMPT = enum.auto()
     """Has Venice add to the prompt what only the window bounds."""
@@ -66,7 +66,7 @@ PARAMETERS: Final = _table(
     "strip_thinking_response disable_thinking enable_e2ee enable_web_citations"
     " include_search_results_in_stream return_search_results_as_documents",
     enable_web_search=Effect.SEARCH,
-    enable_x_search=Effect.X_SEARCH,
+    enable_x_search=Effect.SEARCH,
     enable_web_scraping=Effect.SCRAPE,
     character_slug=Effect.EXTENDS_PROMPT,
     include_venice_system_prompt=Effect.VENICE_PROMPT,
@@ -88,7 +88,7 @@ TEXT: Final = _table(
     fallbacks=Effect.FALLBACKS,
     web_search=Effect.SEARCH,
     web_search_options=Effect.SEARCH,
-    x_search=Effect.X_SEARCH,
+    x_search=Effect.SEARCH,
     n=Effect.CHOICES,
     best_of=Effect.CHOICES,
     variants=Effect.CHOICES,
@@ -168,8 +168,9 @@ USUAL_TIERS: Final = (None, "auto", "default", "standard")
 CLIENT_TOOLS: Final = frozenset({"function", "custom", "local_shell", "apply_patch", "namespace"})
 """Types of tools that the client runs itself."""
 PLAIN_CHOICES: Final = CLIENT_TOOLS | {"auto", "any", "none", "required", "tool", "allowed_tools"}
-SEARCH_TOOL: Final = re.compile(r"web_?search(?:_preview)?(?:_\d{4}_?\d{2}_?\d{2})?", re.IGNORECASE)
-X_SEARCH_TOOL: Final = re.compile(r"x_?search", re.IGNORECASE)
+SEARCH_TOOL: Final = re.compile(
+    r"web_?search(?:_preview)?(?:_\d{4}_?\d{2}_?\d{2})?|x_?search", re.IGNORECASE
+)
 SPELLS_MODEL: Final = ("model", "fallback", "route")
 PARAMETER_IN_NAME: Final = re.compile(r"([A-Za-z0-9_]{1,64})=([A-Za-z0-9_.-]{0,256})")
 PLAIN_NAME: Final = re.compile(r"[!-$&-9;-~]{1,256}")
@@ -180,8 +181,6 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 Budget = Annotated[int, msgspec.Meta(ge=-1, le=MAX_COUNT)]
 Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
 FLAGS: Final = {
-    Effect.SEARCH: "is_searched",
-    Effect.X_SEARCH: "is_x_searched",
     Effect.SCRAPE: "is_scraped",
     Effect.EXTENDS_PROMPT: "is_extended",
 }
@@ -192,9 +191,7 @@ TABLES: Final = {Effect.PARAMETERS: PARAMETERS, Effect.REASONING: REASONING}
 class Asked(msgspec.Struct):
     """What the members of a body ask for together."""
 
-    is_searched: bool = False
-    is_x_searched: bool = False
-    search_tools: int = 0
+    searches: int = 0
     is_scraped: bool = False
     is_extended: bool = False
     has_venice_prompt: bool | None = None
@@ -211,8 +208,7 @@ class Asked(msgspec.Struct):
     @property
     def surcharge_nanos(self) -> int:
         """What is charged beside the tokens at most."""
-        searches = self.is_searched + self.is_x_searched + self.search_tools
-        return SEARCH_NANOS * (searches + MAX_SCRAPED_PAGES * self.is_scraped)
+        return SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.is_scraped)
 
     @property
     def has_extras(self) -> bool:
@@ -237,7 +233,9 @@ class Asked(msgspec.Struct):
                 self._note(effect, field, value)
 
     def _note(self, effect: Effect, field: str, value: Any) -> None:
-        if effect in FLAGS:
+        if effect is Effect.SEARCH:
+            self.searches += value not in OFF
+        elif effect in FLAGS:
             flag = FLAGS[effect]
             setattr(self, flag, getattr(self, flag) or value not in OFF)
         elif effect in COUNTS:
@@ -306,8 +304,8 @@ class Asked(msgspec.Struct):
             raise ClientError(f"{field}.type: must be a text.", param=f"{field}.type")
         if kind == "namespace":
             self._read_tools(f"{field}.tools", tool.get("tools", []))
-        elif SEARCH_TOOL.fullmatch(kind) or X_SEARCH_TOOL.fullmatch(kind):
-            self.search_tools += 1
+        elif SEARCH_TOOL.fullmatch(kind):
+            self.searches += 1
         elif kind not in CLIENT_TOOLS:
             self._note_unpriced(f"{field}.type")
             self._note_models(tool)
@@ -316,8 +314,8 @@ class Asked(msgspec.Struct):
     def _read_beside_function(self, field: str, tool: Mapping[str, Any]) -> None:
         """Some take a tool for what the name of its member says, whatever its type."""
         for name in tool.keys() - {"type", "function"}:
-            if SEARCH_TOOL.fullmatch(name) or X_SEARCH_TOOL.fullmatch(name):
-                self.search_tools += 1
+            if SEARCH_TOOL.fullmatch(name):
+                self.searches += 1
             elif spells_model(name):
                 self._note_unpriced(f"{field}.{name}")
                 self._note_models({name: tool[name]})
@@ -326,8 +324,8 @@ class Asked(msgspec.Struct):
         kind = choice.get("type", "function") if isinstance(choice, dict) else None
         if not isinstance(kind, str):
             return
-        if SEARCH_TOOL.fullmatch(kind) or X_SEARCH_TOOL.fullmatch(kind):
-            self.is_searched = True
+        if SEARCH_TOOL.fullmatch(kind):
+            self.searches += 1
         elif kind not in PLAIN_CHOICES:
             self._note_unpriced(f"{field}.type")
         if isinstance(tools := choice.get("tools"), list):

@@ -7,6 +7,8 @@ from decimal import Decimal
 import pytest
 from support import MODEL, limited
 
+pytestmark = pytest.mark.shares_service
+
 SEARCH = Decimal("0.01")
 OPUS = "claude-opus-4-8"
 MESSAGES = [{"role": "user", "content": "x"}]

@@ -10,6 +10,8 @@ from support import MODEL
 
 from service.gateway import CHAT, Inbound, parse
 
+pytestmark = pytest.mark.shares_service
+
 MANY_MEMBERS = b'{"model":"%b"%b}' % (MODEL.encode(), b',"a":1' * 250_000)
 MANY_MESSAGES = b'{"model":"%b","max_tokens":9,"input":"x","messages":[%b]}' % (
     MODEL.encode(),
