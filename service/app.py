@@ -17,7 +17,7 @@ from service.catalog import Catalog
 from service.crypto import Keyring
 from service.db import first_connection, listen, open_pool
 from service.errors import StartupError
-from service.gateway import Gateway
+from service.gateway import FreeRequests, Gateway
 from service.ids import uuid7
 from service.ledger import Ledger
 from service.settings import Settings, load
@@ -184,7 +184,9 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     app[api.BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
     with logs.step("books"):
         await jobs.rehearse_until_it_works(ledger, database, settings.startup_database_timeout_s)
-    app[api.GATEWAY] = Gateway(ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s)
+    app[api.GATEWAY] = Gateway(
+        ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s, FreeRequests(database)
+    )
     yield
     await app[api.GATEWAY].close()
     left = await ledger.flush(FLUSH_TIMEOUT_S)

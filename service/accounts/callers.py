@@ -45,7 +45,16 @@ FIND_CALLER: Final = """
                  AND l.template_id IS NULL
                  AND l.deleted_at IS NULL
                  AND l.model IS NOT NULL
-           ) AS has_model_limit
+           ) AS has_model_limit,
+           EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.unit = 'requests'
+                 AND l.period IN ('minute', 'hour')
+           ) AS has_rate_limit
     FROM public.api_keys k
     JOIN public.organizations o ON o.id = k.organization_id
     WHERE k.digest = $1
@@ -69,6 +78,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Whether any limit of its organization is one of money."""
     has_model_limit: bool = False
     """Whether any limit of its organization is for one model."""
+    has_rate_limit: bool = False
+    """Whether any limit of its organization is one of requests of a minute or an hour."""
 
     @property
     def actor_name(self) -> str:
@@ -176,6 +187,7 @@ class Callers:
             allowed_models=_set(row["allowed_models"]),
             has_money_limit=row["has_money_limit"],
             has_model_limit=row["has_model_limit"],
+            has_rate_limit=row["has_rate_limit"],
         )
 
 

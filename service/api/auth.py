@@ -10,7 +10,7 @@ from service import accounts, crypto, metrics
 from service.accounts import OPERATOR, Caller
 from service.api.connections import CallerProtocol
 from service.api.intake import CALLER
-from service.api.state import CALLERS, OPEN_REQUESTS, PLACE, SETTINGS
+from service.api.state import CALLERS, GATEWAY, OPEN_REQUESTS, PLACE, SETTINGS
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 
 API_KEY_HEADER: Final = "x-api-key"
@@ -77,9 +77,19 @@ def _note_caller(request: web.Request, caller: Caller) -> None:
         request.protocol.show_key(caller)
 
 
+async def authenticate_free(request: web.Request) -> Caller:
+    """The caller of a route that costs nothing, whose limits on requests have room for it.
+
+    :raises RateLimited: when they have none.
+    """
+    caller = await authenticate(request)
+    await request.app[GATEWAY].count_free(caller)
+    return caller
+
+
 async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
     """The same, with the id of the caller's key, for what is asked about the key itself."""
-    caller = await authenticate(request)
+    caller = await authenticate_free(request)
     if caller.api_key_id is None:
         raise Forbidden("Only a caller's own key can ask this.")
     return caller, caller.api_key_id

@@ -12,7 +12,7 @@ from aiohttp import web
 from service import allow_lists, body, ledger, money
 from service.accounts import Caller
 from service.api import media, messages
-from service.api.auth import authenticate
+from service.api.auth import authenticate, authenticate_free
 from service.api.state import CATALOG, DATABASE, GATEWAY, SETTINGS, VENICE
 from service.api.wire import (
     REQUEST_ID,
@@ -76,7 +76,7 @@ def free(path: str) -> Handler:
     """The handler of a path of Venice that costs nothing: passed on and back as it is."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        caller = await authenticate(request)
+        caller = await authenticate_free(request)
         inbound = await _inbound(request, path, caller)
         headers = {"Accept": request.headers.get("Accept", "*/*")}
         if inbound.content:
@@ -203,7 +203,7 @@ async def quote(request: web.Request) -> web.Response:
     """``POST /v1/quote``: what a call could cost, which limits it would meet, and whether it would
     pass. The body is that of a chat completion; below ``/v1/quote/{path}`` that of another paid
     call. Nothing is made and nothing held."""
-    caller = await authenticate(request)
+    caller = await authenticate_free(request)
     path = request.match_info.get("path")
     if (read := IN_OTHER_WORDS.get(path or "")) is not None:
         asked = await read(request, caller)
@@ -241,7 +241,7 @@ def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
 async def models(request: web.Request) -> web.Response:
     """``GET /v1/models?type=``: what the caller's key may use, text models unless another type is
     asked for."""
-    caller = await authenticate(request)
+    caller = await authenticate_free(request)
     body = await request.app[CATALOG].listing(
         caller.organization_id, caller.allowed_models, request.query.get("type", "text")
     )
@@ -250,7 +250,7 @@ async def models(request: web.Request) -> web.Response:
 
 async def model(request: web.Request) -> web.Response:
     """``GET /v1/models/{model}``: one of them, by any of its names."""
-    caller = await authenticate(request)
+    caller = await authenticate_free(request)
     body = await request.app[CATALOG].entry(
         caller.organization_id, caller.allowed_models, request.match_info["model"]
     )

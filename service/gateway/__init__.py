@@ -8,6 +8,7 @@ from service.gateway.call import Call, Endpoint, Inbound, Upload, check_end_user
 from service.gateway.chat import CHAT
 from service.gateway.decisions import DECISIONS
 from service.gateway.embeddings import EMBEDDINGS
+from service.gateway.free_requests import FreeRequests
 from service.gateway.images import EDIT, MULTI_EDIT
 from service.gateway.open_call import Reply
 from service.gateway.pipeline import Gateway, uncancel
@@ -27,6 +28,7 @@ __all__ = [
     "TRANSCRIPTIONS",
     "Call",
     "Endpoint",
+    "FreeRequests",
     "Gateway",
     "Inbound",
     "Reply",

@@ -13,6 +13,7 @@ from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import Forbidden, NotFound, Unavailable
 from service.gateway.call import Call, Quote
+from service.gateway.free_requests import FreeRequests
 from service.gateway.open_call import OpenCall, Reply
 from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
@@ -34,9 +35,15 @@ class Gateway:
     """Takes paid calls."""
 
     def __init__(
-        self, ledger: Ledger, catalog: Catalog, venice: Venice, heartbeat_s: float
+        self,
+        ledger: Ledger,
+        catalog: Catalog,
+        venice: Venice,
+        heartbeat_s: float,
+        free_requests: FreeRequests,
     ) -> None:
         self._ledger = ledger
+        self._free_requests = free_requests
         self._catalog = catalog
         self._venice = venice
         self._heartbeat_s = heartbeat_s
@@ -63,6 +70,9 @@ class Gateway:
     async def begin(self, open_call: OpenCall) -> Reply:
         """Admit and send the call; the reply is there when Venice's first byte is."""
         self._open_calls.add(open_call)
+        call = open_call.route.call
+        asks_venice = type(call).priced is not Call.priced
+        await self._free_requests.check(open_call.route.caller, asks_venice=asks_venice)
         await open_call.route.admit()
         reply = await open_call.begin(self._venice, self._heartbeat_s)
         if not reply.is_events and not reply.is_awaited:
@@ -77,6 +87,13 @@ class Gateway:
         :raises Unavailable: when the books cannot say.
         """
         return await self._route(caller, call).quote()
+
+    async def count_free(self, caller: Caller) -> None:
+        """Count a request that costs nothing against its caller's limits on requests.
+
+        :raises RateLimited: when they have no room for it.
+        """
+        await self._free_requests.take(caller)
 
     def _route(self, caller: Caller, call: Call) -> Route:
         calls = self._resolved(caller, call)

@@ -1,0 +1,140 @@
+"""Requests that cost nothing, but make the database or Venice work.
+
+The books count calls that are paid. What is free is counted here, in memory, against the same
+limits on requests of a minute or an hour, so that a caller over its rate does not reach Venice by
+another door. Each process counts its own.
+"""
+
+import time
+from collections import deque
+from typing import Final
+from uuid import UUID
+
+from service import ledger, metrics
+from service.accounts import Caller
+from service.db import Database
+from service.errors import RateLimited
+from service.ledger import Limit
+
+PERIODS_S: Final = {"minute": 60, "hour": 3600}
+SCOPES: Final = frozenset({"organization", "api_key"})
+BUCKETS: Final = 60
+"""Into how many parts a period is cut: a request counts for the period and one of them at most."""
+MAX_LIMITS: Final = 10_000
+"""Of how many limits something is kept before those with nothing to count are forgotten."""
+MAX_RETRY_AFTER_S: Final = 60
+NO_END_USER: Final = b""
+
+
+class _Recent:
+    """How many requests there were within a period, by parts of it."""
+
+    def __init__(self, period_s: int) -> None:
+        self._bucket_s = period_s / BUCKETS
+        self._buckets: deque[tuple[int, int]] = deque()
+        self.count = 0
+
+    def add(self) -> None:
+        now = int(time.monotonic() / self._bucket_s)
+        last = self._buckets.pop() if self._buckets and self._buckets[-1][0] == now else (now, 0)
+        self._buckets.append((now, last[1] + 1))
+        self.count += 1
+
+    def prune(self) -> None:
+        oldest = int(time.monotonic() / self._bucket_s) - BUCKETS
+        while self._buckets and self._buckets[0][0] < oldest:
+            self.count -= self._buckets.popleft()[1]
+
+    @property
+    def retry_after_s(self) -> int:
+        """After how many seconds the oldest of them counts no more."""
+        if not self._buckets:
+            return MAX_RETRY_AFTER_S
+        ends_at = (self._buckets[0][0] + BUCKETS + 1) * self._bucket_s
+        return max(1, min(MAX_RETRY_AFTER_S, int(ends_at - time.monotonic()) + 1))
+
+
+class FreeRequests:
+    """What callers have asked for nothing of late, by the limits that count it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._recent: dict[UUID, _Recent] = {}
+        self._organizations: dict[UUID, float] = {}
+        """Which have asked for something free, and until when that may count."""
+
+    async def take(self, caller: Caller) -> None:
+        """Count a request that costs nothing.
+
+        :raises RateLimited: when a limit of its key or organization has no room for it.
+        """
+        if not caller.has_rate_limit:
+            return
+        rates = await self._rates_with_room(caller)
+        for limit in rates:
+            self._recent[limit.id].add()
+        if rates:
+            self._organizations[caller.organization_id] = time.monotonic() + max(PERIODS_S.values())
+
+    async def check(self, caller: Caller, *, asks_venice: bool) -> None:
+        """See that a paid call has room beside what was free; the books know only of the paid. One
+        for which Venice is asked before it is admitted has to have room before that.
+
+        :raises RateLimited: when it has none.
+        """
+        if not caller.has_rate_limit:
+            return
+        counts_until = self._organizations.get(caller.organization_id, 0.0)
+        if asks_venice or counts_until > time.monotonic():
+            await self._rates_with_room(caller)
+        else:
+            self._organizations.pop(caller.organization_id, None)
+
+    async def _rates_with_room(self, caller: Caller) -> list[Limit]:
+        assert caller.api_key_id is not None  # noqa: S101 - the operator makes no calls
+        limits = await ledger.list_binding(
+            self._database, caller.organization_id, caller.api_key_id, NO_END_USER
+        )
+        rates = [
+            limit
+            for limit in limits
+            if limit.unit == "requests" and limit.period in PERIODS_S and limit.scope in SCOPES
+        ]
+        for limit in rates:
+            recent = self._recent.get(limit.id)
+            if recent is None:
+                self._forget_idle()
+                recent = self._recent[limit.id] = _Recent(PERIODS_S[str(limit.period)])
+            recent.prune()
+            self._must_have_room(limit, recent)
+        return rates
+
+    def _forget_idle(self) -> None:
+        if len(self._recent) < MAX_LIMITS:
+            return
+        for recent in self._recent.values():
+            recent.prune()
+        self._recent = {key: recent for key, recent in self._recent.items() if recent.count}
+
+    def _must_have_room(self, limit: Limit, recent: _Recent) -> None:
+        used = int(limit.used) + recent.count
+        if used < int(limit.ceiling):
+            return
+        metrics.note(metrics.REFUSALS, 1, RateLimited.code, limit.unit, limit.scope)
+        raise RateLimited(
+            f"The limit of {limit.ceiling} requests a {limit.period} has {used} used, of which"
+            f" {recent.count} were free of charge.",
+            retry_after_s=recent.retry_after_s,
+            limit={
+                "id": str(limit.id),
+                "scope": limit.scope,
+                "unit": limit.unit,
+                "period": limit.period,
+                "model": None,
+                "ceiling": limit.ceiling,
+                "used": used,
+                "held": 0,
+                "needed": 1,
+                "resets_at": None,
+            },
+        )

@@ -1,0 +1,83 @@
+"""What costs nothing counts against limits on requests: a caller over its rate reaches Venice by no
+door."""
+
+import pytest
+from paid_bodies import BODIES
+from support import limited
+
+PATHS = [
+    ("POST", "/v1/video/quote", {"model": "wan", "prompt": "x"}),
+    ("GET", "/v1/models", None),
+    ("GET", "/v1/models/llama-3.3-70b", None),
+    ("GET", "/v1/models/traits", None),
+    ("GET", "/v1/image/styles", None),
+    ("GET", "/v1/characters", None),
+    ("POST", "/v1/quote", {"model": "llama-3.3-70b", "messages": []}),
+    ("GET", "/v1/limits", None),
+    ("GET", "/v1/usage", None),
+    ("GET", "/v1/api_keys/rate_limits", None),
+    ("GET", "/v1/billing/balance", None),
+    ("POST", "/v1/video/retrieve", {"model": "wan", "queue_id": "a"}),
+    ("POST", "/v1/audio/complete", {"model": "wan", "queue_id": "a"}),
+]
+
+
+async def asked(caller, method, path, body=None):
+    """Status and error of a request."""
+    async with caller.service.http.request(
+        method, path, json=body, headers=caller.headers
+    ) as response:
+        answer = await response.json() if response.status == 429 else None
+        return response.status, answer, response.headers
+
+
+def of_callers(upstream):
+    """What reached Venice, without what the service asks on its own account."""
+    own = ("/models", "/api_keys")
+    return [call for call in upstream.calls if not call.path.startswith(own)]
+
+
+@pytest.mark.parametrize("of_key", [True, False])
+@pytest.mark.parametrize("period", ["minute", "hour"])
+async def test_free_requests_count(caller, upstream, of_key, period):
+    """All that there are together, and paid calls with them; the books stay as they are."""
+    await limited(caller, unit="requests", period=period, ceiling=len(PATHS), of_key=of_key)
+    for path in PATHS:
+        assert (await asked(caller, *path))[0] != 429
+    before = of_callers(upstream)
+
+    for path in PATHS:
+        status, answer, headers = await asked(caller, *path)
+        assert (status, answer["error"]["code"]) == (429, "rate_limited")
+        assert answer["error"]["limit"]["used"] == len(PATHS)
+        assert 1 <= int(headers["Retry-After"]) <= 60
+    async with caller.chat() as response:
+        assert response.status == 429
+    assert of_callers(upstream) == before
+    assert await caller.entries() == []
+
+
+async def test_paid_calls_count_for_free_requests(caller, upstream):
+    """A caller whose rate is used up by calls asks for nothing free either."""
+    await limited(caller, unit="requests", period="minute", ceiling=1)
+    async with caller.chat() as response:
+        assert response.status == 200
+    before = of_callers(upstream)
+
+    for path in PATHS:
+        assert (await asked(caller, *path))[0] == 429
+    body = BODIES["/video/queue"]
+    assert (await asked(caller, "POST", "/v1/video/queue", body))[0] == 429
+    assert of_callers(upstream) == before
+
+
+async def test_other_callers_and_other_limits_do_not_matter(service, caller):
+    """A limit of a day, of money or of another organization has nothing to do with it."""
+    other = await service.new_caller("other")
+    await limited(other, unit="requests", period="minute", ceiling=0)
+    await limited(caller, unit="requests", period="day", ceiling=1)
+    await limited(caller, unit="usd", period="minute", ceiling="0")
+    await limited(caller, unit="requests", period="minute", ceiling=0, each_end_user=True)
+    for _ in range(3):
+        assert (await asked(caller, "GET", "/v1/models"))[0] == 200
+    assert (await asked(other, "GET", "/v1/models"))[0] == 429
