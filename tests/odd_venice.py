@@ -30,6 +30,9 @@ MODELS = [
 ]
 
 
+KEY = {"accessPermitted": True, "balances": {"USD": 100.0, "DIEM": 0.0}, "apiTier": {"id": "paid"}}
+
+
 @dataclasses.dataclass
 class Received:
     """A request, as it arrived."""
@@ -44,8 +47,8 @@ class Received:
 
 
 class OddVenice:
-    """``answer`` is what every call but that for models gets: bytes, written before the connection
-    is closed; or a coroutine of the request and the writer."""
+    """``answer`` is what every call gets but those for models and for the state of a key: bytes,
+    written before the connection is closed; or a coroutine of the request and the writer."""
 
     def __init__(self):
         self.answer = b""
@@ -64,6 +67,8 @@ class OddVenice:
             request = await self._read(reader)
             if request.path.startswith("/api/v1/models"):
                 writer.write(whole(json.dumps({"data": MODELS}).encode()))
+            elif request.path.startswith("/api/v1/api_keys"):
+                writer.write(whole(json.dumps({"data": KEY}).encode()))
             else:
                 self.received.append(request)
                 if callable(self.answer):

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Iterator
-from decimal import Decimal
 from typing import Any, Final, overload
 
 import structlog
@@ -15,6 +14,7 @@ from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
 from service.gateway.assembly import Assembly
 from service.gateway.attempts import Attempts
 from service.gateway.call import Bound, Call, Cost, Relay
+from service.gateway.ending import Ending
 from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome, Sent
@@ -48,10 +48,6 @@ STREAM_HEADERS: Final = {"Content-Type": "text/event-stream"}
 
 LEFT: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
 """The call was ended on this side."""
-CHOSEN: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.INTERNAL_ERROR})
-"""The caller may have chosen the moment of the end."""
-BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_TIMEOUT})
-"""Venice ended the call without a word."""
 
 
 class Reply:
@@ -121,22 +117,11 @@ class OpenCall:
         self._assembling: asyncio.Task[bytes] | None = None
         self._first_chunk = b""
         self._events = WholeEvents()
-        self._outcome: Outcome | None = None
-        self._cost_read: Cost | None = None
-        """What the call cost by its whole answer, or by the headers of one that is passed on."""
-        self._stated_usd: Decimal | None = None
-        """What Venice states that its failure costs."""
-        self._has_failed = False
-        """Whether Venice answered that it failed."""
-        self._is_broken = False
-        """Whether Venice failed after its caller had gone."""
+        self._ending = Ending()
         self._is_sending = False
         """Whether the caller may not have had all that was read."""
-        self._is_left = False
-        """Whether a stream was left here before its end."""
-        self._is_held_up = False
-        """Whether the caller let the stream wait."""
-        self._status: int | None = None
+        self._cost_read: Cost | None = None
+        """What the call cost by its whole answer, or by the headers of one that is passed on."""
         self._started_at = time.monotonic()
         self._first_byte_at: float | None = None
 
@@ -154,7 +139,7 @@ class OpenCall:
     def is_left_unfinished(self) -> bool:
         """Whether the caller has gone, and its key wants such answers read to their end."""
         return (
-            self._outcome is Outcome.CLIENT_CLOSED
+            self._ending.outcome is Outcome.CLIENT_CLOSED
             and self.metered is None
             and self._attempts is not None
             and self.route.caller.settings.on_disconnect == "finish"
@@ -204,7 +189,7 @@ class OpenCall:
         )
         if self.metered.is_error or self.answer.status != OK_STATUS:
             raise UpstreamError("Venice's answer is not a completion.")
-        self._end(Outcome.OK, self.answer.status)
+        self._ending.note(Outcome.OK, self.answer.status)
         return Reply(self, self.answer.headers, content)
 
     async def _read_metered(self, answer: Answer) -> bytes:
@@ -229,7 +214,7 @@ class OpenCall:
             is_page = self.answer.content_type == HTML
             if self.answer.status != OK_STATUS or is_empty or is_page:
                 raise UpstreamError("Venice's answer is not what was asked for.")
-        self._status = self.answer.status
+        self._ending.status = self.answer.status
         return Reply(self, self.answer.headers, None)
 
     async def _begin_events(self, attempts: Attempts) -> Reply:
@@ -289,7 +274,7 @@ class OpenCall:
         with self._noting_failure():
             while chunk := await self.answer.next_chunk():
                 yield chunk
-            self._end(Outcome.OK, None)
+            self._ending.note(Outcome.OK, None)
 
     async def _whole_events(self) -> AsyncGenerator[bytes]:
         with self._noting_failure():
@@ -298,7 +283,7 @@ class OpenCall:
             await is_done_within(self._begun, None)
             self._begun.result()
             assert self.answer is not None  # noqa: S101 - for the type checker
-            self._status = 200
+            self._ending.status = 200
             chunk = self._first_chunk
             while chunk:
                 events, error = split_at_error(self._events.push(chunk))
@@ -307,7 +292,7 @@ class OpenCall:
                     yield events
                     self._is_sending = False
                     if time.monotonic() - sent_at > MAX_HELD_UP_S:
-                        self._is_held_up = True
+                        self._ending.is_held_up = True
                 if error is not None:
                     await self._fail_in_band(error)
                 if chunk := await self.answer.next_chunk():
@@ -332,7 +317,7 @@ class OpenCall:
         what comes after it may say how much."""
         await self._read_rest()
         self.metered = self.stream_meter.result()
-        self._end(Outcome.UPSTREAM_ERROR, None)
+        self._ending.note(Outcome.UPSTREAM_ERROR, None)
         raise error
 
     async def _read_rest(self) -> None:
@@ -347,10 +332,10 @@ class OpenCall:
 
     async def fail_to_translate(self, error: ServiceError) -> None:
         """What came of Venice cannot be said to the caller."""
-        is_first = self._outcome is None
+        is_first = self._ending.outcome is None
         self.fail(error)
         if is_first and self.answer is not None:
-            self._is_left = True
+            self._ending.is_left = True
             await self._read_rest()
 
     def _end_stream(self) -> None:
@@ -364,30 +349,25 @@ class OpenCall:
 
     def _end_metered(self) -> None:
         assert self.metered is not None  # noqa: S101 - for the type checker
-        self._end(Outcome.UPSTREAM_ERROR if self.metered.is_error else Outcome.OK, 200)
-
-    def _end(self, outcome: Outcome, status: int | None) -> None:
-        """Note how the call ended, if that is not known yet."""
-        self._outcome = self._outcome or outcome
-        self._status = self._status or status
+        self._ending.note(Outcome.UPSTREAM_ERROR if self.metered.is_error else Outcome.OK, 200)
 
     def fail(self, error: BaseException) -> None:
-        """The same, of a call that failed."""
-        self._note_failure(error)
+        """Note how the call failed, if its end is not known yet."""
+        self._ending.note_failure(error)
         if isinstance(error, UpstreamError) and self.is_held_back:
             # Even if Venice's answer was there: it cannot be said to the caller.
-            self._outcome = self._status = None
-        if isinstance(error, ServiceError) and self._status is None:
-            self._status = error.status
+            self._ending.forget()
+        if isinstance(error, ServiceError) and self._ending.status is None:
+            self._ending.status = error.status
         if self.is_ended_by_shutdown:
-            self._end(Outcome.SHUTDOWN, None)
+            self._ending.note(Outcome.SHUTDOWN, None)
         elif isinstance(error, UpstreamError):
-            self._end(Outcome(error.code), None)
+            self._ending.note(Outcome(error.code), None)
         elif isinstance(error, asyncio.CancelledError | ConnectionError | ClientError):
             # What is still a mistake of the caller's after admission is the end of an upload.
-            self._end(Outcome.OK if self._is_all_sent() else Outcome.CLIENT_CLOSED, None)
+            self._ending.note(Outcome.OK if self._is_all_sent() else Outcome.CLIENT_CLOSED, None)
         else:
-            self._end(Outcome.INTERNAL_ERROR, None)
+            self._ending.note(Outcome.INTERNAL_ERROR, None)
 
     def _is_all_sent(self) -> bool:
         """Whether a stream had said all that there is to say when its caller left: clients do not
@@ -399,11 +379,6 @@ class OpenCall:
         if is_all:
             self.metered = metered
         return is_all
-
-    def _note_failure(self, error: BaseException) -> None:
-        if isinstance(error, UpstreamError):
-            self._has_failed = self._has_failed or error.upstream_status is not None
-            self._stated_usd = self._stated_usd or error.cost_usd
 
     async def finish(self) -> None:
         """Read what is left of the answer, for the books alone. What fails on the way leaves them
@@ -426,8 +401,8 @@ class OpenCall:
         except TimeoutError:
             log.warning("answer not finished", timeout_s=MAX_FINISH_S)
         except ServiceError as error:
-            self._note_failure(error)
-            self._is_broken = True
+            self._ending.note_failure(error)
+            self._ending.is_broken = True
 
     async def close(self) -> None:
         """Let go of Venice's connection, whatever state it is in."""
@@ -457,7 +432,7 @@ class OpenCall:
             hold=self.route.hold,
             model=metered.model or self.call.model.partition(":")[0],
             outcome=outcome,
-            status=self._status,
+            status=self._ending.status,
             input_tokens=usage.input_tokens if usage else None,
             cached_input_tokens=usage.cached_input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
@@ -483,8 +458,8 @@ class OpenCall:
         return most
 
     def _outcome_by_now(self) -> Outcome:
-        if self._outcome is not None:
-            return self._outcome
+        if self._ending.outcome is not None:
+            return self._ending.outcome
         return Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
 
     def read_cost(self, catalog: Catalog) -> int | None:
@@ -503,8 +478,8 @@ class OpenCall:
         return cost
 
     def _cost_of_last(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
-        if self._stated_usd:
-            return Cost(None, money.parse_usd(self._stated_usd), CostSource.REPORTED)
+        if self._ending.stated_usd:
+            return Cost(None, money.parse_usd(self._ending.stated_usd), CostSource.REPORTED)
         is_sent = self._attempts is not None and self._attempts.may_be_charged
         if not is_sent or metered.is_withheld:
             return Cost(None, 0, CostSource.NOT_CHARGED)
@@ -518,22 +493,10 @@ class OpenCall:
         if self.metered is None and is_blind:
             # Nothing was counted, and Venice may have gone on: so leaving saves no money.
             return Cost(None, None, CostSource.UNKNOWN)
-        if self._may_be_more(outcome, metered):
+        relay, is_read = self.call.relay, self.metered is not None
+        if self._ending.may_be_more(outcome, metered, relay, is_read=is_read):
             metered = metered.without_counts()
         return self.call.endpoint.cost(self.call, self.route.bound, metered, catalog)
-
-    def _may_be_more(self, outcome: Outcome, metered: Metered) -> bool:
-        """Whether more output may be charged than went by: the caller chose when to go, or nothing
-        was heard of it."""
-        if metered.is_final:
-            return False
-        if outcome in CHOSEN or self._is_left:
-            return not self._is_broken
-        if self.call.relay is Relay.WHOLE:
-            return self.metered is None and not self._has_failed
-        if metered.counted_tokens:
-            return outcome in BROKEN and self._is_held_up
-        return not self._has_failed
 
     @overload
     def _milliseconds_to(self, at: float) -> int: ...

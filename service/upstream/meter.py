@@ -59,7 +59,6 @@ OPENINGS: Final = {
     "text": b'"',
 }
 """With which byte the members begin that make an answer one."""
-NO_CHOICES: Final = (b"null", b"[]")
 # An id stands before everything that a model wrote.
 FIRST_ID: Final = re.compile(rb'"id"\s*:\s*"([\w.:-]{1,256})"')
 FIRST_BYTES: Final = 4096
@@ -224,9 +223,9 @@ class Metered(msgspec.Struct, kw_only=True):
         self.model = self.model or _name(facts.model)
         if self.usage is None:
             self.usage = facts.usage
-            choices = bytes(facts.choices)
-            has_ended = choices in NO_CHOICES or FINISHED.search(choices) is not None
-            self.is_final = self.is_final or (self.usage is not None and has_ended)
+            # Some streams state what was used by then, time and again.
+            is_last = facts.cost is not None or FINISHED.search(facts.choices) is not None
+            self.is_final = self.is_final or (self.usage is not None and is_last)
         elif facts.usage is not None:
             self.usage.add(facts.usage)
         if facts.error is not ABSENT and bytes(facts.error) != b"null":
@@ -375,6 +374,8 @@ def _read_last_events(tail: bytes) -> Metered:
             continue
         if decoded >= LAST_EVENTS or (metered.cost_usd is not None and metered.usage.is_whole):
             break
+    if metered.usage is not None and FINISHED.search(tail):
+        metered.is_final = True
     return metered
 
 

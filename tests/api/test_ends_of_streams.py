@@ -118,6 +118,7 @@ SPENT = (
     b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7},'
     b'"cost":{"usd":0.5}}\n\n'
 )
+SO_FAR = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":1}}\n\n'
 COMPLETED = (
     b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"r",'
     b'"model":"m","output":[],"usage":{"input_tokens":5,"output_tokens":7}}}\n\n'
@@ -135,6 +136,7 @@ ASKED = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content
         ("/responses", [DELTA, COMPLETED], b"response.completed", "ok"),
         ("/chat/completions", [TOKEN, TOKEN], b"content", "client_closed"),
         ("/responses", [DELTA, DELTA], b"delta", "client_closed"),
+        ("/chat/completions", [TOKEN, SO_FAR], b"usage", "client_closed"),
     ],
 )
 async def test_who_leaves_after_the_last_event_has_it_all(odd, path, pieces, terminal, outcome):
@@ -154,7 +156,9 @@ async def test_who_leaves_after_the_last_event_has_it_all(odd, path, pieces, ter
 
     entry = await booked(caller)
     assert entry["outcome"] == outcome
-    if outcome == "ok":
+    if outcome == "client_closed":
+        assert entry["cost_usd"] == entry["bound_usd"]
+    else:
         assert (entry["input_tokens"], entry["output_tokens"]) == (5, 7)
         assert entry["cost_source"] == ("computed" if path == "/responses" else "reported")
 

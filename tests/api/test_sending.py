@@ -109,7 +109,7 @@ async def test_no_paid_call_follows_a_redirect(database_address, upstream, statu
                 assert response.status in (502, 503), path
                 assert "secret" not in text + str(response.headers)
                 assert "internal" not in text
-            async with service.http.get("/api/v1/odd/path", headers=caller.headers) as response:
+            async with service.http.get("/api/v1/characters", headers=caller.headers) as response:
                 assert response.status in (502, 503)
         assert venice.received
         assert elsewhere.received == []
@@ -130,7 +130,6 @@ async def test_no_question_of_ours_follows_a_redirect(database_address):
         organization_id = (await service.new_caller()).organization_id
         for asked in (
             client.models("/models", "all"),
-            client.check(5),
             client.state(key),
             client.quote("/video/quote", b"{}"),
             client.job_state("/video/retrieve", b"{}", organization_id, None),
@@ -138,5 +137,5 @@ async def test_no_question_of_ours_follows_a_redirect(database_address):
         ):
             with pytest.raises(UpstreamError):
                 await asked
-        assert len(venice.received) == 6
+        assert len(venice.received) == 5
         assert elsewhere.received == []

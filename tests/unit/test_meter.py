@@ -244,9 +244,7 @@ ODD = st.recursive(
     | st.booleans()
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(
-        st.sampled_from(["a", '"', "\\", "\ud83d", "\ude00", "😀", "\0", "\n"]), max_size=5
-    ),
+    | st.text(st.sampled_from(["a", '"', "\\", "\ud83d", "\ude00", "😀", "\0", "\n"]), max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["usage", "cost", "usd", "a"]), inner, max_size=3)
