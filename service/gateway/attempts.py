@@ -133,7 +133,8 @@ class Attempts:
         try:
             answer = await self._send(key, accept, self._departure)
         except ServiceError as error:
-            if error.code in FREE_OUTCOMES:
+            is_charge_kept = isinstance(error, UpstreamError) and error.is_charge_kept
+            if error.code in FREE_OUTCOMES and not is_charge_kept:
                 self._departure = None
             self._tried.append((key.name, model, error.code))
             self.close()

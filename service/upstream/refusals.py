@@ -59,6 +59,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErr
     error = _of_edge(status, headers) if said is None else _error(status, headers, body)
     error.upstream_status = status
     error.is_refunded = is_refunded(body)
+    error.is_charge_kept = _refund_of(body) is False
     if _whole(headers.get("Retry-After")) is not None:
         error.named_retry_after_s = _retry_after_s(headers)
     if said is not None:
@@ -227,9 +228,15 @@ def _in_band(data: bytes) -> UpstreamError | None:
 
 def is_refunded(body: bytes) -> bool:
     """Whether Venice's word on a job says that it gave back what the job had cost."""
+    return _refund_of(body) is True
+
+
+def _refund_of(body: bytes) -> bool | None:
+    """Whether Venice gave back what it had charged; None where it does not say."""
     said = _decoded(body)
     error = said.get("error") if isinstance(said, dict) else None
-    return any(part.get(REFUNDED) is True for part in (said, error) if isinstance(part, dict))
+    stated = [part.get(REFUNDED) for part in (said, error) if isinstance(part, dict)]
+    return next((is_given for is_given in stated if isinstance(is_given, bool)), None)
 
 
 def message_of(body: bytes) -> str:

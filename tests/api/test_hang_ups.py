@@ -244,3 +244,27 @@ async def test_leaving_costs_what_the_dearest_fallback_does(greedy):
     (entry,) = await caller.entries()
     assert entry["cost_usd"] == entry["bound_usd"]
     assert cost_of(entry) > Decimal(100 * 20_000) / 10**9
+
+
+async def test_who_lets_a_stream_wait_until_it_breaks_saves_nothing(database_address):
+    """Venice may have made the rest while its caller read nothing."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 20_000)
+    async with odd_venice() as venice, serving(database_address, venice) as service:
+
+        async def answer(request, writer):
+            writer.write(head("200 OK", "text/event-stream"))
+            for _ in range(1000):
+                writer.write(event)
+                await writer.drain()
+
+        venice.answer = answer
+        caller = await service.new_caller()
+        async with caller.chat(model="m", stream=True, max_tokens=20_000) as response:
+            await response.content.readline()
+            await asyncio.sleep(1.5)
+            body = await response.read()
+
+        assert b"upstream_cut" in body
+        entry = await caller.only_entry()
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_cut", "estimated")
+    assert entry["cost_usd"] == entry["bound_usd"]

@@ -66,3 +66,19 @@ async def test_speech_is_counted_as_venice_does(caller, venice, text):
 
     units = len(text.encode("utf-16-le")) // 2
     assert cost_of(entry) == Decimal(entry["bound_usd"]) == Decimal(units) * 35 / 10**7
+
+
+@pytest.mark.parametrize(("is_refunded", "source"), [("false", "bound"), ("true", "not_charged")])
+@pytest.mark.parametrize("status", [422, 400])
+async def test_a_refusal_that_keeps_its_charge(caller, venice, status, is_refunded, source):
+    """Venice says of some that what was asked for is charged all the same."""
+    said = b'{"error":{"message":"no","credits_refunded":%b}}' % is_refunded.encode()
+    venice.answer = whole(said, f"{status} No")
+    body = {"model": "brush", "prompt": "x"}
+    url = "/v1/image/generate"
+    async with caller.service.http.post(url, json=body, headers=caller.headers) as response:
+        assert response.status == status
+    entry = await caller.only_entry()
+
+    assert (entry["outcome"], entry["cost_source"]) == ("upstream_rejected", source)
+    assert cost_of(entry) == (0 if is_refunded == "true" else Decimal("0.04"))
