@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import http_parser, web
 
-from service import accounts, api, embedded, jobs, logs, memory, schema
+from service import accounts, api, embedded, jobs, logs, memory, schema, watchdog
 from service.accounts import CHANNEL, Callers
 from service.address import DatabaseAddress
 from service.catalog import Catalog
@@ -77,7 +77,7 @@ async def database_server(app: web.Application) -> AsyncIterator[None]:
         yield
         return
     directory = Path(settings.data_directory) / "postgres"
-    async with embedded.running(directory) as address:
+    async with embedded.running(directory, watchdog.end_with_last_words) as address:
         app[ADDRESS] = app[MIGRATION_ADDRESS] = address
         yield
 

@@ -19,9 +19,10 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,8 @@ POLL_S: Final = 0.05
 STATUS_LINE: Final = 7
 SOCKET_LINE: Final = 4
 """Of ``postmaster.pid``, counted from 0."""
+VERSION_FILE: Final = "PG_VERSION"
+LOOK_EVERY_S: Final = 0.5
 ACCOUNTS: Final = ("nobody", "postgres")
 """PostgreSQL refuses to run as root, so root runs it as one of these."""
 ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": "/usr/bin:/bin", "TZ": "UTC"}
@@ -61,6 +64,9 @@ class Embedded:
         self._account: tuple[int, int] | None = None
         self._users: int | None = None
         self._socket_directory = ""
+        self._files: tuple[int, int] | None = None
+        """The file system and the inode of the directory that the server was started in."""
+        self._pid = 0
 
     @property
     def address(self) -> DatabaseAddress:
@@ -90,6 +96,26 @@ class Embedded:
             duration_ms=round((time.perf_counter() - started) * 1000, 1),
         )
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is data already."""
+        return (self.directory / VERSION_FILE).exists()
+
+    def has_lost_its_files(self) -> bool:
+        """Whether the directory was deleted or moved while the server runs. What is written then is
+        nowhere. A server that is only stopped keeps its files."""
+        try:
+            status = self.directory.stat()
+        except OSError:
+            return True
+        return (status.st_dev, status.st_ino) != self._files or not self.exists
+
+    def abandon(self) -> None:
+        """End a server without files at once; it has nothing to write down."""
+        with contextlib.suppress(OSError):
+            if _is_server(self._pid, self.directory):
+                os.kill(self._pid, signal.SIGQUIT)
+
     def stop(self) -> None:
         """Leave, and stop the server when nobody else uses it. Without a start it does nothing."""
         if self._users is not None:
@@ -104,14 +130,17 @@ class Embedded:
                 self._users = os.open(self._beside("users"), os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(self._users, fcntl.LOCK_SH)
             try:
-                if self._is_running():
-                    return True
-                self._make_data()
-                self._start_server()
+                was_running = self._is_running()
+                if not was_running:
+                    self._make_data()
+                    self._start_server()
+                status = self.directory.stat()
+                self._files = status.st_dev, status.st_ino
+                self._pid = int(self._pid_lines()[0])
             except BaseException:
                 self._leave()
                 raise
-        return False
+        return was_running
 
     def _leave(self) -> None:
         """Called alone, so that nobody joins between the look at the others and the end."""
@@ -198,7 +227,7 @@ class Embedded:
 
     def _make_data(self) -> None:
         """initdb elsewhere first: one that is killed must not pass for a data directory."""
-        version_path = self.directory / "PG_VERSION"
+        version_path = self.directory / VERSION_FILE
         if version_path.exists():
             self._version = int(version_path.read_text())
             return
@@ -360,19 +389,45 @@ def _works_in(directory: Path) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[DatabaseAddress]:
-    """The server in ``directory``, for the length of the block.
+async def running(
+    directory: Path, on_lost: Callable[[], None] | None = None, *, must_exist: bool = False
+) -> AsyncIterator[DatabaseAddress]:
+    """The server in ``directory``, for the length of the block; its data is made unless there is
+    some, or ``must_exist``. ``on_lost`` is called when its files are deleted or moved meanwhile.
 
     :raises StartupError: when it cannot be started.
     """
     server = Embedded(directory)
+    if must_exist and not server.exists:
+        raise StartupError(
+            f"There is no development database in {directory}.",
+            "Start the service first, which makes one: scripts/run.sh. Or set DATABASE_URL.",
+        )
     # A start that is cancelled goes on in its thread, and must be over before the stop.
     starting = asyncio.create_task(asyncio.to_thread(server.start))
+    watching: asyncio.Task[None] | None = None
     try:
         await asyncio.shield(starting)
+        if on_lost is not None:
+            watching = asyncio.create_task(_watch(server, on_lost))
         yield server.address
     finally:
+        if watching is not None:
+            watching.cancel()
         await asyncio.shield(asyncio.create_task(_stop(server, starting)))
+
+
+async def _watch(server: Embedded, on_lost: Callable[[], None]) -> None:
+    # A look is two system calls; nothing announces that files have gone.
+    while not server.has_lost_its_files():  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_EVERY_S)
+    log.critical(
+        "the database's files were deleted or moved while it ran; ending",
+        directory=str(server.directory),
+        hint="What was in them is not in use any more. Start again: a new database is made.",
+    )
+    server.abandon()
+    on_lost()
 
 
 async def _stop(server: Embedded, starting: asyncio.Task[None]) -> None:

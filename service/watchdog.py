@@ -41,6 +41,12 @@ def end_process() -> None:
     os._exit(EX_WEDGED)
 
 
+def end_with_last_words() -> None:
+    """The same, once what was logged is written or REPORT_S have passed."""
+    logs.flush(REPORT_S)
+    end_process()
+
+
 def _stacks() -> str:
     """Where each thread is."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -116,7 +122,7 @@ class LoopWatchdog:
 
 
 async def watch_pool(
-    database: Database, address: DatabaseAddress, failing_s: float, end: End = end_process
+    database: Database, address: DatabaseAddress, failing_s: float, end: End = end_with_last_words
 ) -> None:
     """End the process when nothing has gone through the pool for ``failing_s`` seconds although
     connections of its own succeed all that time.
@@ -144,6 +150,5 @@ async def watch_pool(
         wedged_at = max(wedged_at or now, database.succeeded_at)
         if now - wedged_at >= failing_s:
             log.critical("pool is wedged, ending the process", silent_s=silent_s)
-            logs.flush(REPORT_S)
             end()
             return

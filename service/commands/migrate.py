@@ -20,7 +20,7 @@ def migrate() -> None:
     timeout_s = min(MIGRATE_TIMEOUT_S, settings.startup_database_timeout_s)
 
     async def run() -> None:
-        async with database_address(settings) as address:
+        async with database_address(settings, must_exist=False) as address:
             await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout_s)
             async with first_connection(address, timeout_s) as conn:
                 await schema.verify(conn)

@@ -49,13 +49,16 @@ def with_database(work: Work) -> None:
 
 
 @contextlib.asynccontextmanager
-async def database_address(settings: Settings) -> AsyncIterator[Any]:
+async def database_address(settings: Settings, *, must_exist: bool = True) -> AsyncIterator[Any]:
     """The database without a pooler in between; in development the embedded one, shared with a
-    service that runs."""
+    service that runs. Where that does not exist a command finds nothing and changes nothing, so it
+    makes none: the service's own may be elsewhere, or deleted."""
     if settings.migration_database is not None:
         yield settings.migration_database
         return
-    async with embedded.running(Path(settings.data_directory) / "postgres") as address:
+    async with embedded.running(
+        Path(settings.data_directory) / "postgres", must_exist=must_exist
+    ) as address:
         yield address
 
 

@@ -1,0 +1,112 @@
+"""A development database whose files are deleted or moved while it runs; commands without one."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+
+import psutil
+import pytest
+from process import started, talking, variables
+
+from service.watchdog import EX_WEDGED
+
+COMMANDS = [
+    ("organizations", "list"),
+    ("organizations", "create", "acme"),
+    ("keys", "list", "--organization", "00000000-0000-0000-0000-000000000000"),
+    ("ledger", "list", "--organization", "00000000-0000-0000-0000-000000000000"),
+    ("audit",),
+    ("usage", "--organization", "00000000-0000-0000-0000-000000000000"),
+    ("models", "list"),
+    ("upstream-keys", "list"),
+]
+
+
+def servers(directory):
+    """The processes of a PostgreSQL in the directory."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(directory) in part for part in process.info["cmdline"] or ())
+    ]
+
+
+def delete(data):
+    """As `rm -rf`."""
+    shutil.rmtree(data)
+
+
+def delete_the_database(data):
+    """Only what PostgreSQL has."""
+    shutil.rmtree(data / "postgres")
+
+
+def move(data):
+    """As `mv`."""
+    data.rename(data.with_name("elsewhere"))
+
+
+def replace(data):
+    """Another directory is there at once."""
+    move(data)
+    shutil.copytree(
+        data.with_name("elsewhere"), data, ignore=shutil.ignore_patterns(".s.*", "*.pid")
+    )
+
+
+@pytest.mark.parametrize("lose", [delete, delete_the_database, move, replace])
+async def test_a_service_whose_database_is_deleted_ends(tmp_path, lose):
+    """It says why, and neither it nor its server writes on to files that nobody can find."""
+    async with started(tmp_path) as process:
+        async with talking(process) as service:
+            await service.new_caller()
+        assert servers(tmp_path / ".rialto")
+        lose(tmp_path / ".rialto")
+        assert await process.ended(timeout=20) == EX_WEDGED
+
+    (said,) = [line for line in process.lines if line["level"] == "critical"]
+    assert "deleted or moved" in said["message"]
+    assert ".rialto/postgres" in said["directory"]
+    async with asyncio.timeout(10):
+        while servers(tmp_path / ".rialto"):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_database_that_is_stopped_has_not_lost_its_files(tmp_path):
+    """A server that is down ends nothing: the service waits for it."""
+    async with started(tmp_path) as process:
+        async with talking(process) as service:
+            async with asyncio.timeout(20):
+                while not any("Ctrl-C" in line for line in process.raw):
+                    await asyncio.sleep(0.05)
+            pid = (tmp_path / ".rialto" / "postgres" / "postmaster.pid").read_text().split()[0]
+            os.kill(int(pid), signal.SIGINT)
+            async with asyncio.timeout(10):
+                while True:
+                    async with service.http.get("/health") as response:
+                        if response.status == 503:
+                            break
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1.5)
+            assert process.is_running
+        process.send()
+        assert await process.ended() == 0, "".join(process.raw[-20:])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+async def test_a_command_makes_no_database(tmp_path, command):
+    """Where there is none it says so, with status 1, and what to do."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", *command),
+        cwd=tmp_path,
+        env=variables(tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+
+    assert (process.returncode, out) == (1, b"")
+    assert b"There is no development database in .rialto/postgres. Start the service first" in err
+    assert not (tmp_path / ".rialto" / "postgres").exists()
