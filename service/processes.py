@@ -31,6 +31,7 @@ import structlog
 
 from service import lifecycle
 from service.errors import StartupError
+from service.room import check_room_for_metrics
 from service.settings import Settings, inherited
 
 log = structlog.get_logger()
@@ -99,12 +100,14 @@ class Family:
             one.close()
         try:
             self._directory = Path(tempfile.mkdtemp(prefix="rialto-metrics-"))
+            stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
+            check_room_for_metrics(self._directory, settings.processes)
         except OSError as error:
             raise StartupError(
                 f"No directory for the metrics of several processes: {error.strerror or error}.",
-                "Set TMPDIR to a directory that can be written, or WEB_CONCURRENCY to 1.",
+                "Set TMPDIR to a directory that can be written and has room, or WEB_CONCURRENCY to"
+                " 1.",
             ) from None
-        stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
         self._arguments = [f"--metrics={self._directory}"]
         if settings.venice_api_key is None:
             # Imports the service, which this process does without in production.

@@ -6,15 +6,18 @@ import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import aiohttp
 import psutil
 import pytest
 from paid_bodies import BODIES
-from process import database_url, started
+from process import database_url, started, variables
 from prometheus_client.parser import text_string_to_metric_families
 from support import OPERATOR_KEY, Service, limited
+
+from service import __version__
 
 OPERATOR = {"Authorization": f"Bearer {OPERATOR_KEY}"}
 CHAT = "/chat/completions"
@@ -362,3 +365,39 @@ async def test_development_has_one_of_each(tmp_path):
     assert len(process.said("sandbox plays Venice: answers are simulated")) == 1
     assert "simulated" in "".join(line for line in process.raw if line[0] != "{")
     assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
+
+
+async def test_files_of_metrics_that_cannot_be_read_are_left_out(tmp_path, environment, temporary):
+    """One that is empty, cut off, or not of ours: the metrics of the others are shown."""
+    async with started(tmp_path, **environment) as process, talking(process) as service:
+        (directory,) = temporary.glob("rialto-metrics-*")
+        whole = next(directory.glob("counter_*.db")).read_bytes()
+        for number, content in enumerate(
+            (b"", b"\0", whole[:4], whole[:100], b"\xff" * 4096, whole[:8] + b"x" * 5000)
+        ):
+            for kind in ("counter", "histogram", "gauge_sum"):
+                (directory / f"{kind}_99999{number}.db").write_bytes(content)
+        (directory / "other.db").write_bytes(b"x")
+
+        found = await samples(service)
+
+        assert found["rialto_build_info", __version__] == 1
+        process.send()
+        assert await process.ended() == 0
+
+
+async def test_no_room_for_metrics_ends_the_start(tmp_path, environment):
+    """In words, before anything listens: a page without room would end a process much later."""
+    limited = f"ulimit -f 2048; exec {sys.executable} -m service"
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", limited),
+        cwd=tmp_path,
+        env=variables(tmp_path, **environment),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+
+    assert process.returncode == 1
+    assert b"No directory for the metrics of several processes" in err
+    assert b"TMPDIR" in err
+    assert b'"listening"' not in err

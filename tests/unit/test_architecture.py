@@ -12,11 +12,12 @@ SERVICE = ROOT / "service"
 # From the bottom up. A module may import any level below its own, never its own.
 LEVELS = [
     {"errors", "hosts"},
-    {"address", "allow_lists", "data_directory", "dotenv_file", "parsing"},
+    {"address", "allow_lists", "data_directory", "dotenv_file", "parsing", "room"},
     {"setting_rules"},
     {
         "money",
         "logs",
+        "metric_files",
         "settings",
         "body",
         "inflate",

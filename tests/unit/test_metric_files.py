@@ -1,0 +1,55 @@
+"""Files of metrics have their room from the start, and never more."""
+
+import os
+
+import pytest
+
+from service import metric_files
+from service.metric_files import _AllocatedFile
+
+SIZE = 8192
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The path of a file that will have little room."""
+    monkeypatch.setattr(metric_files, "METRICS_FILE_BYTES", SIZE)
+    return tmp_path / "counter_1.db"
+
+
+def test_a_file_has_its_room_at_once(small):
+    """On the disk, not only as its length: a page without room would end the process."""
+    _AllocatedFile(str(small)).close()
+
+    status = small.stat()
+    assert status.st_size == SIZE
+    assert status.st_blocks * 512 >= SIZE
+
+
+def test_what_does_not_fit_is_not_counted(small):
+    """The file does not grow, nobody gets an error, and what fits is right."""
+    file = _AllocatedFile(str(small))
+    for number in range(500):
+        key = f'["m", "m{number}", {{}}, "help"]'
+        file.read_value(key)
+        file.write_value(key, float(number), 0.0)
+    written = [(key, value) for key, value, _ in file.read_all_values()]
+    file.close()
+
+    assert 50 < len(written) < 500
+    assert [value for _, value in written] == [float(number) for number in range(len(written))]
+    assert small.stat().st_size == SIZE
+    assert metric_files._is_sound(small)
+
+
+def test_no_room_is_told_in_words(small, monkeypatch):
+    """As a process ends that cannot make the file."""
+
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SystemExit) as ended:
+        _AllocatedFile(str(small))
+    assert "No room for metrics" in str(ended.value)
+    assert "TMPDIR" in str(ended.value)
