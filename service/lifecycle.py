@@ -11,7 +11,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -21,6 +21,8 @@ from service.settings import Settings
 log = structlog.get_logger()
 
 EX_FAILED: Final = 1
+EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - the operator's choice
+EVERY_IPV6: Final = "::"
 LISTENS: Final = b"+"
 """What a process tells the one that started it, once."""
 
@@ -59,27 +61,68 @@ def say_why(error: Exception) -> None:
 
 
 async def bind(settings: Settings) -> list[socket.socket]:
-    """A socket for each address of HOST at PORT. They do not listen yet.
+    """A socket for each address of HOST at PORT, all at the same one. They do not listen yet.
+
+    Without HOST, and for ``::``, that is every interface, by IPv4 and IPv6.
 
     :raises StartupError: when the port is taken, or the host is none of this machine.
     """
     loop = asyncio.get_running_loop()
+    sockets: list[socket.socket] = []
+    port = settings.port
     try:
-        server = await loop.create_server(
-            asyncio.Protocol, settings.host or None, settings.port, start_serving=False
+        found = await loop.getaddrinfo(
+            settings.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
+        places = [(family, (address[0], *address[2:])) for family, *_, address in found]
+        if any(address[0] == EVERY_IPV6 for _, address in places):
+            places.append((socket.AF_INET, (EVERY_IPV4,)))
+        if ":" not in settings.host and not has_ipv6():
+            # A name, or every interface, is what this machine has of it.
+            places = [place for place in places if place[0] != socket.AF_INET6]
+        for family, (address, *scope) in dict.fromkeys(places):
+            sockets.append(_bound(family, (address, port, *scope)))
+            # Where the system chooses the port, it chooses once.
+            port = port or sockets[0].getsockname()[1]
     except (OSError, UnicodeError) as error:
+        for one in sockets:
+            one.close()
         raise not_listening(settings, error) from None
-    sockets = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
-    server.close()
     return sockets
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setblocking(False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # IPv4 has a socket of its own, in which its addresses look like what they are.
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def has_ipv6() -> bool:
+    """Whether this machine can listen by IPv6 at all."""
+    try:
+        _bound(socket.AF_INET6, ("::1", 0)).close()
+    except OSError:
+        return False
+    return True
 
 
 def not_listening(settings: Settings, error: OSError | UnicodeError) -> StartupError:
     """What to say of a port that cannot be bound or listened on."""
     hint = "Set HOST to an address of this machine, or to nothing for every interface."
     reason = "not a host name"
-    if isinstance(error, socket.gaierror):
+    if ":" in settings.host and isinstance(error, OSError) and not has_ipv6():
+        reason = "this machine has no IPv6"
+        hint = f"Set HOST to {EVERY_IPV4}, or to nothing for every interface that there is."
+    elif isinstance(error, socket.gaierror):
         reason = error.strerror or reason
     elif isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno else str(error)

@@ -202,7 +202,7 @@ class Settings:
     host: str = _variable(
         "HOST",
         "text",
-        "The address to listen on; empty is every interface, IPv4 and IPv6.",
+        "The address to listen on; empty or `::` is every interface, IPv4 and IPv6.",
         TEXT,
         "127.0.0.1",
         "",
