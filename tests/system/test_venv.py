@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from process import ROOT
@@ -73,3 +75,118 @@ def test_an_old_python_is_told(clone, script, said):
         f"Python 3.11 or newer is needed; {python} {said}. Set PYTHON to another interpreter.\n",
     )
     assert not (clone / ".venv").exists()
+
+
+@pytest.fixture
+def slow_python(clone):
+    """An interpreter that takes a second to make a .venv, and writes down that it did. What it
+    makes has an interpreter that takes whatever it is told for done."""
+    python = clone / "slow-python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *venv*) ;; *) echo 3.11.0; exit;; esac\n'
+        f"echo made >>{clone}/makings; touch {clone}/begun; sleep 1\n"
+        "rm -rf .venv; mkdir -p .venv/bin\n"
+        "printf '#!/bin/sh\\n' >.venv/bin/python; chmod +x .venv/bin/python\n"
+    )
+    python.chmod(0o755)
+    return python
+
+
+def begin(clone, python):
+    """A script that sources venv.sh and goes on, in a process group of its own."""
+    return subprocess.Popen(
+        ["sh", "-euc", ". scripts/venv.sh; .venv/bin/python -m pip --version"],
+        cwd=clone,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    """Exit status and complaints."""
+    _, said = process.communicate(timeout=100)
+    return process.returncode, said
+
+
+def wait_for(path):
+    """Until the file is there."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def left_over(clone):
+    """Files of the lock."""
+    return sorted(path.name for path in clone.glob(".venv.*"))
+
+
+def test_scripts_that_start_at_once_install_once(clone, slow_python):
+    """One makes .venv, the others say that they wait, and all go on with a whole one."""
+    processes = [begin(clone, slow_python) for _ in range(4)]
+    ended = [finish(process) for process in processes]
+
+    assert [status for status, _ in ended] == [0] * 4, ended
+    assert (clone / "makings").read_text() == "made\n"
+    said = "".join(text for _, text in ended)
+    assert said.count("Making .venv ...") == 1
+    assert 1 <= said.count("Waiting for another install (") <= 3
+    assert left_over(clone) == []
+
+
+def test_a_change_is_installed_once(clone, slow_python):
+    """Also where there is a .venv, and only the requirements have changed since."""
+    assert source(clone, slow_python)[0] == 0
+    (clone / "requirements" / "development.txt").write_text("# something else\n")
+    ended = [finish(process) for process in [begin(clone, slow_python) for _ in range(3)]]
+
+    assert [status for status, _ in ended] == [0] * 3, ended
+    assert "".join(text for _, text in ended).count("Installing requirements/") == 1
+    assert (clone / "makings").read_text() == "made\n"
+
+
+@pytest.mark.parametrize("is_whole_group", [True, False], ids=["all of it", "its shell alone"])
+def test_the_lock_of_a_killed_process_is_taken_over(clone, slow_python, is_whole_group):
+    """At once where nothing of it is left; else what it had begun is waited for."""
+    killed = begin(clone, slow_python)
+    wait_for(clone / "begun")
+    if is_whole_group:
+        os.killpg(killed.pid, signal.SIGKILL)
+    else:
+        killed.kill()
+    killed.wait(timeout=60)
+    assert ".venv.lock" in left_over(clone)
+    followers = [begin(clone, slow_python) for _ in range(2)]
+    ended = [finish(process) for process in followers]
+
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert (clone / "makings").read_text() == "made\nmade\n"
+    assert left_over(clone) == []
+    killed.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_is_ended_gives_the_lock_back(clone, slow_python, number):
+    """With the status that tells why it ended."""
+    ended = begin(clone, slow_python)
+    wait_for(clone / "begun")
+    os.kill(ended.pid, number)
+    assert finish(ended)[0] == 128 + number
+    assert left_over(clone) == []
+    assert finish(begin(clone, slow_python))[0] == 0
+
+
+def test_nobody_waits_for_ever(clone):
+    """The holder may be of another machine, of which nobody here can tell whether it is at work."""
+    script = clone / "scripts" / "venv.sh"
+    script.write_text(script.read_text().replace("max_wait_s=600", "max_wait_s=1"))
+    (clone / ".venv.lock").symlink_to("another-host:1")
+    status, said = source(clone)
+
+    assert status == 1
+    assert "Waiting for another install (another-host:1) ..." in said
+    assert "If no install is running, remove it." in said
