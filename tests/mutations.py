@@ -1,0 +1,179 @@
+"""Lines that money, tenants or other callers depend on, each with what it would be without its
+guard and a test that must fail then. scripts/mutate.sh makes the changes, one at a time, in a copy."""
+
+import dataclasses
+
+BATCH_SQL = "migrations/0017_one_transaction.sql"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A guard that is taken out: ``old``, which stands once in the file, becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    """As pytest takes it: the path of a file, ``::`` and the name of a function in it."""
+
+
+MUTATIONS = (
+    # Hard limits.
+    Mutation(
+        "limits are read without a row lock",
+        BATCH_SQL,
+        "            FOR NO KEY UPDATE\n",
+        "",
+        "tests/db/test_admission.py::test_the_lock_is_what_keeps_replicas_apart",
+    ),
+    Mutation(
+        "what other calls hold is ignored",
+        BATCH_SQL,
+        "CONTINUE WHEN useds[i] + helds[i] + need <= ceilings[i];",
+        "CONTINUE WHEN useds[i] + need <= ceilings[i];",
+        "tests/db/test_admission.py::test_exactly_as_many_as_fit",
+    ),
+    Mutation(
+        "a revoked key is admitted while a cache still knows it",
+        BATCH_SQL,
+        "WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'",
+        "WHEN false THEN 'revoked_api_key'",
+        "tests/api/test_auth.py::test_a_stale_cache_lets_no_paid_call_through",
+    ),
+    Mutation(
+        "an operator's limit is loosened by an administrator",
+        "service/ledger/limits.py",
+        '    if setting is None or setting["set_by"] != "operator":\n',
+        "    if True:\n",
+        "tests/api/test_administrators.py::TestLimits::test_the_operators_can_be_lowered_only",
+    ),
+    # Settlement.
+    Mutation(
+        "a call that is settled is settled again",
+        BATCH_SQL,
+        "                  AND x.outcome = 'interrupted'\n",
+        "",
+        "tests/db/test_settlement.py::test_repeating_changes_nothing",
+    ),
+    Mutation(
+        "late news corrects an entry twice",
+        BATCH_SQL,
+        "                        AND y.kind = 'correction'\n",
+        "                        AND false\n",
+        "tests/db/test_settlement.py::test_the_sweeper_settles_at_the_bound_and_late_news_corrects_it",
+    ),
+    Mutation(
+        "a settlement is given up when the database is away",
+        "service/ledger/calls.py",
+        "                pause_s = min(pause_s * 2, RETRY_MOST_S)\n",
+        "                return\n",
+        "tests/db/test_settlement.py::test_a_database_in_trouble_loses_no_settlement",
+    ),
+    Mutation(
+        "a call whose caller hangs up costs what went by",
+        "service/gateway/open_call.py",
+        "        if self._may_be_more(outcome, metered):\n",
+        "        if False:\n",
+        "tests/api/test_hang_ups.py::test_a_limit_holds_whoever_leaves",
+    ),
+    # Bounds.
+    Mutation(
+        "only one choice is in the money bound",
+        "service/gateway/tokens.py",
+        "price.bound_nanos(input_tokens, output_tokens * call.choices)",
+        "price.bound_nanos(input_tokens, output_tokens)",
+        "tests/api/test_quoted_extras.py::test_each_choice_may_be_as_long",
+    ),
+    Mutation(
+        "the lowest of several maxima counts",
+        "service/gateway/chat.py",
+        "max([getattr(request, name) or 0 for name in MAXIMA]) or None",
+        "min([m for name in MAXIMA if (m := getattr(request, name))], default=None)",
+        "tests/api/test_quoted_extras.py::test_the_highest_maximum_counts",
+    ),
+    Mutation(
+        "scraped pages are free",
+        "service/gateway/tokens.py",
+        "SEARCH_NANOS * (searches + pages)",
+        "SEARCH_NANOS * searches",
+        "tests/api/test_quoted_extras.py::test_a_paid_extra_is_in_the_bound",
+    ),
+    Mutation(
+        "a rewritten prompt of an edit is free",
+        "service/gateway/images.py",
+        "            surcharge_nanos=ENHANCE_NANOS * bool(request.enhance_prompt),\n",
+        "",
+        "tests/api/test_quoted_extras.py::test_a_paid_extra_is_in_the_bound",
+    ),
+    # Tenants.
+    Mutation(
+        "a key uses any model",
+        "service/gateway/pipeline.py",
+        "                caller.allowed_models,\n",
+        "                None,\n",
+        "tests/api/test_forms.py::test_no_form_hides_a_model",
+    ),
+    Mutation(
+        "a change is answered before it is in force",
+        "service/api/admin.py",
+        "        request.app[CALLERS].forget()\n",
+        "        pass\n",
+        "tests/api/test_auth.py::test_a_change_is_in_force_when_it_is_answered",
+    ),
+    Mutation(
+        "a job is anybody's",
+        "service/ledger/entries.py",
+        """    WHERE organization_id = $1
+      AND upstream_request_id = $2
+""",
+        """    WHERE $1::uuid IS NOT NULL
+      AND upstream_request_id = $2
+""",
+        "tests/api/test_queued_jobs.py::test_another_organization_has_no_part_in_a_job",
+    ),
+    # Callers against each other.
+    Mutation(
+        "the bytes of all bodies have no bound",
+        "service/api/intake.py",
+        "    if not share.grow(amount):\n",
+        "    if False:\n",
+        "tests/api/test_body_budget.py::test_a_key_has_a_third_of_the_room",
+    ),
+    Mutation(
+        "a compressed body unpacks without a bound",
+        "service/inflate.py",
+        "        if self._unpacked_bytes > max(UNRATED_BYTES, MAX_RATIO * self._fed_bytes):\n",
+        "        if False:\n",
+        "tests/unit/test_inflate.py::test_a_body_that_unpacks_to_far_more_is_given_up",
+    ),
+    Mutation(
+        "one caller's failures are evidence for all",
+        "service/upstream/cooldowns.py",
+        "    return sum(min(count, most_of_one) for count in failures.values()) >= needed\n",
+        "    return failures.total() >= needed\n",
+        "tests/unit/test_upstream_keys.py::test_one_callers_failures_bind_no_other",
+    ),
+    Mutation(
+        "a log that nobody reads fills the memory",
+        "service/logs.py",
+        "self._queued_characters + len(line) > MAX_QUEUED_CHARACTERS or ",
+        "",
+        "tests/unit/test_logs.py::test_a_full_pipe_delays_nobody",
+    ),
+    # Venice.
+    Mutation(
+        "a redirect of a paid call is followed",
+        "service/upstream/client.py",
+        "                    allow_redirects=False,\n",
+        "",
+        "tests/api/test_sending.py::test_no_paid_call_follows_a_redirect",
+    ),
+    Mutation(
+        "an unpacked body is sent with the length of the packed one",
+        "service/api/intake.py",
+        "length_bytes = request.content_length if coding is None else None",
+        "length_bytes = request.content_length",
+        "tests/api/test_framing.py::test_the_frame_is_that_of_what_is_sent",
+    ),
+)

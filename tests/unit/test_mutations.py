@@ -1,0 +1,17 @@
+"""The list of mutations is current; scripts/mutate.sh makes them."""
+
+import re
+
+import pytest
+from mutations import MUTATIONS
+from process import ROOT
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_each_guard_is_where_the_list_says(mutation):
+    """Its line stands once in its file, and the test that must notice is there."""
+    path, *_, function = mutation.test.split("::")
+
+    assert (ROOT / mutation.file).read_text().count(mutation.old) == 1
+    assert mutation.old != mutation.new
+    assert re.search(rf"^ *(async )?def {function}\(", (ROOT / path).read_text(), re.MULTILINE)
