@@ -1,5 +1,5 @@
 """Lines that money, tenants or other callers depend on, each with what it would be without its
-guard and a test that must fail then. scripts/mutate.sh makes the changes, one at a time, in a copy."""
+guard and a test that must fail then. scripts/mutate.sh makes the changes, one by one, in a copy."""
 
 import dataclasses
 

@@ -18,16 +18,18 @@ EXPIRE = "UPDATE holds SET lease_until = now() - interval '1 s'"
 
 
 async def test_repeating_changes_nothing(books):
-    """The same admission or settlement again, as after a lost connection, counts once."""
+    """The same admission or settlement again, as after a lost connection, counts once; nor does
+    another settlement change what was settled."""
     limit_id = await books.limit("usd", "month", 100)
     hold = books.hold(60)
     await books.ledger.admit(hold)
     await books.ledger.admit(hold)
     assert await books.state(limit_id) == ("0.00", "0.00000006")
 
-    for _ in range(2):
-        await books.settle(hold, 50)
+    for nanos in (50, 50, 60):
+        await books.settle(hold, nanos)
     assert await books.state(limit_id) == ("0.00000005", "0.00")
+    assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
 
 
 @pytest.mark.parametrize("code", ["53100", "53200", "58030", "25006", "XX000"])
