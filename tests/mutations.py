@@ -50,10 +50,21 @@ MUTATIONS = (
     ),
     # Settlement.
     Mutation(
-        "a call that is settled is settled again",
+        "an admission that is repeated is one more",
         BATCH_SQL,
-        "                  AND x.outcome = 'interrupted'\n",
-        "",
+        "c.id = ANY (repeated) AS is_repeated",
+        "false AS is_repeated",
+        "tests/db/test_settlement.py::test_repeating_changes_nothing",
+    ),
+    Mutation(
+        "a settled call keeps its hold",
+        BATCH_SQL,
+        """                DELETE FROM public.holds h
+                WHERE h.organization_id = ANY (callers)
+""",
+        """                UPDATE public.holds h SET id = h.id
+                WHERE h.organization_id = ANY (callers)
+""",
         "tests/db/test_settlement.py::test_repeating_changes_nothing",
     ),
     Mutation(
