@@ -50,7 +50,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "models": _columns(
         "id organization_id name version is_current kind type capabilities prices "
-        "context_tokens max_output_tokens "
+        "context_tokens max_output_tokens overhead_tokens overhead_tokens_with_venice_prompt "
         "deprecation targets created_at listing position also_named retired_at "
         "set_by"
     ),

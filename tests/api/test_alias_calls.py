@@ -5,7 +5,7 @@ import json
 import aiohttp
 import pytest
 from paid_bodies import BODIES, sent
-from support import MODEL, cost_of, limited, set_alias, standing
+from support import MODEL, cost_of, limited, make_settings, running, set_alias, standing
 
 from service.api import CATALOG
 
@@ -255,14 +255,20 @@ async def test_an_encrypted_model_has_its_own_name_only(service, caller, upstrea
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
-async def test_paths_that_are_not_known_are_no_way_around(service, upstream, is_listed):
+async def test_paths_that_are_not_known_are_no_way_around(database_address, upstream, is_listed):
     """A list of models, or a limit of one, cannot be kept where nobody knows what is asked for."""
-    caller = await service.new_caller(**({"models": [SECOND]} if is_listed else {}))
-    if not is_listed:
-        await limited(caller, unit="requests", period="day", ceiling=1, model=FIRST)
-    for path in ("/api/v1/chat/Completions", "/api/v1/completions", "/api/v1/odd"):
-        body = {"model": FIRST, "messages": []}
-        async with service.http.post(path, json=body, headers=caller.headers) as response:
-            error = (await response.json())["error"]
-        assert (response.status, error["code"]) == (403, "model_not_allowed")
+    opened = ("/completions", "/odd")
+    settings = make_settings(database_address, upstream.url, venice_other_paths=opened)
+    async with running(settings) as service:
+        await service.app[CATALOG].sync()
+        caller = await service.new_caller(**({"models": [SECOND]} if is_listed else {}))
+        if not is_listed:
+            await limited(caller, unit="requests", period="day", ceiling=1, model=FIRST)
+        for path in opened:
+            body = {"model": FIRST, "messages": []}
+            async with service.http.post(
+                f"/api/v1{path}", json=body, headers=caller.headers
+            ) as response:
+                error = (await response.json())["error"]
+            assert (response.status, error["code"]) == (403, "model_not_allowed")
     assert {call.method for call in upstream.calls} == {"GET"}

@@ -9,7 +9,6 @@ from support import OPERATOR_KEY, limited, make_settings, running
 
 from service import app as application
 from service.metrics import REGISTRY
-from service.sandbox import Fault, FaultKind
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
 HEADERS = {"Authorization": f"Bearer {OPERATOR_KEY}"}
@@ -41,7 +40,7 @@ async def test_calls_are_counted(service, upstream, caller):
     cost = []
 
     async def work():
-        upstream.faults.add(Fault(kind=FaultKind.MODEL_OVERLOADED, times=1))
+        upstream.faults.push("/chat/completions", "model_overloaded", times=1)
         for members in ({}, {"stream": True}, {}, {}):
             async with caller.chat(**members) as response:
                 await response.read()
