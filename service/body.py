@@ -132,8 +132,9 @@ class JsonBody:
 
         :raises ClientError: when it is none.
         """
-        members: dict[str, Any] = self.convert(dict[str, Any])
-        return members
+        if isinstance(self.value, dict):
+            return self.value
+        return convert(self.value, dict[str, Any])
 
     def convert(self, shape: type[T]) -> T:
         """The body as ``shape``.

@@ -405,8 +405,10 @@ def read(inbound: Inbound, endpoint: TokenEndpoint[Any], shape: type[R]) -> Read
     plain, parameters = split_model(request.model)
     model = joined_model(plain, parameters)
     if not model.startswith(END_TO_END_ENCRYPTED):
-        json = json.edited(_changes(json.members, inbound.settings, endpoint.table, model))
-        request = json.convert(shape)
+        changes = _changes(json.members, inbound.settings, endpoint.table, model)
+        if changes:
+            json = json.edited(changes)
+            request = json.convert(shape)
     elif model != request.model:
         raise ClientError(f"model: must be spelled {model!r}.", param="model")
     members, asked, content = json.members, Asked(), Content()

@@ -216,15 +216,17 @@ async def test_failures_whose_cost_is_not_known(upstream, caller, kind, status, 
     assert entry["input_tokens"] > 0
 
 
-async def test_venices_rejection_keeps_its_text(upstream, caller):
-    """A 4xx of Venice keeps its status and its words, in OpenAI's shape, and costs nothing."""
-    async with caller.chat(frequency_penalty="much") as response:
+async def test_venices_rejection_keeps_its_text(service):
+    """A 4xx of Venice keeps its status and its words, in OpenAI's shape, and costs nothing. With a
+    limit of money the call would not be made: nobody knows what such a member costs."""
+    caller = await service.new_caller()
+    async with caller.chat(frequency_penalti=1) as response:
         error = (await response.json())["error"]
 
         assert response.status == 400
     assert error["code"] == "upstream_rejected"
     assert error["type"] == "invalid_request_error" or error["type"] == "api_error"
-    assert "frequency_penalty" in error["message"]
+    assert "frequency_penalti" in error["message"]
     entry = await caller.only_entry()
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_rejected", "not_charged")
 
