@@ -5,14 +5,14 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from uuid import UUID
 
 import click
 import msgspec
 import structlog
 
-from service import embedded
+from service import embedded, logs
 from service.audit import Actor
 from service.console import read_settings
 from service.crypto import Keyring
@@ -67,13 +67,19 @@ def run_to_the_end(work: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(work)
     except StartupError as error:
-        sys.exit(f"{error} {error.hint}")
+        _fail(f"{error} {error.hint}")
     except ServiceError as error:
-        sys.exit(f"{error.code}: {error}")
+        _fail(f"{error.code}: {error}")
     except Exception as error:
         # Its text may hold rows of the database, so it is not printed; a log line is redacted.
         log.debug("command failed", exc_info=True)
-        sys.exit(
+        _fail(
             f"internal_error: {type(error).__name__}. `python -m service migrate` brings the tables"
             " up to date; LOG_LEVEL=debug shows where it happened."
         )
+
+
+def _fail(text: str) -> NoReturn:
+    """End with status 1; the text is the last line, after all that was logged."""
+    logs.flush(logs.EXIT_FLUSH_S)
+    sys.exit(text)

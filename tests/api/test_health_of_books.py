@@ -143,10 +143,12 @@ async def test_health_is_whether_calls_can_be_admitted(
             with contextlib.suppress(asyncio.TimeoutError):
                 async with asyncio.timeout(3), caller.chat() as response:
                     await response.read()
-        body = await becomes(service, 503)
+        async with asyncio.timeout(20):
+            # What is met first while connections end is not what stays in the way.
+            while error not in (body := await becomes(service, 503))["database"]:
+                await asyncio.sleep(0.05)
         assert list(body) == ["status", "environment", "database"]
         assert body["status"] == "error"
-        assert body["database"].startswith(f"error: {error}")
         await owner.execute(mending)
         assert (await becomes(service, 200))["database"] == "ok"
         async with caller.chat() as response:
@@ -154,10 +156,12 @@ async def test_health_is_whether_calls_can_be_admitted(
 
 
 async def test_a_rehearsal_leaves_no_trace(service, owner):
-    """Nobody is billed for it, nothing is held, and no event is written."""
+    """Nobody is billed for it, nothing is held, and no event is written. (What Venice says of keys
+    and models is kept meanwhile, by other work.)"""
     tables = await owner.fetch(
         "SELECT oid::regclass::text AS name FROM pg_class"
         " WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace"
+        " AND relname NOT IN ('upstream_keys', 'models')"
     )
 
     async def contents():
@@ -167,7 +171,7 @@ async def test_a_rehearsal_leaves_no_trace(service, owner):
     books, database = service.app[application.api.BOOKS], service.app[application.api.DATABASE]
     await jobs.rehearse(books, database, jobs.BALLAST_BYTES)
 
-    assert len(tables) == 14
+    assert len(tables) == 12
     assert await contents() == before
 
 
