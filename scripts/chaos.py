@@ -22,6 +22,12 @@ LONG_FORM = {
     "run-late": 30,
     "stall-postgres": 3,
     "freeze-service": 10,
+    "full-disk": 10,
+    "read-only": 8,
+    "clock-skew": 12,
+    "stalled-log": 8,
+    "poisoned-prompt": 10,
+    "zip-bombs": 8,
 }
 COLUMNS = (
     "faults",
@@ -40,8 +46,8 @@ COLUMNS = (
 @click.option("--faults", type=click.IntRange(1), help="How many of each; else the long form.")
 @click.option("--seed", type=int, default=1, help="The same choices again.")
 def main(only: tuple[str, ...], faults: int | None, seed: int) -> None:
-    """Kill, cut, stall and freeze the service and PostgreSQL under load, and check the books after
-    each. Exit status 1 if anything is wrong."""
+    """Kill, cut, stall, freeze and mislead the service and PostgreSQL under load, and check the
+    books after each. Exit status 1 if anything is wrong."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     # What is cut off on purpose is no news.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)

@@ -8,19 +8,25 @@ passed, nothing is held, and the books agree.
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
+import gzip
 import json
+import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from decimal import Decimal
+from pathlib import Path
 
 import aiohttp
 import psutil
 from charges import Charges, marked, request_id
+from conftest import administration
 from faults import TcpProxy
 from process import database_url, started, talking
-from support import Caller, limited, make_settings
+from support import MODEL, Caller, limited, make_settings
 from upstream import playing
 
 from service import ledger
@@ -29,6 +35,8 @@ from service.errors import Unavailable
 from service.sandbox import Fault, FaultKind
 
 WORKERS = 24
+FIRST_ANSWERS = 25
+"""Before anything goes wrong so many calls are answered, however busy the machine is."""
 CUT = (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError)
 """The last is said by a session that was closed with its replica."""
 RESOLVE_TIMEOUT_S = 90
@@ -56,6 +64,12 @@ LIMITS = (
     {"unit": "requests", "period": "hour", "ceiling": 1_000, "each_end_user": True},
 )
 """Some have room for everything, some refuse."""
+SKEWS_S = (7_200, -7_200, 400, -400)
+"""Off by more than a lease lasts, and than any clock that is set by the network."""
+BOMBS = 20
+BOMB = gzip.compress(bytes(200_000_000), 1)
+MAX_RSS_BYTES = 500_000_000
+MAX_HEALTH_S = 10
 VENICES_FAULTS = (
     FaultKind.MODEL_OVERLOADED,
     FaultKind.INFERENCE_FAILED,
@@ -89,9 +103,11 @@ class Replica:
         self.directory, self.environment = directory, environment
         self.stack = contextlib.AsyncExitStack()
         self.process = self.service = None
+        self.more = {}
+        """Variables of its own."""
 
     async def start(self):
-        started_process = started(self.directory, **self.environment)
+        started_process = started(self.directory, **self.environment, **self.more)
         self.process = await self.stack.enter_async_context(started_process)
         self.service = await self.stack.enter_async_context(talking(self.process))
 
@@ -110,6 +126,7 @@ class Chaos:
         self.chance = random.Random(seed)
         self.answers, self.refusals = {}, []
         self.overbooked = set()
+        self.harmed = []
         self.seen = Counter()
         self.callers = []
 
@@ -142,20 +159,27 @@ class Chaos:
         path = f"/admin/v1/organizations/{first.organization_id}/keys"
         _, key = await first.service.operate("POST", path, json={"name": "second"})
         self.organization_id = first.organization_id
+        self.began_at = await self._count("SELECT clock_timestamp()")
         self.callers = [{"id": first.key_id, "key": first.key}, key]
 
     async def load(self, faults):
         """Calls from many clients for as long as ``faults`` runs."""
         working = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
         failing = asyncio.create_task(self._fail_venice())
-        watching = asyncio.gather(self.charges.watch(), self._watch_limits())
+        watching = [
+            asyncio.create_task(work) for work in (self.charges.watch(), self._watch_limits())
+        ]
         try:
             await faults
         finally:
             failing.cancel()
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             self.is_over = True
             await asyncio.wait_for(asyncio.gather(*working), 60)
+            for ended in await asyncio.gather(*watching, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
 
     is_over = False
 
@@ -241,7 +265,14 @@ class Chaos:
         problems = await self.charges.disagreements(self.database, self.answers)
         problems += [f"unproven refusal: {error}" for error in self.refusals if not proves(error)]
         problems += await self._limits()
-        problems += sorted(self.overbooked)
+        problems += sorted(self.overbooked) + self.harmed
+        strays = await self.database.fetchval(
+            "SELECT count(*) FROM public.ledger_entries"
+            " WHERE counted_at NOT BETWEEN $1 AND clock_timestamp()",
+            self.began_at,
+        )
+        if strays:
+            problems.append(f"{strays} entries count at a time that was not")
         if held := await self._count("SELECT count(*) FROM public.holds"):
             problems.append(f"{held} calls are still held")
         return problems
@@ -307,6 +338,110 @@ class Chaos:
             await ledger.sweep(self.database)
         await asyncio.sleep(1)
 
+    async def fill_disk(self):
+        """PostgreSQL can write to no file, as when its disk is full, and mostly dies of it."""
+        postmaster = psutil.Process(self.server.pid)
+        await asyncio.to_thread(limit_files, postmaster, "0")
+        await asyncio.sleep(self.chance.uniform(0.5, 3))
+        await asyncio.to_thread(limit_files, postmaster, "unlimited")
+        # It may yet find that what it wrote last is not there.
+        await asyncio.sleep(2)
+        if not postmaster.is_running():
+            await asyncio.to_thread(self.server.start)
+
+    async def forbid_writing(self):
+        """The database can only be read, as after a failover to a standby."""
+        await asyncio.to_thread(self._set_read_only, "on")
+        await asyncio.sleep(self.chance.uniform(1, 8))
+        await asyncio.to_thread(self._set_read_only, "off")
+
+    def _set_read_only(self, value):
+        with administration(self.server) as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+            connection.execute("SELECT pg_reload_conf()")
+
+    async def skew_clock(self):
+        """A replica is started again with a clock that is hours off."""
+        library = self.directory / "skewed_clock.so"
+        if not library.exists():
+            source = Path(__file__).with_name("skewed_clock.c")
+            command = ["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"]
+            await asyncio.to_thread(subprocess.run, command, check=True)
+        self.seen["skews"] += 1
+        skew_s = SKEWS_S[self.seen["skews"] % len(SKEWS_S)]
+        replica = self.chance.choice(self.replicas)
+        replica.more = {"LD_PRELOAD": str(library), "SKEW_SECONDS": str(skew_s)}
+        replica.process.send(signal.SIGKILL)
+        await replica.restart()
+        await asyncio.sleep(2)
+
+    async def stall_log(self):
+        """Nobody reads what the replicas log: calls go on."""
+        pipes = [
+            replica.process.process._transport.get_pipe_transport(2) for replica in self.replicas
+        ]
+        for pipe in pipes:
+            pipe.pause_reading()
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            await asyncio.sleep(2)
+            await self._goes_on("while its log was not read")
+        finally:
+            for pipe in pipes:
+                pipe.resume_reading()
+
+    async def poison_prompt(self):
+        """What stands before Venice takes offence at one caller's prompts; calls of the same model
+        by others go on."""
+        service = self.chance.choice(self.replicas).service
+        poisoner = await service.new_caller("poisoner")
+        self.upstream.faults.add(Fault(kind=FaultKind.EDGE_PAGE, path="/responses", times=20))
+        for _ in range(20):
+            body = {"model": MODEL, "input": "/etc/passwd", "max_output_tokens": 10}
+            async with service.http.post(
+                "/v1/responses", json=body, headers=poisoner.headers
+            ) as response:
+                await response.read()
+        await self._goes_on("after one caller's prompts were refused")
+
+    async def send_bombs(self):
+        """Small bodies that unpack to large ones, with a key and without."""
+        replica = self.chance.choice(self.replicas)
+
+        async def send(headers):
+            headers = {**headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
+            with contextlib.suppress(*CUT):
+                async with replica.service.http.post(
+                    "/v1/chat/completions", data=BOMB, headers=headers
+                ) as response:
+                    await response.read()
+
+        key = {"Authorization": f"Bearer {self.callers[0]['key']}"}
+        bombs = [asyncio.create_task(send(key if n % 2 else {})) for n in range(BOMBS)]
+        began = time.monotonic()
+        async with replica.service.http.get("/health") as response:
+            await response.read()
+        if time.monotonic() - began > MAX_HEALTH_S:
+            self.harmed.append("health took too long beside bombs")
+        rss = 0
+        while not all(bomb.done() for bomb in bombs):
+            rss = max(rss, psutil.Process(replica.process.process.pid).memory_info().rss)
+            await asyncio.sleep(0.05)
+        if rss > MAX_RSS_BYTES:
+            self.harmed.append(f"bombs took {rss // 2**20} MiB")
+        await self._goes_on("after bombs")
+
+    async def _goes_on(self, when):
+        """Calls are still answered; if not within seconds, that is a problem."""
+        before, deadline = len(self.answers), time.monotonic() + 10
+        while len(self.answers) == before:
+            if time.monotonic() > deadline:
+                self.harmed.append(f"no call was answered {when}")
+                return
+            await asyncio.sleep(0.05)
+
     def _backends(self):
         """The server's processes that serve a client each."""
         for process in psutil.Process(self.server.pid).children():
@@ -323,8 +458,24 @@ SCENARIOS = {
     "run-late": Chaos.run_late,
     "stall-postgres": Chaos.stall_postgres,
     "freeze-service": Chaos.freeze_service,
+    "full-disk": Chaos.fill_disk,
+    "read-only": Chaos.forbid_writing,
+    "clock-skew": Chaos.skew_clock,
+    "stalled-log": Chaos.stall_log,
+    "poisoned-prompt": Chaos.poison_prompt,
+    "zip-bombs": Chaos.send_bombs,
 }
 """What can be asked for, by name."""
+
+
+def limit_files(postmaster, size):
+    """Let no process of the server write beyond so many bytes of any file."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (postmaster, *postmaster.children()):
+            # As its own user: root alone may not, in a container.
+            user = process.uids().real if os.getuid() == 0 else None
+            command = ["prlimit", f"--pid={process.pid}", f"--fsize={size}:"]
+            subprocess.run(command, user=user, capture_output=True, check=False)
 
 
 @contextlib.contextmanager
@@ -359,7 +510,9 @@ async def run(server, address, directory, name, count, seed, progress=lambda _: 
     async with Chaos(server, address, directory, seed).running() as chaos:
 
         async def fail():
-            await asyncio.sleep(1)
+            async with asyncio.timeout(60):
+                while len(chaos.answers) < FIRST_ANSWERS:
+                    await asyncio.sleep(0.05)
             for _ in range(count):
                 await SCENARIOS[name](chaos)
                 report.faults += 1

@@ -1,10 +1,17 @@
 """The short form of scripts/chaos.sh: each fault a few times under load."""
 
+import shutil
+
 import chaos
 import pytest
 from conftest import careful_server
 
 pytestmark = pytest.mark.slow
+
+
+def needs(program):
+    """A mark for what cannot be done without a program."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program}")
 
 
 @pytest.mark.parametrize(
@@ -16,6 +23,9 @@ pytestmark = pytest.mark.slow
         ("reset-connections", 4),
         ("run-late", 2),
         ("freeze-service", 1),
+        pytest.param("full-disk", 1, marks=needs("prlimit")),
+        ("read-only", 1),
+        pytest.param("clock-skew", 1, marks=needs("gcc")),
     ],
 )
 async def test_the_books_survive(tmp_path, name, count):
