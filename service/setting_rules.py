@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from environs import Env, ValidationError
 
+from service import hosts
 from service.address import AddressError, DatabaseAddress, parse_database_url
 from service.data_directory import SECRET_LENGTH
 from service.parsing import parse_decimal, parse_whole
@@ -113,9 +114,16 @@ def add_database_parser(env: Env, environment: Environment | None) -> None:
 
 def _read_venice_url(env: Env, name: str, default: Any, environment: Environment | None) -> Any:
     def validate(value: str) -> None:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError("must be an http(s) URL, as in https://api.venice.ai/api/v1")
+        form = "must be an http(s) URL, as in https://api.venice.ai/api/v1"
+        try:
+            parts = urlsplit(value)
+            is_there = bool(hosts.normalize_host(parts.hostname or "")) and parts.port != 0
+        except ValueError:
+            raise ValidationError(form) from None
+        if parts.scheme not in ("http", "https") or not is_there:
+            raise ValidationError(form)
+        if parts.username is not None or "?" in value or "#" in value:
+            raise ValidationError(f"{form}, without a user, a query and a fragment")
         if environment is Environment.PRODUCTION and parts.scheme != "https":
             raise ValidationError("must be an https:// URL in production")
 

@@ -13,7 +13,9 @@ SECURITY_HEADERS: Final = {
     # What Venice sends is passed on with its type, whatever the bytes are.
     "X-Content-Type-Options": "nosniff",
     # Should a browser show an answer as a page, the page can do nothing and stands in no frame.
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Content-Security-Policy": (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "Referrer-Policy": "no-referrer",
     # Every answer is for the key that asked.
     "Cache-Control": "no-store",

@@ -143,7 +143,7 @@ def _add_organizations(routes: Routes, path: str) -> None:
     routes.add(f"POST {path}/keys", admin.create_key, key)
     keys = operator(query=admin.PageQuery, gives=admin.Keys)
     routes.add(f"GET {path}/keys", admin.list_keys, keys)
-    limit = operator(takes=ledger.NewLimit, gives=ledger.Limit, status=201)
+    limit = operator(takes=ledger.NewLimit, gives=ledger.Limit, status=201, refuses=(Conflict,))
     routes.add(f"POST {path}/limits", admin.create_limit, limit)
     limits = operator(query=admin.LimitsQuery, gives=admin.Limits)
     routes.add(f"GET {path}/limits", admin.list_limits, limits)

@@ -26,6 +26,19 @@ MOST_NANOS: Final = 10**18
 MOST_COUNT: Final = 2**53
 """The largest whole number that every JSON reader keeps."""
 
+MAX_TENANTS_LIMITS_AT_A_PLACE: Final = 50
+"""Which administrators may set for the same calls: each admission locks all that apply to its call,
+and is written in one batch with those of other organizations."""
+
+COUNT_AT_PLACE: Final = """
+    SELECT count(*)
+    FROM public.limits
+    WHERE organization_id = $1
+      AND template_id IS NULL
+      AND deleted_at IS NULL
+      AND api_key_id IS NOT DISTINCT FROM $2
+      AND end_user IS NOT DISTINCT FROM $3
+"""
 OWNER_OF_KEY: Final = """
     SELECT organization_id
     FROM public.api_keys
@@ -240,6 +253,7 @@ async def create_limit(
 
     :raises ClientError: when its parts do not fit together.
     :raises NotFound: when organization or key do not exist, or do not belong together.
+    :raises Conflict: when an administrator would set too many for the same calls.
     """
     if (new.unit == "concurrency") != (new.period is None):
         rule = "must be absent for concurrency, and one of minute, hour, day, month, lifetime else."
@@ -262,6 +276,12 @@ async def create_limit(
         alert_percents = [] if new.each_end_user else DEFAULT_ALERT_PERCENTS
     # First, since it locks the organization and says if there is none.
     await audit.record(conn, organization_id, actor, "limit.create", str(limit_id), detail)
+    if actor.is_administrator:
+        place = organization_id, new.api_key_id, end_user
+        if await conn.fetchval(COUNT_AT_PLACE, *place) >= MAX_TENANTS_LIMITS_AT_A_PLACE:
+            raise Conflict(
+                f"There are {MAX_TENANTS_LIMITS_AT_A_PLACE} limits for the same calls: delete one."
+            )
     await conn.execute(
         INSERT_LIMIT,
         organization_id,

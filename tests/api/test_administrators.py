@@ -8,6 +8,7 @@ from support import MODELS, ORGANIZATIONS, limited, set_alias
 
 from service import schema
 from service.api import DATABASE
+from service.ledger.limits import MAX_TENANTS_LIMITS_AT_A_PLACE
 
 
 class Administrator:
@@ -121,6 +122,16 @@ class TestLimits:
 
         _, other = await admin.ask("POST", f"{admin.path}/limits", **new)
         assert (await admin.ask("DELETE", f"/admin/v1/limits/{other['id']}"))[0] == 204
+
+    async def test_so_many_for_the_same_calls(self, service, caller, admin):
+        """Each admission locks those of its call, and others' calls wait in the same batch."""
+        new = {"unit": "requests", "period": "lifetime", "ceiling": 10}
+        path = f"{admin.path}/limits"
+        for _ in range(MAX_TENANTS_LIMITS_AT_A_PLACE):
+            assert (await admin.ask("POST", path, **new))[0] == 201
+        assert (await admin.ask("POST", path, **new))[0] == 409
+        assert (await admin.ask("POST", path, **new, api_key_id=caller.key_id))[0] == 201
+        assert (await service.operate("POST", path, json=new))[0] == 201
 
     async def test_a_key_of_role_operator_is_the_operator(self, service, caller):
         """As the command line is."""

@@ -12,7 +12,7 @@ from paid_bodies import BODIES, UNPRICED, sent
 from support import cost_of, limited
 
 from service.api import GATEWAY
-from service.gateway import pipeline
+from service.gateway import open_call, pipeline
 
 JSON = "application/json"
 
@@ -246,14 +246,15 @@ async def test_leaving_costs_what_the_dearest_fallback_does(greedy):
     assert cost_of(entry) > Decimal(100 * 20_000) / 10**9
 
 
-async def test_who_lets_a_stream_wait_until_it_breaks_saves_nothing(database_address):
+async def test_who_lets_a_stream_wait_until_it_breaks_saves_nothing(database_address, monkeypatch):
     """Venice may have made the rest while its caller read nothing."""
+    monkeypatch.setattr(open_call, "MAX_HELD_UP_S", 0.1)
     event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 20_000)
     async with odd_venice() as venice, serving(database_address, venice) as service:
 
         async def answer(request, writer):
             writer.write(head("200 OK", "text/event-stream"))
-            for _ in range(1000):
+            for venice.written in range(1000):
                 writer.write(event)
                 await writer.drain()
 
@@ -261,7 +262,11 @@ async def test_who_lets_a_stream_wait_until_it_breaks_saves_nothing(database_add
         caller = await service.new_caller()
         async with caller.chat(model="m", stream=True, max_tokens=20_000) as response:
             await response.content.readline()
-            await asyncio.sleep(1.5)
+            written = -1
+            while written != venice.written:
+                written = venice.written
+                await asyncio.sleep(0.5)
+            assert written < 999
             body = await response.read()
 
         assert b"upstream_cut" in body

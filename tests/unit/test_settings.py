@@ -559,3 +559,26 @@ def test_paths_that_are_opened(environ):
     assert settings.load().venice_other_paths == ()
     environ["VENICE_OTHER_PATHS"] = " /new/*, /x/y.z ,/new/*"
     assert settings.load().venice_other_paths == ("/new/*", "/x/y.z")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://[::1",
+        "https://",
+        "https://a b/api/v1",
+        "https://api.venice.ai:port/api/v1",
+        "https://api.venice.ai:99999/api/v1",
+        "https://user:pass@api.venice.ai/api/v1",
+        "https://api.venice.ai@evil.example/api/v1",
+        "https://api.venice.ai/api/v1?x=",
+        "https://api.venice.ai/api/v1#x",
+        "https://api..venice.ai/api/v1",
+        "api.venice.ai",
+    ],
+)
+def test_where_venice_answers_is_a_url(environ, url):
+    """And nothing that another parser reads otherwise."""
+    (said,) = mistakes(environ, VENICE_BASE_URL=url)
+    assert said.startswith("VENICE_BASE_URL: must")
+    assert "pass" not in said
