@@ -48,6 +48,8 @@ KEEPALIVE_S: Final = 10
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 1000
 """More of an answer's head is not read; edges add to it."""
+PIECE_BYTES: Final = 16 * 1024
+"""How much of an answer that has come is looked at before others have their turn."""
 ERROR_BODY_BYTES: Final = 64 * 1024
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
@@ -149,8 +151,11 @@ class Answer:
         """
         if self._inflater is None and self._is_readable:
             with TRANSLATED:
-                chunk: bytes = await self._response.content.readany()
-                return chunk
+                chunk: bytes = await self._response.content.read(PIECE_BYTES)
+            if len(chunk) == PIECE_BYTES:
+                # There is more: to go through all of it at once would keep others waiting.
+                await asyncio.sleep(0)
+            return chunk
         if self._inflater is None:
             raise UpstreamError("Venice's answer has an encoding that is not known here.")
         return await self._next_inflated(self._inflater)

@@ -137,7 +137,6 @@ HEAVY = {
     "big_json",
     "deep_json",
     "many_parts",
-    "unread_streams",
     "slow_readers",
 }
 """Attacks that take processor time in the service, which its other callers do not have."""
