@@ -1,7 +1,7 @@
 """What one client can do to the others: ``python attacks.py NAME PORT KEY SECONDS``.
 
 Each attack goes on for so many seconds, as fast as one process can, and does not care how it is
-answered. ``tests/system/test_victims.py`` looks at somebody else meanwhile.
+answered. ``tests/victims.py`` looks at somebody else meanwhile.
 """
 
 import asyncio
