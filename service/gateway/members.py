@@ -45,6 +45,10 @@ class Effect(enum.Enum):
     """Is the most output of one choice."""
     THINKING = enum.auto()
     """Allows output for thoughts beside that maximum."""
+    PREDICTION = enum.auto()
+    """Is text that the model may reject, which is then charged as output beside the maximum."""
+    MODALITIES = enum.auto()
+    """What the answer is made of. Only text has the price of the tokens."""
     TIER = enum.auto()
     """Asks for another way to be served, at another price."""
     TOOLS = enum.auto()
@@ -98,6 +102,8 @@ TEXT: Final = _table(
     thinking_budget=Effect.THINKING,
     reasoning=Effect.REASONING,
     thinking=Effect.REASONING,
+    prediction=Effect.PREDICTION,
+    modalities=Effect.MODALITIES,
     service_tier=Effect.TIER,
     tools=Effect.TOOLS,
     functions=Effect.TOOLS,
@@ -162,11 +168,25 @@ AUGMENT_SEARCH: Final = _table("query limit search_provider")
 AUGMENT_SCRAPE: Final = _table("url")
 LEAVES_OUT: Final = ("strip", "disable", "hide")
 """How Venice's own parameters begin that add nothing; it drops those that it does not know."""
-OFF: Final = (None, False, "", "off", msgspec.UNSET)
-"""Values by which a wish is none."""
-USUAL_TIERS: Final = (None, "auto", "default", "standard")
-CLIENT_TOOLS: Final = frozenset({"function", "custom", "local_shell", "apply_patch", "namespace"})
-"""Types of tools that the client runs itself."""
+OFF: Final[tuple[Any, ...]] = (None, False, "", "off", [], msgspec.UNSET)
+"""Values that ask for nothing, whatever their member is called."""
+USUAL: Final[Mapping[Effect, tuple[Any, ...]]] = {
+    Effect.TIER: ("auto", "default", "standard"),
+    Effect.MODALITIES: (["text"], []),
+}
+"""Values for which a call has the price of its tokens."""
+CLIENT_TOOLS: Final = frozenset(
+    {
+        "function",
+        "custom",
+        "local_shell",
+        "apply_patch",
+        "namespace",
+        "computer",
+        "computer_use_preview",
+    }
+)
+"""Types of tools that the client always runs itself."""
 PLAIN_CHOICES: Final = CLIENT_TOOLS | {"auto", "any", "none", "required", "tool", "allowed_tools"}
 SEARCH_TOOL: Final = re.compile(
     r"web_?search(?:_preview)?(?:_\d{4}_?\d{2}_?\d{2})?|x_?search", re.IGNORECASE
@@ -229,6 +249,11 @@ class Asked(msgspec.Struct):
                 continue
             if effect is None:
                 self._note_unknown(field, name, value)
+            elif effect in USUAL:
+                if value not in USUAL[effect]:
+                    self._note_unpriced(field)
+            elif effect is Effect.PREDICTION:
+                self.thinking_tokens += len(msgspec.json.encode(value))
             else:
                 self._note(effect, field, value)
 
@@ -244,8 +269,6 @@ class Asked(msgspec.Struct):
             self.read(_checked(field, value, dict[str, Any]), TABLES[effect], f"{field}.")
         elif effect is Effect.VENICE_PROMPT:
             self._note_prompt(value)
-        elif effect is Effect.TIER and value not in USUAL_TIERS:
-            self._note_unpriced(field)
         elif effect is Effect.FALLBACKS:
             self.fallbacks = _fallbacks(field, value)
         elif effect is Effect.TOOLS:
@@ -277,7 +300,7 @@ class Asked(msgspec.Struct):
         self.unpriced = self.unpriced or field
 
     def _note_unknown(self, field: str, name: str, value: Any) -> None:
-        if value is False:
+        if value in OFF:
             return
         self._note_unpriced(field)
         self._note_models({name: value})
@@ -306,7 +329,7 @@ class Asked(msgspec.Struct):
             self._read_tools(f"{field}.tools", tool.get("tools", []))
         elif SEARCH_TOOL.fullmatch(kind):
             self.searches += 1
-        elif kind not in CLIENT_TOOLS:
+        elif not _is_run_by_client(kind, tool):
             self._note_unpriced(f"{field}.type")
             self._note_models(tool)
         self._read_beside_function(field, tool)
@@ -330,6 +353,18 @@ class Asked(msgspec.Struct):
             self._note_unpriced(f"{field}.type")
         if isinstance(tools := choice.get("tools"), list):
             self._read_tools(f"{field}.tools", tools)
+
+
+def _is_run_by_client(kind: str, tool: Mapping[str, Any]) -> bool:
+    """Some tools run at the client or in the API; a member of the tool selects which."""
+    if kind == "shell":
+        environment = tool.get("environment")
+        return environment is None or (
+            isinstance(environment, dict) and environment.get("type") == "local"
+        )
+    if kind == "tool_search":
+        return tool.get("execution") == "client"
+    return kind in CLIENT_TOOLS
 
 
 def is_idle_search(tool: Any) -> bool:

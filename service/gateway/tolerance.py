@@ -11,12 +11,16 @@ from msgspec import UNSET
 LEFT_OUT: Final = {
     "context_management": "Anthropic's; some clients send it to everyone",
     "metadata": "of answers that are stored; none are",
+    "prediction": "a hint that makes some of OpenAI's models faster",
     "service_tier": "OpenAI's own tiers",
     "store": "nothing is stored",
 }
 """Members that say nothing to Venice, and why they can be left out. So can every null."""
 STREAM_OPTIONS: Final = "stream_options"
 """Left out of calls that are no streams; streams always end with their usage."""
+MODALITIES: Final = "modalities"
+"""Left out where it asks for text alone, which is what Venice answers with."""
+TEXT_ALONE: Final = ["text"]
 FUNCTIONS: Final = {"functions": "tools", "function_call": "tool_choice"}
 """OpenAI's first names for tools."""
 
@@ -30,6 +34,7 @@ def tolerate(members: Mapping[str, Any]) -> dict[str, Any]:
         or name in LEFT_OUT
         or name in FUNCTIONS
         or (name == STREAM_OPTIONS and members.get("stream") is not True)
+        or (name == MODALITIES and value == TEXT_ALONE)
     }
     for old, new in FUNCTIONS.items():
         value = members.get(old)

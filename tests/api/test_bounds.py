@@ -121,6 +121,9 @@ UNPRICED = [
     {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
     {"tools": [{"type": "co\u0064e_interpreter"}]},
     {"tools": [{"type": "file_search", "vector_store_ids": ["a"]}]},
+    {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]},
+    {"tools": [{"type": "shell", "environment": "local"}]},
+    {"tools": [{"type": "tool_search"}]},
     {"tools": [{"type": "mcp", "server_url": "https://example.com"}]},
     {"tools": [{"type": "web_search_and_more"}]},
     {"tools": [{"type": "function", "function": {"name": "f"}, "model": OPUS}]},
@@ -155,6 +158,49 @@ async def test_what_nobody_knows_the_price_of_passes_no_limit_of_money(
     assert upstream.calls.to(path) == []
 
 
+USUAL = [
+    {"modalities": ["text"]},
+    {"prediction": {"type": "content", "content": "abc"}},
+    {"anything": None},
+    {"anything": False},
+    {"anything": ""},
+    {"anything": []},
+    {"venice_parameters": {"anything": "off", "enable_anything": False}},
+    {"tools": [{"type": "shell"}]},
+    {"tools": [{"type": "shell", "environment": {"type": "local", "skills": []}}]},
+    {"tools": [{"type": "tool_search", "execution": "client", "parameters": {}}]},
+    {"tools": [{"type": "computer_use_preview", "environment": "browser"}]},
+    {"tool_choice": {"type": "computer"}, "tools": [{"type": "computer"}]},
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+@pytest.mark.parametrize("members", USUAL, ids=json.dumps)
+async def test_what_clients_usually_send_has_a_price(service, path, members):
+    """Also where nothing is left out of the body: empty values ask for nothing, and the client
+    pays for the tools that it runs."""
+    caller = await service.new_caller(settings={"tolerant": False})
+    assert await cost(caller, path) <= await cost(caller, path, **members) < SEARCH
+
+
+async def test_a_prediction_may_be_charged_as_output(service):
+    """What the model rejects of it, beside the maximum."""
+    caller = await service.new_caller(settings={"tolerant": False})
+    plain = await cost(caller, CHAT, model=OPUS)
+    prediction = {"type": "content", "content": "x" * 1_000}
+    predicted = await cost(caller, CHAT, model=OPUS, prediction=prediction)
+    # OPUS takes USD 5 for a million tokens of input, 25 for output.
+    assert predicted - plain >= 1_000 * Decimal("0.00003")
+
+
+async def test_tolerant_callers_may_send_what_only_openai_takes(caller, upstream):
+    """Venice refuses members that it does not know."""
+    await limited(caller, unit="usd", period="day", ceiling="0.05")
+    openai = {"modalities": ["text"], "prediction": {"type": "content", "content": "abc"}}
+    assert (await send(caller, CHAT, body_of(CHAT, **openai, audio=None)))[0] == 200
+    assert not openai.keys() & json.loads(upstream.calls.to(CHAT)[-1].body).keys()
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -163,8 +209,8 @@ async def test_what_nobody_knows_the_price_of_passes_no_limit_of_money(
         ("/image/edit", {"image": "https://example.com/a.png", "prompt": "x", "n": 2}),
         ("/image/upscale", {"image": "https://example.com/a.png", "enhance": True}),
         ("/audio/speech", {"input": "x", "clone": "y"}),
-        ("/embeddings", {"model": "text-embedding-bge-m3", "input": "x", "fallbacks": []}),
-        ("/decisions", {"model": "jev-latest", "state": "x", "questions": {}, "tools": []}),
+        ("/embeddings", {"model": "text-embedding-bge-m3", "input": "x", "fallbacks": [{}]}),
+        ("/decisions", {"model": "jev-latest", "state": "x", "questions": {}, "tools": [{}]}),
         ("/augment/search", {"query": "x", "deep": True}),
         ("/video/queue", {"model": "wan-2.5-preview-text-to-video", "prompt": "x", "best": 1}),
     ],
