@@ -21,18 +21,31 @@ TEXT_TYPES: Final = frozenset(
     }
 )
 """Parts of a message that are no more than their text."""
-PICTURE_TYPES: Final = frozenset({"image_url", "input_image"})
-LISTS_OF_PARTS: Final = frozenset({"content", "output"})
+PICTURE_TYPES: Final = frozenset({"image_url", "input_image", "computer_screenshot"})
+PARTS: Final = frozenset({"content", "output"})
 MEDIA: Final = re.compile(
-    r"image|picture|audio|video|file|document|media|item_reference", re.IGNORECASE
+    r"image|picture|audio|video|(?<!pro)file|document|media(?!t)|item_reference", re.IGNORECASE
 )
-"""In names of members and types of what is more than its text."""
+"""In names of members and types of what is more than its text; not in profile or immediate."""
+CLIENT_ITEMS: Final = {
+    "function_call": "arguments",
+    "custom_tool_call": "input",
+    "local_shell_call": "action",
+    "shell_call": "action",
+    "apply_patch_call": "operation",
+    "computer_call": "action",
+    "web_search_call": "action",
+    "tool_search_call": "arguments",
+    "ghost_snapshot": "ghost_commit",
+}
+"""What the client did or was asked to do, by the type of the item: JSON that stays its text."""
 UNREAD: Final = frozenset(
     {"role", "name", "id", "call_id", "tool_call_id", "status", "type", "text", "annotations"}
     | {"logprobs", "reasoning_content", "refusal", "cache_control", "phase"}
 )
 """Members whose names say that they are no media."""
-URL: Final = re.compile(r"https?://")
+EMPTY: Final[tuple[Any, ...]] = (None, False, "", [], {})
+URL: Final = re.compile(r"https?://", re.IGNORECASE)
 DATA_URL: Final = "data:image/"
 
 
@@ -59,16 +72,18 @@ class Content(msgspec.Struct):
                 waiting += [(item, is_part) for item in value if isinstance(item, dict | list)]
             elif not self._take_picture(value):
                 self._check_type(value, is_part=is_part)
+                unread = _unread(value)
                 for name, item in value.items():
-                    if name in LISTS_OF_PARTS and isinstance(item, list):
+                    if name in PARTS and isinstance(item, dict | list):
                         waiting.append((item, True))
-                    elif name not in UNREAD and item is not None:
+                    elif name not in UNREAD and name != unread and item not in EMPTY:
                         self._check_member(name, item)
                         if isinstance(item, dict | list):
                             waiting.append((item, False))
 
     def _take_picture(self, part: dict[str, Any]) -> bool:
-        if part.get("type") not in PICTURE_TYPES:
+        kind = part.get("type")
+        if not isinstance(kind, str) or kind not in PICTURE_TYPES:
             return False
         stated = part.get("image_url")
         url = stated.get("url") if isinstance(stated, dict) else stated
@@ -99,8 +114,13 @@ class Content(msgspec.Struct):
     def _check_member(self, name: str, item: Any) -> None:
         if name == "tools" and isinstance(item, list):
             self.tools += item
-        elif name in LISTS_OF_PARTS:
+        elif name in PARTS:
             # A text, or a shape that no API has.
             self.is_unbounded |= not isinstance(item, str)
         elif MEDIA.search(name):
             self.is_unbounded = True
+
+
+def _unread(item: dict[str, Any]) -> str | None:
+    kind = item.get("type")
+    return CLIENT_ITEMS.get(kind) if isinstance(kind, str) else None

@@ -54,7 +54,7 @@ NO_MEMBERS: Final[Mapping[str, Any]] = {}
 NO_USAGE: Final = UsageObject()
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
-CONVERSATIONS: Final = ("messages", "input")
+CONVERSATIONS: Final = ("messages", "input", "instructions")
 OF_TOOLS: Final = ("tool_choice", "parallel_tool_calls")
 """Members that say nothing without tools."""
 Text = str | msgspec.UnsetType | None

@@ -369,6 +369,9 @@ async def test_a_picture_has_the_bound_of_a_picture(caller):
         {"type": "text", "text": "x", "video_url": {"url": "https://example.com/a.mp4"}},
         {"type": "input_hologram", "text": "x"},
         {"image_url": {"url": "https://example.com/a.png"}},
+        {"type": ["image_url"], "image_url": {"url": "https://example.com/a.png"}},
+        {"type": {"a": 1}, "text": "x"},
+        {"type": "function_call", "arguments": {"image_url": "https://example.com/a.png"}},
         {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
     ],
     ids=json.dumps,
@@ -390,6 +393,43 @@ async def test_structure_decides_and_not_bytes(caller):
     answer = {"role": "tool", "tool_call_id": "a", "content": '{"image_url":"input_audio"}'}
     body = body_of(CHAT, model=OPUS, messages=[*MESSAGES, said, answer, *MESSAGES])
     assert (await quoted(caller, CHAT, body))["max_tokens"] < 10_000
+
+
+ITEMS = [
+    {"type": "apply_patch_call", "call_id": "a", "operation": {"type": "update_file", "diff": "x"}},
+    {"type": "shell_call", "call_id": "a", "action": {"commands": ["ls"], "file": "a"}},
+    {"type": "local_shell_call", "call_id": "a", "action": {"type": "exec", "media": ["ls"]}},
+    {"type": "web_search_call", "id": "a", "action": {"type": "search", "images": ["a"]}},
+    {"type": "ghost_snapshot", "ghost_commit": {"preexisting_untracked_files": ["a"]}},
+    {"role": "user", "content": "x", "metadata": {"profile": "x", "immediate": True}},
+    {"role": "assistant", "content": "x", "images": [], "audio": {}, "files": "", "video": False},
+]
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=json.dumps)
+async def test_what_clients_did_is_text(caller, item):
+    """Names within it say nothing of media, and neither do empty members."""
+    quote = await quoted(caller, RESPONSES, body_of(RESPONSES, model=OPUS, input=[item]))
+    assert quote["max_tokens"] < 10_000
+
+
+async def test_a_screenshot_is_a_picture(caller):
+    """Be it the output of a computer, or part of a message."""
+    screen = {"type": "computer_screenshot", "image_url": PICTURE["image_url"]["url"]}
+    item = {"type": "computer_call_output", "call_id": "a", "output": screen}
+    for conversation in ([item], [{**item, "output": [screen]}]):
+        body = body_of(RESPONSES, model=OPUS, input=conversation)
+        assert 16_000 < (await quoted(caller, RESPONSES, body))["max_tokens"] < 25_000
+    body = body_of(RESPONSES, model=OPUS, input=[{**item, "output": {**screen, "file_id": "a"}}])
+    assert (await quoted(caller, RESPONSES, body))["max_tokens"] == WIDE_WINDOW + 100
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+async def test_instructions_have_parts_too(caller, path):
+    """A link to a picture is short."""
+    parts = [{"role": "system", "content": [LINK]}]
+    quote = await quoted(caller, path, body_of(path, model=OPUS, instructions=parts))
+    assert quote["max_tokens"] > 16_000
 
 
 async def test_escapes_are_decoded(caller):
