@@ -130,7 +130,6 @@ class GenerationsRequest(msgspec.Struct):
     prompt: Prompt
     model: str | None = None
     n: Choices | None = None
-    quality: str | None = None
     user: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
@@ -157,10 +156,8 @@ class GenerationsEndpoint(ImageEndpoint):
             relay=Relay.PASSED,
             end_user=check_end_user(user, "user") if user else None,
             count=request.n or 1,
+            # Venice takes a quality here and leaves it aside, so any may be charged.
             **price_facts(json.members, members.IMAGE_GENERATIONS),
-            quality={"hd": "high", "standard": "medium"}.get(
-                request.quality or "", request.quality
-            ),
         )
 
     def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
@@ -195,11 +192,8 @@ class EditEndpoint(ImageEndpoint):
         names = {name for name in (request.model, request.modelId) if name}
         if len(names) > 1:
             raise ClientError("model: modelId says something else.", param="model")
-        input_images = 1
-        if parts:
-            input_images = max(1, sum(part.name in MEDIA for part in parts))
-        elif request.images is not None:
-            input_images = len(request.images)
+        stated = [(part.name, part.text or b"") for part in parts] or list(form.members.items())
+        input_images = sum(_count_pictures(name, value) for name, value in stated if name in MEDIA)
         return ImageCall(
             endpoint=self,
             **inbound.facts(json),
@@ -209,10 +203,24 @@ class EditEndpoint(ImageEndpoint):
             relay=Relay.PASSED,
             resolution=request.resolution,
             quality=request.quality,
-            input_images=input_images,
+            input_images=max(1, input_images),
             surcharge_nanos=ENHANCE_NANOS * bool(request.enhance_prompt),
             **price_facts(form.members, members.IMAGE_EDIT),
         )
+
+
+def _count_pictures(name: str, value: Any) -> int:
+    """How many pictures a member states: a file, a text or a list of texts.
+
+    :raises ClientError: for a list within a text, of which only its reader knows the length.
+    """
+    if isinstance(value, list):
+        return len(value)
+    if value is None:
+        return 0
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        raise ClientError(f"{name}: must be a picture or a URL of one.", param=name)
+    return 1
 
 
 class MultiEditEndpoint(EditEndpoint):

@@ -149,7 +149,8 @@ SPEECH: Final = _table(
 )
 TRANSCRIPTION: Final = _table(
     "file response_format timestamps language prompt temperature timestamp_granularities"
-    " timestamp_granularities[] include include[]",
+    " timestamp_granularities[] include include[] stream chunking_strategy known_speaker_names[]"
+    " known_speaker_references[] user",
     model=Effect.MODEL,
 )
 VIDEO_QUEUE: Final = _table(

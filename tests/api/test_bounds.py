@@ -4,8 +4,11 @@ priced."""
 import json
 from decimal import Decimal
 
+import aiohttp
 import pytest
 from support import MODEL, limited
+
+from service import app as application
 
 pytestmark = pytest.mark.shares_service
 
@@ -226,6 +229,69 @@ async def test_images_are_multiplied(caller):
     one = await quoted(caller, "/images/generations", body)
     four = await quoted(caller, "/images/generations", {**body, "n": 4})
     assert Decimal(four["max_cost_usd"]) == 4 * Decimal(one["max_cost_usd"])
+
+
+URL = "https://example.com/a.png"
+EDITOR = "firered-image-edit"
+
+
+@pytest.fixture
+async def priced_images(service, upstream):
+    """Models whose images cost more for more pictures, and for more quality."""
+    more = {"included": 1, "additional": {"usd": 0.01}}
+    upstream.listing.change(EDITOR, {"pricing": {"inpaint": {"usd": 0.04}, "inputImages": more}})
+    qualities = {"1K": {name: {"usd": usd} for name, usd in (("low", 0.01), ("high", 0.2))}}
+    upstream.listing.change("venice-sd35", {"pricing": {"quality": qualities}})
+    await service.app[application.api.CATALOG].sync()
+
+
+@pytest.mark.parametrize(
+    ("members", "pictures"),
+    [
+        ({"image": URL}, 1),
+        ({"images": [URL] * 3}, 3),
+        ({"image": URL, "images": None}, 1),
+        ({"image": [URL] * 3}, 3),
+        ({"images[]": [URL] * 3}, 3),
+        ({"image": URL, "images": [URL] * 3}, 4),
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("path", ["/image/edit", "/image/multi-edit"])
+@pytest.mark.usefixtures("priced_images")
+async def test_every_picture_of_an_edit_counts(caller, path, members, pictures):
+    """By whatever name."""
+    quote = await quoted(caller, path, {"prompt": "x", "model": EDITOR, **members})
+    assert Decimal(quote["max_cost_usd"]) == Decimal("0.03") + pictures * Decimal("0.01")
+
+
+@pytest.mark.parametrize("name", ["image", "images", "images[]"])
+async def test_a_list_of_pictures_in_a_text_is_refused(service, caller, name):
+    """Nobody here knows what Venice takes it for."""
+    form = aiohttp.FormData({"prompt": "x"}, default_to_multipart=True)
+    form.add_field(name, json.dumps([URL] * 3))
+    url = "/v1/image/multi-edit"
+    async with service.http.post(url, data=form, headers=caller.headers) as response:
+        answer = await response.json()
+        assert (response.status, answer["error"]["param"]) == (400, name)
+
+
+@pytest.mark.usefixtures("priced_images")
+async def test_a_quality_that_venice_leaves_aside_saves_nothing(caller):
+    """Of the two ways to make images only Venice's own heeds it."""
+    body = {"model": "venice-sd35", "prompt": "x", "quality": "low"}
+    for path, usd in (("/images/generations", "0.20"), ("/image/generate", "0.01")):
+        assert (await quoted(caller, path, body))["max_cost_usd"] == usd
+
+
+@pytest.mark.parametrize("name", ["stream", "chunking_strategy", "user", "known_speaker_names[]"])
+async def test_usual_fields_of_a_transcription_have_its_price(service, caller, name):
+    """It is charged by its length, whatever OpenAI's clients say of it."""
+    form = aiohttp.FormData({name: "false"}, default_to_multipart=True)
+    form.add_field("file", b"x" * 1_000, filename="a.wav")
+    url = "/v1/quote/audio/transcriptions"
+    async with service.http.post(url, data=form, headers=caller.headers) as response:
+        assert (await response.json())["max_cost_usd"] == "0.0002"
 
 
 @pytest.mark.parametrize(
