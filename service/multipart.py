@@ -19,8 +19,8 @@ PARAMETER: Final = re.compile(
 )
 BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_./:=?-]{1,70}")
 HEADER: Final = re.compile(rf"({_NAME_OF_PARAMETER}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-PADDING: Final = re.compile(rb"[ \t]*\r\n")
-LAST_PADDING: Final = re.compile(rb"--[ \t]*(?:\r\n|\Z)")
+PADDING: Final = re.compile(rb"[ \t]{0,100}\r\n")
+LAST_PADDING: Final = re.compile(rb"--[ \t]{0,100}(?:\r\n|\Z)")
 WRITTEN_BY_BROWSERS: Final = {"%22": '"', "%0D": "\r", "%0A": "\n"}
 # Letters, digits and - . _ are never written so, and some parsers read them.
 HIDDEN: Final = re.compile(r"\\|%(?:2[DE]|3[0-9]|[46][1-9A-F]|[57][0-9A]|5F)", re.IGNORECASE)
@@ -29,6 +29,8 @@ PLAIN_ENCODINGS: Final = frozenset({"7bit", "8bit", "binary"})
 PLAIN_CHARSETS: Final = frozenset({"utf-8", "us-ascii", "iso-8859-1"})
 """In which a name of a model is the same bytes."""
 MOST_PARTS: Final = 100
+MAX_HEAD_BYTES: Final = 8192
+"""The headers of a part. They are read character by character, in time that a file does not take."""
 TEXT_BYTES: Final = 65_536
 
 
@@ -68,6 +70,10 @@ def parse(content: bytes, content_type: str) -> list[Part]:
         head_end = content.find(b"\r\n\r\n", padding.end())
         if at == -1 or not 0 <= head_end <= at - 6:
             break
+        if head_end - padding.end() > MAX_HEAD_BYTES:
+            raise ClientError(
+                f"A part of the multipart body has more than {MAX_HEAD_BYTES} bytes of headers."
+            )
         head = content[padding.end() : head_end]
         parts.append(_part(content, head, head_end + 4, at - 2))
         if len(parts) > MOST_PARTS:

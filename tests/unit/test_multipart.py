@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClientError
-from service.multipart import MOST_PARTS, TEXT_BYTES, is_multipart, parse, set_texts, write
+from service.multipart import (
+    MAX_HEAD_BYTES,
+    MOST_PARTS,
+    TEXT_BYTES,
+    is_multipart,
+    parse,
+    set_texts,
+    write,
+)
 
 TYPE = "multipart/form-data; boundary=b"
 
@@ -302,3 +310,20 @@ def test_what_clients_write_is_read(made, name):
 def test_quotes_in_names_are_read_as_written(made):
     """In the one way that clients have for them."""
     assert parts_of(*made('a"; name="b'))[0] == ('a"; name="b', 1, "1")
+
+
+@pytest.mark.parametrize(
+    "head_of_part",
+    [
+        head("a" * MAX_HEAD_BYTES),
+        head("%22" * MAX_HEAD_BYTES),
+        head("\\\\a" * MAX_HEAD_BYTES),
+        head("a", more="".join(f";x{number}=1" for number in range(MAX_HEAD_BYTES))),
+        b"\r\n".join([head("a"), *(b"x-%d: 1" % number for number in range(MAX_HEAD_BYTES))]),
+        head("a", more=" " * MAX_HEAD_BYTES),
+    ],
+)
+def test_the_headers_of_a_part_are_short(head_of_part):
+    """Whatever makes them long is refused before it is read."""
+    with pytest.raises(ClientError, match="bytes of headers"):
+        parse(body((head_of_part, b"")), TYPE)
