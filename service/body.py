@@ -28,10 +28,17 @@ NAME: Final = re.compile(
 )
 HIGH_HALF: Final = rb"\\u[dD][89abAB][0-9a-fA-F]{2}"
 LOW_HALF: Final = rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-LONE_HALF: Final = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (HIGH_HALF, LOW_HALF, HIGH_HALF, LOW_HALF))
-"""Half of a surrogate pair, which JavaScript writes for a text that was cut within a character."""
+LONE_HALF: Final = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!%b)|(?<!%b\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
+    % (LOW_HALF, HIGH_HALF)
+)
+"""Half of a surrogate pair, which JavaScript writes for a text that was cut within a character.
+Both alternatives have one beginning: the engine seeks that, and tries nothing at other bytes."""
 REPLACEMENT: Final = rb"\\ufffd"
 ESCAPED_BACKSLASH: Final = b"\\\\"
+DIGITS_AS_ZERO: Final = bytes.maketrans(b"123456789", b"000000000")
+UNCOUNTED_BYTES: Final = 16 * 1024
+"""A body up to this size is read in a few milliseconds, whatever it holds."""
 NO_JSON: Final = b"\0\0"
 """As long as an escaped backslash, and in no JSON."""
 
@@ -46,6 +53,12 @@ class Limits(NamedTuple):
     """Members of the body itself."""
     escapes: int = 4_000_000
     """Backslashes in texts."""
+    exponents: int = 4_000
+    """Numbers with an exponent, which take up to 25 µs each near the ends of the range."""
+    digits: int = 50
+    """Digits of a number in a row; the time that they take grows with their square."""
+    half_pairs: int = 200_000
+    """Escaped halves of surrogate pairs in a body in which one stands alone."""
 
 
 LIMITS: Final = Limits()
@@ -217,16 +230,27 @@ def _check_counts(content: bytes, limits: Limits) -> int:
 
     :raises PayloadTooLarge: when it has too much of anything.
     """
-    if len(content) <= limits.values:
-        # A value takes a byte at least.
+    if len(content) <= UNCOUNTED_BYTES:
         return _count_strings(content)
     if content.count(b"\\") > limits.escapes:
         raise PayloadTooLarge(f"The body has more than {limits.escapes:,} escaped characters.")
     strings = _count_strings(content)
     # An item has one string at most, a member has two.
-    if strings > 2 * limits.values or _has_more_values(content, limits.values):
-        raise PayloadTooLarge(f"The body has more than {limits.values:,} values.")
+    if strings > 2 * limits.values:
+        raise _too_many("values", limits.values)
+    outside = _outside_strings(content)
+    if _separators(outside) >= limits.values:
+        raise _too_many("values", limits.values)
+    exponents = outside.count(b"e") + outside.count(b"E")
+    if exponents - outside.count(b"true") - outside.count(b"false") > limits.exponents:
+        raise _too_many("numbers with an exponent", limits.exponents)
+    if b"0" * (limits.digits + 1) in outside.translate(DIGITS_AS_ZERO):
+        raise PayloadTooLarge(f"A number in the body has more than {limits.digits} digits.")
     return strings
+
+
+def _too_many(what: str, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body has more than {limit:,} {what}.")
 
 
 def _count_strings(content: bytes) -> int:
@@ -237,15 +261,11 @@ def _count_strings(content: bytes) -> int:
     return (content.count(b'"') - content.count(b'\\"')) // 2
 
 
-def _has_more_values(content: bytes, limit: int) -> bool:
-    """Whether the body has more values than that. Texts have commas and braces too, and are only
-    looked at more closely where they have many."""
-    if _separators(content) < limit:
-        return False
+def _outside_strings(content: bytes) -> bytes:
+    """The body without its strings, which may have anything in them."""
     if ESCAPED_BACKSLASH in content:
         content = content.replace(ESCAPED_BACKSLASH, b"")
-    outside = b"".join(content.replace(b'\\"', b"").split(b'"')[::2])
-    return _separators(outside) >= limit
+    return b"".join(content.replace(b'\\"', b"").split(b'"')[::2])
 
 
 def _separators(content: bytes) -> int:
@@ -275,6 +295,8 @@ def _without_lone_halves(content: bytes) -> bytes:
     is."""
     if b"\\u" not in content or b"\0" in content:
         return content
+    if content.count(b"\\ud") + content.count(b"\\uD") > LIMITS.half_pairs:
+        raise _too_many("halves of surrogate pairs, of which one stands alone", LIMITS.half_pairs)
     # A backslash that is escaped itself must not be taken for the beginning of an escape.
     marked = content.replace(ESCAPED_BACKSLASH, NO_JSON)
     return LONE_HALF.sub(REPLACEMENT, marked).replace(NO_JSON, ESCAPED_BACKSLASH)

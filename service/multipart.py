@@ -30,7 +30,7 @@ PLAIN_CHARSETS: Final = frozenset({"utf-8", "us-ascii", "iso-8859-1"})
 """In which a name of a model is the same bytes."""
 MOST_PARTS: Final = 100
 MAX_HEAD_BYTES: Final = 8192
-"""The headers of a part. They are read character by character, in time that a file does not take."""
+"""The headers of a part, which are slow to read for their size."""
 TEXT_BYTES: Final = 65_536
 
 

@@ -173,6 +173,12 @@ def test_any_json_is_read(value, ascii_only, indent):
         (b"[%b]" % b",".join([b'""'] * 300_000), "250,000 values"),
         (b'{"a":"%b"}' % (b"\\n" * 4_000_001), "4,000,000 escaped"),
         (b'{"a":1%b}' % (b',"a":1' * 5_800_000), "250,000 values"),
+        (b"[%b]" % b",".join([b"1.5e-320"] * 4_001), "4,000 numbers with an exponent"),
+        (b"[%b]" % b",".join([b"17976931348623158E292"] * 4_001), "4,000 numbers with an exponent"),
+        (b"[%b]" % b",".join([b"9" * 4_000] * 10), "more than 50 digits"),
+        (b"[%b]" % b",".join([b"0.%b" % (b"1" * 400)] * 100), "more than 50 digits"),
+        (b'"%b"' % (b"\\ud800" * 200_001), "200,000 halves"),
+        (b'"%b\\ud83d"' % (b"\\uD83D\\uDE00" * 100_000), "200,000 halves"),
     ],
 )
 def test_bodies_that_are_slow_to_read_are_refused(content, rule):
@@ -196,6 +202,9 @@ def test_bodies_that_are_slow_to_read_are_refused(content, rule):
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}] * 1_000},
         {"text": "[{,:\\\"'}]\n" * 1_000_000},
         {"picture": "a" * 30_000_000},
+        {"digits": "1e-300," * 100_000 + "7" * 100_000, "flags": [True, False] * 10_000},
+        {"vectors": [1.2345678901234567e-05] * 3_000 + [0.1234567890123456] * 100_000},
+        {"text": "\U0001f600" * 500_000},
     ],
 )
 def test_bodies_of_real_agents_are_read(value):
