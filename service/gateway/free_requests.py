@@ -100,10 +100,12 @@ class FreeRequests:
             for limit in limits
             if limit.unit == "requests" and limit.period in PERIODS_S and limit.scope in SCOPES
         ]
+        if any(limit.id not in self._recent for limit in rates):
+            # Before the loop, so that it forgets nothing that the loop has looked at.
+            self._forget_idle()
         for limit in rates:
             recent = self._recent.get(limit.id)
             if recent is None:
-                self._forget_idle()
                 recent = self._recent[limit.id] = _Recent(PERIODS_S[str(limit.period)])
             recent.prune()
             self._must_have_room(limit, recent)

@@ -5,6 +5,8 @@ import pytest
 from paid_bodies import BODIES
 from support import limited
 
+from service.gateway import free_requests
+
 PATHS = [
     ("POST", "/v1/video/quote", {"model": "wan", "prompt": "x"}),
     ("GET", "/v1/models", None),
@@ -81,3 +83,13 @@ async def test_other_callers_and_other_limits_do_not_matter(service, caller):
     for _ in range(3):
         assert (await asked(caller, "GET", "/v1/models"))[0] == 200
     assert (await asked(other, "GET", "/v1/models"))[0] == 429
+
+
+async def test_what_is_forgotten_is_never_the_callers_own(caller, monkeypatch):
+    """A caller with two limits that are new when there is room for none."""
+    monkeypatch.setattr(free_requests, "MAX_LIMITS", 1)
+    for of_key in (True, False):
+        await limited(caller, unit="requests", period="minute", ceiling=1, of_key=of_key)
+
+    assert (await asked(caller, "GET", "/v1/models"))[0] == 200
+    assert (await asked(caller, "GET", "/v1/models"))[0] == 429
