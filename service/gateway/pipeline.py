@@ -161,11 +161,13 @@ class Gateway:
             # nothing, and what nobody knows of the ledger undoes itself.
             self._open_calls.discard(open_call)
         elif open_call.is_left_unfinished and self._may_finish(open_call.route.caller):
-            finishing = open_call.task = asyncio.create_task(self._finish(open_call))
+            # Counted before the task runs: many callers may hang up in one turn of the loop.
+            self._count_finishing(open_call.route.caller, 1)
+            # A task that is cancelled before it runs does nothing at all, so it sets this itself.
+            open_call.task = None
+            finishing = asyncio.create_task(self._finish(open_call))
             self._finishing.add(finishing)
             finishing.add_done_callback(self._finishing.discard)
-            # A task that is cancelled before it has begun does nothing at all.
-            await asyncio.sleep(0)
         else:
             await self._settle(open_call)
 
@@ -178,9 +180,7 @@ class Gateway:
 
     async def _finish(self, open_call: OpenCall) -> None:
         """Settle a call that its caller has left, when its answer was read to its end."""
-        caller = open_call.route.caller
-        owners = (caller.api_key_id, caller.organization_id)
-        self._finishing_of.update(owners)
+        open_call.task = asyncio.current_task()
         try:
             await open_call.finish()
         except asyncio.CancelledError:
@@ -189,15 +189,24 @@ class Gateway:
         except Exception:
             log.exception("answer not finished")
         finally:
-            self._finishing_of.subtract(owners)
-            for owner in owners:
-                if not self._finishing_of[owner]:
-                    del self._finishing_of[owner]
+            self._count_finishing(open_call.route.caller, -1)
         await self._settle(open_call)
 
+    def _count_finishing(self, caller: Caller, change: int) -> None:
+        for owner in (caller.api_key_id, caller.organization_id):
+            self._finishing_of[owner] += change
+            if not self._finishing_of[owner]:
+                del self._finishing_of[owner]
+
     async def _settle(self, open_call: OpenCall) -> None:
+        try:
+            entry = open_call.entry(self._catalog)
+        except BaseException:
+            # The sweeper settles the hold; what the call keeps in this process is released here.
+            self._open_calls.discard(open_call)
+            await open_call.close()
+            raise
         # A task of its own: neither a hang-up nor a shutdown of the handler takes the entry along.
-        entry = open_call.entry(self._catalog)
         settling = self._ledger.settle(entry)
         try:
             endpoint = entry.hold.endpoint

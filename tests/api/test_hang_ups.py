@@ -11,8 +11,8 @@ from odd_venice import head, odd_venice, serving
 from paid_bodies import BODIES, UNPRICED, sent
 from support import cost_of, limited
 
-from service.api import GATEWAY
-from service.gateway import open_call, pipeline
+from service.api import GATEWAY, VENICE
+from service.gateway import CHAT, open_call, pipeline
 
 JSON = "application/json"
 
@@ -145,6 +145,48 @@ async def test_only_so_many_are_read_on(upstream, caller, monkeypatch):
         while len(entries := await caller.entries()) < 2:
             await asyncio.sleep(0.02)
     assert {entry["cost_source"] for entry in entries} == {"estimated", "reported"}
+
+
+async def test_only_so_many_are_read_on_of_those_who_leave_together(upstream, caller, monkeypatch):
+    """However many hang up in one turn of the event loop."""
+    monkeypatch.setattr(pipeline, "MAX_FINISHING_OF_KEY", 2)
+    upstream.faults.push("/chat/completions", "stall", after=5, times=5)
+    gateway = caller.service.app[GATEWAY]
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(5):
+            call = caller.chat("[tokens=60]", stream=True, max_tokens=100)
+            response = await stack.enter_async_context(call)
+            await response.content.readline()
+        await upstream.faults.wait_held(5)
+        for begun in list(gateway._open_calls):
+            begun.task.cancel()
+        async with asyncio.timeout(5):
+            while len(await caller.entries()) < 3:
+                await asyncio.sleep(0.02)
+
+        assert gateway.open_calls == 2
+        upstream.faults.release()
+    async with asyncio.timeout(5):
+        while len(entries := await caller.entries()) < 5:
+            await asyncio.sleep(0.02)
+    sources = sorted(entry["cost_source"] for entry in entries)
+    assert sources == ["estimated"] * 3 + ["reported"] * 2
+    assert not gateway._finishing_of
+
+
+async def test_a_cost_that_cannot_be_computed_keeps_no_call_open(upstream, caller, monkeypatch):
+    """A mistake of ours leaves the hold to the sweeper, and neither a call nor a connection."""
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(CHAT), "cost", broken)
+    async with caller.chat() as response:
+        assert response.status == 500
+
+    gateway = caller.service.app[GATEWAY]
+    assert gateway.open_calls == 0
+    assert not any(caller.service.app[VENICE].keys.in_flight.values())
 
 
 @pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
