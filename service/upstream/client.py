@@ -51,6 +51,8 @@ MAX_HEADERS: Final = 1000
 PIECE_BYTES: Final = 16 * 1024
 """How much of an answer that has come is looked at before others have their turn."""
 ERROR_BODY_BYTES: Final = 64 * 1024
+ERROR_BODY_TIMEOUT_S: Final = 5.0
+"""How much of a refusal's body is read, and for how long: its head is what happened."""
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
 QUOTE_TIMEOUT_S: Final = 15.0
@@ -187,6 +189,20 @@ class Answer:
             self._response.release()
         else:
             self._response.close()
+
+
+async def _start_of_body(response: aiohttp.ClientResponse) -> bytes:
+    """The body of a refusal, or what has arrived of it when it is too long, too slow or cut."""
+    received = bytearray()
+    with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
+        async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
+            while len(received) < ERROR_BODY_BYTES:
+                # One read returns no more than has arrived, which may be a part.
+                chunk = await response.content.read(ERROR_BODY_BYTES - len(received))
+                if not chunk:
+                    break
+                received += chunk
+    return bytes(received)
 
 
 def _inflated(response: aiohttp.ClientResponse, content: bytes) -> bytes:
@@ -498,11 +514,10 @@ class Venice:
 
     async def _refused(self, response: aiohttp.ClientResponse) -> ServiceError:
         try:
-            body = _inflated(response, await response.content.read(ERROR_BODY_BYTES))
-        except (aiohttp.ClientError, ConnectionError, TimeoutError):
-            body = b""
+            received = await _start_of_body(response)
         finally:
             response.close()
+        body = _inflated(response, received)
         error = refusal(response.status, response.headers, body)
         error.cost_usd = stated_cost(response.headers, body)
         log.info(

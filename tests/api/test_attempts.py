@@ -82,7 +82,9 @@ async def test_another_key_takes_over(service, caller, upstream, kind):
     for _ in range(12):
         async with caller.chat() as response:
             assert response.status == 200
-        assert "sandbox" not in str(response.headers)
+        # The policy for browsers has a rule of that name.
+        headers = str(response.headers).replace("; sandbox", "")
+        assert "sandbox" not in headers
 
     asked = [call.headers["Authorization"] for call in upstream.calls.to("/chat/completions")]
     assert asked.count("Bearer sandbox") == 1

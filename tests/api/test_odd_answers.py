@@ -5,6 +5,7 @@ it states none, usage that makes sense is priced; what is missing is estimated a
 may have been charged.
 """
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -463,6 +464,24 @@ async def test_plain_answers(odd):
     """One after the other; each is booked once."""
     faults = await played(odd, PLAIN)
     assert not faults, "\n".join(faults)
+
+
+async def test_a_refusal_that_comes_in_pieces(odd):
+    """It is read to its end: half of it would be nobody's words."""
+    venice, caller = odd
+    refused = whole(b'{"error":{"message":"no such thing"}}', "400 No")
+
+    async def answer(_, writer):
+        for start in range(0, len(refused), 40):
+            writer.write(refused[start : start + 40])
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    venice.answer = answer
+    async with caller.chat(model="m") as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, error["message"]) == (400, "no such thing")
 
 
 TOKEN = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"ab"}}]}\n\n'
