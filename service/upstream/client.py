@@ -101,6 +101,9 @@ class Answer:
         """Of a body that was read and did not come to its end."""
         self._inflater: Inflater | None = None
         self._is_readable = True
+        self._is_turn_over = False
+        """Whether others have their turn before more is read: to go through much at once would keep
+        them waiting."""
         if (header := response.headers.get("Content-Encoding")) is not None:
             # Venice was asked for none, but something on the way may have its own mind.
             try:
@@ -151,12 +154,14 @@ class Answer:
 
         :raises UpstreamCut, UpstreamTimeout: when it ends early, or is silent for too long.
         """
+        if self._is_turn_over:
+            self._is_turn_over = False
+            # Before the read: what was read must not be lost when this is cancelled.
+            await asyncio.sleep(0)
         if self._inflater is None and self._is_readable:
             with TRANSLATED:
                 chunk: bytes = await self._response.content.read(PIECE_BYTES)
-            if len(chunk) == PIECE_BYTES:
-                # There is more: to go through all of it at once would keep others waiting.
-                await asyncio.sleep(0)
+            self._is_turn_over = len(chunk) == PIECE_BYTES
             return chunk
         if self._inflater is None:
             raise UpstreamError("Venice's answer has an encoding that is not known here.")
@@ -174,8 +179,7 @@ class Answer:
                 inflater.feed(chunk)
         except ClientError as error:
             raise UpstreamError("Venice's answer is not encoded as it says.") from error
-        # Unpacking much of little at once would keep others waiting.
-        await asyncio.sleep(0)
+        self._is_turn_over = True
         return piece
 
     async def chunks(self) -> AsyncGenerator[bytes]:

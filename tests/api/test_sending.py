@@ -3,6 +3,8 @@ redirect."""
 
 import asyncio
 import contextlib
+import gzip
+import random
 
 import msgspec
 import pytest
@@ -139,3 +141,28 @@ async def test_no_question_of_ours_follows_a_redirect(database_address):
                 await asked
         assert len(venice.received) == 5
         assert elsewhere.received == []
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_no_byte_of_an_answer_is_lost_by_a_cancellation(database_address, venice, coding):
+    """Whoever leaves while an answer is read leaves all that was not taken to who reads on."""
+    body = random.Random(1).randbytes(300_000)
+    content = gzip.compress(body) if coding == "gzip" else body
+    venice.answer = whole(content, Content_Encoding=coding)
+    async with serving(database_address, venice) as service:
+        answer = await service.app[VENICE].post("/chat/completions", b"{}", {})
+        read = b""
+        while len(read) < len(body):
+            reading = asyncio.create_task(answer.next_chunk())
+            await asyncio.sleep(0)
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                read += await reading
+            # Whether or not it was cancelled, the connection goes on.
+            await asyncio.sleep(0.001)
+            if answer._response.content.at_eof() and not answer._inflater:
+                break
+        answer.close()
+
+    assert len(read) == len(body)
+    assert read == body
