@@ -41,4 +41,4 @@ def format_usd(nanos: int) -> str:
 
 def cost_of_tokens(*priced: tuple[int, int]) -> int:
     """Nano-dollars of ``(tokens, nanos per million tokens)`` pairs, rounded up once."""
-    return -(-sum(tokens * nanos for tokens, nanos in priced) // TOKENS_PER_PRICE)
+    return -(-sum([tokens * nanos for tokens, nanos in priced]) // TOKENS_PER_PRICE)

@@ -153,7 +153,7 @@ class OpenCall:
         assembled answer that takes longer, once its first byte is there.
         """
         self._attempts = Attempts(venice, self.route)
-        relay = self.call.relay
+        relay = self.route.call.relay
         if relay is Relay.WHOLE:
             beginning = self._begin_whole
         elif relay is Relay.PASSED:
@@ -480,23 +480,22 @@ class OpenCall:
     def _cost_of_last(self, outcome: Outcome, metered: Metered, catalog: Catalog) -> Cost:
         if self._ending.stated_usd:
             return Cost(None, money.parse_usd(self._ending.stated_usd), CostSource.REPORTED)
+        call = self.route.call
         is_sent = self._attempts is not None and self._attempts.may_be_charged
         if not is_sent or metered.is_withheld:
             return Cost(None, 0, CostSource.NOT_CHARGED)
-        is_upload_cut = self.call.upload is not None and not self.call.upload.is_whole
+        is_upload_cut = call.upload is not None and not call.upload.is_whole
         if is_upload_cut and self.answer is None:
             # Venice never had the whole of it, and said nothing.
             return Cost(None, 0, CostSource.NOT_CHARGED)
-        is_blind = self.call.relay is Relay.PASSED or (
-            self.call.relay is Relay.WHOLE and outcome in LEFT
-        )
+        is_blind = call.relay is Relay.PASSED or (call.relay is Relay.WHOLE and outcome in LEFT)
         if self.metered is None and is_blind:
             # Nothing was counted, and Venice may have gone on: so leaving saves no money.
             return Cost(None, None, CostSource.UNKNOWN)
-        relay, is_read = self.call.relay, self.metered is not None
+        relay, is_read = call.relay, self.metered is not None
         if self._ending.may_be_more(outcome, metered, relay, is_read=is_read):
             metered = metered.without_counts()
-        return self.call.endpoint.cost(self.call, self.route.bound, metered, catalog)
+        return call.endpoint.cost(call, self.route.bound, metered, catalog)
 
     @overload
     def _milliseconds_to(self, at: float) -> int: ...

@@ -210,11 +210,8 @@ class Route:
         caller = self.caller
         if caller.role != "inference" or caller.api_key_id is None:
             raise Forbidden("Only a key of role inference can make this call.")
-        attempts = self._attempts(call)
-
-        def times(amount: int | None) -> int | None:
-            return None if amount is None else amount * attempts
-
+        if (attempts := self._attempts(call)) > 1:
+            bound = _times(bound, attempts)
         return Hold(
             organization_id=caller.organization_id,
             id=hold_id,
@@ -223,15 +220,23 @@ class Route:
             endpoint=call.endpoint.path,
             model=call.model,
             is_stream=call.is_stream,
-            bound_nanos=times(bound.nanos),
-            bound_tokens=bound.tokens * attempts,
-            least_nanos=times(bound.least_nanos),
-            least_tokens=times(bound.least_tokens),
+            bound_nanos=bound.nanos,
+            bound_tokens=bound.tokens,
+            least_nanos=bound.least_nanos,
+            least_tokens=bound.least_tokens,
             end_user=caller.end_user_digest(call.end_user).hex() if call.end_user else None,
             tags=call.tags,
             requested_model=call.requested_model,
             price_version=self._catalog.price_version(call.model),
         )
+
+
+def _times(bound: Bound, attempts: int) -> Bound:
+    """The bound of so many attempts together."""
+    names = ("nanos", "tokens", "least_nanos", "least_tokens")
+    amounts = {name: getattr(bound, name) for name in names}
+    known = {name: amount * attempts for name, amount in amounts.items() if amount is not None}
+    return msgspec.structs.replace(bound, **known)
 
 
 def _told(refusal: ServiceError, call: Call, *, are_prices_known: bool) -> ServiceError:

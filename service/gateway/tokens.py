@@ -157,8 +157,9 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     def bound(self, call: T, caller: Caller, catalog: Catalog) -> Bound:
         """Every byte of text a token and as many for each picture as it can be, at most the
         model's window; and all the output allowed. Of several models the dearest counts."""
-        prices = [catalog.token_price(name) for name in call.models]
-        window = max(map(_window, prices))
+        models = call.models
+        prices = [catalog.token_price(name) for name in models]
+        window, most_output = _maxima(prices)
         has_venice_prompt = call.has_venice_prompt
         if has_venice_prompt is None:
             has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
@@ -166,12 +167,15 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         if not call.has_extras:
             prompt_tokens = call.text_bytes + PICTURE_TOKENS * call.pictures
             prompt_tokens += PART_TOKENS * call.parts
+            organization_id, with_prompt = caller.organization_id, has_venice_prompt
             overhead = max(
-                catalog.overhead_tokens(name, caller.organization_id, with_prompt=has_venice_prompt)
-                for name in call.models
+                [
+                    catalog.overhead_tokens(name, organization_id, with_prompt=with_prompt)
+                    for name in models
+                ]
             )
             input_tokens = min(window, prompt_tokens + overhead)
-        output_tokens, output_cap = self._output(call, caller, prices)
+        output_tokens, output_cap = self._output(call, caller, most_output)
         bound = Bound(
             nanos=_nanos(call, prices, input_tokens, output_tokens),
             tokens=input_tokens + output_tokens * call.choices,
@@ -193,13 +197,11 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             least_tokens=input_tokens + least * call.choices,
         )
 
-    def _output(
-        self, call: T, caller: Caller, prices: Sequence[TokenPrice | None]
-    ) -> tuple[int, int | None]:
-        """The most output of one choice, and the cap that makes it the most."""
+    def _output(self, call: T, caller: Caller, most: int) -> tuple[int, int | None]:
+        """The most output of one choice, of which its models give ``most``, and the cap that makes
+        it the most."""
         if not self.gives_output:
             return 0, None
-        most = max((price and price.max_output_tokens) or _window(price) for price in prices)
         if call.max_output_tokens is not None:
             return min(call.max_output_tokens + call.thinking_tokens, most), None
         if call.is_end_to_end_encrypted or self.cap_member is None:
@@ -238,7 +240,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """What Venice states; else its counts at the catalogue's price. Counts that are needed and
         missing are estimated, input at its bound, and make the cost an estimate."""
         price = catalog.token_price(metered.model or "", call.model)
-        prices = [price, *(catalog.token_price(name) for name in call.models)]
+        prices = [price, *[catalog.token_price(name) for name in call.models]]
         stated = self._plausible(call, prices, metered.usage or NO_USAGE)
         usage, source = _usage(call, bound, metered, stated, gives_output=self.gives_output)
         if source is CostSource.COMPUTED and not call.fallbacks:
@@ -262,16 +264,17 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     def most_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
         """That of a full window and the longest output."""
         prices = [catalog.token_price(name) for name in call.models]
-        nanos = _dearest(prices, *_maxima(call, prices))
+        most_input, most_output = _maxima(prices)
+        nanos = _dearest(prices, most_input, most_output * call.choices)
         return None if nanos is None else nanos + call.surcharge_nanos
 
     def _plausible(
         self, call: T, prices: Sequence[TokenPrice | None], stated: UsageObject
     ) -> UsageObject:
         """The usage; none where a count is beyond what the model takes or gives."""
-        most_input, most_output = _maxima(call, prices)
+        most_input, most_output = _maxima(prices)
         input_tokens, output_tokens = stated.all_input_tokens or 0, stated.all_output_tokens or 0
-        if input_tokens <= most_input and output_tokens <= most_output:
+        if input_tokens <= most_input and output_tokens <= most_output * call.choices:
             return stated
         metrics.note(metrics.IMPLAUSIBLE, 1, "usage")
         log.warning(
@@ -283,11 +286,15 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         return NO_USAGE
 
 
-def _maxima(call: TokenCall, prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
-    """The most input that any of the models takes, and the most output of all choices that it
+def _maxima(prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
+    """The most input that any of the models takes, and the most output of one choice that any
     gives."""
-    most_output = max((price and price.max_output_tokens) or _window(price) for price in prices)
-    return max(map(_window, prices)), most_output * call.choices
+    most_input = most_output = 0
+    for price in prices:
+        window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
+        most_input = max(most_input, window)
+        most_output = max(most_output, (price and price.max_output_tokens) or window)
+    return most_input, most_output
 
 
 def _dearest(
@@ -341,10 +348,6 @@ def _learn(call: TokenCall, bound: Bound, usage: Usage, catalog: Catalog) -> Non
             usage.input_tokens - bound.prompt_tokens,
             with_prompt=bound.has_venice_prompt,
         )
-
-
-def _window(price: TokenPrice | None) -> int:
-    return (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
 
 
 def _nanos(
@@ -401,17 +404,17 @@ def read(inbound: Inbound, endpoint: TokenEndpoint[Any], shape: type[R]) -> Read
     :raises ClientError: naming the field and the rule.
     """
     json = body.read(inbound.content, endpoint.body_limits)
-    request = json.convert(shape)
+    request, members = json.convert(shape), json.members
     plain, parameters = split_model(request.model)
     model = joined_model(plain, parameters)
     if not model.startswith(END_TO_END_ENCRYPTED):
-        changes = _changes(json.members, inbound.settings, endpoint.table, model)
+        changes = _changes(members, inbound.settings, endpoint.table, model)
         if changes:
             json = json.edited(changes)
-            request = json.convert(shape)
+            members, request = json.members, json.convert(shape)
     elif model != request.model:
         raise ClientError(f"model: must be spelled {model!r}.", param="model")
-    members, asked, content = json.members, Asked(), Content()
+    asked, content = Asked(), Content()
     asked.read(members, endpoint.table)
     asked.read_parameters_in_name(parameters)
     if endpoint.table is TEXT:
@@ -458,7 +461,7 @@ def _facts(
 
 def _parts(members: Mapping[str, Any]) -> int:
     lists = [members.get(name) for name in (*CONVERSATIONS, "tools", "questions")]
-    return 1 + sum(len(parts) for parts in lists if isinstance(parts, list | dict))
+    return 1 + sum([len(parts) for parts in lists if isinstance(parts, list | dict)])
 
 
 def _changes(

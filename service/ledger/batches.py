@@ -29,28 +29,25 @@ class Queue(Generic[I, O]):
 
     def __init__(self, most_waiting: int | None) -> None:
         self._most_waiting = most_waiting
-        self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        self.waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
 
     def put(self, item: I) -> asyncio.Future[O]:
         """Queue the item.
 
         :raises Unavailable: when too many wait already.
         """
-        if self._most_waiting is not None and len(self._waiting) >= self._most_waiting:
+        if self._most_waiting is not None and len(self.waiting) >= self._most_waiting:
             raise Unavailable("Too many calls are waiting for the books.", retry_after_s=1)
         future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self.waiting.append((item, future))
         return future
 
     def take(self, most: int) -> tuple[list[I], list[asyncio.Future[O]]]:
         """The next batch of so many at most, without what was cancelled while it waited."""
         items: list[I] = []
         futures: list[asyncio.Future[O]] = []
-        while self._waiting and len(items) < most:
-            item, future = self._waiting.popleft()
+        while self.waiting and len(items) < most:
+            item, future = self.waiting.popleft()
             if not future.done():
                 items.append(item)
                 futures.append(future)
@@ -58,9 +55,9 @@ class Queue(Generic[I, O]):
 
     def close(self) -> None:
         """Cancel what waits."""
-        for _, future in self._waiting:
+        for _, future in self.waiting:
             future.cancel()
-        self._waiting.clear()
+        self.waiting.clear()
 
 
 class Batches(Generic[H, A, E]):
@@ -157,7 +154,8 @@ class Batches(Generic[H, A, E]):
             self._woken.set()
 
     def _has_work(self) -> bool:
-        return bool(self._admissions) or (self._late is None and bool(self._settlements))
+        waiting = self._admissions.waiting or (self._late is None and self._settlements.waiting)
+        return bool(waiting)
 
     async def _work(self) -> None:
         try:
@@ -182,7 +180,7 @@ class Batches(Generic[H, A, E]):
 
     async def _run_next(self) -> None:
         # What is undone after an outage waits too, and is under way no more.
-        waiting = len(self._admissions) + len(self._settlements)
+        waiting = len(self._admissions.waiting) + len(self._settlements.waiting)
         part = max(self._under_way(), waiting) // PARTS
         most = min(max(part, LEAST_A_PART), MOST_A_BATCH)
         holds, admitting = self._admissions.take(most)
@@ -238,7 +236,7 @@ class Batches(Generic[H, A, E]):
             _settled(settling)
         finally:
             self._late = None
-        if self._settlements:
+        if self._settlements.waiting:
             self._wake()
 
 

@@ -119,7 +119,7 @@ async def test_a_plain_call(caller, work):
     assert done["tasks"] <= 0.1
     # The request, the answer, and of that its parts.
     assert done["decodes"] <= 5
-    assert done["functions"] <= 420
+    assert done["functions"] <= 390
 
 
 async def test_a_stream(caller, work):
@@ -129,7 +129,7 @@ async def test_a_stream(caller, work):
     assert done["statements"] == 2
     assert 1 <= done["tasks"] <= 1.1
     assert done["decodes"] <= 5
-    assert done["functions"] <= 475
+    assert done["functions"] <= 442
 
 
 async def test_a_chunk_of_a_stream(caller, work):
