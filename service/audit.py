@@ -66,8 +66,8 @@ MOVE_HEAD: Final = """
 
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
-    """Who acts, for the audit: ``operator``, ``command-line``, ``api_key:<id>``, or ``retention``
-    for what a setting asks for."""
+    """Who acts, for the audit: ``operator``, ``command-line``, ``api_key:<id>``, ``retention``
+    for what a setting asks for, or ``rialto`` for what the service finds out itself."""
 
     name: str
     request_id: str | None = None
@@ -79,6 +79,9 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     def set_by(self) -> Literal["operator", "administrator"]:
         """What the tables say of what it sets."""
         return "administrator" if self.is_administrator else "operator"
+
+
+RIALTO: Final = Actor(name="rialto")
 
 
 async def lock(conn: Any, organization_id: UUID) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from service import accounts, audit, ledger, metrics, stored, upstream
-from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO, Actor
 from service.crypto import Keyring
 from service.db import Database
 from service.errors import ServiceError, StartupError, Unavailable, UpstreamError, UpstreamRejected
@@ -42,7 +42,6 @@ END_USERS_EVERY_S: Final = 600.0
 UPSTREAM_KEYS_EVERY_S: Final = 10.0
 UPSTREAM_KEYS_PAUSE_S: Final = 1.0
 BALANCES_EVERY_S: Final = 300.0
-KEY_TIMEOUT_S: Final = 10.0
 FIRST_BALANCES_S: Final = 30.0
 """A start has better things to ask Venice."""
 GENERATIONS_EVERY_S: Final = 15.0
@@ -55,7 +54,6 @@ UNKNOWN_STATUSES: Final = (400, 404)
 DAY_S: Final = 86_400.0
 CLOCK_EVERY_S: Final = 600.0
 MAX_CLOCK_DIFFERENCE_S: Final = 5.0
-RIALTO: Final = Actor(name="rialto")
 ORGANIZATIONS_A_PAGE: Final = 1000
 
 
@@ -184,7 +182,7 @@ async def _check_new(database: Database, venice: Venice) -> None:
     await asyncio.gather(*(upstream.check(database, venice, key) for key in new))
 
 
-async def _tell(database: Database, action: str, key_id: UUID, detail: dict[str, Any]) -> None:
+async def _audit(database: Database, action: str, key_id: UUID, detail: dict[str, Any]) -> None:
     async with database.transaction() as conn:
         await audit.record(conn, OPERATOR_ORGANIZATION_ID, RIALTO, action, str(key_id), detail)
 
@@ -204,7 +202,7 @@ class Balances:
             return
         self._checked_at = time.monotonic()
         for key in venice.keys.all:
-            state = (await venice.examine(key, KEY_TIMEOUT_S)).state
+            state = (await venice.examine(key, upstream.KEY_TIMEOUT_S)).state
             if state is None:
                 continue
             await upstream.note_state(database, key, state)
@@ -227,7 +225,7 @@ class Balances:
         if key.id not in self._low:
             self._low.add(key.id)
             detail = {"name": key.name, "balance_usd": balance_usd, "hours_left": round(hours, 1)}
-            await _tell(database, "upstream_key.low", key.id, detail)
+            await _audit(database, "upstream_key.low", key.id, detail)
 
 
 async def keep_alerts(books: Ledger, database: Database) -> None:

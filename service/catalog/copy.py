@@ -11,14 +11,12 @@ import msgspec
 import structlog
 
 from service import audit
-from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO
 from service.catalog.models import Changes, Model, Stored, compare, read_model
 from service.db import Database
 from service.ids import uuid7
 
 log = structlog.get_logger()
-
-RIALTO: Final = Actor(name="rialto")
 
 READ_MODELS: Final = """
     SELECT name, version, listing, position, also_named, retired_at

@@ -7,13 +7,11 @@ import msgspec
 import structlog
 
 from service import audit, metrics
-from service.audit import Actor
+from service.audit import RIALTO
 from service.db import Database
 from service.ledger.refusals import amount
 
 log = structlog.get_logger()
-
-RIALTO: Final = Actor(name="rialto")
 
 # The first condition spares most limits the second.
 FIND_DUE: Final = """

@@ -12,10 +12,9 @@ from uuid import UUID
 import structlog
 
 from service import audit, money
-from service.audit import OPERATOR_ORGANIZATION_ID
+from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO
 from service.db import Database
 from service.errors import LimitExceeded, Unavailable
-from service.ledger.alerts import RIALTO
 
 log = structlog.get_logger()
 

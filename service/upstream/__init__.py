@@ -1,6 +1,13 @@
 """Venice, and nothing else of the outside world: the only ``ClientSession`` lives here."""
 
-from service.upstream.client import PASSED_HEADERS, PLAIN_BODY_BYTES, Answer, Venice, open_venice
+from service.upstream.client import (
+    KEY_TIMEOUT_S,
+    PASSED_HEADERS,
+    PLAIN_BODY_BYTES,
+    Answer,
+    Venice,
+    open_venice,
+)
 from service.upstream.connector import StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding
@@ -33,6 +40,7 @@ from service.upstream.stored import (
 
 __all__ = [
     "ENVIRONMENT_KEY_ID",
+    "KEY_TIMEOUT_S",
     "PASSED_HEADERS",
     "PLAIN_BODY_BYTES",
     "Answer",

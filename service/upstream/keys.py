@@ -27,7 +27,7 @@ from service.errors import (
 )
 from service.upstream.cooldowns import Cooldowns, Source
 from service.upstream.findings import Finding
-from service.upstream.refusals import BUSY_RETRY_S, spent_rate_reset_s
+from service.upstream.refusals import BUSY_RETRY_S, EXHAUSTED_RETRY_S, spent_rate_reset_s
 
 log = structlog.get_logger()
 
@@ -38,7 +38,6 @@ FORBIDDEN_REST_S: Final = 300.0
 MOST_RATE_REST_S: Final = 60.0
 PROBE_EVERY_S: Final = 1.0
 MOST_PROBE_PAUSE_S: Final = 30.0
-EXHAUSTED_RETRY_S: Final = 60
 RATE_SPENT: Final = "rate used up"
 LEAST_BALANCE_USD: Final = 0.1
 """Venice admits no account that has less."""

@@ -153,7 +153,7 @@ def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> fl
 
 
 def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    if status in (401, 402, 403):
+    if status in KEY_STATUSES:
         # Ours, not the caller's: the key, its balance, its address. Venice's words are not logged,
         # since they may quote the request.
         log.error("venice refuses our key", upstream_status=status)

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from service import audit, crypto, money
-from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO, Actor
 from service.crypto import Keyring
 from service.db import Database
 from service.errors import ClientError, Conflict, NotFound
@@ -31,7 +31,6 @@ KEY_PROBLEMS: Final = {
     Finding.UNREACHABLE: "Venice does not answer, so nothing is known of the key.",
     Finding.FAILED: "Venice failed, so nothing is known of the key.",
 }
-RIALTO: Final = Actor(name="rialto")
 NAME_LENGTH: Final = 200
 SECRET_LENGTH: Final = 1000
 SECRET: Final = re.compile("[!-~]+")
