@@ -80,13 +80,15 @@ async def test_a_caller_that_leaves_before_anything_left(database_address, venic
     async with serving(database_address, venice) as service:
         caller = await service.new_caller()
         service.app[VENICE]._base_url = f"https://127.0.0.1:{silent_port}/api/v1"
+        gateway = service.app[GATEWAY]
         for stream in (False, True):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.3), caller.chat(model="m", stream=stream):
-                    pass
-        async with asyncio.timeout(5):
-            while service.app[GATEWAY].open_calls:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(10):
+                leaving = asyncio.create_task(caller.chat(model="m", stream=stream).__aenter__())
+                while not any(call._attempts for call in gateway._open_calls):
+                    await asyncio.sleep(0.01)
+                leaving.cancel()
+                while gateway.open_calls:
+                    await asyncio.sleep(0.01)
         entries = await caller.entries()
     assert [(entry["outcome"], entry["cost_source"]) for entry in entries] == [
         ("client_closed", "not_charged")

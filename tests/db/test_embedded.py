@@ -256,11 +256,13 @@ async def test_the_loop_is_not_blocked(server):
             longest_s = max(longest_s, time.monotonic() - started)
 
     watching = asyncio.create_task(watch())
+    began = time.monotonic()
     async with embedded.running(server.directory) as address:
         assert address.host == str(server.directory)
+    duration_s = time.monotonic() - began
     watching.cancel()
 
-    assert longest_s < 0.1
+    assert longest_s < duration_s / 3
 
 
 def test_the_server_knows_no_secrets(server, monkeypatch):

@@ -34,13 +34,14 @@ def servers(directory):
 
 
 def delete(data):
-    """As `rm -rf`."""
-    shutil.rmtree(data)
+    """As `rm -rf`, while PostgreSQL deletes files of its own."""
+    while data.exists():
+        shutil.rmtree(data, ignore_errors=True)
 
 
 def delete_the_database(data):
     """Only what PostgreSQL has."""
-    shutil.rmtree(data / "postgres")
+    delete(data / "postgres")
 
 
 def move(data):
