@@ -23,6 +23,18 @@ MAX_TOKENS: Final = 100_000
 TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+|[:,]', re.DOTALL)
 
 
+class _Value:
+    """Reads a value of a plain type; a whole number also where it is written with a fraction."""
+
+    def __init__(self, shape: Any) -> None:
+        self._decoder = msgspec.json.Decoder(shape)
+        self._number_decoder = msgspec.json.Decoder(shape, strict=False)
+
+    def decode(self, content: msgspec.Raw) -> Any:
+        is_text = bytes(memoryview(content)[:1]) == b'"'
+        return (self._decoder if is_text else self._number_decoder).decode(content)
+
+
 class Lenient(Generic[T]):
     """Decodes JSON objects into structs whose fields all have a default."""
 
@@ -38,7 +50,7 @@ class Lenient(Generic[T]):
             elif structs:
                 self._readers[field.name] = Lenient(structs[0])
             else:
-                self._readers[field.name] = msgspec.json.Decoder(field.type)
+                self._readers[field.name] = _Value(field.type)
         self._members: Any = msgspec.json.Decoder(
             msgspec.defstruct("Members", [(name, msgspec.Raw, ABSENT) for name in self._readers])
         )

@@ -8,7 +8,7 @@ missing, the events that went by are what there is to go on: they are counted in
 import contextlib
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Final
 
@@ -23,6 +23,9 @@ DATA: Final = b"data:"
 DONE: Final = b"[DONE]"
 # A line that starts so starts an event: within JSON a line break is written \\n.
 EVENT_START: Final = b"\n" + DATA
+CR_EVENT_START: Final = b"\r" + DATA
+MAX_LINES: Final = 16
+"""Of how many lines the data of one event is put together."""
 EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 CR: Final = b"\r"
 SEAM_BYTES: Final = 3
@@ -125,24 +128,37 @@ class UsageObject(msgspec.Struct):
                 setattr(self, name, getattr(earlier, name))
 
 
+AMOUNT: Final = msgspec.json.Decoder(Decimal)
+
+
 class CostObject(msgspec.Struct):
     """``cost``: what was charged, split by currency. One DIEM is one dollar of credit."""
 
-    usd: Decimal | None = None
-    diem: Decimal | None = None
+    usd: msgspec.Raw = ABSENT
+    diem: msgspec.Raw = ABSENT
 
     def total_usd(self) -> Decimal | None:
-        """The sum, or None when neither is stated or one is no amount."""
-        if self.usd is None and self.diem is None:
-            return None
-        total = Decimal(0)
-        for amount in (self.usd, self.diem):
-            if amount is not None:
-                # Before it is added: there are numbers that no sum can have.
-                if not amount.is_finite() or not 0 <= amount <= MOST_USD:
-                    return None
-                total += amount
-        return total if total <= MOST_USD else None
+        """The sum of what can be read. None when nothing is stated, when an amount is none that
+        anything costs, or when zero is all that can be read of two amounts."""
+        amounts = []
+        is_partial = False
+        for raw in (self.usd, self.diem):
+            if bytes(raw) == b"null":
+                continue
+            try:
+                amounts.append(AMOUNT.decode(raw))
+            except UNREADABLE:
+                is_partial = True
+        total = _sum_usd(amounts)
+        return None if is_partial and not total else total
+
+
+def _sum_usd(amounts: Sequence[Decimal]) -> Decimal | None:
+    # Checked before they are added: there are numbers that no sum can have.
+    if not amounts or not all(a.is_finite() and 0 <= a <= MOST_USD for a in amounts):
+        return None
+    total = sum(amounts, Decimal(0))
+    return total if total <= MOST_USD else None
 
 
 class Facts(msgspec.Struct):
@@ -247,7 +263,7 @@ def read_headers(headers: Mapping[str, str]) -> Metered:
 
 def _header_cost(headers: Mapping[str, str]) -> Decimal | None:
     try:
-        return CostObject(usd=Decimal(headers.get(COST_HEADER, ""))).total_usd()
+        return _sum_usd([Decimal(headers.get(COST_HEADER, ""))])
     except ArithmeticError:
         return None
 
@@ -323,7 +339,7 @@ class StreamMeter:
             # event's start, enough to complete one.
             seen = self._seam + self._tail.popleft()
             self._tail_bytes -= len(seen) - len(self._seam)
-            self._events += seen.count(EVENT_START)
+            self._events += _count_events(seen)
             self._seam = seen[1 - len(EVENT_START) :]
 
     def first_id(self) -> str | None:
@@ -334,7 +350,11 @@ class StreamMeter:
     def result(self) -> Metered:
         """What the stream said, from its last events."""
         tail = b"".join(self._tail)
-        metered = _read_last_events(tail)
+        metered, least_output_tokens = _read_last_events(tail)
+        if tail[:1] == b"{":
+            # A plain answer may come with another type than its own, or with none.
+            with contextlib.suppress(*UNREADABLE):
+                metered.take(FACTS.decode(tail))
         if not metered.is_complete and ENDED.search(tail):
             # Something came after the end.
             metered.is_complete = metered.is_final = True
@@ -349,34 +369,67 @@ class StreamMeter:
                 metered.is_complete = metered.is_final = True
         if not metered.output_tokens:
             # Each event carries a token or more, save [DONE].
-            events = self._events + (self._seam + tail).count(EVENT_START)
-            metered.counted_tokens = max(0, events - metered.is_complete)
+            events = self._events + _count_events(self._seam + tail)
+            metered.counted_tokens = max(least_output_tokens, events - metered.is_complete)
             metered.has_output = self._events > 0 or OUTPUT.search(tail) is not None
         return metered
 
 
-def _read_last_events(tail: bytes) -> Metered:
-    """What the last few events of a stream state, and those before them where it is nothing."""
+def _count_events(text: bytes) -> int:
+    """A carriage return alone ends a line too."""
+    return text.count(EVENT_START) + text.count(CR_EVENT_START)
+
+
+def _read_last_events(tail: bytes) -> tuple[Metered, int]:
+    """What the last few events of a stream state, and those before them where it is nothing; and
+    how much output was stated before more of it came, if that was all that is stated."""
     metered = Metered()
-    decoded = 0
-    for line in _lines_from_the_end(tail):
-        if not line.startswith(DATA):
-            continue
-        data = line[len(DATA) :].strip()
-        if data == DONE:
+    decoded, least_output_tokens = 0, 0
+    is_output_later = is_output_old = False
+    for facts, data in _facts_from_the_end(tail):
+        if facts is None:
             metered.is_complete = metered.is_final = True
             continue
         decoded += 1
-        # A cut stream ends in the middle of an event, which then says nothing.
-        with contextlib.suppress(*UNREADABLE):
-            metered.take(FACTS.decode(data))
+        is_first = metered.usage is None
+        metered.take(facts)
         if metered.usage is None:
+            is_output_later = is_output_later or OUTPUT.search(data) is not None
             continue
+        is_output_old = is_output_old or (is_first and is_output_later)
         if decoded >= LAST_EVENTS or (metered.cost_usd is not None and metered.usage.is_whole):
             break
     if metered.usage is not None and FINISHED.search(tail):
         metered.is_final = True
-    return metered
+    if metered.usage is not None and is_output_old:
+        least_output_tokens = metered.usage.all_output_tokens or 0
+        metered.usage.completion_tokens = metered.usage.output_tokens = None
+        metered.is_final = metered.is_complete
+    return metered, least_output_tokens
+
+
+def _facts_from_the_end(tail: bytes) -> Iterator[tuple[Facts | None, bytes]]:
+    """What each event states that can be read, the last one first; None of the end. The data of an
+    event may stand in several lines. A stream that is cut ends within an event, which then says
+    nothing."""
+    later: list[bytes] = []
+    for line in _lines_from_the_end(tail):
+        if not line.startswith(DATA):
+            if not line:
+                later.clear()
+            continue
+        data = line[len(DATA) :].strip()
+        if data == DONE:
+            yield None, data
+            continue
+        for text in (data, b"\n".join([data, *later]))[: 1 + bool(later)]:
+            with contextlib.suppress(*UNREADABLE):
+                facts = FACTS.decode(text)
+                later.clear()
+                yield facts, text
+                break
+        else:
+            later = [data, *later[: MAX_LINES - 1]]
 
 
 def _lines_from_the_end(text: bytes) -> Iterator[bytes]:

@@ -283,12 +283,25 @@ def test_a_stated_cost_is_read_whatever_stands_beside_it(
     parts = [cost, *others] if is_first else [*others, cost]
     answer = ("{" + ",".join(parts) + "}").encode()
 
-    assert read_plain(answer).cost_usd == amount
+    # Zero beside an amount that cannot be read is no cost.
+    known = amount if amount or odd in (None, 0) else None
+    assert read_plain(answer).cost_usd == known
     events = (
         TOKENS + b"data: " + answer + b"\n\n" + b'data: {"choices":[]}\n\n' * (depth % 20) + DONE
     )
-    assert fed(events).cost_usd == amount
-    assert fed(*(events[at : at + 7] for at in range(0, len(events), 7))).cost_usd == amount
+    assert fed(events).cost_usd == known
+    assert fed(*(events[at : at + 7] for at in range(0, len(events), 7))).cost_usd == known
+
+
+def test_usage_before_more_output_is_not_final():
+    """Be it with the finish reason of one of several choices."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    event = b"data: " + json.dumps({"choices": [choice], "usage": usage}).encode() + b"\n\n"
+    assert fed(TOKENS, event).is_final
+    metered = fed(event, TOKENS)
+    assert (metered.is_final, metered.output_tokens) == (False, None)
+    assert metered.usage.all_input_tokens == 10
 
 
 @given(st.integers(0, len(TOKENS + USAGE + DONE)))
