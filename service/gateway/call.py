@@ -323,6 +323,8 @@ class Endpoint(Generic[C]):
     """The media types of Venice's answers."""
     answer_member: ClassVar[str | None] = None
     """What a plain JSON answer has to have to be one."""
+    may_state_error: ClassVar[bool] = False
+    """Whether an answer that states an error is one, as in JSON-RPC."""
     is_known: ClassVar[bool] = True
     """Whether it is known what Venice does there, and so what its refusals say of a key."""
     is_inference: ClassVar[bool] = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Final, overload
@@ -44,6 +45,10 @@ OK_STATUS: Final = 200
 """The only status that Venice's answers to paid calls have."""
 HTML: Final = "text/html"
 NO_EVENTS: Final = ("application/json", "application/problem+json", HTML)
+NO_ANSWER: Final = re.compile(
+    rb'\s*(?:(?:null|\{\s*\}|\[\s*\])\s*\Z|\{\s*"error"\s*:(?!\s*null\b))'
+)
+"""JSON that holds nothing, or an error in place of what was asked for."""
 STREAM_HEADERS: Final = {"Content-Type": "text/event-stream"}
 
 LEFT: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
@@ -210,12 +215,19 @@ class OpenCall:
         self._first_byte_at = time.monotonic()
         self.metered = read_headers(self.answer.said)
         if self.call.endpoint.is_known:
-            is_empty = self.answer.said.get("Content-Length") == "0"
-            is_page = self.answer.content_type == HTML
-            if self.answer.status != OK_STATUS or is_empty or is_page:
+            self._first_chunk = await self.answer.next_chunk()
+            if self.answer.status != OK_STATUS or self._is_no_answer(self.answer.content_type):
                 raise UpstreamError("Venice's answer is not what was asked for.")
         self._ending.status = self.answer.status
         return Reply(self, self.answer.headers, None)
+
+    def _is_no_answer(self, content_type: str) -> bool:
+        """Whether the first bytes of an answer that is passed on show that it is none."""
+        if not self._first_chunk or content_type == HTML:
+            return True
+        if content_type not in NO_EVENTS or self.call.endpoint.may_state_error:
+            return False
+        return NO_ANSWER.match(self._first_chunk) is not None
 
     async def _begin_events(self, attempts: Attempts) -> Reply:
         self.answer = await attempts.send("text/event-stream")
@@ -272,6 +284,8 @@ class OpenCall:
     async def _passed(self) -> AsyncGenerator[bytes]:
         assert self.answer is not None  # noqa: S101 - for the type checker
         with self._noting_failure():
+            if self._first_chunk:
+                yield self._first_chunk
             while chunk := await self.answer.next_chunk():
                 yield chunk
             self._ending.note(Outcome.OK, None)

@@ -121,6 +121,7 @@ class RpcEndpoint(RequestEndpoint):
     path = "/crypto/rpc/{network}"
     request_type = REQUEST_OR_BATCH
     nanos_each = RPC_NANOS
+    may_state_error = True
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: for what is no JSON-RPC, or too much of it."""

@@ -772,3 +772,50 @@ async def test_streams(odd):
     }
     faults = await played(odd, cases, stream=True)
     assert not faults, "\n".join(faults)
+
+
+PASSED = {
+    "/audio/speech": {"model": "voice", "input": "abc"},
+    "/image/generate": {"model": "brush", "prompt": "x"},
+    "/images/generations": {"model": "brush", "prompt": "x"},
+    "/augment/search": {"query": "x"},
+}
+NO_CHUNKS = head(Transfer_Encoding="chunked") + b"0\r\n\r\n"
+NONE = {
+    "an error": whole(b'{"error":{"message":"no"}}'),
+    "an error as a text": whole(b' { "error" : "no"}'),
+    "an object": whole(b"{}"),
+    "null": whole(b"null\n"),
+    "a list": whole(b"[ ]"),
+    "no chunks": NO_CHUNKS,
+    "nothing": whole(b""),
+    "a page": whole(b"<html>", content_type="text/html; charset=utf-8"),
+    "cut before its first byte": head(Content_Length=9),
+}
+
+
+@pytest.mark.parametrize("path", PASSED)
+async def test_what_is_passed_on_has_to_be_an_answer(odd, path):
+    """Its caller hears that it is none; it may be charged all the same."""
+    venice, caller = odd
+    for name, answer in NONE.items():
+        venice.answer = answer
+        url = f"/v1{path}"
+        async with caller.service.http.post(
+            url, json=PASSED[path], headers=caller.headers
+        ) as response:
+            assert response.status == 502, name
+        entry = (await caller.entries())[0]
+        assert entry["outcome"] in ("upstream_error", "upstream_cut"), name
+        assert entry["cost_usd"] == entry["bound_usd"]
+
+
+async def test_an_error_of_json_rpc_is_an_answer(odd):
+    """It is what the chain said."""
+    venice, caller = odd
+    said = b'{"error":{"code":-32601,"message":"no"},"id":1,"jsonrpc":"2.0"}'
+    venice.answer = whole(said)
+    body = {"jsonrpc": "2.0", "id": 1, "method": "eth_none"}
+    url = "/v1/crypto/rpc/base-mainnet"
+    async with caller.service.http.post(url, json=body, headers=caller.headers) as response:
+        assert (response.status, await response.read()) == (200, said)
