@@ -37,37 +37,33 @@ class WholeHealth(msgspec.Struct, kw_only=True):
     environment: Environment
 
 
-async def health(request: web.Request) -> web.Response:
-    """``GET /health``: 200 only when calls can be admitted and the process is staying."""
-    is_draining = request.app[STATUS].is_draining
-    database = await _database(request.app)
-    answer = Health(
-        status="draining" if is_draining else ("ok" if database == "ok" else "error"),
-        environment=request.app[SETTINGS].environment,
-        database=database,
-    )
-    return json_response(answer, 200 if answer.status == "ok" else 503)
-
-
-class FullHealth:
-    """``GET /health/full``: also whether Venice answers and takes the key, asked at no cost.
-
-    What was found is kept for five seconds, and however many ask at once, each part is asked once.
-    """
+class HealthChecks:
+    """Answers the routes of health. They need no key, so requests share the check that is running,
+    and a flood of them takes one connection to the database. Venice's answer is kept for five
+    seconds."""
 
     def __init__(self) -> None:
+        self._asking_database: asyncio.Task[str] | None = None
         self._asked_at = 0.0
         self._asking: asyncio.Task[tuple[str, str]] | None = None
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def brief(self, request: web.Request) -> web.Response:
+        """``GET /health``: 200 only when calls can be admitted and the process is staying."""
+        is_draining = request.app[STATUS].is_draining
+        database = await self._database(request.app)
+        answer = Health(
+            status="draining" if is_draining else ("ok" if database == "ok" else "error"),
+            environment=request.app[SETTINGS].environment,
+            database=database,
+        )
+        return json_response(answer, 200 if answer.status == "ok" else 503)
+
+    async def full(self, request: web.Request) -> web.Response:
         """``GET /health/full``: also whether Venice answers and takes the key, asked at no cost."""
         backend: Literal["ok", "draining"]
         if request.app[STATUS].is_draining:
             backend = "draining"
-            database, venice = (
-                await _database(request.app),
-                "unknown",
-            )
+            database, venice = await self._database(request.app), "unknown"
         else:
             backend = "ok"
             database, venice = await asyncio.shield(self._ask(request.app))
@@ -80,20 +76,22 @@ class FullHealth:
         is_well = backend == database == venice == "ok"
         return json_response(answer, 200 if is_well else 503)
 
+    async def _database(self, app: web.Application) -> str:
+        asking = self._asking_database
+        if asking is None or asking.done():
+            asking = self._asking_database = asyncio.create_task(_database(app))
+        return await asyncio.shield(asking)
+
     def _ask(self, app: web.Application) -> asyncio.Task[tuple[str, str]]:
         asking = self._asking
         is_old = time.monotonic() - self._asked_at > CACHED_S
         if asking is None or (asking.done() and is_old):
             self._asked_at = time.monotonic()
-            asking = self._asking = asyncio.create_task(_both(app))
+            asking = self._asking = asyncio.create_task(self._both(app))
         return asking
 
-
-async def _both(app: web.Application) -> tuple[str, str]:
-    return await asyncio.gather(
-        _database(app),
-        _venice(app),
-    )
+    async def _both(self, app: web.Application) -> tuple[str, str]:
+        return await asyncio.gather(self._database(app), _venice(app))
 
 
 async def _venice(app: web.Application) -> str:

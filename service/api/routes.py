@@ -53,9 +53,10 @@ OF_CALLS: Final = (*OF_VENICE, LimitExceeded, RateLimited)
 def add_routes(app: web.Application) -> None:
     """GET routes answer HEAD too."""
     routes = Routes(app)
-    routes.add("GET /health", health.health, public(gives=health.Health, also=(503,)))
+    checks = health.HealthChecks()
+    routes.add("GET /health", checks.brief, public(gives=health.Health, also=(503,)))
     full = public(gives=health.WholeHealth, also=(503,))
-    routes.add("GET /health/full", health.FullHealth().answer, full)
+    routes.add("GET /health/full", checks.full, full)
     routes.add("GET /metrics", metrics.show, operator(gives=("text/plain",)))
     document = public(gives=(JSON,), also=(304,))
     routes.add("GET /openapi.json", routes.describe, document)

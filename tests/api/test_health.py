@@ -7,6 +7,7 @@ import pytest
 from support import make_settings, running
 
 from service import api
+from service.db import Database
 
 
 async def read(service, path, method="GET"):
@@ -47,6 +48,26 @@ async def test_health_costs_nothing(upstream, service):
 
     assert [call.path for call in upstream.calls] == ["/api_keys/rate_limits"]
     assert upstream.calls.charged_nanos == 0
+
+
+async def test_a_flood_asks_the_database_once(service, monkeypatch):
+    """Nobody needs a key for it, so however many ask they take one connection."""
+    under_way, most, ping = 0, 0, Database.ping
+
+    async def counted(*arguments, **named):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            await ping(*arguments, **named)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(Database, "ping", counted)
+    answers = await asyncio.gather(*(read(service, "/health") for _ in range(50)))
+
+    assert {status for status, _ in answers} == {200}
+    assert most == 1
 
 
 async def test_full_health_is_asked_once(upstream, service):
