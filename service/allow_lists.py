@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from service import hosts
 
-OWN_TO_THE_ACCOUNT: Final = frozenset(
+ACCOUNT_SEGMENTS: Final = frozenset(
     {
         "account",
         "accounts",
@@ -34,9 +34,9 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PATH: Final = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)+(/\*)?", re.ASCII)
 
 
-def is_own_to_the_account(path: str) -> bool:
+def is_about_the_account(path: str) -> bool:
     """Whether any part of the path is about the operator's account, in any case."""
-    return any(part in OWN_TO_THE_ACCOUNT for part in path.casefold().split("/"))
+    return any(part in ACCOUNT_SEGMENTS for part in path.casefold().split("/"))
 
 
 def parse_paths(text: str) -> tuple[str, ...]:
@@ -51,14 +51,14 @@ def parse_paths(text: str) -> tuple[str, ...]:
                 "must be a list of paths below /api/v1, separated by commas, each as /x/y, or as"
                 f" /x/* for all below it; {path[:60]!r} is none"
             )
-        if is_own_to_the_account(path):
+        if is_about_the_account(path):
             raise ValueError(f"must not open {path[:60]!r}, which is about your Venice account")
     return paths
 
 
 def is_open(path: str, paths: tuple[str, ...]) -> bool:
     """Whether a path is on the list. Nothing in it may make it another one at Venice."""
-    if not _PATH.fullmatch(path) or path.endswith("/*") or is_own_to_the_account(path):
+    if not _PATH.fullmatch(path) or path.endswith("/*") or is_about_the_account(path):
         return False
     return any(
         path.startswith(allowed[:-1]) if allowed.endswith("/*") else path == allowed

@@ -10,7 +10,7 @@ from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 from environs import Env
 
-CLOSE: Final = 0.85
+MIN_SIMILARITY: Final = 0.85
 """How alike two names are of which one may be meant for the other, from 0 to 1."""
 
 
@@ -49,7 +49,7 @@ def misspelt(names: Collection[str], known: Collection[str]) -> dict[str, str | 
     with ``VENICE_`` look like one."""
     found: dict[str, str | None] = {}
     for name in sorted(set(names) - set(known)):
-        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=CLOSE)
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=MIN_SIMILARITY)
         if close or name.startswith("VENICE_"):
             found[name] = close[0] if close else None
     return found

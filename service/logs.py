@@ -57,9 +57,9 @@ MAX_QUEUED_CHARACTERS: Final = 4 << 20
 GATHERING_S: Final = 0.005
 """The writer lets lines gather for this long, so that it wakes up at most 200 times a second."""
 NONBLOCKING_PAUSE_MS: Final = 1000
-PLACES: Final = 5
-CHAIN: Final = 5
-FRAMES: Final = 40
+MAX_PLACES: Final = 5
+MAX_CHAINED: Final = 5
+MAX_FRAMES: Final = 40
 EXIT_FLUSH_S: Final = 2.0
 """How long the end of a process waits for its last lines to be written."""
 
@@ -233,7 +233,7 @@ def _kind_and_place(error: BaseException | None) -> dict[str, str]:
     """The type of an exception and its innermost frames, the innermost last."""
     if error is None:
         return {}
-    frames = traceback.extract_tb(error.__traceback__)[-PLACES:]
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_PLACES:]
     places = [f"{PurePath(frame.filename).stem}:{frame.lineno} {frame.name}" for frame in frames]
     return {"error": _kind(error), "raised_at": " > ".join(places)}
 
@@ -251,8 +251,8 @@ def _trace(error: BaseException) -> str:
     """The traceback of an exception and of those it came from, without their texts."""
     parts: list[str] = []
     link, following = "", error
-    for _ in range(CHAIN):
-        frames = "".join(traceback.format_tb(following.__traceback__)[-FRAMES:])
+    for _ in range(MAX_CHAINED):
+        frames = "".join(traceback.format_tb(following.__traceback__)[-MAX_FRAMES:])
         parts.insert(0, f"Traceback (most recent call last):\n{frames}{_kind(following)}\n{link}")
         if following.__cause__ is not None:
             link, following = "\nwhich was the cause of:\n\n", following.__cause__

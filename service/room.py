@@ -1,4 +1,4 @@
-"""Room on the disk, taken before it is needed."""
+"""Allocates disk space before it is needed, so that a full disk fails a start and no call."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ METRICS_FILES: Final = 5
 
 
 def allocate(path: Path, size: int) -> None:
-    """Make a file that has room for so many bytes.
+    """Make a file with ``size`` bytes allocated on the disk.
 
     :raises OSError: when there is no room.
     """
@@ -23,7 +23,7 @@ def allocate(path: Path, size: int) -> None:
 
 
 def check_room_for_metrics(directory: Path, processes: int) -> None:
-    """Find out whether so many processes can keep their metrics in the directory.
+    """Check that the directory has room for the metrics of so many processes.
 
     :raises OSError: when there is no room for them.
     """

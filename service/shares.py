@@ -1,7 +1,7 @@
-"""Something of which there is only so much, shared so that nobody can have it all.
+"""A bounded resource, shared so that no organization and no key can hold all of it.
 
-An organization may hold as much as is still free, and a key half of that. So one alone gets half of
-the whole, a second half of the rest, and there is always something left for one that holds nothing.
+An organization may hold as much as is still free, and a key half of that. So one organization alone
+gets half of the whole, the next one half of the remainder, and a newcomer always gets something.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from uuid import UUID
 
 
 class Shares:
-    """The whole, who holds how much of it, and what is free."""
+    """How much of a resource is free, and how much each organization and key holds."""
 
     def __init__(self, total: int) -> None:
         self._free = total
@@ -21,11 +21,12 @@ class Shares:
         return self._held[holder]
 
     def open(self, organization_id: UUID, key_id: UUID) -> "Share":
-        """A share of nothing yet."""
+        """Open a share that holds nothing yet."""
         return Share(self, organization_id, key_id)
 
     def take(self, organization_id: UUID, key_id: UUID, amount: int) -> bool:
-        """Take so much more; False, and nothing, where that is more than the two may hold."""
+        """Take ``amount`` more. Returns False, and takes nothing, where the organization or the key
+        may not hold that much."""
         free, held = self._free - amount, self._held
         if held[organization_id] + amount > free or 2 * (held[key_id] + amount) > free:
             return False
@@ -35,7 +36,7 @@ class Shares:
         return True
 
     def give_back(self, organization_id: UUID, key_id: UUID, amount: int) -> None:
-        """What was taken is free again."""
+        """Return what was taken."""
         self._free += amount
         for holder in (organization_id, key_id):
             self._held[holder] -= amount
@@ -55,14 +56,14 @@ class Share:
         self._amount = 0
 
     def grow(self, amount: int) -> bool:
-        """Take so much more, if that is allowed; see :meth:`Shares.take`."""
+        """Take ``amount`` more if the share may grow; see :meth:`Shares.take`."""
         if not self._shares.take(self._organization_id, self._key_id, amount):
             return False
         self._amount += amount
         return True
 
     def close(self) -> None:
-        """Give all of it back."""
+        """Return all that the request holds."""
         amount, self._amount = self._amount, 0
         if amount:
             self._shares.give_back(self._organization_id, self._key_id, amount)

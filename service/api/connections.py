@@ -39,14 +39,14 @@ READ_BUFFER_BYTES: Final = 64 * 1024
 """How much of a body waits in a connection before its reading is paused, or twice that."""
 SEND_BUFFER_BYTES: Final = 128 * 1024
 """How much of an answer the system keeps for a caller that does not read, or twice that."""
-HEADS: Final = 2
+HEAD_FACTOR: Final = 2
 """How many times ``HEAD_MAX_BYTES`` a whole head may have: edges add headers of their own."""
 REQUEST_LINE: Final = re.compile(rb"[A-Za-z]+ ([^ ?\r\n]{1,200})")
 DRAIN_S: Final = 5.0
 MAX_DRAINED_BYTES: Final = 64 * 1024 * 1024
 """How long, and how much of, a body that nobody wants is read after its answer. Most clients look
 for an answer only when they have sent all."""
-ECHO_S: Final = 0.02
+FIRST_LOOK_S: Final = 0.02
 """After how long it is looked whether a client is there that was asked; then twice as long."""
 MAX_LOOK_S: Final = 1.0
 CONNECTIONS_PER_REQUEST: Final = 4
@@ -176,7 +176,7 @@ class CallerProtocol(web.RequestHandler):
             head.start = data[:256]
             head.timer = self._loop.call_later(settings.head_timeout_s, self._head_is_late)
         head.size += len(data)
-        if head.size > HEADS * settings.head_max_bytes:
+        if head.size > HEAD_FACTOR * settings.head_max_bytes:
             self._refuse_head(_head_too_large(settings))
 
     def _head_is_late(self) -> None:
@@ -285,7 +285,7 @@ class CallerProtocol(web.RequestHandler):
         self._is_half_closed = True
         if self.transport is not None:
             ask_if_there(self.transport)
-        self._look(ECHO_S)
+        self._look(FIRST_LOOK_S)
         return True
 
     def _look(self, wait_s: float) -> None:
@@ -302,7 +302,7 @@ class CallerProtocol(web.RequestHandler):
 def _head_too_large(settings: Settings) -> HeadTooLarge:
     return HeadTooLarge(
         f"The URL and each header may have {settings.head_max_bytes} bytes, and all of them"
-        f" together {HEADS * settings.head_max_bytes}."
+        f" together {HEAD_FACTOR * settings.head_max_bytes}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Callers who do not read, and callers who are gone: what the system knows of a connection."""
+"""Detects callers who read nothing, and callers who are gone, by what the kernel knows of TCP."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 BYTES_ACKED: Final = struct.Struct("120xQ")
 """Where ``tcpi_bytes_acked`` stands in Linux's ``struct tcp_info``; its first byte is the state."""
 TCP_CLOSE: Final = 7
-CHECKS: Final = 4
-"""How often, within the time that a caller may take nothing, it is looked whether they did."""
+CHECKS_PER_TIMEOUT: Final = 4
+"""How often a connection is checked within the time that its caller may read nothing."""
 
 
 class UnreadWatch:
-    """Ends a connection whose other side takes no byte of what waits to be sent."""
+    """Ends a connection whose client acknowledges no byte of what waits to be sent."""
 
     __slots__ = ("_loop", "_stalled_checks", "_taken_bytes", "_timeout_s", "_timer", "_transport")
 
@@ -37,19 +37,19 @@ class UnreadWatch:
         self._stalled_checks = 0
 
     def start(self) -> None:
-        """Something waits to be sent: watch until nothing does."""
+        """Watch the connection until nothing waits to be sent."""
         if self._timer is None:
             self._stalled_checks, self._taken_bytes = 0, taken_bytes(self._transport)
             self._check_later()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _check_later(self) -> None:
-        self._timer = self._loop.call_later(self._timeout_s / CHECKS, self._check)
+        self._timer = self._loop.call_later(self._timeout_s / CHECKS_PER_TIMEOUT, self._check)
 
     def _check(self) -> None:
         before, self._taken_bytes = self._taken_bytes, taken_bytes(self._transport)
@@ -58,7 +58,7 @@ class UnreadWatch:
             return
         has_taken = self._taken_bytes is None or self._taken_bytes != before
         self._stalled_checks = 0 if has_taken else self._stalled_checks + 1
-        if self._stalled_checks < CHECKS:
+        if self._stalled_checks < CHECKS_PER_TIMEOUT:
             self._check_later()
             return
         metrics.note(metrics.TURNED_AWAY, 1, "unread_answer")
@@ -67,8 +67,8 @@ class UnreadWatch:
 
 
 def taken_bytes(transport: asyncio.Transport) -> int | None:
-    """How many bytes the other side has acknowledged since the connection began; None where the
-    system does not tell."""
+    """How many bytes the client has acknowledged since the connection began; None where the kernel
+    does not count them."""
     info = _tcp_info(transport)
     return int(BYTES_ACKED.unpack(info)[0]) if len(info) == BYTES_ACKED.size else None
 
@@ -83,14 +83,14 @@ def ask_if_there(transport: asyncio.Transport) -> None:
 
 
 def is_reset(transport: asyncio.Transport) -> bool:
-    """Whether the other side has answered something that was sent with a reset. Of a connection
-    that is not read from, nothing else tells."""
+    """Whether the client has reset the connection. While a connection is not read from, nothing
+    else shows that."""
     info = _tcp_info(transport)
     return bool(info) and info[0] == TCP_CLOSE
 
 
 def can_tell() -> bool:
-    """Whether this system knows."""
+    """Whether this system has TCP_INFO."""
     return TCP_INFO is not None
 
 

@@ -1,18 +1,18 @@
-"""Connections that have not shown a key: anybody can make them, so there are only so many."""
+"""Bounds the connections that have not shown a key, since anybody can open them."""
 
 import itertools
 from typing import Final, Protocol
 
 from service import metrics
 
-ADDRESSES_AT_MOST: Final = 4
-"""How many addresses can have all the connections that one may have."""
-LOOKED_AT: Final = 16
-"""Among how many of the oldest one is sought that is idle."""
+FULL_ADDRESSES: Final = 4
+"""All addresses together may have as many connections as this many full ones."""
+MAX_SEARCHED: Final = 16
+"""How many of the oldest connections are searched for an idle one."""
 
 
 class Connection(Protocol):
-    """What is known of a connection here."""
+    """What :class:`Strangers` needs of a connection."""
 
     @property
     def is_idle(self) -> bool:
@@ -23,8 +23,8 @@ class Connection(Protocol):
 
 
 class Strangers:
-    """The connections without a key, the oldest first. One too many, and the oldest that is idle
-    ends: whoever means to ask something has done so long before that."""
+    """The connections without a key, oldest first. When there is one too many, the oldest idle one
+    is closed: a client that has something to ask sends it long before that."""
 
     def __init__(self, max_of_address: int) -> None:
         self._max_of_address = max_of_address
@@ -35,17 +35,17 @@ class Strangers:
         return len(self._all)
 
     def add(self, connection: Connection, address: str) -> None:
-        """A new connection from the address."""
+        """Add a new connection from the address, and close one if there are too many."""
         self._all[connection] = address
         own = self._of.setdefault(address, {})
         own[connection] = None
         if len(own) > self._max_of_address:
             self._end_one(own)
-        elif len(self._all) > ADDRESSES_AT_MOST * self._max_of_address:
+        elif len(self._all) > FULL_ADDRESSES * self._max_of_address:
             self._end_one(self._all)
 
     def remove(self, connection: Connection) -> None:
-        """It has shown a key, or ended."""
+        """Forget a connection that has shown a key, or ended."""
         address = self._all.pop(connection, None)
         if address is not None:
             own = self._of[address]
@@ -54,7 +54,7 @@ class Strangers:
                 del self._of[address]
 
     def _end_one(self, connections: dict[Connection, str] | dict[Connection, None]) -> None:
-        oldest = list(itertools.islice(connections, LOOKED_AT))
+        oldest = list(itertools.islice(connections, MAX_SEARCHED))
         idle = (connection for connection in oldest if connection.is_idle)
         ended = next(idle, oldest[0])
         self.remove(ended)

@@ -23,7 +23,7 @@ NEAREST: Final = 3
 NEAREST_LENGTH: Final = 100
 ALIKE_LENGTH: Final = 3
 """How many characters of their beginnings or ends similar names have in common."""
-COMPARED: Final = 6
+MAX_COMPARED: Final = 6
 """How many names an unknown one is compared with."""
 SHOWN_LENGTH: Final = 200
 MOST_REPLACEMENTS: Final = 8
@@ -268,8 +268,8 @@ def _nearest(name: str, names: Iterable[str], is_usable: Callable[[str], bool]) 
     start, end = folded[:ALIKE_LENGTH], folded[-ALIKE_LENGTH:]
     by_folded = {_folded_known(known): known for known in names}
     alike = [known for known in by_folded if known.startswith(start) or known.endswith(end)]
-    compared = heapq.nsmallest(COMPARED, alike, key=lambda known: abs(len(known) - len(folded)))
-    near = difflib.get_close_matches(folded, compared, n=COMPARED)
+    compared = heapq.nsmallest(MAX_COMPARED, alike, key=lambda known: abs(len(known) - len(folded)))
+    near = difflib.get_close_matches(folded, compared, n=MAX_COMPARED)
     usable = (by_folded[known] for known in near if is_usable(by_folded[known]))
     return list(itertools.islice(usable, NEAREST))
 

@@ -1,4 +1,4 @@
-"""How a call ended, and what that says of its cost."""
+"""How a call ended, and whether Venice may have charged more than was metered."""
 
 from decimal import Decimal
 from typing import Final
@@ -8,10 +8,10 @@ from service.gateway.call import Relay
 from service.ledger import Outcome
 from service.upstream import Metered
 
-CHOSEN: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.INTERNAL_ERROR})
-"""The caller may have chosen the moment of the end."""
-BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_TIMEOUT})
-"""Venice ended the call without a word."""
+MOMENT_CHOSEN_BY_CALLER: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.INTERNAL_ERROR})
+"""Outcomes whose moment the caller may have chosen."""
+ENDED_BY_UPSTREAM: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_TIMEOUT})
+"""Outcomes where Venice ended the answer early, without an error."""
 
 
 class Ending:
@@ -50,13 +50,13 @@ class Ending:
         self, outcome: Outcome, metered: Metered, relay: Relay, *, is_read: bool
     ) -> bool:
         """Whether more output may be charged than was metered: the caller chose when to go, or
-        nothing was heard of the output. ``is_read`` tells that a plain answer was."""
+        no output was metered. ``is_read`` is true where a plain answer was read."""
         if metered.is_final:
             return False
-        if outcome in CHOSEN or self.is_left:
+        if outcome in MOMENT_CHOSEN_BY_CALLER or self.is_left:
             return not self.is_broken
         if relay is Relay.WHOLE:
             return not is_read and not self._has_failed
         if metered.counted_tokens:
-            return outcome in BROKEN and self.is_held_up
+            return outcome in ENDED_BY_UPSTREAM and self.is_held_up
         return not self._has_failed

@@ -1,4 +1,4 @@
-"""Whether calls can be admitted, as far as the last write to the books tells."""
+"""Whether calls can be admitted, by the outcome of the last write to the books."""
 
 import asyncio
 import time
@@ -27,14 +27,14 @@ class Condition:
         return time.monotonic() - self._succeeded_at
 
     def succeeded(self) -> None:
-        """A write went well."""
+        """Note that a write went well."""
         self._succeeded_at = time.monotonic()
         if self.problem is not None:
             self.problem = None
             log.info("the books can be written again")
 
     def failed(self, error: Exception) -> None:
-        """A write failed. What the data of one call caused says nothing of the next call."""
+        """Note that a write failed, unless the data of that one call caused it."""
         cause = _root(error)
         if _is_of_one_call(cause):
             return

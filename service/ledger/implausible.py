@@ -1,7 +1,7 @@
 """Costs that no call of their model can have.
 
-Venice stated them, so they are booked in full. The operator is told by an event, and whoever is
-refused because of one is told its entry.
+Venice stated them, so they are booked in full. An event in the audit informs the operator, and a
+refusal that such a cost leads to names its entry.
 """
 
 import time
@@ -75,7 +75,7 @@ class ImplausibleCosts:
         )
 
     async def record(self) -> None:
-        """Tell the operator of what waits.
+        """Write an event to the operator's audit for each cost that waits.
 
         :raises Unavailable: when the database cannot take it; it then waits on.
         """

@@ -52,15 +52,15 @@ PIECE_BYTES: Final = 16 * 1024
 """How much of an answer that has come is looked at before others have their turn."""
 ERROR_BODY_BYTES: Final = 64 * 1024
 ERROR_BODY_TIMEOUT_S: Final = 5.0
-"""How much of a refusal's body is read, and for how long: its head is what happened."""
+"""How long a refusal's body is read. Its status is known by then."""
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
 QUOTE_TIMEOUT_S: Final = 15.0
 KEY_TIMEOUT_S: Final = 10.0
 CONFIRM_TIMEOUT_S: Final = 3.0
-"""How long a refused call waits for what Venice says of its key."""
+"""How long a refused call waits for Venice's answer about its key."""
 CONFIRM_EVERY_S: Final = 1.0
-"""Within this what Venice said of a key still holds."""
+"""How long an answer about a key is trusted before Venice is asked again."""
 JOB_TIMEOUT_S: Final = 15.0
 JSON: Final = "application/json"
 UNFINISHED: Final = frozenset({"QUEUED", "PROCESSING"})
@@ -271,7 +271,7 @@ class JobState(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """What Venice said of a key: its state, or how it failed to say one."""
+    """The answer about a key: its state, or the error that Venice gave instead."""
 
     finding: Finding
     state: KeyState | None

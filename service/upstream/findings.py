@@ -1,4 +1,4 @@
-"""What an examination of a key at Venice finds, in one word."""
+"""The possible findings when Venice is asked about a key."""
 
 import enum
 from typing import Final
@@ -14,7 +14,7 @@ from service.errors import (
 
 
 class Finding(enum.StrEnum):
-    """The condition of a key; the last two say nothing of it."""
+    """The condition of a key. ``UNREACHABLE`` and ``FAILED`` are no evidence about it."""
 
     WELL = "well"
     INVALID = "invalid"
@@ -25,11 +25,11 @@ class Finding(enum.StrEnum):
     """The key may make no calls, or not from here."""
     UNREACHABLE = "unreachable"
     FAILED = "failed"
-    """Venice answered, and not about the key."""
+    """Venice answered with an error that is not about the key."""
 
     @property
     def is_of_the_key(self) -> bool:
-        """Whether Venice itself said something of the key."""
+        """Whether the finding is evidence about the key."""
         return self not in (Finding.UNREACHABLE, Finding.FAILED)
 
 
@@ -37,7 +37,7 @@ REFUSALS: Final = {401: Finding.INVALID, 402: Finding.SPENT, 403: Finding.FORBID
 
 
 def finding_of(error: ServiceError) -> Finding:
-    """What it says of the key that Venice was asked about it, and answered so."""
+    """The finding for the error that Venice answered a question about a key with."""
     if isinstance(error, UpstreamUnreachable | UpstreamTimeout | UpstreamCut):
         return Finding.UNREACHABLE
     if isinstance(error, UpstreamError) and error.evidence is Evidence.KEY_REFUSED:

@@ -1,5 +1,5 @@
-"""Reading JSON of Venice's member by member: a member that is not what it should be says nothing,
-and takes no other along."""
+"""Decodes Venice's JSON member by member, so that one malformed member is ignored and the others
+are read."""
 
 import contextlib
 import itertools
@@ -56,7 +56,7 @@ class Lenient(Generic[T]):
         )
 
     def decode(self, content: bytes | msgspec.Raw) -> T:
-        """What the object says.
+        """Decode the object.
 
         :raises msgspec.DecodeError, UnicodeDecodeError, RecursionError: when it is no JSON object.
         """
@@ -87,7 +87,7 @@ class Lenient(Generic[T]):
         return members
 
     def decode_first(self, content: bytes) -> T:
-        """What the object says that the content begins with, whatever comes after it.
+        """Decode the object that the content begins with, whatever follows it.
 
         :raises msgspec.DecodeError: when it begins with none.
         """

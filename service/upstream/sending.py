@@ -1,4 +1,4 @@
-"""Whether a request has left: what never did is not charged, however it failed."""
+"""Notes whether a request has left, since a request that never left costs nothing."""
 
 import contextvars
 from typing import Final
@@ -7,7 +7,7 @@ import aiohttp
 
 
 class Departure:
-    """Whether any of one request was handed to a connection."""
+    """Whether any byte of a request was handed to a connection."""
 
     __slots__ = ("has_left",)
 
@@ -18,11 +18,11 @@ class Departure:
 DEPARTURE: Final[contextvars.ContextVar[Departure | None]] = contextvars.ContextVar(
     "DEPARTURE", default=None
 )
-"""That of the request that is being sent."""
+"""The departure of the request that the current task sends."""
 
 
 class VeniceRequest(aiohttp.ClientRequest):
-    """Notes that it leaves: then there is a connection, and its head could be written."""
+    """Notes its departure once there is a connection and its head could be written."""
 
     async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
         response = await super().send(conn)
