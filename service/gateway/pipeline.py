@@ -18,6 +18,7 @@ from service.gateway.open_call import OpenCall, Reply
 from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
 from service.ledger import Ledger
+from service.shares import Share, Shares
 from service.upstream import Venice
 
 log = structlog.get_logger()
@@ -27,6 +28,8 @@ MAX_FINISHING_OF_KEY: Final = 32
 MAX_FINISHING_OF_ORGANIZATION: Final = 100
 """How many answers are read on at a time for callers that have gone; any other is booked at its
 bound."""
+FINISHING_BODY_BYTES: Final = 128 * 1024 * 1024
+"""How much memory the bodies of these calls may take together. Organizations and keys share it."""
 SETTLE_WAIT_S: Final = 5.0
 """How long the end of a body waits for its entry to be written; the writing goes on after that."""
 
@@ -51,6 +54,7 @@ class Gateway:
         self._finishing: set[asyncio.Task[None]] = set()
         self._finishing_of: Counter[UUID | None] = Counter()
         """How many of them there are of each key and organization."""
+        self._finishing_bytes = Shares(FINISHING_BODY_BYTES)
 
     @property
     def open_calls(self) -> int:
@@ -160,25 +164,30 @@ class Gateway:
             # Whatever came of admission, there is nothing to settle here: what was refused holds
             # nothing, and what nobody knows of the ledger undoes itself.
             self._open_calls.discard(open_call)
-        elif open_call.is_left_unfinished and self._may_finish(open_call.route.caller):
+        elif open_call.is_left_unfinished and (share := self._share_to_finish(open_call)):
             # Counted before the task runs: many callers may hang up in one turn of the loop.
             self._count_finishing(open_call.route.caller, 1)
             # A task that is cancelled before it runs does nothing at all, so it sets this itself.
             open_call.task = None
-            finishing = asyncio.create_task(self._finish(open_call))
+            finishing = asyncio.create_task(self._finish(open_call, share))
             self._finishing.add(finishing)
             finishing.add_done_callback(self._finishing.discard)
         else:
             await self._settle(open_call)
 
-    def _may_finish(self, caller: Caller) -> bool:
-        """Whether one more answer may be read on for the books."""
-        return (
-            self._finishing_of[caller.api_key_id] < MAX_FINISHING_OF_KEY
-            and self._finishing_of[caller.organization_id] < MAX_FINISHING_OF_ORGANIZATION
-        )
+    def _share_to_finish(self, open_call: OpenCall) -> Share | None:
+        """The room that the call's body takes, if one more answer may be read on for the books."""
+        caller = open_call.route.caller
+        if (
+            self._finishing_of[caller.api_key_id] >= MAX_FINISHING_OF_KEY
+            or self._finishing_of[caller.organization_id] >= MAX_FINISHING_OF_ORGANIZATION
+        ):
+            return None
+        key_id = caller.api_key_id or caller.organization_id
+        share = self._finishing_bytes.open(caller.organization_id, key_id)
+        return share if share.grow(len(open_call.call.body)) else None
 
-    async def _finish(self, open_call: OpenCall) -> None:
+    async def _finish(self, open_call: OpenCall, share: Share) -> None:
         """Settle a call that its caller has left, when its answer was read to its end."""
         open_call.task = asyncio.current_task()
         try:
@@ -189,6 +198,7 @@ class Gateway:
         except Exception:
             log.exception("answer not finished")
         finally:
+            share.close()
             self._count_finishing(open_call.route.caller, -1)
         await self._settle(open_call)
 

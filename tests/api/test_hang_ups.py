@@ -13,6 +13,7 @@ from support import cost_of, limited
 
 from service.api import GATEWAY, VENICE
 from service.gateway import CHAT, open_call, pipeline
+from service.shares import Shares
 
 JSON = "application/json"
 
@@ -172,6 +173,28 @@ async def test_only_so_many_are_read_on_of_those_who_leave_together(upstream, ca
     sources = sorted(entry["cost_source"] for entry in entries)
     assert sources == ["estimated"] * 3 + ["reported"] * 2
     assert not gateway._finishing_of
+
+
+async def test_bodies_of_answers_that_are_read_on_have_a_bound(upstream, caller, monkeypatch):
+    """They stay in memory for as long; one for which there is no room is booked at its bound."""
+    gateway = caller.service.app[GATEWAY]
+    monkeypatch.setattr(gateway, "_finishing_bytes", Shares(6_000))
+    upstream.faults.push("/chat/completions", "stall", after=5, times=3)
+    for held, letters in enumerate((10, 10, 3_000), start=1):
+        prompt = "[tokens=60]" + "x" * letters
+        async with caller.chat(prompt, stream=True, max_tokens=100) as response:
+            await response.content.readline()
+            await upstream.faults.wait_held(held)
+            response.close()
+        await asyncio.sleep(0.1)
+
+    entry = await settled(caller)
+    assert (entry["cost_usd"], gateway.open_calls) == (entry["bound_usd"], 2)
+    upstream.faults.release()
+    async with asyncio.timeout(5):
+        while len(await caller.entries()) < 3:
+            await asyncio.sleep(0.02)
+    assert gateway._finishing_bytes.open(caller.organization_id, caller.key_id).grow(2_000)
 
 
 async def test_a_cost_that_cannot_be_computed_keeps_no_call_open(upstream, caller, monkeypatch):
