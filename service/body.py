@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 MAX_NAMED_DUPLICATE_BYTES: Final = 1024 * 1024
 """A duplicate member of a larger body is refused without its name, which is slow to find."""
+MAX_FAULT_CHARACTERS: Final = 1000
 AT_FIELD: Final = re.compile(
     r"^(?P<rule>.*?)(?: - at (?:`key` in )?`\$\.?(?P<field>.*)`)?$", re.DOTALL
 )
@@ -216,7 +217,11 @@ def convert(value: Any, shape: type[T]) -> T:
 
 
 def at_fault(text: str) -> ClientError:
-    """Our error for msgspec's ``Expected `str`, got `int` - at `$.model```."""
+    """Our error for msgspec's ``Expected `str`, got `int` - at `$.model```. What it quotes of the
+    body may be long, and is cut."""
+    if len(text) > MAX_FAULT_CHARACTERS:
+        half = MAX_FAULT_CHARACTERS // 2
+        text = f"{text[:half]}…{text[-half:]}"
     match = AT_FIELD.match(text)
     rule, field = (match["rule"], match["field"]) if match else (text, None)
     if named := FIELD_IN_RULE.search(rule):

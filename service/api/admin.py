@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Final, TypeVar, cast, get_args
+from typing import Annotated, Any, Final, cast, get_args
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from service import accounts, audit, body, catalog, ledger
+from service import accounts, audit, catalog, ledger
 from service.accounts import ApiKey, Caller, Organization, StatedOrganizationSettings
 from service.api.auth import (
     authenticate_operator,
@@ -19,12 +19,11 @@ from service.api.auth import (
     must_not_outlive,
 )
 from service.api.state import CALLERS, CATALOG, DATABASE, KEYRING
-from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_body
+from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_as
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
 from service.parsing import parse_whole
 
-T = TypeVar("T")
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 FIRST_ID: Final = UUID(int=0)
@@ -129,7 +128,7 @@ async def create_organization(request: web.Request) -> web.Response:
     """``POST /admin/v1/organizations`` → 201: a new organization."""
     caller = await authenticate_operator(request)
     must_be_operator(caller)
-    new = await _read(request, NewOrganization)
+    new = await read_as(request, NewOrganization)
     async with request.app[DATABASE].transaction() as conn:
         organization = await accounts.create_organization(
             conn, request.app[KEYRING], _actor(request, caller), new.name
@@ -159,7 +158,7 @@ async def change_organization(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    change = await _read(request, OrganizationChange)
+    change = await read_as(request, OrganizationChange)
     database = request.app[DATABASE]
     await accounts.find_organization(database, organization_id)
     async with _changing(request) as conn:
@@ -174,7 +173,7 @@ async def create_key(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    new = await _read(request, accounts.NewKey)
+    new = await read_as(request, accounts.NewKey)
     if new.role == "operator" and caller.role != "operator":
         raise Forbidden("Only the operator can make a key of role operator.")
     must_grant_own(caller, new.models)
@@ -203,7 +202,7 @@ async def change_key(request: web.Request) -> web.Response:
     database = request.app[DATABASE]
     key = await accounts.find_key(database, path_id(request))
     must_administer(caller, key.organization_id)
-    change = await _read(request, accounts.KeyChange)
+    change = await read_as(request, accounts.KeyChange)
     if change.models is not UNSET:
         must_grant_own(caller, change.models)
     async with _changing(request) as conn:
@@ -226,7 +225,7 @@ async def create_limit(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    new = await _read(request, ledger.NewLimit)
+    new = await read_as(request, ledger.NewLimit)
     database = request.app[DATABASE]
     await accounts.find_organization(database, organization_id)
     end_user = None
@@ -264,7 +263,7 @@ async def change_limit(request: web.Request) -> web.Response:
     database = request.app[DATABASE]
     limit = await ledger.find_limit(database, path_id(request))
     must_administer(caller, limit.organization_id)
-    change = await _read(request, ledger.LimitChange)
+    change = await read_as(request, ledger.LimitChange)
     async with database.transaction() as conn:
         await ledger.change_limit(conn, _actor(request, caller), limit, change)
     return json_response(await ledger.find_limit(database, limit.id))
@@ -302,7 +301,7 @@ async def credit(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     entry_id = path_id(request)
-    new = await _read(request, ledger.NewCredit)
+    new = await read_as(request, ledger.NewCredit)
     database = request.app[DATABASE]
     organization_id = await ledger.find_owner(database, entry_id)
     async with database.transaction() as conn:
@@ -344,7 +343,7 @@ async def list_models(request: web.Request) -> web.Response:
 async def set_alias(request: web.Request) -> web.Response:
     """``PUT /admin/v1/models/{alias}``: what it stands for; in force everywhere within seconds."""
     caller = await authenticate_operator(request)
-    new = await _read(request, catalog.NewAlias)
+    new = await read_as(request, catalog.NewAlias)
     alias, database = request.match_info["alias"], request.app[DATABASE]
     await _must_own(request, caller, new.organization_id)
     actor = _actor(request, caller)
@@ -408,10 +407,6 @@ async def _changing(request: web.Request) -> AsyncIterator[Any]:
     finally:
         # After a failure too: a commit may succeed although its acknowledgement is lost.
         request.app[CALLERS].forget()
-
-
-async def _read(request: web.Request, shape: type[T]) -> T:
-    return body.decode(await read_body(request), shape)
 
 
 async def _digest(request: web.Request, organization_id: UUID, end_user: str) -> bytes:

@@ -39,14 +39,16 @@ class Intake:
         """End the threads."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, request: web.Request) -> bytes:
-        """The whole body, unpacked.
+    async def read(self, request: web.Request, max_bytes: int | None = None) -> bytes:
+        """The whole body, unpacked. ``max_bytes`` is its largest size where that is less than the
+        settings'.
 
         :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: as their names say.
         :raises Unavailable: when there is no room for it now.
         :raises ClientError: when it is not encoded as its headers say.
         """
-        coding = self._check(request)
+        max_bytes = min(max_bytes or self._max_bytes, self._max_bytes)
+        coding = _check(request, max_bytes)
         share = self._share_of(request)
         if coding is None and request.content.is_eof():
             # It came with the headers: there is nothing to wait for.
@@ -54,15 +56,15 @@ class Intake:
                 body = request.content.read_nowait()
             except web.RequestPayloadError as error:
                 raise inflate.not_as_encoded() from error
-            if len(body) > self._max_bytes:
-                raise self._too_large()
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
             _grow(share, len(body))
             return body
         # What is stated is set aside at once, so that no body is refused half-way.
         stated_bytes = 0 if coding is not None else request.content_length or 0
         _grow(share, stated_bytes)
         chunks, size = [], 0
-        async for chunk in self._chunks(request, coding):
+        async for chunk in self._chunks(request, coding, max_bytes):
             size += len(chunk)
             if size > stated_bytes:
                 _grow(share, len(chunk))
@@ -75,25 +77,15 @@ class Intake:
 
         :raises PayloadTooLarge, UnsupportedEncoding, Unavailable: when it will not be read.
         """
-        coding = self._check(request)
+        coding = _check(request, self._max_bytes)
         _grow(self._share_of(request), PASSED_BYTES)
         # Of a body that is unpacked nobody knows the length before its end.
         length_bytes = request.content_length if coding is None else None
-        return self._chunks(request, coding), length_bytes
+        return self._chunks(request, coding, self._max_bytes), length_bytes
 
-    def _check(self, request: web.Request) -> str | None:
-        """The coding of the body, by what its headers say, before any of it is read.
-
-        :raises PayloadTooLarge, UnsupportedEncoding: when it will not be read.
-        """
-        assert CALLER in request, "a body is read for a caller"  # noqa: S101 - authenticate first
-        header = ",".join(request.headers.getall("Content-Encoding", ()))
-        coding = inflate.coding_of(header) if header else None
-        if (request.content_length or 0) > self._max_bytes:
-            raise self._too_large()
-        return coding
-
-    async def _chunks(self, request: web.Request, coding: str | None) -> AsyncIterator[bytes]:
+    async def _chunks(
+        self, request: web.Request, coding: str | None, max_bytes: int
+    ) -> AsyncIterator[bytes]:
         """The body as it arrives, unpacked; ``coding`` is that of its headers."""
         await _continue(request)
         inflater = None if coding is None else inflate.Inflater(coding)
@@ -101,8 +93,8 @@ class Intake:
         while arrived := await self._next(request, ends_at):
             async for chunk in self._unpacked(inflater, arrived):
                 size += len(chunk)
-                if size > self._max_bytes:
-                    raise self._too_large()
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
                 yield chunk
         if inflater is not None:
             inflater.end()
@@ -136,8 +128,22 @@ class Intake:
         share = request[BODY_SHARE] = self._bytes.open(caller.organization_id, key_id)
         return share
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The body is larger than {self._max_bytes} bytes.")
+
+def _check(request: web.Request, max_bytes: int) -> str | None:
+    """The coding of the body, by what its headers say, before any of it is read.
+
+    :raises PayloadTooLarge, UnsupportedEncoding: when it will not be read.
+    """
+    assert CALLER in request, "a body is read for a caller"  # noqa: S101 - authenticate first
+    header = ",".join(request.headers.getall("Content-Encoding", ()))
+    coding = inflate.coding_of(header) if header else None
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    return coding
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {max_bytes} bytes.")
 
 
 def _grow(share: Share, amount: int) -> None:

@@ -7,10 +7,10 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service import body, upstream
+from service import upstream
 from service.api.auth import authenticate_operator, must_be_operator
 from service.api.state import DATABASE, KEYRING, VENICE, VENICE_KEY
-from service.api.wire import REQUEST_ID, json_response, path_id, read_body
+from service.api.wire import REQUEST_ID, json_response, path_id, read_as
 from service.audit import Actor
 from service.errors import Conflict
 from service.upstream import Rest, StoredKey
@@ -57,7 +57,7 @@ async def list_keys(request: web.Request) -> web.Response:
 async def add_key(request: web.Request) -> web.Response:
     """``POST /admin/v1/upstream-keys`` → 201: one more key at Venice."""
     actor = await _operator(request)
-    new = body.decode(await read_body(request), NewUpstreamKey)
+    new = await read_as(request, NewUpstreamKey)
     database, keyring = request.app[DATABASE], request.app[KEYRING]
     async with database.transaction() as conn:
         key_id = await upstream.add(conn, keyring, actor, new.name, new.key, new.organization_id)

@@ -6,13 +6,13 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
-from service import anthropic, inflate
+from service import anthropic, body, inflate
 from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     ClientError,
@@ -26,11 +26,13 @@ from service.gateway import Reply, Upload, uncancel
 from service.ledger import Rates
 from service.upstream import PLAIN_BODY_BYTES
 
+T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 MOST_READ_BYTES: Final = 1024 * 1024
 """Of a body that need not be read; one that is can be sent again."""
+MAX_SMALL_BODY_BYTES: Final = 256 * 1024
 SPACE: Final = b"\n"
 HEARTBEAT: Final = b": heartbeat\n\n"
 DONE: Final = b"data: [DONE]\n\n"
@@ -51,9 +53,18 @@ ERROR_TYPES: Final = {
 }
 
 
-async def read_body(request: web.Request) -> bytes:
+async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
     """The whole body, unpacked; see :meth:`Intake.read`."""
-    return await request.app[INTAKE].read(request)
+    return await request.app[INTAKE].read(request, max_bytes)
+
+
+async def read_as(request: web.Request, shape: type[T]) -> T:
+    """The JSON body of a request to administer. It is small, since the event loop reads it.
+
+    :raises ClientError: naming the field and the rule.
+    :raises PayloadTooLarge: when it is larger than ``MAX_SMALL_BODY_BYTES``.
+    """
+    return body.decode(await read_body(request, MAX_SMALL_BODY_BYTES), shape)
 
 
 async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:

@@ -1,6 +1,7 @@
 """What an administrator of an organization may do with what the operator set: tighten it, never
 loosen or delete it."""
 
+import gzip
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from support import MODELS, ORGANIZATIONS, limited, set_alias
 
 from service import schema
 from service.api import DATABASE
+from service.api.wire import MAX_SMALL_BODY_BYTES
 from service.ledger.limits import MAX_TENANTS_LIMITS_AT_A_PLACE
 
 
@@ -272,3 +274,23 @@ async def test_what_was_made_before_it_was_recorded(service, caller, admin):
         "own": "administrator",
         "fast": "operator",
     }
+
+
+@pytest.mark.parametrize(("encoding", "is_chunked"), [("", False), ("", True), ("gzip", False)])
+async def test_what_an_administrator_sends_is_small(admin, encoding, is_chunked):
+    """The event loop reads it, so one of megabytes would hold up everybody."""
+    content = b'{"settings":{}%b}' % (b" " * MAX_SMALL_BODY_BYTES)
+    headers = {**admin.headers, "Content-Type": "application/json"}
+    if encoding:
+        content = gzip.compress(content)
+        headers["Content-Encoding"] = encoding
+
+    async def pieces():
+        yield content
+
+    async with admin.service.http.patch(
+        admin.path, data=pieces() if is_chunked else content, headers=headers
+    ) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, error["code"]) == (413, "payload_too_large")

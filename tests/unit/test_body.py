@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from typing import Literal
 
 import msgspec
 import pytest
@@ -245,3 +246,23 @@ def test_half_a_character_is_read(content, text):
 
     assert read.value == text
     assert read.content == content
+
+
+@pytest.mark.parametrize("path", ["", "a"])
+def test_an_error_quotes_little_of_the_body(path):
+    """Neither a name nor a value of megabytes comes back, or is searched for a field."""
+
+    class Inner(msgspec.Struct, forbid_unknown_fields=True):
+        kind: Literal["x", "y"] = "x"
+
+    class Outer(msgspec.Struct, forbid_unknown_fields=True):
+        a: Inner | None = None
+
+    for content in (b'{"%b":1}' % (b"n" * 1_000_000), b'{"kind":"%b"}' % (b"v" * 1_000_000)):
+        shape = Outer if path else Inner
+        with pytest.raises(ClientError) as caught:
+            body.decode(b'{"a":%b}' % content if path else content, shape)
+
+        assert len(caught.value.message) < 2_500
+        assert len(caught.value.param) < 1_500
+        assert caught.value.param.startswith(path)
