@@ -18,7 +18,7 @@ PARAMETER: Final = re.compile(
     r'|([^\s";,\\]+))'
 )
 BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_./:=?-]{1,70}")
-HEADER: Final = re.compile(rf"({_NAME_OF_PARAMETER}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+HEADER: Final = re.compile(rf"({_NAME_OF_PARAMETER}):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*)")
 PADDING: Final = re.compile(rb"[ \t]{0,100}\r\n")
 LAST_PADDING: Final = re.compile(rb"--[ \t]{0,100}(?:\r\n|\Z)")
 WRITTEN_BY_BROWSERS: Final = {"%22": '"', "%0D": "\r", "%0A": "\n"}
