@@ -106,7 +106,7 @@ MUTATIONS = (
     Mutation(
         "scraped pages are free",
         "service/gateway/members.py",
-        "SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.is_scraped)",
+        "SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)",
         "SEARCH_NANOS * self.searches",
         "tests/api/test_quoted_extras.py::test_a_paid_extra_is_in_the_bound",
     ),

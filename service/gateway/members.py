@@ -201,9 +201,10 @@ MAX_COUNT: Final = 2**31
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 Budget = Annotated[int, msgspec.Meta(ge=-1, le=MAX_COUNT)]
 Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
-FLAGS: Final = {
-    Effect.SCRAPE: "is_scraped",
-    Effect.EXTENDS_PROMPT: "is_extended",
+TALLIES: Final = {
+    Effect.SEARCH: "searches",
+    Effect.SCRAPE: "scrapes",
+    Effect.EXTENDS_PROMPT: "extensions",
 }
 COUNTS: Final = {Effect.CHOICES: Choices, Effect.MAXIMUM: Count, Effect.THINKING: Budget}
 TABLES: Final = {Effect.PARAMETERS: PARAMETERS, Effect.REASONING: REASONING}
@@ -213,8 +214,9 @@ class Asked(msgspec.Struct):
     """What the members of a body ask for together."""
 
     searches: int = 0
-    is_scraped: bool = False
-    is_extended: bool = False
+    """How often each is asked for: whether Venice heeds one of two wishes or both is not known."""
+    scrapes: int = 0
+    extensions: int = 0
     has_venice_prompt: bool | None = None
     """None where nothing is stated."""
     choices: int = 1
@@ -229,12 +231,12 @@ class Asked(msgspec.Struct):
     @property
     def surcharge_nanos(self) -> int:
         """What is charged beside the tokens at most."""
-        return SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.is_scraped)
+        return SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)
 
     @property
     def has_extras(self) -> bool:
         """Whether Venice adds to the prompt what only the window bounds."""
-        return bool(self.surcharge_nanos) or self.is_extended
+        return bool(self.surcharge_nanos) or self.extensions > 0
 
     def read(self, members: Mapping[str, Any], table: Table, within: str = "") -> None:
         """Read members that are all in one object.
@@ -259,11 +261,9 @@ class Asked(msgspec.Struct):
                 self._note(effect, field, value)
 
     def _note(self, effect: Effect, field: str, value: Any) -> None:
-        if effect is Effect.SEARCH:
-            self.searches += value not in OFF
-        elif effect in FLAGS:
-            flag = FLAGS[effect]
-            setattr(self, flag, getattr(self, flag) or value not in OFF)
+        if effect in TALLIES:
+            tally = TALLIES[effect]
+            setattr(self, tally, getattr(self, tally) + (value not in OFF))
         elif effect in COUNTS:
             self._note_count(effect, field, _checked(field, value, COUNTS[effect]))
         elif effect in TABLES:

@@ -67,6 +67,14 @@ async def test_the_highest_maximum_counts(caller, low, high):
         (
             CHAT,
             {
+                "model": f"{MODEL}:enable_web_scraping=true",
+                "venice_parameters": {"enable_web_scraping": True},
+            },
+            "0.20",
+        ),
+        (
+            CHAT,
+            {
                 "venice_parameters": {
                     "enable_web_search": "on",
                     "enable_x_search": True,

@@ -35,6 +35,8 @@ PLAIN_PARAMETERS = {
     *("include_venice_system_prompt", "disable_thinking", "enable_web_citations"),
 }
 SEARCHES = ("websearch", "xsearch")
+RUN_BY_CLIENTS = ("function", "custom", "shell", "localshell")
+"""Tools by their folded types; a shell with an environment runs elsewhere."""
 
 
 class Pairs(list):
@@ -178,7 +180,7 @@ class Arrived:
         for name, value in chain(given.items(), self._parameters(self.members)):
             self._parameter(name, value)
         for name, value in self.members.items():
-            if name not in PLAIN and value not in (None, False):
+            if name not in PLAIN and value not in (None, False, "", "off"):
                 self.has_no_price = True
         if any(
             self.members.get(wish) not in (None, False, "", "off")
@@ -217,7 +219,7 @@ class Arrived:
                 self._search()
             elif kind == "namespace":
                 self._tools(tool["tools"])
-            elif kind not in ("function", "custom"):
+            elif kind not in RUN_BY_CLIENTS or tool.get("environment"):
                 self.has_no_price = True
 
     def _content(self, value):
