@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -43,14 +44,18 @@ def compiled(name):
     source, program = SOURCES / f"{name}.c", CACHE / "bin" / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         program.parent.mkdir(parents=True, exist_ok=True)
-        ran = subprocess.run(
-            ["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if ran.returncode:
-            raise BenchError(f"gcc does not make {name}: {ran.stderr}")
+        # Others may compile it or run it meanwhile: what they see is always a whole program.
+        with tempfile.TemporaryDirectory(dir=program.parent) as directory:
+            made = Path(directory) / name
+            ran = subprocess.run(
+                ["gcc", "-O2", "-Wall", "-Wextra", "-o", made, source],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            if ran.returncode:
+                raise BenchError(f"gcc does not make {name}: {ran.stderr}")
+            made.replace(program)
     return program
 
 

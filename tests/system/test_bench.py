@@ -3,11 +3,13 @@ speed is asserted."""
 
 import dataclasses
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import pytest
 
-from scripts.bench import report
+from scripts.bench import programs, report
 from scripts.bench.runs import Bench, Extent
 from scripts.bench.sides import Aiohttp, Direct, Rialto
 from scripts.bench.workloads import WORKLOADS
@@ -97,3 +99,15 @@ def test_an_open_loop_counts_the_wait(odd):
     run = runs["paced64", "direct"]
     assert run["never_sent"] > 0
     assert run["latency_max_ms"] > 200
+
+
+def test_a_program_is_made_by_several_at_once(tmp_path, monkeypatch):
+    """Each gets one that runs, whoever else is making it."""
+    monkeypatch.setattr(programs, "CACHE", tmp_path)
+
+    def make_and_run(_):
+        # It ends at once, for want of its lists.
+        return subprocess.run([programs.compiled("upstream")], check=False).returncode
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(make_and_run, range(8)))) == 1
