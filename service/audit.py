@@ -77,7 +77,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def set_by(self) -> Literal["operator", "administrator"]:
-        """What the tables say of what it sets."""
+        """The value of ``set_by`` for what it sets."""
         return "administrator" if self.is_administrator else "operator"
 
 

@@ -122,7 +122,7 @@ class Document:
 
 
 class JsonBody:
-    """A body that was read: what it says, and the bytes it came in.
+    """A body that was read: its value, and the bytes it came in.
 
     ``text_bytes`` is its length when each character stands for itself and nothing is indented, so
     that one text has one length however it was escaped.

@@ -22,7 +22,7 @@ LOST: Final = (
     asyncpg.InvalidCachedStatementError,
     # A server that is no primary any more.
     asyncpg.ReadOnlySQLTransactionError,
-    # What asyncpg says when the server's goodbye arrived before the statement was sent.
+    # What asyncpg raises when the server's goodbye arrived before the statement was sent.
     asyncpg.InternalClientError,
 )
 """The connection is gone, was never made or cannot go on: another one may do."""
@@ -95,6 +95,6 @@ def translated() -> Iterator[None]:
 
 
 def behind_pooler(address: DatabaseAddress, error: BaseException | None = None) -> StartupError:
-    """What to say of a start through a pooler that has not been told of."""
+    """The error for a start through a pooler that the settings do not name."""
     reason = f" ({type(error).__name__})" if error else ""
     return StartupError(f"At {address} answers {POOLER}{reason}.", POOLER_HINT)

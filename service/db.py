@@ -433,7 +433,7 @@ async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterat
     """The pool, open for the length of the block.
 
     :raises asyncpg.PostgresError, OSError: when no connection can be made.
-    :raises StartupError: when a pooler answers that the settings do not tell of.
+    :raises StartupError: when a pooler answers that the settings do not name.
     """
     through_pooler = settings.database_unpooled is not None
     # asyncpg says "Failed to restore the pool connection floor" with a traceback each second
@@ -474,7 +474,7 @@ async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterat
 
 
 async def _check_unpooled(pool: Any, address: DatabaseAddress) -> None:
-    """A pooler that is told to ignore the settings of a connection takes them away without a word;
+    """A pooler that is set to ignore the settings of a connection drops them silently;
     it also answers with a process id that is not the server's.
 
     :raises StartupError: when the settings are lost.

@@ -15,9 +15,9 @@ MIN_SIMILARITY: Final = 0.85
 
 
 def read(env: Env, path: Path) -> list[str]:
-    """Take what the file says where the environment says nothing; returns its mistakes, which name
+    """Take the file's variables that the environment does not set; returns its mistakes, which name
     the line and never show it."""
-    # It would log, in its own words, what is reported here.
+    # It would log what is reported here.
     logging.getLogger("dotenv").setLevel(logging.CRITICAL)
     if not path.exists():
         return []

@@ -219,7 +219,7 @@ class UpstreamError(ServiceError):
 
     ``evidence`` is what that proves beyond this call. ``upstream_status`` is Venice's own,
     ``named_retry_after_s`` the time it named, ``rate_reset_s`` that until a used up rate is there
-    again; ``cost_usd`` is what Venice states that the failure costs; ``is_refunded`` says that
+    again; ``cost_usd`` is what Venice states that the failure costs; ``is_refunded`` means that
     Venice gave back what the job had cost that it was asked for, ``is_charge_kept`` that it gives
     nothing back; ``attempts`` are the codes of all that was tried.
     """

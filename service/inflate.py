@@ -63,7 +63,7 @@ class Inflater:
     def step(self) -> bytes:
         """The next part of the body, at most ``STEP_BYTES``; nothing when more must be fed first.
 
-        :raises ClientError: when the body is not encoded as its header says.
+        :raises ClientError: when the body does not match its header.
         :raises PayloadTooLarge: when it unpacks to far more than it is.
         """
         piece = b""
@@ -105,4 +105,4 @@ class Inflater:
 
 def not_as_encoded() -> ClientError:
     """The error for a body that its headers describe wrongly."""
-    return ClientError("The body is not encoded as its Content-Encoding or Transfer-Encoding says.")
+    return ClientError("The body does not match its Content-Encoding or Transfer-Encoding.")

@@ -142,7 +142,7 @@ async def rehearse_until_it_works(books: Ledger, database: Database, timeout_s: 
 async def keep_upstream_keys(
     database: Database, keyring: Keyring, venice: Venice, environment_secret: str
 ) -> None:
-    """Use the stored keys, ask Venice about those that are new, and keep what it says, for ever."""
+    """Use the stored keys, ask Venice about those that are new, and store the answers, for ever."""
     balances, findings = Balances(), Findings()
     while True:
         venice.keys.has_changed.clear()

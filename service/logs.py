@@ -214,7 +214,7 @@ def _own_descriptor(stream: TextIO | None) -> int | None:
 
 class _Handler(logging.Handler):
     """Logs that a library logged something: which one, where, and the kind of its exception. Never
-    its own words, which may quote the request, the key or the row that it is about."""
+    its own text, which may quote the request, the key or the row that it is about."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log an event of ours for the record."""

@@ -27,8 +27,8 @@ Read = Callable[[Env, str, Any, Environment | None], Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rule:
-    """How a value is read and checked, and the words for it. The environment is None where it is
-    not known; then what depends on it is not checked."""
+    """How a value is read and checked, and how its documentation describes it. The environment is
+    None where it is not known; then what depends on it is not checked."""
 
     read: Read
     text: str = ""
@@ -59,7 +59,7 @@ TEXT: Final = Rule(lambda env, name, default, _: env.str(name, default))
 
 
 def choice(*choices: str) -> Rule:
-    """One of a few words."""
+    """One of the given choices."""
 
     def validate(value: str) -> None:
         if value not in choices:

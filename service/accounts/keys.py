@@ -80,7 +80,7 @@ REVOKE_KEY: Final = """
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller's key, as the operator sees it: never the key itself. ``set_by`` is who said last
+    """A caller's key, as the operator sees it: never the key itself. ``set_by`` is who set last
     what it may use: administrators may narrow the operator's ``models``, and not widen them."""
 
     id: UUID
@@ -264,7 +264,7 @@ def must_be_among(models: list[str] | None, allowed: Collection[str], whose: str
 
 
 async def is_on_list_of_operator(conn: Any, organization_id: UUID, name: str) -> bool:
-    """Whether a key of the organization may use ``name`` because the operator said so."""
+    """Whether a key of the organization may use ``name`` because the operator allows it."""
     return bool(await conn.fetchval(IS_ON_LIST_OF_OPERATOR, organization_id, name))
 
 

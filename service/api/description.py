@@ -159,7 +159,7 @@ class Routes:
 
 
 async def _expect(_: web.Request) -> None:
-    """A client that expects to be told to go on is told so when its body is read, if it is. Any
+    """Send no ``100 Continue`` here: the client gets it when its body is read, if it is. Any
     other expectation is ignored, as RFC 9110 allows."""
 
 

@@ -112,9 +112,9 @@ async def _venice(app: web.Application) -> str:
 
 async def _database(app: web.Application) -> str:
     """Whether the database answers, takes writes, and took the last one."""
-    said = await _tried(app[DATABASE].ping(DATABASE_TIMEOUT_S, must_write=True))
+    answer = await _tried(app[DATABASE].ping(DATABASE_TIMEOUT_S, must_write=True))
     problem = app[BOOKS].condition.problem
-    return f"error: {problem}" if said == "ok" and problem is not None else said
+    return f"error: {problem}" if answer == "ok" and problem is not None else answer
 
 
 async def _tried(asking: Awaitable[None]) -> str:

@@ -100,7 +100,7 @@ async def _ask_for_job(
     request: web.Request, caller: Caller, path: str, content: bytes, headers: Mapping[str, str]
 ) -> Answer:
     """Venice's answer about a job that the caller's organization queued, by the key that it was
-    queued with. When it says that it gave back what the job had cost, so do the books.
+    queued with. When Venice states a refund, the books credit the job.
 
     :raises NotFound: when the organization queued no such job. Venice is not asked: its own answer
         is for the whole account, whoever asks.

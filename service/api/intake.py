@@ -43,9 +43,9 @@ class Intake:
         """The whole body, unpacked. ``max_bytes`` is its largest size where that is less than the
         settings'.
 
-        :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: as their names say.
+        :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: when the body breaks a limit.
         :raises Unavailable: when there is no room for it now.
-        :raises ClientError: when it is not encoded as its headers say.
+        :raises ClientError: when it does not match its headers.
         """
         max_bytes = min(max_bytes or self._max_bytes, self._max_bytes)
         coding = _check(request, max_bytes)
@@ -130,7 +130,7 @@ class Intake:
 
 
 def _check(request: web.Request, max_bytes: int) -> str | None:
-    """The coding of the body, by what its headers say, before any of it is read.
+    """The coding of the body, by its headers, before any of it is read.
 
     :raises PayloadTooLarge, UnsupportedEncoding: when it will not be read.
     """
@@ -156,8 +156,8 @@ def _grow(share: Share, amount: int) -> None:
 
 
 async def _continue(request: web.Request) -> None:
-    """Tell a client to go on that waits for it (RFC 9110, section 10.1.1). Any other expectation is
-    ignored."""
+    """Send ``100 Continue`` to a client that waits for it (RFC 9110, section 10.1.1). Any other
+    expectation is ignored."""
     is_waiting = request.headers.get("Expect", "").lower() == "100-continue"
     if is_waiting and request.version == HttpVersion11 and not request.content.is_eof():
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

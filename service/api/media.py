@@ -206,8 +206,8 @@ def _asking_for_json(inbound: Inbound) -> tuple[Inbound, bool]:
     """The request for JSON, and whether it was one for plain text."""
     if not _wants_text(inbound):
         return inbound, False
-    said = {"response_format": "json"}
-    content = multipart.set_texts(inbound.content, inbound.content_type, said)
+    texts = {"response_format": "json"}
+    content = multipart.set_texts(inbound.content, inbound.content_type, texts)
     return msgspec.structs.replace(inbound, content=content), True
 
 

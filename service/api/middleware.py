@@ -125,7 +125,7 @@ def _of_aiohttp(error: web.HTTPException) -> ServiceError:
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """What every answer's headers say, streams too: they are not on their way yet."""
+    """Add the headers that every answer has, streams too: they are not on their way yet."""
     if (request_id := request.get(REQUEST_ID)) is not None:
         response.headers["x-request-id"] = request_id
         if request.get(DIALECT) is ANTHROPIC:

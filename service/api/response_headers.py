@@ -53,7 +53,7 @@ class UnsignedResponse(web.Response):
 
 
 def secure(response: web.StreamResponse) -> None:
-    """Say what browsers may do with the answer, and not which software made it."""
+    """Add the security headers, and remove the name of the server software."""
     headers = response.headers
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)

@@ -70,7 +70,7 @@ async def read_as(request: web.Request, shape: type[T]) -> T:
 async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
     """A small body; or else one to be passed on as it arrives, within the same deadline and size.
 
-    :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: as their names say.
+    :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: when the body breaks a limit.
     """
     intake, length_bytes = request.app[INTAKE], request.content_length
     if not request.body_exists or (length_bytes is not None and length_bytes <= MOST_READ_BYTES):
@@ -191,7 +191,7 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif error.is_final:
-        # SDKs and Claude Code repeat some of these on their own, and without a word to their user.
+        # SDKs and Claude Code repeat some of these on their own, and show their user nothing.
         response.headers["x-should-retry"] = "false"
     if error.rates is not None:
         response.headers.update(rate_headers(error.rates))

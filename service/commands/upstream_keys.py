@@ -55,7 +55,7 @@ def add_upstream_key(name: str, organization_id: UUID | None) -> None:
 
 @upstream_keys.command("list")
 def list_upstream_keys() -> None:
-    """List them, with what Venice last said of them and when."""
+    """List them, with the result and the time of the last check."""
     with_database(lambda database, _: upstream.list_stored(database))
 
 

@@ -141,7 +141,7 @@ class Attempts:
             if self._route.call.endpoint.is_known:
                 await self._venice.note_failed(key, model, self._source, error)
             raise
-        keys.succeeded(key, model, self._source, answer.said)
+        keys.succeeded(key, model, self._source, answer.raw_headers)
         self._tried.append((key.name, model, OK))
         return answer
 

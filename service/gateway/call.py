@@ -252,7 +252,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     unpriced: str | None = None
     """The member of the body for which it is not, where it is one."""
     fallbacks: tuple[str, ...] = ()
-    """Other models that may answer by the body's own words."""
+    """Other models that the body allows to answer."""
     other_models: tuple[str, ...] = ()
     """Names of models that the body has in places where none is expected."""
 
@@ -284,7 +284,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def with_fallbacks(self, names: Sequence[str]) -> "Self":
-        """The same call with its other models by these names, which the body then says too."""
+        """The same call with its other models by these names, in the body too."""
         return self
 
     @property

@@ -43,7 +43,7 @@ UNREAD: Final = frozenset(
     {"role", "name", "id", "call_id", "tool_call_id", "status", "type", "text", "annotations"}
     | {"logprobs", "reasoning_content", "refusal", "cache_control", "phase"}
 )
-"""Members whose names say that they are no media."""
+"""Members that are no media by their names."""
 EMPTY: Final[tuple[Any, ...]] = (None, False, "", [], {})
 URL: Final = re.compile(r"https?://", re.IGNORECASE)
 DATA_URL: Final = "data:image/"

@@ -74,7 +74,10 @@ class FreeRequests:
         for limit in rates:
             self._recent[limit.id].add()
         if rates:
-            self._organizations[caller.organization_id] = time.monotonic() + max(PERIODS_S.values())
+            # A request counts for a period and one part of it.
+            longest_s = max(PERIODS_S[str(limit.period)] for limit in rates) * (1 + 1 / BUCKETS)
+            until = self._organizations.get(caller.organization_id, 0.0)
+            self._organizations[caller.organization_id] = max(until, time.monotonic() + longest_s)
 
     async def check(self, caller: Caller, *, asks_venice: bool) -> None:
         """See that a paid call has room beside what was free; the books know only of the paid. One

@@ -95,7 +95,7 @@ class GenerateEndpoint(ImageEndpoint):
         request = json.convert(GenerateRequest)
         facts = price_facts(json.members, members.IMAGE_GENERATE)
         if request.style_references not in (None, []):
-            # Venice charges for them and does not say how much.
+            # Venice charges for them and publishes no price.
             facts |= {"has_price": False, "unpriced": "style_references"}
         anonymous = request.anon_user_id
         return ImageCall(

@@ -33,7 +33,7 @@ class Effect(enum.Enum):
     FALLBACKS = enum.auto()
     """Names models that may answer in place of the first."""
     SEARCH = enum.auto()
-    """Asks for a search of the web or of X; said twice it may be made twice."""
+    """Asks for a search of the web or of X; stated twice it may be made twice."""
     SCRAPE = enum.auto()
     EXTENDS_PROMPT = enum.auto()
     """Has Venice add to the prompt what only the window bounds."""
@@ -336,7 +336,7 @@ class Asked(msgspec.Struct):
         self._read_beside_function(field, tool)
 
     def _read_beside_function(self, field: str, tool: Mapping[str, Any]) -> None:
-        """Some take a tool for what the name of its member says, whatever its type."""
+        """Some read a tool by the name of its member, whatever its type."""
         for name in tool.keys() - {"type", "function"}:
             if SEARCH_TOOL.fullmatch(name):
                 self.searches += 1

@@ -40,7 +40,7 @@ MAX_HELD_UP_S: Final = 1.0
 """A caller that reads nothing for longer has a part in it should Venice then end the stream."""
 MAX_REST_S: Final = 5.0
 MAX_REST_BYTES: Final = 1024 * 1024
-"""How much of a stream is read after its error, for what it says of its cost."""
+"""How much of a stream is read after its error, for its usage and cost."""
 OK_STATUS: Final = 200
 """The only status that Venice's answers to paid calls have."""
 HTML: Final = "text/html"
@@ -96,7 +96,7 @@ class Reply:
         self._open_call.is_held_back = True
 
     async def fail(self, error: ServiceError) -> None:
-        """The answer could not be said to the caller."""
+        """Record that the answer cannot be translated for the caller."""
         await self._open_call.fail_to_translate(error)
 
     @property
@@ -198,7 +198,7 @@ class OpenCall:
         return Reply(self, self.answer.headers, content)
 
     async def _read_metered(self, answer: Answer) -> bytes:
-        """The whole body, once what it says of its cost is noted, be it an answer or not."""
+        """The whole body. Its usage and cost are noted first, be it an answer or not."""
         member = self.call.endpoint.answer_member
         try:
             content = await answer.read()
@@ -213,7 +213,7 @@ class OpenCall:
     async def _begin_passed(self, attempts: Attempts) -> Reply:
         self.answer = await attempts.send("*/*")
         self._first_byte_at = time.monotonic()
-        self.metered = read_headers(self.answer.said)
+        self.metered = read_headers(self.answer.raw_headers)
         if self.call.endpoint.is_known:
             self._first_chunk = await self.answer.next_chunk()
             if self.answer.status != OK_STATUS or self._is_no_answer(self.answer.content_type):
@@ -328,7 +328,7 @@ class OpenCall:
 
     async def _fail_in_band(self, error: UpstreamError) -> None:
         """Venice ended the stream with an error: what came before it may have been charged, and
-        what comes after it may say how much."""
+        what comes after it may state how much."""
         await self._read_rest()
         self.metered = self.stream_meter.result()
         self._ending.note(Outcome.UPSTREAM_ERROR, None)
@@ -345,7 +345,7 @@ class OpenCall:
                     size += len(chunk)
 
     async def fail_to_translate(self, error: ServiceError) -> None:
-        """What came of Venice cannot be said to the caller."""
+        """Record that Venice's answer cannot be translated for the caller."""
         is_first = self._ending.outcome is None
         self.fail(error)
         if is_first and self.answer is not None:
@@ -384,8 +384,8 @@ class OpenCall:
             self._ending.note(Outcome.INTERNAL_ERROR, None)
 
     def _is_all_sent(self) -> bool:
-        """Whether a stream had said all that there is to say when its caller left: clients do not
-        wait for the end of the body."""
+        """Whether a stream was complete when its caller left: clients do not wait for the end of
+        the body."""
         if self.call.relay is not Relay.EVENTS or self._is_sending:
             return False
         metered = self.stream_meter.result()
@@ -460,7 +460,7 @@ class OpenCall:
         )
 
     def _exceeded_most(self, cost: Cost, catalog: Catalog) -> int | None:
-        """The most that any call of the model costs, if this one is said to cost more."""
+        """The most that any call of the model costs, if Venice states more for this one."""
         bound_nanos = self.route.bound.nanos
         if cost.nanos is None or bound_nanos is None or cost.nanos <= 2 * bound_nanos:
             # The bound is for one attempt, of which there may have been two.

@@ -56,7 +56,7 @@ END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """Where a caller may name its end user, the one that counts first."""
 CONVERSATIONS: Final = ("messages", "input", "instructions")
 OF_TOOLS: Final = ("tool_choice", "parallel_tool_calls")
-"""Members that say nothing without tools."""
+"""Members that mean nothing without tools."""
 Text = str | msgspec.UnsetType | None
 
 
@@ -391,7 +391,7 @@ class Reading(NamedTuple, Generic[R]):
     """A body that was read."""
 
     json: body.JsonBody
-    """The body with what the caller's key says of it."""
+    """The body with the defaults of the caller's key."""
     request: R
     facts: dict[str, Any]
     """What every call that is paid by the token takes over."""

@@ -27,7 +27,7 @@ class Form(NamedTuple, Generic[S]):
 
     @property
     def members(self) -> Mapping[str, Any]:
-        """What the body says by its names; of a file only that it is there."""
+        """The members of the body; of a file only that it is there."""
         if self.json is not None:
             return self.json.members
         return {part.name: True if part.text is None else part.text for part in self.parts}

@@ -253,7 +253,7 @@ class Ledger:
     async def limits_of(self, hold: Hold) -> Sequence[Limit]:
         """The limits that the call meets, as they stand.
 
-        :raises Unavailable: when the database cannot say.
+        :raises Unavailable: when the database does not answer.
         """
         end_user = bytes.fromhex(hold.end_user or "")
         return await list_binding(
@@ -398,7 +398,7 @@ class Ledger:
         return (cost_nanos or 0) if written["kind"] == "call" else 0
 
     async def report_implausible(self) -> None:
-        """Tell the operator of costs that no call of their model can have.
+        """Report to the operator costs that no call of their model can have.
 
         :raises Unavailable: when the database cannot take it.
         """

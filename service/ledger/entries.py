@@ -176,7 +176,7 @@ async def find_job(database: Database, organization_id: UUID, queue_id: str) -> 
     """The job that the organization queued, by Venice's id of it.
 
     :raises NotFound: when it queued none of this id.
-    :raises Unavailable: when that cannot be said now: the database is gone, or a call that may be
+    :raises Unavailable: when that is not known now: the database is gone, or a call that may be
         the one that queued the job is not in the books yet.
     """
     row = await database.fetchrow(FIND_JOB, organization_id, queue_id)

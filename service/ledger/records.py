@@ -34,7 +34,7 @@ class CostSource(enum.StrEnum):
     """Where the cost of an entry comes from, best first."""
 
     REPORTED = "reported"
-    """Venice said it."""
+    """Venice stated it."""
     COMPUTED = "computed"
     """Venice's usage times the catalogue's price."""
     ESTIMATED = "estimated"

@@ -112,7 +112,7 @@ class Answer:
                 self._is_readable = False
             else:
                 self._inflater = None if coding is None else Inflater(coding)
-        self.said: Mapping[str, str] = response.headers
+        self.raw_headers: Mapping[str, str] = response.headers
         self.headers = {
             name: value
             for name, value in response.headers.items()
@@ -122,7 +122,7 @@ class Answer:
     @property
     def content_type(self) -> str:
         """Its media type without parameters, in lower case; empty where none is stated."""
-        return self.said.get("Content-Type", "").partition(";")[0].strip().lower()
+        return self.raw_headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
     async def read(self) -> bytes:
         """The whole body.
@@ -178,7 +178,7 @@ class Answer:
                     return b""
                 inflater.feed(chunk)
         except ClientError as error:
-            raise UpstreamError("Venice's answer is not encoded as it says.") from error
+            raise UpstreamError("Venice's answer does not match its Content-Encoding.") from error
         self._is_turn_over = True
         return piece
 
@@ -310,7 +310,7 @@ class Venice:
         key: UpstreamKey | None = None,
         departure: Departure | None = None,
     ) -> Answer:
-        """Send a body, with any key unless one is given; ``departure`` then tells whether it left.
+        """Send a body, with any key unless one is given; ``departure`` records whether it left.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
@@ -343,7 +343,7 @@ class Venice:
         departure: Departure | None = None,
     ) -> Answer:
         """The one place that a request leaves from. No redirect is followed: it would take the
-        caller's words, and perhaps the key, to wherever it says."""
+        caller's prompt, and perhaps the key, to another origin."""
         sent = {"Authorization": self._authorization(key), **headers}
         departure = departure or Departure()
         token = DEPARTURE.set(departure)
@@ -460,7 +460,7 @@ class Venice:
         return Examination(state.finding, state, None)
 
     async def state(self, key: UpstreamKey, timeout: float = KEY_TIMEOUT_S) -> KeyState:
-        """What Venice says of a key, at no cost: ``GET /api_keys/rate_limits``, since ``/models``
+        """Read the state of a key, at no cost: ``GET /api_keys/rate_limits``, since ``/models``
         is public and proves nothing.
 
         :raises UpstreamError: when it says nothing good.

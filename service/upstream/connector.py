@@ -38,7 +38,7 @@ class VeniceProtocol(ResponseHandler):
 
 class StreamedBody(AsyncIterablePayload):
     """A body that is sent as it arrives. What it is framed by is what is sent: its length where
-    ``length_bytes`` says it, else chunks. A body of another length than it should have breaks the
+    ``length_bytes`` states it, else chunks. A body of another length than it should have breaks the
     request, and aiohttp then closes the connection: what the next request would be taken for on it
     nobody knows."""
 

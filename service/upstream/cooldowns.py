@@ -170,7 +170,7 @@ class Cooldowns:
 
 
 def _scopes(key_id: UUID, model: str, source: Source) -> list[tuple[_Scope, UUID | None]]:
-    """The scopes that a call of the source is in, each with what tells its sources apart."""
+    """The scopes that a call of the source is in, each with what distinguishes its sources."""
     organization_id, api_key_id = source
     scopes: list[tuple[_Scope, UUID | None]] = [
         (_Scope(key_id, model, None), organization_id),

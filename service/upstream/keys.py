@@ -64,20 +64,20 @@ class KeyState(msgspec.Struct, rename="camel"):
 
     @property
     def is_well(self) -> bool:
-        """Whether the key may make calls, and has something to spend as far as Venice says; all
+        """Whether the key may make calls, and has something to spend as far as Venice states; all
         currencies are worth a dollar."""
         return self.access_permitted and self.spendable_usd >= LEAST_BALANCE_USD
 
     @property
     def finding(self) -> Finding:
-        """What that is in one word."""
+        """The finding's name."""
         if self.is_well:
             return Finding.WELL
         return Finding.SPENT if self.spendable_usd < LEAST_BALANCE_USD else Finding.FORBIDDEN
 
     @property
     def spendable_usd(self) -> float:
-        """Infinite where Venice does not say."""
+        """Infinite where Venice states no balance."""
         return sum(self.balances.values()) if self.balances else math.inf
 
 
@@ -192,7 +192,7 @@ class UpstreamKeys:
         return self._balances_usd.get(key.id, math.inf) >= LEAST_BALANCE_USD
 
     def note_state(self, key: UpstreamKey, state: KeyState) -> None:
-        """Venice said what the key may spend, and perhaps that it is well again."""
+        """Note what the key may spend, and whether it is well again."""
         if state.balances:
             self._balances_usd[key.id] = state.spendable_usd
         reason = "no balance" if state.access_permitted else "no access"
@@ -224,14 +224,14 @@ class UpstreamKeys:
         key: UpstreamKey,
         model: str,
         source: Source,
-        said: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """A call was answered, with these headers: the key is well, but rests for the model when
         they say that its rate is used up."""
         self._cooldowns.note_answered(key.id, model, source)
         if key.id not in self._out_of_service:
             self._probes.pop(key.id, None)
-        if said is not None and (reset_s := spent_rate_reset_s(said)) is not None:
+        if headers is not None and (reset_s := spent_rate_reset_s(headers)) is not None:
             self._name(key, model, min(reset_s, MOST_RATE_REST_S), RATE_SPENT)
 
     def failed(self, key: UpstreamKey, model: str, source: Source, error: ServiceError) -> None:
@@ -256,7 +256,7 @@ class UpstreamKeys:
                 pass
 
     def put_out_of_service(self, key: UpstreamKey, reason: str) -> None:
-        """Venice itself said, when asked about the key, that it takes no calls with it: nobody's
+        """Venice itself stated, when asked about the key, that it takes no calls with it: nobody's
         calls go there until a probe finds it well."""
         if key.id not in self._out_of_service:
             log.warning("upstream key rests", key=key.name, model="all", reason=reason, rest_s=None)

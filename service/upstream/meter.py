@@ -191,7 +191,7 @@ def _name(stated: str | None) -> str | None:
 
 
 class Metered(msgspec.Struct, kw_only=True):
-    """What an answer says of itself.
+    """What an answer states about its usage and cost.
 
     ``counted_tokens`` is the output that went by, for want of usage; None where it was not counted,
     so that it may be all that the call was allowed.
@@ -205,7 +205,7 @@ class Metered(msgspec.Struct, kw_only=True):
     """Seconds of sound that were heard."""
     counted_tokens: int | None = 0
     has_output: bool = False
-    """Whether output went by, where usage says that there is none."""
+    """Whether output went by, where usage states that there is none."""
     is_error: bool = False
     is_complete: bool = False
     """Whether the answer came to its end."""
@@ -220,8 +220,8 @@ class Metered(msgspec.Struct, kw_only=True):
         return None if self.usage is None else self.usage.all_output_tokens
 
     def without_counts(self) -> "Metered":
-        """The same of an answer that was left before its end: what it says of usage and cost by
-        then is not the last word."""
+        """A copy without usage and cost, for an answer that was left before its end: what it stated
+        by then is not final."""
         return msgspec.structs.replace(self, usage=None, cost_usd=None, counted_tokens=None)
 
     def take(self, facts: Facts) -> None:
@@ -269,7 +269,7 @@ def _header_cost(headers: Mapping[str, str]) -> Decimal | None:
 
 
 def stated_cost(headers: Mapping[str, str], body: bytes) -> Decimal | None:
-    """What an answer that is a failure says that it costs, in US dollars."""
+    """The cost that a failed answer states, in US dollars."""
     try:
         cost = FACTS.decode(body).cost
     except UNREADABLE:
@@ -278,8 +278,8 @@ def stated_cost(headers: Mapping[str, str], body: bytes) -> Decimal | None:
 
 
 def read_plain(body: bytes, member: str | None = None) -> Metered:
-    """What a plain answer says of itself. One that is no JSON object, that states an error, or that
-    has no ``member`` of its kind, is an error."""
+    """Read the usage and cost of a plain answer. One that is no JSON object, that states an error,
+    or that has no ``member`` of its kind, is an error."""
     # No token has less than a byte.
     metered = Metered(is_complete=True, is_final=True, counted_tokens=len(body))
     try:
@@ -298,7 +298,7 @@ def read_plain(body: bytes, member: str | None = None) -> Metered:
 
 def _read_odd(body: bytes) -> Metered:
     """What is stated by a body that is no JSON object, if it begins with one or is made of events.
-    Usage alone may be somebody's words."""
+    Usage alone may be part of a text."""
     try:
         metered = Metered()
         metered.take(FACTS.decode_first(body))
@@ -410,8 +410,8 @@ def _read_last_events(tail: bytes) -> tuple[Metered, int]:
 
 def _facts_from_the_end(tail: bytes) -> Iterator[tuple[Facts | None, bytes]]:
     """What each event states that can be read, the last one first; None of the end. The data of an
-    event may stand in several lines. A stream that is cut ends within an event, which then says
-    nothing."""
+    event may stand in several lines. A stream that is cut ends within an event, which then
+    states nothing."""
     later: list[bytes] = []
     for line in _lines_from_the_end(tail):
         if not line.startswith(DATA):

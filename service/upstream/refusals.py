@@ -55,15 +55,15 @@ VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """The error for an answer of Venice that is not 2xx, or of something before Venice."""
-    said = _venices_own(headers, body)
-    error = _of_edge(status, headers) if said is None else _error(status, headers, body)
+    decoded = _venices_own(headers, body)
+    error = _of_edge(status, headers) if decoded is None else _error(status, headers, body)
     error.upstream_status = status
     error.is_refunded = is_refunded(body)
     error.is_charge_kept = _refund_of(body) is False
     if _whole(headers.get("Retry-After")) is not None:
         error.named_retry_after_s = _retry_after_s(headers)
-    if said is not None:
-        error.evidence = _evidence(status, headers, said)
+    if decoded is not None:
+        error.evidence = _evidence(status, headers, decoded)
     if error.evidence is Evidence.RATE_SPENT:
         reset_s = _reset_s(headers, RATES)
         error.rate_reset_s = BUSY_RETRY_S if reset_s is None else reset_s
@@ -74,9 +74,9 @@ def _venices_own(headers: Mapping[str, str], body: bytes) -> dict[str, Any] | No
     """The body of a refusal that Venice itself wrote: JSON with an error or a code."""
     if not JSON_TYPE.match(headers.get("Content-Type", "").strip()):
         return None
-    said = _decoded(body)
-    if isinstance(said, dict) and (said.get("error") or isinstance(said.get("code"), str)):
-        return said
+    decoded = _decoded(body)
+    if isinstance(decoded, dict) and (decoded.get("error") or isinstance(decoded.get("code"), str)):
+        return decoded
     return None
 
 
@@ -101,7 +101,7 @@ def _of_edge(status: int, headers: Mapping[str, str]) -> UpstreamError:
     elif status in EDGE_TIMEOUTS:
         error = UpstreamTimeout("Venice did not answer the network before it in time.")
     elif 400 <= status < 500:
-        # 401 and 407 would tell the caller that their own key is at fault, 402 that it must pay.
+        # 401 and 407 would mean to the caller that their own key is at fault, 402 that it must pay.
         kept = None if status in (401, 402, 407) else status
         error = UpstreamRejected(
             f"The network before Venice refused this request with status {status}. Other requests"
@@ -114,10 +114,10 @@ def _of_edge(status: int, headers: Mapping[str, str]) -> UpstreamError:
     return error
 
 
-def _evidence(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -> Evidence:
+def _evidence(status: int, headers: Mapping[str, str], decoded: Mapping[str, Any]) -> Evidence:
     """What Venice's own refusal proves about the key and the model."""
     if status in KEY_STATUSES:
-        is_of_model = _code(said) in FORBIDDEN_MODEL_CODES
+        is_of_model = _code(decoded) in FORBIDDEN_MODEL_CODES
         return Evidence.MODEL_FORBIDDEN if is_of_model else Evidence.KEY_REFUSED
     if status == 429:
         if any(headers.get(left) == "0" for left, _ in RATES):
@@ -131,9 +131,9 @@ def _evidence(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) 
     return Evidence.REQUEST_REFUSED if 400 <= status < 500 else Evidence.FAILED
 
 
-def _code(said: Mapping[str, Any]) -> Any:
-    error = said.get("error")
-    return said.get("code") or (error.get("code") if isinstance(error, dict) else None)
+def _code(decoded: Mapping[str, Any]) -> Any:
+    error = decoded.get("error")
+    return decoded.get("code") or (error.get("code") if isinstance(error, dict) else None)
 
 
 def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
@@ -154,7 +154,7 @@ def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> fl
 
 def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     if status in KEY_STATUSES:
-        # Ours, not the caller's: the key, its balance, its address. Venice's words are not logged,
+        # Ours, not the caller's: the key, its balance, its address. Venice's text is not logged,
         # since they may quote the request.
         log.error("venice refuses our key", upstream_status=status)
         return UpstreamExhausted(
@@ -209,8 +209,8 @@ def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:
 
 
 def _in_band(data: bytes) -> UpstreamError | None:
-    said = _decoded(data)
-    error = said.get("error") if isinstance(said, dict) else None
+    decoded = _decoded(data)
+    error = decoded.get("error") if isinstance(decoded, dict) else None
     if not isinstance(error, dict | str) or not error:
         return None
     code = error.get("code") if isinstance(error, dict) else None
@@ -232,10 +232,10 @@ def is_refunded(body: bytes) -> bool:
 
 
 def _refund_of(body: bytes) -> bool | None:
-    """Whether Venice gave back what it had charged; None where it does not say."""
-    said = _decoded(body)
-    error = said.get("error") if isinstance(said, dict) else None
-    stated = [part.get(REFUNDED) for part in (said, error) if isinstance(part, dict)]
+    """Whether Venice gave back what it had charged; None where it states neither."""
+    decoded = _decoded(body)
+    error = decoded.get("error") if isinstance(decoded, dict) else None
+    stated = [part.get(REFUNDED) for part in (decoded, error) if isinstance(part, dict)]
     return next((is_given for is_given in stated if isinstance(is_given, bool)), None)
 
 

@@ -275,7 +275,7 @@ async def _report(conn: Any, action: str, key: UpstreamKey, detail: dict[str, An
 
 
 async def note_state(database: Database, key: UpstreamKey, state: KeyState) -> None:
-    """Keep what Venice says that a key may spend."""
+    """Store what a key may spend, as Venice states it."""
     tier = state.api_tier.get("id")
     await database.fetch(
         NOTE_STATE,

@@ -99,7 +99,7 @@ async def test_a_key_rests_when_its_rate_is_used_up(service, upstream):
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
     answer = await venice.post("/chat/completions", msgspec.json.encode(body), {}, key)
     answer.close()
-    venice.keys.succeeded(key, MODEL, Source(UUID(int=7), UUID(int=8)), answer.said)
+    venice.keys.succeeded(key, MODEL, Source(UUID(int=7), UUID(int=8)), answer.raw_headers)
 
     (rest,) = venice.keys.rests()[key.id]
     assert (rest.model, rest.reason) == (MODEL, "rate used up")
