@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 LARGE_BYTES: Final = 256 * 1024
 """Larger bodies are read outside the event loop, which they would hold for milliseconds."""
-MAX_READERS: Final = 2
-"""More threads would only wait for each other: reading holds Python's lock most of the time."""
+MAX_READERS: Final = 1
+"""Reading holds Python's lock most of the time, so more threads would wait for each other, and the
+event loop for each of them."""
 MAX_WAIT_S: Final = 60.0
 
 

@@ -213,6 +213,20 @@ def test_bodies_of_real_agents_are_read(value):
     assert body.read(json.dumps(value).encode()).value == value
 
 
+@given(st.text('\\"\n{,', min_size=12), st.integers(0, 12), st.booleans())
+def test_a_body_is_counted_in_slices_that_cut_no_escape(text, shift, ascii_only):
+    """The text lies across the end of a slice, with each of its bytes there once."""
+    padding = "x" * (body.SLICE_BYTES - shift - len('{"a":"'))
+    members = {"a": padding + text, "b": text, "c": [text]}
+    content = json.dumps(members, ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    limits = body.Limits(values=5)
+    assert body.read(content, limits).value == members
+    with pytest.raises(PayloadTooLarge, match="values"):
+        body.read(content, limits._replace(values=4))
+    with pytest.raises(ClientError, match="twice"):
+        body.read(content[:-1] + b',"c":1}')
+
+
 @given(JSON, st.sampled_from([None, 1]))
 def test_one_text_has_one_length(value, indent):
     """However it is escaped and indented; never less than the bytes of its characters."""
