@@ -12,6 +12,8 @@ from service.api import DATABASE
 from service.api.wire import MAX_SMALL_BODY_BYTES
 from service.ledger.limits import MAX_TENANTS_LIMITS_AT_A_PLACE
 
+pytestmark = pytest.mark.shares_service
+
 
 class Administrator:
     """Somebody with a key of role admin, of the caller's organization."""

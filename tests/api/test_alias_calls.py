@@ -9,6 +9,8 @@ from support import MODEL, cost_of, limited, make_settings, running, set_alias, 
 
 from service.api import CATALOG
 
+pytestmark = pytest.mark.shares_service
+
 FIRST, SECOND = MODEL, "venice-uncensored"
 
 

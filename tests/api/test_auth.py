@@ -9,6 +9,8 @@ from support import MODEL, OPERATOR_KEY, Caller, limited, make_settings, running
 
 from service import api
 
+pytestmark = pytest.mark.shares_service
+
 CHAT = "/v1/chat/completions"
 UNKNOWN = "rk_" + "A" * 43
 
@@ -153,6 +155,7 @@ async def revoke_silently(service):
     await service.app[api.DATABASE].fetch("UPDATE public.api_keys SET revoked_at = now()")
 
 
+@pytest.mark.shares_service(False)
 async def test_notify_reaches_other_replicas(database_address, upstream, service, caller):
     """A revocation is known to unpaid routes of other replicas as soon as NOTIFY says so."""
     slow = make_settings(database_address, upstream.url, key_cache_s=300.0)
@@ -206,6 +209,7 @@ async def test_a_suspended_organization(service, caller):
         assert (await response.json())["error"]["code"] == "organization_inactive"
 
 
+@pytest.mark.shares_service(False)
 async def test_the_key_is_not_in_the_database(service, caller):
     """The database holds a digest and a prefix, nowhere the key."""
     rows = await service.app[api.DATABASE].fetch("SELECT k::text AS row FROM public.api_keys k")

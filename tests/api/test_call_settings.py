@@ -5,6 +5,8 @@ import json
 import pytest
 from support import MODEL, ORGANIZATIONS, cost_of, limited
 
+pytestmark = pytest.mark.shares_service
+
 ODD = {
     "max_completion_tokens": None,
     "n": None,

@@ -8,6 +8,8 @@ import aiohttp
 import pytest
 from support import MODEL, cost_of, make_settings, running
 
+pytestmark = pytest.mark.shares_service
+
 PATHS = ["/v1/chat/completions", "/api/v1/chat/completions"]
 
 

@@ -14,6 +14,8 @@ from service import errors
 from service.api import add_routes
 from service.errors import ServiceError
 
+pytestmark = pytest.mark.shares_service
+
 SERVICE = Path(inspect.getfile(errors)).parent
 REASON = re.compile(r'\bcode="(\w+)"')
 

@@ -14,6 +14,8 @@ from support import MODEL
 
 from service import api
 
+pytestmark = pytest.mark.shares_service
+
 packed = functools.partial(gzip.compress, mtime=0)
 MEBIBYTE = 1024 * 1024
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}).encode()
@@ -107,6 +109,7 @@ async def test_nothing_is_unpacked_where_no_body_is_read(service, caller, bomb):
     assert not service.app[api.INTAKE]._workers._threads
 
 
+@pytest.mark.shares_service(False)
 @pytest.mark.parametrize(("path", "content_type"), [(CHAT, "application/json"), (UPLOAD, FORM)])
 async def test_a_bomb_with_a_key_is_given_up(service, caller, upstream, bomb, path, content_type):
     """Before it is as large as a body may be."""

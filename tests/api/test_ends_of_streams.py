@@ -9,6 +9,8 @@ from aiohttp import web
 from odd_venice import head, odd_venice, serving, stream, whole
 from support import booked, cost_of, make_settings, running
 
+pytestmark = pytest.mark.shares_service
+
 PRICES = {"input": {"usd": 1}, "output": {"usd": 1}}
 MODELS = {"data": [{"id": "m", "type": "text", "model_spec": {"pricing": PRICES}}]}
 TOKEN = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'

@@ -15,6 +15,8 @@ from service.api import GATEWAY, VENICE
 from service.gateway import CHAT, open_call, pipeline
 from service.shares import Shares
 
+pytestmark = pytest.mark.shares_service
+
 JSON = "application/json"
 
 

@@ -12,6 +12,8 @@ from support import booked, books_agree, cost_of, limited, make_settings, runnin
 from service.api import CATALOG
 from service.sandbox.form import parse
 
+pytestmark = pytest.mark.shares_service
+
 EDITOR = "firered-image-edit"
 PNG = base64.b64decode("iVBORw0KGgo=") + b"\r\n--x\0"
 FOX = ("fox.png", PNG, "image/png")

@@ -14,6 +14,8 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langsmith.utils import tracing_is_enabled
 from support import MODEL, booked, limited
 
+pytestmark = pytest.mark.shares_service
+
 HELLO = "Hello [tokens=12]"
 EMBEDDING = "text-embedding-bge-m3"
 

@@ -11,6 +11,8 @@ from support import MODEL, ORGANIZATIONS, cost_of, limited, make_settings, runni
 from service import api
 from service.catalog import Catalog
 
+pytestmark = pytest.mark.shares_service
+
 
 async def test_money_is_spent_and_then_refused(service, caller):
     """What calls cost stands on the limit to the nano-dollar; the call that does not fit is refused

@@ -9,6 +9,8 @@ import openai
 import pytest
 from support import MODEL, make_settings, running
 
+pytestmark = pytest.mark.shares_service
+
 LONG = {"max_tokens": 20_000}
 MESSAGES = [{"role": "user", "content": "[tokens=12]"}]
 

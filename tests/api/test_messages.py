@@ -7,6 +7,8 @@ import anthropic
 import pytest
 from support import MODEL, booked, limited, make_settings, running
 
+pytestmark = pytest.mark.shares_service
+
 REASONING = "zai-org-glm-5-1"
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
 LOOK = {

@@ -9,6 +9,8 @@ from support import MODEL, ORGANIZATIONS, make_settings, running, set_alias
 from service import api
 from service.catalog import Catalog
 
+pytestmark = pytest.mark.shares_service
+
 EMBEDDING = "text-embedding-bge-m3"
 
 

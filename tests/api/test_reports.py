@@ -18,6 +18,8 @@ from support import MODEL, OPERATOR_KEY, ORGANIZATIONS, limited, make_settings, 
 from service import app as application
 from service.ids import uuid7
 
+pytestmark = pytest.mark.shares_service
+
 START = datetime(2026, 11, 1, tzinfo=UTC)
 GROUPS = ("day", "model", "key", "end_user", "endpoint", "tag")
 FIELDS = ("calls", "input_tokens", "cached_input_tokens", "output_tokens", "unknown_costs")

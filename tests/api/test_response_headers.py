@@ -9,6 +9,8 @@ from support import OPERATOR_KEY, ORGANIZATIONS, make_settings, running
 from service.api import CATALOG, SETTINGS
 from service.api.response_headers import EXPOSED_HEADERS
 
+pytestmark = pytest.mark.shares_service
+
 APP = "https://app.example.com"
 OTHER = "https://evil.example.com"
 CHAT = "/v1/chat/completions"

@@ -8,6 +8,8 @@ import pytest
 from odd_venice import odd_venice, serving, whole
 from support import cost_of
 
+pytestmark = pytest.mark.shares_service
+
 
 @pytest.fixture
 async def venice():

@@ -9,6 +9,8 @@ import venice_ai
 from support import MODEL, booked, books_agree, cost_of, limited
 from venice_ai import exceptions
 
+pytestmark = pytest.mark.shares_service
+
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
 
 

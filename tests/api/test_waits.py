@@ -8,6 +8,8 @@ from support import MODEL, OPERATOR_KEY, limited
 
 from service import api
 
+pytestmark = pytest.mark.shares_service
+
 ROLL = """
     UPDATE public.limits
     SET bucket_at = bucket_at - interval '60 s',
