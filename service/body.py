@@ -284,6 +284,8 @@ def _without_escaped_quotes(piece: bytes) -> bytes:
 
 
 def _count_strings(content: bytes) -> int:
+    if len(content) <= SLICE_BYTES:
+        return _without_escaped_quotes(content).count(b'"') // 2
     return sum(_without_escaped_quotes(piece).count(b'"') for piece in _slices(content)) // 2
 
 

@@ -30,6 +30,11 @@ class Upstream:
     def calls(self):
         return self.app[CALLS]
 
+    @property
+    def posts(self):
+        """The calls with a body. The service itself asks by GET, whenever it likes."""
+        return [call for call in self.calls if call.method == "POST"]
+
 
 @contextlib.asynccontextmanager
 async def playing():

@@ -7,6 +7,7 @@ reason raises it, and says in the commit what for.
 import asyncio
 import collections
 import gc
+import statistics
 import sys
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def work(monkeypatch):
 
 
 async def counted(work, caller, content, **members):
-    """What one of many calls takes, when the key is known already."""
+    """What one of many calls takes, when the key is known already. Functions are counted for each
+    call, and their median is taken: on a busy machine an answer comes in more pieces."""
 
     async def called():
         async with caller.chat(content, **members) as response:
@@ -103,10 +105,14 @@ async def counted(work, caller, content, **members):
             assert response.status == 200
 
     await called()
+    functions = []
     with work:
         for _ in range(CALLS):
+            before = work.counts["functions"]
             await called()
-    return {name: count / CALLS for name, count in work.counts.items()}
+            functions.append(work.counts["functions"] - before)
+    done = {name: count / CALLS for name, count in work.counts.items()}
+    return done | {"functions": statistics.median(functions)}
 
 
 async def test_a_plain_call(caller, work):

@@ -148,7 +148,7 @@ async def test_by_an_alias(service, client, caller, upstream, count):
     await client.images.edit(image=[FOX] * count, prompt="x", model="gpt-image-1")
 
     field = "model" if count == 1 else "modelId"
-    assert form_of(upstream.calls[-1]).texts[field] == EDITOR
+    assert form_of(upstream.posts[-1]).texts[field] == EDITOR
     entry = await caller.only_entry()
     assert (entry["model"], entry["requested_model"]) == (EDITOR, "gpt-image-1")
 

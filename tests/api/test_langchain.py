@@ -145,7 +145,7 @@ async def test_a_picture(chat, upstream):
     parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url}}]
     assert (await chat(model="kimi-k2-6").ainvoke([HumanMessage(parts)])).text
 
-    (sent,) = json.loads(upstream.calls[-1].body)["messages"]
+    (sent,) = json.loads(upstream.posts[-1].body)["messages"]
     assert sent["content"][1]["image_url"]["url"] == url
 
 

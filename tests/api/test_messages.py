@@ -45,7 +45,7 @@ async def test_plain(client, caller, upstream):
     entry = await caller.only_entry()
     assert (entry["input_tokens"], entry["output_tokens"]) == (message.usage.input_tokens, 12)
     assert message._request_id == entry["request_id"]
-    sent = json.loads(upstream.calls[-1].body)
+    sent = json.loads(upstream.posts[-1].body)
     assert sent["messages"] == [{"role": "system", "content": "Be short."}, *MESSAGES]
     assert sent["max_completion_tokens"] == 100
 
@@ -140,7 +140,7 @@ async def test_claude_codes_habits(client, upstream):
     )
 
     assert message.stop_reason == "end_turn"
-    sent = json.loads(upstream.calls[-1].body)
+    sent = json.loads(upstream.posts[-1].body)
     assert len(sent["tools"]) == 30
     assert "a" * 150 not in str(sent)
 
@@ -275,7 +275,7 @@ async def test_tools_at_once(client, caller, upstream):
     ]
     answer = await client.messages.create(**asked | {"messages": conversation})
     assert answer.stop_reason == "end_turn"
-    sent = json.loads(upstream.calls[-1].body)["messages"]
+    sent = json.loads(upstream.posts[-1].body)["messages"]
     assert [message["role"] for message in sent] == ["user", "assistant", "tool", "tool", "user"]
     assert [call["id"] for call in sent[1]["tool_calls"]] == [
         message["tool_call_id"] for message in sent[2:4]
@@ -299,7 +299,7 @@ async def test_a_picture(client, upstream):
         **asking(model="kimi-k2-6", system=system, messages=messages)
     )
 
-    said, shown = json.loads(upstream.calls[-1].body)["messages"]
+    said, shown = json.loads(upstream.posts[-1].body)["messages"]
     assert said == {"role": "system", "content": system}
     assert shown["content"][0]["image_url"]["url"] == f"data:image/png;base64,{PNG}"
     assert shown["content"][1] == content[1]

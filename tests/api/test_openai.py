@@ -106,7 +106,7 @@ async def test_a_picture(client, caller, upstream):
     ]
     messages = [{"role": "user", "content": parts}]
     assert await client.chat.completions.create(model="kimi-k2-6", messages=messages)
-    (sent,) = json.loads(upstream.calls[-1].body)["messages"]
+    (sent,) = json.loads(upstream.posts[-1].body)["messages"]
     assert sent["content"] == parts
     await books_agree(caller, upstream)
 
@@ -148,7 +148,7 @@ async def test_a_transcription_of_another_format(client, caller, upstream):
     """Is asked for as it is; plain text that Venice cannot give is Venice's failure, and paid."""
     asked = {"model": "nvidia/parakeet-tdt-0.6b-v3", "file": ("a.wav", b"x" * 100)}
     await client.audio.transcriptions.create(**asked, response_format="vtt")
-    assert b"\r\n\r\nvtt\r\n" in upstream.calls[-1].body
+    assert b"\r\n\r\nvtt\r\n" in upstream.posts[-1].body
 
     upstream.faults.push("/audio/transcriptions", "garbage", times=1)
     with pytest.raises(openai.InternalServerError) as caught:
@@ -347,7 +347,7 @@ async def test_a_stream_that_is_closed(client, caller, upstream):
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "estimated")
     assert entry["cost_usd"] == entry["bound_usd"]
     async with asyncio.timeout(5):
-        while upstream.calls[-1].cut_at is None:
+        while upstream.posts[-1].cut_at is None:
             await asyncio.sleep(0.01)
 
 

@@ -35,7 +35,7 @@ async def test_chat(client, caller, upstream):
     completion = await client.chat.completions.create(
         **asked, venice_parameters={"include_venice_system_prompt": False}
     )
-    sent = json.loads(upstream.calls[-1].body)
+    sent = json.loads(upstream.posts[-1].body)
     stream = await client.chat.completions.create(**asked, stream=True)
     chunks = [chunk async for chunk in stream]
 
