@@ -7,6 +7,7 @@ another door. Each process counts its own.
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -40,6 +41,15 @@ class _Recent:
         self._buckets.append((now, last[1] + 1))
         self.count += 1
 
+    def remove(self) -> None:
+        """Take back what was added last."""
+        if not self._buckets:
+            return
+        bucket, count = self._buckets.pop()
+        if count > 1:
+            self._buckets.append((bucket, count - 1))
+        self.count -= 1
+
     def prune(self) -> None:
         oldest = int(time.monotonic() / self._bucket_s) - BUCKETS
         while self._buckets and self._buckets[0][0] < oldest:
@@ -63,14 +73,15 @@ class FreeRequests:
         self._organizations: dict[UUID, float] = {}
         """Which have asked for something free, and until when that may count."""
 
-    async def take(self, caller: Caller) -> None:
-        """Count a request that costs nothing.
+    async def take(self, caller: Caller, model: str | None = None) -> Sequence[Limit]:
+        """Count a request that costs nothing, and return the limits that count it. ``model`` is the
+        one that it is about, where it is a paid call whose price Venice is asked for.
 
         :raises RateLimited: when a limit of its key or organization has no room for it.
         """
         if not caller.has_rate_limit:
-            return
-        rates = await self._rates_with_room(caller)
+            return ()
+        rates = await self._rates_with_room(caller, model)
         for limit in rates:
             self._recent[limit.id].add()
         if rates:
@@ -78,30 +89,39 @@ class FreeRequests:
             longest_s = max(PERIODS_S[str(limit.period)] for limit in rates) * (1 + 1 / BUCKETS)
             until = self._organizations.get(caller.organization_id, 0.0)
             self._organizations[caller.organization_id] = max(until, time.monotonic() + longest_s)
+        return rates
 
-    async def check(self, caller: Caller, *, asks_venice: bool) -> None:
-        """See that a paid call has room beside what was free; the books know only of the paid. One
-        for which Venice is asked before it is admitted has to have room before that.
+    def give_back(self, limits: Sequence[Limit]) -> None:
+        """Stop counting a request that was taken, since the books count it."""
+        for limit in limits:
+            if (recent := self._recent.get(limit.id)) is not None:
+                recent.remove()
+
+    async def check(self, caller: Caller, model: str) -> None:
+        """Check that a paid call of the model has room beside what was free; the books know only of
+        the paid.
 
         :raises RateLimited: when it has none.
         """
         if not caller.has_rate_limit:
             return
-        counts_until = self._organizations.get(caller.organization_id, 0.0)
-        if asks_venice or counts_until > time.monotonic():
-            await self._rates_with_room(caller)
+        if self._organizations.get(caller.organization_id, 0.0) > time.monotonic():
+            await self._rates_with_room(caller, model)
         else:
             self._organizations.pop(caller.organization_id, None)
 
-    async def _rates_with_room(self, caller: Caller) -> list[Limit]:
+    async def _rates_with_room(self, caller: Caller, model: str | None) -> Sequence[Limit]:
+        """The limits that count the request: those of all models, and those of its own."""
         assert caller.api_key_id is not None  # noqa: S101 - the operator makes no calls
         limits = await ledger.list_binding(
-            self._database, caller.organization_id, caller.api_key_id, NO_END_USER
+            self._database, caller.organization_id, caller.api_key_id, NO_END_USER, model
         )
         rates = [
             limit
             for limit in limits
             if limit.unit == "requests" and limit.period in PERIODS_S and limit.scope in SCOPES
+            # Without a model the database lists the limits of each model too.
+            and (model is not None or limit.model is None)
         ]
         if any(limit.id not in self._recent for limit in rates):
             # Before the loop, so that it forgets nothing that the loop has looked at.
@@ -135,7 +155,7 @@ class FreeRequests:
                 "scope": limit.scope,
                 "unit": limit.unit,
                 "period": limit.period,
-                "model": None,
+                "model": limit.model,
                 "ceiling": limit.ceiling,
                 "used": used,
                 "held": 0,

@@ -1,6 +1,8 @@
 """What costs nothing counts against limits on requests: a caller over its rate reaches Venice by no
 door."""
 
+import asyncio
+
 import pytest
 from paid_bodies import BODIES
 from support import limited
@@ -93,3 +95,42 @@ async def test_what_is_forgotten_is_never_the_callers_own(caller, monkeypatch):
 
     assert (await asked(caller, "GET", "/v1/models"))[0] == 200
     assert (await asked(caller, "GET", "/v1/models"))[0] == 429
+
+
+async def test_a_price_that_is_asked_for_counts(caller, upstream):
+    """A queued job that its limits refuse has had its price asked for at Venice, where other calls
+    that are refused are not heard of."""
+    await limited(caller, unit="requests", period="minute", ceiling=3)
+    money = await limited(caller, unit="usd", period="day", ceiling="0")
+    job = ("POST", "/v1/video/queue", BODIES["/video/queue"])
+    answers = await asyncio.gather(*(asked(caller, *job) for _ in range(10)))
+    assert sorted(status for status, *_ in answers) == [402] * 3 + [429] * 7
+    assert len(upstream.calls.to("/video/quote")) == 3
+
+    raised = {"ceiling": "100"}
+    await caller.service.operate("PATCH", f"/admin/v1/limits/{money['id']}", json=raised)
+    assert (await asked(caller, *job))[0] == 429
+
+
+async def test_a_job_counts_once(caller, upstream):
+    """Though Venice was asked for its price before."""
+    await limited(caller, unit="requests", period="minute", ceiling=3)
+    job = ("POST", "/v1/video/queue", BODIES["/video/queue"])
+    assert [(await asked(caller, *job))[0] for _ in range(4)] == [200, 200, 200, 429]
+    assert len(upstream.calls.to("/video/quote")) == 3
+
+
+async def test_a_limit_of_one_model_counts_calls_of_that_model_alone(caller, upstream):
+    """Neither free requests, which are of no model, nor calls of another one."""
+    video = BODIES["/video/queue"]
+    await limited(caller, unit="requests", period="minute", ceiling=1, model=video["model"])
+    await limited(caller, unit="requests", period="minute", ceiling=100)
+    await limited(caller, unit="usd", period="day", ceiling="0", model=video["model"])
+    for _ in range(3):
+        assert (await asked(caller, "GET", "/v1/models"))[0] == 200
+    statuses = [(await asked(caller, "POST", "/v1/video/queue", video))[0] for _ in range(2)]
+    assert statuses == [402, 429]
+    _, answer, _ = await asked(caller, "POST", "/v1/video/queue", video)
+    assert answer["error"]["limit"]["model"] == video["model"]
+    async with caller.chat() as response:
+        assert response.status == 200
