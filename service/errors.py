@@ -205,7 +205,7 @@ class Evidence(enum.Enum):
     KEY_REFUSED = enum.auto()
     """Venice refused the key, or what this call asked of it."""
     MODEL_FORBIDDEN = enum.auto()
-    """Venice states that the key may not use the model."""
+    """Venice states that the key may not use the model, perhaps because of what this call asked."""
     RATE_SPENT = enum.auto()
     """Venice states that the key has used up its rate of the model."""
     FAILED = enum.auto()

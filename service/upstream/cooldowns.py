@@ -27,8 +27,9 @@ EVIDENCE_S: Final = 300.0
 """Failures further apart than this are not one outage."""
 MAX_COOLDOWNS: Final = 10_000
 MAX_DOUBLINGS: Final = 10
-REFUSALS: Final = (Evidence.KEY_REFUSED, Evidence.CALLER_REFUSED)
-"""After one of these its caller waits: Venice locks out who goes on."""
+REFUSALS: Final = (Evidence.KEY_REFUSED, Evidence.CALLER_REFUSED, Evidence.MODEL_FORBIDDEN)
+"""After one of these its caller waits: Venice locks out who goes on, and a key that may not use the
+model for one call is not likely to for the next."""
 
 
 class Source(NamedTuple):

@@ -34,7 +34,6 @@ log = structlog.get_logger()
 ENVIRONMENT_KEY_ID: Final = UUID(int=1)
 """The id of the key of the settings, ``VENICE_API_KEY``."""
 EVERY_MODEL: Final = ""
-FORBIDDEN_REST_S: Final = 300.0
 MOST_RATE_REST_S: Final = 60.0
 PROBE_EVERY_S: Final = 1.0
 MOST_PROBE_PAUSE_S: Final = 30.0
@@ -245,9 +244,7 @@ class UpstreamKeys:
             case Evidence.RATE_SPENT:
                 rest_s = BUSY_RETRY_S if error.rate_reset_s is None else error.rate_reset_s
                 self._name(key, model, min(rest_s, MOST_RATE_REST_S), RATE_SPENT)
-            case Evidence.MODEL_FORBIDDEN:
-                self._name(key, model, FORBIDDEN_REST_S, reason)
-            case Evidence.KEY_REFUSED | Evidence.CALLER_REFUSED:
+            case Evidence.KEY_REFUSED | Evidence.CALLER_REFUSED | Evidence.MODEL_FORBIDDEN:
                 if key.id not in self._out_of_service:
                     self._count(key, model, source, reason, error.evidence)
             case Evidence.FAILED | Evidence.EDGE_FAILED:

@@ -261,6 +261,7 @@ POISON = [
     {"kind": "edge_page", "status": 502},
     {"kind": "invalid_key"},
     {"kind": "insufficient_balance"},
+    {"kind": "privacy_restricted"},
     {"kind": "error_budget"},
     {"kind": "inference_failed"},
     {"kind": "timeout"},
