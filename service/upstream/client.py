@@ -34,7 +34,7 @@ from service.upstream.findings import Finding, finding_of
 from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
 from service.upstream.lenient import UNREADABLE
 from service.upstream.meter import stated_cost
-from service.upstream.refusals import is_refunded, refusal
+from service.upstream.refusals import is_refunded, ray_of, refusal
 from service.upstream.retries import RetryBudgets
 from service.upstream.sending import DEPARTURE, Departure, VeniceRequest
 
@@ -528,7 +528,7 @@ class Venice:
             "venice refused",
             upstream_status=response.status,
             code=error.code,
-            cf_ray=response.headers.get("cf-ray"),
+            cf_ray=ray_of(response.headers),
         )
         return error
 

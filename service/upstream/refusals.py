@@ -50,6 +50,8 @@ KEY_STATUSES: Final = (401, 402, 403)
 """With which Venice refuses a key, its balance, its address, or what one call asks of them."""
 CODE: Final = re.compile("[a-z]{1,20}(?:_[a-z]{1,20}){0,4}")
 """Codes that are logged. What has another form may be anything."""
+RAY: Final = re.compile("[0-9a-f]{16}(?:-[A-Z]{3})?")
+"""How the edge names a request."""
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 
@@ -92,7 +94,7 @@ def _of_edge(status: int, headers: Mapping[str, str]) -> UpstreamError:
     log.warning(
         "answer is not venice's own",
         upstream_status=status,
-        content_type=logs.redact(headers.get("Content-Type", ""))[:100],
+        is_page=headers.get("Content-Type", "").strip().lower().startswith("text/html"),
     )
     error: UpstreamError
     if status in (429, 503):
@@ -175,6 +177,13 @@ def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErro
     if 400 <= status < 500:
         return UpstreamRejected(message_of(body) or "Venice rejected the request.", status=status)
     return UpstreamError(f"Venice failed with status {status}.")
+
+
+def ray_of(headers: Mapping[str, str]) -> str | None:
+    """The edge's id of the request, by which Venice's support finds it. Any other text is left out
+    of the log, since it may be anything."""
+    stated = headers.get("cf-ray", "")
+    return stated if RAY.fullmatch(stated) else None
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> int:

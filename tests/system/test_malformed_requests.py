@@ -5,6 +5,7 @@ import gzip
 import re
 
 import asyncpg
+from odd_venice import head, odd_venice, whole
 from process import database_url, started, talking
 from support import MODEL, OPERATOR_KEY
 
@@ -206,3 +207,41 @@ async def test_venices_words_are_not_kept(tmp_path, database_address, upstream):
     assert process.said("venice refuses our key")
     for text in ("".join(process.raw), "\n".join(rows)):
         assert not MARKER.search(text)
+
+
+async def test_headers_of_refusals_are_not_kept(tmp_path, database_address):
+    """Of Venice's or of the network before it: whoever writes them may quote the request."""
+    headers = {"cf_ray": PROMPT, "x_request_id": PROMPT, "Retry_After": PROMPT}
+    json_body = b'{"error": "no", "code": "%b"}' % PROMPT.encode()
+    statuses = ("400 Bad", "403 No", "429 Slow", "500 Oh")
+    answers = [whole(json_body, status, **headers) for status in statuses]
+    answers += [
+        whole(b"<html>", status, f"text/html; words={PROMPT}", **headers)
+        for status in ("401 No", "403 No", "503 Busy", "502 Oh")
+    ]
+    answers += [whole(b"x", f"400 {PROMPT}", PROMPT, **headers), head("302 No", Location=PROMPT)]
+    answers += [whole(b"x", content_type=PROMPT), head(Content_Encoding=PROMPT) + b"x"]
+    async with odd_venice() as venice:
+        variables = {
+            "DATABASE_URL": database_url(database_address),
+            "VENICE_API_KEY": "sandbox",
+            "VENICE_BASE_URL": f"{venice.url}/api/v1",
+            "LOG_LEVEL": "debug",
+        }
+        async with started(tmp_path, **variables) as process:
+            async with talking(process) as service:
+                await process.says("catalogue refreshed")
+                for answer in answers:
+                    # Each has a caller of its own, since some of them rest for it.
+                    caller = await service.new_caller()
+                    venice.answer = answer
+                    async with caller.chat(model="m") as response:
+                        await response.read()
+                rows = await dump(database_address)
+            process.send()
+            assert await process.ended() == 0
+
+    assert process.said("venice refused")
+    for text in ("".join(process.raw), "\n".join(rows)):
+        found = MARKER.search(text)
+        assert found is None, text[max(0, found.start() - 300) : found.end() + 300]
