@@ -19,6 +19,7 @@ from service.db import first_connection, listen, open_pool
 from service.errors import StartupError
 from service.gateway import FreeRequests, Gateway
 from service.ids import uuid7
+from service.lanes import Lanes
 from service.ledger import Ledger
 from service.settings import Settings, load
 from service.shares import Shares
@@ -175,7 +176,8 @@ async def sandbox(settings: Settings) -> AsyncIterator[str]:
 async def books(app: web.Application) -> AsyncIterator[None]:
     """Who calls, what it costs, and where that is written."""
     settings, database = app[api.SETTINGS], app[api.DATABASE]
-    app[api.CALLERS] = Callers(database, app[api.KEYRING], settings.key_cache_s)
+    app[api.LANES] = lanes = Lanes(database)
+    app[api.CALLERS] = Callers(lanes, app[api.KEYRING], settings.key_cache_s)
     app[api.CATALOG] = Catalog(app[api.VENICE].models, database)
     # A start does not wait for Venice: what it said last is in the database.
     with logs.step("catalogue") as facts:
@@ -185,7 +187,7 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     with logs.step("books"):
         await jobs.rehearse_until_it_works(ledger, database, settings.startup_database_timeout_s)
     app[api.GATEWAY] = Gateway(
-        ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s, FreeRequests(database)
+        ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s, FreeRequests(lanes)
     )
     yield
     await app[api.GATEWAY].close()

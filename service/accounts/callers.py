@@ -18,11 +18,11 @@ from service import crypto
 from service.accounts.organizations import END_USERS
 from service.accounts.settings import KeySettings, OrganizationSettings, Role
 from service.audit import OPERATOR_ORGANIZATION_ID
-from service.db import Database
 from service.errors import (
     Forbidden,
     Unauthenticated,
 )
+from service.lanes import STRANGERS, Lanes
 
 CACHED_CALLERS: Final = 10_000
 FIND_CALLER: Final = """
@@ -102,6 +102,8 @@ OPERATOR: Final = Caller(organization_id=OPERATOR_ORGANIZATION_ID, api_key_id=No
 
 class _Known(msgspec.Struct, frozen=True):
     read_at: float
+    changes: int
+    """How many changes there were before it was read."""
     row: Any
     caller: Caller
 
@@ -109,8 +111,8 @@ class _Known(msgspec.Struct, frozen=True):
 class Callers:
     """Answers who a bearer key belongs to."""
 
-    def __init__(self, database: Database, keyring: crypto.Keyring, cache_s: float) -> None:
-        self._database = database
+    def __init__(self, lanes: Lanes, keyring: crypto.Keyring, cache_s: float) -> None:
+        self._lanes = lanes
         self._keyring = keyring
         self._cache_s = cache_s
         self._cache: OrderedDict[bytes, _Known] = OrderedDict()
@@ -121,7 +123,6 @@ class Callers:
     def forget(self) -> None:
         """Something changed: read each key again on its next use."""
         self._changes += 1
-        self._cache.clear()
 
     async def identify(self, key: str) -> Caller:
         """The caller whose key this is.
@@ -137,10 +138,14 @@ class Callers:
             )
         digest = crypto.key_digest(key)
         known = self._cache.get(digest)
-        if known is None or time.monotonic() - known.read_at > self._cache_s:
+        if known is None or not self._is_fresh(known):
             known = await self._read_once(digest)
         _check_in_force(known.row, digest)
         return known.caller
+
+    def _is_fresh(self, known: _Known) -> bool:
+        is_young = time.monotonic() - known.read_at <= self._cache_s
+        return is_young and known.changes == self._changes
 
     async def _read_once(self, digest: bytes) -> _Known:
         """Many may call with a key at once; it is read for all of them, but for those that come
@@ -156,17 +161,18 @@ class Callers:
 
     async def _read(self, digest: bytes) -> _Known:
         changes, read_at = self._changes, time.monotonic()
-        row = await self._database.fetchrow(FIND_CALLER, digest)
+        before = self._cache.get(digest)
+        owner = STRANGERS if before is None else before.caller.organization_id
+        row = await self._lanes.of(owner).fetchrow(FIND_CALLER, digest)
         if row is None:
             self._cache.pop(digest, None)
             raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
-        known = _Known(read_at, row, self._caller(row))
-        # What was read before a change was announced may be what the change replaced.
-        if changes == self._changes:
-            self._cache[digest] = known
-            self._cache.move_to_end(digest)
-            if len(self._cache) > CACHED_CALLERS:
-                self._cache.popitem(last=False)
+        known = _Known(read_at, changes, row, self._caller(row))
+        # What was read before a change was announced is not fresh, but says that the key is known.
+        self._cache[digest] = known
+        self._cache.move_to_end(digest)
+        if len(self._cache) > CACHED_CALLERS:
+            self._cache.popitem(last=False)
         return known
 
     def _caller(self, row: Any) -> Caller:

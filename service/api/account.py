@@ -9,8 +9,8 @@ import msgspec
 from aiohttp import web
 
 from service import ledger, money
-from service.api.auth import authenticate_key
-from service.api.state import CATALOG, DATABASE
+from service.api.auth import authenticate_key, database_of
+from service.api.state import CATALOG
 from service.api.wire import json_response
 from service.ledger import MOST_NANOS, Limit
 
@@ -93,7 +93,7 @@ async def rate_limits(request: web.Request) -> web.Response:
     Venice's clients want a number: without a limit of money it is the highest that one can have."""
     limits, expires_at = await _limits(request)
     left_nanos = _left_nanos(limits)
-    today = (await request.app[DATABASE].now()).date()
+    today = (await database_of(request).now()).date()
     state = KeyState(
         access_permitted=left_nanos != 0,
         api_tier=Tier(),
@@ -117,7 +117,7 @@ async def balance(request: web.Request) -> web.Response:
 async def _limits(request: web.Request) -> tuple[Sequence[Limit], datetime | None]:
     """The limits that bind every call of the key, whoever its end user is, and the key's end."""
     caller, key = await authenticate_key(request)
-    found = await ledger.list_binding(request.app[DATABASE], caller.organization_id, key, b"")
+    found = await ledger.list_binding(database_of(request), caller.organization_id, key, b"")
     return [limit for limit in found if limit.scope in ("organization", "api_key")], (
         caller.expires_at
     )

@@ -13,12 +13,13 @@ from service import accounts, audit, catalog, ledger
 from service.accounts import ApiKey, Caller, Organization, StatedOrganizationSettings
 from service.api.auth import (
     authenticate_operator,
+    database_of,
     must_administer,
     must_be_operator,
     must_grant_own,
     must_not_outlive,
 )
-from service.api.state import CALLERS, CATALOG, DATABASE, KEYRING
+from service.api.state import CALLERS, CATALOG, KEYRING
 from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_as
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
@@ -129,7 +130,7 @@ async def create_organization(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     new = await read_as(request, NewOrganization)
-    async with request.app[DATABASE].transaction() as conn:
+    async with database_of(request).transaction() as conn:
         organization = await accounts.create_organization(
             conn, request.app[KEYRING], _actor(request, caller), new.name
         )
@@ -141,7 +142,7 @@ async def list_organizations(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     must_be_operator(caller)
     limit, after = _page(request, FIRST_ID)
-    rows = await accounts.list_organizations(request.app[DATABASE], after, limit)
+    rows = await accounts.list_organizations(database_of(request), after, limit)
     return json_response(Organizations(rows, _next(rows, limit)))
 
 
@@ -150,7 +151,7 @@ async def find_organization(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    return json_response(await accounts.find_organization(request.app[DATABASE], organization_id))
+    return json_response(await accounts.find_organization(database_of(request), organization_id))
 
 
 async def change_organization(request: web.Request) -> web.Response:
@@ -159,7 +160,7 @@ async def change_organization(request: web.Request) -> web.Response:
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     change = await read_as(request, OrganizationChange)
-    database = request.app[DATABASE]
+    database = database_of(request)
     await accounts.find_organization(database, organization_id)
     async with _changing(request) as conn:
         await accounts.change_organization(
@@ -178,7 +179,7 @@ async def create_key(request: web.Request) -> web.Response:
         raise Forbidden("Only the operator can make a key of role operator.")
     must_grant_own(caller, new.models)
     must_not_outlive(caller, new.expires_at)
-    async with request.app[DATABASE].transaction() as conn:
+    async with database_of(request).transaction() as conn:
         key, secret = await accounts.create_key(conn, _actor(request, caller), organization_id, new)
     return json_response(MadeKey(**msgspec.structs.asdict(key), key=secret), 201)
 
@@ -189,7 +190,7 @@ async def list_keys(request: web.Request) -> web.Response:
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
-    database = request.app[DATABASE]
+    database = database_of(request)
     rows = await accounts.list_keys(database, organization_id, after, limit)
     if not rows:
         await accounts.find_organization(database, organization_id)
@@ -199,7 +200,7 @@ async def list_keys(request: web.Request) -> web.Response:
 async def change_key(request: web.Request) -> web.Response:
     """``PATCH /admin/v1/keys/{id}``: its settings, and what it may use."""
     caller = await authenticate_operator(request)
-    database = request.app[DATABASE]
+    database = database_of(request)
     key = await accounts.find_key(database, path_id(request))
     must_administer(caller, key.organization_id)
     change = await read_as(request, accounts.KeyChange)
@@ -213,7 +214,7 @@ async def change_key(request: web.Request) -> web.Response:
 async def revoke_key(request: web.Request) -> web.Response:
     """``DELETE /admin/v1/keys/{id}`` → 204: it is revoked, at once on every replica."""
     caller = await authenticate_operator(request)
-    key = await accounts.find_key(request.app[DATABASE], path_id(request))
+    key = await accounts.find_key(database_of(request), path_id(request))
     must_administer(caller, key.organization_id)
     async with _changing(request) as conn:
         await accounts.revoke_key(conn, _actor(request, caller), key)
@@ -226,7 +227,7 @@ async def create_limit(request: web.Request) -> web.Response:
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     new = await read_as(request, ledger.NewLimit)
-    database = request.app[DATABASE]
+    database = database_of(request)
     await accounts.find_organization(database, organization_id)
     end_user = None
     if new.end_user is not None:
@@ -247,7 +248,7 @@ async def list_limits(request: web.Request) -> web.Response:
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
-    database = request.app[DATABASE]
+    database = database_of(request)
     end_user = None
     if (name := request.query.get("end_user")) is not None:
         end_user = await _digest(request, organization_id, name) if name else b""
@@ -260,7 +261,7 @@ async def list_limits(request: web.Request) -> web.Response:
 async def change_limit(request: web.Request) -> web.Response:
     """``PATCH /admin/v1/limits/{id}``: another ceiling, or a raise that ends by itself."""
     caller = await authenticate_operator(request)
-    database = request.app[DATABASE]
+    database = database_of(request)
     limit = await ledger.find_limit(database, path_id(request))
     must_administer(caller, limit.organization_id)
     change = await read_as(request, ledger.LimitChange)
@@ -272,7 +273,7 @@ async def change_limit(request: web.Request) -> web.Response:
 async def delete_limit(request: web.Request) -> web.Response:
     """``DELETE /admin/v1/limits/{id}`` → 204: it binds no call any more."""
     caller = await authenticate_operator(request)
-    database = request.app[DATABASE]
+    database = database_of(request)
     limit = await ledger.find_limit(database, path_id(request))
     must_administer(caller, limit.organization_id)
     async with _changing(request) as conn:
@@ -287,7 +288,7 @@ async def list_ledger(request: web.Request) -> web.Response:
     organization_id = path_id(request)
     must_administer(caller, organization_id)
     limit, after = _page(request, FIRST_ID)
-    database = request.app[DATABASE]
+    database = database_of(request)
     before = after if request.query.get("after") else None
     rows = await ledger.list_entries(database, organization_id, before, limit)
     if not rows:
@@ -302,7 +303,7 @@ async def credit(request: web.Request) -> web.Response:
     must_be_operator(caller)
     entry_id = path_id(request)
     new = await read_as(request, ledger.NewCredit)
-    database = request.app[DATABASE]
+    database = database_of(request)
     organization_id = await ledger.find_owner(database, entry_id)
     async with database.transaction() as conn:
         credit_id = await ledger.credit(
@@ -319,7 +320,7 @@ async def list_audit_events(request: web.Request) -> web.Response:
     must_administer(caller, organization_id)
     limit, _ = _page(request, FIRST_ID)
     before = _number(request, "before", ledger.MOST_COUNT, ledger.MOST_COUNT)
-    database = request.app[DATABASE]
+    database = database_of(request)
     events = await audit.list_events(database, organization_id, before, limit)
     if not events:
         await accounts.find_organization(database, organization_id)
@@ -336,7 +337,7 @@ async def list_models(request: web.Request) -> web.Response:
     if kind not in (None, *KINDS):
         raise ClientError(f"kind: must be one of {', '.join(KINDS)}.", param="kind")
     of = None if caller.role == "operator" else caller.organization_id
-    rows = await catalog.list_names(request.app[DATABASE], after, limit, of, cast(Any, kind))
+    rows = await catalog.list_names(database_of(request), after, limit, of, cast(Any, kind))
     return json_response(Names(rows, _next(rows, limit)))
 
 
@@ -344,7 +345,7 @@ async def set_alias(request: web.Request) -> web.Response:
     """``PUT /admin/v1/models/{alias}``: what it stands for; in force everywhere within seconds."""
     caller = await authenticate_operator(request)
     new = await read_as(request, catalog.NewAlias)
-    alias, database = request.match_info["alias"], request.app[DATABASE]
+    alias, database = request.match_info["alias"], database_of(request)
     await _must_own(request, caller, new.organization_id)
     actor = _actor(request, caller)
     async with database.transaction() as conn:
@@ -364,7 +365,7 @@ async def remove_alias(request: web.Request) -> web.Response:
         raise ClientError("organization_id: must be a UUID.", param="organization_id") from None
     await _must_own(request, caller, organization_id)
     actor, alias = _actor(request, caller), request.match_info["alias"]
-    async with request.app[DATABASE].transaction() as conn:
+    async with database_of(request).transaction() as conn:
         await _must_not_redirect(conn, actor, organization_id, alias)
         await catalog.remove_alias(conn, actor, alias, organization_id)
     await request.app[CATALOG].load_aliases()
@@ -377,7 +378,7 @@ async def _must_own(request: web.Request, caller: Caller, organization_id: UUID 
         must_be_operator(caller)
         return
     must_administer(caller, organization_id)
-    await accounts.find_organization(request.app[DATABASE], organization_id)
+    await accounts.find_organization(database_of(request), organization_id)
 
 
 async def _must_not_redirect(
@@ -402,7 +403,7 @@ async def _changing(request: web.Request) -> AsyncIterator[Any]:
     """A transaction that changes what callers may do. This process applies the change before it
     answers; the others do when NOTIFY reaches them, which may be after the answer."""
     try:
-        async with request.app[DATABASE].transaction() as conn:
+        async with database_of(request).transaction() as conn:
             yield conn
     finally:
         # After a failure too: a commit may succeed although its acknowledgement is lost.
@@ -410,8 +411,8 @@ async def _changing(request: web.Request) -> AsyncIterator[Any]:
 
 
 async def _digest(request: web.Request, organization_id: UUID, end_user: str) -> bytes:
-    app = request.app
-    return await accounts.end_user_digest(app[DATABASE], app[KEYRING], organization_id, end_user)
+    database, keyring = database_of(request), request.app[KEYRING]
+    return await accounts.end_user_digest(database, keyring, organization_id, end_user)
 
 
 def _actor(request: web.Request, caller: Caller) -> Actor:

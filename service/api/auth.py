@@ -10,7 +10,16 @@ from service import accounts, crypto, metrics
 from service.accounts import OPERATOR, Caller
 from service.api.connections import CallerProtocol
 from service.api.intake import CALLER
-from service.api.state import CALLERS, GATEWAY, OPEN_REQUESTS, PLACE, SETTINGS
+from service.api.state import (
+    CALLERS,
+    DATABASE,
+    GATEWAY,
+    LANES,
+    OPEN_REQUESTS,
+    PLACE,
+    SETTINGS,
+)
+from service.db import Database
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 
 API_KEY_HEADER: Final = "x-api-key"
@@ -109,6 +118,14 @@ async def authenticate_operator(request: web.Request) -> Caller:
     if caller.role == "inference":
         raise Forbidden("A key of role inference cannot administer.")
     return caller
+
+
+def database_of(request: web.Request) -> Database:
+    """The database, within the share of it that the requests of the caller's organization have."""
+    caller = request[CALLER]
+    if caller.role == "operator":
+        return request.app[DATABASE]
+    return request.app[LANES].of(caller.organization_id)
 
 
 def must_be_operator(caller: Caller) -> None:

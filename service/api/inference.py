@@ -12,8 +12,8 @@ from aiohttp import web
 from service import allow_lists, body, ledger, money
 from service.accounts import Caller
 from service.api import media, messages
-from service.api.auth import authenticate, authenticate_free
-from service.api.state import CATALOG, DATABASE, GATEWAY, SETTINGS, VENICE
+from service.api.auth import authenticate, authenticate_free, database_of
+from service.api.state import CATALOG, GATEWAY, SETTINGS, VENICE
 from service.api.wire import (
     REQUEST_ID,
     ErrorDetail,
@@ -112,7 +112,7 @@ async def _ask_for_job(
             "queue_id: must be 1 to 256 printable ASCII characters without spaces.",
             param="queue_id",
         )
-    database, organization_id = request.app[DATABASE], caller.organization_id
+    database, organization_id = database_of(request), caller.organization_id
     job = await ledger.find_job(database, organization_id, queue_id)
     # Encoded again, so that Venice reads the one id that was read here.
     asked = msgspec.json.encode(ticket)

@@ -11,8 +11,13 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from service import accounts, ledger
-from service.api.auth import authenticate_key, authenticate_operator, must_administer
-from service.api.state import DATABASE, KEYRING
+from service.api.auth import (
+    authenticate_key,
+    authenticate_operator,
+    database_of,
+    must_administer,
+)
+from service.api.state import KEYRING
 from service.api.wire import IdOrNothing, json_response, path_id, query_text
 from service.errors import ClientError
 from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
@@ -91,7 +96,7 @@ async def usage(request: web.Request) -> web.Response:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    await accounts.find_organization(request.app[DATABASE], organization_id)
+    await accounts.find_organization(database_of(request), organization_id)
     api_key_id = request.query.get("api_key_id")
     try:
         key = UUID(api_key_id) if api_key_id else None
@@ -113,7 +118,7 @@ async def own_limits(request: web.Request) -> web.Response:
     name = request.query.get("end_user")
     end_user = caller.end_user_digest(name) if name else b""
     limits = await ledger.list_binding(
-        request.app[DATABASE], caller.organization_id, key, end_user, query_text(request, "model")
+        database_of(request), caller.organization_id, key, end_user, query_text(request, "model")
     )
     return json_response(OwnLimits(limits))
 
@@ -127,7 +132,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     caller = await authenticate_operator(request)
     organization_id = path_id(request)
     must_administer(caller, organization_id)
-    database = request.app[DATABASE]
+    database = database_of(request)
     await accounts.find_organization(database, organization_id)
     wanted = cast(ExportFormat, _one_of(request, "format", FORMATS, "csv"))
     start, end = await _period(request)
@@ -150,7 +155,7 @@ async def export(request: web.Request) -> web.StreamResponse:
 async def _report(
     request: web.Request, organization_id: UUID, api_key_id: UUID | None, groups: tuple[str, ...]
 ) -> web.Response:
-    database, query = request.app[DATABASE], request.query
+    database, query = database_of(request), request.query
     group_by = cast(GroupBy, _one_of(request, "group_by", groups, "day"))
     start, end = await _period(request)
     end_user = None
@@ -183,7 +188,7 @@ def _one_of(request: web.Request, name: str, known: tuple[str, ...], default: st
 
 
 async def _period(request: web.Request) -> tuple[datetime, datetime]:
-    now = await request.app[DATABASE].now()
+    now = await database_of(request).now()
     start = _instant(request, "from", now.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
     end = _instant(request, "to", now)
     if start >= end:

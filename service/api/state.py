@@ -11,6 +11,7 @@ from service.catalog import Catalog
 from service.crypto import Keyring
 from service.db import Database
 from service.gateway import Gateway
+from service.lanes import Lanes
 from service.ledger import Ledger
 from service.settings import Settings
 from service.shares import Share, Shares
@@ -33,6 +34,7 @@ OPEN_REQUESTS: Final = web.AppKey("OPEN_REQUESTS", Shares)
 PLACE: Final = web.RequestKey("PLACE", Share)
 """The place of a request among them."""
 DATABASE: Final = web.AppKey("DATABASE", Database)
+LANES: Final = web.AppKey("LANES", Lanes)
 KEYRING: Final = web.AppKey("KEYRING", Keyring)
 BOOKS: Final = web.AppKey("BOOKS", Ledger)
 CALLERS: Final = web.AppKey("CALLERS", Callers)

@@ -13,8 +13,8 @@ from uuid import UUID
 
 from service import ledger, metrics
 from service.accounts import Caller
-from service.db import Database
 from service.errors import RateLimited
+from service.lanes import Lanes
 from service.ledger import Limit
 
 PERIODS_S: Final = {"minute": 60, "hour": 3600}
@@ -67,8 +67,8 @@ class _Recent:
 class FreeRequests:
     """What callers have asked for nothing of late, by the limits that count it."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
         self._recent: dict[UUID, _Recent] = {}
         self._organizations: dict[UUID, float] = {}
         """Which have asked for something free, and until when that may count."""
@@ -113,13 +113,16 @@ class FreeRequests:
     async def _rates_with_room(self, caller: Caller, model: str | None) -> Sequence[Limit]:
         """The limits that count the request: those of all models, and those of its own."""
         assert caller.api_key_id is not None  # noqa: S101 - the operator makes no calls
+        organization_id = caller.organization_id
         limits = await ledger.list_binding(
-            self._database, caller.organization_id, caller.api_key_id, NO_END_USER, model
+            self._lanes.of(organization_id), organization_id, caller.api_key_id, NO_END_USER, model
         )
         rates = [
             limit
             for limit in limits
-            if limit.unit == "requests" and limit.period in PERIODS_S and limit.scope in SCOPES
+            if limit.unit == "requests"
+            and limit.period in PERIODS_S
+            and limit.scope in SCOPES
             # Without a model the database lists the limits of each model too.
             and (model is not None or limit.model is None)
         ]

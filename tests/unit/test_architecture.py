@@ -38,7 +38,7 @@ LEVELS = [
         "lifecycle",
         "settings_page",
     },
-    {"audit", "webhooks"},
+    {"audit", "lanes", "webhooks"},
     {"accounts", "catalog", "ledger", "upstream", "idempotency", "stored"},
     {"gateway"},
     {"api", "jobs", "watchdog", "memory"},

@@ -1,0 +1,115 @@
+"""What one organization asks of the database leaves connections for everybody else."""
+
+import asyncio
+import contextlib
+import secrets
+
+import asyncpg
+import pytest
+from support import ORGANIZATIONS, limited
+
+from service.api import DATABASE
+from service.db import connect_arguments
+
+MANY = 20
+"""Several times what the pool has."""
+
+
+@contextlib.asynccontextmanager
+async def locked(address, statement, *arguments):
+    """Whoever needs what the statement locks waits for the length of the block."""
+    connection = await asyncpg.connect(**connect_arguments(address))
+    try:
+        async with connection.transaction():
+            await connection.execute(statement, *arguments)
+            yield
+    finally:
+        await connection.close()
+
+
+def made_up():
+    """The headers of somebody with a key that has the form of one."""
+    return {"Authorization": f"Bearer rk_{secrets.token_urlsafe(32)}"}
+
+
+async def administrator(service, caller):
+    """The headers of an administrator of the caller's organization."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
+    _, made = await service.operate("POST", path, json={"name": "a", "role": "admin"})
+    return {"Authorization": f"Bearer {made['key']}"}
+
+
+async def ask(service, method, path, headers, **arguments):
+    """The status of a request."""
+    async with service.http.request(method, path, headers=headers, **arguments) as response:
+        await response.read()
+        return response.status
+
+
+@contextlib.asynccontextmanager
+async def waiting(*requests):
+    """So many requests, which have come to where they wait."""
+    tasks = [asyncio.create_task(request) for request in requests]
+    await asyncio.sleep(0.3)
+    assert not any(task.done() for task in tasks)
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "who", "asked"),
+    [
+        ("api_keys", "nobody", ("GET", "/v1/models", None)),
+        ("limits", "caller", ("GET", "/v1/models", None)),
+        ("limits", "caller", ("GET", "/v1/limits", None)),
+        ("limits", "caller", ("GET", "/v1/billing/balance", None)),
+        ("ledger_entries", "caller", ("POST", "/v1/video/retrieve", {"queue_id": "a"})),
+        ("ledger_entries", "caller", ("GET", "/v1/usage", None)),
+        ("limits", "administrator", ("GET", "{organization}/limits", None)),
+        ("ledger_entries", "administrator", ("GET", "{organization}/ledger", None)),
+        ("ledger_entries", "administrator", ("GET", "{organization}/usage", None)),
+        ("api_keys", "administrator", ("POST", "{organization}/keys", {"name": "x"})),
+        ("models", "administrator", ("GET", "/admin/v1/models", None)),
+    ],
+)
+async def test_requests_of_one_organization_have_one_connection(
+    service, caller, database_address, table, who, asked
+):
+    """However many there are, and whether or not anybody knows their key."""
+    method, path, body = asked
+    path = path.format(organization=f"{ORGANIZATIONS}/{caller.organization_id}")
+    await limited(caller, unit="requests", period="minute", ceiling=1000)
+    headers = caller.headers
+    if who == "administrator":
+        headers = await administrator(service, caller)
+    if who != "nobody":
+        assert await ask(service, "GET", "/v1/nothing", headers) == 404
+        await ask(service, method, path, headers, json=body)
+
+    lock = f"LOCK TABLE public.{table} IN ACCESS EXCLUSIVE MODE"
+    async with locked(database_address, lock):
+        requests = [
+            ask(service, method, path, made_up() if who == "nobody" else headers, json=body)
+            for _ in range(MANY)
+        ]
+        async with waiting(*requests):
+            size, idle = service.app[DATABASE].connections
+            assert size - idle <= 1
+
+
+async def test_changes_of_one_organization_keep_no_other_waiting(service, caller, database_address):
+    """Each of which waits for the one before it, since they are of the same organization."""
+    victim = await service.new_caller("victim")
+    headers = await administrator(service, caller)
+    path = f"{ORGANIZATIONS}/{caller.organization_id}"
+    assert await ask(service, "PATCH", path, headers, json={"settings": {}}) == 200
+    async with victim.chat() as response:
+        assert response.status == 200
+
+    lock = "SELECT FROM public.organizations WHERE id = $1 FOR UPDATE"
+    async with locked(database_address, lock, caller.organization_id):
+        changes = [ask(service, "PATCH", path, headers, json={"settings": {}}) for _ in range(MANY)]
+        async with waiting(*changes), asyncio.timeout(1.5), victim.chat() as response:
+            assert response.status == 200
