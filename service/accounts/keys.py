@@ -256,11 +256,13 @@ async def change_key(conn: Any, actor: Actor, key: ApiKey, change: KeyChange) ->
     await announce(conn, key.id)
 
 
-def must_be_among(models: list[str] | None, allowed: Collection[str], whose: str) -> None:
+def must_be_among(
+    models: list[str] | None, allowed: Collection[str], whose: str, field: str = "models"
+) -> None:
     """:raises Forbidden: when the list is of more than ``whose`` own."""
     if models is None or not set(models) <= set(allowed):
         names = ", ".join(sorted(allowed)[:SHOWN_MODELS])
-        raise Forbidden(f"models: must be among those that {whose}: {names}.", param="models")
+        raise Forbidden(f"{field}: must be among those that {whose}: {names}.", param=field)
 
 
 async def is_on_list_of_operator(conn: Any, organization_id: UUID, name: str) -> bool:

@@ -347,6 +347,7 @@ async def set_alias(request: web.Request) -> web.Response:
     new = await read_as(request, catalog.NewAlias)
     alias, database = request.match_info["alias"], database_of(request)
     await _must_own(request, caller, new.organization_id)
+    must_grant_own(caller, new.targets, "targets")
     actor = _actor(request, caller)
     async with database.transaction() as conn:
         await _must_not_redirect(conn, actor, new.organization_id, alias)

@@ -140,14 +140,14 @@ def must_administer(caller: Caller, organization_id: UUID) -> None:
         raise Forbidden("This key administers its own organization only.")
 
 
-def must_grant_own(caller: Caller, models: list[str] | None) -> None:
-    """The rule for keys that an administrator makes or changes: they may use no more than the
-    administrator's own.
+def must_grant_own(caller: Caller, models: list[str] | None, field: str = "models") -> None:
+    """The rule for keys and aliases that an administrator makes or changes: they lead to no more
+    than the administrator's own key may use.
 
     :raises Forbidden: when they would.
     """
     if caller.role != "operator" and caller.allowed_models is not None:
-        accounts.must_be_among(models, caller.allowed_models, "your own key may use")
+        accounts.must_be_among(models, caller.allowed_models, "your own key may use", field)
 
 
 def must_not_outlive(caller: Caller, expires_at: datetime | None) -> None:

@@ -237,6 +237,24 @@ class TestAliases:
             assert response.headers["x-rialto-model"] == "llama-3.3-70b"
         assert (await service.operate("PUT", f"{MODELS}/cheap", json=body))[0] == 200
 
+    async def test_targets_are_among_what_its_own_key_may_use(self, service, caller):
+        """Else it takes the key that the operator made out of force, and with that the list that
+        keeps the meaning of the names on it."""
+        await set_alias(service, "cheap", ["llama-3.3-70b"])
+        first = await administrator(service, caller, models=["cheap", "llama-3.3-70b"])
+        new = {"name": "b", "role": "admin", "models": ["cheap", "llama-3.3-70b"]}
+        _, made = await first.ask("POST", f"{first.path}/keys", **new)
+        second = Administrator(service, caller.organization_id, made)
+        assert (await second.ask("DELETE", f"/admin/v1/keys/{first.key_id}"))[0] == 204
+
+        own = {"organization_id": caller.organization_id}
+        for name in ("cheap", "other"):
+            for targets in (["kimi-k2-6"], ["llama-3.3-70b", "kimi-k2-6"]):
+                status, error = await second.ask("PUT", f"{MODELS}/{name}", targets=targets, **own)
+                assert (status, error["param"]) == (403, "targets")
+        status, _ = await second.ask("PUT", f"{MODELS}/other", targets=["llama-3.3-70b"], **own)
+        assert status == 200
+
 
 async def test_what_was_made_before_it_was_recorded(service, caller, admin):
     """An administrator's own stay theirs, unless the operator has changed them since; all else is
