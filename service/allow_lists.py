@@ -56,14 +56,17 @@ def parse_paths(text: str) -> tuple[str, ...]:
     return paths
 
 
-def is_open(path: str, paths: tuple[str, ...]) -> bool:
-    """Whether a path is on the list. Nothing in it may make it another one at Venice."""
+def find_entry(path: str, paths: tuple[str, ...]) -> str | None:
+    """The entry of the list that opens the path, or None. Nothing in the path may make it another
+    one at Venice."""
     if not _PATH.fullmatch(path) or path.endswith("/*") or is_about_the_account(path):
-        return False
-    return any(
-        path.startswith(allowed[:-1]) if allowed.endswith("/*") else path == allowed
-        for allowed in paths
+        return None
+    opening = (
+        entry
+        for entry in paths
+        if (path.startswith(entry[:-1]) if entry.endswith("/*") else path == entry)
     )
+    return next(opening, None)
 
 
 def parse_origins(text: str) -> tuple[str, ...]:

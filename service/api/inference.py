@@ -144,7 +144,8 @@ class OtherPaths:
         caller = await authenticate(request)
         path = "/" + request.match_info["other"]
         paths = request.app[SETTINGS].venice_other_paths
-        if self._known.fullmatch(path) or not allow_lists.is_open(path, paths):
+        entry = None if self._known.fullmatch(path) else allow_lists.find_entry(path, paths)
+        if entry is None:
             raise NotFound(
                 f"There is nothing at {request.method} {path}. If Venice has it, the operator can"
                 " open it with VENICE_OTHER_PATHS."
@@ -157,6 +158,7 @@ class OtherPaths:
             headers=request.headers,
             path=_with_query(request, path),
             method=request.method,
+            opened_by=entry,
         )
         async with request.app[GATEWAY].call(caller, OTHER.parse(inbound)) as reply:
             return await relay(request, reply)

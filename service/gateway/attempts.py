@@ -118,7 +118,7 @@ class Attempts:
         return True
 
     async def _attempt(self, accept: str) -> Answer:
-        keys, model = self._venice.keys, self._route.call.model
+        keys, model = self._venice.keys, self._route.call.model_name
         self._departure = None
         try:
             key = keys.choose(self._source, model, self._ids)
@@ -165,7 +165,7 @@ class Attempts:
 
     def _pause_s(self, error: UpstreamError) -> float | None:
         call, keys = self._route.call, self._venice.keys
-        ready = keys.ready(self._source, call.model)
+        ready = keys.ready(self._source, call.model_name)
         return pause_s(
             error,
             len(self._tried),

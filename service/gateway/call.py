@@ -138,6 +138,9 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     """The body, where it is not in ``content``."""
     path: str = ""
     method: str = "POST"
+    opened_by: str = ""
+    """The operator's entry that opens the path, where it is none that Rialto knows. The books keep
+    the entry, since the path may have any text."""
     settings: KeySettings = KeySettings()
     """Those of the caller's key."""
 
@@ -260,6 +263,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Call {self.request_id} {self.endpoint.path} {self.model}>"
 
     @property
+    def model_name(self) -> str:
+        """The model without a suffix, which may have any text: this is what is logged and kept."""
+        return self.model.partition(":")[0]
+
+    @property
     def upstream_path(self) -> str:
         """Where Venice takes the call, below ``/api/v1``."""
         return self.path or self.endpoint.path
@@ -280,7 +288,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             model=name,
             body=content,
             document=document,
-            requested_model=self.requested_model or self.model,
+            requested_model=self.requested_model or self.model_name,
         )
 
     def with_fallbacks(self, names: Sequence[str]) -> "Self":

@@ -1,13 +1,14 @@
 """Calls that are paid by the request: searches, pages, documents, blockchains; and paths of Venice
 that are not known here."""
 
+import re
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
 from service import body
 from service.catalog import Catalog
-from service.errors import ClientError
+from service.errors import ClientError, NotFound
 from service.gateway import members
 from service.gateway.call import Call, Inbound, Relay, check_model
 from service.gateway.units import UnitEndpoint
@@ -18,6 +19,8 @@ AUGMENT_NANOS: Final = 10_000_000
 RPC_NANOS: Final = 120_000
 """The dearest method on the dearest chain: 4 × 30 credits of at most USD 10⁻⁶."""
 MOST_RPC_REQUESTS: Final = 100
+RPC_PATH: Final = re.compile(r"/crypto/rpc/[a-z0-9]{1,20}(?:-[a-z0-9]{1,20}){0,3}")
+"""As networks are called: what the books keep is not any text."""
 
 Query = Annotated[str, msgspec.Meta(min_length=1, max_length=400)]
 
@@ -124,7 +127,11 @@ class RpcEndpoint(RequestEndpoint):
     may_state_error = True
 
     def parse(self, inbound: Inbound) -> RequestCall:
-        """:raises ClientError: for what is no JSON-RPC, or too much of it."""
+        """:raises ClientError: for what is no JSON-RPC, or too much of it.
+        :raises NotFound: when no network can be called so.
+        """
+        if not RPC_PATH.fullmatch(inbound.path):
+            raise NotFound("There is no such network. GET /crypto/rpc/networks lists them.")
         requests = body.decode(inbound.content, REQUEST_OR_BATCH, self.body_limits)
         count = len(requests) if isinstance(requests, list) else 1
         if not 1 <= count <= MOST_RPC_REQUESTS:
@@ -132,7 +139,7 @@ class RpcEndpoint(RequestEndpoint):
         return RequestCall(
             endpoint=self,
             **inbound.facts(),
-            model=check_model(inbound.path.lstrip("/"), "network"),
+            model=inbound.path.lstrip("/"),
             path=inbound.path,
             has_model=False,
             relay=Relay.PASSED,
@@ -150,11 +157,12 @@ class OtherEndpoint(RequestEndpoint):
 
     def parse(self, inbound: Inbound) -> RequestCall:
         """:raises ClientError: for a path that no API has."""
+        check_model(inbound.path.partition("?")[0].lstrip("/"), "path")
         return RequestCall(
             endpoint=self,
             **inbound.facts(),
             content_type=inbound.content_type,
-            model=check_model(inbound.path.partition("?")[0].lstrip("/"), "path"),
+            model=(inbound.opened_by or inbound.path.partition("?")[0]).lstrip("/"),
             path=inbound.path,
             method=inbound.method,
             has_model=False,

@@ -99,7 +99,7 @@ class Route:
             try:
                 await self._take(call, self.hold.id, self._ledger.move)
             except (ClientError, UpstreamError) as error:
-                log.info("model skipped", model=call.model, code=error.code)
+                log.info("model skipped", model=call.model_name, code=error.code)
             except Unavailable:
                 # Without books no call begins: this one ends as if there were no other model.
                 self._rest.clear()
@@ -218,7 +218,7 @@ class Route:
             api_key_id=caller.api_key_id,
             request_id=call.request_id,
             endpoint=call.endpoint.path,
-            model=call.model,
+            model=call.model_name,
             is_stream=call.is_stream,
             bound_nanos=bound.nanos,
             bound_tokens=bound.tokens,

@@ -2,7 +2,7 @@
 
 import pytest
 from paid_bodies import BODIES, OTHER_NAMES, QUOTED, UNPRICED, sent
-from support import limited, make_settings, running
+from support import MODEL, limited, make_settings, running, set_alias
 from yarl import URL
 
 from service import app as application
@@ -187,3 +187,33 @@ async def test_a_path_that_is_not_known_has_no_price(service, upstream, caller):
 
     assert await refusal(service, caller, "/api/v1/new/thing", json={}) == (402, "price_unknown")
     assert paid_calls(upstream) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kept"),
+    [
+        ("/api/v1/new/Zq7-words", {}, "new/*"),
+        ("/api/v1/unknown?q=Zq7-words", {}, "unknown"),
+        ("/v1/crypto/rpc/Zq7.words", {"method": "a"}, None),
+        (f"/v1/crypto/rpc/{'zq7' * 20}", {"method": "a"}, None),
+        ("/v1/crypto/rpc/base-mainnet", {"method": "a"}, "crypto/rpc/base-mainnet"),
+        ("/v1/chat/completions", {"model": f"{MODEL}:character_slug=Zq7-words"}, MODEL),
+        ("/v1/chat/completions", {"model": "alias:character_slug=Zq7-words"}, MODEL),
+    ],
+)
+async def test_what_callers_call_a_thing_is_not_kept(
+    service, upstream, caller, capsys, path, body, kept
+):
+    """A path, a network or a suffix may have any text; the books and the log have the operator's or
+    Venice's name of it."""
+    if body.get("model", "").startswith("alias"):
+        await set_alias(service, "alias", [MODEL])
+    if "model" in body:
+        body = {**body, "messages": [{"role": "user", "content": "x"}]}
+    upstream.faults.push("*", "rate_spent", times=1)
+    async with service.http.post(path, headers=caller.headers, json=body) as response:
+        await response.read()
+
+    entries = await caller.entries()
+    assert [entry["model"] for entry in entries] == ([] if kept is None else [kept])
+    assert "zq7" not in (str(entries) + capsys.readouterr().out).lower()
