@@ -1,15 +1,17 @@
 """Names of hosts as a resolver gets them, so that what is compared is what is used (pure)."""
 
 import ipaddress
+import re
 import socket
 import unicodedata
 from typing import Final
 
 DOTS: Final = str.maketrans("\u3002\uff0e\uff61", "...")
 """What resolvers take for a dot besides the dot."""
-LOOPBACK_NAMES: Final = frozenset(
-    {"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"}
+LOOPBACK_NAME: Final = re.compile(
+    r"(.+\.)?localhost(\.localdomain)?|localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
 )
+"""The names of systemd's resolver, and those in the host files of Red Hat and Debian."""
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -56,7 +58,7 @@ def is_loopback(host: str) -> bool:
         name = normalize_host(host)
     except ValueError:
         return True
-    if name in LOOPBACK_NAMES or name.endswith(".localhost"):
+    if LOOPBACK_NAME.fullmatch(name):
         return True
     address = parse_ip(name)
     if address is None:

@@ -24,6 +24,14 @@ THIS_MACHINE = [
     "\u24dbocalhost",
     "any.localhost",
     "any\u3002localhost.",
+    "localhost.localdomain",
+    "any.localhost.localdomain",
+    "localhost4",
+    "localhost4.localdomain4",
+    "localhost6",
+    "localhost6.localdomain6",
+    "ip6-localhost",
+    "ip6-loopback",
     "[::1]",
     "[::]",
     "[::1%25lo]",
@@ -54,6 +62,8 @@ def test_this_machine_in_every_spelling(host):
         ("[FD12::1]", "fd12::1"),
         ("[fe80::1%25eth0]", "fe80::1%eth0"),
         ("a_b.railway.internal", "a_b.railway.internal"),
+        ("localhost.example", "localhost.example"),
+        ("notlocalhost", "notlocalhost"),
     ],
 )
 def test_what_is_compared_is_what_is_used(host, used):
