@@ -6,6 +6,7 @@ import dataclasses
 
 import asyncpg
 import pytest
+from conftest import careful_server
 from process import database_url, started
 from support import make_settings, running
 
@@ -153,6 +154,30 @@ async def test_health_is_whether_calls_can_be_admitted(
         assert (await becomes(service, 200))["database"] == "ok"
         async with caller.chat() as response:
             assert response.status == 200
+
+
+async def test_commits_that_wait_for_a_standby(upstream, monkeypatch):
+    """A primary whose synchronous standby is gone answers, and rolls back at once, and commits
+    nothing: health is 503 until it does."""
+    monkeypatch.setattr(jobs, "IDLE_S", 0.1)
+    monkeypatch.setattr(jobs, "REHEARSAL_S", 0.5)
+    with careful_server("standby") as (_, address):
+        owner = await asyncpg.connect(**connect_arguments(address))
+        async with running(make_settings(address, upstream.url)) as service:
+            caller = await service.new_caller()
+            assert (await health(service))[0] == 200
+            await owner.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
+            await owner.execute("SELECT pg_reload_conf()")
+            assert (await becomes(service, 503))["database"] == "error: TimeoutError"
+            for _ in range(20):
+                assert (await health(service))[0] == 503
+                await asyncio.sleep(0.1)
+            await owner.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            await owner.execute("SELECT pg_reload_conf()")
+            await becomes(service, 200)
+            async with caller.chat() as response:
+                assert response.status == 200
+        await owner.close()
 
 
 async def test_a_rehearsal_leaves_no_trace(service, owner):
