@@ -26,6 +26,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from service import __version__, logs, metric_files
+from service.errors import Unavailable
 
 I = TypeVar("I", Counter, Histogram)  # noqa: E741 - the kind of instrument
 
@@ -193,9 +194,17 @@ AUDIT_SECONDS: Final = _gauge(
 
 def exposition(directory: Path | None = None) -> bytes:
     """The instruments in Prometheus's text format: those of this process, or of all that keep their
-    values in ``directory``, added up."""
+    values in ``directory``, added up.
+
+    :raises Unavailable: when the files of this process are gone, and so may be those of others.
+    """
     if directory is None:
         return generate_latest(REGISTRY)
+    if not any(directory.glob(f"*_{os.getpid()}.db")):
+        raise Unavailable(
+            f"The files of the metrics in {directory} were deleted. Start the service again, and"
+            " set TMPDIR to a directory that nothing cleans."
+        )
     registry = CollectorRegistry()
     registry.register(metric_files.Values(directory))
     registry.register(_Processes(directory))

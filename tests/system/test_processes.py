@@ -386,6 +386,28 @@ async def test_files_of_metrics_that_cannot_be_read_are_left_out(tmp_path, envir
         assert await process.ended() == 0
 
 
+@pytest.mark.parametrize("is_emptied", [False, True])
+async def test_files_of_metrics_that_are_gone(tmp_path, environment, temporary, is_emptied):
+    """As a cleaner of /tmp does: the answer names the directory and what to do, and is neither a
+    failure of ours nor a page of nothing. Everything else goes on."""
+    async with started(tmp_path, **environment) as process, talking(process) as service:
+        (directory,) = temporary.glob("rialto-metrics-*")
+        for file in directory.iterdir():
+            file.unlink()
+        if not is_emptied:
+            directory.rmdir()
+        async with service.http.get("/metrics", headers=OPERATOR) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (503, "unavailable")
+        assert str(directory) in error["message"]
+        assert "TMPDIR" in error["message"]
+        caller = await service.new_caller()
+        async with caller.chat() as response:
+            assert response.status == 200
+        process.send()
+        assert await process.ended() == 0
+
+
 async def test_no_room_for_metrics_ends_the_start(tmp_path, environment):
     """In words, before anything listens: a page without room would end a process much later."""
     limited = f"ulimit -f 2048; exec {sys.executable} -m service"
