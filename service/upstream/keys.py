@@ -55,9 +55,10 @@ class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyState(msgspec.Struct, rename="camel"):
-    """What Venice says of a key."""
+    """The state of a key, as Venice states it. Whether it may make calls has no default: an answer
+    without that is no evidence about the key."""
 
-    access_permitted: bool = False
+    access_permitted: bool
     balances: dict[str, float] = {}
     api_tier: dict[str, object] = {}
 

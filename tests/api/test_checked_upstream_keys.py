@@ -1,7 +1,9 @@
 """Keys at Venice are examined at no cost before a caller finds out; events say what was seen."""
 
 import asyncio
+import json
 
+import odd_venice
 import pytest
 from process import database_url, started
 from support import ORGANIZATIONS, make_settings, running
@@ -13,6 +15,21 @@ from service.upstream import ENVIRONMENT_KEY_ID
 
 KEYS = "/admin/v1/upstream-keys"
 RATE_LIMITS = "/api_keys/rate_limits"
+ANSWER = json.dumps(
+    {
+        "id": "1",
+        "object": "chat.completion",
+        "model": odd_venice.MODEL,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "x"},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+).encode()
 CONDITIONS = {
     "invalid_key": ("invalid", "Venice does not take it"),
     "insufficient_balance": ("spent", "nothing left to spend"),
@@ -175,3 +192,18 @@ async def test_several_processes_report_a_change_once(database_address, upstream
             ("upstream_key.well", "environment", None),
         ]
         await reported(one, expected)
+
+
+@pytest.mark.parametrize("state", [{}, {"balances": {"USD": 100.0}}, {"accessPermitted": None}])
+async def test_what_venice_does_not_state_is_no_evidence(database_address, monkeypatch, state):
+    """An answer that does not tell whether the key may make calls says nothing of it: no event, and
+    the key takes calls."""
+    monkeypatch.setattr(odd_venice, "KEY", state)
+    async with odd_venice.odd_venice() as venice:
+        venice.answer = odd_venice.whole(ANSWER)
+        async with odd_venice.serving(database_address, venice) as service:
+            assert (await becomes(service, "environment", "failed"))["rests"] == []
+            caller = await service.new_caller()
+            async with caller.chat(model=odd_venice.MODEL) as response:
+                assert response.status == 200, await response.text()
+            assert await events(service) == []

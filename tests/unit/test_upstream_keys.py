@@ -88,7 +88,9 @@ async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, 
     assert {pool.choose(CALLER, "other").name for _ in range(20)} == {"well"}
     assert pool.resting() == {"spent": f"status {status}"}
 
-    answers = iter([UpstreamExhausted("no"), KeyState(), KeyState(access_permitted=True)])
+    answers = iter(
+        [UpstreamExhausted("no"), KeyState(access_permitted=False), KeyState(access_permitted=True)]
+    )
     probed = []
 
     async def probe(asked):
