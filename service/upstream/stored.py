@@ -139,6 +139,9 @@ async def add(
         raise ClientError(f"key: {rule}", param="key")
     if organization_id and not await conn.fetchval(HAS_ORGANIZATION, organization_id):
         raise NotFound("There is no such organization.")
+    if name.strip() == ENVIRONMENT:
+        # The key of the settings may not be stored yet, and would then find its name taken.
+        raise Conflict(f"{ENVIRONMENT!r} is the name of VENICE_API_KEY.", param="name")
     key_id = uuid7()
     detail = {"name": name, "organization_id": organization_id and str(organization_id)}
     await audit.record(

@@ -205,6 +205,8 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
     assert key["last_check"] is None, "without VENICE_API_KEY there is no Venice to ask"
     assert (await typed("third"))[2].startswith("conflict: ")
     assert (await typed("''"))[2].startswith("invalid_request: key")
+    reserved = await typed("third", "environment")
+    assert reserved[2].startswith("conflict: 'environment' is the name of VENICE_API_KEY")
     async with (
         started(tmp_path, DATABASE_URL=command["DATABASE_URL"], **venice) as process,
         talking(process) as service,
