@@ -436,7 +436,9 @@ def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
 
 def suspicious_names(dotenv: Path = Path(".env")) -> dict[str, str | None]:
     """Variables that look like a misspelt setting, with the name that may be meant."""
-    known = {variable.name for variable in variables()}
+    # Railway has many names that are like each other.
+    surroundings = {name for name in SURROUNDINGS if not name.startswith("RAILWAY_")}
+    known = {variable.name for variable in variables()} | surroundings
     return dotenv_file.misspelt({*os.environ, *dotenv_file.names(dotenv)}, known)
 
 

@@ -175,6 +175,7 @@ def test_a_kept_secret_that_is_damaged_is_refused(environ, tmp_path, content):
         ("ENCRYPTION_KEYS", "ENCRYPTION_KEY"),
         ("WEB_CONCURENCY", "WEB_CONCURRENCY"),
         ("LOG_LEVLE", "LOG_LEVEL"),
+        ("ENVIROMENT", "ENVIRONMENT"),
     ],
 )
 @pytest.mark.parametrize("place", ["environment", "file"])
@@ -201,7 +202,9 @@ def test_other_names_are_left_alone(environ):
         "PYTHONPATH",
         "TMPDIR",
         "DATABASE_PUBLIC_URL",
+        "RAILWAY_ENVIRONMENT",
         "RAILWAY_ENVIRONMENT_ID",
+        "RAILWAY_DEPLOYMENT_OVERLAP_SECONDS",
         "PROMETHEUS_MULTIPROC_DIR",
         "PGHOST",
     ):
