@@ -7,7 +7,9 @@ only join the restart cycle.
 """
 
 import asyncio
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,6 +32,9 @@ CHECKS: Final = 5
 MOST_CHECK_S: Final = 1.0
 REPORT_S: Final = 1.0
 """How long the end of the process waits for its reason to be logged."""
+CPU_FACTOR: Final = 2
+"""A stall also ends the process after this many times its limit in CPU time. Above 1, since threads
+that read bodies use CPU time beside the loop, and since the thread that reports goes first."""
 PING_TIMEOUT_S: Final = 5.0
 
 End = Callable[[], None]
@@ -56,11 +61,26 @@ def _stacks() -> str:
     )
 
 
+def _end_on(number: signal.Signals) -> None:
+    """Let the signal end the process by the system's own ``_exit``, with the signal's number as the
+    status. A handler of Python's would wait for Python's lock, and the first process of a container
+    gets no signal that has no handler."""
+    system = ctypes.CDLL(None)
+    system.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    system.signal.restype = ctypes.c_void_p
+    leave = system["_exit"]
+    system.signal(number, ctypes.cast(leave, ctypes.c_void_p))
+
+
 class LoopWatchdog:
     """A thread that ends the process when the event loop has not run for ``stalled_s`` seconds.
 
     It logs nothing itself: a second thread reports the reason, and has REPORT_S for it. Whatever
     that one waits for, the process ends.
+
+    No thread runs while another one keeps Python's lock, as a regular expression does. So the loop
+    also winds up a timer of the system's, which ends the process without words. It counts CPU time,
+    which a process that is stopped does not use.
     """
 
     def __init__(self, stalled_s: float, end: End = end_process) -> None:
@@ -79,6 +99,7 @@ class LoopWatchdog:
 
     def start(self) -> None:
         """To be called on the loop that is watched."""
+        _end_on(signal.SIGPROF)
         self._ticking = asyncio.create_task(self._tick())
         for thread in self._threads:
             thread.start()
@@ -87,12 +108,14 @@ class LoopWatchdog:
         """No longer end anything."""
         self._stop.set()
         self._has_stalled.set()
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if self._ticking is not None:
             self._ticking.cancel()
 
     async def _tick(self) -> None:
         while True:
             self._ran_at = time.monotonic()
+            signal.setitimer(signal.ITIMER_PROF, self._stalled_s * CPU_FACTOR)
             await asyncio.sleep(self._check_s)
 
     def _watch(self) -> None:

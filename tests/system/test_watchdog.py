@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from service import db, watchdog
 pytestmark = pytest.mark.slow
 
 STALL = """
-import asyncio, time
+import asyncio, re, time
 from service import logs
 from service.watchdog import LoopWatchdog
 
@@ -48,6 +49,39 @@ def test_a_stalled_loop_ends_the_process():
     assert run.stdout.startswith("alive")
     assert "in main" in run.stderr
     assert time.monotonic() - started < 15
+
+
+def test_a_stall_that_keeps_pythons_lock_ends_the_process():
+    """No thread of Python's can look then, so the system ends the process."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            STALL.replace("time.sleep(30)", 're.match("(a|a)*$", "a" * 40 + "b")'),
+        ],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert run.returncode == signal.SIGPROF
+    assert run.stdout.startswith("alive")
+
+
+def test_a_watchdog_that_is_stopped_ends_nothing():
+    """Nor does its timer."""
+    stopped = STALL.replace("LoopWatchdog(1).start()", "w = LoopWatchdog(0.5); w.start(); w.stop()")
+    run = subprocess.run(
+        [sys.executable, "-c", stopped.replace("time.sleep(30)", "sum(range(10**8))")],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert run.returncode == 0
 
 
 def test_a_log_that_nobody_reads_does_not_keep_a_stalled_process():
