@@ -41,9 +41,8 @@ T = TypeVar("T")
 PING: Final = "SELECT 1"
 IS_READ_ONLY: Final = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
 NOW: Final = "SELECT clock_timestamp()"
-IN_FORCE: Final = """
-    SELECT pg_backend_pid() AS pid, current_setting('lock_timeout') AS lock_timeout
-"""
+LOCK_TIMEOUT: Final = "SELECT current_setting('lock_timeout')"
+SERVER_PID: Final = "SELECT pg_backend_pid()"
 PING_TIMEOUT_S: Final = 1.0
 TRUSTED_IDLE_S: Final = 1.0
 """A connection that answered this recently is not asked again."""
@@ -474,20 +473,23 @@ async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterat
 
 
 async def _check_unpooled(pool: Any, address: DatabaseAddress) -> None:
-    """A pooler that is set to ignore the settings of a connection drops them silently;
-    it also answers with a process id that is not the server's.
+    """A pooler that is set to ignore the settings of a connection drops them silently.
 
     :raises StartupError: when the settings are lost.
     """
     async with pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
         try:
-            row = await connection.fetchrow(IN_FORCE)
+            lock_timeout = await connection.fetchval(LOCK_TIMEOUT)
         except POOLED as error:
             raise behind_pooler(address, error) from error
-        if row["lock_timeout"] != f"{WAITS_MS['lock_timeout'] // 1000}s":
+        if lock_timeout != f"{WAITS_MS['lock_timeout'] // 1000}s":
             raise behind_pooler(address)
-        if row["pid"] != connection.get_server_pid():
-            log.warning("a pooler stands before the database", hint=POOLER_HINT)
+
+
+async def _warn_of_pooler(connection: Connection) -> None:
+    """A pooler answers with a process id that is not the server's."""
+    if await connection.fetchval(SERVER_PID) != connection.get_server_pid():
+        log.warning("a pooler stands before the database", hint=POOLER_HINT)
 
 
 async def connect_once(address: DatabaseAddress, timeout: float) -> None:
@@ -507,7 +509,8 @@ async def connect_once(address: DatabaseAddress, timeout: float) -> None:
 async def first_connection(
     address: DatabaseAddress, timeout: float, *, must_write: bool = False
 ) -> AsyncIterator[asyncpg.Connection]:
-    """A single connection for the start, waited for with backoff; each attempt is logged.
+    """A single connection for the start, waited for with backoff; each attempt is logged. It is to
+    lead to PostgreSQL itself, so a pooler that answers is logged too.
 
     :raises StartupError: when there is none within ``timeout`` seconds, or never will be.
     """
@@ -548,6 +551,7 @@ async def first_connection(
             )
             await asyncio.sleep(pause_s)
     try:
+        await _warn_of_pooler(connection)
         yield connection
     except POOLED as error:
         raise behind_pooler(address, error) from error

@@ -81,15 +81,28 @@ async def test_migrations_name_it_too(empty_database_address):
     assert "DATABASE_UNPOOLED_URL" in refused.value.hint
 
 
-async def test_a_pooler_that_passes_everything_is_told(database_address):
+async def test_a_pooler_that_passes_everything_is_told(tmp_path, database_address, upstream):
     """One that hands on the settings loses notifications alone, which are not all there is."""
     async with Pooler(database_address, passes=TIMEOUTS) as pooler:
-        with capture_logs() as lines:
-            settings = make_settings(pooler.address, "http://x")
-            async with open_pool(settings, pooler.address) as database:
-                assert await database.fetchval("SELECT 1") == 1
-    (warning,) = (line for line in lines if "pooler" in line["event"])
-    assert "DATABASE_UNPOOLED_URL" in warning["hint"]
+        await is_told(tmp_path, upstream, DATABASE_URL=database_url(pooler.address))
+
+
+@pytest.mark.parametrize("way", ["refuses settings", "ignores settings", "loses both"])
+async def test_a_variable_that_leads_to_the_pooler_too(tmp_path, database_address, upstream, way):
+    """It stops the checks of DATABASE_URL, and is not what it says itself."""
+    async with Pooler(database_address, **WAYS[way]) as pooler:
+        url = database_url(pooler.address)
+        await is_told(tmp_path, upstream, DATABASE_URL=url, DATABASE_UNPOOLED_URL=url)
+
+
+async def is_told(directory, upstream, **databases):
+    """The start, which goes on, warns of the pooler."""
+    venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
+    async with started(directory, **databases, **venice) as service:
+        await service.listening()
+    warnings = service.said("a pooler stands before the database")
+    assert warnings
+    assert all("DATABASE_UNPOOLED_URL" in line["hint"] for line in warnings)
 
 
 async def test_a_pooler_that_comes_later_is_named_in_the_log(database_address, monkeypatch):
@@ -119,5 +132,7 @@ async def test_no_pooler_no_word(database_address):
     """A plain server is not suspected."""
     with capture_logs() as lines:
         async with open_pool(make_settings(database_address, "http://x"), database_address):
+            pass
+        async with first_connection(database_address, 5):
             pass
     assert lines == []
