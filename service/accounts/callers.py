@@ -138,14 +138,14 @@ class Callers:
             )
         digest = crypto.key_digest(key)
         known = self._cache.get(digest)
-        if known is None or not self._is_fresh(known):
+        if (
+            known is None
+            or known.changes != self._changes
+            or time.monotonic() - known.read_at > self._cache_s
+        ):
             known = await self._read_once(digest)
         _check_in_force(known.row, digest)
         return known.caller
-
-    def _is_fresh(self, known: _Known) -> bool:
-        is_young = time.monotonic() - known.read_at <= self._cache_s
-        return is_young and known.changes == self._changes
 
     async def _read_once(self, digest: bytes) -> _Known:
         """Many may call with a key at once; it is read for all of them, but for those that come

@@ -97,18 +97,22 @@ class FreeRequests:
             if (recent := self._recent.get(limit.id)) is not None:
                 recent.remove()
 
-    async def check(self, caller: Caller, model: str) -> None:
+    async def check(self, caller: Caller, model: str, *, asks_venice: bool) -> Sequence[Limit]:
         """Check that a paid call of the model has room beside what was free; the books know only of
-        the paid.
+        the paid. One for which Venice is asked before it is admitted counts as free until then;
+        returns the limits that count it.
 
         :raises RateLimited: when it has none.
         """
         if not caller.has_rate_limit:
-            return
+            return ()
+        if asks_venice:
+            return await self.take(caller, model)
         if self._organizations.get(caller.organization_id, 0.0) > time.monotonic():
             await self._rates_with_room(caller, model)
         else:
             self._organizations.pop(caller.organization_id, None)
+        return ()
 
     async def _rates_with_room(self, caller: Caller, model: str | None) -> Sequence[Limit]:
         """The limits that count the request: those of all models, and those of its own."""

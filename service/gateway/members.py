@@ -419,8 +419,10 @@ def plain_model(name: str, field: str = "model") -> str:
 
 def joined_model(plain: str, parameters: Mapping[str, str]) -> str:
     """The name with its parameters in the one spelling that Venice gets."""
+    if not parameters:
+        return plain
     behind = "&".join(f"{name}={value}" for name, value in parameters.items())
-    return f"{plain}:{behind}" if behind else plain
+    return f"{plain}:{behind}"
 
 
 def price_facts(members: Mapping[str, Any], table: Table) -> dict[str, Any]:

@@ -74,24 +74,20 @@ class Gateway:
     async def begin(self, open_call: OpenCall) -> Reply:
         """Admit and send the call; the reply is there when Venice's first byte is."""
         self._open_calls.add(open_call)
-        await self._admit(open_call.route)
+        route = open_call.route
+        # A refused call whose price Venice was asked for has reached Venice all the same.
+        asks_venice = type(route.call).priced is not Call.priced
+        counting = await self._free_requests.check(
+            route.caller, route.call.model, asks_venice=asks_venice
+        )
+        await route.admit()
+        if counting:
+            self._free_requests.give_back(counting)
         reply = await open_call.begin(self._venice, self._heartbeat_s)
         if not reply.is_events and not reply.is_awaited:
             cost_nanos = open_call.read_cost(self._catalog)
             reply.cost_usd = None if cost_nanos is None else money.format_usd(cost_nanos)
         return reply
-
-    async def _admit(self, route: Route) -> None:
-        """Admit the call. One whose price Venice is asked for counts as a free request until the
-        books count it, since refused ones reach Venice all the same."""
-        caller, call = route.caller, route.call
-        if type(call).priced is Call.priced:
-            await self._free_requests.check(caller, call.model)
-            await route.admit()
-        else:
-            counting = await self._free_requests.take(caller, call.model)
-            await route.admit()
-            self._free_requests.give_back(counting)
 
     async def quote(self, caller: Caller, call: Call) -> Quote:
         """What the call could cost at most, the limits that it would meet, and whether it would be

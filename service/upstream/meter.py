@@ -155,7 +155,9 @@ class CostObject(msgspec.Struct):
 
 def _sum_usd(amounts: Sequence[Decimal]) -> Decimal | None:
     # Checked before they are added: there are numbers that no sum can have.
-    if not amounts or not all(a.is_finite() and 0 <= a <= MOST_USD for a in amounts):
+    if not amounts or not all(map(Decimal.is_finite, amounts)):
+        return None
+    if min(amounts) < 0 or max(amounts) > MOST_USD:
         return None
     total = sum(amounts, Decimal(0))
     return total if total <= MOST_USD else None
