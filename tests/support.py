@@ -11,6 +11,7 @@ from aiohttp import web
 
 from service import app as application
 from service import audit, ledger
+from service.errors import Unavailable
 from service.setting_rules import Environment
 from service.settings import Settings
 
@@ -54,11 +55,20 @@ async def running(settings, *, knows_models=True):
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         if knows_models:
-            await app[application.api.CATALOG].sync()
+            await _sync(app[application.api.CATALOG])
         async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as http:
             yield Service(app, http)
     finally:
         await runner.cleanup()
+
+
+async def _sync(catalog):
+    """Know the models. PostgreSQL ends a transaction that was idle for a second, and a busy machine
+    may pause a test for longer; the service would try again by itself, but later."""
+    try:
+        await catalog.sync()
+    except Unavailable:
+        await catalog.sync()
 
 
 class Service:
