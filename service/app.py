@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open
 log = structlog.get_logger()
 
 FLUSH_TIMEOUT_S: Final = 5.0
+WORK_ENDS_S: Final = 5.0
 SANDBOX_KEY: Final = "sandbox"
 
 ADDRESS: Final = web.AppKey("ADDRESS", DatabaseAddress)
@@ -221,9 +222,17 @@ async def background(app: web.Application) -> AsyncIterator[None]:
     if months := app[api.SETTINGS].ledger_retention_months:
         running.append(_named("retention", jobs.keep_retention(app[api.DATABASE], months)))
     yield
+    await end_work(running)
+
+
+async def end_work(running: Collection[asyncio.Task[None]]) -> None:
+    """Cancel the tasks, and wait for their end; one that goes on after ``WORK_ENDS_S`` is left, so
+    that it cannot hold up the end of the process."""
     for task in running:
         task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    _, left = await asyncio.wait(running, timeout=WORK_ENDS_S)
+    for task in left:
+        log.error("background work does not end", work=task.get_name())
 
 
 def _keep_upstream_keys(app: web.Application) -> Coroutine[Any, Any, None]:

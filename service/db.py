@@ -469,7 +469,8 @@ async def open_pool(settings: Settings, address: DatabaseAddress) -> AsyncIterat
     finally:
         # close() waits for connections in use and terminates what is left at the deadline.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(pool.close(), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await pool.close()
 
 
 async def _check_unpooled(pool: Any, address: DatabaseAddress) -> None:
@@ -578,7 +579,8 @@ async def listen(address: DatabaseAddress, channel: str, on_notify: Callable[[st
                 pause_s = 0.2
                 while not ended.is_set():
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(ended.wait(), LISTEN_CHECK_S)
+                        async with asyncio.timeout(LISTEN_CHECK_S):
+                            await ended.wait()
                         break
                     await connection.fetchval(PING, timeout=PING_TIMEOUT_S)
                 raise ConnectionResetError("the server ended the connection")

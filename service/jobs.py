@@ -103,7 +103,8 @@ async def keep_rehearsed(books: Ledger, database: Database) -> None:
     condition = books.condition
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(condition.has_changed.wait(), IDLE_S)
+            async with asyncio.timeout(IDLE_S):
+                await condition.has_changed.wait()
         condition.has_changed.clear()
         if condition.problem is None and condition.age_s < IDLE_S:
             continue
@@ -164,7 +165,8 @@ async def keep_upstream_keys(
         except Exception:
             log.exception("upstream keys not read", retry_s=UPSTREAM_KEYS_EVERY_S)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(venice.keys.has_changed.wait(), UPSTREAM_KEYS_EVERY_S)
+            async with asyncio.timeout(UPSTREAM_KEYS_EVERY_S):
+                await venice.keys.has_changed.wait()
 
 
 class Findings:
@@ -238,7 +240,8 @@ async def keep_alerts(books: Ledger, database: Database) -> None:
     there, and now and then, since the process that knew of it may be gone."""
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(books.alerts_are_due.wait(), ALERTS_EVERY_S)
+            async with asyncio.timeout(ALERTS_EVERY_S):
+                await books.alerts_are_due.wait()
         books.alerts_are_due.clear()
         try:
             await ledger.announce(database)

@@ -170,7 +170,8 @@ async def _drain(
     status.is_draining = True
     log.info("draining", open_requests=status.open_requests, open_calls=gateway.open_calls)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(signals.hurry.wait(), settings.shutdown_listen_s)
+        async with asyncio.timeout(settings.shutdown_listen_s):
+            await signals.hurry.wait()
     for site in sites:
         await site.stop()
     log.info("no longer listening", open_requests=status.open_requests)
