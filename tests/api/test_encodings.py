@@ -98,6 +98,7 @@ async def test_nothing_is_unpacked_without_a_key(service, bomb, path, status):
     assert took_s < 2
 
 
+@pytest.mark.shares_service(False)
 async def test_nothing_is_unpacked_where_no_body_is_read(service, caller, bomb):
     """A key alone is no reason."""
     headers = encoded(caller, "gzip")
