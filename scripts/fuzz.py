@@ -17,7 +17,7 @@ from conftest import running_server  # noqa: E402
 from support import make_settings, running  # noqa: E402
 from upstream import playing  # noqa: E402
 
-from service import schema  # noqa: E402
+from service.database import schema  # noqa: E402
 
 
 @click.command()

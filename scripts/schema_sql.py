@@ -17,9 +17,10 @@ PAGE: Final = ROOT / "docs" / "schema.sql"
 
 sys.path.insert(0, str(ROOT))
 
-from service import logs, schema  # noqa: E402 - the path comes first
-from service.address import DatabaseAddress  # noqa: E402
-from service.embedded import Embedded  # noqa: E402
+from service.database import schema  # noqa: E402 - the path comes first
+from service.database.embedded import Embedded  # noqa: E402
+from service.settings.address import DatabaseAddress  # noqa: E402
+from service.telemetry import logs  # noqa: E402
 
 HEAD: Final = """\
 -- The schema after every migration, to be read. Made from migrations/ by scripts/docs.sh; do not

@@ -1,4 +1,4 @@
-"""Makes docs/settings.md from the declarations in service/settings.py."""
+"""Makes docs/settings.md from the declarations in service/settings/settings.py."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ PAGE = ROOT / "docs" / "settings.md"
 
 sys.path.insert(0, str(ROOT))
 
-from service.settings_page import markdown  # noqa: E402 - the path comes first
+from service.settings.page import markdown  # noqa: E402 - the path comes first
 
 text = markdown()
 if "--check" in sys.argv[1:]:

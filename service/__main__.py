@@ -14,7 +14,7 @@ import click
 
 from service import __version__
 from service.commands import Verbs
-from service.console import read_settings
+from service.commands.console import read_settings
 
 STANDARD_ERROR = 2
 
@@ -45,7 +45,7 @@ def serve() -> None:
         from service.commands import serving  # noqa: PLC0415 - only the process that serves
 
         sys.exit(serving.alone(settings))
-    from service import processes  # noqa: PLC0415 - only the process that starts others
+    from service.process import processes  # noqa: PLC0415 - only the process that starts others
 
     sys.exit(asyncio.run(processes.serve(settings)))
 

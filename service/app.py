@@ -10,19 +10,22 @@ from typing import Any, Final
 import structlog
 from aiohttp import http_parser, web
 
-from service import accounts, api, embedded, jobs, logs, memory, schema, watchdog
+from service import accounts, api
 from service.accounts import CHANNEL, Callers
-from service.address import DatabaseAddress
+from service.background import jobs, memory, watchdog
 from service.catalog import Catalog
 from service.crypto import Keyring
-from service.db import first_connection, listen, open_pool
+from service.database import embedded, schema
+from service.database.connections import first_connection, listen, open_pool
+from service.database.lanes import Lanes
 from service.errors import StartupError
 from service.gateway import FreeRequests, Gateway
 from service.ids import uuid7
-from service.lanes import Lanes
 from service.ledger import Ledger
 from service.settings import Settings, load
+from service.settings.address import DatabaseAddress
 from service.shares import Shares
+from service.telemetry import logs
 from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open_venice
 
 log = structlog.get_logger()

@@ -7,7 +7,7 @@ never free.
 from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
-from service.parsing import parse_decimal
+from service.formats.parsing import parse_decimal
 
 NANOS_PER_USD: Final = 1_000_000_000
 TOKENS_PER_PRICE: Final = 1_000_000

@@ -30,7 +30,7 @@ from support import MODEL, Caller, limited, make_settings
 from upstream import playing
 
 from service import ledger
-from service.db import open_pool
+from service.database.connections import open_pool
 from service.errors import Unavailable
 from service.sandbox import Fault, FaultKind
 

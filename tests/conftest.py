@@ -20,8 +20,8 @@ from sandbox_client import KEY
 from support import MODEL, limited, make_settings, running
 from upstream import playing
 
-from service import schema
-from service.db import connect_arguments, open_pool
+from service.database import schema
+from service.database.connections import connect_arguments, open_pool
 from service.sandbox import create_sandbox
 
 # How long a machine takes says nothing of the code.

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 
-from service.embedded import Embedded, _works_in
+from service.database.embedded import Embedded, _works_in
 
 RST = struct.pack("ii", 1, 0)
 """SO_LINGER of no time at all: closing sends a reset, not an end."""

@@ -153,7 +153,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a compressed body unpacks without a bound",
-        "service/inflate.py",
+        "service/formats/inflate.py",
         "        if self._unpacked_bytes > max(UNRATED_BYTES, MAX_RATIO * self._fed_bytes):\n",
         "        if False:\n",
         "tests/unit/test_inflate.py::test_a_body_that_unpacks_to_far_more_is_given_up",
@@ -167,7 +167,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a log that nobody reads fills the memory",
-        "service/logs.py",
+        "service/telemetry/logs.py",
         "self._queued_characters + len(line) > MAX_QUEUED_CHARACTERS or ",
         "",
         "tests/unit/test_logs.py::test_a_full_pipe_delays_nobody",

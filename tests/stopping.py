@@ -9,9 +9,9 @@ from uuid import UUID
 
 from support import make_settings
 
-from service.address import parse_database_url
-from service.db import open_pool
+from service.database.connections import open_pool
 from service.errors import Unavailable
+from service.settings.address import parse_database_url
 
 LOCK_LIMITS = "SELECT FROM public.limits WHERE organization_id = $1 FOR NO KEY UPDATE"
 USE = "UPDATE public.limits SET ceiling = 0 WHERE organization_id = $1"

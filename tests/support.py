@@ -12,8 +12,8 @@ from aiohttp import web
 from service import app as application
 from service import audit, ledger
 from service.errors import Unavailable
-from service.setting_rules import Environment
 from service.settings import Settings
+from service.settings.rules import Environment
 
 OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
 ENCRYPTION_KEY = "encryption-key-of-the-tests-0123456789"

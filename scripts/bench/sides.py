@@ -9,7 +9,7 @@ import psycopg
 
 from scripts.bench.programs import ROOT, SOURCES, BenchError, Program, ask, free_port
 from scripts.bench.workloads import MARKER
-from service.embedded import Embedded
+from service.database.embedded import Embedded
 
 OPERATOR_KEY = "operator-key-of-the-bench-0123456789"
 OPERATOR = {"Authorization": f"Bearer {OPERATOR_KEY}"}

@@ -18,11 +18,11 @@ from service import crypto
 from service.accounts.organizations import END_USERS
 from service.accounts.settings import KeySettings, OrganizationSettings, Role
 from service.audit import OPERATOR_ORGANIZATION_ID
+from service.database.lanes import STRANGERS, Lanes
 from service.errors import (
     Forbidden,
     Unauthenticated,
 )
-from service.lanes import STRANGERS, Lanes
 
 CACHED_CALLERS: Final = 10_000
 FIND_CALLER: Final = """

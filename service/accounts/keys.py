@@ -12,15 +12,15 @@ from service import audit, crypto
 from service.accounts.organizations import NAME_LENGTH, announce, check_name
 from service.accounts.settings import KeySettings, Role, StatedKeySettings
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
-from service.db import NOW, Database
+from service.database.connections import NOW, Database
 from service.errors import (
     ClientError,
     Conflict,
     Forbidden,
     NotFound,
 )
+from service.formats.parsing import check_future
 from service.ids import uuid7
-from service.parsing import check_future
 
 MOST_MODELS: Final = 100
 SHOWN_MODELS: Final = 10

@@ -6,10 +6,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from service import surrogates
 from service.anthropic.request import sign
 from service.errors import UpstreamError
-from service.surrogates import Pieces
+from service.formats import surrogates
+from service.formats.surrogates import Pieces
 
 STOP_REASONS: Final = {
     "stop": "end_turn",

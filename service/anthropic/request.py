@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from service import body
 from service.errors import ClientError
+from service.formats import body
 
 END_USER_LENGTH: Final = 128
 """A longer name of an end user is replaced by its digest: Claude Code's are longer."""

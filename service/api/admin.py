@@ -23,7 +23,7 @@ from service.api.state import CALLERS, CATALOG, KEYRING
 from service.api.wire import REQUEST_ID, IdOrNothing, json_response, path_id, read_as
 from service.audit import Actor
 from service.errors import ClientError, Forbidden
-from service.parsing import parse_whole
+from service.formats.parsing import parse_whole
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 

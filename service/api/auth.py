@@ -6,7 +6,7 @@ from uuid import UUID
 
 from aiohttp import web
 
-from service import accounts, crypto, metrics
+from service import accounts, crypto
 from service.accounts import OPERATOR, Caller
 from service.api.connections import CallerProtocol
 from service.api.intake import CALLER
@@ -19,8 +19,9 @@ from service.api.state import (
     PLACE,
     SETTINGS,
 )
-from service.db import Database
+from service.database.connections import Database
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
+from service.telemetry import metrics
 
 API_KEY_HEADER: Final = "x-api-key"
 """Where Anthropic's clients have their key."""

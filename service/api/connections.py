@@ -17,7 +17,6 @@ from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
-from service import metrics
 from service.accounts import Caller
 from service.api.middleware import finish_headers
 from service.api.response_headers import UnsignedResponse, let_origin_read
@@ -29,6 +28,7 @@ from service.errors import ClientError, HeadTooLarge, RequestTimeout, ServiceErr
 from service.ids import uuid7
 from service.settings import Settings
 from service.shares import Share, Shares
+from service.telemetry import metrics
 
 log = structlog.get_logger()
 

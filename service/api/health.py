@@ -11,7 +11,7 @@ from aiohttp import web
 from service.api.state import BOOKS, DATABASE, SETTINGS, STATUS, VENICE
 from service.api.wire import json_response
 from service.errors import ServiceError, UpstreamExhausted
-from service.setting_rules import Environment
+from service.settings.rules import Environment
 from service.upstream import Finding
 
 DATABASE_TIMEOUT_S: Final = 1.8

@@ -9,7 +9,7 @@ from urllib.parse import quote as percent_encoded
 import msgspec
 from aiohttp import web
 
-from service import allow_lists, body, ledger, money
+from service import ledger, money
 from service.accounts import Caller
 from service.api import media, messages
 from service.api.auth import authenticate, authenticate_free, database_of
@@ -26,8 +26,10 @@ from service.api.wire import (
     relay,
 )
 from service.errors import ClientError, NotFound, Unavailable, UpstreamError
+from service.formats import body
 from service.gateway import CHAT, ENDPOINTS, OTHER, Call, Endpoint, Inbound, parse, read_large
 from service.ledger import Limit
+from service.settings import allow_lists
 from service.upstream import Answer
 
 JOB_STEPS: Final = ("/retrieve", "/complete")

@@ -8,11 +8,12 @@ from typing import Final
 
 from aiohttp import HttpVersion11, web
 
-from service import inflate, metrics
 from service.accounts import Caller
 from service.errors import PayloadTooLarge, RequestTimeout, Unavailable
+from service.formats import inflate
 from service.settings import Settings
 from service.shares import Share, Shares
+from service.telemetry import metrics
 
 CALLER: Final = web.RequestKey("CALLER", Caller)
 """Whose request it is. Authentication sets it, and no body is read without it."""

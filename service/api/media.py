@@ -9,12 +9,12 @@ from typing import Final, NamedTuple
 import msgspec
 from aiohttp import web
 
-from service import multipart, surrogates
 from service.accounts import Caller
 from service.api.auth import authenticate
 from service.api.state import GATEWAY
 from service.api.wire import REQUEST_ID, read_body, relay, relay_as
 from service.errors import ClientError, UpstreamError
+from service.formats import multipart, surrogates
 from service.gateway import (
     EDIT,
     MULTI_EDIT,

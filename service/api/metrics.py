@@ -6,9 +6,9 @@ from typing import Final
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service import metrics
 from service.api.auth import authenticate_operator, must_be_operator
 from service.api.state import DATABASE, GATEWAY, METRICS_DIRECTORY
+from service.telemetry import metrics
 
 HEADERS: Final = {"Content-Type": CONTENT_TYPE_LATEST}
 REFRESH_S: Final = 1.0

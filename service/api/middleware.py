@@ -6,7 +6,6 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion11, web
 
-from service import logs, metrics
 from service.api.intake import BODY_SHARE
 from service.api.request_ids import request_id_of
 from service.api.response_headers import let_origin_read, preflight, secure
@@ -21,6 +20,7 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
+from service.telemetry import logs, metrics
 
 log = structlog.get_logger()
 

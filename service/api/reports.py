@@ -20,8 +20,8 @@ from service.api.auth import (
 from service.api.state import KEYRING
 from service.api.wire import IdOrNothing, json_response, path_id, query_text
 from service.errors import ClientError
+from service.formats.parsing import parse_day, parse_instant
 from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
-from service.parsing import parse_day, parse_instant
 
 GROUPS: Final[tuple[str, ...]] = get_args(GroupBy)
 FORMATS: Final[tuple[str, ...]] = get_args(ExportFormat)

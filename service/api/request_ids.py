@@ -9,9 +9,10 @@ from typing import Final
 
 from aiohttp import web
 
-from service import crypto, logs
+from service import crypto
 from service.api.state import SETTINGS
 from service.ids import uuid7
+from service.telemetry import logs
 
 HEADER: Final = "X-Request-ID"
 MAX_LENGTH: Final = 64

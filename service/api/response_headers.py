@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.allow_lists import ANY_ORIGIN
+from service.settings.allow_lists import ANY_ORIGIN
 from service.upstream import PASSED_HEADERS
 
 SECURITY_HEADERS: Final = {

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from service import metrics
+from service.telemetry import metrics
 
 log = structlog.get_logger()
 

@@ -9,9 +9,9 @@ from service.accounts import Callers
 from service.api.intake import Intake
 from service.catalog import Catalog
 from service.crypto import Keyring
-from service.db import Database
+from service.database.connections import Database
+from service.database.lanes import Lanes
 from service.gateway import Gateway
-from service.lanes import Lanes
 from service.ledger import Ledger
 from service.settings import Settings
 from service.shares import Share, Shares

@@ -3,7 +3,7 @@
 import itertools
 from typing import Final, Protocol
 
-from service import metrics
+from service.telemetry import metrics
 
 FULL_ADDRESSES: Final = 4
 """All addresses together may have as many connections as this many full ones."""

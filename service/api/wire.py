@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service import anthropic, body, inflate
+from service import anthropic
 from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     ClientError,
@@ -22,6 +22,7 @@ from service.errors import (
     UnsupportedEncoding,
     UpstreamError,
 )
+from service.formats import body, inflate
 from service.gateway import Reply, Upload, uncancel
 from service.ledger import Rates
 from service.upstream import PLAIN_BODY_BYTES

@@ -14,7 +14,8 @@ from service.catalog import aliases, copy
 from service.catalog.copy import Copy
 from service.catalog.models import Model, read_list
 from service.catalog.names import Alias, Models, Names
-from service.db import Database
+from service.catalog.prices import Price, TokenPrice
+from service.database.connections import Database
 from service.errors import (
     ClientError,
     Forbidden,
@@ -23,7 +24,6 @@ from service.errors import (
     Unavailable,
     UpstreamError,
 )
-from service.prices import Price, TokenPrice
 
 log = structlog.get_logger()
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from service.catalog.prices import Price, read_price
 from service.errors import UpstreamError
-from service.prices import Price, read_price
 
 NAME_LENGTH: Final = 200
 

@@ -12,8 +12,8 @@ from uuid import UUID
 import msgspec
 
 from service.catalog.models import Model, Stored
+from service.catalog.prices import Price
 from service.errors import ClientError, Forbidden, NotFound, Unavailable
-from service.prices import Price
 
 SIGNS: Final = str.maketrans("._ /", "----")
 """Signs that Venice does not tell apart in a model's name."""

@@ -5,10 +5,11 @@ from uuid import UUID
 
 import click
 
-from service import accounts, audit, jobs, ledger
+from service import accounts, audit, ledger
+from service.background import jobs
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
-from service.db import Database
+from service.database.connections import Database
 from service.errors import Conflict
 
 

@@ -11,8 +11,8 @@ import msgspec
 from service import accounts, ledger
 from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
-from service.db import Database
-from service.parsing import parse_whole
+from service.database.connections import Database
+from service.formats.parsing import parse_whole
 
 
 @click.group()

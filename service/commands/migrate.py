@@ -5,10 +5,10 @@ from typing import Final
 
 import click
 
-from service import schema
+from service.commands.console import read_settings
 from service.commands.work import database_address, run_to_the_end
-from service.console import read_settings
-from service.db import first_connection
+from service.database import schema
+from service.database.connections import first_connection
 
 MIGRATE_TIMEOUT_S: Final = 90.0
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from service.parsing import parse_day, parse_instant, parse_whole
+from service.formats.parsing import parse_day, parse_instant, parse_whole
 
 
 class WholeNumber(click.ParamType[int]):

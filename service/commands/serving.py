@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 from aiohttp import web
 
-from service import demo, logs, server
-from service.console import read_settings
+from service.commands.console import read_settings
+from service.process import demo, server
 from service.settings import Settings
+from service.telemetry import logs
 
 
 def alone(settings: Settings) -> int:

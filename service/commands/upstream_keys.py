@@ -9,10 +9,10 @@ import click
 
 from service import accounts, upstream
 from service.audit import Actor
+from service.commands.console import read_settings
 from service.commands.work import COMMAND_LINE, with_database
-from service.console import read_settings
 from service.crypto import Keyring
-from service.db import Database
+from service.database.connections import Database
 
 
 @click.group("upstream-keys")

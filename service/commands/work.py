@@ -12,13 +12,14 @@ import click
 import msgspec
 import structlog
 
-from service import embedded, logs
 from service.audit import Actor
-from service.console import read_settings
+from service.commands.console import read_settings
 from service.crypto import Keyring
-from service.db import Database, first_connection, open_pool
+from service.database import embedded
+from service.database.connections import Database, first_connection, open_pool
 from service.errors import ServiceError, StartupError
 from service.settings import Settings
+from service.telemetry import logs
 
 log = structlog.get_logger()
 

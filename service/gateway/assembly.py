@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from service import surrogates
 from service.errors import UpstreamError
+from service.formats import surrogates
 from service.upstream import raw_members
 
 Json = dict[str, Any]

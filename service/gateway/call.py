@@ -8,14 +8,15 @@ from uuid import UUID
 
 import msgspec
 
-from service import body as json_body
-from service import logs, multipart
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
+from service.catalog.prices import Usage
 from service.errors import ClientError, ServiceError
+from service.formats import body as json_body
+from service.formats import multipart
 from service.gateway.assembly import Assembly
 from service.ledger import Admission, CostSource, Limit
-from service.prices import Usage
+from service.telemetry import logs
 from service.upstream import Metered, Venice
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from service import ledger, metrics
+from service import ledger
 from service.accounts import Caller
+from service.database.lanes import Lanes
 from service.errors import RateLimited
-from service.lanes import Lanes
 from service.ledger import Limit
+from service.telemetry import metrics
 
 PERIODS_S: Final = {"minute": 60, "hour": 3600}
 SCOPES: Final = frozenset({"organization", "api_key"})

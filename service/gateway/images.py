@@ -4,15 +4,15 @@ from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
-from service import body
 from service.accounts import Caller
 from service.catalog import Catalog
+from service.catalog.prices import ImagePrice
 from service.errors import ClientError
+from service.formats import body
 from service.gateway import members
 from service.gateway.call import Bound, Call, Inbound, Relay, check_end_user
 from service.gateway.members import SEARCH_NANOS, Choices, plain_model, price_facts
 from service.gateway.units import UnitEndpoint, read_form
-from service.prices import ImagePrice
 from service.upstream import Metered
 
 ENHANCE_NANOS: Final = 40_000_000

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from service import body
 from service.errors import ClientError
+from service.formats import body
 
 SEARCH_NANOS: Final = 10_000_000
 """USD 0.01 for each of web search, X search and a scraped page."""

@@ -9,8 +9,9 @@ from typing import Any, Final, overload
 
 import structlog
 
-from service import metrics, money
+from service import money
 from service.catalog import Catalog
+from service.catalog.prices import Usage
 from service.errors import ClientError, ServiceError, UpstreamCut, UpstreamError
 from service.gateway.assembly import Assembly
 from service.gateway.attempts import Attempts
@@ -19,7 +20,7 @@ from service.gateway.ending import Ending
 from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome, Sent
-from service.prices import Usage
+from service.telemetry import metrics
 from service.upstream import (
     PLAIN_BODY_BYTES,
     Answer,

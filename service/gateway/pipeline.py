@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 
-from service import metrics, money
+from service import money
 from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import Forbidden, NotFound, Unavailable
@@ -19,6 +19,7 @@ from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
 from service.ledger import Ledger
 from service.shares import Share, Shares
+from service.telemetry import metrics
 from service.upstream import Venice
 
 log = structlog.get_logger()

@@ -11,14 +11,15 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from service import body, money
+from service import money
 from service.catalog import Catalog
+from service.catalog.prices import count_characters
 from service.errors import UpstreamError
+from service.formats import body
 from service.gateway import members
 from service.gateway.call import Call, Inbound, check_end_user
 from service.gateway.members import plain_model, price_facts
 from service.gateway.units import UnitEndpoint
-from service.prices import count_characters
 from service.upstream import Metered, Venice
 
 FREE_PATHS: Final = (

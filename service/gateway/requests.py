@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
-from service import body
 from service.catalog import Catalog
 from service.errors import ClientError, NotFound
+from service.formats import body
 from service.gateway import members
 from service.gateway.call import Call, Inbound, Relay, check_model
 from service.gateway.units import UnitEndpoint

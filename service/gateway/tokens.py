@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Typ
 import msgspec
 import structlog
 
-from service import body, metrics, money
+from service import money
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
+from service.catalog.prices import TokenPrice, Usage
 from service.errors import ClientError
+from service.formats import body
 from service.gateway.call import (
     JSON,
     Bound,
@@ -33,7 +35,7 @@ from service.gateway.members import (
 )
 from service.gateway.tolerance import tolerate
 from service.ledger import Admission, CostSource
-from service.prices import TokenPrice, Usage
+from service.telemetry import metrics
 from service.upstream import Metered, UsageObject
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from service import body, money, multipart
+from service import money
 from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import ClientError
+from service.formats import body, multipart
 from service.gateway.call import Bound, Call, Cost, Endpoint, Inbound
 from service.ledger import CostSource
 from service.upstream import Metered

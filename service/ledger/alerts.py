@@ -6,10 +6,11 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from service import audit, metrics
+from service import audit
 from service.audit import RIALTO
-from service.db import Database
+from service.database.connections import Database
 from service.ledger.refusals import amount
+from service.telemetry import metrics
 
 log = structlog.get_logger()
 

@@ -12,9 +12,8 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from service import metrics
 from service.audit import OPERATOR_ORGANIZATION_ID
-from service.db import Database, Kept
+from service.database.connections import Database, Kept
 from service.errors import (
     Forbidden,
     LimitExceeded,
@@ -29,6 +28,7 @@ from service.ledger.implausible import ImplausibleCost, ImplausibleCosts
 from service.ledger.limits import Limit, list_binding
 from service.ledger.records import NOT_SENT, Admission, Entry, Hold, Sent, not_sent
 from service.ledger.refusals import Rates, is_nearly_free, refusal
+from service.telemetry import metrics
 
 log = structlog.get_logger()
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from service.db import Database
+from service.database.connections import Database
 
 MOST_A_SWEEP: Final = 1_000
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from service import money
-from service.db import Database
+from service.database.connections import Database
 from service.errors import NotFound, Unavailable
 
 # ruff: noqa: S608 - statements are put together from constants

@@ -6,11 +6,11 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from service import metrics
-from service.db import Database
+from service.database.connections import Database
 from service.errors import Unavailable
 from service.ids import uuid7
 from service.ledger.records import CostSource, Outcome
+from service.telemetry import metrics
 
 log = structlog.get_logger()
 

@@ -9,11 +9,11 @@ import msgspec
 
 from service import audit, money
 from service.audit import Actor
-from service.db import NOW, Database
+from service.database.connections import NOW, Database
 from service.errors import ClientError, Conflict, Forbidden, NotFound
+from service.formats.parsing import check_future
 from service.ids import uuid7
 from service.ledger.refusals import amount
-from service.parsing import check_future
 
 Unit = Literal["usd", "requests", "tokens", "concurrency"]
 Period = Literal["minute", "hour", "day", "month", "lifetime"]

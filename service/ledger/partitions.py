@@ -6,8 +6,8 @@ from typing import Final
 
 import structlog
 
-from service import metrics
-from service.db import Database
+from service.database.connections import Database
+from service.telemetry import metrics
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from service.db import Database
+from service.database.connections import Database
 
 LIFETIME: Final = timedelta(hours=24)
 """How long Venice knows a job."""

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from yarl import URL
 
-from service import __version__, metrics
+from service import __version__
 from service.errors import (
     ClientError,
     Evidence,
@@ -26,8 +26,9 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from service.inflate import Inflater, coding_of
+from service.formats.inflate import Inflater, coding_of
 from service.settings import Settings
+from service.telemetry import metrics
 from service.upstream.connector import Connector, StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding, finding_of

@@ -17,7 +17,6 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from service import logs
 from service.errors import (
     Evidence,
     UpstreamBusy,
@@ -26,7 +25,8 @@ from service.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from service.parsing import parse_whole
+from service.formats.parsing import parse_whole
+from service.telemetry import logs
 
 log = structlog.get_logger()
 

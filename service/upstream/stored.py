@@ -14,7 +14,7 @@ import structlog
 from service import audit, crypto, money
 from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO, Actor
 from service.crypto import Keyring
-from service.db import Database
+from service.database.connections import Database
 from service.errors import ClientError, Conflict, NotFound
 from service.ids import uuid7
 from service.upstream.client import KEY_TIMEOUT_S, Venice

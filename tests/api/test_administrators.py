@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support import MODELS, ORGANIZATIONS, limited, set_alias
 
-from service import schema
 from service.api import DATABASE
 from service.api.wire import MAX_SMALL_BODY_BYTES
+from service.database import schema
 from service.ledger.limits import MAX_TENANTS_LIMITS_AT_A_PLACE
 
 pytestmark = pytest.mark.shares_service

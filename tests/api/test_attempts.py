@@ -10,10 +10,10 @@ from paid_bodies import BODIES, sent
 from support import MODEL, ORGANIZATIONS, Caller, cost_of, limited, standing
 from upstream import KEYS
 
-from service import jobs
 from service import upstream as upstream_keys
 from service.api import DATABASE, KEYRING, VENICE
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
+from service.background import jobs
 from service.upstream import Source
 
 

@@ -6,8 +6,9 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from service import api, jobs
+from service import api
 from service import app as application
+from service.background import jobs
 
 pytestmark = pytest.mark.shares_service
 

@@ -9,8 +9,8 @@ from process import database_url, started
 from support import ORGANIZATIONS, make_settings, running
 
 from service import app as application
-from service import jobs
 from service.audit import OPERATOR_ORGANIZATION_ID
+from service.background import jobs
 from service.upstream import ENVIRONMENT_KEY_ID
 
 KEYS = "/admin/v1/upstream-keys"

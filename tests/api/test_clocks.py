@@ -9,7 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 from support import OPERATOR_KEY, ORGANIZATIONS, make_settings, running
 
-from service import api, ids, jobs, ledger
+from service import api, ids, ledger
+from service.background import jobs
 
 HOUR_S = 3600
 

@@ -11,8 +11,8 @@ from process import database_url, started
 from support import make_settings, running
 
 from service import app as application
-from service import jobs
-from service.db import connect_arguments
+from service.background import jobs
+from service.database.connections import connect_arguments
 
 NO_ROOM = """
     CREATE FUNCTION public.no_room() RETURNS trigger LANGUAGE plpgsql

@@ -8,7 +8,7 @@ import pytest
 from odd_venice import odd_venice, serving, stream, whole
 from support import ORGANIZATIONS, cost_of, limited
 
-from service import metrics
+from service.telemetry import metrics
 
 OPERATOR = "00000000-0000-0000-0000-000000000000"
 CHOICES = [{"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}]

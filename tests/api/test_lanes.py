@@ -9,7 +9,7 @@ import pytest
 from support import ORGANIZATIONS, limited
 
 from service.api import DATABASE
-from service.db import connect_arguments
+from service.database.connections import connect_arguments
 
 MANY = 20
 """Several times what the pool has."""

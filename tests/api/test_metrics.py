@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import OPERATOR_KEY, limited, make_settings, running
 
 from service import app as application
-from service.metrics import REGISTRY
+from service.telemetry.metrics import REGISTRY
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
 HEADERS = {"Authorization": f"Bearer {OPERATOR_KEY}"}

@@ -10,7 +10,8 @@ import pytest
 from paid_bodies import BODIES, sent
 from support import cost_of, limited, standing
 
-from service import api, jobs, ledger
+from service import api, ledger
+from service.background import jobs
 from service.sandbox import FaultKind
 from service.upstream.refusals import is_refunded
 

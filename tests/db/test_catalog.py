@@ -11,7 +11,7 @@ from support import MODEL, make_settings
 from service import audit, catalog
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.catalog import Catalog, NewAlias
-from service.db import open_pool
+from service.database.connections import open_pool
 from service.errors import ClientError, Conflict, NotFound, UpstreamError, UpstreamUnreachable
 from service.upstream import UpstreamKey, UpstreamKeys, open_venice
 

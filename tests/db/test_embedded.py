@@ -18,8 +18,8 @@ import psycopg
 import pytest
 from faults import OwnServer
 
-from service import embedded
-from service.embedded import Embedded
+from service.database import embedded
+from service.database.embedded import Embedded
 from service.errors import StartupError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ USER_OF_THE_SERVER = """
 import asyncio, sys
 from pathlib import Path
 import asyncpg
-from service import embedded
+from service.database import embedded
 
 async def main():
     async with embedded.running(Path(sys.argv[1])) as address:
@@ -316,7 +316,7 @@ def test_without_root():
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
         "import psutil\n"
-        "from service.embedded import Embedded\n"
+        "from service.database.embedded import Embedded\n"
         "os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[2]))\n"
         "server = Embedded(Path(sys.argv[1]) / 'postgres')\n"
         "server.start()\n"

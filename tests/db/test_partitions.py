@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 from support import make_settings
 from test_operator_entries import calls_going_on
 
-from service import jobs, ledger
-from service.db import connect_arguments, open_pool
+from service import ledger
+from service.background import jobs
+from service.database.connections import connect_arguments, open_pool
 from service.errors import Unavailable
 
 INSERT = """

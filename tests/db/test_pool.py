@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from support import make_settings
 
-from service import db
+from service.database import connections
 from service.errors import NotFound, Unavailable
 from service.ids import uuid7
 
@@ -18,7 +18,7 @@ BACKEND = "SELECT pg_backend_pid()"
 async def pool(proxied_address):
     """A pool behind a proxy that breaks connections."""
     settings = make_settings(proxied_address, "http://venice.invalid")
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         yield pool
 
 
@@ -33,7 +33,7 @@ async def all_backends(pool):
 
 async def terminate_all(server, address):
     """End every backend of the database from outside of the pool."""
-    connection = await asyncpg.connect(**db.connect_arguments(server.address))
+    connection = await asyncpg.connect(**connections.connect_arguments(server.address))
     try:
         await connection.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1",
@@ -80,12 +80,12 @@ async def test_connections_are_reset(proxy, pool):
 async def test_connections_are_half_open(proxy, pool):
     """A peer that vanished costs one waiting for a ping's timeout, and its siblings nothing."""
     await all_backends(pool)
-    await asyncio.sleep(db.TRUSTED_IDLE_S + 0.1)
+    await asyncio.sleep(connections.TRUSTED_IDLE_S + 0.1)
     proxy.blackhole(new=False)
 
     started = time.monotonic()
     assert await pool.fetchval("SELECT 7") == 7
-    assert time.monotonic() - started < db.PING_TIMEOUT_S + 1
+    assert time.monotonic() - started < connections.PING_TIMEOUT_S + 1
 
     started = time.monotonic()
     assert len(await all_backends(pool)) == 5
@@ -95,7 +95,7 @@ async def test_connections_are_half_open(proxy, pool):
 async def test_everything_is_half_open(proxy, pool):
     """When new connections hang too, a statement ends within its deadline, and later ones work."""
     await all_backends(pool)
-    await asyncio.sleep(db.TRUSTED_IDLE_S + 0.1)
+    await asyncio.sleep(connections.TRUSTED_IDLE_S + 0.1)
     proxy.blackhole()
 
     started = time.monotonic()
@@ -125,7 +125,7 @@ async def test_the_server_restarts_under_load(own_server):
             await asyncio.sleep(0.01)
 
     settings = make_settings(own_server.address, "http://venice.invalid")
-    async with db.open_pool(settings, own_server.address) as pool:
+    async with connections.open_pool(settings, own_server.address) as pool:
         asking = [asyncio.create_task(ask(pool)) for _ in range(10)]
         await asyncio.sleep(0.3)
         before = done
@@ -141,7 +141,7 @@ async def test_the_server_restarts_under_load(own_server):
 async def test_a_connection_that_died_unseen_is_given_back_quietly(own_server):
     """Its statement was answered: that it breaks as it is closed is nothing to its user."""
     settings = make_settings(own_server.address, "http://venice.invalid")
-    async with db.open_pool(settings, own_server.address) as pool:
+    async with connections.open_pool(settings, own_server.address) as pool:
         async with pool._connection(certain=False) as connection:
             assert await connection.fetchval("SELECT 7") == 7
             await pool._pool.expire_connections()
@@ -154,7 +154,7 @@ async def test_a_connection_that_died_unseen_is_given_back_quietly(own_server):
 async def test_age_retires_a_connection(proxied_address):
     """A connection that is too old is replaced before its next use, although min equals max."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         first = await all_backends(pool)
         await asyncio.sleep(0.4)
 
@@ -164,7 +164,7 @@ async def test_age_retires_a_connection(proxied_address):
 async def test_idleness_retires_a_connection(proxied_address):
     """A connection that was idle for too long is replaced before its next use."""
     settings = make_settings(proxied_address, "http://x", database_max_inactive_s=0.3)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         first = await all_backends(pool)
         await asyncio.sleep(0.4)
 
@@ -174,7 +174,7 @@ async def test_idleness_retires_a_connection(proxied_address):
 async def test_an_exhausted_pool_is_a_503(proxied_address):
     """Who finds no connection within the deadline is told to come back; then it works again."""
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         busy = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(0.6)")) for _ in range(5)]
         await asyncio.sleep(0.05)
 
@@ -188,7 +188,7 @@ async def test_a_kept_connection_stays_while_others_are_there(proxied_address):
     """Statements one after the other have one connection; when the pool has no other it goes back,
     and who waits for one gets it."""
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.5)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         kept = pool.kept()
         backends = {(await kept.fetch(BACKEND))[0][0] for _ in range(20)}
         assert len(backends) == 1
@@ -230,7 +230,7 @@ async def test_a_kept_connection_is_replaced_when_it_is_lost(server, proxy, prox
 async def test_a_kept_connection_grows_too_old(proxied_address):
     """As any other does, however busy it is."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         kept = pool.kept()
         first = await kept.fetch(BACKEND)
         await asyncio.sleep(0.4)
@@ -241,7 +241,7 @@ async def test_a_kept_connection_grows_too_old(proxied_address):
 async def test_a_statement_has_a_deadline(proxied_address):
     """A statement that takes too long is given up by the server, and the connection lives on."""
     settings = make_settings(proxied_address, "http://x", database_command_timeout_s=2.2)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         with pytest.raises(Unavailable):
             await pool.fetchval("SELECT pg_sleep(5)")
         assert await pool.fetchval("SELECT 7") == 7
@@ -288,18 +288,18 @@ async def test_constraints_have_meanings(proxied_address, pool):
 async def test_closing_has_a_deadline(proxy, proxied_address):
     """Closing does not wait for a dead peer."""
     settings = make_settings(proxied_address, "http://x")
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         await all_backends(pool)
         proxy.blackhole()
         started = time.monotonic()
 
-    assert time.monotonic() - started < db.CLOSE_TIMEOUT_S + 1
+    assert time.monotonic() - started < connections.CLOSE_TIMEOUT_S + 1
 
 
 async def test_listening_comes_back(proxy, proxied_address):
     """The listen connection hears what is said, and after a loss says that it missed something."""
     heard = []
-    listening = asyncio.create_task(db.listen(proxied_address, "channel", heard.append))
+    listening = asyncio.create_task(connections.listen(proxied_address, "channel", heard.append))
     settings = make_settings(proxied_address, "http://x")
 
     async def until(count):
@@ -307,7 +307,7 @@ async def test_listening_comes_back(proxy, proxied_address):
             while len(heard) < count:
                 await asyncio.sleep(0.01)
 
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         await until(1)
         await pool.fetchval("SELECT pg_notify('channel', 'one')")
         await until(2)

@@ -8,7 +8,7 @@ import pytest
 from conftest import new_database
 
 import service
-from service.db import connect_arguments
+from service.database.connections import connect_arguments
 
 STATEMENT = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 

@@ -12,8 +12,8 @@ import pytest
 from process import ROOT, database_url, started
 from support import make_settings
 
-from service import lifecycle
 from service.errors import StartupError
+from service.process import lifecycle
 
 HAS_IPV6 = lifecycle.has_ipv6()
 needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="needs IPv6")

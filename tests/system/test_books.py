@@ -13,7 +13,7 @@ import pytest
 from process import database_url, started, talking
 from support import Caller, limited
 
-from service.db import connect_arguments
+from service.database.connections import connect_arguments
 from service.ledger.proofs import FIND_FAULTS
 from service.sandbox import Fault, FaultKind
 

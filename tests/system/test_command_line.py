@@ -12,7 +12,7 @@ import pytest
 from process import MIGRATIONS, ROOT, database_url, started, talking
 from support import ENCRYPTION_KEY, MODEL, OPERATOR_KEY, Caller
 
-from service.db import connect_arguments
+from service.database.connections import connect_arguments
 
 
 async def run(*command, directory, **environment):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from process import started, talking, variables
 
-from service.watchdog import EX_WEDGED
+from service.background.watchdog import EX_WEDGED
 
 COMMANDS = [
     ("organizations", "list"),

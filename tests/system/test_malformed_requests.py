@@ -9,7 +9,7 @@ from odd_venice import head, odd_venice, whole
 from process import database_url, started, talking
 from support import MODEL, OPERATOR_KEY
 
-from service.db import connect_arguments
+from service.database.connections import connect_arguments
 
 PROMPT = "Zq7-words-of-a-prompt-Zq7"
 KEY = "Zq7keyofacaller" * 3

@@ -9,9 +9,9 @@ from process import database_url, started, variables
 from structlog.testing import capture_logs
 from support import make_settings
 
-from service import db, schema
-from service.database_errors import POOLED, translated
-from service.db import first_connection, listen, open_pool
+from service.database import connections, schema
+from service.database.connections import first_connection, listen, open_pool
+from service.database.errors import POOLED, translated
 from service.errors import StartupError, Unavailable
 
 TIMEOUTS = (
@@ -107,7 +107,7 @@ async def is_told(directory, upstream, **databases):
 
 async def test_a_pooler_that_comes_later_is_named_in_the_log(database_address, monkeypatch):
     """Statements that it breaks are a 503 and a line with the hint; listening goes on trying."""
-    monkeypatch.setattr(db, "LISTEN_CHECK_S", 0.05)
+    monkeypatch.setattr(connections, "LISTEN_CHECK_S", 0.05)
     async with Pooler(database_address, loses_statements=True) as pooler:
         async with first_connection(database_address, 5) as connection:
             assert await connection.fetchval("SELECT 1") == 1

@@ -26,7 +26,7 @@ async def entries(database_address):
     """Outcome and status of each entry, oldest first, and the number of holds."""
     import asyncpg  # noqa: PLC0415
 
-    from service.db import connect_arguments  # noqa: PLC0415
+    from service.database.connections import connect_arguments  # noqa: PLC0415
 
     connection = await asyncpg.connect(**connect_arguments(database_address))
     try:

@@ -12,7 +12,9 @@ import pytest
 from process import database_url, variables
 from support import Service, make_settings, running
 
-from service import api, jobs, logs, metrics
+from service import api
+from service.background import jobs
+from service.telemetry import logs, metrics
 
 
 @contextlib.asynccontextmanager

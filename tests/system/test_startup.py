@@ -15,8 +15,8 @@ import pytest
 from process import MIGRATIONS, ROOT, database_url, started
 from support import ENCRYPTION_KEY, OPERATOR_KEY
 
-from service.db import connect_arguments
-from service.schema.migrator import ADVISORY_LOCK
+from service.database.connections import connect_arguments
+from service.database.migrator import ADVISORY_LOCK
 
 TABLES = [
     "organizations",

@@ -13,7 +13,7 @@ from process import ROOT, database_url, started, talking
 from support import MODEL, ORGANIZATIONS
 
 from service import ledger
-from service.db import WAITS_MS
+from service.database.connections import WAITS_MS
 from service.errors import Unavailable
 from service.ids import uuid7
 from service.ledger import Ledger

@@ -12,14 +12,15 @@ import pytest
 from process import ROOT
 from support import make_settings
 
-from service import db, watchdog
+from service.background import watchdog
+from service.database import connections
 
 pytestmark = pytest.mark.slow
 
 STALL = """
 import asyncio, re, time
-from service import logs
-from service.watchdog import LoopWatchdog
+from service.background.watchdog import LoopWatchdog
+from service.telemetry import logs
 
 logs.configure("info", "json")
 
@@ -110,7 +111,7 @@ async def test_a_pool_that_fails_alone_ends_the_process(proxied_address):
     """All connections leaked while a fresh one succeeds: the process must be replaced."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x")
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         leaked = [await pool._pool.acquire() for _ in range(5)]
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.5, ended.set))
         async with asyncio.timeout(20):
@@ -125,7 +126,7 @@ async def test_a_database_that_is_down_ends_nothing(proxy, proxied_address, outa
     """No pool and no fresh connection either: the database is down, and the process stays."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         getattr(proxy, outage)()
         proxy.reset()
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.5, ended.set))
@@ -141,7 +142,7 @@ async def test_a_database_that_is_back_gives_the_pool_its_time(proxy, proxied_ad
     """The pool recovers a moment after the database does: the outage before does not count."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         leaked = [await pool._pool.acquire() for _ in range(5)]
         proxy.refuse()
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 2, ended.set))
@@ -160,7 +161,7 @@ async def test_a_pool_that_works_is_left_alone(proxied_address):
     """Nothing happens to a process whose pool answers."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x")
-    async with db.open_pool(settings, proxied_address) as pool:
+    async with connections.open_pool(settings, proxied_address) as pool:
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.2, ended.set))
         await asyncio.sleep(1)
         watching.cancel()

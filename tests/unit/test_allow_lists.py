@@ -5,8 +5,8 @@ import os
 import pytest
 
 from service import settings
-from service.allow_lists import parse_origins
 from service.errors import SettingsError
+from service.settings.allow_lists import parse_origins
 
 
 @pytest.mark.parametrize(

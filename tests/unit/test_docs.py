@@ -7,7 +7,7 @@ from aiohttp import web
 
 from service.api import add_routes
 from service.ledger import CostSource, Outcome
-from service.settings_page import markdown
+from service.settings.page import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.address import AddressError, parse_database_url
-from service.hosts import is_loopback, normalize_host
+from service.settings.address import AddressError, parse_database_url
+from service.settings.hosts import is_loopback, normalize_host
 
 THIS_MACHINE = [
     "127\u30020\u30020\u30021",

@@ -7,8 +7,8 @@ import zlib
 
 import pytest
 
-from service import inflate
 from service.errors import ClientError, PayloadTooLarge, UnsupportedEncoding
+from service.formats import inflate
 
 MEBIBYTE = 1024 * 1024
 packed = functools.partial(gzip.compress, mtime=0)

@@ -21,7 +21,7 @@ import pytest
 import structlog
 from process import ROOT
 
-from service import logs
+from service.telemetry import logs
 
 KEY = "rk_" + "A" * 43
 MARKER = "a prompt of somebody"
@@ -300,7 +300,7 @@ def test_what_cannot_be_rendered_is_dropped(lines):
 def test_the_end_of_a_process_writes_what_is_queued():
     """A process that ends at once has written its last line; one whose log takes no more ends all
     the same."""
-    code = "import sys; from service import logs; lines = logs.Lines(sys.stderr);"
+    code = "import sys; from service.telemetry import logs; lines = logs.Lines(sys.stderr);"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, "-c", f"{code} lines.put('last')"],

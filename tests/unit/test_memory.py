@@ -5,7 +5,7 @@ import platform
 import psutil
 import pytest
 
-from service.memory import give_back
+from service.background.memory import give_back
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have no such call")

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from service import metric_files
-from service.metric_files import _AllocatedFile
+from service.telemetry import metric_files
+from service.telemetry.metric_files import _AllocatedFile
 
 SIZE = 8192
 

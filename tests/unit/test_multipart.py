@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClientError
-from service.multipart import (
+from service.formats.multipart import (
     HEADER,
     MAX_HEAD_BYTES,
     MOST_PARTS,

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import money, parsing
+from service import money
 from service.commands import Verbs
+from service.formats import parsing
 
 MAX = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 NO_NUMBERS = [

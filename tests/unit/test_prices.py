@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.prices import AudioPrice, ImagePrice, TokenPrice, Usage, read_price
+from service.catalog.prices import AudioPrice, ImagePrice, TokenPrice, Usage, read_price
 from service.sandbox.models import of_type
 
 

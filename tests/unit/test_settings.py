@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from service import settings
-from service.address import AddressError, is_loopback, parse_database_url
 from service.errors import SettingsError
-from service.settings_page import markdown
+from service.settings.address import AddressError, is_loopback, parse_database_url
+from service.settings.page import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "Pa55-w0rd-nobody-may-see"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import surrogates
+from service.formats import surrogates
 
 TEXTS = st.text(st.sampled_from(["a", "\ud83d", "\ude00", "😀", "\uffff"]), max_size=8)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import body
+from service.formats import body
 from service.gateway.tolerance import LEFT_OUT, tolerate
 
 JSON = st.recursive(

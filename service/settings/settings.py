@@ -12,16 +12,16 @@ from typing import Any, Final, cast
 
 from environs import Env, EnvValidationError
 
-from service import allow_lists, data_directory, dotenv_file
-from service.address import URL_FORM, DatabaseAddress
-from service.data_directory import (
+from service.errors import SettingsError
+from service.settings import allow_lists, data_directory, dotenv_file
+from service.settings.address import URL_FORM, DatabaseAddress
+from service.settings.data_directory import (
     ENCRYPTION_KEY_FILE,
     OPERATOR_KEY_FILE,
     SECRET_TEXT,
     kept_secret,
 )
-from service.errors import SettingsError
-from service.setting_rules import (
+from service.settings.rules import (
     DATABASE,
     SECRET,
     SECRET_LIST,

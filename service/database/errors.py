@@ -8,8 +8,8 @@ from typing import Final
 import asyncpg
 import structlog
 
-from service.address import DatabaseAddress
 from service.errors import Conflict, NotFound, ServiceError, StartupError, Unavailable
+from service.settings.address import DatabaseAddress
 
 log = structlog.get_logger()
 

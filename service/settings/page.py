@@ -10,7 +10,7 @@ def markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from `service/settings.py` by `scripts/docs.sh`; do not edit.",
+        "Made from `service/settings/settings.py` by `scripts/docs.sh`; do not edit.",
         "",
         "Settings come from the environment and, below it, from a `.env` file. All mistakes are",
         "reported at once and the process exits with status 78 before it opens anything.",

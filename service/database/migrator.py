@@ -33,10 +33,10 @@ from yoyo import exceptions, read_migrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.migrations import read_sql_migration
 
-from service.address import DatabaseAddress
-from service.database_errors import behind_pooler
+from service.database.errors import behind_pooler
+from service.database.schema import check_server_version, migration_ids
 from service.errors import StartupError
-from service.schema import check_server_version, migration_ids
+from service.settings.address import DatabaseAddress
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ POOLED: Final = (
     errors.InvalidSqlStatementName,
     errors.DuplicatePreparedStatement,
 )
-"""As :data:`service.database_errors.POOLED`."""
+"""As :data:`service.database.errors.POOLED`."""
 UNSUPPORTED: Final = "unsupported startup parameter"
 LOST_STATES: Final = ("08", "57P01", "57P02", "57P03", "53300")
 """Error codes of a server that goes away, is not there yet, or has no connection to spare."""

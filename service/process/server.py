@@ -19,10 +19,11 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from service import api, lifecycle
+from service import api
 from service.app import ADDRESS, SANDBOX_URL, create_app
+from service.background.watchdog import LoopWatchdog, watch_pool
+from service.process import lifecycle
 from service.settings import Settings
-from service.watchdog import LoopWatchdog, watch_pool
 
 log = structlog.get_logger()
 

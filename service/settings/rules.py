@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 from environs import Env, ValidationError
 
-from service import hosts
-from service.address import AddressError, DatabaseAddress, parse_database_url
-from service.data_directory import SECRET_LENGTH
-from service.parsing import parse_decimal, parse_whole
+from service.formats.parsing import parse_decimal, parse_whole
+from service.settings import hosts
+from service.settings.address import AddressError, DatabaseAddress, parse_database_url
+from service.settings.data_directory import SECRET_LENGTH
 
 
 class Environment(enum.Enum):

@@ -11,8 +11,8 @@ from typing import Final
 import asyncpg
 import structlog
 
-from service.address import DatabaseAddress
 from service.errors import StartupError
+from service.settings.address import DatabaseAddress
 
 log = structlog.get_logger()
 
@@ -201,7 +201,7 @@ def apply(
 
     :raises StartupError: saying which migration failed and why; the ones before it stay applied.
     """
-    from service.schema.migrator import Migrator  # noqa: PLC0415
+    from service.database.migrator import Migrator  # noqa: PLC0415
 
     migrator = Migrator(
         address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s, stopped
@@ -223,7 +223,7 @@ def rollback(
 
     :raises StartupError: as :func:`apply` does.
     """
-    from service.schema.migrator import Migrator  # noqa: PLC0415
+    from service.database.migrator import Migrator  # noqa: PLC0415
 
     migrator = Migrator(address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s)
     return migrator.rollback(count, migration)

@@ -18,7 +18,7 @@ from prometheus_client import Metric, values
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.room import METRICS_FILE_BYTES, allocate
+from service.telemetry.disk_space import METRICS_FILE_BYTES, allocate
 
 log = structlog.get_logger()
 

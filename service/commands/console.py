@@ -5,9 +5,9 @@ from typing import Any
 
 import structlog
 
-from service import logs
 from service.errors import SettingsError
 from service.settings import EX_CONFIG, Settings, load, suspicious_names
+from service.telemetry import logs
 
 
 def read_settings(**defaults: Any) -> Settings:

@@ -25,8 +25,9 @@ from prometheus_client import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from service import __version__, logs, metric_files
+from service import __version__
 from service.errors import Unavailable
+from service.telemetry import logs, metric_files
 
 I = TypeVar("I", Counter, Histogram)  # noqa: E741 - the kind of instrument
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from service.database_errors import translated
-from service.db import READ_TIMEOUT_S, Database
+from service.database.connections import READ_TIMEOUT_S, Database
+from service.database.errors import translated
 
 STRANGERS: Final = UUID(int=2)
 """Whose lane looks up keys that nobody has shown before, which anybody can make up."""

@@ -13,13 +13,14 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from service import accounts, audit, ledger, metrics, stored, upstream
+from service import accounts, audit, ledger, stored, upstream
 from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO, Actor
 from service.crypto import Keyring
-from service.db import Database
+from service.database.connections import Database
 from service.errors import ServiceError, StartupError, Unavailable, UpstreamError, UpstreamRejected
 from service.ledger import Ledger
 from service.stored import Generation, GenerationStatus
+from service.telemetry import metrics
 from service.upstream import UpstreamKey, UpstreamKeys, Venice
 
 log = structlog.get_logger()

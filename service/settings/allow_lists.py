@@ -4,7 +4,7 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-from service import hosts
+from service.settings import hosts
 
 ACCOUNT_SEGMENTS: Final = frozenset(
     {

@@ -28,8 +28,8 @@ from typing import Any, Final
 
 import structlog
 
-from service.address import DatabaseAddress
 from service.errors import StartupError
+from service.settings.address import DatabaseAddress
 
 log = structlog.get_logger()
 

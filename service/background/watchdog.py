@@ -19,9 +19,9 @@ from typing import Final
 
 import structlog
 
-from service import logs
-from service.address import DatabaseAddress
-from service.db import Database, connect_once
+from service.database.connections import Database, connect_once
+from service.settings.address import DatabaseAddress
+from service.telemetry import logs
 
 log = structlog.get_logger()
 

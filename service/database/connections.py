@@ -21,8 +21,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 import structlog
 
-from service.address import DatabaseAddress
-from service.database_errors import (
+from service.database.errors import (
     BUSY,
     HOPELESS,
     LOST,
@@ -34,6 +33,7 @@ from service.database_errors import (
 )
 from service.errors import StartupError
 from service.settings import Settings
+from service.settings.address import DatabaseAddress
 
 log = structlog.get_logger()
 T = TypeVar("T")

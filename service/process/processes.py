@@ -29,10 +29,10 @@ from typing import Final
 
 import structlog
 
-from service import lifecycle
 from service.errors import StartupError
-from service.room import check_room_for_metrics
+from service.process import lifecycle
 from service.settings import Settings, inherited
+from service.telemetry.disk_space import check_room_for_metrics
 
 log = structlog.get_logger()
 

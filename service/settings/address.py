@@ -7,7 +7,7 @@ import dataclasses
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from service import hosts
+from service.settings import hosts
 
 URL_FORM: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE?sslmode=require"
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")

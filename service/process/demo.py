@@ -7,9 +7,9 @@ from aiohttp import web
 
 from service import accounts, api
 from service.audit import Actor
-from service.data_directory import OPERATOR_KEY_FILE, write_secret
 from service.errors import Unauthenticated
 from service.settings import Settings
+from service.settings.data_directory import OPERATOR_KEY_FILE, write_secret
 from service.upstream import ENVIRONMENT_KEY_ID, Finding
 
 KEY_FILE: Final = "demo_key"

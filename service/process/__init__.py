@@ -1,0 +1,1 @@
+"""The processes of the service: how they start, serve, drain and end."""

@@ -1,0 +1,1 @@
+"""Logs and metrics, and the files that metrics of several processes are kept in."""
