@@ -30,6 +30,8 @@ from service.upstream import PLAIN_BODY_BYTES
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+MAX_SDK_WAIT_S: Final = 60
+"""SDKs ignore a longer `Retry-After`, and repeat the request within seconds."""
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 MOST_READ_BYTES: Final = 1024 * 1024
 """Of a body that need not be read; one that is can be sent again."""
@@ -189,10 +191,12 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
         response.force_close()
     if isinstance(error, UnsupportedEncoding):
         response.headers["Accept-Encoding"] = inflate.ACCEPTED
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(error.retry_after_s)
-    elif error.is_final:
-        # SDKs and Claude Code repeat some of these on their own, and show their user nothing.
+    wait_s = error.retry_after_s
+    if wait_s is not None:
+        response.headers["Retry-After"] = str(wait_s)
+    is_final = error.is_final if wait_s is None else wait_s > MAX_SDK_WAIT_S
+    if is_final:
+        # SDKs and Claude Code repeat these on their own, and show their user nothing meanwhile.
         response.headers["x-should-retry"] = "false"
     if error.rates is not None:
         response.headers.update(rate_headers(error.rates))

@@ -139,6 +139,18 @@ async def test_a_lifetime_that_is_used_up_is_final(caller):
         assert (response.status, response.headers["x-should-retry"]) == (429, "false")
 
 
+@pytest.mark.parametrize("period", ["hour", "day", "month"])
+async def test_a_long_wait_is_not_repeated_at_once(caller, period):
+    """SDKs ignore a `Retry-After` of more than a minute and repeat the call within seconds."""
+    await limited(caller, unit="requests", period=period, ceiling=1)
+    async with caller.chat() as response:
+        assert response.status == 200
+    async with caller.chat() as response:
+        wait_s = int(response.headers["Retry-After"])
+        is_final = response.headers.get("x-should-retry") == "false"
+        assert (response.status, is_final) == (429, wait_s > 60)
+
+
 async def test_what_may_succeed_later_is_repeated(caller, upstream):
     """Neither a rate, nor what others hold, nor Venice's own trouble is final."""
     await limited(caller, unit="concurrency", ceiling=1)
