@@ -18,6 +18,9 @@ def read_settings(**defaults: Any) -> Settings:
         errors = logs.Lines(sys.stderr)
         for mistake in error.mistakes:
             errors.put(f"settings: {mistake}")
+        for name, meant in suspicious_names().items():
+            hint = f" Did you mean {meant}?" if meant else ""
+            errors.put(f"settings: {name}: is no setting.{hint}")
         errors.put("Nothing was started. docs/settings.md lists every setting.")
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_level, settings.log_format)

@@ -40,8 +40,11 @@ def _is_mistaken(line: Binding) -> bool:
 
 
 def names(path: Path) -> Collection[str]:
-    """The variables that the file sets."""
-    return dotenv_values(path).keys()
+    """The variables that the file sets; none when it cannot be read, which ``read`` reports."""
+    try:
+        return dotenv_values(path).keys()
+    except (OSError, ValueError):
+        return ()
 
 
 def misspelt(names: Collection[str], known: Collection[str]) -> dict[str, str | None]:

@@ -496,17 +496,38 @@ def test_a_socket_is_fine_in_development():
     assert address.host == "/tmp/pg"
 
 
-def test_bad_settings_end_the_process_before_anything_opens(tmp_path):
-    """python -m service exits with 78, each mistake on a line, and makes no files."""
-    run = subprocess.run(
+def started_badly(directory, **variables):
+    """A production start in an empty environment but for the variables."""
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), "ENVIRONMENT": "production"}
+    return subprocess.run(
         [sys.executable, "-m", "service"],
-        cwd=tmp_path,
-        env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), "ENVIRONMENT": "production"},
+        cwd=directory,
+        env=environment | variables,
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
+
+
+@pytest.mark.parametrize("dotenv", [None, b"DATABSE_UR=x\n", b"\xff"])
+def test_a_missing_setting_that_is_misspelt_is_named(tmp_path, dotenv):
+    """Where the name stands makes no difference; a file that cannot be read hides nothing else."""
+    if dotenv is not None:
+        (tmp_path / ".env").write_bytes(dotenv)
+
+    run = started_badly(tmp_path, DATABSE_URL="postgresql://nobody@nowhere/x")
+
+    assert run.returncode == 78
+    assert "settings: DATABASE_URL: " in run.stderr
+    assert "settings: DATABSE_URL: is no setting. Did you mean DATABASE_URL?" in run.stderr
+    assert ("DATABSE_UR: is no setting" in run.stderr) == (dotenv == b"DATABSE_UR=x\n")
+    assert "nowhere" not in run.stderr
+
+
+def test_bad_settings_end_the_process_before_anything_opens(tmp_path):
+    """python -m service exits with 78, each mistake on a line, and makes no files."""
+    run = started_badly(tmp_path)
 
     assert run.returncode == 78
     lines = run.stderr.splitlines()
