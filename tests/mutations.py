@@ -91,28 +91,28 @@ MUTATIONS = (
     # Bounds.
     Mutation(
         "only one choice is in the money bound",
-        "service/gateway/tokens.py",
+        "service/gateway/endpoints/tokens.py",
         "nanos = _dearest(prices, input_tokens, output_tokens * call.choices)",
         "nanos = _dearest(prices, input_tokens, output_tokens)",
         "tests/api/test_quoted_extras.py::test_each_choice_may_be_as_long",
     ),
     Mutation(
         "the lowest of several maxima counts",
-        "service/gateway/tokens.py",
+        "service/gateway/endpoints/tokens.py",
         '"max_output_tokens": max(maxima.values(), default=None)',
         '"max_output_tokens": min(maxima.values(), default=None)',
         "tests/api/test_quoted_extras.py::test_the_highest_maximum_counts",
     ),
     Mutation(
         "scraped pages are free",
-        "service/gateway/members.py",
+        "service/gateway/endpoints/members.py",
         "SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)",
         "SEARCH_NANOS * self.searches",
         "tests/api/test_quoted_extras.py::test_a_paid_extra_is_in_the_bound",
     ),
     Mutation(
         "a rewritten prompt of an edit is free",
-        "service/gateway/images.py",
+        "service/gateway/endpoints/images.py",
         "            surcharge_nanos=ENHANCE_NANOS * bool(request.enhance_prompt),\n",
         "",
         "tests/api/test_quoted_extras.py::test_a_paid_extra_is_in_the_bound",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.formats import body
-from service.gateway.tolerance import LEFT_OUT, tolerate
+from service.gateway.endpoints.tolerance import LEFT_OUT, tolerate
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -8,10 +8,10 @@ from service.catalog import Catalog
 from service.catalog.prices import AudioPrice, count_characters
 from service.errors import ClientError
 from service.formats import body
-from service.gateway import members
 from service.gateway.call import Call, Inbound, Relay
-from service.gateway.members import plain_model, price_facts
-from service.gateway.units import UnitEndpoint, read_form
+from service.gateway.endpoints import members
+from service.gateway.endpoints.members import plain_model, price_facts
+from service.gateway.endpoints.units import UnitEndpoint, read_form
 from service.upstream import Metered
 
 DEFAULT_SPEECH_MODEL: Final = "tts-kokoro"

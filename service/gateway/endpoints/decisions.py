@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
-from service.gateway import members
 from service.gateway.call import Inbound
-from service.gateway.tokens import TokenCall, TokenEndpoint, TokenRequest, read
+from service.gateway.endpoints import members
+from service.gateway.endpoints.tokens import TokenCall, TokenEndpoint, TokenRequest, read
 
 
 class DecisionsRequest(TokenRequest, kw_only=True):

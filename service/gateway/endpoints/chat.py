@@ -8,8 +8,8 @@ from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway.assembly import Assembly, ChatCompletion
 from service.gateway.call import EVENTS, JSON, Bound, Inbound
-from service.gateway.members import Choices, Count
-from service.gateway.tokens import (
+from service.gateway.endpoints.members import Choices, Count
+from service.gateway.endpoints.tokens import (
     TokenCall,
     TokenEndpoint,
     TokenRequest,

@@ -8,8 +8,8 @@ from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway.assembly import Assembly, Response
 from service.gateway.call import EVENTS, JSON, Bound, Inbound
-from service.gateway.members import Count
-from service.gateway.tokens import (
+from service.gateway.endpoints.members import Count
+from service.gateway.endpoints.tokens import (
     TokenCall,
     TokenEndpoint,
     TokenRequest,

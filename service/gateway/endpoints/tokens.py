@@ -23,8 +23,8 @@ from service.gateway.call import (
     Relay,
     check_end_user,
 )
-from service.gateway.content import PICTURE_TOKENS, Content
-from service.gateway.members import (
+from service.gateway.endpoints.content import PICTURE_TOKENS, Content
+from service.gateway.endpoints.members import (
     DECISIONS,
     TEXT,
     Asked,
@@ -33,7 +33,7 @@ from service.gateway.members import (
     joined_model,
     split_model,
 )
-from service.gateway.tolerance import tolerate
+from service.gateway.endpoints.tolerance import tolerate
 from service.ledger import Admission, CostSource
 from service.telemetry import metrics
 from service.upstream import Metered, UsageObject

@@ -16,10 +16,10 @@ from service.catalog import Catalog
 from service.catalog.prices import count_characters
 from service.errors import UpstreamError
 from service.formats import body
-from service.gateway import members
 from service.gateway.call import Call, Inbound, check_end_user
-from service.gateway.members import plain_model, price_facts
-from service.gateway.units import UnitEndpoint
+from service.gateway.endpoints import members
+from service.gateway.endpoints.members import plain_model, price_facts
+from service.gateway.endpoints.units import UnitEndpoint
 from service.upstream import Metered, Venice
 
 FREE_PATHS: Final = (

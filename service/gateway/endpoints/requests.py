@@ -9,9 +9,9 @@ import msgspec
 from service.catalog import Catalog
 from service.errors import ClientError, NotFound
 from service.formats import body
-from service.gateway import members
 from service.gateway.call import Call, Inbound, Relay, check_model
-from service.gateway.units import UnitEndpoint
+from service.gateway.endpoints import members
+from service.gateway.endpoints.units import UnitEndpoint
 from service.upstream import Metered
 
 AUGMENT_NANOS: Final = 10_000_000

@@ -9,10 +9,10 @@ from service.catalog import Catalog
 from service.catalog.prices import ImagePrice
 from service.errors import ClientError
 from service.formats import body
-from service.gateway import members
 from service.gateway.call import Bound, Call, Inbound, Relay, check_end_user
-from service.gateway.members import SEARCH_NANOS, Choices, plain_model, price_facts
-from service.gateway.units import UnitEndpoint, read_form
+from service.gateway.endpoints import members
+from service.gateway.endpoints.members import SEARCH_NANOS, Choices, plain_model, price_facts
+from service.gateway.endpoints.units import UnitEndpoint, read_form
 from service.upstream import Metered
 
 ENHANCE_NANOS: Final = 40_000_000

@@ -6,9 +6,9 @@ import msgspec
 
 from service.accounts import Caller
 from service.errors import ClientError
-from service.gateway import members
 from service.gateway.call import Bound, Inbound
-from service.gateway.tokens import (
+from service.gateway.endpoints import members
+from service.gateway.endpoints.tokens import (
     END_USER_FIELDS,
     TokenCall,
     TokenEndpoint,
