@@ -358,10 +358,6 @@ class Endpoint(Generic[C]):
         money and so many tokens; 0 where there are none, or where nothing caps the output."""
         return 0
 
-    def upstream_body(self, call: C, caller: Caller, bound: Bound) -> bytes:
-        """The body that Venice gets."""
-        return call.body
-
     def assembly(self) -> Assembly:
         """What puts a stream of events together, where a plain answer is asked for that way."""
         raise NotImplementedError

@@ -21,6 +21,7 @@ from service.errors import (
     UpstreamError,
 )
 from service.gateway.call import Bound, Call, Quote
+from service.gateway.endpoints.splice import upstream_body
 from service.ids import uuid7
 from service.ledger import Admission, Hold, Ledger, Limit, Sent, is_too_large, left_of
 from service.upstream import Venice
@@ -124,7 +125,7 @@ class Route:
 
     def body(self) -> bytes:
         """What Venice gets."""
-        return self.call.endpoint.upstream_body(self.call, self.caller, self.bound)
+        return upstream_body(self.call, self.caller, self.bound)
 
     def note_sent(self, sent: Sent) -> None:
         """What is known of the call at Venice while it is under way."""

@@ -4,10 +4,9 @@ from typing import Final
 
 import msgspec
 
-from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway.assembly import Assembly, ChatCompletion
-from service.gateway.call import EVENTS, JSON, Bound, Inbound
+from service.gateway.call import EVENTS, JSON, Inbound
 from service.gateway.endpoints.members import Choices, Count
 from service.gateway.endpoints.tokens import (
     TokenCall,
@@ -15,11 +14,8 @@ from service.gateway.endpoints.tokens import (
     TokenRequest,
     read,
     relay_of,
-    spliced,
 )
 
-MAXIMA: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-"""What a caller may call the most output of one choice."""
 Maximum = Count | msgspec.UnsetType | None
 
 
@@ -59,10 +55,6 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
             is_stream=request.stream is True,
             relay=relay_of(request, inbound, facts["max_output_tokens"]),
         )
-
-    def upstream_body(self, call: TokenCall, caller: Caller, bound: Bound) -> bytes:
-        """See :func:`spliced`."""
-        return spliced(call, caller, bound, MAXIMA)
 
     def assembly(self) -> Assembly:
         """See :meth:`Endpoint.assembly`."""

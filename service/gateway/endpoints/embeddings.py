@@ -4,12 +4,10 @@ from typing import Any, Final
 
 import msgspec
 
-from service.accounts import Caller
 from service.errors import ClientError
-from service.gateway.call import Bound, Inbound
+from service.gateway.call import Inbound
 from service.gateway.endpoints import members
 from service.gateway.endpoints.tokens import (
-    END_USER_FIELDS,
     TokenCall,
     TokenEndpoint,
     TokenRequest,
@@ -41,13 +39,6 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
         facts["parts"] = _count(request.input)
         # Nothing of Venice's is added to what is embedded.
         return TokenCall(**{**facts, "has_venice_prompt": False})
-
-    def upstream_body(self, call: TokenCall, caller: Caller, bound: Bound) -> bytes:
-        """The caller's bytes with what names the end user replaced."""
-        assert call.document is not None  # noqa: S101 - for the type checker
-        gone = dict.fromkeys(END_USER_FIELDS, msgspec.UNSET)
-        user = {"user": caller.pseudonym(call.end_user or "")}
-        return call.document.edited({**gone, **user}).content
 
 
 def _count(stated: Any) -> int:

@@ -4,12 +4,11 @@ from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
-from service.accounts import Caller
 from service.catalog import Catalog
 from service.catalog.prices import ImagePrice
 from service.errors import ClientError
 from service.formats import body
-from service.gateway.call import Bound, Call, Inbound, Relay, check_end_user
+from service.gateway.call import Call, Inbound, Relay, check_end_user
 from service.gateway.endpoints import members
 from service.gateway.endpoints.members import SEARCH_NANOS, Choices, plain_model, price_facts
 from service.gateway.endpoints.units import UnitEndpoint, read_form
@@ -112,17 +111,6 @@ class GenerateEndpoint(ImageEndpoint):
             **facts,
         )
 
-    def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
-        """The caller's bytes, with a pseudonym for the end user that they name."""
-        return _with_pseudonym(call, caller, "anon_user_id")
-
-
-def _with_pseudonym(call: ImageCall, caller: Caller, member: str) -> bytes:
-    """The body with a pseudonym in the member that names the end user."""
-    if call.end_user is None or call.document is None:
-        return call.body
-    return call.document.edited({member: caller.pseudonym(call.end_user)}).content
-
 
 class GenerationsRequest(msgspec.Struct):
     """The members of ``POST /images/generations`` that are read here."""
@@ -159,10 +147,6 @@ class GenerationsEndpoint(ImageEndpoint):
             # Venice takes a quality here and leaves it aside, so any may be charged.
             **price_facts(json.members, members.IMAGE_GENERATIONS),
         )
-
-    def upstream_body(self, call: ImageCall, caller: Caller, bound: Bound) -> bytes:
-        """The caller's bytes, with a pseudonym for the end user."""
-        return _with_pseudonym(call, caller, "user")
 
 
 class EditRequest(msgspec.Struct):

@@ -4,10 +4,9 @@ from typing import Any, Final
 
 import msgspec
 
-from service.accounts import Caller
 from service.errors import ClientError
 from service.gateway.assembly import Assembly, Response
-from service.gateway.call import EVENTS, JSON, Bound, Inbound
+from service.gateway.call import EVENTS, JSON, Inbound
 from service.gateway.endpoints.members import Count
 from service.gateway.endpoints.tokens import (
     TokenCall,
@@ -15,12 +14,9 @@ from service.gateway.endpoints.tokens import (
     TokenRequest,
     read,
     relay_of,
-    spliced,
 )
 
 NOTHING: Final = (None, False, msgspec.UNSET)
-MAXIMA: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
-"""What caps the output, and what other APIs call it: Venice may heed those too, or not."""
 
 
 class ResponsesRequest(TokenRequest, kw_only=True):
@@ -58,10 +54,6 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
             is_stream=request.stream is True,
             relay=relay_of(request, inbound, facts["max_output_tokens"]),
         )
-
-    def upstream_body(self, call: TokenCall, caller: Caller, bound: Bound) -> bytes:
-        """See :func:`spliced`."""
-        return spliced(call, caller, bound, MAXIMA)
 
     def assembly(self) -> Assembly:
         """See :meth:`Endpoint.assembly`."""

@@ -485,36 +485,3 @@ def _changes(
         if not live:
             changes |= dict.fromkeys(OF_TOOLS, msgspec.UNSET)
     return changes
-
-
-def spliced(call: TokenCall, caller: Caller, bound: Bound, maxima: Sequence[str]) -> bytes:
-    """The caller's bytes with what names the end user replaced, the cap on the output in the first
-    of the ``maxima`` and all others that are there, and Venice's prompt off where that is default.
-
-    Venice counts bad requests per key, model and ``user`` and locks the bucket for all; with a
-    pseudonym for each key and end user, callers share no bucket and Venice learns no names.
-    """
-    document = call.document
-    if call.is_end_to_end_encrypted or document is None:
-        return call.body
-    pseudonym = caller.pseudonym(call.end_user or "")
-    changes: dict[str, Any] = {"user": pseudonym}
-    if "anon_user_id" in document.names:
-        changes["anon_user_id"] = pseudonym
-    # OpenAI's name for it, which Venice does not know.
-    changes["safety_identifier"] = msgspec.UNSET
-    if bound.output_cap is not None:
-        there = document.names.intersection(maxima)
-        changes |= dict.fromkeys({maxima[0], *there}, bound.output_cap)
-    changes |= without_venice_prompt(call, bound)
-    if call.relay is Relay.ASSEMBLED:
-        changes["stream"] = True
-    return document.edited(changes).content
-
-
-def without_venice_prompt(call: TokenCall, bound: Bound) -> dict[str, Any]:
-    """The member that leaves Venice's own prompt out, where that is the default."""
-    if call.has_venice_prompt is not None or bound.has_venice_prompt:
-        return {}
-    parameters = {**call.venice_parameters, "include_venice_system_prompt": False}
-    return {"venice_parameters": parameters}

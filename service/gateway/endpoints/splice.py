@@ -1,0 +1,116 @@
+"""The members of a body that Venice gets otherwise than the caller sent them: one table.
+
+Venice counts bad requests per key, model and ``user``, and locks out everybody in that bucket. With
+a pseudonym for each key and end user, callers share no bucket and Venice learns no names.
+"""
+
+import enum
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from msgspec import UNSET
+
+from service.accounts import Caller
+from service.gateway.call import Bound, Call, Relay
+from service.gateway.endpoints.tokens import END_TO_END_ENCRYPTED, TokenCall
+
+
+class Value(enum.Enum):
+    """What a member is set to."""
+
+    PSEUDONYM = enum.auto()
+    """The pseudonym of the end user; all end users whom the caller does not name share one."""
+    PSEUDONYM_IF_NAMED = enum.auto()
+    """The pseudonym, where the caller names an end user."""
+    NOTHING = enum.auto()
+    """The member is removed."""
+    OUTPUT_CAP = enum.auto()
+    """The cap on the output of one choice, where the bound has one."""
+    NO_VENICE_PROMPT = enum.auto()
+    """The caller's parameters with Venice's own system prompt off, where that is the default."""
+    STREAM = enum.auto()
+    """True, where the answer is assembled from a stream."""
+
+
+class Splice(NamedTuple):
+    """The members of one kind of body that change."""
+
+    added: Mapping[str, Value] = {}
+    """Set, be the member present or not."""
+    replaced: Mapping[str, Value] = {}
+    """Set only where the member is present."""
+
+
+SPLICES: Final[Mapping[str, Splice]] = {
+    "/chat/completions": Splice(
+        added={
+            "user": Value.PSEUDONYM,
+            "max_completion_tokens": Value.OUTPUT_CAP,
+            "venice_parameters": Value.NO_VENICE_PROMPT,
+            "stream": Value.STREAM,
+        },
+        replaced={
+            "anon_user_id": Value.PSEUDONYM,
+            # OpenAI's name for the end user, which Venice does not know.
+            "safety_identifier": Value.NOTHING,
+            # Other APIs call the cap so: Venice may heed these names too, or not.
+            "max_tokens": Value.OUTPUT_CAP,
+            "max_output_tokens": Value.OUTPUT_CAP,
+        },
+    ),
+    "/responses": Splice(
+        added={
+            "user": Value.PSEUDONYM,
+            "max_output_tokens": Value.OUTPUT_CAP,
+            "venice_parameters": Value.NO_VENICE_PROMPT,
+            "stream": Value.STREAM,
+        },
+        replaced={
+            "anon_user_id": Value.PSEUDONYM,
+            "safety_identifier": Value.NOTHING,
+            "max_completion_tokens": Value.OUTPUT_CAP,
+            "max_tokens": Value.OUTPUT_CAP,
+        },
+    ),
+    "/embeddings": Splice(
+        added={"user": Value.PSEUDONYM},
+        replaced={"anon_user_id": Value.NOTHING, "safety_identifier": Value.NOTHING},
+    ),
+    "/image/generate": Splice(replaced={"anon_user_id": Value.PSEUDONYM_IF_NAMED}),
+    "/images/generations": Splice(replaced={"user": Value.PSEUDONYM_IF_NAMED}),
+}
+"""By the path of the endpoint. An endpoint that is not listed sends the caller's body unchanged."""
+
+
+def upstream_body(call: Call, caller: Caller, bound: Bound) -> bytes:
+    """The body that Venice gets: the caller's bytes with the changes that the table names."""
+    splice, document = SPLICES.get(call.endpoint.path), call.document
+    # Only the model may read a body that is end-to-end encrypted, so no byte of it is touched.
+    if splice is None or document is None or call.model.startswith(END_TO_END_ENCRYPTED):
+        return call.body
+    pseudonym = caller.pseudonym(call.end_user or "")
+    values: dict[Value, Any] = {
+        Value.PSEUDONYM: pseudonym,
+        Value.PSEUDONYM_IF_NAMED: pseudonym if call.end_user else None,
+        Value.NOTHING: UNSET,
+        Value.OUTPUT_CAP: bound.output_cap,
+        Value.NO_VENICE_PROMPT: _without_venice_prompt(call, bound),
+        Value.STREAM: True if call.relay is Relay.ASSEMBLED else None,
+    }
+    changes = {}
+    for member, kind in splice.added.items():
+        if (value := values[kind]) is not None:
+            changes[member] = value
+    for member, kind in splice.replaced.items():
+        if member in document.names and (value := values[kind]) is not None:
+            changes[member] = value
+    return document.edited(changes).content if changes else call.body
+
+
+def _without_venice_prompt(call: Call, bound: Bound) -> dict[str, Any] | None:
+    """The parameters that leave Venice's own prompt out; None where nothing is to be changed."""
+    if not isinstance(call, TokenCall) or call.has_venice_prompt is not None:
+        return None
+    if bound.has_venice_prompt:
+        return None
+    return {**call.venice_parameters, "include_venice_system_prompt": False}
