@@ -8,7 +8,7 @@ from msgspec import Raw, Struct
 
 from service.anthropic.request import sign
 from service.errors import UpstreamError
-from service.formats import surrogates
+from service.formats import sse, surrogates
 from service.formats.surrogates import Pieces
 
 STOP_REASONS: Final = {
@@ -17,8 +17,6 @@ STOP_REASONS: Final = {
     "tool_calls": "tool_use",
     "content_filter": "refusal",
 }
-DATA: Final = b"data:"
-DONE: Final = b"[DONE]"
 
 Json = dict[str, Any]
 
@@ -205,7 +203,7 @@ class MessageEvents:
 
     def __init__(self, *, with_thinking: bool) -> None:
         self._with_thinking = with_thinking
-        self._held = b""
+        self._reader = sse.EventReader()
         self._out: list[bytes] = []
         self._is_begun = False
         self._is_ended = False
@@ -225,19 +223,28 @@ class MessageEvents:
         return message(content, with_thinking=self._with_thinking)
 
     def feed(self, chunk: bytes) -> bytes:
-        """What can be said after these bytes.
+        """Take the next bytes, and return the message's events that follow from them.
 
         :raises UpstreamError: when they are no events of a completion.
         """
-        *lines, self._held = (self._held + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith(DATA) and not self._is_ended:
-                self._take(line[len(DATA) :].strip())
+        return self._translate(self._reader.feed(chunk))
+
+    def end(self) -> bytes:
+        """Return the message's events that follow from the end of the stream.
+
+        :raises UpstreamError: when its last bytes are no event of a completion.
+        """
+        return self._translate(self._reader.end())
+
+    def _translate(self, events: bytes) -> bytes:
+        for data in sse.parse(events):
+            if not self._is_ended:
+                self._take(data)
         out, self._out = b"".join(self._out), []
         return out
 
     def _take(self, data: bytes) -> None:
-        if data == DONE:
+        if data.strip() == sse.DONE:
             self._end()
             return
         try:

@@ -181,6 +181,12 @@ class Translation(Protocol):
         :raises UpstreamError: when they are none.
         """
 
+    def end(self) -> bytes:
+        """The events that follow from the end of the stream.
+
+        :raises UpstreamError: when its last bytes are no event.
+        """
+
 
 def error_response(error: ServiceError, request: web.Request) -> web.Response:
     """The answer to a request that failed before anything of an answer was sent."""
@@ -339,6 +345,8 @@ class _EventStream:
                     if events:
                         self._written_at = time.monotonic()
                         await self._response.write(events)
+            if self._translation and (events := self._translation.end()):
+                await self._response.write(events)
         except ServiceError as error:
             await self._end_with(error)
             await self._reply.fail(error)

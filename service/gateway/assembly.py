@@ -9,14 +9,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from service.errors import UpstreamError
-from service.formats import surrogates
+from service.formats import sse, surrogates
 from service.upstream import raw_members
 
 Json = dict[str, Any]
 P = TypeVar("P", bound="_Text | _Object | _List")
 
-DATA: Final = b"data:"
-DONE: Final = b"[DONE]"
 JOINED: Final = frozenset(
     {
         "arguments",
@@ -32,33 +30,34 @@ JOINED: Final = frozenset(
 )
 """Members of a delta whose texts are pieces of one; others are whole whenever they are there."""
 ENDS: Final = frozenset({"response.completed", "response.incomplete"})
+UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 ABSENT: Final = msgspec.Raw(b"null")
 
 
 class Assembly:
-    """Takes the bytes of a stream as they come, cut anywhere, and gives the answer at its end.
+    """Takes the events of a stream as they come, and gives the answer at its end.
 
-    What cannot be read is said at the end too, so that the stream is read on for what it cost.
+    An event that cannot be read is an error at the end, so that the stream is read on for its cost.
     """
 
     def __init__(self) -> None:
-        self._line: list[bytes] = []
         self._error: Exception | None = None
 
     def feed(self, events: bytes) -> None:
-        """The next bytes."""
-        first, *others = events.split(b"\n")
-        self._line.append(first)
-        for begun in others:
-            self._end_line()
-            self._line.append(begun)
+        """Take the next events, each of them whole."""
+        for data in sse.parse(events):
+            if data.strip() == sse.DONE or self._error is not None:
+                continue
+            try:
+                self._take(data)
+            except UNREADABLE as error:
+                self._error = error
 
     def result(self) -> bytes:
         """The answer that the events amount to, as JSON.
 
         :raises UpstreamError: when they make none.
         """
-        self._end_line()
         if self._error is not None:
             raise UpstreamError("Venice's stream cannot be read.") from self._error
         try:
@@ -68,17 +67,6 @@ class Assembly:
         if answer is None:
             raise UpstreamError("Venice's stream holds no answer.")
         return answer
-
-    def _end_line(self) -> None:
-        line = b"".join(self._line)
-        self._line.clear()
-        data = line[len(DATA) :].strip() if line.startswith(DATA) else b""
-        if not data or data == DONE or self._error is not None:
-            return
-        try:
-            self._take(data)
-        except (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._error = error
 
     def _take(self, data: bytes) -> None:
         """:raises UpstreamError, msgspec.DecodeError: when an event is no piece of an answer."""

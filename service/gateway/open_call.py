@@ -22,12 +22,12 @@ from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome, Sent
 from service.telemetry import metrics
 from service.upstream import (
+    MAX_HELD_BYTES,
     PLAIN_BODY_BYTES,
     Answer,
     Metered,
     StreamMeter,
     Venice,
-    WholeEvents,
     read_headers,
     read_plain,
     split_at_error,
@@ -115,14 +115,16 @@ class OpenCall:
         self.is_ended_by_shutdown = False
         self.is_held_back = route.call.relay in (Relay.WHOLE, Relay.ASSEMBLED)
         """Whether a failure is all that its caller gets to hear."""
-        self.stream_meter = StreamMeter()
+        # An event of an assembled answer is needed whole; the answer's size bounds it.
+        is_assembled = route.call.relay is Relay.ASSEMBLED
+        self.stream_meter = StreamMeter(PLAIN_BODY_BYTES if is_assembled else MAX_HELD_BYTES)
         self.metered: Metered | None = None
         self.answer: Answer | None = None
         self._attempts: Attempts | None = None
         self._begun: asyncio.Task[Reply] | None = None
         self._assembling: asyncio.Task[bytes] | None = None
         self._first_chunk = b""
-        self._events = WholeEvents()
+        self._first_events = b""
         self._ending = Ending()
         self._is_sending = False
         """Whether the caller may not have had all that was read."""
@@ -237,7 +239,7 @@ class OpenCall:
             raise UpstreamError("Venice's answer is no stream of events.")
         self._first_chunk = await self.answer.next_chunk()
         self._first_byte_at = time.monotonic()
-        self.stream_meter.feed(self._first_chunk)
+        self._first_events = self.stream_meter.feed(self._first_chunk)
         sent = Sent(
             upstream_key_id=attempts.key_id, upstream_request_id=self.stream_meter.first_id()
         )
@@ -252,15 +254,15 @@ class OpenCall:
         assert self.answer is not None  # noqa: S101 - for the type checker
         assembly: Assembly = self.call.endpoint.assembly()
         size = len(self._first_chunk)
-        await self._put(assembly, self._events.push(self._first_chunk))
+        await self._put(assembly, self._first_events)
         while chunk := await self.answer.next_chunk():
-            self.stream_meter.feed(chunk)
+            events = self.stream_meter.feed(chunk)
             size += len(chunk)
             # What is put together is never larger than its events.
             if size > PLAIN_BODY_BYTES:
                 raise UpstreamError("Venice's answer is too large.")
-            await self._put(assembly, self._events.push(chunk))
-        await self._put(assembly, self._events.rest())
+            await self._put(assembly, events)
+        await self._put(assembly, self.stream_meter.end())
         self._meter_stream()
         content = assembly.result()
         self._end_metered()
@@ -299,9 +301,9 @@ class OpenCall:
             self._begun.result()
             assert self.answer is not None  # noqa: S101 - for the type checker
             self._ending.status = 200
-            chunk = self._first_chunk
+            chunk, events = self._first_chunk, self._first_events
             while chunk:
-                events, error = split_at_error(self._events.push(chunk))
+                events, error = split_at_error(events)
                 if events:
                     sent_at, self._is_sending = time.monotonic(), True
                     yield events
@@ -311,8 +313,8 @@ class OpenCall:
                 if error is not None:
                     await self._fail_in_band(error)
                 if chunk := await self.answer.next_chunk():
-                    self.stream_meter.feed(chunk)
-            rest, error = split_at_error(self._events.rest())
+                    events = self.stream_meter.feed(chunk)
+            rest, error = split_at_error(self.stream_meter.end())
             if error is not None:
                 await self._fail_in_band(error)
             self._end_stream()

@@ -14,10 +14,10 @@ from service.upstream.findings import Finding
 from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
 from service.upstream.lenient import raw_members
 from service.upstream.meter import (
+    MAX_HELD_BYTES,
     Metered,
     StreamMeter,
     UsageObject,
-    WholeEvents,
     read_headers,
     read_plain,
 )
@@ -41,6 +41,7 @@ from service.upstream.stored import (
 __all__ = [
     "ENVIRONMENT_KEY_ID",
     "KEY_TIMEOUT_S",
+    "MAX_HELD_BYTES",
     "PASSED_HEADERS",
     "PLAIN_BODY_BYTES",
     "Answer",
@@ -58,7 +59,6 @@ __all__ = [
     "UpstreamKeys",
     "UsageObject",
     "Venice",
-    "WholeEvents",
     "add",
     "check",
     "disable",

@@ -14,24 +14,16 @@ from typing import Annotated, Final
 
 import msgspec
 
+from service.formats import sse
+from service.formats.sse import EventReader
 from service.upstream.lenient import ABSENT, UNREADABLE, Lenient
 
 TAIL_BYTES: Final = 64 * 1024
 LAST_EVENTS: Final = 8
 """How many events from the end are looked at for usage."""
-DATA: Final = b"data:"
-DONE: Final = b"[DONE]"
-# A line that starts so starts an event: within JSON a line break is written \\n.
-EVENT_START: Final = b"\n" + DATA
-CR_EVENT_START: Final = b"\r" + DATA
-MAX_LINES: Final = 16
-"""Of how many lines the data of one event is put together."""
-EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
-CR: Final = b"\r"
-SEAM_BYTES: Final = 3
-"""Too few to hold an end of an event, enough to complete one."""
-MOST_HELD_BYTES: Final = 1024 * 1024
-
+FIRST_LINES: Final = (sse.DATA, sse.BYTE_ORDER_MARK + sse.DATA)
+"""How a run of events starts whose first line is one of data."""
+MAX_HELD_BYTES: Final = 1024 * 1024
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 MOST_USD: Final = Decimal(1_000_000)
@@ -323,35 +315,44 @@ def _has(facts: Facts, member: str) -> bool:
 
 
 class StreamMeter:
-    """Follows a stream of server-sent events by its bytes."""
+    """Reads a stream of server-sent events: gives its whole events, and keeps the last of them for
+    what they state. An event that is longer than ``max_held_bytes`` is given in pieces."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_held_bytes: int = MAX_HELD_BYTES) -> None:
+        self._reader = EventReader(max_held_bytes)
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
-        self._events = 0
-        # The first event has no line before it.
-        self._seam = b"\n"
+        self._events_before_tail = 0
 
-    def feed(self, chunk: bytes) -> None:
-        """Take note of the next bytes, which may end anywhere."""
-        self._tail.append(chunk)
-        self._tail_bytes += len(chunk)
-        while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
-            # The last few bytes of the chunk before are looked at again: too few to hold an
-            # event's start, enough to complete one.
-            seen = self._seam + self._tail.popleft()
-            self._tail_bytes -= len(seen) - len(self._seam)
-            self._events += _count_events(seen)
-            self._seam = seen[1 - len(EVENT_START) :]
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes, which may end anywhere, and return the events that are whole by now,
+        byte for byte."""
+        events = self._reader.feed(chunk)
+        if events:
+            self._tail.append(events)
+            self._tail_bytes += len(events)
+            while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
+                seen = self._tail.popleft()
+                self._tail_bytes -= len(seen)
+                self._events_before_tail += _count_events(seen)
+        return events
+
+    def end(self) -> bytes:
+        """Return what is left when the stream has ended: an event without its end."""
+        left = self._reader.end()
+        self._tail.append(left)
+        self._tail_bytes += len(left)
+        return left
 
     def first_id(self) -> str | None:
         """The id of the answer, if the first bytes have it whole."""
-        found = FIRST_ID.search(self._tail[0][:FIRST_BYTES]) if self._tail else None
+        first = b"".join([*self._tail, self._reader.held])
+        found = FIRST_ID.search(first[:FIRST_BYTES])
         return found[1].decode() if found else None
 
     def result(self) -> Metered:
-        """What the stream said, from its last events."""
-        tail = b"".join(self._tail)
+        """What the stream states by now, from its last events."""
+        tail = b"".join([*self._tail, self._reader.held])
         metered, least_output_tokens = _read_last_events(tail)
         if tail[:1] == b"{":
             # A plain answer may come with another type than its own, or with none.
@@ -367,19 +368,20 @@ class StreamMeter:
                 with contextlib.suppress(*UNREADABLE):
                     usages.append(USAGE_OBJECT.decode(stated))
             metered.usage = max(usages, key=lambda usage: usage.all_tokens, default=None)
-            if metered.usage is not None and tail.endswith(EVENT_ENDS):
+            if metered.usage is not None and tail.endswith(sse.EVENT_ENDS):
                 metered.is_complete = metered.is_final = True
         if not metered.output_tokens:
             # Each event carries a token or more, save [DONE].
-            events = self._events + _count_events(self._seam + tail)
+            events = self._events_before_tail + _count_events(tail)
             metered.counted_tokens = max(least_output_tokens, events - metered.is_complete)
-            metered.has_output = self._events > 0 or OUTPUT.search(tail) is not None
+            metered.has_output = self._events_before_tail > 0 or OUTPUT.search(tail) is not None
         return metered
 
 
-def _count_events(text: bytes) -> int:
-    """A carriage return alone ends a line too."""
-    return text.count(EVENT_START) + text.count(CR_EVENT_START)
+def _count_events(events: bytes) -> int:
+    """Count lines of data. An event has one, as a rule."""
+    count = events.count(b"\ndata:") + events.startswith(FIRST_LINES)
+    return count + events.count(b"\rdata:") if b"\r" in events else count
 
 
 def _read_last_events(tail: bytes) -> tuple[Metered, int]:
@@ -411,69 +413,15 @@ def _read_last_events(tail: bytes) -> tuple[Metered, int]:
 
 
 def _facts_from_the_end(tail: bytes) -> Iterator[tuple[Facts | None, bytes]]:
-    """What each event states that can be read, the last one first; None of the end. The data of an
-    event may stand in several lines. A stream that is cut ends within an event, which then
-    states nothing."""
-    later: list[bytes] = []
-    for line in _lines_from_the_end(tail):
-        if not line.startswith(DATA):
-            if not line:
-                later.clear()
-            continue
-        data = line[len(DATA) :].strip()
-        if data == DONE:
-            yield None, data
-            continue
-        for text in (data, b"\n".join([data, *later]))[: 1 + bool(later)]:
+    """What each event states that can be read, the last one first; None of the end. A stream that
+    is cut ends within an event, which then states nothing."""
+    for event in sse.split_backwards(tail):
+        for number, text in enumerate(sse.texts_of(event)):
+            if text.strip() == sse.DONE:
+                yield None, text
+                continue
             with contextlib.suppress(*UNREADABLE):
-                facts = FACTS.decode(text)
-                later.clear()
-                yield facts, text
-                break
-        else:
-            later = [data, *later[: MAX_LINES - 1]]
-
-
-def _lines_from_the_end(text: bytes) -> Iterator[bytes]:
-    """Only the last few are looked at, as a rule."""
-    end = len(text)
-    while end > 0:
-        start = text.rfind(b"\n", 0, end) + 1
-        # A carriage return alone ends a line too.
-        yield from reversed(text[start:end].splitlines())
-        end = start - 1
-
-
-class WholeEvents:
-    """Passes server-sent events on in whole, so that a comment or an error can follow any of them
-    and a stream that is cut never ends within one."""
-
-    def __init__(self) -> None:
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._seam = b""
-
-    def push(self, chunk: bytes) -> bytes:
-        """The events that are whole by now; an endless one is passed as it comes."""
-        # An end may lie across chunks. What was held was searched when it came.
-        seen = self._seam + chunk
-        # All of the bytes are gone through for an ending that is not there.
-        endings = EVENT_ENDS if CR in seen else EVENT_ENDS[:1]
-        ends = [at + len(ending) for ending in endings if (at := seen.rfind(ending)) != -1]
-        end = max(ends, default=len(self._seam)) - len(self._seam)
-        if not end and self._held_bytes + len(chunk) > MOST_HELD_BYTES:
-            end = len(chunk)
-        whole = b""
-        if end:
-            whole = b"".join([*self._held, chunk[:end]])
-            self._held, self._held_bytes, seen = [], 0, chunk[end:]
-        self._held.append(chunk[end:])
-        self._held_bytes += len(chunk) - end
-        self._seam = seen[-SEAM_BYTES:]
-        return whole
-
-    def rest(self) -> bytes:
-        """What is left when the stream has ended well."""
-        rest = b"".join(self._held)
-        self._held, self._held_bytes, self._seam = [], 0, b""
-        return rest
+                yield FACTS.decode(text), text
+                if number == 0:
+                    # The event can be read, so its lines are parts of one text.
+                    break

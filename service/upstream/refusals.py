@@ -25,6 +25,7 @@ from service.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
+from service.formats import sse
 from service.formats.parsing import parse_whole
 from service.telemetry import logs
 
@@ -37,8 +38,6 @@ RATES: Final = (
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
-DATA: Final = b"data:"
-EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 ERROR_MEMBER: Final = b'"error"'
 EDGE_TIMEOUTS: Final = (504, 522, 524)
 REFUNDED: Final = "credits_refunded"
@@ -204,16 +203,15 @@ def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:
     Venice says what fails after its status in the stream: ``data: {"error": {"message", "type",
     "code", "retry_after"}}``.
     """
-    at = 0
-    while (at := events.find(ERROR_MEMBER, at)) != -1:
-        line_at = events.rfind(b"\n", 0, at) + 1
-        line_end = events.find(b"\n", at)
-        line = events[line_at : line_end if line_end != -1 else len(events)]
-        if line.startswith(DATA) and (error := _in_band(line[len(DATA) :])) is not None:
-            ends = [events.rfind(end, 0, line_at) for end in EVENT_ENDS]
-            before = (at + len(end) for at, end in zip(ends, EVENT_ENDS, strict=True) if at != -1)
-            return events[: max(before, default=0)], error
-        at += len(ERROR_MEMBER)
+    if ERROR_MEMBER not in events:
+        return events, None
+    start = 0
+    for event in sse.split(events):
+        if ERROR_MEMBER in event:
+            for text in sse.texts_of(event):
+                if (error := _in_band(text)) is not None:
+                    return events[:start], error
+        start += len(event)
     return events, None
 
 

@@ -262,6 +262,7 @@ def events(content, cuts=()):
     translation = MessageEvents(with_thinking=True)
     edges = [0, *sorted(cuts), len(content)]
     out = b"".join(translation.feed(content[start:end]) for start, end in itertools.pairwise(edges))
+    out += translation.end()
     found = []
     for event in out.decode().split("\n\n")[:-1]:
         kind, data = event.split("\n")
@@ -362,6 +363,15 @@ def test_any_cut_is_told_the_same(cuts):
     content = stream({"reasoning_content": "Hm"}, {"content": "H\u00e9"}, {"content": "llo"})
 
     assert events(content, cuts) == events(content)
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"\r"])
+def test_any_stream_of_the_same_events_is_told_the_same(ending):
+    """With other ends of lines, a byte order mark, data in several lines, no end of the last."""
+    content = stream({"content": "H\u00e9"}, {"content": "llo"})
+    odd = b"\xef\xbb\xbf" + content.replace(b', "', b',\ndata: "').rstrip(b"\n")
+
+    assert events(odd.replace(b"\n", ending)) == events(content)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import UpstreamError
+from service.formats.sse import EventReader
 from service.gateway.assembly import ChatCompletion, Response
 
 HEAD = {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "m"}
@@ -32,8 +33,10 @@ LAST = {**HEAD, "choices": [], "usage": {"completion_tokens": 2}, "cost": {"usd"
 
 def assembled(assembly, *pieces):
     """What is made of the bytes."""
+    reader = EventReader()
     for piece in pieces:
-        assembly.feed(piece)
+        assembly.feed(reader.feed(piece))
+    assembly.feed(reader.end())
     return json.loads(assembly.result())
 
 

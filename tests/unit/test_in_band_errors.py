@@ -57,3 +57,14 @@ def test_each_becomes_one_of_ours(event, kind, status, before, windows):
 def test_what_is_none_passes(events):
     """A word in a text is no error, and the Responses API has events of its own for them."""
     assert split_at_error(events) == (events, None)
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+def test_an_error_in_several_lines(ending):
+    """By any ends of lines, and without the end of the last event."""
+    before = TOKEN.replace(b"\n", ending)
+    event = b'data: {"error":\ndata: {"code":\ndata: "model_overloaded"}}'.replace(b"\n", ending)
+
+    passed, error = split_at_error(before + event)
+
+    assert (passed, type(error)) == (before, UpstreamBusy)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.upstream import StreamMeter, WholeEvents, read_plain
-from service.upstream.meter import MOST_HELD_BYTES, TAIL_BYTES
+from service.upstream import StreamMeter, read_plain
+from service.upstream.meter import TAIL_BYTES
 
 TOKENS = b"".join(
     b'data: {"id":"chat-1","model":"m","choices":[{"delta":{"content":"w%d data: "}}]}\n\n' % n
@@ -45,35 +45,11 @@ def test_any_cut_reads_the_same(cuts):
     assert (metered.upstream_request_id, metered.model) == ("chat-1", "m")
 
 
-@given(st.lists(st.integers(0, len(TOKENS + USAGE + DONE)), max_size=40), st.booleans())
-def test_only_whole_events_pass(cuts, windows):
-    """Every piece that is passed on ends with an event, and nothing is lost or changed."""
-    stream = TOKENS + USAGE + DONE
-    if windows:
-        stream = stream.replace(b"\n", b"\r\n")
-    edges = [0, *sorted(cuts), len(stream)]
-    events = WholeEvents()
-
-    pieces = [events.push(stream[start:end]) for start, end in itertools.pairwise(edges)]
-
-    assert b"".join(pieces) + events.rest() == stream
-    assert all(piece.endswith((b"\n\n", b"\r\n\r\n")) for piece in pieces if piece)
-
-
-def test_an_endless_event_is_passed_on():
-    """Memory for an event that does not end is bounded."""
-    events = WholeEvents()
-    chunk = b"x" * 65_536
-
-    passed = sum(len(events.push(chunk)) for _ in range(100))
-
-    assert 100 * len(chunk) - passed <= MOST_HELD_BYTES + len(chunk)
-
-
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
-def test_any_line_ending_reads_the_same(ending):
+def test_any_line_ending_reads_the_same(ending, mark):
     """The last lines are found by any of the endings that a stream may have."""
-    metered = fed((TOKENS + USAGE + DONE).replace(b"\n", ending))
+    metered = fed(mark + (TOKENS + USAGE + DONE).replace(b"\n", ending))
 
     assert (metered.usage.prompt_tokens, metered.usage.completion_tokens) == (7, 20)
     assert (metered.is_complete, metered.is_error) == (True, False)
@@ -98,6 +74,31 @@ def test_a_cut_stream_is_counted():
     assert metered.counted_tokens == 20
     assert not metered.is_complete
     assert metered.model == "m"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("times", [1, 3 * TAIL_BYTES // len(TOKENS)])
+def test_events_are_counted_by_any_line_ending(ending, mark, times):
+    """Also those that went by before the tail."""
+    stream = mark + TOKENS.replace(b"\n", ending) * times
+
+    assert fed(stream).counted_tokens == 20 * times
+    assert fed(*[stream[at : at + 999] for at in range(0, len(stream), 999)]).counted_tokens == (
+        20 * times
+    )
+
+
+def test_whole_events_are_given_and_the_last_without_its_end():
+    """What the meter reads goes on as it came."""
+    meter = StreamMeter()
+
+    assert meter.feed(TOKENS + USAGE[:9]) == TOKENS
+    assert meter.feed(USAGE[9:-2]) == b""
+    assert meter.result().usage.completion_tokens == 20
+    assert meter.end() == USAGE[:-2]
+    assert meter.end() == b""
+    assert meter.result().usage.completion_tokens == 20
 
 
 def test_an_error_within_the_stream_is_seen():
