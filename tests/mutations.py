@@ -83,9 +83,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a call whose caller hangs up costs what went by",
-        "service/gateway/open_call.py",
-        "        if self._ending.may_be_more(outcome, metered, relay, is_read=is_read):\n",
-        "        if False:\n",
+        "service/gateway/relays/stream.py",
+        "metered.without_counts() if self._may_be_more(metered, outcome) else metered",
+        "metered",
         "tests/api/test_hang_ups.py::test_a_limit_holds_whoever_leaves",
     ),
     # Bounds.

@@ -67,8 +67,8 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate(request)
         call = await parse(endpoint, await _inbound(request, endpoint.path, caller, endpoint))
-        async with request.app[GATEWAY].call(caller, call) as reply:
-            return await relay(request, reply)
+        async with request.app[GATEWAY].call(caller, call) as answer:
+            return await relay(request, answer)
 
     handle.__doc__ = type(endpoint).__doc__
     return handle
@@ -162,8 +162,8 @@ class OtherPaths:
             method=request.method,
             opened_by=entry,
         )
-        async with request.app[GATEWAY].call(caller, OTHER.parse(inbound)) as reply:
-            return await relay(request, reply)
+        async with request.app[GATEWAY].call(caller, OTHER.parse(inbound)) as answer:
+            return await relay(request, answer)
 
 
 def _must_be_plain(path: str) -> None:

@@ -71,8 +71,8 @@ async def edit(request: web.Request) -> web.StreamResponse:
         return _images(content, content_type, as_url=as_url)
 
     call = await read_large(len(inbound.content), _edit_call, inbound, asked)
-    async with request.app[GATEWAY].call(caller, call) as reply:
-        return await relay_as(reply, "application/json", say)
+    async with request.app[GATEWAY].call(caller, call) as answer:
+        return await relay_as(answer, "application/json", say)
 
 
 async def read_edit(request: web.Request, caller: Caller) -> Call:
@@ -92,10 +92,10 @@ async def transcribe(request: web.Request) -> web.StreamResponse:
     inbound = _inbound(request, caller, await read_body(request))
     inbound, is_text = await read_large(len(inbound.content), _asking_for_json, inbound)
     call = await parse(TRANSCRIPTIONS, inbound)
-    async with request.app[GATEWAY].call(caller, call) as reply:
+    async with request.app[GATEWAY].call(caller, call) as answer:
         if is_text:
-            return await relay_as(reply, "text/plain; charset=utf-8", _text)
-        return await relay(request, reply)
+            return await relay_as(answer, "text/plain; charset=utf-8", _text)
+        return await relay(request, answer)
 
 
 def _inbound(request: web.Request, caller: Caller, content: bytes) -> Inbound:

@@ -28,9 +28,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in other words."""
     caller = await authenticate(request)
     asked, call = await _read(request, caller)
-    async with request.app[GATEWAY].call(caller, call) as reply:
+    async with request.app[GATEWAY].call(caller, call) as answer:
         translation = anthropic.MessageEvents(with_thinking=asked.wants_thinking)
-        return await relay(request, reply, translation)
+        return await relay(request, answer, translation)
 
 
 async def read_call(request: web.Request, caller: Caller) -> Call:

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service import anthropic
+from service import anthropic, money
 from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     ClientError,
@@ -23,7 +23,14 @@ from service.errors import (
     UpstreamError,
 )
 from service.formats import body, inflate
-from service.gateway import Reply, Upload, uncancel
+from service.gateway import (
+    AnswerRelay,
+    AssembledRelay,
+    EventsRelay,
+    Upload,
+    WholeRelay,
+    uncancel,
+)
 from service.ledger import Rates
 from service.upstream import PLAIN_BODY_BYTES
 
@@ -228,39 +235,41 @@ def _attempts(attempts: Sequence[str]) -> dict[str, str]:
     return {"x-rialto-attempts": ", ".join(attempts)} if len(attempts) > 1 else {}
 
 
-def _reply_headers(reply: Reply) -> dict[str, str]:
-    headers = rate_headers(reply.rates) if reply.rates is not None else {}
-    headers |= {"x-rialto-model": reply.model.partition(":")[0], **_attempts(reply.attempts)}
-    if reply.output_cap is not None:
-        headers["x-rialto-max-output-tokens"] = str(reply.output_cap)
-    return {**reply.headers, **headers}
-
-
-def _plain_headers(reply: Reply) -> dict[str, str]:
-    headers = _reply_headers(reply)
-    if reply.cost_usd is not None:
-        headers["x-rialto-cost-usd"] = reply.cost_usd
+def _answer_headers(answer: AnswerRelay) -> dict[str, str]:
+    """The headers of a paid call's response; the cost is not known yet when a stream begins."""
+    route = answer.open_call.route
+    admission, output_cap, cost = route.admission, route.bound.output_cap, answer.cost
+    headers = dict(answer.headers)
+    if admission is not None and admission.rates is not None:
+        headers |= rate_headers(admission.rates)
+    headers["x-rialto-model"] = route.call.model_name
+    if len(answer.attempts.codes) > 1:
+        headers |= _attempts(answer.attempts.codes)
+    if output_cap is not None:
+        headers["x-rialto-max-output-tokens"] = str(output_cap)
+    if cost is not None and cost.nanos is not None:
+        headers["x-rialto-cost-usd"] = money.format_usd(cost.nanos)
     return headers
 
 
 async def relay(
-    request: web.Request, reply: Reply, translation: Translation | None = None
+    request: web.Request, answer: AnswerRelay, translation: Translation | None = None
 ) -> web.StreamResponse:
     """Pass Venice's answer on: a plain one whole, anything else as it comes."""
-    if reply.is_events:
-        return await _EventStream(request, reply, translation).relay()
-    headers = _plain_headers(reply)
-    if reply.body is not None:
-        content = translation.whole(reply.body) if translation else reply.body
+    if isinstance(answer, EventsRelay):
+        return await _EventStream(request, answer, translation).relay()
+    headers = _answer_headers(answer)
+    if isinstance(answer, AssembledRelay) and answer.content is None:
+        return await _relay_late(request, answer, headers, translation)
+    if isinstance(answer, WholeRelay | AssembledRelay) and answer.content is not None:
+        content = translation.whole(answer.content) if translation else answer.content
         return web.Response(body=content, headers=headers)
-    if reply.is_awaited:
-        return await _relay_awaited(request, reply, headers, translation)
-    return await pass_on(request, headers, reply.chunks())
+    return await pass_on(request, headers, answer.chunks())
 
 
-async def _relay_awaited(
+async def _relay_late(
     request: web.Request,
-    reply: Reply,
+    answer: AssembledRelay,
     headers: Mapping[str, str],
     translation: Translation | None,
 ) -> web.StreamResponse:
@@ -271,30 +280,30 @@ async def _relay_awaited(
     content = None
     while content is None:
         await response.write(SPACE)
-        content = await reply.whole(request.app[SETTINGS].heartbeat_s)
+        content = await answer.wait(request.app[SETTINGS].heartbeat_s)
     await response.write(translation.whole(content) if translation else content)
     return response
 
 
 async def relay_as(
-    reply: Reply, content_type: str, say: Callable[[bytes, str], bytes]
+    answer: AnswerRelay, content_type: str, translate: Callable[[bytes, str], bytes]
 ) -> web.Response:
-    """A plain answer of Venice in another form: ``say`` makes the body out of Venice's and its
-    type. Nothing is sent before that is done, so a failure keeps its status.
+    """A plain answer of Venice in another form: ``translate`` makes the body of Venice's body and
+    its type. Nothing is sent before that is done, so a failure keeps its status.
 
-    :raises UpstreamError: when the answer fails on its way, is too large, or cannot be said.
+    :raises UpstreamError: when the answer fails on its way, is too large, or has no such form.
     """
-    reply.hold_back()
-    content = await _whole(reply) if reply.body is None else reply.body
-    response = web.Response(headers=_plain_headers(reply))
-    response.body = say(content, response.headers.get("Content-Type", ""))
+    answer.is_held_back = True
+    content = await _whole(answer)
+    response = web.Response(headers=_answer_headers(answer))
+    response.body = translate(content, response.headers.get("Content-Type", ""))
     response.headers["Content-Type"] = content_type
     return response
 
 
-async def _whole(reply: Reply) -> bytes:
+async def _whole(answer: AnswerRelay) -> bytes:
     pieces, size = [], 0
-    async with contextlib.aclosing(reply.chunks()) as chunks:
+    async with contextlib.aclosing(answer.chunks()) as chunks:
         async for chunk in chunks:
             pieces.append(chunk)
             size += len(chunk)
@@ -323,11 +332,13 @@ class _EventStream:
     that the call is in the books when its caller sees the end.
     """
 
-    def __init__(self, request: web.Request, reply: Reply, translation: Translation | None) -> None:
+    def __init__(
+        self, request: web.Request, answer: EventsRelay, translation: Translation | None
+    ) -> None:
         self._request = request
-        self._reply = reply
+        self._answer = answer
         self._translation = translation
-        self._response = web.StreamResponse(headers={**_reply_headers(reply), **STREAM_HEADERS})
+        self._response = web.StreamResponse(headers={**_answer_headers(answer), **STREAM_HEADERS})
         self._heartbeat_s = request.app[SETTINGS].heartbeat_s
         self._written_at = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
@@ -335,11 +346,11 @@ class _EventStream:
 
     async def relay(self) -> web.StreamResponse:
         await self._response.prepare(self._request)
-        if self._reply.is_late:
+        if self._answer.is_late:
             await self._response.write(HEARTBEAT)
         self._watch()
         try:
-            async with contextlib.aclosing(self._reply.chunks()) as chunks:
+            async with contextlib.aclosing(self._answer.chunks()) as chunks:
                 async for chunk in chunks:
                     events = self._translation.feed(chunk) if self._translation else chunk
                     if events:
@@ -349,9 +360,9 @@ class _EventStream:
                 await self._response.write(events)
         except ServiceError as error:
             await self._end_with(error)
-            await self._reply.fail(error)
+            await self._answer.fail_to_translate(error)
         except asyncio.CancelledError:
-            if not self._reply.is_ended_by_shutdown:
+            if not self._answer.open_call.is_ended_by_shutdown:
                 raise
             uncancel()
             await self._end_with(Unavailable("The service is restarting.", retry_after_s=1))

@@ -12,9 +12,14 @@ from service.gateway.endpoints import (
     TRANSCRIPTIONS,
 )
 from service.gateway.free_requests import FreeRequests
-from service.gateway.open_call import Reply
 from service.gateway.pipeline import Gateway, uncancel
 from service.gateway.reading import parse, read_large
+from service.gateway.relays import (
+    AnswerRelay,
+    AssembledRelay,
+    EventsRelay,
+    WholeRelay,
+)
 
 __all__ = [
     "CHAT",
@@ -25,13 +30,16 @@ __all__ = [
     "MULTI_EDIT",
     "OTHER",
     "TRANSCRIPTIONS",
+    "AnswerRelay",
+    "AssembledRelay",
     "Call",
     "Endpoint",
+    "EventsRelay",
     "FreeRequests",
     "Gateway",
     "Inbound",
-    "Reply",
     "Upload",
+    "WholeRelay",
     "check_end_user",
     "parse",
     "read_large",

@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 
 from service.errors import ServiceError, UpstreamError
+from service.gateway.endpoints.splice import upstream_body
 from service.gateway.route import Route
 from service.ledger import Outcome, Sent
 from service.upstream import (
@@ -39,7 +40,7 @@ FREE_OUTCOMES: Final = frozenset(
 
 
 class Attempts:
-    """What was tried for one call."""
+    """Sends one call, as often as it may be repeated."""
 
     def __init__(self, venice: Venice, route: Route) -> None:
         self._venice = venice
@@ -49,17 +50,17 @@ class Attempts:
         self._budget = venice.budgets.of(caller.api_key_id)
         self._key: UpstreamKey | None = None
         self._ids: set[UUID] = set()
-        self._tried: list[tuple[str, str, str]] = []
+        self._tried: list[tuple[str, str]] = []
+        """The key and the model of each attempt."""
+        self.codes: list[str] = []
+        """The code of each attempt, ``ok`` for the answer."""
         self.key_id: UUID | None = None
         """The key of the last attempt."""
+        self.answer: Answer | None = None
+        """Venice's answer, once there is one."""
         self._departure: Departure | None = None
         self.has_failed = False
         """Whether an attempt before the last one failed in a way that may have been charged."""
-
-    @property
-    def codes(self) -> tuple[str, ...]:
-        """The code of each attempt, ``ok`` that of the answer."""
-        return tuple([code for _, _, code in self._tried])
 
     async def send(self, accept: str) -> Answer:
         """The answer, whose status is 2xx. Nothing is tried again for a caller who, by what they
@@ -75,12 +76,12 @@ class Attempts:
                 answer = await self._attempt(accept)
             except UpstreamError as error:
                 if time.monotonic() >= left_at or not await self._goes_on(error, ends_at):
-                    self._say()
-                    error.attempts = self.codes
+                    self._log_repetition()
+                    error.attempts = tuple(self.codes)
                     raise
             else:
                 self._budget.earn()
-                self._say()
+                self._log_repetition()
                 return answer
 
     @property
@@ -89,7 +90,12 @@ class Attempts:
         return self._departure is not None and self._departure.has_left
 
     def close(self) -> None:
-        """The call is over: its key has room for another."""
+        """Release the connection, and the key's room for another call."""
+        if self.answer is not None:
+            self.answer.close()
+        self._release_key()
+
+    def _release_key(self) -> None:
         if self._key is not None:
             self._venice.keys.in_flight[self._key.id] -= 1
             self._key = None
@@ -118,62 +124,74 @@ class Attempts:
         return True
 
     async def _attempt(self, accept: str) -> Answer:
-        keys, model = self._venice.keys, self._route.call.model_name
+        venice, call, keys = self._venice, self._route.call, self._venice.keys
+        model = call.model_name
         self._departure = None
         try:
             key = keys.choose(self._source, model, self._ids)
         except UpstreamError as error:
-            self._tried.append(("none", model, error.code))
+            self._record("none", model, error.code)
             raise
         self._key, self.key_id = key, key.id
         self._ids.add(key.id)
         keys.in_flight[key.id] += 1
         self._route.note_sent(Sent(upstream_key_id=key.id))
-        self._departure = Departure()
+        self._departure = departure = Departure()
+        headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
+        path, body = call.upstream_path, self._body()
         try:
-            answer = await self._send(key, accept, self._departure)
+            if call.method == "POST":
+                answer = await venice.post(path, body, headers, key, departure)
+            else:
+                answer = await venice.forward(call.method, path, body, headers, key, departure)
         except ServiceError as error:
-            is_charge_kept = isinstance(error, UpstreamError) and error.is_charge_kept
-            if error.code in FREE_OUTCOMES and not is_charge_kept:
+            failure = self._cause(error)
+            is_charge_kept = isinstance(failure, UpstreamError) and failure.is_charge_kept
+            if failure.code in FREE_OUTCOMES and not is_charge_kept:
                 self._departure = None
-            self._tried.append((key.name, model, error.code))
-            self.close()
-            if self._route.call.endpoint.is_known:
-                await self._venice.note_failed(key, model, self._source, error)
+            self._record(key.name, model, failure.code)
+            self._release_key()
+            if call.endpoint.is_known:
+                await venice.note_failed(key, model, self._source, failure)
+            if failure is not error:
+                raise failure from error
             raise
+        self.answer = answer
         keys.succeeded(key, model, self._source, answer.raw_headers)
-        self._tried.append((key.name, model, OK))
+        self._record(key.name, model, OK)
         return answer
 
-    async def _send(self, key: UpstreamKey, accept: str, departure: Departure) -> Answer:
-        call = self._route.call
-        headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
-        body: bytes | StreamedBody
-        if call.upload is None:
-            body = self._route.body()
-        else:
-            body = StreamedBody(call.upload, call.upload.length_bytes)
-        try:
-            if call.method != "POST":
-                path = call.upstream_path
-                return await self._venice.forward(call.method, path, body, headers, key, departure)
-            return await self._venice.post(call.upstream_path, body, headers, key, departure)
-        except UpstreamError as error:
-            if call.upload is not None and call.upload.error is not None:
-                raise call.upload.error from error
-            raise
+    def _body(self) -> bytes | StreamedBody:
+        """The body that Venice gets."""
+        route = self._route
+        call = route.call
+        if call.upload is not None:
+            return StreamedBody(call.upload, call.upload.length_bytes)
+        return upstream_body(call, route.caller, route.bound)
+
+    def _cause(self, error: ServiceError) -> ServiceError:
+        """The error to raise: that of the caller's upload, where it is why the request failed."""
+        upload = self._route.call.upload
+        if isinstance(error, UpstreamError) and upload is not None and upload.error is not None:
+            return upload.error
+        return error
+
+    def _record(self, key_name: str, model: str, code: str) -> None:
+        self._tried.append((key_name, model))
+        self.codes.append(code)
 
     def _pause_s(self, error: UpstreamError) -> float | None:
         call, keys = self._route.call, self._venice.keys
         ready = keys.ready(self._source, call.model_name)
         return pause_s(
             error,
-            len(self._tried),
+            len(self.codes),
             is_inference=call.endpoint.is_inference,
             has_key=bool(ready),
             has_fresh_key=any(key.id not in self._ids for key in ready),
         )
 
-    def _say(self) -> None:
-        if len(self._tried) > 1:
-            log.info("attempts", tried=self._tried)
+    def _log_repetition(self) -> None:
+        if len(self.codes) > 1:
+            tried = [(*pair, code) for pair, code in zip(self._tried, self.codes, strict=True)]
+            log.info("attempts", tried=tried)

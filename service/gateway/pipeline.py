@@ -2,19 +2,20 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 from uuid import UUID
 
 import structlog
 
-from service import money
 from service.accounts import Caller
 from service.catalog import Catalog
 from service.errors import Forbidden, NotFound, Unavailable
+from service.gateway.attempts import Attempts
 from service.gateway.call import Call, Quote
 from service.gateway.free_requests import FreeRequests
-from service.gateway.open_call import OpenCall, Reply
+from service.gateway.open_call import OpenCall
+from service.gateway.relays import RELAYS, AnswerRelay
 from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
 from service.ledger import Ledger
@@ -24,7 +25,7 @@ from service.upstream import Venice
 
 log = structlog.get_logger()
 
-MOST_OPEN_CALLS: Final = 10_000
+MAX_OPEN_CALLS: Final = 10_000
 MAX_FINISHING_OF_KEY: Final = 32
 MAX_FINISHING_OF_ORGANIZATION: Final = 100
 """How many answers are read on at a time for callers that have gone; any other is booked at its
@@ -59,42 +60,45 @@ class Gateway:
 
     @property
     def open_calls(self) -> int:
-        """How many calls are under way."""
+        """How many calls are in flight."""
         return len(self._open_calls)
 
-    def call(self, caller: Caller, call: Call) -> "Calling":
-        """Makes the call when it is entered; its entry is in the books when the block is left,
-        however it is left.
+    def call(self, caller: Caller, call: Call) -> "CallContext":
+        """Prepare a call. It is made when the context is entered, and its entry is in the books
+        when the context is left, however it is left.
 
-        :raises ServiceError: here and when it is entered, of the class that says what went wrong.
+        :raises ServiceError: here and on entering, of the class that names what went wrong.
         """
-        if len(self._open_calls) >= MOST_OPEN_CALLS:
-            raise Unavailable("Too many calls are under way.", retry_after_s=1)
-        return Calling(self, OpenCall(self._route(caller, call)))
+        if len(self._open_calls) >= MAX_OPEN_CALLS:
+            raise Unavailable("Too many calls are in flight.", retry_after_s=1)
+        route = self._route(caller, call)
+        relay = RELAYS[call.relay](OpenCall(route), Attempts(self._venice, route))
+        return CallContext(self, relay)
 
-    async def begin(self, open_call: OpenCall) -> Reply:
-        """Admit and send the call; the reply is there when Venice's first byte is."""
-        self._open_calls.add(open_call)
-        route = open_call.route
-        # A refused call whose price Venice was asked for has reached Venice all the same.
-        asks_venice = type(route.call).priced is not Call.priced
-        counting = await self._free_requests.check(
-            route.caller, route.call.model, asks_venice=asks_venice
-        )
-        await route.admit()
-        if counting:
-            self._free_requests.give_back(counting)
-        reply = await open_call.begin(self._venice, self._heartbeat_s)
-        if not reply.is_events and not reply.is_awaited:
-            cost_nanos = open_call.read_cost(self._catalog)
-            reply.cost_usd = None if cost_nanos is None else money.format_usd(cost_nanos)
-        return reply
+    async def begin(self, relay: AnswerRelay) -> AnswerRelay:
+        """Admit and send the call; returns its relay once Venice's first byte is there."""
+        try:
+            route = relay.open_call.route
+            self._open_calls.add(relay.open_call)
+            # A refused call whose price Venice was asked for has reached Venice all the same.
+            asks_venice = type(route.call).priced is not Call.priced
+            counting = await self._free_requests.check(
+                route.caller, route.call.model, asks_venice=asks_venice
+            )
+            await route.admit()
+            if counting:
+                self._free_requests.give_back(counting)
+            await relay.begin(self._heartbeat_s)
+        except BaseException as error:
+            await self.end(relay, error)
+            raise
+        return relay
 
     async def quote(self, caller: Caller, call: Call) -> Quote:
         """What the call could cost at most, the limits that it would meet, and whether it would be
         made now. Venice hears nothing of it, and nothing is held.
 
-        :raises Unavailable: when the books cannot say.
+        :raises Unavailable: when the books cannot decide.
         """
         return await self._route(caller, call).quote()
 
@@ -123,7 +127,8 @@ class Gateway:
             )
         if not call.has_model:
             return (call,)
-        call = self._with_other_models(caller, call)
+        if call.fallbacks or call.other_models:
+            call = self._with_other_models(caller, call)
         try:
             names = self._catalog.targets(
                 caller.organization_id,
@@ -142,9 +147,6 @@ class Gateway:
 
         :raises NotFound, Forbidden: when there is no such model, or none for this key.
         """
-        named = (*call.fallbacks, *call.other_models)
-        if not named:
-            return call
         if caller.has_model_limit:
             raise Forbidden(
                 "A limit on one model applies, so the body may name no model beside its own.",
@@ -164,22 +166,32 @@ class Gateway:
             [target(name, call.endpoint.model_type) for name in call.fallbacks]
         )
 
-    async def end(self, open_call: OpenCall) -> None:
-        """Settle a call that was begun, whatever became of it."""
-        if open_call.route.hold is None:
-            # Whatever came of admission, there is nothing to settle here: what was refused holds
-            # nothing, and what nobody knows of the ledger undoes itself.
-            self._open_calls.discard(open_call)
-        elif open_call.is_left_unfinished and (share := self._share_to_finish(open_call)):
-            # Counted before the task runs: many callers may hang up in one turn of the loop.
-            self._count_finishing(open_call.route.caller, 1)
-            # A task that is cancelled before it runs does nothing at all, so it sets this itself.
-            open_call.task = None
-            finishing = asyncio.create_task(self._finish(open_call, share))
-            self._finishing.add(finishing)
-            finishing.add_done_callback(self._finishing.discard)
-        else:
-            await self._settle(open_call)
+    async def end(self, relay: AnswerRelay, error: BaseException | None) -> None:
+        """Settle a call, whatever became of it; ``error`` is what ended it."""
+        open_call = relay.open_call
+        try:
+            if open_call.is_ended_by_shutdown and isinstance(error, asyncio.CancelledError):
+                uncancel()
+                restarting = Unavailable("The service is restarting.", retry_after_s=1)
+                relay.fail(restarting)
+                raise restarting from error
+            if error is not None:
+                relay.fail(error)
+        finally:
+            if relay.is_left_unfinished and (share := self._share_to_finish(open_call)):
+                self._finish_apart(relay, share)
+            else:
+                await self._settle(relay)
+
+    def _finish_apart(self, relay: AnswerRelay, share: Share) -> None:
+        """Read the rest of the answer in a task, and settle the call then."""
+        # Counted before the task runs: many callers may hang up in one turn of the loop.
+        self._count_finishing(relay.open_call.route.caller, 1)
+        # A task that is cancelled before it runs does nothing at all, so it sets this itself.
+        relay.open_call.task = None
+        finishing = asyncio.create_task(self._finish(relay, share))
+        self._finishing.add(finishing)
+        finishing.add_done_callback(self._finishing.discard)
 
     def _share_to_finish(self, open_call: OpenCall) -> Share | None:
         """The room that the call's body takes, if one more answer may be read on for the books."""
@@ -191,22 +203,23 @@ class Gateway:
             return None
         key_id = caller.api_key_id or caller.organization_id
         share = self._finishing_bytes.open(caller.organization_id, key_id)
-        return share if share.grow(len(open_call.call.body)) else None
+        return share if share.grow(len(open_call.route.call.body)) else None
 
-    async def _finish(self, open_call: OpenCall, share: Share) -> None:
-        """Settle a call that its caller has left, when its answer was read to its end."""
+    async def _finish(self, relay: AnswerRelay, share: Share) -> None:
+        """Settle a call that its caller has left, once its answer was read to its end."""
+        open_call = relay.open_call
         open_call.task = asyncio.current_task()
         try:
-            await open_call.finish()
+            await relay.finish()
         except asyncio.CancelledError:
-            # Nothing is lost but the rest of an answer that nobody reads.
+            # Only the rest of an answer that nobody reads is lost.
             uncancel()
         except Exception:
             log.exception("answer not finished")
         finally:
             share.close()
             self._count_finishing(open_call.route.caller, -1)
-        await self._settle(open_call)
+        await self._settle(relay)
 
     def _count_finishing(self, caller: Caller, change: int) -> None:
         for owner in (caller.api_key_id, caller.organization_id):
@@ -214,14 +227,20 @@ class Gateway:
             if not self._finishing_of[owner]:
                 del self._finishing_of[owner]
 
-    async def _settle(self, open_call: OpenCall) -> None:
+    async def _settle(self, relay: AnswerRelay) -> None:
+        open_call = relay.open_call
         try:
-            entry = open_call.entry(self._catalog)
+            entry = relay.entry()
         except BaseException:
             # The sweeper settles the hold; what the call keeps in this process is released here.
             self._open_calls.discard(open_call)
-            await open_call.close()
+            await relay.close()
             raise
+        if entry is None:
+            # A refused call holds nothing, and the ledger undoes an admission whose outcome nobody
+            # knows.
+            self._open_calls.discard(open_call)
+            return
         # A task of its own: neither a hang-up nor a shutdown of the handler takes the entry along.
         settling = self._ledger.settle(entry)
         try:
@@ -229,7 +248,7 @@ class Gateway:
             metrics.note(metrics.CALLS, 1, endpoint, entry.outcome.value)
             if entry.first_byte_ms is not None:
                 metrics.note(metrics.FIRST_BYTE_SECONDS, entry.first_byte_ms / 1000, endpoint)
-            await open_call.close()
+            await relay.close()
             await is_done_within(settling, SETTLE_WAIT_S)
         finally:
             if settling.done():
@@ -238,7 +257,8 @@ class Gateway:
                 settling.add_done_callback(lambda _: self._open_calls.discard(open_call))
 
     def end_open_calls(self) -> int:
-        """End what is still under way, for the shutdown; each is told and settled."""
+        """End what is still under way, for the shutdown; each caller gets an error and
+        each call is settled."""
         ended = 0
         for open_call in list(self._open_calls):
             if open_call.task is not None and not open_call.is_ended_by_shutdown:
@@ -254,37 +274,26 @@ class Gateway:
             await asyncio.wait(set(self._finishing), timeout=SETTLE_WAIT_S)
 
 
-class Calling:
-    """A call under way: an asynchronous context with its reply. A class of its own, for what
-    ``contextlib`` would make of a generator is entered again each time that the call goes on."""
+class CallContext:
+    """A call in flight: an asynchronous context with the relay of its answer.
 
-    def __init__(self, gateway: Gateway, open_call: OpenCall) -> None:
+    A class of its own, since Python enters a generator of ``contextlib`` again each time that the
+    call goes on. For the same reason the methods return the gateway's coroutines.
+    """
+
+    def __init__(self, gateway: Gateway, relay: AnswerRelay) -> None:
         self._gateway = gateway
-        self._open_call = open_call
+        self._relay = relay
 
-    async def __aenter__(self) -> Reply:
-        try:
-            return await self._gateway.begin(self._open_call)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
+    def __aenter__(self) -> Awaitable[AnswerRelay]:
+        return self._gateway.begin(self._relay)
 
-    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
-        open_call = self._open_call
-        try:
-            if open_call.is_ended_by_shutdown and isinstance(error, asyncio.CancelledError):
-                uncancel()
-                restarting = Unavailable("The service is restarting.", retry_after_s=1)
-                open_call.fail(restarting)
-                raise restarting from error
-            if error is not None:
-                open_call.fail(error)
-        finally:
-            await self._gateway.end(open_call)
+    def __aexit__(self, _: object, error: BaseException | None, __: object) -> Awaitable[None]:
+        return self._gateway.end(self._relay, error)
 
 
 def uncancel() -> None:
-    """Take back the cancellation that ended the call, so that its task can say goodbye."""
+    """Take back the cancellation that ended the call, so that its task can write a last event."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()

@@ -4,7 +4,6 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
-from uuid import UUID
 
 import msgspec
 import structlog
@@ -21,7 +20,6 @@ from service.errors import (
     UpstreamError,
 )
 from service.gateway.call import Bound, Call, Quote
-from service.gateway.endpoints.splice import upstream_body
 from service.ids import uuid7
 from service.ledger import Admission, Hold, Ledger, Limit, Sent, is_too_large, left_of
 from service.upstream import Venice
@@ -46,11 +44,16 @@ class Route:
         calls: Sequence[Call],
     ) -> None:
         self._ledger = ledger
-        self._catalog = catalog
+        self.catalog = catalog
         self._venice = venice
-        self._rest = deque(calls)
+        self._remaining = deque(calls)
         self.caller = caller
         self.call = calls[0]
+        is_repeated = caller.settings.repeat_failed and self.call.endpoint.is_inference
+        self._attempts = 2 if is_repeated else 1
+        """For how many attempts a hold is: the first of two may have been charged."""
+        self._hold_id = uuid7()
+        """The id of the hold, or of the next one that is asked for."""
         self.bound = Bound(nanos=None)
         self.hold: Hold | None = None
         """There once the call is admitted."""
@@ -59,34 +62,36 @@ class Route:
     @property
     def has_next(self) -> bool:
         """Whether another model is left to try."""
-        return bool(self._rest)
+        return bool(self._remaining)
 
     @property
     def may_repeat(self) -> bool:
         """Whether the hold is for two attempts, the first of which may have been charged."""
-        return self.caller.settings.repeat_failed and self.call.endpoint.is_inference
+        return self._attempts > 1
 
     async def admit(self) -> None:
         """Take the hold for the first of the models that has room for it.
 
-        :raises ServiceError: what the first one was refused with, or nobody could decide.
+        :raises ServiceError: the refusal for the first model, or that nobody could decide.
         """
-        calls = tuple(self._rest)
+        calls = tuple(self._remaining)
         refusal = await self._try_to_admit()
         if refusal is not None and await self._ledger.wait_for_room(refusal):
-            self._rest.extend(calls)
+            self._remaining.extend(calls)
             refusal = await self._try_to_admit()
         if refusal is not None:
             raise refusal
 
     async def _try_to_admit(self) -> ServiceError | None:
-        """Returns what the first one was refused with, if all were."""
+        """Returns the refusal for the first model, if all were refused."""
         refusal: ServiceError | None = None
-        while self._rest:
+        while self._remaining:
             try:
-                await self._take(self._rest.popleft(), uuid7(), self._ledger.admit)
+                await self._take(self._remaining.popleft(), self._ledger.admit)
             except REFUSED as error:
                 refusal = refusal or error
+                # The books may know the hold of a refused call.
+                self._hold_id = uuid7()
             else:
                 return None
         return refusal
@@ -94,16 +99,15 @@ class Route:
     async def advance(self) -> bool:
         """Go on to the next model whose bound its limits have room for, in one step with giving up
         the hold of this one; False where there is none."""
-        assert self.hold is not None  # noqa: S101 - for the type checker
-        while self._rest:
-            call = self._rest.popleft()
+        while self._remaining:
+            call = self._remaining.popleft()
             try:
-                await self._take(call, self.hold.id, self._ledger.move)
+                await self._take(call, self._ledger.move)
             except (ClientError, UpstreamError) as error:
                 log.info("model skipped", model=call.model_name, code=error.code)
             except Unavailable:
                 # Without books no call begins: this one ends as if there were no other model.
-                self._rest.clear()
+                self._remaining.clear()
             else:
                 return True
         return False
@@ -112,33 +116,24 @@ class Route:
         """What the call could cost, for the first of the models that has room for it, else for the
         first; nothing is held.
 
-        :raises Unavailable: when the books cannot say.
+        :raises Unavailable: when the books cannot decide.
         """
-        first: Quote | None = None
-        for call in self._rest:
-            quote = await self._quote_of(call)
-            if quote.refusal is None:
-                return quote
-            first = first or quote
-        assert first is not None  # noqa: S101 - there was at least one
-        return first
-
-    def body(self) -> bytes:
-        """What Venice gets."""
-        return upstream_body(self.call, self.caller, self.bound)
+        first, *others = self._remaining
+        quote = first_quote = await self._quote_of(first)
+        while quote.refusal is not None and others:
+            quote = await self._quote_of(others.pop(0))
+        return first_quote if quote.refusal is not None else quote
 
     def note_sent(self, sent: Sent) -> None:
-        """What is known of the call at Venice while it is under way."""
+        """Let the ledger keep what is known of the call at Venice while it is in flight."""
         if self.hold is not None:
             self._ledger.note_sent(self.hold, sent)
 
-    async def _take(
-        self, call: Call, hold_id: UUID, take: Callable[[Hold], Awaitable[Admission]]
-    ) -> None:
+    async def _take(self, call: Call, take: Callable[[Hold], Awaitable[Admission]]) -> None:
         call = await call.priced(self._venice)
-        are_prices_known = self._catalog.is_loaded
-        bound = call.endpoint.bound(call, self.caller, self._catalog)
-        hold = self._hold(call, bound, hold_id)
+        are_prices_known = self.catalog.is_loaded
+        bound = call.endpoint.bound(call, self.caller, self.catalog)
+        hold = self._hold(call, bound)
         try:
             admission = await take(hold)
         except (LimitExceeded, RateLimited) as error:
@@ -152,9 +147,9 @@ class Route:
 
     async def _quote_of(self, call: Call) -> Quote:
         call = await call.priced(self._venice)
-        are_prices_known = self._catalog.is_loaded
-        bound = call.endpoint.bound(call, self.caller, self._catalog)
-        hold = self._hold(call, bound, uuid7())
+        are_prices_known = self.catalog.is_loaded
+        bound = call.endpoint.bound(call, self.caller, self.catalog)
+        hold = self._hold(call, bound)
         standing = await self._ledger.would_admit(hold)
         nanos, tokens, refusal = hold.bound_nanos, hold.bound_tokens, None
         if isinstance(standing.outcome, ServiceError):
@@ -171,7 +166,7 @@ class Route:
         self, refusal: ServiceError, call: Call, bound: Bound, limits: Sequence[Limit]
     ) -> None:
         """Add with how much output the call would be admitted now, if with any."""
-        attempts = self._attempts(call)
+        attempts = self._attempts
         nanos, tokens = left_of(limits)
         if call.max_output is None:
             # The member that the caller will add is text that is bounded, too.
@@ -182,28 +177,24 @@ class Route:
             bound,
             None if nanos is None else nanos // attempts,
             bound.tokens if tokens is None else min(bound.tokens, tokens // attempts),
-            self._catalog,
+            self.catalog,
         )
         if most:
             refusal.advise(f"With {call.output_field} ≤ {most} it fits.")
 
-    def _attempts(self, call: Call) -> int:
-        """For how many attempts the hold is."""
-        return 1 + (self.caller.settings.repeat_failed and call.endpoint.is_inference)
-
     def _cut(self, call: Call, bound: Bound, admission: Admission) -> Bound:
-        attempts = self._attempts(call)
+        attempts = self._attempts
         if attempts == 1:
-            return call.endpoint.cut(call, bound, admission, self._catalog)
+            return call.endpoint.cut(call, bound, admission, self.catalog)
         nanos = admission.bound_nanos
         granted = msgspec.structs.replace(
             admission,
             bound_nanos=None if nanos is None else nanos // attempts,
             bound_tokens=admission.bound_tokens // attempts,
         )
-        return call.endpoint.cut(call, bound, granted, self._catalog)
+        return call.endpoint.cut(call, bound, granted, self.catalog)
 
-    def _hold(self, call: Call, bound: Bound, hold_id: UUID) -> Hold:
+    def _hold(self, call: Call, bound: Bound) -> Hold:
         """What the call asks admission for.
 
         :raises Forbidden: when the caller is not one of calls.
@@ -211,11 +202,11 @@ class Route:
         caller = self.caller
         if caller.role != "inference" or caller.api_key_id is None:
             raise Forbidden("Only a key of role inference can make this call.")
-        if (attempts := self._attempts(call)) > 1:
-            bound = _times(bound, attempts)
+        if self._attempts > 1:
+            bound = _times(bound, self._attempts)
         return Hold(
             organization_id=caller.organization_id,
-            id=hold_id,
+            id=self._hold_id,
             api_key_id=caller.api_key_id,
             request_id=call.request_id,
             endpoint=call.endpoint.path,
@@ -228,7 +219,7 @@ class Route:
             end_user=caller.end_user_digest(call.end_user).hex() if call.end_user else None,
             tags=call.tags,
             requested_model=call.requested_model,
-            price_version=self._catalog.price_version(call.model),
+            price_version=self.catalog.price_version(call.model),
         )
 
 

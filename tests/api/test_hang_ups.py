@@ -12,7 +12,8 @@ from paid_bodies import BODIES, UNPRICED, sent
 from support import cost_of, limited
 
 from service.api import GATEWAY, VENICE
-from service.gateway import CHAT, open_call, pipeline
+from service.gateway import CHAT, pipeline
+from service.gateway.relays import events
 from service.shares import Shares
 
 pytestmark = pytest.mark.shares_service
@@ -315,7 +316,7 @@ async def test_leaving_costs_what_the_dearest_fallback_does(greedy):
 
 async def test_who_lets_a_stream_wait_until_it_breaks_saves_nothing(database_address, monkeypatch):
     """Venice may have made the rest while its caller read nothing."""
-    monkeypatch.setattr(open_call, "MAX_HELD_UP_S", 0.1)
+    monkeypatch.setattr(events, "MAX_HELD_UP_S", 0.1)
     event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 20_000)
     async with odd_venice() as venice, serving(database_address, venice) as service:
 

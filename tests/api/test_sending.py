@@ -84,7 +84,7 @@ async def test_a_caller_that_leaves_before_anything_left(database_address, venic
         for stream in (False, True):
             async with asyncio.timeout(10):
                 leaving = asyncio.create_task(caller.chat(model="m", stream=stream).__aenter__())
-                while not any(call._attempts for call in gateway._open_calls):
+                while not any(call.route.hold for call in gateway._open_calls):
                     await asyncio.sleep(0.01)
                 leaving.cancel()
                 while gateway.open_calls:

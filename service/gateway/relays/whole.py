@@ -1,0 +1,50 @@
+"""JSON that is read to its end before the caller gets it."""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from service.errors import UpstreamError
+from service.gateway.relays.relay import OK_STATUS, AnswerRelay
+from service.ledger import Outcome, Sent
+from service.upstream import Metered
+
+ENDED_HERE: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
+"""Outcomes of calls that this side ended."""
+
+
+class WholeRelay(AnswerRelay):
+    """Reads the whole answer, so its usage and cost are known before the caller gets it."""
+
+    is_held_back = True
+    content = b""
+    """The body, there after ``begin``."""
+
+    async def _begin(self) -> None:
+        open_call, attempts = self.open_call, self.attempts
+        answer = await attempts.send("application/json")
+        open_call.first_byte_at = time.monotonic()
+        self.content, metered = await self._read_whole(answer)
+        request_id = metered.upstream_request_id
+        open_call.route.note_sent(
+            Sent(upstream_key_id=attempts.key_id, upstream_request_id=request_id)
+        )
+        if metered.is_error or answer.status != OK_STATUS:
+            raise UpstreamError("Venice's answer is not a completion.")
+        open_call.end(Outcome.OK, answer.status)
+        self.headers = answer.headers
+        self.cost = self._cost_by(metered)
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """See :meth:`AnswerRelay.chunks`."""
+        yield self.content
+
+    def _chargeable(self, metered: Metered, outcome: Outcome) -> Metered | None:
+        if self.metered is not None:
+            return metered
+        if outcome in ENDED_HERE:
+            # Nothing was counted, and Venice may have gone on: leaving saves no money.
+            return None
+        if outcome is Outcome.INTERNAL_ERROR or not self.open_call.has_failed:
+            return metered.without_counts()
+        return metered
