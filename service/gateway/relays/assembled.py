@@ -40,7 +40,7 @@ class AssembledRelay(StreamRelay):
 
     async def _assemble(self) -> None:
         assembly: Assembly = self.open_call.route.call.endpoint.assembly()
-        size = len(self._first_chunk)
+        size = len(self._first_events)
         await self._feed(assembly, self._first_events)
         while chunk := await self._answer.next_chunk():
             events = self.meter.feed(chunk)

@@ -35,7 +35,6 @@ class StreamRelay(AnswerRelay):
     def __init__(self, open_call: OpenCall, attempts: Attempts) -> None:
         super().__init__(open_call, attempts)
         self.meter = StreamMeter(self.max_event_bytes)
-        self._first_chunk = b""
         self._first_events = b""
 
     async def _begin(self) -> None:
@@ -44,14 +43,14 @@ class StreamRelay(AnswerRelay):
         if answer.status != OK_STATUS or answer.content_type in OTHER_TYPES:
             await self._read_whole(answer)
             raise UpstreamError("Venice's answer is no stream of events.")
-        self._first_chunk = await answer.next_chunk()
+        first_chunk = await answer.next_chunk()
         open_call.first_byte_at = time.monotonic()
-        self._first_events = self.meter.feed(self._first_chunk)
+        self._first_events = self.meter.feed(first_chunk)
         request_id = self.meter.first_id()
         open_call.route.note_sent(
             Sent(upstream_key_id=attempts.key_id, upstream_request_id=request_id)
         )
-        before, error = split_at_error(self._first_chunk)
+        before, error = split_at_error(first_chunk)
         if error is not None and not before:
             await self._fail_in_band(error)
         self.headers = answer.headers
