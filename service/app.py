@@ -3,17 +3,29 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from aiohttp import http_parser, web
 
 from service import accounts, api
 from service.accounts import CHANNEL, Callers
-from service.background import jobs, memory, watchdog
-from service.catalog import Catalog
+from service.background import (
+    clocks,
+    memory,
+    proofs,
+    queued_jobs,
+    rehearsal,
+    repeated,
+    upkeep,
+    upstream_keys,
+    watchdog,
+)
+from service.background.repeated import every
+from service.catalog import ALIASES_EVERY_S, Catalog
 from service.crypto import Keyring
 from service.database import embedded, schema
 from service.database.connections import first_connection, listen, open_pool
@@ -31,7 +43,6 @@ from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open
 log = structlog.get_logger()
 
 FLUSH_TIMEOUT_S: Final = 5.0
-WORK_ENDS_S: Final = 5.0
 SANDBOX_KEY: Final = "sandbox"
 
 ADDRESS: Final = web.AppKey("ADDRESS", DatabaseAddress)
@@ -189,7 +200,9 @@ async def books(app: web.Application) -> AsyncIterator[None]:
         facts["models"] = len(app[api.CATALOG].names)
     app[api.BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
     with logs.step("books"):
-        await jobs.rehearse_until_it_works(ledger, database, settings.startup_database_timeout_s)
+        await rehearsal.rehearse_until_it_works(
+            ledger, database, settings.startup_database_timeout_s
+        )
     app[api.GATEWAY] = Gateway(
         ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s, FreeRequests(lanes)
     )
@@ -200,56 +213,30 @@ async def books(app: web.Application) -> AsyncIterator[None]:
 
 
 async def background(app: web.Application) -> AsyncIterator[None]:
-    """What goes on beside the requests."""
+    """The work that goes on beside the requests."""
+    settings, database, ledger = app[api.SETTINGS], app[api.DATABASE], app[api.BOOKS]
+    client, catalog = app[api.VENICE], app[api.CATALOG]
     forget = app[api.CALLERS].forget
     running = [
-        _named("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
-        _named("probes", app[api.VENICE].keys.keep_probed(app[api.VENICE].state)),
-        _named("upstream keys", _keep_upstream_keys(app)),
-        _named("catalogue", app[api.CATALOG].keep_fresh()),
-        _named("aliases", app[api.CATALOG].keep_aliases()),
-        _named("leases", jobs.keep_leases(app[api.BOOKS], app[api.DATABASE])),
-        _named("books", jobs.keep_rehearsed(app[api.BOOKS], app[api.DATABASE])),
-        _named("alerts", jobs.keep_alerts(app[api.BOOKS], app[api.DATABASE])),
-        _named("generations", jobs.keep_generations(app[api.DATABASE], app[api.VENICE])),
-        _named("end users", jobs.keep_end_users(app[api.DATABASE])),
-        _named("partitions", jobs.keep_partitions(app[api.DATABASE])),
-        _named("clock", jobs.keep_clock(app[api.DATABASE])),
-        _named("memory", memory.keep_giving_back()),
+        repeated.start("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
+        repeated.start("probes", client.keys.keep_probed(client.state)),
+        upstream_keys.keep_upstream_keys(database, app[api.KEYRING], client, app[api.VENICE_KEY]),
+        repeated.start("catalogue", catalog.keep_fresh()),
+        every(ALIASES_EVERY_S, catalog.load_aliases, "aliases", waits_first=True),
+        upkeep.keep_leases(ledger, database),
+        rehearsal.keep_rehearsed(ledger, database),
+        upkeep.keep_alerts(ledger, database),
+        queued_jobs.keep_queued_jobs(database, client),
+        upkeep.keep_end_users(database),
+        upkeep.keep_partitions(database),
+        clocks.keep_clock(database),
+        memory.keep_giving_back(),
     ]
     if api.METRICS_DIRECTORY in app:
-        running.append(_named("metrics", api.keep_fresh(app)))
-    if interval_s := app[api.SETTINGS].audit_interval_s:
-        proving = jobs.keep_books_proven(app[api.DATABASE], interval_s)
-        running.append(_named("audit", proving))
-    if months := app[api.SETTINGS].ledger_retention_months:
-        running.append(_named("retention", jobs.keep_retention(app[api.DATABASE], months)))
+        running.append(every(api.REFRESH_S, partial(api.refresh, app), "metrics"))
+    if interval_s := settings.audit_interval_s:
+        running.append(proofs.keep_books_proven(database, interval_s))
+    if months := settings.ledger_retention_months:
+        running.append(upkeep.keep_retention(database, months))
     yield
-    await end_work(running)
-
-
-async def end_work(running: Collection[asyncio.Task[None]]) -> None:
-    """Cancel the tasks, and wait for their end; one that goes on after ``WORK_ENDS_S`` is left, so
-    that it cannot hold up the end of the process."""
-    for task in running:
-        task.cancel()
-    _, left = await asyncio.wait(running, timeout=WORK_ENDS_S)
-    for task in left:
-        log.error("background work does not end", work=task.get_name())
-
-
-def _keep_upstream_keys(app: web.Application) -> Coroutine[Any, Any, None]:
-    return jobs.keep_upstream_keys(
-        app[api.DATABASE], app[api.KEYRING], app[api.VENICE], app[api.VENICE_KEY]
-    )
-
-
-def _named(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_say_if_ended)
-    return task
-
-
-def _say_if_ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        log.critical("background work ended", work=task.get_name(), exc_info=task.exception())
+    await repeated.end(running)

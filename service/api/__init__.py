@@ -2,7 +2,7 @@
 
 from service.api.connections import handler_arguments, make_runner
 from service.api.intake import Intake
-from service.api.metrics import keep_fresh
+from service.api.metrics import REFRESH_S, refresh
 from service.api.middleware import MIDDLEWARES, prepare_headers
 from service.api.routes import add_routes
 from service.api.state import (
@@ -35,6 +35,7 @@ __all__ = [
     "METRICS_DIRECTORY",
     "MIDDLEWARES",
     "OPEN_REQUESTS",
+    "REFRESH_S",
     "SETTINGS",
     "STATUS",
     "VENICE",
@@ -43,7 +44,7 @@ __all__ = [
     "Status",
     "add_routes",
     "handler_arguments",
-    "keep_fresh",
     "make_runner",
     "prepare_headers",
+    "refresh",
 ]

@@ -18,21 +18,15 @@ async def show(request: web.Request) -> web.Response:
     """``GET /metrics`` with the operator's key: the instruments of this process, or of all that
     serve on its port, in Prometheus's text format. It asks the database for nothing."""
     must_be_operator(await authenticate_operator(request))
-    _look(request.app)
+    await refresh(request.app)
     # In a thread: of several processes it takes some 100 ms, which calls need not wait for.
     body = await asyncio.to_thread(metrics.exposition, request.app.get(METRICS_DIRECTORY))
     return web.Response(body=body, headers=HEADERS)
 
 
-async def keep_fresh(app: web.Application) -> None:
-    """Look again and again at what is otherwise looked at when this process is asked, since another
-    one may be."""
-    while True:
-        _look(app)
-        await asyncio.sleep(REFRESH_S)
-
-
-def _look(app: web.Application) -> None:
+async def refresh(app: web.Application) -> None:
+    """Read the gauges that change without an event. A process that shares its port does so every
+    ``REFRESH_S``, since another process may answer ``GET /metrics``."""
     metrics.take_over()
     metrics.OPEN_CALLS.set(app[GATEWAY].open_calls)
     size, idle = app[DATABASE].connections

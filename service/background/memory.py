@@ -1,27 +1,31 @@
-"""Gives memory back to the system that the C library has free and keeps.
+"""Returns to the system the free memory that the C library keeps.
 
-Prompts of a megabyte are put together from many pieces. When they are gone, what little lives on
-between them keeps their pages in the process, some 12 MB after eight at a time, until the C library
-is asked to let go of whole pages that are free. That takes it a few milliseconds, in which nothing
-else runs.
+Prompts of a megabyte are put together from many pieces. When they are gone, the little that lives
+on between them keeps their pages in the process, some 12 MB after eight at a time, until the C
+library is asked to release whole pages that are free. That takes it a few milliseconds, in which
+nothing else runs.
 """
 
 import asyncio
 import ctypes
 from typing import Final
 
+from service.background.repeated import every
+
 INTERVAL_S: Final = 30.0
 
 
 def give_back() -> None:
-    """Ask for it once. Only glibc has this call; others let go by themselves."""
+    """Release free pages once. Only glibc has this call; others release pages by themselves."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-async def keep_giving_back() -> None:
-    """Ask again and again."""
-    while True:
-        await asyncio.sleep(INTERVAL_S)
+def keep_giving_back() -> asyncio.Task[None]:
+    """Release free pages now and then."""
+
+    async def work() -> None:
         give_back()
+
+    return every(INTERVAL_S, work, "memory", waits_first=True)

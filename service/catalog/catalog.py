@@ -21,7 +21,6 @@ from service.errors import (
     Forbidden,
     NotFound,
     ServiceError,
-    Unavailable,
     UpstreamError,
 )
 
@@ -30,6 +29,7 @@ log = structlog.get_logger()
 REFRESH_S: Final = 300.0
 RETRY_S: Final = 15.0
 ALIASES_EVERY_S: Final = 3.0
+"""How often a process reads the aliases, since any replica may change them."""
 NAMED_TYPES: Final = (
     "asr",
     "embedding",
@@ -160,17 +160,6 @@ class Catalog:
             log.exception("catalogue not refreshed", retry_s=REFRESH_S)
         return REFRESH_S
 
-    async def keep_aliases(self) -> None:
-        """Read the aliases every few seconds, for ever, since any replica may change them."""
-        while True:
-            await asyncio.sleep(ALIASES_EVERY_S)
-            try:
-                await self.load_aliases()
-            except Unavailable as error:
-                log.warning("aliases not read", error=str(error), retry_s=ALIASES_EVERY_S)
-            except Exception:
-                log.exception("aliases not read", retry_s=ALIASES_EVERY_S)
-
     @property
     def is_loaded(self) -> bool:
         """Whether models and prices are known: of the copy, or of Venice."""
@@ -180,10 +169,6 @@ class Catalog:
     def names(self) -> Collection[str]:
         """What Venice calls its models."""
         return self._names.models.listed
-
-    def lists(self, name: str) -> bool:
-        """Whether Venice has a model of this name. Feature suffixes do not matter."""
-        return name.partition(":")[0] in self._names.models.listed
 
     def resolve(self, name: str) -> str:
         """The name as Venice lists the model, should it be spelt in another way that Venice

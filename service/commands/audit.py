@@ -6,7 +6,7 @@ from uuid import UUID
 import click
 
 from service import accounts, audit, ledger
-from service.background import jobs
+from service.background import proofs
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
 from service.database.connections import Database
@@ -30,7 +30,7 @@ def audit_books(organization_id: UUID | None, is_repair: bool) -> None:
 
     async def work(database: Database, _: Keyring) -> Any:
         if organization_id is None:
-            wanted = [found async for found in jobs.every_organization(database)]
+            wanted = [found async for found in proofs.every_organization(database)]
         else:
             wanted = [(await accounts.find_organization(database, organization_id)).id]
         if is_repair:

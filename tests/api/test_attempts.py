@@ -13,7 +13,7 @@ from upstream import KEYS
 from service import upstream as upstream_keys
 from service.api import DATABASE, KEYRING, VENICE
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
-from service.background import jobs
+from service.background import upstream_keys as background_keys
 from service.upstream import Source
 
 
@@ -169,11 +169,11 @@ async def test_a_balance_that_does_not_last_a_day_is_an_event(
     service, caller, upstream, monkeypatch
 ):
     """Once, in the operator's audit log; the balance is kept."""
-    monkeypatch.setattr(jobs, "BALANCES_EVERY_S", 0)
-    monkeypatch.setattr(jobs, "FIRST_BALANCES_S", 0)
+    monkeypatch.setattr(background_keys, "BALANCES_EVERY_S", 0)
+    monkeypatch.setattr(background_keys, "FIRST_BALANCES_S", 0)
     database, venice = service.app[DATABASE], service.app[VENICE]
     venice.keys.replace(await upstream_keys.load(database, service.app[KEYRING], KEYS[0]))
-    balances = jobs.Balances()
+    balances = background_keys.Balances()
     for _ in range(3):
         await balances.check(database, venice)
         long = BODIES["/video/queue"] | {"duration": "20000s"}

@@ -7,36 +7,38 @@ import structlog
 from structlog.testing import capture_logs
 
 from service import api
-from service import app as application
-from service.background import jobs
+from service.background import rehearsal, repeated, upkeep, upstream_keys
+from service.background.repeated import every
+from service.errors import Unavailable
 
 pytestmark = pytest.mark.shares_service
 
 
 def rehearsing(app):
     books = app[api.BOOKS]
-    return jobs.keep_rehearsed(books, app[api.DATABASE]), books.condition.has_changed
+    return rehearsal.keep_rehearsed(books, app[api.DATABASE]), books.condition.has_changed
 
 
 def announcing(app):
     books = app[api.BOOKS]
-    return jobs.keep_alerts(books, app[api.DATABASE]), books.alerts_are_due
+    return upkeep.keep_alerts(books, app[api.DATABASE]), books.alerts_are_due
 
 
 def reading_keys(app):
     venice = app[api.VENICE]
-    work = jobs.keep_upstream_keys(app[api.DATABASE], app[api.KEYRING], venice, app[api.VENICE_KEY])
-    return work, venice.keys.has_changed
+    task = upstream_keys.keep_upstream_keys(
+        app[api.DATABASE], app[api.KEYRING], venice, app[api.VENICE_KEY]
+    )
+    return task, venice.keys.has_changed
 
 
 @pytest.mark.parametrize("steps", range(6))
 @pytest.mark.parametrize("start", [rehearsing, announcing, reading_keys])
 async def test_work_that_is_woken_when_it_is_cancelled_ends(service, monkeypatch, start, steps):
     """The cancellation comes so many steps of the event loop after what the work waits for."""
-    monkeypatch.setattr(jobs, "UPSTREAM_KEYS_PAUSE_S", 0)
-    monkeypatch.setattr(jobs, "ALERTS_PAUSE_S", 0)
-    work, event = start(service.app)
-    task = asyncio.create_task(work)
+    monkeypatch.setattr(upstream_keys, "CHECK_DELAY_S", 0)
+    monkeypatch.setattr(upkeep, "ALERTS_PAUSE_S", 0)
+    task, event = start(service.app)
     await asyncio.sleep(0.3)
     event.set()
     for _ in range(steps):
@@ -52,8 +54,8 @@ async def test_work_that_is_woken_when_it_is_cancelled_ends(service, monkeypatch
 
 async def test_work_that_does_not_end_is_left(monkeypatch):
     """The others are waited for, and the log names it."""
-    monkeypatch.setattr(application, "WORK_ENDS_S", 0.1)
-    monkeypatch.setattr(application, "log", structlog.get_logger())
+    monkeypatch.setattr(repeated, "END_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(repeated, "log", structlog.get_logger())
     may_end = asyncio.Event()
 
     async def stubborn():
@@ -69,9 +71,63 @@ async def test_work_that_does_not_end_is_left(monkeypatch):
     ]
     await asyncio.sleep(0)
     with capture_logs() as lines:
-        await application.end_work(tasks)
+        await repeated.end(tasks)
 
     assert [line["work"] for line in lines] == ["stubborn"]
     assert tasks[1].cancelled()
     may_end.set()
     await tasks[0]
+
+
+class Failing:
+    """Work that fails for the first times, each time with the next of these."""
+
+    def __init__(self, *failures):
+        self.failures = list(failures)
+        self.started = asyncio.Event()
+
+    async def __call__(self):
+        if self.failures:
+            failure = self.failures.pop(0)
+            if failure is not False:
+                raise failure
+            return False
+        self.started.set()
+        return True
+
+
+async def test_work_that_fails_is_repeated_ever_later(monkeypatch):
+    """A failure of a known kind is a warning, any other has its traceback; what could not finish
+    is logged by itself."""
+    monkeypatch.setattr(repeated, "MIN_RETRY_S", 0)
+    monkeypatch.setattr(repeated, "MAX_RETRY_S", 0.03)
+    monkeypatch.setattr(repeated, "log", structlog.get_logger())
+    work = Failing(Unavailable("away"), ValueError("odd"), False, Unavailable("away"))
+    with capture_logs() as lines:
+        task = every(3600, work, "trying", retry_s=0.01)
+        async with asyncio.timeout(5):
+            await work.started.wait()
+        task.cancel()
+
+    assert [(line["work"], line["log_level"], line["retry_s"]) for line in lines] == [
+        ("trying", "warning", 0.01),
+        ("trying", "error", 0.02),
+        ("trying", "warning", 0.03),
+    ]
+
+
+async def test_work_that_has_just_failed_is_not_woken(monkeypatch):
+    """However often it is asked for: it would fail in a tight loop."""
+    monkeypatch.setattr(repeated, "MIN_RETRY_S", 0.1)
+    runs, wake = [], asyncio.Event()
+
+    async def work():
+        runs.append(1)
+        wake.set()
+        return False
+
+    task = every(3600, work, "failing", wake=wake)
+    await asyncio.sleep(0.25)
+    task.cancel()
+
+    assert 2 <= len(runs) <= 3

@@ -10,8 +10,8 @@ from support import ORGANIZATIONS, make_settings, running
 
 from service import app as application
 from service.audit import OPERATOR_ORGANIZATION_ID
-from service.background import jobs
-from service.upstream import ENVIRONMENT_KEY_ID
+from service.background import upstream_keys
+from service.upstream import ENVIRONMENT_KEY_ID, record
 
 KEYS = "/admin/v1/upstream-keys"
 RATE_LIMITS = "/api_keys/rate_limits"
@@ -40,7 +40,7 @@ CONDITIONS = {
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """What is found is recorded without a pause."""
-    monkeypatch.setattr(jobs, "UPSTREAM_KEYS_PAUSE_S", 0.01)
+    monkeypatch.setattr(upstream_keys, "CHECK_DELAY_S", 0.01)
 
 
 async def events(service):
@@ -185,7 +185,7 @@ async def test_several_processes_report_a_change_once(database_address, upstream
         upstream.faults.clear()
         await asyncio.gather(*(venice.examine(key, 5) for venice in venices))
         await asyncio.gather(*(recorded(service) for service in services))
-        await application.jobs.upstream.record(two.app[application.api.DATABASE], key, stale)
+        await record(two.app[application.api.DATABASE], key, stale)
 
         expected = [
             ("upstream_key.rest", "environment", "invalid"),

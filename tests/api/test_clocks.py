@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from support import OPERATOR_KEY, ORGANIZATIONS, make_settings, running
 
 from service import api, ids, ledger
-from service.background import jobs
+from service.background import clocks
 
 HOUR_S = 3600
 
@@ -107,17 +107,17 @@ async def test_a_refund_needs_no_right_clock(service, caller, clock):
 async def test_a_clock_that_differs_is_warned_of(service, monkeypatch):
     """By which way and how much it is off; a right one is not, however slow the answer."""
     database = service.app[api.DATABASE]
-    assert abs(await jobs.measure_clock(database)) < 1
+    assert abs(await clocks.measure_clock(database)) < 1
     for ahead_s in (HOUR_S, -HOUR_S):
         shifted = SimpleNamespace(time=lambda ahead_s=ahead_s: time.time() + ahead_s)
-        monkeypatch.setattr(jobs, "time", shifted)
-        assert abs(await jobs.measure_clock(database) - ahead_s) < 1
+        monkeypatch.setattr(clocks, "time", shifted)
+        assert abs(await clocks.measure_clock(database) - ahead_s) < 1
 
 
 async def test_the_start_compares_the_clocks(database_address, upstream, monkeypatch):
     """A service that starts with a wrong clock says so at once."""
     shifted = SimpleNamespace(time=lambda: time.time() + 90, monotonic=time.monotonic)
-    monkeypatch.setattr(jobs, "time", shifted)
+    monkeypatch.setattr(clocks, "time", shifted)
     with capture_logs() as lines:
         async with running(make_settings(database_address, upstream.url)) as service:
             while not (

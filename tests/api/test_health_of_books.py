@@ -11,7 +11,7 @@ from process import database_url, started
 from support import make_settings, running
 
 from service import app as application
-from service.background import jobs
+from service.background import rehearsal
 from service.database.connections import connect_arguments
 
 NO_ROOM = """
@@ -131,7 +131,7 @@ async def test_health_is_whether_calls_can_be_admitted(
     """503 with the class of what stands in the way, after a call that met it and before any; when
     it is gone 200 again, although no call is made. Health itself writes nothing."""
     if is_idle:
-        monkeypatch.setattr(jobs, "IDLE_S", 0.1)
+        monkeypatch.setattr(rehearsal, "IDLE_S", 0.1)
     breaking, mending, error = (
         text.replace("{database}", clerks_address.database) for text in BREAKS[how]
     )
@@ -159,8 +159,8 @@ async def test_health_is_whether_calls_can_be_admitted(
 async def test_commits_that_wait_for_a_standby(upstream, monkeypatch):
     """A primary whose synchronous standby is gone answers, and rolls back at once, and commits
     nothing: health is 503 until it does."""
-    monkeypatch.setattr(jobs, "IDLE_S", 0.1)
-    monkeypatch.setattr(jobs, "REHEARSAL_S", 0.5)
+    monkeypatch.setattr(rehearsal, "IDLE_S", 0.1)
+    monkeypatch.setattr(rehearsal, "REHEARSAL_S", 0.5)
     with careful_server("standby") as (_, address):
         owner = await asyncpg.connect(**connect_arguments(address))
         async with running(make_settings(address, upstream.url)) as service:
@@ -194,7 +194,7 @@ async def test_a_rehearsal_leaves_no_trace(service, owner):
 
     before = await contents()
     books, database = service.app[application.api.BOOKS], service.app[application.api.DATABASE]
-    await jobs.rehearse(books, database, jobs.BALLAST_BYTES)
+    await rehearsal.rehearse(books, database, rehearsal.BALLAST_BYTES)
 
     assert len(tables) == 12
     assert await contents() == before

@@ -11,7 +11,7 @@ from paid_bodies import BODIES, sent
 from support import cost_of, limited, standing
 
 from service import api, ledger
-from service.background import jobs
+from service.background import queued_jobs
 from service.sandbox import FaultKind
 from service.upstream.refusals import is_refunded
 
@@ -33,13 +33,13 @@ async def queued(caller, path="/video/queue"):
 async def follow(service, *, age="2 minutes"):
     """What the service does now and then, when the jobs are as old as that."""
     database = service.app[api.DATABASE]
-    await jobs.follow_jobs(database, LONG_AGO)
+    await queued_jobs.follow_jobs(database, LONG_AGO)
     await database.fetch(
         "UPDATE public.generations SET created_at = created_at - $1::text::interval,"
         " next_poll_at = next_poll_at - $1::text::interval",
         age,
     )
-    await jobs.poll_jobs(database, service.app[api.VENICE])
+    await queued_jobs.poll_jobs(database, service.app[api.VENICE])
 
 
 async def statuses(service):
@@ -268,7 +268,7 @@ async def test_a_job_is_asked_for_less_and_less_often(service, caller, upstream)
     await follow(service, age="23 hours")
     assert await statuses(service) == ["expired"]
     await database.fetch("UPDATE public.generations SET expires_at = now() - interval '1 second'")
-    await jobs.stored.forget(database)
+    await queued_jobs.stored.forget(database)
     assert await statuses(service) == []
     assert len(upstream.calls.to("/video/retrieve")) == 2
 

@@ -12,7 +12,7 @@ from support import make_settings
 from test_operator_entries import calls_going_on
 
 from service import ledger
-from service.background import jobs
+from service.background import upkeep
 from service.database.connections import connect_arguments, open_pool
 from service.errors import Unavailable
 
@@ -200,10 +200,10 @@ async def test_too_many_strays_keep_no_other_month_from_its_partition(books, mon
 
 async def test_retries_come_less_and_less_often(books, reader, monkeypatch):
     """And the months are made soon after the reader has gone."""
-    monkeypatch.setattr(jobs, "RETRY_S", 0.05)
+    monkeypatch.setattr(upkeep, "RETRY_S", 0.05)
     await books.connection.execute(f"DROP TABLE {partition(3)}")
     with capture_logs() as lines:
-        keeping = asyncio.create_task(jobs.keep_partitions(books.database))
+        keeping = upkeep.keep_partitions(books.database)
         async with reader.transaction():
             await reader.execute(READ_LEDGER)
             while len(lines) < 4:
@@ -212,7 +212,7 @@ async def test_retries_come_less_and_less_often(books, reader, monkeypatch):
             await asyncio.sleep(0.01)
         keeping.cancel()
 
-    retries = [line["retry_s"] for line in lines if line["event"] == "ledger partitions not made"]
+    retries = [line["retry_s"] for line in lines if line["event"] == "background work failed"]
     assert retries[:4] == [0.05, 0.1, 0.2, 0.4]
 
 

@@ -13,7 +13,7 @@ from process import database_url, variables
 from support import Service, make_settings, running
 
 from service import api
-from service.background import jobs
+from service.background import queued_jobs, upkeep, upstream_keys
 from service.telemetry import logs, metrics
 
 
@@ -165,8 +165,9 @@ async def test_background_work_survives_a_log_that_is_gone(
     still there, and the lease of a call in flight is renewed."""
     reading, writing = pipe
     os.close(reading)
-    for name in ("LEASES_EVERY_S", "UPSTREAM_KEYS_EVERY_S", "GENERATIONS_EVERY_S"):
-        monkeypatch.setattr(jobs, name, 0.05)
+    monkeypatch.setattr(upkeep, "LEASES_EVERY_S", 0.05)
+    monkeypatch.setattr(upstream_keys, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(queued_jobs, "INTERVAL_S", 0.05)
     with os.fdopen(os.dup(writing), "w") as stream:
         logs.configure("debug", "json", stream)
     settings = make_settings(proxied_address, upstream.url, database_acquire_timeout_s=0.3)
