@@ -127,8 +127,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a change is answered before it is in force",
-        "service/api/admin.py",
-        "        request.app[CALLERS].forget()\n",
+        "service/api/operations.py",
+        "        self.app[CALLERS].forget()\n",
         "        pass\n",
         "tests/api/test_auth.py::test_a_change_is_in_force_when_it_is_answered",
     ),

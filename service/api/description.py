@@ -19,6 +19,7 @@ from aiohttp import web
 
 from service import __version__
 from service.anthropic import AnthropicError
+from service.api.queries import schema_of
 from service.api.wire import Error, Handler
 from service.errors import (
     ClientError,
@@ -213,7 +214,7 @@ class _Schemas:
     def _query(self, about: About) -> Iterator[Json]:
         if about.query is None:
             return
-        _, components = msgspec.json.schema_components([about.query])
+        _, components = msgspec.json.schema_components([about.query], schema_hook=schema_of)
         for name, schema in components[about.query.__name__]["properties"].items():
             yield {"name": name, "in": "query", "required": False, "schema": schema}
 

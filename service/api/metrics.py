@@ -6,7 +6,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.api.auth import authenticate_operator, must_be_operator
+from service.api.operations import Operation
 from service.api.state import DATABASE, GATEWAY, METRICS_DIRECTORY
 from service.telemetry import metrics
 
@@ -14,13 +14,13 @@ HEADERS: Final = {"Content-Type": CONTENT_TYPE_LATEST}
 REFRESH_S: Final = 1.0
 
 
-async def show(request: web.Request) -> web.Response:
+async def show(operation: Operation) -> web.Response:
     """``GET /metrics`` with the operator's key: the instruments of this process, or of all that
     serve on its port, in Prometheus's text format. It asks the database for nothing."""
-    must_be_operator(await authenticate_operator(request))
-    await refresh(request.app)
+    operation.must_be_operator()
+    await refresh(operation.app)
     # In a thread: of several processes it takes some 100 ms, which calls need not wait for.
-    body = await asyncio.to_thread(metrics.exposition, request.app.get(METRICS_DIRECTORY))
+    body = await asyncio.to_thread(metrics.exposition, operation.app.get(METRICS_DIRECTORY))
     return web.Response(body=body, headers=HEADERS)
 
 

@@ -1,9 +1,8 @@
 """What was used, for operators and for callers themselves."""
 
-import contextlib
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final, Literal, cast, get_args
+from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -11,38 +10,27 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from service import accounts, ledger
-from service.api.auth import (
-    authenticate_key,
-    authenticate_operator,
-    database_of,
-    must_administer,
-)
+from service.api.auth import authenticate_key, database_of
+from service.api.operations import Operation
+from service.api.queries import Moment, OptionalId, Tag, Text, id_of, read_query, text_of
 from service.api.state import KEYRING
-from service.api.wire import IdOrNothing, json_response, path_id, query_text
+from service.api.wire import json_response
 from service.errors import ClientError
-from service.formats.parsing import parse_day, parse_instant
 from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
-
-GROUPS: Final[tuple[str, ...]] = get_args(GroupBy)
-FORMATS: Final[tuple[str, ...]] = get_args(ExportFormat)
-
-
-Period = Annotated[str, msgspec.Meta(examples=["2026-11-01", "2026-11-01T08:00:00Z"])]
-Tag = Annotated[str, msgspec.Meta(examples=["team=a"])]
 
 
 class PeriodQuery(msgspec.Struct, kw_only=True):
     """From when on and before when: days or instants; this month until now without them."""
 
-    start: Period | UnsetType = msgspec.field(name="from", default=UNSET)
-    end: Period | UnsetType = msgspec.field(name="to", default=UNSET)
+    start: Moment | UnsetType = msgspec.field(name="from", default=UNSET)
+    end: Moment | UnsetType = msgspec.field(name="to", default=UNSET)
 
 
 class EntriesQuery(PeriodQuery, kw_only=True):
     """Which entries are summed."""
 
     end_user: str | UnsetType = UNSET
-    model: str | UnsetType = UNSET
+    model: Text | UnsetType = UNSET
     tag: Tag | UnsetType = UNSET
 
 
@@ -56,7 +44,7 @@ class UsageQuery(EntriesQuery, kw_only=True):
     """By what they are summed, and of which key."""
 
     group_by: GroupBy = "day"
-    api_key_id: IdOrNothing | UnsetType = UNSET
+    api_key_id: OptionalId | UnsetType = UNSET
 
 
 class ExportQuery(PeriodQuery, kw_only=True):
@@ -69,7 +57,7 @@ class OwnLimitsQuery(msgspec.Struct):
     """Whose limits, for calls of which model."""
 
     end_user: str | UnsetType = UNSET
-    model: str | UnsetType = UNSET
+    model: Text | UnsetType = UNSET
 
 
 class OwnLimits(msgspec.Struct):
@@ -89,53 +77,46 @@ class Usage(msgspec.Struct, kw_only=True):
     total: Sums
 
 
-async def usage(request: web.Request) -> web.Response:
+async def usage(operation: Operation) -> Usage:
     """``GET /admin/v1/organizations/{id}/usage?group_by=&from=&to=``: sums of the entries of a
     period. ``api_key_id``, ``end_user`` (the plain name), ``model`` and ``tag`` (``name=value``)
     choose among them."""
-    caller = await authenticate_operator(request)
-    organization_id = path_id(request)
-    must_administer(caller, organization_id)
-    await accounts.find_organization(database_of(request), organization_id)
-    api_key_id = request.query.get("api_key_id")
-    try:
-        key = UUID(api_key_id) if api_key_id else None
-    except ValueError:
-        raise ClientError("api_key_id: must be a UUID.", param="api_key_id") from None
-    return await _report(request, organization_id, key, GROUPS)
+    organization_id = operation.administered_organization()
+    await accounts.find_organization(operation.database, organization_id)
+    query = operation.read_query(UsageQuery)
+    return await _report(operation.request, organization_id, id_of(query.api_key_id), query)
 
 
 async def own_usage(request: web.Request) -> web.Response:
     """``GET /v1/usage?group_by=&from=&to=&end_user=&model=&tag=``: the sums of the caller's key."""
     caller, key = await authenticate_key(request)
-    groups = tuple(name for name in GROUPS if name != "key")
-    return await _report(request, caller.organization_id, key, groups)
+    query = read_query(request, OwnUsageQuery)
+    return json_response(await _report(request, caller.organization_id, key, query))
 
 
 async def own_limits(request: web.Request) -> web.Response:
     """``GET /v1/limits?end_user=&model=``: the limits that bind the caller's calls."""
     caller, key = await authenticate_key(request)
-    name = request.query.get("end_user")
-    end_user = caller.end_user_digest(name) if name else b""
+    query = read_query(request, OwnLimitsQuery)
+    end_user = caller.end_user_digest(query.end_user) if query.end_user else b""
     limits = await ledger.list_binding(
-        database_of(request), caller.organization_id, key, end_user, query_text(request, "model")
+        database_of(request), caller.organization_id, key, end_user, text_of(query.model)
     )
     return json_response(OwnLimits(limits))
 
 
-async def export(request: web.Request) -> web.StreamResponse:
+async def export(operation: Operation) -> web.StreamResponse:
     """``GET /admin/v1/organizations/{id}/ledger/export?format=csv|jsonl&from=&to=``: the entries of
     a period by when they were settled, oldest first.
 
     If it cannot go on the connection is broken off, so that no part is taken for the whole.
     """
-    caller = await authenticate_operator(request)
-    organization_id = path_id(request)
-    must_administer(caller, organization_id)
-    database = database_of(request)
+    organization_id = operation.administered_organization()
+    database, request = operation.database, operation.request
     await accounts.find_organization(database, organization_id)
-    wanted = cast(ExportFormat, _one_of(request, "format", FORMATS, "csv"))
-    start, end = await _period(request)
+    query = operation.read_query(ExportQuery)
+    wanted = query.format
+    start, end = _period(query, await database.now())
     name = f"ledger-{organization_id}-{start:%Y%m%dT%H%M%SZ}-{end:%Y%m%dT%H%M%SZ}.{wanted}"
     response = web.StreamResponse(
         headers={
@@ -153,26 +134,27 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 
 async def _report(
-    request: web.Request, organization_id: UUID, api_key_id: UUID | None, groups: tuple[str, ...]
-) -> web.Response:
-    database, query = database_of(request), request.query
-    group_by = cast(GroupBy, _one_of(request, "group_by", groups, "day"))
-    start, end = await _period(request)
+    request: web.Request,
+    organization_id: UUID,
+    api_key_id: UUID | None,
+    query: UsageQuery | OwnUsageQuery,
+) -> Usage:
+    database = database_of(request)
+    start, end = _period(query, await database.now())
     end_user = None
-    if name := query.get("end_user"):
+    if query.end_user:
         end_user = await accounts.end_user_digest(
-            database, request.app[KEYRING], organization_id, name
+            database, request.app[KEYRING], organization_id, query.end_user
         )
     wanted = ledger.Filter(
         start=start,
         end=end,
         api_key_id=api_key_id,
         end_user=end_user,
-        model=query_text(request, "model"),
-        tag=_tag(query_text(request, "tag")),
+        model=text_of(query.model),
+        tag=None if query.tag is UNSET else query.tag.pair,
     )
-    report = await ledger.report(database, organization_id, group_by, wanted)
-    return json_response(as_answer(report))
+    return as_answer(await ledger.report(database, organization_id, query.group_by, wanted))
 
 
 def as_answer(report: ledger.Report) -> Usage:
@@ -180,42 +162,10 @@ def as_answer(report: ledger.Report) -> Usage:
     return Usage(**msgspec.structs.asdict(report))
 
 
-def _one_of(request: web.Request, name: str, known: tuple[str, ...], default: str) -> str:
-    value = request.query.get(name, default)
-    if value not in known:
-        raise ClientError(f"{name}: must be one of {', '.join(known)}.", param=name)
-    return value
-
-
-async def _period(request: web.Request) -> tuple[datetime, datetime]:
-    now = await database_of(request).now()
-    start = _instant(request, "from", now.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
-    end = _instant(request, "to", now)
+def _period(query: PeriodQuery, now: datetime) -> tuple[datetime, datetime]:
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    start = month if query.start is UNSET else query.start.at
+    end = now if query.end is UNSET else query.end.at
     if start >= end:
         raise ClientError("from: must be before to.", param="from")
     return start, end
-
-
-def _instant(request: web.Request, name: str, default: datetime) -> datetime:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    with contextlib.suppress(ValueError):
-        return parse_day(text)
-    with contextlib.suppress(ValueError):
-        # A plus sign that was not encoded arrives as a space.
-        return parse_instant(text.replace(" ", "+"))
-    raise ClientError(
-        f"{name}: must be a day, as 2026-11-01, or a time and zone, as 2026-11-01T08:00:00Z, of the"
-        " years 1 to 9999 in UTC.",
-        param=name,
-    )
-
-
-def _tag(text: str | None) -> tuple[str, str] | None:
-    if not text:
-        return None
-    name, sign, value = text.partition("=")
-    if not (name and sign and value):
-        raise ClientError("tag: must be name=value.", param="tag")
-    return name, value

@@ -29,6 +29,8 @@ from service.api.description import (
     public,
 )
 from service.api.description import messages as anthropic
+from service.api.operations import add_operation
+from service.api.queries import PageQuery
 from service.errors import ClientError, Conflict, Forbidden, LimitExceeded, NotFound, RateLimited
 from service.gateway import CHAT, DECISIONS, ENDPOINTS, FREE_PATHS, TRANSCRIPTIONS, Endpoint
 
@@ -57,7 +59,7 @@ def add_routes(app: web.Application) -> None:
     routes.add("GET /health", checks.brief, public(gives=health.Health, also=(503,)))
     full = public(gives=health.WholeHealth, also=(503,))
     routes.add("GET /health/full", checks.full, full)
-    routes.add("GET /metrics", metrics.show, operator(gives=("text/plain",)))
+    add_operation(routes, "GET /metrics", metrics.show, operator(gives=("text/plain",)))
     document = public(gives=(JSON,), also=(304,))
     routes.add("GET /openapi.json", routes.describe, document)
     # OpenAI's paths and Venice's own, one handler each.
@@ -133,61 +135,63 @@ def _add_own(routes: Routes) -> None:
 
 def _add_organizations(routes: Routes, path: str) -> None:
     made = operator(takes=admin.NewOrganization, gives=Organization, status=201)
-    routes.add(f"POST {path}", admin.create_organization, made)
-    listed = operator(query=admin.PageQuery, gives=admin.Organizations)
-    routes.add(f"GET {path}", admin.list_organizations, listed)
+    add_operation(routes, f"POST {path}", admin.create_organization, made)
+    listed = operator(query=PageQuery, gives=admin.Organizations)
+    add_operation(routes, f"GET {path}", admin.list_organizations, listed)
     path += "/{id}"
-    routes.add(f"GET {path}", admin.find_organization, operator(gives=Organization))
+    add_operation(routes, f"GET {path}", admin.find_organization, operator(gives=Organization))
     changed = operator(takes=admin.OrganizationChange, gives=Organization)
-    routes.add(f"PATCH {path}", admin.change_organization, changed)
+    add_operation(routes, f"PATCH {path}", admin.change_organization, changed)
     key = operator(takes=NewKey, gives=admin.MadeKey, status=201, refuses=(Conflict,))
-    routes.add(f"POST {path}/keys", admin.create_key, key)
-    keys = operator(query=admin.PageQuery, gives=admin.Keys)
-    routes.add(f"GET {path}/keys", admin.list_keys, keys)
+    add_operation(routes, f"POST {path}/keys", admin.create_key, key)
+    keys = operator(query=PageQuery, gives=admin.Keys)
+    add_operation(routes, f"GET {path}/keys", admin.list_keys, keys)
     limit = operator(takes=ledger.NewLimit, gives=ledger.Limit, status=201, refuses=(Conflict,))
-    routes.add(f"POST {path}/limits", admin.create_limit, limit)
+    add_operation(routes, f"POST {path}/limits", admin.create_limit, limit)
     limits = operator(query=admin.LimitsQuery, gives=admin.Limits)
-    routes.add(f"GET {path}/limits", admin.list_limits, limits)
-    entries = operator(query=admin.PageQuery, gives=admin.Entries)
-    routes.add(f"GET {path}/ledger", admin.list_ledger, entries)
+    add_operation(routes, f"GET {path}/limits", admin.list_limits, limits)
+    entries = operator(query=PageQuery, gives=admin.Entries)
+    add_operation(routes, f"GET {path}/ledger", admin.list_ledger, entries)
     exported = operator(query=reports.ExportQuery, gives=tuple(ledger.CONTENT_TYPES.values()))
-    routes.add(f"GET {path}/ledger/export", reports.export, exported)
+    add_operation(routes, f"GET {path}/ledger/export", reports.export, exported)
     usage = operator(query=reports.UsageQuery, gives=reports.Usage)
-    routes.add(f"GET {path}/usage", reports.usage, usage)
+    add_operation(routes, f"GET {path}/usage", reports.usage, usage)
     events = operator(query=admin.EventsQuery, gives=admin.Events)
-    routes.add(f"GET {path}/audit-events", admin.list_audit_events, events)
+    add_operation(routes, f"GET {path}/audit-events", admin.list_audit_events, events)
 
 
 def _add_keys_and_limits(routes: Routes) -> None:
     key, limit = "/admin/v1/keys/{id}", "/admin/v1/limits/{id}"
     changed_key = operator(takes=KeyChange, gives=ApiKey)
-    routes.add(f"PATCH {key}", admin.change_key, changed_key)
-    routes.add(f"DELETE {key}", admin.revoke_key, operator(gives=NOTHING, status=204))
+    add_operation(routes, f"PATCH {key}", admin.change_key, changed_key)
+    add_operation(routes, f"DELETE {key}", admin.revoke_key, operator(gives=NOTHING, status=204))
     changed_limit = operator(takes=ledger.LimitChange, gives=ledger.Limit, refuses=(Conflict,))
-    routes.add(f"PATCH {limit}", admin.change_limit, changed_limit)
+    add_operation(routes, f"PATCH {limit}", admin.change_limit, changed_limit)
     gone = operator(gives=NOTHING, status=204, refuses=(Conflict,))
-    routes.add(f"DELETE {limit}", admin.delete_limit, gone)
+    add_operation(routes, f"DELETE {limit}", admin.delete_limit, gone)
     entry, refuses = ledger.LedgerEntry, (Conflict,)
     credit = operator(takes=ledger.NewCredit, gives=entry, status=201, refuses=refuses)
-    routes.add("POST /admin/v1/ledger/{id}/credit", admin.credit, credit)
+    add_operation(routes, "POST /admin/v1/ledger/{id}/credit", admin.credit, credit)
 
 
 def _add_models_and_upstream_keys(routes: Routes) -> None:
     listed = operator(query=admin.ModelsQuery, gives=admin.Names)
-    routes.add("GET /admin/v1/models", admin.list_models, listed)
+    add_operation(routes, "GET /admin/v1/models", admin.list_models, listed)
     alias = "/admin/v1/models/{alias:.+}"
     made = operator(takes=catalog.NewAlias, gives=catalog.ListedName, refuses=(Conflict,))
-    routes.add(f"PUT {alias}", admin.set_alias, made)
+    add_operation(routes, f"PUT {alias}", admin.set_alias, made)
     gone = operator(query=admin.AliasQuery, gives=NOTHING, status=204)
-    routes.add(f"DELETE {alias}", admin.remove_alias, gone)
+    add_operation(routes, f"DELETE {alias}", admin.remove_alias, gone)
     keys = "/admin/v1/upstream-keys"
-    routes.add(f"GET {keys}", upstream_keys.list_keys, operator(gives=upstream_keys.Keys))
+    add_operation(
+        routes, f"GET {keys}", upstream_keys.list_keys, operator(gives=upstream_keys.Keys)
+    )
     new, shown = upstream_keys.NewUpstreamKey, upstream_keys.ShownKey
     added = operator(takes=new, gives=shown, status=201, refuses=(Conflict,))
-    routes.add(f"POST {keys}", upstream_keys.add_key, added)
+    add_operation(routes, f"POST {keys}", upstream_keys.add_key, added)
     disabled = operator(gives=NOTHING, status=204)
-    routes.add(f"DELETE {keys}/{{id}}", upstream_keys.disable_key, disabled)
+    add_operation(routes, f"DELETE {keys}/{{id}}", upstream_keys.disable_key, disabled)
     enabled = operator(gives=shown)
-    routes.add(f"POST {keys}/{{id}}/enable", upstream_keys.enable_key, enabled)
+    add_operation(routes, f"POST {keys}/{{id}}/enable", upstream_keys.enable_key, enabled)
     checked = operator(gives=upstream_keys.CheckedKey, refuses=(Conflict,))
-    routes.add(f"POST {keys}/{{id}}/check", upstream_keys.check_key, checked)
+    add_operation(routes, f"POST {keys}/{{id}}/check", upstream_keys.check_key, checked)

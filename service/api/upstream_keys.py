@@ -8,10 +8,8 @@ import msgspec
 from aiohttp import web
 
 from service import upstream
-from service.api.auth import authenticate_operator, must_be_operator
+from service.api.operations import Operation
 from service.api.state import DATABASE, KEYRING, VENICE, VENICE_KEY
-from service.api.wire import REQUEST_ID, json_response, path_id, read_as
-from service.audit import Actor
 from service.errors import Conflict
 from service.upstream import Rest, StoredKey
 
@@ -46,51 +44,51 @@ class Keys(msgspec.Struct):
     upstream_keys: Sequence[ShownKey]
 
 
-async def list_keys(request: web.Request) -> web.Response:
+async def list_keys(operation: Operation) -> Keys:
     """``GET /admin/v1/upstream-keys``: all, oldest first, and what rests in this process."""
-    await _operator(request)
-    rests = request.app[VENICE].keys.rests()
-    stored = await upstream.list_stored(request.app[DATABASE])
-    return json_response(Keys([_shown(key, rests.get(key.id, ())) for key in stored]))
+    operation.must_be_operator()
+    rests = operation.app[VENICE].keys.rests()
+    stored = await upstream.list_stored(operation.database)
+    return Keys([_shown(key, rests.get(key.id, ())) for key in stored])
 
 
-async def add_key(request: web.Request) -> web.Response:
+async def add_key(operation: Operation) -> ShownKey:
     """``POST /admin/v1/upstream-keys`` → 201: one more key at Venice."""
-    actor = await _operator(request)
-    new = await read_as(request, NewUpstreamKey)
-    database, keyring = request.app[DATABASE], request.app[KEYRING]
-    async with database.transaction() as conn:
-        key_id = await upstream.add(conn, keyring, actor, new.name, new.key, new.organization_id)
-    await _load(request)
-    return json_response(_shown(await upstream.find_stored(database, key_id)), 201)
+    operation.must_be_operator()
+    new = await operation.read_body(NewUpstreamKey)
+    async with operation.transaction() as conn:
+        key_id = await upstream.add(
+            conn, operation.app[KEYRING], operation.actor, new.name, new.key, new.organization_id
+        )
+    await _load(operation.app)
+    return _shown(await upstream.find_stored(operation.database, key_id))
 
 
-async def disable_key(request: web.Request) -> web.Response:
+async def disable_key(operation: Operation) -> None:
     """``DELETE /admin/v1/upstream-keys/{id}`` → 204: out of use; its calls go on to their end."""
-    actor = await _operator(request)
-    async with request.app[DATABASE].transaction() as conn:
-        await upstream.disable(conn, actor, path_id(request))
-    await _load(request)
-    return web.Response(status=204)
+    operation.must_be_operator()
+    async with operation.transaction() as conn:
+        await upstream.disable(conn, operation.actor, operation.path_id)
+    await _load(operation.app)
 
 
-async def enable_key(request: web.Request) -> web.Response:
+async def enable_key(operation: Operation) -> ShownKey:
     """``POST /admin/v1/upstream-keys/{id}/enable``: a disabled key takes calls again."""
-    actor = await _operator(request)
-    database, key_id = request.app[DATABASE], path_id(request)
-    async with database.transaction() as conn:
-        await upstream.enable(conn, actor, key_id)
-    await _load(request)
-    return json_response(_shown(await upstream.find_stored(database, key_id)))
+    operation.must_be_operator()
+    key_id = operation.path_id
+    async with operation.transaction() as conn:
+        await upstream.enable(conn, operation.actor, key_id)
+    await _load(operation.app)
+    return _shown(await upstream.find_stored(operation.database, key_id))
 
 
-async def check_key(request: web.Request) -> web.Response:
+async def check_key(operation: Operation) -> CheckedKey:
     """``POST /admin/v1/upstream-keys/{id}/check``: what Venice says of it, asked at no cost. A key
     that rested and is found well takes calls again."""
-    await _operator(request)
-    database, venice = request.app[DATABASE], request.app[VENICE]
-    await _load(request)
-    key_id = (await upstream.find_stored(database, path_id(request))).id
+    operation.must_be_operator()
+    database, venice = operation.database, operation.app[VENICE]
+    await _load(operation.app)
+    key_id = (await upstream.find_stored(database, operation.path_id)).id
     for key in venice.keys.all:
         if key.id == key_id:
             checked = await upstream.check(database, venice, key)
@@ -100,18 +98,10 @@ async def check_key(request: web.Request) -> web.Response:
     shown = _shown(
         await upstream.find_stored(database, key_id), venice.keys.rests().get(key_id, ())
     )
-    facts = msgspec.structs.asdict(shown) | msgspec.structs.asdict(checked)
-    return json_response(CheckedKey(**facts))
+    return CheckedKey(**(msgspec.structs.asdict(shown) | msgspec.structs.asdict(checked)))
 
 
-async def _operator(request: web.Request) -> Actor:
-    caller = await authenticate_operator(request)
-    must_be_operator(caller)
-    return Actor(name=caller.actor_name, request_id=request[REQUEST_ID])
-
-
-async def _load(request: web.Request) -> None:
-    app = request.app
+async def _load(app: web.Application) -> None:
     keys = await upstream.load(app[DATABASE], app[KEYRING], app[VENICE_KEY])
     app[VENICE].keys.replace(keys)
 

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -15,7 +15,6 @@ from aiohttp import web
 from service import anthropic, money
 from service.api.state import INTAKE, SETTINGS
 from service.errors import (
-    ClientError,
     NotFound,
     ServiceError,
     Unavailable,
@@ -52,8 +51,6 @@ STREAM_HEADERS: Final = {
     # Proxies that buffer would turn a stream into a wait.
     "X-Accel-Buffering": "no",
 }
-IdOrNothing = Annotated[str, msgspec.Meta(pattern="^$|^[0-9A-Fa-f-]{32,36}$")]
-"""A UUID in a query; empty is as if it were not there."""
 ERROR_TYPES: Final = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -97,17 +94,6 @@ def path_id(request: web.Request) -> UUID:
         return UUID(request.match_info["id"])
     except ValueError:
         raise NotFound("There is nothing of this id; an id is a UUID.") from None
-
-
-def query_text(request: web.Request, name: str) -> str | None:
-    """A parameter of the query that the database is asked for, or None.
-
-    :raises ClientError: when it has a NUL, which no text of the database has.
-    """
-    text = request.query.get(name)
-    if text is not None and "\0" in text:
-        raise ClientError(f"{name}: must not have NUL characters.", param=name)
-    return text
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:

@@ -9,9 +9,14 @@ import msgspec
 import pytest
 import schemathesis
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from service import errors
-from service.api import add_routes
+from service.accounts import OPERATOR, Organization
+from service.api import add_routes, admin
+from service.api.description import operator
+from service.api.operations import Operation
+from service.api.queries import PageQuery
 from service.errors import ServiceError
 
 pytestmark = pytest.mark.shares_service
@@ -183,3 +188,33 @@ async def test_it_is_public_and_is_sent_once(service):
 
     assert document["openapi"].startswith("3.1")
     assert document["components"]["securitySchemes"].keys() == {"bearer", "x-api-key"}
+
+
+def test_queries_are_parsed_by_what_describes_them(document):
+    """A parameter of an administrative route is described with all of its rule, be it a grammar
+    of its own."""
+    described = {
+        parameter["name"]: parameter["schema"]
+        for name, operation in operations(document)
+        if name.startswith("GET /admin/v1/organizations/{id}/")
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "query"
+    }
+
+    assert described["limit"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+    assert re.fullmatch(described["after"]["pattern"], "")
+    assert not re.fullmatch(described["api_key_id"]["pattern"], "-" * 36)
+    assert re.fullmatch(described["tag"]["pattern"], "team=a=b")
+    assert described["format"]["enum"] == ["csv", "jsonl"]
+
+
+async def test_a_handler_reads_what_its_route_is_described_with():
+    """Another type is a mistake that no request survives, so any test of the route finds it."""
+    about = operator(takes=admin.NewOrganization, gives=Organization, query=PageQuery)
+    operation = Operation(make_mocked_request("GET", "/?limit=7&x=y"), OPERATOR, about)
+
+    assert operation.read_query(PageQuery).limit == 7
+    with pytest.raises(TypeError):
+        operation.read_query(admin.LimitsQuery)
+    with pytest.raises(TypeError):
+        await operation.read_body(admin.OrganizationChange)

@@ -1,0 +1,137 @@
+"""What every administrative request has in common, so that its handler shows only what it does."""
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from service.accounts import Caller
+from service.api.auth import (
+    authenticate_operator,
+    database_of,
+    must_administer,
+    must_be_operator,
+)
+from service.api.description import NOTHING, About, Routes
+from service.api.queries import read_query
+from service.api.state import CALLERS
+from service.api.wire import REQUEST_ID, Handler, json_response, path_id, read_as
+from service.audit import Actor
+from service.database.connections import Database
+
+T = TypeVar("T")
+Q = TypeVar("Q", bound=msgspec.Struct)
+
+
+class Operation:
+    """An administrative request of an authenticated caller. A handler first finds out whether the
+    caller may make it, then reads its query or body."""
+
+    def __init__(self, request: web.Request, caller: Caller, about: About) -> None:
+        self.request = request
+        self.app = request.app
+        self.caller = caller
+        self._about = about
+
+    @property
+    def database(self) -> Database:
+        """The database, within the share of the caller's organization."""
+        return database_of(self.request)
+
+    @property
+    def actor(self) -> Actor:
+        """Who makes the change, for the audit."""
+        return Actor(
+            name=self.caller.actor_name,
+            request_id=self.request[REQUEST_ID],
+            is_administrator=self.caller.role != "operator",
+        )
+
+    @property
+    def path_id(self) -> UUID:
+        """The id in the path.
+
+        :raises NotFound: when it is no UUID.
+        """
+        return path_id(self.request)
+
+    def must_be_operator(self) -> None:
+        """:raises Forbidden: when the caller is not the operator."""
+        must_be_operator(self.caller)
+
+    def must_administer(self, organization_id: UUID) -> None:
+        """:raises Forbidden: when the organization is not the caller's to administer."""
+        must_administer(self.caller, organization_id)
+
+    def administered_organization(self) -> UUID:
+        """The id in the path, of an organization that the caller administers.
+
+        :raises NotFound, Forbidden: when it is no UUID, or not the caller's to administer.
+        """
+        organization_id = self.path_id
+        self.must_administer(organization_id)
+        return organization_id
+
+    async def read_body(self, shape: type[T]) -> T:
+        """The JSON body, as the type that describes it.
+
+        :raises ClientError, PayloadTooLarge: naming the field and the rule.
+        """
+        _must_be_described(shape, self._about.takes)
+        return await read_as(self.request, shape)
+
+    def read_query(self, shape: type[Q]) -> Q:
+        """The query, as the type that describes it.
+
+        :raises ClientError: naming the parameter and the rule.
+        """
+        _must_be_described(shape, self._about.query)
+        return read_query(self.request, shape)
+
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        """A transaction on the caller's share of the database."""
+        return self.database.transaction()
+
+    @contextlib.asynccontextmanager
+    async def caller_change(self) -> AsyncIterator[Any]:
+        """A transaction that changes what callers may do. This process applies the change before it
+        answers; the others do when NOTIFY reaches them, which may be after the answer."""
+        try:
+            async with self.transaction() as conn:
+                yield conn
+        finally:
+            # After a failure too: a commit may succeed although its acknowledgement is lost.
+            self.app[CALLERS].forget()
+
+
+OperationHandler = Callable[[Operation], Awaitable[Any]]
+
+
+def add_operation(routes: Routes, route: str, handler: OperationHandler, about: About) -> None:
+    """Add a route to administer. Its handler gets the :class:`Operation` and returns the value that
+    is answered as JSON with the status of ``about``, or a whole response."""
+    routes.add(route, _authenticated(handler, about), about)
+
+
+def _authenticated(handler: OperationHandler, about: About) -> Handler:
+    @functools.wraps(handler)
+    async def handle(request: web.Request) -> web.StreamResponse:
+        caller = await authenticate_operator(request)
+        answer = await handler(Operation(request, caller, about))
+        if isinstance(answer, web.StreamResponse):
+            return answer
+        if about.gives == NOTHING:
+            return web.Response(status=about.status)
+        return json_response(answer, about.status)
+
+    return handle
+
+
+def _must_be_described(shape: Any, described: Any) -> None:
+    """:raises TypeError: when a handler reads another type than its route is described with."""
+    if shape is not described:
+        raise TypeError(f"The route is described with {described}, and reads {shape}.")
