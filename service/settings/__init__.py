@@ -1,15 +1,7 @@
 """The settings: environment variables and `.env`, read once and checked together."""
 
-from service.settings.settings import (
-    EX_CONFIG,
-    REQUIRED,
-    SURROUNDINGS,
-    Settings,
-    inherited,
-    load,
-    suspicious_names,
-    variables,
-)
+from service.settings.reading import EX_CONFIG, inherited, load, suspicious_names
+from service.settings.settings import REQUIRED, SURROUNDINGS, Settings, variables
 
 __all__ = [
     "EX_CONFIG",
