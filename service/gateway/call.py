@@ -42,13 +42,12 @@ TIMEOUT_HEADERS: Final = ("x-stainless-timeout", "x-stainless-read-timeout")
 SECONDS: Final = re.compile(r"\d{1,6}(?:\.\d{1,9})?", re.ASCII)
 
 
-def parse_tags(headers: Mapping[str, str]) -> dict[str, str] | None:
-    """The caller's own words for a call: ``x-rialto-tags: team=a,feature=b``.
+def parse_tags(stated: str) -> dict[str, str] | None:
+    """Parse the caller's tags of a call: ``team=a,feature=b``; None where there are none.
 
     :raises ClientError: naming the header and the rule.
     """
-    stated = headers.get(TAGS_HEADER, "").strip()
-    if not stated:
+    if not stated.strip():
         return None
     tags: dict[str, str] = {}
     for number, part in enumerate(stated.split(","), start=1):
@@ -169,7 +168,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
             "headers": {
                 name: self.headers[name] for name in PASSED_HEADERS if name in self.headers
             },
-            "tags": parse_tags(self.headers),
+            "tags": parse_tags(self.headers[TAGS_HEADER]) if TAGS_HEADER in self.headers else None,
             "timeout_s": parse_timeout_s(self.headers),
             "body": self.content if json is None else json.content,
             "document": None if json is None else json.document,

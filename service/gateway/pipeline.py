@@ -85,7 +85,8 @@ class Gateway:
             counting = await self._free_requests.check(
                 route.caller, route.call.model, asks_venice=asks_venice
             )
-            await route.admit()
+            if (refusal := await route.admit()) is not None:
+                await route.admit_later(refusal)
             if counting:
                 self._free_requests.give_back(counting)
             await relay.begin(self._heartbeat_s)

@@ -25,7 +25,11 @@ async def parse(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
     :raises ClientError: naming the field and the rule.
     :raises Unavailable: when too many large bodies are being read.
     """
-    return await read_large(len(inbound.content), _parse, endpoint, inbound)
+    size_bytes = len(inbound.content)
+    if size_bytes > LARGE_BYTES:
+        return await read_large(size_bytes, _parse_large, endpoint, inbound)
+    call: Call = endpoint.parse(inbound)
+    return call
 
 
 async def read_large(size_bytes: int, function: Callable[..., T], *arguments: Any) -> T:
@@ -43,9 +47,9 @@ async def read_large(size_bytes: int, function: Callable[..., T], *arguments: An
         raise Unavailable("Too many large bodies are being read.", retry_after_s=5) from None
 
 
-def _parse(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
+def _parse_large(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
     call: Call = endpoint.parse(inbound)
-    if call.document is not None and len(inbound.content) > LARGE_BYTES:
+    if call.document is not None:
         # Here and not in the event loop, which changes members later.
         call.document.locate()
     return call

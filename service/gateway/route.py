@@ -46,6 +46,7 @@ class Route:
         self._ledger = ledger
         self.catalog = catalog
         self._venice = venice
+        self._calls = calls
         self._remaining = deque(calls)
         self.caller = caller
         self.call = calls[0]
@@ -69,21 +70,12 @@ class Route:
         """Whether the hold is for two attempts, the first of which may have been charged."""
         return self._attempts > 1
 
-    async def admit(self) -> None:
-        """Take the hold for the first of the models that has room for it.
+    async def admit(self) -> ServiceError | None:
+        """Take the hold for the first of the models that has room for it. If all were refused,
+        return the refusal for the first.
 
-        :raises ServiceError: the refusal for the first model, or that nobody could decide.
+        :raises ServiceError: when nobody could decide.
         """
-        calls = tuple(self._remaining)
-        refusal = await self._try_to_admit()
-        if refusal is not None and await self._ledger.wait_for_room(refusal):
-            self._remaining.extend(calls)
-            refusal = await self._try_to_admit()
-        if refusal is not None:
-            raise refusal
-
-    async def _try_to_admit(self) -> ServiceError | None:
-        """Returns the refusal for the first model, if all were refused."""
         refusal: ServiceError | None = None
         while self._remaining:
             try:
@@ -95,6 +87,19 @@ class Route:
             else:
                 return None
         return refusal
+
+    async def admit_later(self, refusal: ServiceError) -> None:
+        """Ask for admission once more, where the limit that refused has room within a second.
+
+        :raises ServiceError: the refusal that stays.
+        """
+        if await self._ledger.wait_for_room(refusal):
+            self._remaining.extend(self._calls)
+            later = await self.admit()
+            if later is None:
+                return
+            raise later
+        raise refusal
 
     async def advance(self) -> bool:
         """Go on to the next model whose bound its limits have room for, in one step with giving up
@@ -137,13 +142,14 @@ class Route:
         try:
             admission = await take(hold)
         except (LimitExceeded, RateLimited) as error:
-            told = _told(error, call, are_prices_known=are_prices_known)
-            if told.is_final and self.hold is None and is_too_large(told):
+            answered = _as_answered(error, call, are_prices_known=are_prices_known)
+            if answered.is_final and self.hold is None and is_too_large(answered):
                 with contextlib.suppress(Unavailable):
-                    self._advise(told, call, bound, await self._ledger.limits_of(hold))
-            raise told from error
+                    self._advise(answered, call, bound, await self._ledger.limits_of(hold))
+            raise answered from error
         self.call, self.hold, self.admission = call, hold, admission
-        self.bound = self._cut(call, bound, admission)
+        granted = admission if self._attempts == 1 else _part(admission, self._attempts)
+        self.bound = call.endpoint.cut(call, bound, granted, self.catalog)
 
     async def _quote_of(self, call: Call) -> Quote:
         call = await call.priced(self._venice)
@@ -153,12 +159,13 @@ class Route:
         standing = await self._ledger.would_admit(hold)
         nanos, tokens, refusal = hold.bound_nanos, hold.bound_tokens, None
         if isinstance(standing.outcome, ServiceError):
-            refusal = _told(standing.outcome, call, are_prices_known=are_prices_known)
+            refusal = _as_answered(standing.outcome, call, are_prices_known=are_prices_known)
             if is_too_large(refusal):
                 self._advise(refusal, call, bound, standing.limits)
         else:
             nanos, tokens = standing.outcome.bound_nanos, standing.outcome.bound_tokens
-            bound = self._cut(call, bound, standing.outcome)
+            granted = _part(standing.outcome, self._attempts)
+            bound = call.endpoint.cut(call, bound, granted, self.catalog)
         bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
         return Quote(call=call, bound=bound, limits=standing.limits, refusal=refusal)
 
@@ -181,18 +188,6 @@ class Route:
         )
         if most:
             refusal.advise(f"With {call.output_field} ≤ {most} it fits.")
-
-    def _cut(self, call: Call, bound: Bound, admission: Admission) -> Bound:
-        attempts = self._attempts
-        if attempts == 1:
-            return call.endpoint.cut(call, bound, admission, self.catalog)
-        nanos = admission.bound_nanos
-        granted = msgspec.structs.replace(
-            admission,
-            bound_nanos=None if nanos is None else nanos // attempts,
-            bound_tokens=admission.bound_tokens // attempts,
-        )
-        return call.endpoint.cut(call, bound, granted, self.catalog)
 
     def _hold(self, call: Call, bound: Bound) -> Hold:
         """What the call asks admission for.
@@ -231,8 +226,18 @@ def _times(bound: Bound, attempts: int) -> Bound:
     return msgspec.structs.replace(bound, **known)
 
 
-def _told(refusal: ServiceError, call: Call, *, are_prices_known: bool) -> ServiceError:
-    """What the caller of a refused call is told."""
+def _part(admission: Admission, attempts: int) -> Admission:
+    """What an admission for so many attempts grants each of them."""
+    nanos = admission.bound_nanos
+    return msgspec.structs.replace(
+        admission,
+        bound_nanos=None if nanos is None else nanos // attempts,
+        bound_tokens=admission.bound_tokens // attempts,
+    )
+
+
+def _as_answered(refusal: ServiceError, call: Call, *, are_prices_known: bool) -> ServiceError:
+    """The error that the caller of a refused call gets."""
     if isinstance(refusal, LimitExceeded | RateLimited) and not are_prices_known:
         # Without prices and windows the bound is no bound to refuse a call by, even if they have
         # come since.

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -303,20 +303,20 @@ class Venice:
     def _authorization(self, key: UpstreamKey | None) -> str:
         return f"Bearer {(key or self.keys.any()).secret}"
 
-    async def post(
+    def post(
         self,
         path: str,
         body: Body,
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
         departure: Departure | None = None,
-    ) -> Answer:
+    ) -> Awaitable[Answer]:
         """Send a body, with any key unless one is given; ``departure`` records whether it left.
 
         :raises UpstreamError: of the class that says what happened, for every status but 2xx.
         """
         sent = {"Content-Type": JSON, **headers}
-        return await self._send("POST", path, body, sent, key, departure=departure)
+        return self._send("POST", path, body, sent, key, departure=departure)
 
     async def forward(
         self,
