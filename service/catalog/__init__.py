@@ -1,7 +1,7 @@
-"""What callers may name: Venice's models with their prices, and the operator's aliases.
+"""The models and aliases that callers can name, with their prices.
 
-Venice's list is kept as a copy in the database and in memory, and asked for anew every few minutes;
-what a call needs is answered from memory.
+Venice's model list is copied to the database and to memory and refreshed every few minutes. Calls
+read from memory only.
 """
 
 from service.catalog.aliases import (

@@ -1,7 +1,8 @@
-"""The operator's own names for models, and the list of all names as administrators see it.
+"""Aliases for models, and the list of all names for administrators.
 
-An alias for all is the operator's; one of an organization goes before it, for that organization.
-Each change is a version of its own, and audited with the organization that it is for.
+A global alias belongs to the operator. An organization's alias takes precedence over a global one
+for that organization. Each change creates a new version and is audited under the organization it
+applies to.
 """
 
 import re
@@ -19,9 +20,9 @@ from service.database.connections import Database
 from service.errors import ClientError, Conflict, Forbidden, NotFound
 from service.ids import uuid7
 
-MOST_TARGETS: Final = 8
-MOST_ALIASES: Final = 1_000
-"""Of one organization, or of all: every process keeps them in memory."""
+MAX_TARGETS: Final = 8
+MAX_ALIASES: Final = 1_000
+"""The limit for one organization, or for the global aliases. Every process keeps them in memory."""
 
 Kind = Literal["venice", "alias"]
 
@@ -116,15 +117,17 @@ FIND_NAME: Final = """
 
 
 class NewAlias(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an alias stands for, the best first; without an organization it is for all."""
+    """The models an alias resolves to, best first. Without an organization the alias is global."""
 
-    targets: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MOST_TARGETS)]
+    targets: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_TARGETS)]
     organization_id: UUID | None = None
 
 
 class ListedName(msgspec.Struct, frozen=True, kw_only=True):
-    """A name as administrators see it: a model of Venice's, or an alias. Prices are Venice's own
-    object, windows tokens."""
+    """A name as administrators see it: a Venice model or an alias.
+
+    ``prices`` is Venice's own object. Context and output limits are in tokens.
+    """
 
     id: UUID
     name: str
@@ -142,7 +145,7 @@ class ListedName(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read(database: Database) -> list[Alias]:
-    """All aliases in force."""
+    """Read all current aliases."""
     return [
         Alias(**{**row, "targets": tuple(row["targets"])})
         for row in await database.fetch(READ_ALIASES)
@@ -150,32 +153,31 @@ async def read(database: Database) -> list[Alias]:
 
 
 async def set_alias(conn: Any, actor: Actor, name: str, new: NewAlias) -> None:
-    """Let ``name`` stand for these models, on every replica within seconds. The same again changes
-    nothing.
+    """Point ``name`` at these models. Takes effect on every replica within seconds.
 
-    :raises ClientError: when the name or a target breaks its rule.
-    :raises Conflict: when the name is a model of Venice's, or there are too many aliases.
-    :raises Forbidden: when an administrator would change the operator's.
+    Setting the same targets again changes nothing.
+
+    :raises ClientError: when the name or a target is invalid.
+    :raises Conflict: when the name is a Venice model, or the organization has too many aliases.
+    :raises Forbidden: when an administrator tries to change an alias that the operator set.
     """
     if not _NAME.fullmatch(name):
         raise ClientError(
-            "alias: must be 1 to 200 printable ASCII characters, without spaces and ':'.",
+            "alias: must be 1 to 200 printable ASCII characters, without spaces or ':'.",
             param="alias",
         )
     targets, owner = list(new.targets), new.organization_id
-    if not 1 <= len(targets) <= MOST_TARGETS or len(set(targets)) < len(targets):
-        raise ClientError(
-            f"targets: must be 1 to {MOST_TARGETS} models, each of them once.", param="targets"
-        )
-    # First of all locks. It keeps the catalogue's own writer out, and others who set an alias.
+    if not 1 <= len(targets) <= MAX_TARGETS or len(set(targets)) < len(targets):
+        raise ClientError(f"targets: must be 1 to {MAX_TARGETS} different models.", param="targets")
+    # Take this lock before any other. It excludes the catalogue writer and other alias changes.
     await audit.lock(conn, owner or OPERATOR_ORGANIZATION_ID)
-    await _must_be_own(conn, actor, owner, name)
+    await _require_own_alias(conn, actor, owner, name)
     await _check_names(conn, name, targets, owner)
     before = await conn.fetchrow(FIND_NAME, owner, name)
     if before is not None and before["targets"] == targets:
         return
-    if before is None and await conn.fetchval(COUNT_ALIASES, owner) >= MOST_ALIASES:
-        raise Conflict(f"There are {MOST_ALIASES} aliases already: remove one.")
+    if before is None and await conn.fetchval(COUNT_ALIASES, owner) >= MAX_ALIASES:
+        raise Conflict(f"There are already {MAX_ALIASES} aliases. Remove one first.")
     await conn.execute(END_ALIAS, owner, name)
     await conn.execute(INSERT_ALIAS, uuid7(), owner, name, targets, actor.set_by)
     detail = {
@@ -188,10 +190,10 @@ async def set_alias(conn: Any, actor: Actor, name: str, new: NewAlias) -> None:
     )
 
 
-async def _must_be_own(conn: Any, actor: Actor, owner: UUID | None, name: str) -> None:
+async def _require_own_alias(conn: Any, actor: Actor, owner: UUID | None, name: str) -> None:
     if actor.is_administrator and await conn.fetchval(FIND_SETTER, owner, name) == "operator":
         raise Forbidden(
-            "alias: the operator set it for your organization, so only the operator can change it.",
+            "alias: the operator set this alias, so only the operator can change it.",
             param="alias",
         )
 
@@ -201,29 +203,29 @@ async def _check_names(conn: Any, name: str, targets: list[str], owner: UUID | N
     models = {row["name"] for row in found if row["kind"] == "venice"}
     aliases = {row["name"]: row["targets"] for row in found if row["kind"] == "alias"}
     if name in models:
-        raise Conflict(f"alias: {name!r} is a model of Venice's.", param="alias")
+        raise Conflict(f"alias: {name!r} is the name of a Venice model.", param="alias")
     for target in targets:
         if target == name or target in aliases:
-            raise ClientError(f"targets: {target[:200]!r} is an alias itself.", param="targets")
+            raise ClientError(f"targets: {target[:200]!r} is itself an alias.", param="targets")
     for other, its_targets in aliases.items():
         if name in its_targets:
             raise Conflict(f"alias: {name!r} is a target of the alias {other!r}.", param="alias")
     unknown = [target for target in targets if target not in models]
     if unknown and await conn.fetchval(HAS_MODELS):
         raise ClientError(
-            f"targets: {unknown[0][:200]!r} is no model as Venice lists it.", param="targets"
+            f"targets: {unknown[0][:200]!r} is not a model on Venice's list.", param="targets"
         )
 
 
 async def remove_alias(conn: Any, actor: Actor, name: str, organization_id: UUID | None) -> None:
-    """Let the name stand for nothing again, on every replica within seconds.
+    """Remove an alias. Takes effect on every replica within seconds.
 
     :raises NotFound: when there is no such alias.
-    :raises Forbidden: when an administrator would remove the operator's.
+    :raises Forbidden: when an administrator tries to remove an alias that the operator set.
     """
     owner = organization_id or OPERATOR_ORGANIZATION_ID
     await audit.lock(conn, owner)
-    await _must_be_own(conn, actor, organization_id, name)
+    await _require_own_alias(conn, actor, organization_id, name)
     before = await conn.fetchrow(END_ALIAS, organization_id, name)
     if before is None:
         raise NotFound("There is no such alias.", param="alias")
@@ -236,7 +238,10 @@ async def remove_alias(conn: Any, actor: Actor, name: str, organization_id: UUID
 
 
 async def find_alias(database: Database, name: str, organization_id: UUID | None) -> ListedName:
-    """:raises NotFound: when there is no such alias."""
+    """Return one alias.
+
+    :raises NotFound: when there is no such alias.
+    """
     row = await database.fetchrow(FIND_NAME, organization_id, name)
     if row is None:
         raise NotFound("There is no such alias.", param="alias")
@@ -250,8 +255,10 @@ async def list_names(
     organization_id: UUID | None = None,
     kind: Kind | None = None,
 ) -> Sequence[ListedName]:
-    """All names with those of retired models, after the id given; with an organization no aliases
-    of others."""
+    """List the names after the given id, including retired models.
+
+    With an organization, the aliases of other organizations are left out.
+    """
     rows = await database.fetch(LIST_NAMES, after, limit, organization_id, kind)
     return [_listed(row) for row in rows]
 

@@ -1,4 +1,4 @@
-"""The catalogue of one process."""
+"""The model catalogue of one process."""
 
 import asyncio
 import random
@@ -41,35 +41,35 @@ NAMED_TYPES: Final = (
     "inpaint",
     "video",
 )
-"""The types of which Venice tells other names of models."""
+"""The model types for which Venice publishes alternative names."""
 MODEL_TYPES: Final = (*NAMED_TYPES, "decision", "all", "code")
 LISTS: Final = ("/models/compatibility_mapping", "/models/traits")
-"""Where other names of models are; the later goes before the earlier."""
+"""The endpoints with alternative model names. Later entries override earlier ones."""
 
 OVERHEAD_TOKENS: Final = 128
-"""What Venice adds to a prompt, until more is seen."""
+"""The tokens that Venice is assumed to add to a prompt until a call shows more."""
 SYSTEM_PROMPT_TOKENS: Final = 4_096
-"""The same, with its own system prompt."""
+"""The same assumption when Venice adds its own system prompt."""
 
 MAX_OVERHEAD_TOKENS: Final = 16_384
-"""The most that is learned of one call for the organization's others of its model."""
+"""The largest overhead that one call can teach the process about its organization and model."""
 OVERHEAD_KEPT_S: Final = 86_400.0
 MAX_OVERHEADS: Final = 10_000
 
 Fetch = Callable[[str, str], Awaitable[bytes]]
-"""One of Venice's lists, by path and type."""
+"""Fetches one of Venice's lists by path and model type."""
 
 
 class _Mapping(msgspec.Struct):
     data: dict[str, str]
 
 
-class _Described(msgspec.Struct):
+class _ListingSpec(msgspec.Struct):
     model_spec: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class Catalog:
-    """Models, prices and aliases of one process."""
+    """The models, prices and aliases known to one process."""
 
     def __init__(self, fetch: Fetch, database: Database) -> None:
         self._fetch = fetch
@@ -80,12 +80,12 @@ class Catalog:
         self._overheads = _Overheads()
 
     async def load(self) -> None:
-        """Know what the database does."""
+        """Load the models and aliases from the database."""
         known = await copy.read(self._database)
         self._use(known, await aliases.read(self._database))
 
     async def load_aliases(self) -> None:
-        """Know the aliases that are in force now."""
+        """Reload the current aliases from the database."""
         self._names = Names(self._names.models, await aliases.read(self._database))
 
     def _use(self, known: Copy, its_aliases: Iterable[Alias]) -> None:
@@ -95,28 +95,31 @@ class Catalog:
         self._names = Names(models, its_aliases)
 
     async def sync(self) -> None:
-        """Ask Venice for its lists and bring the copy to them, once however many ask at a time.
+        """Fetch Venice's lists and update the copy. Concurrent callers share one run.
 
-        :raises UpstreamError: when Venice does not answer, or nothing that can be read.
-        :raises Unavailable: when the database does not.
+        :raises UpstreamError: when Venice does not answer, or the answer cannot be parsed.
+        :raises Unavailable: when the database is unavailable.
         """
         if self._syncing is None:
             self._syncing = asyncio.create_task(self._sync())
             self._syncing.add_done_callback(self._synced)
-        # The one who asked first may leave; the others still want the answer.
+        # The first caller may leave while others still wait for the result.
         await asyncio.shield(self._syncing)
 
     def _synced(self, task: asyncio.Task[None]) -> None:
         self._syncing = None
         if not task.cancelled():
-            task.exception()  # read, so that asyncio does not report it when nobody waits any more
+            # Retrieve the exception so that asyncio does not report it when all waiters have left.
+            task.exception()
 
     async def _sync(self) -> None:
-        # Read first: a copy that has changed by the time Venice has answered is newer than that.
+        # Read the copy before asking Venice. If another process changes it meanwhile, ours is
+        # stale.
         before = await copy.read(self._database)
         listed = read_list(await self._fetch("/models", "all"))
         if not before:
-            # The first time callers wait for prices: other names come after them.
+            # On the first run callers wait for prices, so write those before fetching alternative
+            # names.
             await copy.write(self._database, before, listed)
             await self.load()
             before = self._copy
@@ -127,19 +130,21 @@ class Catalog:
         log.info("catalogue refreshed", models=len(self._names.models.listed))
 
     async def _other_names(self, model_type: str) -> dict[str, str] | None:
-        """Models of the type by their other names; None when Venice does not say."""
+        """Map alternative names to models of the type. None when Venice does not return them."""
         names: dict[str, str] = {}
         try:
             for path in LISTS:
                 body = await self._fetch(path, model_type)
                 names |= msgspec.json.decode(body, type=_Mapping).data
         except (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            log.warning("other names not read", type=model_type, error=type(error).__name__)
+            log.warning(
+                "alternative model names not read", type=model_type, error=type(error).__name__
+            )
             return None
         return names
 
     async def keep_fresh(self) -> None:
-        """Ask Venice again every few minutes, for ever."""
+        """Sync every few minutes, forever."""
         try:
             while True:
                 pause_s = await self._try_to_sync()
@@ -150,7 +155,7 @@ class Catalog:
                 await asyncio.wait({self._syncing})
 
     async def _try_to_sync(self) -> float:
-        """Sync; returns after how many seconds to do it again."""
+        """Sync, and return the seconds until the next run."""
         try:
             await self.sync()
         except ServiceError as error:
@@ -162,17 +167,17 @@ class Catalog:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether models and prices are known: of the copy, or of Venice."""
+        """True once models and prices are known, from the copy or from Venice."""
         return bool(self._names.models.listed)
 
     @property
     def names(self) -> Collection[str]:
-        """What Venice calls its models."""
+        """The model names on Venice's list."""
         return self._names.models.listed
 
     def resolve(self, name: str) -> str:
-        """The name as Venice lists the model, should it be spelt in another way that Venice
-        tolerates; a feature suffix stays."""
+        """Return the name as Venice spells it, if it is another accepted spelling. A feature suffix
+        is kept."""
         return self._names.models.resolve(name)
 
     def targets(
@@ -182,38 +187,44 @@ class Catalog:
         allowed: frozenset[str] | None,
         model_type: str | None = None,
     ) -> tuple[str, ...]:
-        """Venice's models that the caller's name stands for, the best first: an alias's targets,
-        or one model, by its name, another spelling, a trait or name that Venice takes for it, or as
-        the replacement of one that is retired. A feature suffix stays on each.
+        """Return the Venice models that the caller's name resolves to, best first.
 
-        ``allowed`` are the aliases and models that the caller may use, None for all. A trait that
-        models of several types have, as ``default``, is that of ``model_type``, or of text.
+        An alias resolves to its targets. Any other name resolves to one model: by its name, another
+        spelling, a trait or another name that Venice accepts, or as the replacement of a retired
+        model. A feature suffix is kept on each result.
 
-        While no model is known the name stands for itself.
+        ``allowed`` holds the aliases and models that the caller may use, None for all. A trait
+        shared by several types, such as ``default``, resolves within ``model_type``, or within text
+        models.
+
+        While no models are known, the name resolves to itself.
 
         :raises NotFound: ``model_not_found``, with the nearest names; ``model_retired``.
         :raises Forbidden: ``model_not_allowed``, when the caller may use none of them.
-        :raises Unavailable: when models are not known yet, and one of those allowed may be meant.
+        :raises Unavailable: when no models are known yet and the name may resolve to an allowed
+            one.
         """
         return self._names.targets(organization_id, name, allowed, model_type)
 
     def price_version(self, name: str) -> int | None:
-        """The version of the model's prices and windows. Feature suffixes do not matter."""
+        """Return the version of the model's prices and token limits. Ignores feature suffixes."""
         known = self._names.models.listed.get(self.resolve(name).partition(":")[0])
         return None if known is None else known.version
 
     def can(self, name: str, capability: str) -> bool:
-        """Whether the model has a capability, by Venice's name for it: ``supportsReasoning``."""
+        """Return whether the model has a capability, by Venice's name for it."""
         return self._names.models.can(name, capability)
 
     def token_price(self, *names: str) -> TokenPrice | None:
-        """The price of the first of these models that has one for tokens."""
+        """Return the price of the first of these models that has a price per token."""
         price = self.price(*names)
         return price if isinstance(price, TokenPrice) else None
 
     def price(self, *names: str) -> Price | None:
-        """The price of the first of these models that has one; of a retired model its last.
-        Feature suffixes do not matter."""
+        """Return the price of the first of these models that has one.
+
+        A retired model has its last price. Feature suffixes are ignored.
+        """
         prices = self._names.models.prices
         for name in names:
             price = prices.get(name) or prices.get(name.partition(":")[0])
@@ -222,7 +233,7 @@ class Catalog:
         return None
 
     def prices_of_type(self, model_type: str) -> list[Price]:
-        """The prices of all models of the type."""
+        """Return the prices of all models of the type."""
         models = self._names.models
         return [
             models.prices[name]
@@ -233,14 +244,16 @@ class Catalog:
     async def listing(
         self, organization_id: UUID, allowed: frozenset[str] | None, model_type: str
     ) -> bytes:
-        """What a caller may use of a type, as JSON in Venice's shape: Venice's own objects as
-        they are, then aliases. Venice is asked only while no model is known.
+        """Return the models of a type that a caller may use, as JSON in Venice's format.
+
+        Venice's own objects come first, unchanged, then aliases. Asks Venice only while no models
+        are known.
 
         :raises ClientError: when there is no such type.
-        :raises UpstreamError: when no model is known and Venice does not answer.
+        :raises UpstreamError: when no models are known and Venice does not answer.
         """
         if model_type not in MODEL_TYPES:
-            raise ClientError(f"type must be one of {', '.join(MODEL_TYPES)}", param="type")
+            raise ClientError(f"type: must be one of {', '.join(MODEL_TYPES)}.", param="type")
         if not self.is_loaded:
             await self.sync()
         names = self._names
@@ -261,10 +274,10 @@ class Catalog:
     async def entry(
         self, organization_id: UUID, allowed: frozenset[str] | None, name: str
     ) -> bytes:
-        """One entry of the list, by any name that the caller may use.
+        """Return one entry of the list, by any name that the caller may use.
 
-        :raises NotFound: when there is none.
-        :raises UpstreamError: when no model is known and Venice does not answer.
+        :raises NotFound: when there is no such model.
+        :raises UpstreamError: when no models are known and Venice does not answer.
         """
         if not self.is_loaded:
             await self.sync()
@@ -277,9 +290,11 @@ class Catalog:
         return model.listing.encode() if alias is None else _alias_entry(alias, model)
 
     def overhead_tokens(self, name: str, organization_id: UUID, *, with_prompt: bool) -> int:
-        """What Venice adds at most to a prompt that the organization sends the model, with its own
-        system prompt or without it: the largest excess the organization has seen lately, and never
-        less than what was thought at the beginning."""
+        """Return the most tokens that Venice is expected to add to the organization's prompts.
+
+        This is the largest recent excess that the organization has seen for the model, with or
+        without Venice's system prompt, and never less than the initial assumption.
+        """
         model = name.partition(":")[0]
         learned = self._overheads.get((organization_id, model, with_prompt))
         return max(learned, SYSTEM_PROMPT_TOKENS if with_prompt else OVERHEAD_TOKENS)
@@ -287,13 +302,13 @@ class Catalog:
     def learn_overhead(
         self, name: str, organization_id: UUID, excess_tokens: int, *, with_prompt: bool
     ) -> None:
-        """A prompt of the organization's had so many tokens more than its text bounds.
+        """Record that a prompt of the organization had ``excess_tokens`` more than its text bounds.
 
-        Only its own bounds are higher from then on. A caller chooses what it sends, so its calls
-        must not change what those of others may cost.
+        Only the organization's own bounds grow. Callers choose what they send, so one caller's
+        prompts must not change what another's calls may cost.
         """
         if excess_tokens > MAX_OVERHEAD_TOKENS:
-            # That is nothing Venice adds to every prompt.
+            # Venice does not add this much to every prompt.
             log.warning("prompt above its bound", model=name, tokens=excess_tokens)
         elif excess_tokens > self.overhead_tokens(name, organization_id, with_prompt=with_prompt):
             model = name.partition(":")[0]
@@ -304,19 +319,22 @@ class Catalog:
 
 
 class _Overheads:
-    """The largest excess of each organization's prompts over their bounds, by model and whether
-    Venice's own prompt was there. Kept for a day, and of so many only as fit."""
+    """The largest excess of each organization's prompts over their bounds.
+
+    Keyed by organization, model and whether Venice's system prompt was included. Entries expire
+    after a day; the oldest is dropped when the table is full.
+    """
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[UUID, str, bool], tuple[int, float]] = {}
 
     def get(self, key: tuple[UUID, str, bool]) -> int:
-        """The excess, or 0."""
+        """Return the excess, or 0."""
         tokens, until = self._tokens.get(key, (0, 0.0))
         return tokens if time.monotonic() < until else 0
 
     def put(self, key: tuple[UUID, str, bool], tokens: int) -> None:
-        """Note an excess; the one that was noted first makes room for it."""
+        """Record an excess, and drop the oldest entry when the table is full."""
         self._tokens.pop(key, None)
         if len(self._tokens) >= MAX_OVERHEADS:
             del self._tokens[next(iter(self._tokens))]
@@ -326,8 +344,8 @@ class _Overheads:
 def _with_names(
     listed: Iterable[Model], names: Mapping[str, Mapping[str, str] | None], before: Copy
 ) -> list[Model]:
-    """The models with their other names; those of a type of which Venice did not say keep what
-    they had."""
+    """Attach alternative names to the models. A type that Venice returned no names for keeps its
+    own."""
     found: dict[tuple[str, str], list[str]] = {}
     for kind, its_names in names.items():
         for name, target in sorted((its_names or {}).items()):
@@ -342,7 +360,7 @@ def _with_names(
 
 
 def _alias_entry(alias: Alias, first: Model) -> bytes:
-    spec = msgspec.json.decode(first.listing, type=_Described).model_spec
+    spec = msgspec.json.decode(first.listing, type=_ListingSpec).model_spec
     return msgspec.json.encode(
         {
             "id": alias.name,

@@ -1,7 +1,7 @@
-"""The copy of Venice's list in the database.
+"""The database copy of Venice's model list.
 
-Replicas may write it at the same time: the lock on the operator's chain of audit events lets one
-through at a time, and who finds a copy that was changed since it asked Venice writes nothing.
+Several replicas may write it. The lock on the operator's audit chain admits one at a time, and a
+process that finds the copy changed since it asked Venice writes nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,7 +97,7 @@ Copy = dict[str, Stored]
 
 
 async def read(database: Database) -> Copy:
-    """The models of the copy by name, with those that are retired."""
+    """Read the copied models by name, including retired ones."""
     return _stored(await database.fetch(READ_MODELS))
 
 
@@ -115,12 +115,14 @@ def _stored(rows: Iterable[Any]) -> Copy:
 
 
 async def write(database: Database, before: Copy, listed: Sequence[Model]) -> None:
-    """Bring the copy to what Venice lists, if it is still as it was ``before`` Venice was asked.
-    What an operator should know of it is audited."""
+    """Update the copy to match Venice's list, unless it changed since ``before`` was read.
+
+    Price, deprecation, added and removed models are audited.
+    """
     if not compare(before, listed):
         return
     async with database.transaction() as conn:
-        # Before all other locks. It keeps other replicas, and whoever sets an alias for all, out.
+        # Take this lock before any other. It excludes other replicas and changes to global aliases.
         await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
         if _stored(await conn.fetch(READ_MODELS)) != before:
             return
@@ -129,7 +131,7 @@ async def write(database: Database, before: Copy, listed: Sequence[Model]) -> No
         if not changes:
             return
         await _write(conn, changes)
-        # All that an empty table is filled with is no news.
+        # The first fill of an empty table is not news.
         events = _events(changes) if before else []
         for action, name, detail in events:
             await audit.record(conn, OPERATOR_ORGANIZATION_ID, RIALTO, action, name, detail)
@@ -155,8 +157,10 @@ def _encoded(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _events(changes: Changes) -> list[tuple[str, str, dict[str, Any]]]:
-    """Action, target and detail of each event. Prices are decimal strings in USD, as Decimals are
-    encoded."""
+    """Build the action, target and detail of each event.
+
+    Decimals are encoded as strings, so prices are decimal strings in USD.
+    """
     events: list[tuple[str, str, dict[str, Any]]] = []
     for model in changes.added:
         detail = {"type": model.type, "prices": model.prices, "deprecation": model.deprecation}

@@ -1,4 +1,4 @@
-"""Venice's list, read, and what is new in it (pure)."""
+"""Parses Venice's model list and compares it with the copy. No I/O."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -35,9 +35,11 @@ class _List(msgspec.Struct):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as Venice lists it. ``listing`` is Venice's own object, byte for byte; numbers of
-    ``prices`` are Decimals and integers. ``also_named`` are its traits and names of other makers
-    that Venice takes for it."""
+    """A model as Venice lists it.
+
+    ``listing`` is Venice's own object, byte for byte. Numbers in ``prices`` are Decimals or
+    integers. ``also_named`` holds its traits and the other names that Venice accepts for it.
+    """
 
     name: str
     type: str
@@ -52,7 +54,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def terms(self) -> tuple[Any, ...]:
-        """What makes a new version when it changes."""
+        """The fields whose change creates a new version."""
         return (
             self.type,
             self.prices,
@@ -64,19 +66,19 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def replacement(self) -> str | None:
-        """What Venice names for when the model is gone."""
+        """The model that Venice names as the replacement when this one is retired."""
         stated = self.deprecation if isinstance(self.deprecation, dict) else {}
         name = stated.get("replacementModelId")
         return name if isinstance(name, str) and name else None
 
     def price(self) -> Price | None:
-        """What it costs; None when no price is stated that can be read."""
+        """Return the price; None when Venice states no price that can be parsed."""
         pricing = _NUMBERS.encode(self.prices)
         return read_price(self.type, pricing, self.context_tokens, self.max_output_tokens)
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """A model of the copy: current, or the last version of one that went at ``retired_at``."""
+    """A model in the copy: current, or the last version of a model retired at ``retired_at``."""
 
     model: Model
     version: int
@@ -84,8 +86,11 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """How Venice's list differs from the copy. ``changed`` are the models whose terms did, each
-    with what it was; ``refreshed`` are those of whom only the rest did."""
+    """The differences between Venice's list and the copy.
+
+    ``changed`` pairs the old and new version of models whose terms changed. ``refreshed`` holds
+    models of which only other fields changed.
+    """
 
     added: list[Model]
     changed: list[tuple[Model, Model]]
@@ -97,9 +102,9 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_model(listing: str) -> Model:
-    """A model by Venice's own object.
+    """Parse Venice's object for one model.
 
-    :raises msgspec.DecodeError: when it is none.
+    :raises msgspec.DecodeError: when it is not a valid model.
     """
     entry = msgspec.json.decode(listing, type=_Entry)
     spec = entry.model_spec
@@ -116,9 +121,10 @@ def read_model(listing: str) -> Model:
 
 
 def read_list(body: bytes) -> list[Model]:
-    """Venice's list, in its order; of a model that is listed twice the first.
+    """Parse Venice's list in its order. The first of duplicate entries is kept.
 
-    :raises UpstreamError: when it cannot be read, or is empty: that is no reason to forget all.
+    :raises UpstreamError: when the list cannot be parsed or is empty. An empty list must not retire
+        every model.
     """
     try:
         entries = msgspec.json.decode(body, type=_List).data
@@ -129,17 +135,19 @@ def read_list(body: bytes) -> list[Model]:
             if 1 <= len(model.name) <= NAME_LENGTH:
                 models.setdefault(model.name, placed)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UpstreamError("Venice's list of models cannot be read.") from error
+        raise UpstreamError("Venice's model list could not be parsed.") from error
     if not models:
-        raise UpstreamError("Venice lists no models.")
+        raise UpstreamError("Venice's model list is empty.")
     return list(models.values())
 
 
 def compare(
     stored: Mapping[str, Stored], listed: Sequence[Model], taken: Collection[str] = ()
 ) -> Changes:
-    """What has to be written so that the copy is as Venice's list. A name that is ``taken`` by an
-    alias for all is the alias's."""
+    """Return the changes that bring the copy up to date with Venice's list.
+
+    A new model whose name is ``taken`` by a global alias is not added.
+    """
     changes = Changes(added=[], changed=[], refreshed=[], gone=[])
     names = set()
     for model in listed:

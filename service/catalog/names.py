@@ -1,4 +1,4 @@
-"""What a caller's name for a model stands for (pure, in memory)."""
+"""Resolves a caller's name for a model. In memory, without I/O."""
 
 import difflib
 import functools
@@ -15,22 +15,22 @@ from service.catalog.models import Model, Stored
 from service.catalog.prices import Price
 from service.errors import ClientError, Forbidden, NotFound, Unavailable
 
-SIGNS: Final = str.maketrans("._ /", "----")
-"""Signs that Venice does not tell apart in a model's name."""
-FIRST_TYPE: Final = "text"
-"""Whose other name it is when models of several types have the same, as ``default``."""
-NEAREST: Final = 3
-NEAREST_LENGTH: Final = 100
-ALIKE_LENGTH: Final = 3
-"""How many characters of their beginnings or ends similar names have in common."""
-MAX_COMPARED: Final = 6
-"""How many names an unknown one is compared with."""
-SHOWN_LENGTH: Final = 200
-MOST_REPLACEMENTS: Final = 8
+EQUIVALENT_CHARACTERS: Final = str.maketrans("._ /", "----")
+"""Characters that Venice treats as equal in a model name."""
+PREFERRED_TYPE: Final = "text"
+"""The type that wins when several types share an alternative name, such as ``default``."""
+MAX_SUGGESTIONS: Final = 3
+MAX_COMPARED_LENGTH: Final = 100
+MATCHED_LENGTH: Final = 3
+"""The number of leading or trailing characters that similar names share."""
+MAX_CANDIDATES: Final = 6
+"""The number of candidates that an unknown name is compared with."""
+MAX_SHOWN_LENGTH: Final = 200
+MAX_REPLACEMENTS: Final = 8
 
 
 class Alias(msgspec.Struct, frozen=True, kw_only=True):
-    """A name of the operator's for one model or several, the best first."""
+    """A name that resolves to one model or several, best first."""
 
     name: str
     organization_id: UUID | None
@@ -48,7 +48,7 @@ class Models:
         self._spellings: dict[str, str] = {}
         self._also_named: dict[tuple[str, str], str] = {}
         self._capabilities: dict[str, frozenset[str]] = {}
-        # In Venice's order, but the retired first: a name in use goes before one that was.
+        # Venice's order, with retired models first so that current models override their spellings.
         for known in sorted(
             stored, key=lambda known: (known.retired_at is None, known.model.position)
         ):
@@ -62,13 +62,13 @@ class Models:
             self.prices[model.name] = price
         if known.retired_at is None:
             self.listed[model.name] = known
-            self._capabilities[model.name] = _true_ones(model.capabilities)
+            self._capabilities[model.name] = _enabled_capabilities(model.capabilities)
             for name in model.also_named:
                 self._also_named.setdefault((model.type, name), model.name)
 
     def resolve(self, name: str) -> str:
-        """The name as Venice lists the model, should it be spelt in another way that Venice
-        tolerates; a feature suffix stays."""
+        """Return the name as Venice spells it, if it is another accepted spelling. A feature suffix
+        is kept."""
         model, colon, suffix = name.partition(":")
         known = self._known(model)
         is_listed = known is not None and known.model.name in self.listed
@@ -78,50 +78,52 @@ class Models:
         return self.stored.get(name) or self.stored.get(self._spellings.get(_folded(name), ""))
 
     def can(self, name: str, capability: str) -> bool:
-        """Whether the model has a capability."""
+        """Return whether the model has a capability."""
         model = self.resolve(name).partition(":")[0]
         return capability in self._capabilities.get(model, ())
 
     def of_type(self, model_type: str) -> Iterator[Model]:
-        """The listed models of a type in Venice's order; ``all`` and ``code`` are types too."""
+        """Yield the listed models of a type in Venice's order. ``all`` and ``code`` also work."""
         for name, known in self.listed.items():
             is_code = "optimizedForCode" in self._capabilities[name]
             if model_type in (known.model.type, "all") or (model_type == "code" and is_code):
                 yield known.model
 
     def target(self, name: str, model_type: str | None) -> str:
-        """The listed model that a name without a suffix stands for, by its name, another spelling,
-        another name, or as the replacement of one that is retired.
+        """Resolve a name without a suffix to a listed model.
 
-        :raises KeyError: when there is none.
+        The name may be the model's own, another spelling, an alternative name, or a retired model
+        with a replacement.
+
+        :raises KeyError: when no model matches.
         """
-        for _ in range(MOST_REPLACEMENTS):
+        for _ in range(MAX_REPLACEMENTS):
             known = self._known(name)
             if known is not None and known.retired_at is None:
                 return known.model.name
-            if (other := self._other(name, model_type)) is not None:
+            if (other := self._by_alternative_name(name, model_type)) is not None:
                 return other
             if known is None or known.model.replacement is None:
                 break
             name = known.model.replacement
         raise KeyError(name)
 
-    def _other(self, name: str, model_type: str | None) -> str | None:
+    def _by_alternative_name(self, name: str, model_type: str | None) -> str | None:
         if model_type is not None:
             return self._also_named.get((model_type, name))
-        if (first := self._also_named.get((FIRST_TYPE, name))) is not None:
+        if (first := self._also_named.get((PREFERRED_TYPE, name))) is not None:
             return first
         others = (to for (_, also_named), to in self._also_named.items() if also_named == name)
         return next(others, None)
 
     def retired_at(self, name: str) -> datetime | None:
-        """When the model of this name went, if it did."""
+        """Return when the model was retired, or None."""
         known = self._known(name)
         return None if known is None else known.retired_at
 
 
 class Names:
-    """Models and aliases of one instant."""
+    """The models and aliases at one point in time."""
 
     def __init__(self, models: Models, aliases: Iterable[Alias] = ()) -> None:
         self.models = models
@@ -133,11 +135,11 @@ class Names:
             self._aliases_of.setdefault(organization_id, []).append(name)
 
     def alias(self, organization_id: UUID, name: str) -> Alias | None:
-        """The organization's own, else the one for all."""
+        """Return the organization's own alias, or else the global one."""
         return self.aliases.get((organization_id, name)) or self.aliases.get((None, name))
 
     def aliases_of(self, organization_id: UUID) -> list[Alias]:
-        """Those that the organization's callers can use, by name."""
+        """Return the aliases that the organization's callers can use, sorted by name."""
         found = {
             alias.name: alias
             for owner in (None, organization_id)
@@ -153,11 +155,11 @@ class Names:
         allowed: frozenset[str] | None,
         model_type: str | None,
     ) -> tuple[str, ...]:
-        """See :meth:`service.catalog.Catalog.targets`."""
+        """Resolve a name; see :meth:`service.catalog.Catalog.targets`."""
         plain, colon, suffix = name.partition(":")
         alias = self.alias(organization_id, plain)
         if not self.models.listed:
-            usable = _unchecked(plain, alias, allowed)
+            usable = _resolve_before_load(plain, alias, allowed)
         elif alias is None:
             usable = self._model(organization_id, plain, allowed, model_type)
         else:
@@ -185,10 +187,10 @@ class Names:
             try:
                 there.append(self.models.target(name, None))
             except KeyError:
-                continue  # gone without a replacement: the next one answers
+                continue  # Retired without a replacement, so try the next target.
         if not there:
             raise NotFound(
-                f"Nothing that {alias.name!r} stands for is there any more.",
+                f"All models of the alias {alias.name!r} are retired.",
                 code="model_retired",
                 param="model",
             )
@@ -204,7 +206,7 @@ class Names:
         retired_at = self.models.retired_at(name)
         if retired_at is not None:
             return _retired(name, retired_at)
-        text = f"There is no model {name[:SHOWN_LENGTH]!r}."
+        text = f"There is no model {name[:MAX_SHOWN_LENGTH]!r}."
         usable = self._is_usable(organization_id, allowed)
         aliases = (self._aliases_of.get(whose, ()) for whose in (None, organization_id))
         nearest = _nearest(name, itertools.chain(self.models.listed, *aliases), usable)
@@ -215,7 +217,7 @@ class Names:
     def _is_usable(
         self, organization_id: UUID, allowed: frozenset[str] | None
     ) -> Callable[[str], bool]:
-        """Whether a caller may use a name that is there."""
+        """Return a predicate that checks whether the caller may use a known name."""
 
         def is_usable(name: str) -> bool:
             alias = self.alias(organization_id, name)
@@ -226,7 +228,7 @@ class Names:
         return is_usable
 
     def first_target(self, alias: Alias, allowed: frozenset[str] | None) -> Model | None:
-        """The first model that a caller of the alias would get; None when it would get none."""
+        """Return the model that a caller of the alias would get, or None if there is none."""
         try:
             first = self._models_of(alias, allowed)[0]
         except ClientError:
@@ -234,19 +236,24 @@ class Names:
         return self.models.listed[first].model
 
 
-def _unchecked(name: str, alias: Alias | None, allowed: frozenset[str] | None) -> Collection[str]:
-    """What can be said while no model is known: an alias's targets, or the name as it is."""
+def _resolve_before_load(
+    name: str, alias: Alias | None, allowed: frozenset[str] | None
+) -> Collection[str]:
+    """Resolve a name while no models are known.
+
+    An alias resolves to its targets, any other name to itself.
+    """
     names = (name,) if alias is None else alias.targets
     usable = [to for to in names if allowed is None or name in allowed or to in allowed]
     if not usable:
-        # It may be another name of a model that is.
-        raise Unavailable("The models are not known yet.", retry_after_s=1)
+        # The name may be an alternative name of an allowed model.
+        raise Unavailable("The model list is not loaded yet. Retry in a second.", retry_after_s=1)
     return usable
 
 
 def _not_allowed(name: str) -> Forbidden:
     return Forbidden(
-        f"This key may not use the model {name[:SHOWN_LENGTH]!r}.",
+        f"This key may not use the model {name[:MAX_SHOWN_LENGTH]!r}.",
         code="model_not_allowed",
         param="model",
     )
@@ -254,24 +261,29 @@ def _not_allowed(name: str) -> Forbidden:
 
 def _retired(name: str, retired_at: datetime) -> NotFound:
     return NotFound(
-        f"The model {name[:SHOWN_LENGTH]!r} was retired on {retired_at.astimezone(UTC):%Y-%m-%d},"
-        " and nothing takes its place.",
+        f"The model {name[:MAX_SHOWN_LENGTH]!r} was retired on"
+        f" {retired_at.astimezone(UTC):%Y-%m-%d} and has no replacement.",
         code="model_retired",
         param="model",
     )
 
 
 def _nearest(name: str, names: Iterable[str], is_usable: Callable[[str], bool]) -> list[str]:
-    """The usable names that are most like it. Only a few that begin or end as it does are compared,
-    so that a wrong name costs about as much as a right one, however many names there are."""
-    folded = _folded(name[:NEAREST_LENGTH])
-    start, end = folded[:ALIKE_LENGTH], folded[-ALIKE_LENGTH:]
+    """Return the usable names most similar to an unknown one.
+
+    Only a few names with the same beginning or end are compared, so a wrong name costs about as
+    much as a right one, however many names exist.
+    """
+    folded = _folded(name[:MAX_COMPARED_LENGTH])
+    start, end = folded[:MATCHED_LENGTH], folded[-MATCHED_LENGTH:]
     by_folded = {_folded_known(known): known for known in names}
     alike = [known for known in by_folded if known.startswith(start) or known.endswith(end)]
-    compared = heapq.nsmallest(MAX_COMPARED, alike, key=lambda known: abs(len(known) - len(folded)))
-    near = difflib.get_close_matches(folded, compared, n=MAX_COMPARED)
+    compared = heapq.nsmallest(
+        MAX_CANDIDATES, alike, key=lambda known: abs(len(known) - len(folded))
+    )
+    near = difflib.get_close_matches(folded, compared, n=MAX_CANDIDATES)
     usable = (by_folded[known] for known in near if is_usable(by_folded[known]))
-    return list(itertools.islice(usable, NEAREST))
+    return list(itertools.islice(usable, MAX_SUGGESTIONS))
 
 
 def _listed(names: list[str]) -> str:
@@ -280,7 +292,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _folded(name: str) -> str:
-    return name.removeprefix("venice-").translate(SIGNS).lower()
+    return name.removeprefix("venice-").translate(EQUIVALENT_CHARACTERS).lower()
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -288,7 +300,7 @@ def _folded_known(name: str) -> str:
     return _folded(name)
 
 
-def _true_ones(stated: object) -> frozenset[str]:
+def _enabled_capabilities(stated: object) -> frozenset[str]:
     if not isinstance(stated, dict):
         return frozenset()
     return frozenset(name for name, is_there in stated.items() if is_there is True)

@@ -1,9 +1,9 @@
-"""What Venice's models cost: the catalogue's prices, read once into integers.
+"""Prices of Venice's models, parsed into integers.
 
-Venice states a price for each type of model in a shape of its own (``GET /models``,
-``model_spec.pricing``); here each becomes a struct that answers in nano-dollars what a request can
-cost at most, and what its usage cost. A price that is not stated, or cannot be read, is None:
-unknown, never zero. Video has no stated prices: its bound is the quote.
+Venice states prices in a different format for each model type (``GET /models``,
+``model_spec.pricing``). Each becomes a struct that computes, in nano-dollars, the most a request
+can cost and the cost of its usage. A price that is missing or cannot be parsed is None, meaning
+unknown, never zero. Venice states no prices for video; its bound comes from a quote.
 """
 
 from collections.abc import Mapping
@@ -15,22 +15,25 @@ import msgspec
 from service import money
 
 CHARACTERS_PER_PRICE: Final = 1_000
-MOST_SECONDS: Final = Decimal(10**9)
+MAX_SECONDS: Final = Decimal(10**9)
 
 
 def count_characters(text: str) -> int:
-    """The characters of a text as Venice counts them: one outside of the first 65,536 is two."""
+    """Count characters as Venice does: a character above U+FFFF counts as two."""
     return len(text) + sum(character > "\uffff" for character in text)
 
 
 class Leaf(msgspec.Struct, frozen=True):
-    """A price as Venice writes it: the same number in USD and DIEM."""
+    """A price in Venice's format. The number is the same in USD and DIEM."""
 
     usd: Decimal
 
     @property
     def nanos(self) -> int:
-        """:raises ValueError: beyond what the books hold, or below nothing."""
+        """The price in nano-dollars.
+
+        :raises ValueError: when it is negative or too large for the ledger.
+        """
         nanos = money.parse_usd(self.usd)
         if nanos < 0:
             raise ValueError("a price must not be negative")
@@ -38,7 +41,7 @@ class Leaf(msgspec.Struct, frozen=True):
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """Prices of a million tokens."""
+    """Prices per million tokens."""
 
     input: Leaf | None = None
     output: Leaf | None = None
@@ -47,7 +50,7 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 class Extended(Rates, frozen=True):
-    """What the whole request costs once its prompt passes the threshold."""
+    """Prices of the whole request once its prompt passes the threshold."""
 
     context_token_threshold: int = 0
 
@@ -59,14 +62,15 @@ class TokenPricing(Rates, frozen=True):
 
 
 class InputImages(msgspec.Struct, frozen=True):
-    """How many input images the price of an output image includes, and what one more adds."""
+    """The input images that an output image's price includes, and the price of each further one."""
 
     included: int
     additional: Leaf
 
 
 class ImagePricing(msgspec.Struct, frozen=True, rename="camel"):
-    """Prices of an image or inpaint model: of one, by resolution, by resolution and quality."""
+    """Prices of an image or inpaint model: per image, per resolution, or per resolution and
+    quality."""
 
     generation: Leaf | None = None
     inpaint: Leaf | None = None
@@ -77,14 +81,14 @@ class ImagePricing(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Duration(Leaf, frozen=True):
-    """The price of a piece whose length is within these seconds."""
+    """The price of a track whose length is within these seconds."""
 
     min_seconds: Decimal
     max_seconds: Decimal
 
 
 class AudioPricing(msgspec.Struct, frozen=True):
-    """Prices of speech (``input``, a million characters), transcription and music, one each."""
+    """Prices of speech (``input``, per million characters), transcription and music."""
 
     input: Leaf | None = None
     per_audio_second: Leaf | None = None
@@ -95,7 +99,7 @@ class AudioPricing(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of a call. Cached ones are among the input tokens."""
+    """Tokens used by a call. Input tokens include cached ones."""
 
     input_tokens: int
     output_tokens: int
@@ -104,7 +108,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _TokenRates(msgspec.Struct, frozen=True):
-    """Nano-dollars for a million tokens."""
+    """Nano-dollars per million tokens."""
 
     input: int
     output: int | None
@@ -125,7 +129,7 @@ class _TokenRates(msgspec.Struct, frozen=True):
 
 
 class TokenPrice(msgspec.Struct, frozen=True):
-    """What the tokens of a model cost; and how many it takes and gives."""
+    """The token prices and token limits of a model."""
 
     rates: _TokenRates
     extended: _TokenRates | None
@@ -134,10 +138,10 @@ class TokenPrice(msgspec.Struct, frozen=True):
     max_output_tokens: int | None = None
 
     def cost_nanos(self, usage: Usage) -> int | None:
-        """What the usage costs, or None when a rate that it needs is not stated.
+        """Return the cost of the usage, or None when a required rate is not stated.
 
         Cached and cache-writing tokens are part of the input and have their own rates where the
-        catalogue states them; past the threshold everything is billed at the extended rates.
+        catalogue states them. Past the threshold, everything is billed at the extended rates.
         """
         rates = self.rates
         if self.extended is not None and usage.input_tokens > self.threshold_tokens:
@@ -153,10 +157,10 @@ class TokenPrice(msgspec.Struct, frozen=True):
         )
 
     def bound_nanos(self, input_tokens: int, output_tokens: int) -> int | None:
-        """The most that at most so many tokens can cost; None when a rate is not stated.
+        """Return the most that these tokens can cost, or None when a rate is not stated.
 
-        Input that is cached or written to a cache may cost more than input, and a prompt that
-        passes the threshold turns every rate into the extended one: the dearest is taken.
+        Cached or cache-writing input may cost more than plain input, and a prompt past the
+        threshold switches every rate to the extended one. The bound uses the highest rate.
         """
         bounds = []
         for rates in (self.rates, self.extended):
@@ -172,7 +176,7 @@ class TokenPrice(msgspec.Struct, frozen=True):
 
 
 class ImagePrice(msgspec.Struct, frozen=True):
-    """What images cost. Resolutions are Venice's tiers (``1K``), as are qualities (``low``)."""
+    """The prices of images. Resolutions (``1K``) and qualities (``low``) are Venice's tiers."""
 
     base: int | None
     resolutions: Mapping[str, int]
@@ -189,8 +193,11 @@ class ImagePrice(msgspec.Struct, frozen=True):
         quality: str | None = None,
         input_images: int = 0,
     ) -> int | None:
-        """What so many generated or edited images cost, of the tier that is asked for; of the
-        dearest where none is, or one that is not stated. None when no price is stated."""
+        """Return the cost of generated or edited images at the requested tier.
+
+        The most expensive tier applies when none is requested or the requested one has no price.
+        None when no price is stated.
+        """
         tiers = self.quality.get(resolution or "") if resolution else None
         by_quality = [tiers] if tiers else list(self.quality.values())
         prices = [
@@ -210,13 +217,14 @@ class ImagePrice(msgspec.Struct, frozen=True):
         return count * (max(prices) + more)
 
     def upscale_nanos(self, scale: str | None = None) -> int | None:
-        """What an upscale by ``2x`` or ``4x`` costs; the dearest where none is stated."""
+        """Return the cost of an upscale by ``2x`` or ``4x``, or the highest price when none is
+        given."""
         stated = self.upscale.get(scale or "")
         return stated if stated is not None else max(self.upscale.values(), default=None)
 
 
 class AudioPrice(msgspec.Struct, frozen=True):
-    """What speech, transcriptions and music cost."""
+    """The prices of speech, transcription and music."""
 
     million_characters: int | None
     thousand_characters: int | None
@@ -227,14 +235,17 @@ class AudioPrice(msgspec.Struct, frozen=True):
     def nanos(
         self, *, characters: int | None = None, seconds: Decimal | int | None = None
     ) -> int | None:
-        """What so many characters of text, or seconds of sound, cost; the dearest where prices go
-        by length and that is not known. None where the price needs a fact that is missing."""
+        """Return the cost of characters of text or seconds of sound.
+
+        When prices depend on an unknown length, the highest applies. None when the price needs a
+        fact that is missing.
+        """
         if self.million_characters is not None and characters is not None:
             return money.cost_of_tokens((characters, self.million_characters))
         if self.thousand_characters is not None and characters is not None:
             return -(-characters * self.thousand_characters // CHARACTERS_PER_PRICE)
         if self.second is not None and seconds is not None:
-            length = min(Decimal(seconds), MOST_SECONDS)
+            length = min(Decimal(seconds), MAX_SECONDS)
             return int((length * self.second).to_integral_value(rounding=ROUND_CEILING))
         fitting = [
             price
@@ -257,8 +268,7 @@ def read_price(
     context_tokens: int | None = None,
     max_output_tokens: int | None = None,
 ) -> Price | None:
-    """The price of a model by what the catalogue states of it; None when it states none that can be
-    read."""
+    """Parse the price of a model; None when the catalogue states no price that can be parsed."""
     try:
         if model_type in TOKEN_TYPES:
             return _tokens(_decode(pricing, TokenPricing), context_tokens, max_output_tokens)

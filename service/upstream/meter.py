@@ -29,7 +29,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 MOST_USD: Final = Decimal(1_000_000)
 """Nothing costs as much; a cost beyond it is no cost."""
 MOST_NAME_CHARACTERS: Final = 256
-MOST_SECONDS: Final = Decimal(10**7)
+MAX_SECONDS: Final = Decimal(10**7)
 LAST_EVENT_TYPES: Final = frozenset(
     {"response.completed", "response.incomplete", "response.failed"}
 )
@@ -244,7 +244,7 @@ class Metered(msgspec.Struct, kw_only=True):
             self.cost_usd = facts.cost.total_usd()
         seconds = facts.duration
         if self.duration_s is None and seconds is not None and seconds.is_finite():
-            self.duration_s = seconds if 0 < seconds <= MOST_SECONDS else None
+            self.duration_s = seconds if 0 < seconds <= MAX_SECONDS else None
 
 
 def read_headers(headers: Mapping[str, str]) -> Metered:

@@ -282,7 +282,7 @@ async def test_an_empty_list_forgets_nothing(synced, database):
 
     replica = Catalog(empty, database)
     await replica.load()
-    with pytest.raises(UpstreamError, match="lists no models"):
+    with pytest.raises(UpstreamError, match="list is empty"):
         await replica.sync()
     assert replica.is_loaded
     assert await everything(database) == before
@@ -339,7 +339,7 @@ async def test_a_model_with_the_name_of_an_alias(synced, database, upstream):
     await synced.sync()
     assert synced.targets(ACME, "kimi-k2-6", None) == ("kimi-k2-6",)
     async with database.transaction() as conn:
-        with pytest.raises(Conflict, match="is a model of Venice's"):
+        with pytest.raises(Conflict, match="is the name of a Venice model"):
             await catalog.set_alias(conn, OPERATOR, "kimi-k2-6", NewAlias(targets=[MODEL]))
 
 
@@ -363,7 +363,7 @@ async def test_replicas_know_aliases_within_seconds(database):
 
 async def test_aliases_are_bounded(database, monkeypatch):
     """There is a most of an organization's aliases; those there can still be changed."""
-    monkeypatch.setattr("service.catalog.aliases.MOST_ALIASES", 1)
+    monkeypatch.setattr("service.catalog.aliases.MAX_ALIASES", 1)
     async with database.transaction() as conn:
         await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["a"]))
         await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["b"]))
@@ -375,7 +375,7 @@ async def test_no_chain_of_aliases_before_models_are_known(database):
     """Neither an alias of an alias nor an alias that is another's target."""
     async with database.transaction() as conn:
         await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["a"]))
-        with pytest.raises(ClientError, match="is an alias itself"):
+        with pytest.raises(ClientError, match="is itself an alias"):
             await catalog.set_alias(conn, OPERATOR, "two", NewAlias(targets=["one"]))
         with pytest.raises(Conflict, match="is a target of the alias 'one'"):
             await catalog.set_alias(conn, OPERATOR, "a", NewAlias(targets=["b"]))
