@@ -161,7 +161,7 @@ MUTATIONS = (
     Mutation(
         "one caller's failures are evidence for all",
         "service/upstream/cooldowns.py",
-        "    return sum(min(count, most_of_one) for count in failures.values()) >= needed\n",
+        "    return sum(min(count, max_per_source) for count in failures.values()) >= needed\n",
         "    return failures.total() >= needed\n",
         "tests/unit/test_upstream_keys.py::test_one_callers_failures_bind_no_other",
     ),

@@ -76,7 +76,7 @@ def check_upstream_keys() -> None:
             checked.extend([await upstream.check(database, venice, key) for key in pool.all])
         return checked
 
-    checked: list[upstream.Checked] = []
+    checked: list[upstream.KeyCheck] = []
     with_database(work)
     if not all(key.is_well for key in checked):
         sys.exit(1)

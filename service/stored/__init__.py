@@ -1,4 +1,4 @@
-"""What callers come back for: today the jobs in Venice's queue, as far as they are followed."""
+"""Queued jobs at Venice that the service still follows."""
 
 from service.stored.generations import (
     LIFETIME,

@@ -1,7 +1,7 @@
-"""Jobs in Venice's queue, followed until it is known what became of them.
+"""Queued jobs at Venice, followed until their outcome is known.
 
-A job is charged when it is queued, and refunded when it fails after that; Venice says so only to
-those who ask. So each is asked for, less and less often, as long as Venice knows its id.
+Venice charges a job when it is queued and refunds it if it fails later, but reports this only when
+asked. So we poll each job, at growing intervals, for as long as Venice knows its id.
 """
 
 import enum
@@ -15,11 +15,11 @@ import msgspec
 from service.database.connections import Database
 
 LIFETIME: Final = timedelta(hours=24)
-"""How long Venice knows a job."""
-KEPT: Final = timedelta(days=3)
-"""How long a row stays: longer than a job is looked for in the ledger."""
+"""How long Venice remembers a job."""
+RETENTION: Final = timedelta(days=3)
+"""How long a row is kept: longer than the ledger is searched for the job."""
 FIRST_POLL: Final = timedelta(seconds=60)
-MOST_BETWEEN_POLLS: Final = timedelta(minutes=30)
+MAX_BETWEEN_POLLS: Final = timedelta(minutes=30)
 
 FOLLOW: Final = """
     INSERT INTO public.generations (
@@ -35,8 +35,8 @@ FOLLOW: Final = """
     )
     ON CONFLICT DO NOTHING
 """
-# A job that is claimed is not due again for a quarter of its age: what a process that dies over it
-# leaves behind needs no other lease.
+# A claimed job becomes due again after a quarter of its age. If the claiming process dies, no other
+# lease is needed.
 CLAIM: Final = """
     UPDATE public.generations g
     SET status = 'in_progress',
@@ -67,17 +67,20 @@ FORGET: Final = "DELETE FROM public.generations WHERE expires_at < now()"
 
 
 class GenerationStatus(enum.StrEnum):
-    """How a job ended."""
+    """The outcome of a job."""
 
     COMPLETED = "completed"
     FAILED = "failed"
     EXPIRED = "expired"
-    """Venice does not know it any more."""
+    """Venice no longer knows the job."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """A job that Venice has queued. ``id`` is that of the entry which it was charged with, ``path``
-    the one it was queued at, ``upstream_reference`` Venice's id of it."""
+    """A job that Venice has queued.
+
+    ``id`` is the id of the ledger entry that charged it, ``path`` the endpoint it was queued at,
+    and ``upstream_reference`` Venice's id.
+    """
 
     organization_id: UUID
     id: UUID
@@ -89,27 +92,27 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     upstream_reference: str
     queued_at: datetime
     is_forgotten: bool = False
-    """Whether Venice knows it no more, by the database's clock."""
+    """True once Venice no longer knows the job, by the database's clock."""
 
 
 async def follow(database: Database, generations: Sequence[Generation]) -> None:
-    """Have them asked for; those that are followed already are left as they are."""
+    """Start polling these jobs. Jobs that are already followed are left unchanged."""
     if generations:
         encoded = msgspec.json.encode(generations).decode()
-        await database.fetch(FOLLOW, encoded, FIRST_POLL, KEPT)
+        await database.fetch(FOLLOW, encoded, FIRST_POLL, RETENTION)
 
 
-async def claim(database: Database, most: int) -> Sequence[Generation]:
-    """The jobs that are due, for this replica alone, longest due first."""
-    rows = await database.fetch(CLAIM, most, FIRST_POLL, MOST_BETWEEN_POLLS, LIFETIME)
+async def claim(database: Database, limit: int) -> Sequence[Generation]:
+    """Claim the due jobs for this replica, longest due first."""
+    rows = await database.fetch(CLAIM, limit, FIRST_POLL, MAX_BETWEEN_POLLS, LIFETIME)
     return [Generation(**row) for row in rows]
 
 
 async def finish(database: Database, generation: Generation, status: GenerationStatus) -> None:
-    """It is known what became of it: it is asked for no more."""
+    """Record a job's outcome and stop polling it."""
     await database.fetch(FINISH, generation.organization_id, generation.id, status.value)
 
 
 async def forget(database: Database) -> None:
-    """Delete what was followed long ago."""
+    """Delete the rows of jobs that expired long ago."""
     await database.fetch(FORGET)

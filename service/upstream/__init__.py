@@ -1,4 +1,7 @@
-"""Venice, and nothing else of the outside world: the only ``ClientSession`` lives here."""
+"""The HTTP client for Venice, its keys, and the parsing of its responses.
+
+The service's only ``ClientSession`` lives here, and Venice is the only host it contacts.
+"""
 
 from service.upstream.client import (
     KEY_TIMEOUT_S,
@@ -11,7 +14,13 @@ from service.upstream.client import (
 from service.upstream.connector import StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding
-from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyState, Rest, UpstreamKey, UpstreamKeys
+from service.upstream.keys import (
+    ENVIRONMENT_KEY_ID,
+    Rest,
+    UpstreamKey,
+    UpstreamKeys,
+    UpstreamKeyState,
+)
 from service.upstream.lenient import raw_members
 from service.upstream.meter import (
     MAX_HELD_BYTES,
@@ -25,7 +34,7 @@ from service.upstream.refusals import split_at_error
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
 from service.upstream.sending import Departure
 from service.upstream.stored import (
-    Checked,
+    KeyCheck,
     StoredKey,
     add,
     check,
@@ -45,10 +54,9 @@ __all__ = [
     "PASSED_HEADERS",
     "PLAIN_BODY_BYTES",
     "Answer",
-    "Checked",
     "Departure",
     "Finding",
-    "KeyState",
+    "KeyCheck",
     "Metered",
     "Rest",
     "Source",
@@ -56,6 +64,7 @@ __all__ = [
     "StreamMeter",
     "StreamedBody",
     "UpstreamKey",
+    "UpstreamKeyState",
     "UpstreamKeys",
     "UsageObject",
     "Venice",

@@ -32,7 +32,7 @@ from service.telemetry import metrics
 from service.upstream.connector import Connector, StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding, finding_of
-from service.upstream.keys import EVERY_MODEL, KeyState, UpstreamKey, UpstreamKeys
+from service.upstream.keys import EVERY_MODEL, UpstreamKey, UpstreamKeys, UpstreamKeyState
 from service.upstream.lenient import UNREADABLE
 from service.upstream.meter import stated_cost
 from service.upstream.refusals import is_refunded, ray_of, refusal
@@ -42,33 +42,33 @@ from service.upstream.sending import DEPARTURE, Departure, VeniceRequest
 log = structlog.get_logger()
 
 READ_BUFFER_BYTES: Final = 64 * 1024
-"""How much of an answer waits in a connection before its reading is paused, or twice that."""
+"""The unread response bytes at which a connection pauses reading; aiohttp may buffer twice that."""
 DNS_CACHE_S: Final = 30
 KEEPALIVE_S: Final = 10
-"""Shorter than the edge's, so that a request is not sent into a connection that is being closed."""
+"""Shorter than the edge's own timeout, so that no request is sent on a connection being closed."""
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 1000
-"""More of an answer's head is not read; edges add to it."""
-PIECE_BYTES: Final = 16 * 1024
-"""How much of an answer that has come is looked at before others have their turn."""
+"""The largest response head that is parsed. Edges add headers to it."""
+CHUNK_BYTES: Final = 16 * 1024
+"""The limit bytes of a response that are processed before other tasks get a turn."""
 ERROR_BODY_BYTES: Final = 64 * 1024
 ERROR_BODY_TIMEOUT_S: Final = 5.0
-"""How long a refusal's body is read. Its status is known by then."""
+"""The time limit for reading an error response's body. Its status is already known by then."""
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 MODELS_TIMEOUT_S: Final = 15.0
 QUOTE_TIMEOUT_S: Final = 15.0
 KEY_TIMEOUT_S: Final = 10.0
 CONFIRM_TIMEOUT_S: Final = 3.0
-"""How long a refused call waits for Venice's answer about its key."""
+"""How long a refused call waits for Venice to confirm that the key is unusable."""
 CONFIRM_EVERY_S: Final = 1.0
-"""How long an answer about a key is trusted before Venice is asked again."""
+"""How long a confirmation about a key is trusted before Venice is asked again."""
 JOB_TIMEOUT_S: Final = 15.0
 JSON: Final = "application/json"
-UNFINISHED: Final = frozenset({"QUEUED", "PROCESSING"})
-"""The states of a job that Venice is still at."""
+UNFINISHED_STATES: Final = frozenset({"QUEUED", "PROCESSING"})
+"""The job states in which Venice is still working."""
 
-# Headers of Venice that are about the answer. Those about the operator's account (rate limits,
-# balances) are not among them.
+# Venice's headers that describe the response. Headers about the operator's account (rate limits,
+# balances) are left out on purpose.
 PASSED_HEADERS: Final = frozenset(
     {
         "cf-ray",
@@ -93,20 +93,20 @@ PASSED_HEADERS: Final = frozenset(
 
 
 class Answer:
-    """An answer of Venice whose status is 2xx and whose body has not been read."""
+    """A 2xx response from Venice whose body has not been read."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
         self.received = b""
-        """Of a body that was read and did not come to its end."""
+        """The part received of a body that broke off."""
         self._inflater: Inflater | None = None
         self._is_readable = True
-        self._is_turn_over = False
-        """Whether others have their turn before more is read: to go through much at once would keep
-        them waiting."""
+        self._must_yield = False
+        """True when other tasks should run before more is read. A large buffered body would
+        otherwise keep them waiting."""
         if (header := response.headers.get("Content-Encoding")) is not None:
-            # Venice was asked for none, but something on the way may have its own mind.
+            # We ask Venice for no encoding, but a proxy on the way may add one.
             try:
                 coding = coding_of(header)
             except UnsupportedEncoding:
@@ -122,20 +122,22 @@ class Answer:
 
     @property
     def content_type(self) -> str:
-        """Its media type without parameters, in lower case; empty where none is stated."""
+        """The media type without parameters, in lower case; empty when none is stated."""
         return self.raw_headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
     async def read(self) -> bytes:
-        """The whole body.
+        """Read the whole body.
 
-        :raises UpstreamCut, UpstreamTimeout, UpstreamError: cut, silent for too long, too large.
+        :raises UpstreamCut: when the connection closes early.
+        :raises UpstreamTimeout: when Venice is silent for too long.
+        :raises UpstreamError: when the body is too large or cannot be decoded.
         """
         chunks, size, content = [], 0, self._response.content
         is_plain = self._inflater is None and self._is_readable
         try:
             with TRANSLATED:
                 while not content.at_eof() or not is_plain:
-                    # When all of it has come, there is nothing to wait for.
+                    # Once the whole body has arrived, read it without waiting.
                     if is_plain and content.is_eof():
                         chunk = content.read_nowait()
                     elif not (chunk := await self.next_chunk()):
@@ -144,32 +146,33 @@ class Answer:
                     size += len(chunk)
                     if size > PLAIN_BODY_BYTES:
                         chunks.clear()
-                        raise UpstreamError("Venice's answer is too large.")
+                        raise UpstreamError("Venice's response is too large.")
         except UpstreamError:
             self.received = b"".join(chunks)
             raise
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def next_chunk(self) -> bytes:
-        """What has arrived of the body since the last time, at least a byte; nothing at its end.
+        """Return the bytes that have arrived since the last call, or an empty string at the end.
 
-        :raises UpstreamCut, UpstreamTimeout: when it ends early, or is silent for too long.
+        :raises UpstreamCut: when the connection closes early.
+        :raises UpstreamTimeout: when Venice is silent for too long.
         """
-        if self._is_turn_over:
-            self._is_turn_over = False
-            # Before the read: what was read must not be lost when this is cancelled.
+        if self._must_yield:
+            self._must_yield = False
+            # Yield before the read, because a cancellation after it would lose the bytes.
             await asyncio.sleep(0)
         if self._inflater is None and self._is_readable:
             with TRANSLATED:
-                chunk: bytes = await self._response.content.read(PIECE_BYTES)
-            self._is_turn_over = len(chunk) == PIECE_BYTES
+                chunk: bytes = await self._response.content.read(CHUNK_BYTES)
+            self._must_yield = len(chunk) == CHUNK_BYTES
             return chunk
         if self._inflater is None:
-            raise UpstreamError("Venice's answer has an encoding that is not known here.")
+            raise UpstreamError("Venice's response has an unknown Content-Encoding.")
         return await self._next_inflated(self._inflater)
 
     async def _next_inflated(self, inflater: Inflater) -> bytes:
-        """The next part of a body that is compressed, bounded in size and time."""
+        """Return the next part of a compressed body, bounded in size and time."""
         try:
             while not (piece := inflater.step()):
                 with TRANSLATED:
@@ -179,30 +182,30 @@ class Answer:
                     return b""
                 inflater.feed(chunk)
         except ClientError as error:
-            raise UpstreamError("Venice's answer does not match its Content-Encoding.") from error
-        self._is_turn_over = True
+            raise UpstreamError("Venice's response does not match its Content-Encoding.") from error
+        self._must_yield = True
         return piece
 
     async def chunks(self) -> AsyncGenerator[bytes]:
-        """The body as it arrives; see :meth:`next_chunk`."""
+        """Yield the body as it arrives; see :meth:`next_chunk`."""
         while chunk := await self.next_chunk():
             yield chunk
 
     def close(self) -> None:
-        """Give the connection back if the body was read to its end, else close it."""
+        """Release the connection if the body was read to its end; close it otherwise."""
         if self._response.content.at_eof():
             self._response.release()
         else:
             self._response.close()
 
 
-async def _start_of_body(response: aiohttp.ClientResponse) -> bytes:
-    """The body of a refusal, or what has arrived of it when it is too long, too slow or cut."""
+async def _read_refusal_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read a refusal's body, or the part that arrived when it is too long, too slow or cut."""
     received = bytearray()
     with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
         async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
             while len(received) < ERROR_BODY_BYTES:
-                # One read returns no more than has arrived, which may be a part.
+                # A single read may return only part of the body.
                 chunk = await response.content.read(ERROR_BODY_BYTES - len(received))
                 if not chunk:
                     break
@@ -210,8 +213,8 @@ async def _start_of_body(response: aiohttp.ClientResponse) -> bytes:
     return bytes(received)
 
 
-def _inflated(response: aiohttp.ClientResponse, content: bytes) -> bytes:
-    """The beginning of a body, without its encoding; nothing where that is not known."""
+def _decompress_start(response: aiohttp.ClientResponse, content: bytes) -> bytes:
+    """Decompress the start of a body. Empty when the encoding is unknown."""
     try:
         coding = coding_of(response.headers.get("Content-Encoding", ""))
         if coding is None:
@@ -224,7 +227,7 @@ def _inflated(response: aiohttp.ClientResponse, content: bytes) -> bytes:
 
 
 class _Translated:
-    """Turns what aiohttp raises into our errors, the most specific that is true."""
+    """Translates aiohttp's exceptions into our errors, the limit specific that applies."""
 
     __slots__ = ()
 
@@ -242,22 +245,22 @@ class _Translated:
             raise UpstreamTimeout("Venice did not answer in time.") from error
         if isinstance(error, aiohttp.ClientResponseError):
             metrics.note(metrics.UPSTREAM, 1, "unreadable")
-            raise UpstreamError("Venice's answer is no HTTP that can be read.") from error
+            raise UpstreamError("Venice's response is not valid HTTP.") from error
         if isinstance(error, aiohttp.ClientError | ConnectionError):
             metrics.note(metrics.UPSTREAM, 1, "cut")
             raise UpstreamCut(
-                "Venice closed the connection before its answer was complete."
+                "Venice closed the connection before its response was complete."
             ) from error
 
 
 TRANSLATED: Final = _Translated()
 TRANSLATABLE: Final = (aiohttp.ClientConnectionError, OSError, TimeoutError, ServiceError)
-"""What the network does; anything else that keeps a request from leaving is about its content."""
+"""Network failures. Any other exception while sending is caused by the request's content."""
 Body = bytes | StreamedBody
 
 
 class _Data(msgspec.Struct):
-    data: KeyState
+    data: UpstreamKeyState
 
 
 class _Job(msgspec.Struct):
@@ -265,22 +268,22 @@ class _Job(msgspec.Struct):
 
 
 class JobState(NamedTuple):
-    """What Venice says of a job: whether it is still at it, and whether it gave back its price."""
+    """Whether Venice is still working on a job, and whether it refunded the job's price."""
 
     is_processing: bool
     is_refunded: bool
 
 
 class Examination(NamedTuple):
-    """The answer about a key: its state, or the error that Venice gave instead."""
+    """Venice's response about a key: its state, or the error that Venice returned instead."""
 
     finding: Finding
-    state: KeyState | None
+    state: UpstreamKeyState | None
     error: ServiceError | None
 
 
 class Venice:
-    """Requests to Venice with the operator's keys. Errors are translated; nothing is repeated."""
+    """Sends requests to Venice with the operator's keys. Translates errors and never retries."""
 
     def __init__(
         self,
@@ -295,7 +298,7 @@ class Venice:
         self._base_url = base_url
         self.keys = keys
         self.retry_s = retry_s
-        """No attempt of a call begins later than this after its first."""
+        """The time after a call's first attempt during which further attempts may begin."""
         self.budgets = RetryBudgets()
         self._confirming: dict[UUID, asyncio.Task[None]] = {}
         self._confirmed_at: dict[UUID, float] = {}
@@ -311,9 +314,9 @@ class Venice:
         key: UpstreamKey | None = None,
         departure: Departure | None = None,
     ) -> Awaitable[Answer]:
-        """Send a body, with any key unless one is given; ``departure`` records whether it left.
+        """Send a body, with any key unless one is given; ``departure`` records whether it was sent.
 
-        :raises UpstreamError: of the class that says what happened, for every status but 2xx.
+        :raises UpstreamError: for every status but 2xx, in the subclass that fits.
         """
         sent = {"Content-Type": JSON, **headers}
         return self._send("POST", path, body, sent, key, departure=departure)
@@ -327,9 +330,9 @@ class Venice:
         key: UpstreamKey | None = None,
         departure: Departure | None = None,
     ) -> Answer:
-        """Any request, with its query in the path; for what costs nothing or is not known.
+        """Send any request, with its query in the path. For requests that are free or unknown.
 
-        :raises UpstreamError: of the class that says what happened, for every status but 2xx.
+        :raises UpstreamError: for every status but 2xx, in the subclass that fits.
         """
         return await self._send(method, path, body or None, headers, key, departure=departure)
 
@@ -343,8 +346,11 @@ class Venice:
         parameters: Mapping[str, str] | None = None,
         departure: Departure | None = None,
     ) -> Answer:
-        """The one place that a request leaves from. No redirect is followed: it would take the
-        caller's prompt, and perhaps the key, to another origin."""
+        """Send a request. Every request to Venice leaves from here.
+
+        Redirects are not followed: they would take the caller's prompt, and perhaps the key, to
+        another origin.
+        """
         sent = {"Authorization": self._authorization(key), **headers}
         departure = departure or Departure()
         token = DEPARTURE.set(departure)
@@ -362,7 +368,7 @@ class Venice:
             except Exception as error:
                 if departure.has_left or isinstance(error, TRANSLATABLE):
                     raise
-                # Its text may be of what was to be sent: a header, the key.
+                # The exception's text may quote what was to be sent, such as a header or the key.
                 log.error("request not sent", error=type(error).__name__)
                 raise UpstreamUnreachable("The request could not be sent to Venice.") from None
             finally:
@@ -370,11 +376,14 @@ class Venice:
             metrics.note(metrics.UPSTREAM, 1, response.status)
             if 200 <= response.status < 300:
                 return Answer(response)
-            raise await self._refused(response)
+            raise await self._read_refusal(response)
 
     def _head_timeout_s(self, body: Body | None) -> float | None:
-        """How long the head of the answer is waited for. Silence alone would not end it: answers of
-        1xx before it, of which there may be any number, are no silence."""
+        """Return how long to wait for the response head.
+
+        A silence timeout alone would not end the wait, because Venice may send any number of 1xx
+        responses first.
+        """
         timeout = self._session.timeout
         if timeout.sock_read is None:
             return None
@@ -389,10 +398,12 @@ class Venice:
         organization_id: UUID,
         key_id: UUID | None,
     ) -> Answer:
-        """Ask for a job, which only the account knows that it was queued with: its key, or where
-        that is not in use any more each key of the organization until one does.
+        """Send a request about a job, with the key that queued it.
 
-        :raises UpstreamError: what the last one was told.
+        Venice knows a job only by the account that queued it. When that key is no longer in use,
+        each key of the organization is tried.
+
+        :raises UpstreamError: the error of the last key that was tried.
         """
         if (own := self.keys.find(key_id)) is not None:
             return await self.post(path, body, headers, own)
@@ -406,9 +417,9 @@ class Venice:
     async def job_state(
         self, path: str, body: bytes, organization_id: UUID, key_id: UUID | None
     ) -> JobState:
-        """How far a job is, at no cost; what it made is left at Venice.
+        """Return a job's state, at no cost. Its result is left at Venice.
 
-        :raises UpstreamError: when it has failed, or Venice does not say.
+        :raises UpstreamError: when the job failed, or Venice does not return a state.
         """
         headers = {"Accept": JSON}
         with TRANSLATED:
@@ -423,13 +434,13 @@ class Venice:
         try:
             status = msgspec.json.decode(content, type=_Job).status
         except UNREADABLE as error:
-            raise UpstreamError("Venice's word on a job cannot be read.") from error
-        return JobState(status.upper() in UNFINISHED, is_refunded(content))
+            raise UpstreamError("Venice's response about a job could not be parsed.") from error
+        return JobState(status.upper() in UNFINISHED_STATES, is_refunded(content))
 
     async def quote(self, path: str, body: bytes) -> bytes:
-        """What a job would cost, as JSON; free.
+        """Return the price of a job as JSON. Free.
 
-        :raises UpstreamError: when Venice does not say.
+        :raises UpstreamError: when Venice returns no quote.
         """
         with TRANSLATED:
             async with asyncio.timeout(QUOTE_TIMEOUT_S):
@@ -440,12 +451,14 @@ class Venice:
                     answer.close()
 
     async def models(self, path: str, model_type: str) -> bytes:
-        """``GET /models``, ``/models/traits`` or ``/models/compatibility_mapping`` of a type:
-        public and free."""
+        """Fetch ``/models``, ``/models/traits`` or ``/models/compatibility_mapping`` for a type.
+
+        Public and free.
+        """
         return await self._get(path, {"type": model_type}, MODELS_TIMEOUT_S)
 
     async def examine(self, key: UpstreamKey, timeout: float) -> Examination:
-        """Ask Venice about a key, at no cost, and heed the answer in the choice of keys."""
+        """Ask Venice about a key, at no cost, and update the choice of keys with the result."""
         try:
             state = await self.state(key, timeout)
         except ServiceError as error:
@@ -460,24 +473,28 @@ class Venice:
             self.keys.put_out_of_service(key, "no access")
         return Examination(state.finding, state, None)
 
-    async def state(self, key: UpstreamKey, timeout: float = KEY_TIMEOUT_S) -> KeyState:
-        """Read the state of a key, at no cost: ``GET /api_keys/rate_limits``, since ``/models``
-        is public and proves nothing.
+    async def state(self, key: UpstreamKey, timeout: float = KEY_TIMEOUT_S) -> UpstreamKeyState:
+        """Read the state of a key, at no cost.
 
-        :raises UpstreamError: when it says nothing good.
+        Uses ``GET /api_keys/rate_limits``, because ``/models`` is public and proves nothing.
+
+        :raises UpstreamError: when Venice does not return a valid state.
         """
         body = await self._get("/api_keys/rate_limits", {}, timeout, key)
         try:
             return msgspec.json.decode(body, type=_Data).data
         except UNREADABLE as error:
-            raise UpstreamError("Venice's word on a key cannot be read.") from error
+            raise UpstreamError("Venice's response about a key could not be parsed.") from error
 
     async def note_failed(
         self, key: UpstreamKey, model: str, source: Source, error: ServiceError
     ) -> None:
-        """A call with the key was not answered. Where Venice refused the key, Venice is asked about
-        it, at no cost and once for all who wait: its refusal may be about what the call asked for,
-        a price above the balance or a model of another plan."""
+        """Record that a call with the key failed.
+
+        When Venice refused the key, it is asked about the key first, at no cost and once for all
+        waiting calls. The refusal may be about the call: a price above the balance, or a model of
+        another plan.
+        """
         if isinstance(error, UpstreamError) and error.evidence is Evidence.KEY_REFUSED:
             confirming = self._confirming.get(key.id)
             if confirming is None:
@@ -488,7 +505,7 @@ class Venice:
         self.keys.failed(key, model, source, error)
 
     async def _confirm(self, key: UpstreamKey) -> None:
-        """Put the key out of service if Venice, asked about it, takes no calls with it."""
+        """Put the key out of service if Venice confirms that it takes no calls."""
         if time.monotonic() - self._confirmed_at.get(key.id, -math.inf) < CONFIRM_EVERY_S:
             return
         examination = await self.examine(key, CONFIRM_TIMEOUT_S)
@@ -497,7 +514,7 @@ class Venice:
         self._confirmed_at[key.id] = time.monotonic()
 
     async def close(self) -> None:
-        """End what is still asked about keys."""
+        """Cancel the pending confirmations."""
         for confirming in list(self._confirming.values()):
             confirming.cancel()
             await asyncio.wait({confirming})
@@ -517,12 +534,12 @@ class Venice:
                 finally:
                     answer.close()
 
-    async def _refused(self, response: aiohttp.ClientResponse) -> ServiceError:
+    async def _read_refusal(self, response: aiohttp.ClientResponse) -> ServiceError:
         try:
-            received = await _start_of_body(response)
+            received = await _read_refusal_body(response)
         finally:
             response.close()
-        body = _inflated(response, received)
+        body = _decompress_start(response, received)
         error = refusal(response.status, response.headers, body)
         error.cost_usd = stated_cost(response.headers, body)
         log.info(
@@ -538,11 +555,11 @@ class Venice:
 async def open_venice(
     settings: Settings, *, base_url: str, keys: UpstreamKeys
 ) -> AsyncIterator[Venice]:
-    """The client, open for the length of the block."""
-    # Requests are bounded where they come in, by a share for each caller. A limit here would let
+    """Open the client for the length of the block."""
+    # Requests are limited where they come in, by a share for each caller. A limit here would let
     # one caller keep all others waiting.
     connector = Connector(limit=0, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=KEEPALIVE_S)
-    # No total timeout: a stream may run for many minutes. Silence is what ends a call.
+    # There is no total timeout, because a stream may run for many minutes. Silence ends a call.
     timeout = aiohttp.ClientTimeout(
         total=None,
         sock_connect=settings.venice_connect_timeout_s,
@@ -553,7 +570,7 @@ async def open_venice(
         connector=connector,
         timeout=timeout,
         headers={"Accept-Encoding": "identity", "User-Agent": f"rialto/{__version__}"},
-        # Cookies of the edge would be shared by all callers.
+        # Callers must not share the edge's cookies.
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         read_bufsize=READ_BUFFER_BYTES,

@@ -1,7 +1,7 @@
 """Connections to Venice.
 
-aiohttp 3.14 asks a connection to go on after each chunk of a body that is read, whether or not it
-had been told to wait: the parser is run for nothing and the transport told what it knows. Of a
+aiohttp 3.14 resumes a connection after each chunk of a body that is read, even when it was never
+paused. Each time, the parser runs for nothing and the transport is resumed for nothing. For a
 stream whose many small chunks arrive together that is a quarter of all the work.
 """
 
@@ -17,37 +17,41 @@ from aiohttp.payload import AsyncIterablePayload
 
 
 class VeniceProtocol(ResponseHandler):
-    """Is not asked to go on before it has waited for the first time; after that aiohttp's parser
-    may have kept something back, and has to be asked. For bodies that are not decompressed here:
-    of those it keeps something back at any time."""
+    """Skips ``resume_reading()`` until reading has been paused once.
 
-    __slots__ = ("_has_waited",)
+    After that, aiohttp's parser may hold data back and must be resumed. Suitable only for bodies
+    that aiohttp does not decompress, because its decompressor may hold data back at any time.
+    """
+
+    __slots__ = ("_was_paused",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._has_waited = False
+        self._was_paused = False
 
     def pause_reading(self) -> None:
-        self._has_waited = True
+        self._was_paused = True
         super().pause_reading()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        if self._has_waited:
+        if self._was_paused:
             super().resume_reading(resume_parser)
 
 
 class StreamedBody(AsyncIterablePayload):
-    """A body that is sent as it arrives. What it is framed by is what is sent: its length where
-    ``length_bytes`` states it, else chunks. A body of another length than it should have breaks the
-    request, and aiohttp then closes the connection: what the next request would be taken for on it
-    nobody knows."""
+    """A body that is sent as it arrives.
+
+    It is sent with ``Content-Length`` when ``length_bytes`` is given, and chunked otherwise. A body
+    of any other length fails the request, and aiohttp then closes the connection: a later request
+    on it could be misread as part of the body.
+    """
 
     def __init__(self, chunks: AsyncIterable[bytes], length_bytes: int | None) -> None:
-        super().__init__(self._counted(chunks, length_bytes))
+        super().__init__(self._check_length(chunks, length_bytes))
         self._size = length_bytes
 
     @staticmethod
-    async def _counted(
+    async def _check_length(
         chunks: AsyncIterable[bytes], length_bytes: int | None
     ) -> AsyncIterable[bytes]:
         sent_bytes = 0
@@ -64,18 +68,18 @@ class StreamedBody(AsyncIterablePayload):
         writer: AbstractStreamWriter,
         content_length: int | None,  # noqa: ARG002 - aiohttp gives it
     ) -> None:
-        """Write all of it: that it has the length of its head is checked on the way."""
+        """Write the whole body. Its length is checked while it is sent."""
         await self.write(writer)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write all of it, uncut."""
+        """Write the whole body without truncation."""
         await super().write_with_length(writer, None)
 
 
 class Connector(aiohttp.TCPConnector):
-    """aiohttp's own, for the length of a session."""
+    """aiohttp's connector with :class:`VeniceProtocol`."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        # There is no public way to say which protocol its connections have.
+        # aiohttp has no public way to choose the protocol class.
         self._factory = functools.partial(VeniceProtocol, loop=self._loop)  # type: ignore[assignment]

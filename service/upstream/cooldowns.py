@@ -1,9 +1,10 @@
-"""Cooldowns: which calls an upstream key takes no more for a while, and on whose evidence.
+"""Cooldowns: which calls an upstream key stops taking for a while, and on whose evidence.
 
 A failure is evidence about the caller that met it before it is evidence about Venice: a prompt can
-make one model fail every time. So a cooldown binds no more callers than have seen the failure. What
-one API key sees cools down the calls of that key. What several keys of an organization see cools
-down the calls of the organization. What several organizations see cools down everybody's calls.
+make one model fail every time. So a cooldown binds only the callers that saw the failure. A failure
+that one API key sees cools down that key's calls. A failure that several keys of an organization
+see cools down the organization's calls. A failure that several organizations see cools down
+everybody's calls.
 """
 
 import time
@@ -16,32 +17,35 @@ from uuid import UUID
 from service.errors import Evidence
 
 FAILURES_TO_OPEN: Final = 5
-MAX_COUNTED_OF_A_SOURCE: Final = 3
-"""Fewer than open a shared cooldown, so one source alone opens none, whatever it sends."""
+MAX_COUNTED_PER_SOURCE: Final = 3
+"""Below the threshold of a shared cooldown, so one source alone can never open one."""
 FIRST_COOLDOWN_S: Final = 5.0
 MAX_COOLDOWN_S: Final = 60.0
 TRIAL_S: Final = 5.0
-"""How long a single call has to show that a model has recovered, before its source may send
+"""How long a trial call has to show that a model has recovered before its source may send
 another."""
 EVIDENCE_S: Final = 300.0
-"""Failures further apart than this are not one outage."""
+"""Failures further apart than this are not counted as one outage."""
 MAX_COOLDOWNS: Final = 10_000
 MAX_DOUBLINGS: Final = 10
 REFUSALS: Final = (Evidence.KEY_REFUSED, Evidence.CALLER_REFUSED, Evidence.MODEL_FORBIDDEN)
-"""After one of these its caller waits: Venice locks out who goes on, and a key that may not use the
-model for one call is not likely to for the next."""
+"""After one of these the caller waits. Venice locks out callers that continue, and a key that
+may not use the model for one call will probably not for the next."""
 
 
 class Source(NamedTuple):
-    """Who sends a call. Without ``api_key_id`` it is the service itself, for the organization."""
+    """The sender of a call. Without ``api_key_id`` the service itself sends it for the
+    organization."""
 
     organization_id: UUID
     api_key_id: UUID | None
 
 
 class _Scope(NamedTuple):
-    """The calls that a cooldown binds: those of one upstream key and model, and of one API key
-    (``caller_id``), of one organization (``caller_id``), or of everybody (None)."""
+    """The calls that a cooldown binds: those of one upstream key and model.
+
+    ``caller_id`` narrows them to one API key or one organization; None means everybody.
+    """
 
     key_id: UUID
     model: str
@@ -50,19 +54,20 @@ class _Scope(NamedTuple):
 
 @dataclass(slots=True)
 class Cooldown:
-    """Why an upstream key takes no calls of a scope, and until when; or what is counted so far."""
+    """A cooldown of one scope, or the failures counted so far towards one."""
 
     until: float = 0.0
     reason: str = ""
     is_named: bool = False
-    """Whether Venice named the time. Then all calls may follow, without a trial."""
+    """True if Venice named the time. All calls may then follow at once, without a trial."""
     openings: int = 0
-    """In a row, without an answered call between them."""
+    """Cooldowns in a row without a successful call between them."""
     failures: Counter[UUID | None] = field(default_factory=Counter)
-    """By source: the API keys of an organization, or the organizations of the deployment."""
+    """Failures by source: the API keys of an organization, or the organizations of the
+    deployment."""
     failed_at: float = 0.0
     trials: dict[Source, float] = field(default_factory=dict)
-    """Until when each caller waits for the outcome of its trial."""
+    """The time until which each source waits for the outcome of its trial call."""
 
     def ready_at(self, source: Source) -> float:
         return max(self.until, self.trials.get(source, 0.0))
@@ -76,10 +81,11 @@ class Cooldowns:
 
     def __init__(self) -> None:
         self._cooldowns: OrderedDict[_Scope, Cooldown] = OrderedDict()
-        """Least recently failed first."""
+        """Ordered by the last failure, oldest first."""
 
     def ready_at(self, key_id: UUID, model: str, source: Source) -> float:
-        """When the key takes a call of the source; in the past if it does now."""
+        """Return when the key takes calls of the source, on ``time.monotonic``. In the past if
+        now."""
         if not self._cooldowns:
             return 0.0
         found = (
@@ -90,7 +96,7 @@ class Cooldowns:
         return max(found, default=0.0)
 
     def note_chosen(self, key_id: UUID, model: str, source: Source) -> None:
-        """A call of the source goes to the key: after a cooldown it is the source's trial."""
+        """Record that a call of the source was sent. After a cooldown it is the source's trial."""
         if not self._cooldowns:
             return
         for scope, _ in _scopes(key_id, model, source):
@@ -99,8 +105,11 @@ class Cooldowns:
                 cooldown.trials[source] = time.monotonic() + TRIAL_S
 
     def note_answered(self, key_id: UUID, model: str, source: Source) -> None:
-        """The call was answered: key and model are well. A time that Venice named still stands, as
-        the answer may have been under way before."""
+        """Record a successful call, which ends the cooldowns of its scopes.
+
+        A time that Venice named stays in force, because the response may have been in flight before
+        it.
+        """
         if not self._cooldowns:
             return
         for scope, _ in _scopes(key_id, model, source):
@@ -109,8 +118,10 @@ class Cooldowns:
                 del self._cooldowns[scope]
 
     def name(self, key_id: UUID, model: str, seconds: float, reason: str) -> bool:
-        """Venice itself named a time for the key and the model, which binds everybody. Returns
-        whether that is news."""
+        """Apply a time that Venice named for the key and the model. It binds everybody.
+
+        Returns True if the cooldown is new.
+        """
         cooldown = self._at(_Scope(key_id, model, None))
         is_news = not (cooldown.is_open() and cooldown.reason == reason)
         cooldown.until, cooldown.reason = time.monotonic() + seconds, reason
@@ -121,18 +132,20 @@ class Cooldowns:
     def count(
         self, key_id: UUID, model: str, source: Source, reason: str, evidence: Evidence
     ) -> float | None:
-        """A call of the source failed. Returns for how many seconds a cooldown opened that binds
-        everybody, if one did."""
+        """Count a failed call of the source.
+
+        Returns the seconds of a cooldown that binds everybody, if one opened.
+        """
         opened_s = None
         for scope, below in _scopes(key_id, model, source):
             if below is None and evidence is Evidence.EDGE_FAILED:
-                # One caller's evidence about what stands before Venice is none.
+                # One caller's failures at the edge prove nothing about the caller.
                 continue
             cooldown = self._at(scope)
             now = time.monotonic()
             cooldown.trials.pop(source, None)
             if cooldown.until > now:
-                # The call was under way when the cooldown began.
+                # The call was already in flight when the cooldown began.
                 continue
             if now - cooldown.failed_at > EVIDENCE_S:
                 cooldown.failures.clear()
@@ -154,8 +167,10 @@ class Cooldowns:
         return opened_s
 
     def open(self) -> Iterator[tuple[UUID, str, UUID | None, Cooldown]]:
-        """Those in force: upstream key, model, the API key or organization that is bound (None for
-        everybody), and the cooldown."""
+        """Yield the open cooldowns: upstream key, model, caller and cooldown.
+
+        The caller is the API key or organization that is bound, or None for everybody.
+        """
         for scope, cooldown in self._cooldowns.items():
             if cooldown.is_open():
                 yield (*scope, cooldown)
@@ -171,7 +186,7 @@ class Cooldowns:
 
 
 def _scopes(key_id: UUID, model: str, source: Source) -> list[tuple[_Scope, UUID | None]]:
-    """The scopes that a call of the source is in, each with what distinguishes its sources."""
+    """Return the scopes of a call, each with the identity that tells its sources apart."""
     organization_id, api_key_id = source
     scopes: list[tuple[_Scope, UUID | None]] = [
         (_Scope(key_id, model, None), organization_id),
@@ -183,9 +198,12 @@ def _scopes(key_id: UUID, model: str, source: Source) -> list[tuple[_Scope, UUID
 
 
 def _is_enough(failures: Counter[UUID | None], *, is_shared: bool, is_quick: bool) -> bool:
-    """Whether the failures open a cooldown: several in a row, or one; of several sources where
-    those share it. After a cooldown, and for refusals, one of each source is enough."""
+    """Return whether the failures open a cooldown.
+
+    An unshared cooldown needs several failures in a row, a shared one failures of several sources.
+    After a cooldown, and for refusals, one failure of each source is enough.
+    """
     if not is_shared:
         return failures.total() >= (1 if is_quick else FAILURES_TO_OPEN)
-    most_of_one, needed = (1, 2) if is_quick else (MAX_COUNTED_OF_A_SOURCE, FAILURES_TO_OPEN)
-    return sum(min(count, most_of_one) for count in failures.values()) >= needed
+    max_per_source, needed = (1, 2) if is_quick else (MAX_COUNTED_PER_SOURCE, FAILURES_TO_OPEN)
+    return sum(min(count, max_per_source) for count in failures.values()) >= needed

@@ -1,4 +1,4 @@
-"""The possible findings when Venice is asked about a key."""
+"""The findings that a check of a Venice key can have."""
 
 import enum
 from typing import Final
@@ -14,22 +14,22 @@ from service.errors import (
 
 
 class Finding(enum.StrEnum):
-    """The condition of a key. ``UNREACHABLE`` and ``FAILED`` are no evidence about it."""
+    """The condition of a key. ``UNREACHABLE`` and ``FAILED`` are not evidence about the key."""
 
     WELL = "well"
     INVALID = "invalid"
-    """Venice does not know the key, or not any more."""
+    """Venice does not know the key."""
     SPENT = "spent"
-    """The key, or its account, has nothing left to spend."""
+    """The key or its account has no balance left."""
     FORBIDDEN = "forbidden"
-    """The key may make no calls, or not from here."""
+    """The key may not make calls, or not from this address."""
     UNREACHABLE = "unreachable"
     FAILED = "failed"
-    """Venice answered with an error that is not about the key."""
+    """Venice returned an error that is not about the key."""
 
     @property
     def is_of_the_key(self) -> bool:
-        """Whether the finding is evidence about the key."""
+        """True if the finding is evidence about the key."""
         return self not in (Finding.UNREACHABLE, Finding.FAILED)
 
 
@@ -37,7 +37,7 @@ REFUSALS: Final = {401: Finding.INVALID, 402: Finding.SPENT, 403: Finding.FORBID
 
 
 def finding_of(error: ServiceError) -> Finding:
-    """The finding for the error that Venice answered a question about a key with."""
+    """Map the error that Venice returned for a key check to a finding."""
     if isinstance(error, UpstreamUnreachable | UpstreamTimeout | UpstreamCut):
         return Finding.UNREACHABLE
     if isinstance(error, UpstreamError) and error.evidence is Evidence.KEY_REFUSED:

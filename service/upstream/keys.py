@@ -1,9 +1,9 @@
-"""The operator's keys at Venice: which one takes a call, and which ones rest.
+"""The operator's Venice keys: which one takes a call, and which are cooling down.
 
-A key that is not valid, or has nothing left to spend, is out of service until a probe that costs
-nothing finds it well again. Whether it is, Venice is asked: the refusal of one call may be about
-that call. What else keeps a key from a model for a while stands in ``cooldowns``. An answer can say
-that it was the last of its rate; then the key rests before it is refused.
+A key that is invalid or has no balance is out of service until a free probe finds it usable again.
+Venice is asked to confirm this, because the refusal of one call may be about that call. Shorter
+exclusions for one model are in ``cooldowns``. A response can also report that it used up the rate
+limit; the key then cools down before Venice refuses it.
 """
 
 import asyncio
@@ -32,18 +32,19 @@ from service.upstream.refusals import BUSY_RETRY_S, EXHAUSTED_RETRY_S, spent_rat
 log = structlog.get_logger()
 
 ENVIRONMENT_KEY_ID: Final = UUID(int=1)
-"""The id of the key of the settings, ``VENICE_API_KEY``."""
+"""The id of the key from the settings, ``VENICE_API_KEY``."""
 EVERY_MODEL: Final = ""
-MOST_RATE_REST_S: Final = 60.0
+MAX_RATE_COOLDOWN_S: Final = 60.0
 PROBE_EVERY_S: Final = 1.0
-MOST_PROBE_PAUSE_S: Final = 30.0
+MAX_PROBE_PAUSE_S: Final = 30.0
 RATE_SPENT: Final = "rate used up"
-LEAST_BALANCE_USD: Final = 0.1
-"""Venice admits no account that has less."""
+MIN_BALANCE_USD: Final = 0.1
+"""Venice admits no account with a lower balance."""
 
 
 class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key at Venice; for one organization's calls, or else for those of all that have none."""
+    """A Venice key, for one organization's calls or for all organizations without a key of their
+    own."""
 
     id: UUID
     name: str
@@ -54,9 +55,12 @@ class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
         return f"<UpstreamKey {self.name}>"
 
 
-class KeyState(msgspec.Struct, rename="camel"):
-    """The state of a key, as Venice states it. Whether it may make calls has no default: an answer
-    without that is no evidence about the key."""
+class UpstreamKeyState(msgspec.Struct, rename="camel"):
+    """The state of a key, as Venice reports it.
+
+    ``access_permitted`` has no default, because a response without it is not evidence about the
+    key.
+    """
 
     access_permitted: bool
     balances: dict[str, float] = {}
@@ -64,25 +68,27 @@ class KeyState(msgspec.Struct, rename="camel"):
 
     @property
     def is_well(self) -> bool:
-        """Whether the key may make calls, and has something to spend as far as Venice states; all
-        currencies are worth a dollar."""
-        return self.access_permitted and self.spendable_usd >= LEAST_BALANCE_USD
+        """True if the key may make calls and Venice reports enough balance, or none.
+
+        Every currency counts as dollars.
+        """
+        return self.access_permitted and self.spendable_usd >= MIN_BALANCE_USD
 
     @property
     def finding(self) -> Finding:
-        """The finding's name."""
+        """The finding that the state amounts to."""
         if self.is_well:
             return Finding.WELL
-        return Finding.SPENT if self.spendable_usd < LEAST_BALANCE_USD else Finding.FORBIDDEN
+        return Finding.SPENT if self.spendable_usd < MIN_BALANCE_USD else Finding.FORBIDDEN
 
     @property
     def spendable_usd(self) -> float:
-        """Infinite where Venice states no balance."""
+        """The total balance; infinite when Venice reports none."""
         return sum(self.balances.values()) if self.balances else math.inf
 
 
-class Found(NamedTuple):
-    """What an examination of a key found, why, and when on the clock of ``time.monotonic``."""
+class KeyFinding(NamedTuple):
+    """The result of a key check: the finding, its reason, and its time on ``time.monotonic``."""
 
     finding: Finding
     reason: str
@@ -90,9 +96,12 @@ class Found(NamedTuple):
 
 
 class Rest(msgspec.Struct, frozen=True, kw_only=True):
-    """That a key takes no calls now: of one model, or of any where ``model`` is null; of one API
-    key or organization (``caller_id``), or of anybody where that is null. Without ``seconds_left``
-    it rests until a probe finds it well."""
+    """A period in which a key takes no calls.
+
+    It covers one model, or all where ``model`` is null; and one API key or organization
+    (``caller_id``), or everybody where that is null. Without ``seconds_left`` it lasts until a
+    probe finds the key usable.
+    """
 
     model: str | None
     reason: str
@@ -100,31 +109,31 @@ class Rest(msgspec.Struct, frozen=True, kw_only=True):
     caller_id: UUID | None = None
 
 
-Probe = Callable[[UpstreamKey], Awaitable[KeyState]]
+Probe = Callable[[UpstreamKey], Awaitable[UpstreamKeyState]]
 
 
 class UpstreamKeys:
-    """The keys of one process."""
+    """The Venice keys known to one process."""
 
     def __init__(self, keys: Sequence[UpstreamKey]) -> None:
         self._keys: Sequence[UpstreamKey] = ()
         self.has_changed = asyncio.Event()
-        """Set when a key is new, or something else is found of one."""
+        """Set when a key is added, or a check of a key finds something new."""
         self._by_organization: dict[UUID | None, Sequence[UpstreamKey]] = {}
-        """Under None those that serve every organization that has none of its own."""
+        """Keys by owner. Under None are the keys for organizations without their own."""
         self.replace(keys)
         self._cooldowns = Cooldowns()
         self._out_of_service: dict[UUID, str] = {}
-        """The reasons, by the id of a key that Venice takes no calls with."""
+        """Reasons by the id of keys that Venice takes no calls with."""
         self._balances_usd: dict[UUID, float] = {}
         self._probes: Counter[UUID] = Counter()
-        """Since a call with the key was answered: each pause between them is longer."""
+        """Failed probes since the key's last successful call. Each makes the next pause longer."""
         self.in_flight: Counter[UUID] = Counter()
-        self.findings: dict[UUID, Found] = {}
-        """What was last found of each key, by its id."""
+        self.findings: dict[UUID, KeyFinding] = {}
+        """The latest finding about each key, by its id."""
 
     def replace(self, keys: Sequence[UpstreamKey]) -> None:
-        """Use these from now on; what is known of those that stay is kept."""
+        """Replace the keys in use. The state of keys that stay is kept."""
         if {key.id for key in keys} - {key.id for key in self._keys}:
             self.has_changed.set()
         self._keys = tuple(keys)
@@ -139,13 +148,13 @@ class UpstreamKeys:
         return self._keys
 
     def find(self, key_id: UUID | None) -> UpstreamKey | None:
-        """The key of this id, if it is in use."""
+        """Return the key with this id if it is in use."""
         return next((key for key in self._keys if key.id == key_id), None)
 
     def any(self) -> UpstreamKey:
-        """A key for what costs nothing; one organization's own only where there is no other.
+        """Return a key for free requests; one organization's own only when there is no shared key.
 
-        :raises UpstreamExhausted: when there is none.
+        :raises UpstreamExhausted: when there is no key at all.
         """
         shared = [key for key in self._keys if key.organization_id is None] or self._keys
         for key in shared:
@@ -156,16 +165,18 @@ class UpstreamKeys:
         raise UpstreamExhausted("The gateway has no Venice key.", retry_after_s=EXHAUSTED_RETRY_S)
 
     def choose(self, source: Source, model: str, tried: Collection[UUID] = ()) -> UpstreamKey:
-        """The key that a call goes to: one of the organization's own if it has any, one that was
-        not tried yet if there is any, of these one that has something to spend as far as is known,
-        and of these the one with the fewest calls under way.
+        """Choose the key for a call.
 
-        :raises UpstreamExhausted, UpstreamBusy: when all of them rest, with the time until one is
-            ready again.
+        Only the organization's own keys are considered if it has any. Keys that were not yet tried
+        come first, then keys with a known or unknown balance, then those with the fewest calls in
+        flight.
+
+        :raises UpstreamExhausted, UpstreamBusy: when every key is out of service or cooling down,
+            with the time until one is ready again.
         """
         ready = self.ready(source, model)
         if not ready:
-            raise self._why_not(source, model)
+            raise self._unavailable_error(source, model)
         key = ready[0] if len(ready) == 1 else self._best(ready, tried)
         self._cooldowns.note_chosen(key.id, model, source)
         return key
@@ -176,7 +187,7 @@ class UpstreamKeys:
         return min(funded, key=lambda key: (self.in_flight[key.id], random.random()))  # noqa: S311
 
     def ready(self, source: Source, model: str) -> Sequence[UpstreamKey]:
-        """The keys that can take a call of the source now."""
+        """Return the keys that can take a call of the source now."""
         now = time.monotonic()
         return [
             key
@@ -189,21 +200,21 @@ class UpstreamKeys:
         return self._by_organization.get(organization_id, shared)
 
     def _is_funded(self, key: UpstreamKey) -> bool:
-        return self._balances_usd.get(key.id, math.inf) >= LEAST_BALANCE_USD
+        return self._balances_usd.get(key.id, math.inf) >= MIN_BALANCE_USD
 
-    def note_state(self, key: UpstreamKey, state: KeyState) -> None:
-        """Note what the key may spend, and whether it is well again."""
+    def note_state(self, key: UpstreamKey, state: UpstreamKeyState) -> None:
+        """Record a key's balance, and put it back in service if Venice accepts it."""
         if state.balances:
             self._balances_usd[key.id] = state.spendable_usd
         reason = "no balance" if state.access_permitted else "no access"
         self.note_finding(key, state.finding, reason)
         if state.is_well and self._out_of_service.pop(key.id, None) is not None:
-            log.info("upstream key is well again", key=key.name)
+            log.info("upstream key recovered", key=key.name)
 
     def note_finding(self, key: UpstreamKey, finding: Finding, reason: str) -> None:
-        """Venice was asked about the key."""
+        """Record the result of a key check."""
         known = self.findings.get(key.id)
-        self.findings[key.id] = Found(finding, reason, time.monotonic())
+        self.findings[key.id] = KeyFinding(finding, reason, time.monotonic())
         if known is None or known.finding is not finding:
             self.has_changed.set()
             report = log.info if finding is Finding.WELL else log.warning
@@ -211,7 +222,7 @@ class UpstreamKeys:
             report("upstream key checked", key=key.name, finding=finding.value, variable=variable)
 
     def unusable(self) -> dict[str, Finding]:
-        """The names of keys that Venice itself refuses, and why."""
+        """Return the names of keys that Venice refuses, with the findings."""
         found = ((key.name, self.findings.get(key.id)) for key in self._keys)
         return {
             name: known.finding
@@ -226,16 +237,20 @@ class UpstreamKeys:
         source: Source,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """A call was answered, with these headers: the key is well, but rests for the model when
-        they say that its rate is used up."""
+        """Record a successful call.
+
+        ``headers`` are those of the response. If they report a used-up rate limit, the key cools
+        down for the model.
+        """
         self._cooldowns.note_answered(key.id, model, source)
         if key.id not in self._out_of_service:
             self._probes.pop(key.id, None)
         if headers is not None and (reset_s := spent_rate_reset_s(headers)) is not None:
-            self._name(key, model, min(reset_s, MOST_RATE_REST_S), RATE_SPENT)
+            self._name(key, model, min(reset_s, MAX_RATE_COOLDOWN_S), RATE_SPENT)
 
     def failed(self, key: UpstreamKey, model: str, source: Source, error: ServiceError) -> None:
-        """A call was not answered: the key rests for those callers whom that is evidence for."""
+        """Record a failed call. The key cools down for the callers that the failure is evidence
+        about."""
         if not isinstance(error, UpstreamError):
             return
         reason = f"status {error.upstream_status}" if error.upstream_status else error.code
@@ -243,8 +258,8 @@ class UpstreamKeys:
             case Evidence.REQUEST_REFUSED:
                 self.succeeded(key, model, source)
             case Evidence.RATE_SPENT:
-                rest_s = BUSY_RETRY_S if error.rate_reset_s is None else error.rate_reset_s
-                self._name(key, model, min(rest_s, MOST_RATE_REST_S), RATE_SPENT)
+                cooldown_s = BUSY_RETRY_S if error.rate_reset_s is None else error.rate_reset_s
+                self._name(key, model, min(cooldown_s, MAX_RATE_COOLDOWN_S), RATE_SPENT)
             case Evidence.KEY_REFUSED | Evidence.CALLER_REFUSED | Evidence.MODEL_FORBIDDEN:
                 if key.id not in self._out_of_service:
                     self._count(key, model, source, reason, error.evidence)
@@ -254,14 +269,16 @@ class UpstreamKeys:
                 pass
 
     def put_out_of_service(self, key: UpstreamKey, reason: str) -> None:
-        """Venice itself stated, when asked about the key, that it takes no calls with it: nobody's
-        calls go there until a probe finds it well."""
+        """Send no calls to the key until a probe finds it usable.
+
+        For keys that Venice itself refused when asked about them.
+        """
         if key.id not in self._out_of_service:
-            log.warning("upstream key rests", key=key.name, model="all", reason=reason, rest_s=None)
+            log.warning("upstream key out of service", key=key.name, reason=reason)
         self._out_of_service[key.id] = reason
 
     def resting(self) -> dict[str, str]:
-        """The names of keys that rest altogether, and why."""
+        """Return the names of keys that are out of service, with the reasons."""
         return {
             key.name: self._out_of_service[key.id]
             for key in self._keys
@@ -269,24 +286,26 @@ class UpstreamKeys:
         }
 
     def rests(self) -> Mapping[UUID, Sequence[Rest]]:
-        """The keys that rest now in this process, by id, for any or for some models."""
+        """Return the keys that take no calls now in this process, by id, for all or for some
+        models."""
         found = {
             key_id: [Rest(model=None, reason=reason, seconds_left=None)]
             for key_id, reason in self._out_of_service.items()
         }
         now = time.monotonic()
         for key_id, model, caller_id, cooldown in self._cooldowns.open():
-            rest = Rest(
-                model=model,
-                reason=cooldown.reason,
-                seconds_left=round(cooldown.until - now, 1),
-                caller_id=caller_id,
+            found.setdefault(key_id, []).append(
+                Rest(
+                    model=model,
+                    reason=cooldown.reason,
+                    seconds_left=round(cooldown.until - now, 1),
+                    caller_id=caller_id,
+                )
             )
-            found.setdefault(key_id, []).append(rest)
         return found
 
     async def keep_probed(self, probe: Probe) -> None:
-        """Ask of each key that rests altogether whether it is well again, for ever."""
+        """Probe the keys that are out of service, forever."""
         next_at: dict[UUID, float] = {}
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
@@ -295,7 +314,7 @@ class UpstreamKeys:
                 if key.id not in self._out_of_service or next_at.get(key.id, 0.0) > now:
                     continue
                 self._probes[key.id] = min(10, self._probes[key.id] + 1)
-                pause_s = min(MOST_PROBE_PAUSE_S, PROBE_EVERY_S * 2 ** self._probes[key.id])
+                pause_s = min(MAX_PROBE_PAUSE_S, PROBE_EVERY_S * 2 ** self._probes[key.id])
                 next_at[key.id] = now + pause_s
                 try:
                     self.note_state(key, await probe(key))
@@ -303,12 +322,12 @@ class UpstreamKeys:
                     log.debug("upstream key probed", key=key.name, code=error.code)
 
     def _ready_at(self, key: UpstreamKey, model: str, source: Source) -> float:
-        """When the key can take a call; in the past when it can now."""
+        """Return when the key can take a call, on ``time.monotonic``. In the past if now."""
         if key.id in self._out_of_service:
             return math.inf
         return self._cooldowns.ready_at(key.id, model, source)
 
-    def _why_not(self, source: Source, model: str) -> UpstreamError:
+    def _unavailable_error(self, source: Source, model: str) -> UpstreamError:
         now = time.monotonic()
         keys = self._of(source.organization_id)
         ready_in_s = min(
@@ -327,20 +346,20 @@ class UpstreamKeys:
 
     def _name(self, key: UpstreamKey, model: str, seconds: float, reason: str) -> None:
         if self._cooldowns.name(key.id, model, seconds, reason):
-            self._log_rest(key, model, seconds, reason)
+            self._log_cooldown(key, model, seconds, reason)
 
     def _count(
         self, key: UpstreamKey, model: str, source: Source, reason: str, evidence: Evidence
     ) -> None:
         opened_s = self._cooldowns.count(key.id, model, source, reason, evidence)
         if opened_s is not None:
-            self._log_rest(key, model, opened_s, reason)
+            self._log_cooldown(key, model, opened_s, reason)
 
-    def _log_rest(self, key: UpstreamKey, model: str, seconds: float, reason: str) -> None:
+    def _log_cooldown(self, key: UpstreamKey, model: str, seconds: float, reason: str) -> None:
         log.warning(
-            "upstream key rests",
+            "upstream key cooling down",
             key=key.name,
             model=model,
             reason=reason,
-            rest_s=round(seconds, 1),
+            cooldown_s=round(seconds, 1),
         )

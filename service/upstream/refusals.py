@@ -1,11 +1,11 @@
-"""What Venice says when it refuses, in our words.
+"""Translates Venice's error responses into ours.
 
-Venice has no single error shape: ``error`` is a text or an object, ``details`` an object or a text,
-``code`` often absent. A refusal of the caller's request keeps Venice's text; one of the operator's
-key, balance or rate is the operator's business, so the caller learns only that it may come back.
+Venice has no single error format: ``error`` is a string or an object, ``details`` an object or a
+string, and ``code`` is often absent. When Venice refuses the caller's request, its text is kept.
+When it refuses the operator's key, balance or rate, the caller learns only that it may retry.
 
-What is not Venice's own JSON comes from something before it, which judges requests by their text
-and knows neither keys nor models. Such an answer is about the request that got it.
+A response that is not Venice's own JSON comes from a proxy in front of it. The proxy judges
+requests by their text and knows neither keys nor models, so its response is about that one request.
 """
 
 import contextlib
@@ -40,28 +40,31 @@ RATES: Final = (
 )
 ERROR_MEMBER: Final = b'"error"'
 EDGE_TIMEOUTS: Final = (504, 522, 524)
-REFUNDED: Final = "credits_refunded"
+REFUND_MEMBER: Final = "credits_refunded"
 REJECTIONS: Final = {"content_blocked_by_provider": 422, "e2ee_attestation_stale": 400}
-"""Codes within a stream that are about the request, and the statuses that go with them."""
+"""In-stream error codes that are about the request, with the statuses they map to."""
 JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json\b", re.ASCII | re.IGNORECASE)
 FORBIDDEN_MODEL_CODES: Final = ("MODEL_PRIVACY_RESTRICTED", "PRO_ONLY_MODEL")
 KEY_STATUSES: Final = (401, 402, 403)
-"""With which Venice refuses a key, its balance, its address, or what one call asks of them."""
+"""The statuses with which Venice refuses a key, its balance, its address, or a call's use of
+them."""
 CODE: Final = re.compile("[a-z]{1,20}(?:_[a-z]{1,20}){0,4}")
-"""Codes that are logged. What has another form may be anything."""
-RAY: Final = re.compile("[0-9a-f]{16}(?:-[A-Z]{3})?")
-"""How the edge names a request."""
+"""The format of error codes that are logged. Codes in any other format may contain anything."""
+RAY_ID: Final = re.compile("[0-9a-f]{16}(?:-[A-Z]{3})?")
+"""The edge's id of a request."""
 VENICE_KEY: Final = re.compile(r"VENICE_[A-Z]+_KEY_\S+|Bearer\s+\S+")
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """The error for an answer of Venice that is not 2xx, or of something before Venice."""
-    decoded = _venices_own(headers, body)
-    error = _of_edge(status, headers) if decoded is None else _error(status, headers, body)
+    """Translate a response that is not 2xx, from Venice or from a proxy in front of it."""
+    decoded = _decode_own_refusal(headers, body)
+    error = (
+        _edge_error(status, headers) if decoded is None else _venice_error(status, headers, body)
+    )
     error.upstream_status = status
     error.is_refunded = is_refunded(body)
-    error.is_charge_kept = _refund_of(body) is False
-    if _whole(headers.get("Retry-After")) is not None:
+    error.is_charge_kept = _stated_refund(body) is False
+    if _parse_whole_header(headers.get("Retry-After")) is not None:
         error.named_retry_after_s = _retry_after_s(headers)
     if decoded is not None:
         error.evidence = _evidence(status, headers, decoded)
@@ -71,60 +74,62 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErr
     return error
 
 
-def _venices_own(headers: Mapping[str, str], body: bytes) -> dict[str, Any] | None:
-    """The body of a refusal that Venice itself wrote: JSON with an error or a code."""
+def _decode_own_refusal(headers: Mapping[str, str], body: bytes) -> dict[str, Any] | None:
+    """Decode a refusal that Venice itself wrote: JSON with an error or a code."""
     if not JSON_TYPE.match(headers.get("Content-Type", "").strip()):
         return None
-    decoded = _decoded(body)
+    decoded = _decode_json(body)
     if isinstance(decoded, dict) and (decoded.get("error") or isinstance(decoded.get("code"), str)):
         return decoded
     return None
 
 
-def _decoded(body: bytes) -> Any:
+def _decode_json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _of_edge(status: int, headers: Mapping[str, str]) -> UpstreamError:
-    """The error for an answer that is not Venice's own."""
+def _edge_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
+    """Translate a response that Venice did not write."""
     log.warning(
-        "answer is not venice's own",
+        "response not written by venice",
         upstream_status=status,
         is_page=headers.get("Content-Type", "").strip().lower().startswith("text/html"),
     )
     error: UpstreamError
     if status in (429, 503):
         retry_after_s = _retry_after_s(headers)
-        error = UpstreamBusy("The network before Venice is busy.", retry_after_s=retry_after_s)
+        error = UpstreamBusy(
+            "The network in front of Venice is busy. Retry later.", retry_after_s=retry_after_s
+        )
     elif status in EDGE_TIMEOUTS:
-        error = UpstreamTimeout("Venice did not answer the network before it in time.")
+        error = UpstreamTimeout("The network in front of Venice timed out.")
     elif 400 <= status < 500:
-        # 401 and 407 would mean to the caller that their own key is at fault, 402 that it must pay.
+        # The caller would read 401 and 407 as a problem with its own key, and 402 as a bill.
         kept = None if status in (401, 402, 407) else status
         error = UpstreamRejected(
-            f"The network before Venice refused this request with status {status}. Other requests"
-            " are not affected.",
+            f"The network in front of Venice refused this request with status {status}. Other"
+            " requests are not affected.",
             status=kept,
         )
     else:
-        error = UpstreamError(f"The network before Venice failed with status {status}.")
+        error = UpstreamError(f"The network in front of Venice failed with status {status}.")
     error.evidence = Evidence.EDGE_FAILED if status >= 500 else Evidence.NONE
     return error
 
 
 def _evidence(status: int, headers: Mapping[str, str], decoded: Mapping[str, Any]) -> Evidence:
-    """What Venice's own refusal proves about the key and the model."""
+    """Return what Venice's own refusal proves about the key and the model."""
     if status in KEY_STATUSES:
         is_of_model = _code(decoded) in FORBIDDEN_MODEL_CODES
         return Evidence.MODEL_FORBIDDEN if is_of_model else Evidence.KEY_REFUSED
     if status == 429:
         if any(headers.get(left) == "0" for left, _ in RATES):
             return Evidence.RATE_SPENT
-        # Without numbers: too large a request, or a caller whose requests failed too often. With a
-        # time that Venice names the model is overloaded, whoever asks.
+        # A 429 without rate numbers means a request that is too large, or a caller whose requests
+        # failed too often. With a time in Retry-After, the model is overloaded for everybody.
         is_overload = headers.get("Retry-After", "").isdecimal()
         return Evidence.NONE if is_overload else Evidence.CALLER_REFUSED
     if status == 503:
@@ -138,70 +143,76 @@ def _code(decoded: Mapping[str, Any]) -> Any:
 
 
 def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
-    """When a rate that is used up comes back, by the headers of an answer that succeeded; None
-    while something of each is left."""
+    """Return the seconds until a used-up rate limit resets, by a successful response's headers.
+
+    None while no limit is used up.
+    """
     return _reset_s(headers, RATES)
 
 
 def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> float | None:
-    """Venice states the time in milliseconds since 1970."""
+    """Return the seconds until the reset. Venice states the time in milliseconds since 1970."""
     spent = [
         at_ms
         for left, reset in rates
-        if headers.get(left) == "0" and (at_ms := _whole(headers.get(reset))) is not None
+        if headers.get(left) == "0"
+        and (at_ms := _parse_whole_header(headers.get(reset))) is not None
     ]
     return max(0.0, max(spent) / 1000 - time.time()) if spent else None
 
 
-def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+def _venice_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     if status in KEY_STATUSES:
-        # Ours, not the caller's: the key, its balance, its address. Venice's text is not logged,
-        # since they may quote the request.
-        log.error("venice refuses our key", upstream_status=status)
+        # The fault lies with the operator's key, balance or address. Venice's text is not logged,
+        # because it may quote the request.
+        log.error("venice refused our key", upstream_status=status)
         return UpstreamExhausted(
             "The gateway's Venice account cannot serve this call now.",
             retry_after_s=EXHAUSTED_RETRY_S,
         )
     if status == 429:
         return UpstreamBusy(
-            "Venice is busy. Try again after the time in Retry-After.",
+            "Venice is busy. Retry after the time in Retry-After.",
             retry_after_s=_retry_after_s(headers),
         )
     if status == 503:
         return UpstreamBusy(
-            "The model is not available at Venice now.", retry_after_s=_retry_after_s(headers)
+            "The model is currently unavailable at Venice. Retry later.",
+            retry_after_s=_retry_after_s(headers),
         )
     if status == 504:
-        return UpstreamTimeout("Venice ran out of time; long answers need stream=true.")
+        return UpstreamTimeout("Venice timed out. Set stream=true for long responses.")
     if 400 <= status < 500:
         return UpstreamRejected(message_of(body) or "Venice rejected the request.", status=status)
     return UpstreamError(f"Venice failed with status {status}.")
 
 
 def ray_of(headers: Mapping[str, str]) -> str | None:
-    """The edge's id of the request, by which Venice's support finds it. Any other text is left out
-    of the log, since it may be anything."""
+    """Return the edge's request id, by which Venice's support finds the request.
+
+    Other text is not returned, because the result is logged and the text may be anything.
+    """
     stated = headers.get("cf-ray", "")
-    return stated if RAY.fullmatch(stated) else None
+    return stated if RAY_ID.fullmatch(stated) else None
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> int:
-    stated_s = _whole(headers.get("Retry-After"))
+    stated_s = _parse_whole_header(headers.get("Retry-After"))
     return BUSY_RETRY_S if stated_s is None else min(stated_s, 3600)
 
 
-def _whole(header: str | None) -> int | None:
-    """The whole number that a header has; None where it has something else."""
+def _parse_whole_header(header: str | None) -> int | None:
+    """Parse a header as a whole number, or return None."""
     with contextlib.suppress(ValueError):
         return parse_whole(header or "")
     return None
 
 
 def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:
-    """Whole server-sent events up to the first that is an error of Venice, and that error.
+    """Split whole server-sent events before the first error event, and return that error.
 
-    Venice says what fails after its status in the stream: ``data: {"error": {"message", "type",
-    "code", "retry_after"}}``.
+    Venice reports failures after the status line within the stream: ``data: {"error": {"message",
+    "type", "code", "retry_after"}}``.
     """
     if ERROR_MEMBER not in events:
         return events, None
@@ -209,14 +220,14 @@ def split_at_error(events: bytes) -> tuple[bytes, UpstreamError | None]:
     for event in sse.split(events):
         if ERROR_MEMBER in event:
             for text in sse.texts_of(event):
-                if (error := _in_band(text)) is not None:
+                if (error := _in_band_error(text)) is not None:
                     return events[:start], error
         start += len(event)
     return events, None
 
 
-def _in_band(data: bytes) -> UpstreamError | None:
-    decoded = _decoded(data)
+def _in_band_error(data: bytes) -> UpstreamError | None:
+    decoded = _decode_json(data)
     error = decoded.get("error") if isinstance(decoded, dict) else None
     if not isinstance(error, dict | str) or not error:
         return None
@@ -230,28 +241,28 @@ def _in_band(data: bytes) -> UpstreamError | None:
         return UpstreamRejected(text or "Venice rejected the request.", status=REJECTIONS[code])
     known = isinstance(code, str) and CODE.fullmatch(code)
     log.warning("venice failed within a stream", upstream_code=code if known else None)
-    return UpstreamError("Venice failed while it answered.")
+    return UpstreamError("Venice failed while it was generating the response.")
 
 
 def is_refunded(body: bytes) -> bool:
-    """Whether Venice's word on a job says that it gave back what the job had cost."""
-    return _refund_of(body) is True
+    """Return whether Venice's response about a job reports a refund."""
+    return _stated_refund(body) is True
 
 
-def _refund_of(body: bytes) -> bool | None:
-    """Whether Venice gave back what it had charged; None where it states neither."""
-    decoded = _decoded(body)
+def _stated_refund(body: bytes) -> bool | None:
+    """Return whether Venice refunded the charge; None when it states neither."""
+    decoded = _decode_json(body)
     error = decoded.get("error") if isinstance(decoded, dict) else None
-    stated = [part.get(REFUNDED) for part in (decoded, error) if isinstance(part, dict)]
+    stated = [part.get(REFUND_MEMBER) for part in (decoded, error) if isinstance(part, dict)]
     return next((is_given for is_given in stated if isinstance(is_given, bool)), None)
 
 
 def message_of(body: bytes) -> str:
-    """Venice's text for people, whatever the shape, without anything that looks like a key."""
-    decoded = _decoded(body)
+    """Extract Venice's human-readable message from any format, with anything like a key removed."""
+    decoded = _decode_json(body)
     text = _text(decoded.get("error")) if isinstance(decoded, dict) else ""
     if text and isinstance(decoded.get("issues"), list):
-        text = "; ".join([text, *filter(None, map(_issue, decoded["issues"][:5]))])
+        text = "; ".join([text, *filter(None, map(_format_issue, decoded["issues"][:5]))])
     return logs.redact(VENICE_KEY.sub(logs.REDACTED, text))[:MESSAGE_CHARACTERS]
 
 
@@ -261,7 +272,7 @@ def _text(error: Any) -> str:
     return error if isinstance(error, str) else ""
 
 
-def _issue(issue: Any) -> str:
+def _format_issue(issue: Any) -> str:
     if not isinstance(issue, dict) or not isinstance(issue.get("message"), str):
         return ""
     path = issue.get("path")

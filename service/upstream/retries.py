@@ -1,4 +1,7 @@
-"""Which failed attempts are repeated, and when. Only what Venice surely did not charge for is."""
+"""Decides which failed attempts are retried, and when.
+
+Only attempts that Venice certainly did not charge for are retried.
+"""
 
 import random
 from collections import OrderedDict
@@ -15,25 +18,28 @@ from service.errors import (
 )
 
 FIRST_PAUSE_S: Final = 0.1
-MOST_PAUSE_S: Final = 2.0
-MOST_LEFT: Final = 100.0
-A_SUCCESS: Final = 2.0
+MAX_PAUSE_S: Final = 2.0
+MAX_RETRIES: Final = 100.0
+EARNED_PER_SUCCESS: Final = 2.0
 MAX_BUDGETS: Final = 10_000
 
 
 class RetryBudget:
-    """How many attempts of one caller may be repeated in this process: each answer earns two, so
-    that an outage, which earns none, is not made worse by more than a hundred."""
+    """The retries left to one caller in this process.
 
-    def __init__(self, left: float = MOST_LEFT) -> None:
+    Each successful call earns two. An outage earns none, so it is made worse by at limit a hundred
+    retries.
+    """
+
+    def __init__(self, left: float = MAX_RETRIES) -> None:
         self._left = left
 
     def earn(self) -> None:
-        """A call was answered."""
-        self._left = min(MOST_LEFT, self._left + A_SUCCESS)
+        """Record a successful call."""
+        self._left = min(MAX_RETRIES, self._left + EARNED_PER_SUCCESS)
 
     def spend(self) -> bool:
-        """Whether one more attempt may be repeated."""
+        """Take one retry from the budget. Returns False when none is left."""
         if self._left < 1:
             return False
         self._left -= 1
@@ -41,13 +47,14 @@ class RetryBudget:
 
 
 class RetryBudgets:
-    """A budget for each API key, so that one whose calls always fail uses up no other's."""
+    """A retry budget for each API key, so a key whose calls always fail uses up no other's
+    budget."""
 
     def __init__(self) -> None:
         self._budgets: OrderedDict[UUID | None, RetryBudget] = OrderedDict()
 
     def of(self, api_key_id: UUID | None) -> RetryBudget:
-        """That of the key."""
+        """Return the budget of the key."""
         budget = self._budgets.setdefault(api_key_id, RetryBudget())
         self._budgets.move_to_end(api_key_id)
         if len(self._budgets) > MAX_BUDGETS:
@@ -63,13 +70,13 @@ def pause_s(
     has_key: bool,
     has_fresh_key: bool,
 ) -> float | None:
-    """How long to wait before the next attempt; None when there may be none.
+    """Return the seconds before the next attempt, or None when there must be none.
 
-    ``attempt`` counts from 1. A key that Venice refuses was charged nothing and rests, so another
-    one may do, at once if it is fresh: not tried for this call. Overload is repeated for inference,
-    after the time that Venice names.
+    ``attempt`` counts from 1. A key that Venice refuses was not charged, so another key may serve
+    the call, at once if it was not yet tried for this call (``has_fresh_key``). Overload is retried
+    for inference, after the time that Venice names.
     """
-    jittered = random.uniform(0, min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))  # noqa: S311
+    jittered = random.uniform(0, min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**attempt))  # noqa: S311
     if isinstance(error, UpstreamUnreachable):
         return jittered
     if isinstance(error, UpstreamExhausted):
@@ -85,16 +92,19 @@ def pause_s(
 
 
 def is_uncharged(error: UpstreamError, *, is_inference: bool) -> bool:
-    """Whether Venice surely charged nothing, and another model may do what this one did not: its
-    keys are refused, it is overloaded, or it is no more."""
+    """Return whether Venice certainly charged nothing and another model may serve the call.
+
+    That is the case when its keys are refused, the model is overloaded, or the model no longer
+    exists.
+    """
     if isinstance(error, UpstreamExhausted):
         return True
     if isinstance(error, UpstreamRejected):
         return error.upstream_status in (404, 410)
-    # Without a status of Venice's there was no key to ask it with.
+    # Without a status from Venice, no key was available and no request was sent.
     return isinstance(error, UpstreamBusy) and (is_inference or error.upstream_status is None)
 
 
 def is_repeatable(error: UpstreamError) -> bool:
-    """Whether Venice failed in a way that often passes, though it may have charged for it."""
+    """Return whether Venice failed in a way that is often temporary. It may still have charged."""
     return error.upstream_status in (500, 502)

@@ -1,4 +1,4 @@
-"""Notes whether a request has left, since a request that never left costs nothing."""
+"""Records whether a request was sent. A request that was never sent costs nothing."""
 
 import contextvars
 from typing import Final
@@ -7,7 +7,7 @@ import aiohttp
 
 
 class Departure:
-    """Whether any byte of a request was handed to a connection."""
+    """Records whether any byte of a request was handed to a connection."""
 
     __slots__ = ("has_left",)
 
@@ -18,11 +18,11 @@ class Departure:
 DEPARTURE: Final[contextvars.ContextVar[Departure | None]] = contextvars.ContextVar(
     "DEPARTURE", default=None
 )
-"""The departure of the request that the current task sends."""
+"""The departure record of the request that the current task sends."""
 
 
 class VeniceRequest(aiohttp.ClientRequest):
-    """Notes its departure once there is a connection and its head could be written."""
+    """Records its departure once it has a connection and could write its head."""
 
     async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
         response = await super().send(conn)

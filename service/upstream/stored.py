@@ -1,4 +1,4 @@
-"""The operator's keys at Venice, as they are stored: sealed, with what Venice last said of them."""
+"""The operator's Venice keys as stored in the database: encrypted, with Venice's latest report."""
 
 import re
 import time
@@ -19,17 +19,17 @@ from service.errors import ClientError, Conflict, NotFound
 from service.ids import uuid7
 from service.upstream.client import KEY_TIMEOUT_S, Venice
 from service.upstream.findings import Finding
-from service.upstream.keys import ENVIRONMENT_KEY_ID, Found, KeyState, UpstreamKey
+from service.upstream.keys import ENVIRONMENT_KEY_ID, KeyFinding, UpstreamKey, UpstreamKeyState
 
 log = structlog.get_logger()
 
 ENVIRONMENT: Final = "environment"
 KEY_PROBLEMS: Final = {
-    Finding.INVALID: "Venice does not take the key (status 401).",
-    Finding.SPENT: "The account, or the key, has nothing left to spend.",
-    Finding.FORBIDDEN: "The key may make no calls, or not from here.",
-    Finding.UNREACHABLE: "Venice does not answer, so nothing is known of the key.",
-    Finding.FAILED: "Venice failed, so nothing is known of the key.",
+    Finding.INVALID: "Venice rejected the key with status 401.",
+    Finding.SPENT: "The account or the key has no balance left.",
+    Finding.FORBIDDEN: "The key may not make calls, or not from this address.",
+    Finding.UNREACHABLE: "Venice cannot be reached, so the key could not be checked.",
+    Finding.FAILED: "Venice failed, so the key could not be checked.",
 }
 NAME_LENGTH: Final = 200
 SECRET_LENGTH: Final = 1000
@@ -68,7 +68,7 @@ NOTE_CHECK: Final = """
     WHERE id = $1
     RETURNING condition
 """
-# Two processes that see a change at once wait here for each other, and the second finds it done.
+# Serializes processes that see the same change. The second one finds it already recorded.
 LOCK_CONDITION: Final = """
     SELECT condition,
            condition_at IS NULL
@@ -106,9 +106,11 @@ HAS_KEY: Final = "SELECT EXISTS (SELECT FROM public.upstream_keys WHERE id = $1)
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as the operator sees it: never the key itself. Balances are decimal strings; they, and
-    ``last_check``, what was found when Venice was last asked, are null until it was. Without
-    ``organization_id`` it is for all that have no key of their own."""
+    """A key as the operator sees it, without the key itself.
+
+    Balances are decimal strings. Balances and ``last_check`` are null until Venice was asked.
+    Without ``organization_id`` the key serves all organizations without a key of their own.
+    """
 
     id: UUID
     name: str
@@ -126,22 +128,24 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
 async def add(
     conn: Any, keyring: Keyring, actor: Actor, name: str, secret: str, organization_id: UUID | None
 ) -> UUID:
-    """A new key, in use by every replica within seconds; returns its id.
+    """Add a key and return its id. Every replica uses it within seconds.
 
-    :raises ClientError: when name or key break their rule.
+    :raises ClientError: when the name or the key is invalid.
     :raises NotFound: when there is no such organization.
     :raises Conflict: when the name is taken.
     """
     if not 1 <= len(name.strip()) <= NAME_LENGTH or not name.isprintable():
         raise ClientError(f"name: must be 1 to {NAME_LENGTH} printable characters.", param="name")
     if not 1 <= len(secret) <= SECRET_LENGTH or not SECRET.fullmatch(secret):
-        rule = f"must be 1 to {SECRET_LENGTH} printable ASCII characters, none of them a space."
+        rule = f"must be 1 to {SECRET_LENGTH} printable ASCII characters without spaces."
         raise ClientError(f"key: {rule}", param="key")
     if organization_id and not await conn.fetchval(HAS_ORGANIZATION, organization_id):
         raise NotFound("There is no such organization.")
     if name.strip() == ENVIRONMENT:
-        # The key of the settings may not be stored yet, and would then find its name taken.
-        raise Conflict(f"{ENVIRONMENT!r} is the name of VENICE_API_KEY.", param="name")
+        # The settings' key may not be stored yet, and would later find its name taken.
+        raise Conflict(
+            f"{ENVIRONMENT!r} is reserved for VENICE_API_KEY. Choose another name.", param="name"
+        )
     key_id = uuid7()
     detail = {"name": name, "organization_id": organization_id and str(organization_id)}
     await audit.record(
@@ -149,19 +153,19 @@ async def add(
     )
     sealed = keyring.seal(key_id.bytes, secret.encode())
     if await conn.execute(INSERT_KEY, key_id, name, organization_id, sealed) != "INSERT 0 1":
-        raise Conflict(f"There is a key of the name {name!r} already.", param="name")
+        raise Conflict(f"A key named {name!r} already exists.", param="name")
     return key_id
 
 
 async def list_stored(database: Database) -> Sequence[StoredKey]:
-    """All keys, disabled ones too, oldest first."""
+    """List all keys, including disabled ones, oldest first."""
     return [_stored(row) for row in await database.fetch(LIST_KEYS)]
 
 
 async def find_stored(database: Database, key_id: UUID) -> StoredKey:
-    """One of them.
+    """Return one key.
 
-    :raises NotFound: when there is none of this id.
+    :raises NotFound: when there is no key with this id.
     """
     row = await database.fetchrow(FIND_KEY, key_id)
     if row is None:
@@ -178,17 +182,17 @@ def _stored(row: Any) -> StoredKey:
 
 
 async def disable(conn: Any, actor: Actor, key_id: UUID) -> None:
-    """Put the key out of use, on every replica within seconds. Again it changes nothing.
+    """Disable a key on every replica within seconds. Has no effect on a disabled key.
 
-    :raises NotFound: when there is none of this id.
+    :raises NotFound: when there is no key with this id.
     """
     await _change(conn, actor, key_id, DISABLE_KEY, "upstream_key.disable")
 
 
 async def enable(conn: Any, actor: Actor, key_id: UUID) -> None:
-    """Put a key that was disabled to use again. Again it changes nothing.
+    """Enable a disabled key. Has no effect on an enabled key.
 
-    :raises NotFound: when there is none of this id.
+    :raises NotFound: when there is no key with this id.
     """
     await _change(conn, actor, key_id, ENABLE_KEY, "upstream_key.enable")
 
@@ -204,7 +208,7 @@ async def _change(conn: Any, actor: Actor, key_id: UUID, statement: str, action:
 async def load(
     database: Database, keyring: Keyring, environment_secret: str
 ) -> Sequence[UpstreamKey]:
-    """The keys in use: that of the settings among them, unless it is disabled."""
+    """Load the keys in use, including the settings' key unless it is disabled."""
     rows = await database.fetch(READ_KEYS)
     if all(row["id"] != ENVIRONMENT_KEY_ID for row in rows):
         await database.fetch(INSERT_ENVIRONMENT_KEY, ENVIRONMENT_KEY_ID, ENVIRONMENT)
@@ -218,7 +222,7 @@ async def load(
             try:
                 secret = keyring.unseal(row["id"].bytes, row["sealed_key"]).decode()
             except crypto.UnknownMasterKey:
-                log.error("upstream key does not open", key=row["name"])
+                log.error("upstream key cannot be decrypted", key=row["name"])
                 continue
         keys.append(
             UpstreamKey(
@@ -231,16 +235,16 @@ async def load(
     return keys
 
 
-class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether Venice takes a key, and if not, what is the matter."""
+class KeyCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether Venice accepts a key, and if not, the problem."""
 
     name: str
     is_well: bool
     problem: str | None
 
 
-async def check(database: Database, venice: Venice, key: UpstreamKey) -> Checked:
-    """Ask Venice about a key, at no cost, and keep what it says."""
+async def check(database: Database, venice: Venice, key: UpstreamKey) -> KeyCheck:
+    """Ask Venice about a key, at no cost, and store the result."""
     examination = await venice.examine(key, KEY_TIMEOUT_S)
     if examination.state is not None:
         await note_state(database, key, examination.state)
@@ -249,13 +253,15 @@ async def check(database: Database, venice: Venice, key: UpstreamKey) -> Checked
     problem = None if is_well else KEY_PROBLEMS[examination.finding]
     if examination.finding is Finding.FAILED and examination.error is not None:
         problem = str(examination.error)
-    return Checked(name=key.name, is_well=is_well, problem=problem)
+    return KeyCheck(name=key.name, is_well=is_well, problem=problem)
 
 
-async def record(database: Database, key: UpstreamKey, found: Found) -> None:
-    """Keep what was found of a key. That its condition has changed is an event of the audit, which
-    the process that saw it first writes: others find it written, and what is older than what is
-    written changes nothing."""
+async def record(database: Database, key: UpstreamKey, found: KeyFinding) -> None:
+    """Store the result of a key check.
+
+    A changed condition is audited once: the process that stores it first writes the event. Results
+    older than the stored one change nothing.
+    """
     age_s = time.monotonic() - found.at
     known = await database.fetchrow(NOTE_CHECK, key.id, found.finding.value, age_s)
     if known is None or not found.finding.is_of_the_key or known["condition"] == found.finding:
@@ -268,17 +274,17 @@ async def record(database: Database, key: UpstreamKey, found: Found) -> None:
         await conn.execute(NOTE_CONDITION, key.id, found.finding.value, age_s)
         detail = {"name": key.name, "finding": found.finding.value, "reason": found.reason}
         if found.finding is not Finding.WELL:
-            await _report(conn, "upstream_key.rest", key, detail)
+            await _report(conn, "upstream_key.unusable", key, detail)
         elif before["condition"] is not None:
-            await _report(conn, "upstream_key.well", key, {"name": key.name})
+            await _report(conn, "upstream_key.recovered", key, {"name": key.name})
 
 
 async def _report(conn: Any, action: str, key: UpstreamKey, detail: dict[str, Any]) -> None:
     await audit.record(conn, OPERATOR_ORGANIZATION_ID, RIALTO, action, str(key.id), detail)
 
 
-async def note_state(database: Database, key: UpstreamKey, state: KeyState) -> None:
-    """Store what a key may spend, as Venice states it."""
+async def note_state(database: Database, key: UpstreamKey, state: UpstreamKeyState) -> None:
+    """Store the balances of a key, as Venice reports them."""
     tier = state.api_tier.get("id")
     await database.fetch(
         NOTE_STATE,

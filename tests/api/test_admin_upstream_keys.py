@@ -76,7 +76,7 @@ async def test_a_key_that_no_header_can_carry_is_refused(service, key):
     assert key not in answer["error"]["message"]
 
 
-async def test_what_rests_is_told(service, caller, upstream):
+async def test_cooldowns_are_reported(service, caller, upstream):
     """Altogether until a probe, or for a model and so many seconds."""
     await added(service)
     upstream.faults.push("*", "insufficient_balance", key="sandbox")

@@ -32,7 +32,7 @@ ANSWER = json.dumps(
 ).encode()
 CONDITIONS = {
     "invalid_key": ("invalid", "Venice does not take it"),
-    "insufficient_balance": ("spent", "nothing left to spend"),
+    "insufficient_balance": ("spent", "no balance left"),
     "disconnect": ("unreachable", "does not answer"),
 }
 
@@ -130,7 +130,7 @@ async def test_a_key_is_checked_when_it_is_added(service, upstream, kind):
 
     assert found["last_checked_at"] is not None
     assert (await listed(service))["environment"]["last_check"] == "well"
-    expected = [("upstream_key.rest", "spare", finding)] if finding != "unreachable" else []
+    expected = [("upstream_key.unusable", "spare", finding)] if finding != "unreachable" else []
     await reported(service, expected)
 
 
@@ -150,9 +150,9 @@ async def test_a_change_is_an_event_once(service, upstream):
         await recorded(service)
 
     expected = [
-        ("upstream_key.rest", "environment", "spent"),
-        ("upstream_key.rest", "environment", "invalid"),
-        ("upstream_key.well", "environment", None),
+        ("upstream_key.unusable", "environment", "spent"),
+        ("upstream_key.unusable", "environment", "invalid"),
+        ("upstream_key.recovered", "environment", None),
     ]
     await reported(service, expected)
 
@@ -167,7 +167,7 @@ async def test_disabling_a_bad_key_reports_nothing(service, upstream):
     await service.operate("POST", KEYS, json={"name": "other", "key": "third"})
     await becomes(service, "other", "invalid")
 
-    expected = [("upstream_key.rest", name, "invalid") for name in ("spare", "other")]
+    expected = [("upstream_key.unusable", name, "invalid") for name in ("spare", "other")]
     await reported(service, expected)
 
 
@@ -188,8 +188,8 @@ async def test_several_processes_report_a_change_once(database_address, upstream
         await record(two.app[application.api.DATABASE], key, stale)
 
         expected = [
-            ("upstream_key.rest", "environment", "invalid"),
-            ("upstream_key.well", "environment", None),
+            ("upstream_key.unusable", "environment", "invalid"),
+            ("upstream_key.recovered", "environment", None),
         ]
         await reported(one, expected)
 

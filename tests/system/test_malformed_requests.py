@@ -204,7 +204,7 @@ async def test_venices_words_are_not_kept(tmp_path, database_address, upstream):
         assert await process.ended() == 0
 
     assert process.said("venice failed within a stream")
-    assert process.said("venice refuses our key")
+    assert process.said("venice refused our key")
     for text in ("".join(process.raw), "\n".join(rows)):
         assert not MARKER.search(text)
 

@@ -206,7 +206,7 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
     assert (await typed("third"))[2].startswith("conflict: ")
     assert (await typed("''"))[2].startswith("invalid_request: key")
     reserved = await typed("third", "environment")
-    assert reserved[2].startswith("conflict: 'environment' is the name of VENICE_API_KEY")
+    assert reserved[2].startswith("conflict: 'environment' is reserved for VENICE_API_KEY")
     async with (
         started(tmp_path, DATABASE_URL=command["DATABASE_URL"], **venice) as process,
         talking(process) as service,
@@ -222,7 +222,7 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
     upstream.faults.clear()
     status, out, err = await typed("wrong", "other", **venice)
     assert (status, json.loads(out)["last_check"]) == (0, "invalid")
-    assert "warning: other: Venice does not take the key" in err
+    assert "warning: other: Venice rejected the key" in err
     assert "wrong" not in out + err
     other = json.loads(out)["id"]
     assert (await rialto("upstream-keys", "disable", other, **command))[0]["status"] == "disabled"

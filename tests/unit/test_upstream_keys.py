@@ -1,4 +1,4 @@
-"""Which key takes a call, which ones rest, and what is repeated."""
+"""Which key takes a call, which keys cool down, and which attempts are retried."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,17 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from service.upstream import KeyState, Source, UpstreamKey, UpstreamKeys, cooldowns, keys, pause_s
+from service.upstream import (
+    Source,
+    UpstreamKey,
+    UpstreamKeys,
+    UpstreamKeyState,
+    cooldowns,
+    keys,
+    pause_s,
+)
 from service.upstream import refusals as refusals_of_venice
-from service.upstream.retries import MAX_BUDGETS, MOST_LEFT, RetryBudget, RetryBudgets
+from service.upstream.retries import MAX_BUDGETS, MAX_RETRIES, RetryBudget, RetryBudgets
 
 TENANT = uuid.UUID(int=7)
 CALLER = Source(TENANT, uuid.UUID(int=8))
@@ -79,7 +87,7 @@ def test_an_organizations_own():
 
 
 @pytest.mark.parametrize("status", [401, 402])
-async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, status):
+async def test_a_spent_key_is_out_of_service_until_a_probe_finds_it_well(monkeypatch, status):
     """For every model; the others go on."""
     monkeypatch.setattr(keys, "PROBE_EVERY_S", 0.001)
     spent, well = key("spent"), key("well")
@@ -89,7 +97,11 @@ async def test_one_that_is_spent_rests_until_a_probe_finds_it_well(monkeypatch, 
     assert pool.resting() == {"spent": f"status {status}"}
 
     answers = iter(
-        [UpstreamExhausted("no"), KeyState(access_permitted=False), KeyState(access_permitted=True)]
+        [
+            UpstreamExhausted("no"),
+            UpstreamKeyState(access_permitted=False),
+            UpstreamKeyState(access_permitted=True),
+        ]
     )
     probed = []
 
@@ -168,7 +180,7 @@ def test_overload_is_no_ones_fault():
     "error", [UpstreamError("500"), UpstreamCut("cut"), UpstreamTimeout("late")]
 )
 def test_the_breaker(clock, error):
-    """After five failures in a row the key rests for that model; then one call shows the way."""
+    """Five failures in a row start a cooldown of the model; then one trial call decides."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(cooldowns.FAILURES_TO_OPEN - 1):
@@ -302,7 +314,7 @@ def test_one_whose_calls_all_fail_takes_nobody_elses_trial(clock):
 
 @pytest.mark.parametrize("unit", ["requests", "tokens"])
 def test_an_answer_that_used_up_a_rate(clock, monkeypatch, unit):
-    """Its key rests for the model until Venice's own time, though answers that were under way come
+    """Its key cools down for the model until Venice's own time, though answers in flight come
     in; the others go on, and so does it for other models."""
     monkeypatch.setattr("service.upstream.refusals.time.time", lambda: 2000.0)
     one, other = key("one"), key("other")
@@ -347,7 +359,7 @@ def test_a_rate_that_comes_back_tomorrow(clock):
     far = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 13}
     pool.succeeded(one, "m", CALLER, far)
 
-    clock.now += keys.MOST_RATE_REST_S - 1
+    clock.now += keys.MAX_RATE_COOLDOWN_S - 1
     with pytest.raises(UpstreamBusy):
         pool.choose(CALLER, "m")
     clock.now += 1
@@ -358,9 +370,13 @@ def test_one_with_next_to_nothing_is_the_last_resort():
     """Whatever is under way on the others; one whose balance nobody knows is taken for well."""
     poor, rich, unknown = key("poor"), key("rich"), key("unknown")
     pool = UpstreamKeys([poor, rich, unknown])
-    pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 0.05, "DIEM": 0.04}))
-    pool.note_state(rich, KeyState(access_permitted=True, balances={"USD": 0.05, "DIEM": 0.06}))
-    pool.note_state(unknown, KeyState(access_permitted=True))
+    pool.note_state(
+        poor, UpstreamKeyState(access_permitted=True, balances={"USD": 0.05, "DIEM": 0.04})
+    )
+    pool.note_state(
+        rich, UpstreamKeyState(access_permitted=True, balances={"USD": 0.05, "DIEM": 0.06})
+    )
+    pool.note_state(unknown, UpstreamKeyState(access_permitted=True))
     for one in (rich, unknown):
         pool.in_flight[one.id] = 100
     assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"rich", "unknown"}
@@ -368,8 +384,8 @@ def test_one_with_next_to_nothing_is_the_last_resort():
     for one in (rich, unknown):
         pool.put_out_of_service(one, "status 402")
     assert pool.choose(CALLER, "m") is poor
-    pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 5.0}))
-    pool.note_state(rich, KeyState(access_permitted=True))
+    pool.note_state(poor, UpstreamKeyState(access_permitted=True, balances={"USD": 5.0}))
+    pool.note_state(rich, UpstreamKeyState(access_permitted=True))
     assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"poor"}
 
 
@@ -377,7 +393,7 @@ def test_a_fresh_key_goes_before_a_full_one():
     """One that was tried for this call has just failed it."""
     poor, rich = key("poor"), key("rich")
     pool = UpstreamKeys([poor, rich])
-    pool.note_state(poor, KeyState(access_permitted=True, balances={"USD": 0.0}))
+    pool.note_state(poor, UpstreamKeyState(access_permitted=True, balances={"USD": 0.0}))
 
     assert pool.choose(CALLER, "m") is rich
     assert pool.choose(CALLER, "m", {rich.id}) is poor
@@ -462,7 +478,7 @@ def test_an_outage_is_not_amplified():
     """A hundred repetitions, then none until something is answered."""
     budget = RetryBudget()
 
-    assert sum(budget.spend() for _ in range(1000)) == MOST_LEFT
+    assert sum(budget.spend() for _ in range(1000)) == MAX_RETRIES
     budget.earn()
     assert sum(budget.spend() for _ in range(10)) == 2
 
