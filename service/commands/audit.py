@@ -73,4 +73,4 @@ def _line(fault: ledger.Fault) -> str:
     what = fault.what
     if fault.window_at is not None:
         what = f"{what} since {fault.window_at:%Y-%m-%dT%H:%M:%SZ}"
-    return f"{fault.id} {what}: {fault.stands} stands, {fault.proven} is proven"
+    return f"{fault.id} {what}: recorded {fault.recorded}, expected {fault.expected}"

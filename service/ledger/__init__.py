@@ -1,8 +1,8 @@
-"""The books: limits, a hold for each admitted call, and one insert-only entry when it is settled.
+"""The ledger: limits, a hold for each admitted call, and one insert-only entry when it is settled.
 
-``admit`` before the call, ``settle`` on every exit; both in batches. An entry's id is its hold's
-id, so a call that is settled twice still has one entry. What a process leaves behind, ``sweep``
-settles.
+``admit`` runs before the call and ``settle`` on every exit, both in batches. An entry has its
+hold's id, so a call that is settled twice still has one entry. ``sweep`` settles the calls of
+processes that died.
 """
 
 from service.ledger.alerts import Alert, announce

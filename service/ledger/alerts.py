@@ -1,4 +1,4 @@
-"""Alerts: a limit of money has reached one of its thresholds."""
+"""Alerts for money limits whose use has reached a threshold."""
 
 from typing import Any, Final
 from uuid import UUID
@@ -14,7 +14,7 @@ from service.telemetry import metrics
 
 log = structlog.get_logger()
 
-# The first condition spares most limits the second.
+# The first condition spares most limits the second one.
 FIND_DUE: Final = """
     SELECT s.organization_id, s.id
     FROM public.limits_as_of(
@@ -72,15 +72,17 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def announce(database: Database) -> list[Alert]:
-    """Write an audit event for each threshold that was reached since the last time: one for each,
-    limit and window, on however many replicas."""
+    """Write an audit event for each newly reached threshold.
+
+    Each threshold of a limit is recorded once per window, on any number of replicas.
+    """
     alerts = []
     for due in await database.fetch(FIND_DUE):
         async with database.transaction() as conn:
             await audit.lock(conn, due["organization_id"])
             await conn.execute(LOCK_LIMIT, due["organization_id"], due["id"])
             limit = await conn.fetchrow(READ_LIMIT, due["organization_id"], due["id"])
-            # Another replica may have been faster.
+            # Another replica may have recorded it first.
             if limit is not None:
                 alerts += await _record(conn, limit)
     for alert in alerts:

@@ -1,4 +1,4 @@
-"""Whether calls can be admitted, by the outcome of the last write to the books."""
+"""Tracks whether the ledger can be written, by the outcome of its last write."""
 
 import asyncio
 import time
@@ -12,8 +12,10 @@ SEQUENCE_EXHAUSTED: Final = "2200H"
 
 
 class Condition:
-    """The condition of the books of one process. ``problem`` is the class of the error that the
-    last write ended with, or None after one that went well."""
+    """Whether one process can write to the ledger.
+
+    ``problem`` is the error class of the last write, or None after a successful one.
+    """
 
     def __init__(self) -> None:
         self.problem: str | None = None
@@ -23,40 +25,40 @@ class Condition:
 
     @property
     def age_s(self) -> float:
-        """The time since the last write that went well."""
+        """The seconds since the last successful write."""
         return time.monotonic() - self._succeeded_at
 
     def succeeded(self) -> None:
-        """Note that a write went well."""
+        """Record a successful write."""
         self._succeeded_at = time.monotonic()
         if self.problem is not None:
             self.problem = None
-            log.info("the books can be written again")
+            log.info("ledger writes recovered")
 
     def failed(self, error: Exception) -> None:
-        """Note that a write failed, unless the data of that one call caused it."""
-        cause = _root(error)
-        if _is_of_one_call(cause):
+        """Record a failed write, unless the data of a single call caused it."""
+        cause = _root_cause(error)
+        if _is_data_error(cause):
             return
         if self.problem is None:
-            log.error("the books cannot be written", error=type(cause).__name__)
+            log.error("ledger writes failing", error=type(cause).__name__)
         self.problem = type(cause).__name__
         self.has_changed.set()
 
 
 def is_of_schema(error: Exception) -> bool:
-    """Whether the tables or functions are not there, or not for this user."""
+    """True when tables or functions are missing, or this user may not use them."""
     return str(getattr(error, "sqlstate", "")).startswith("42")
 
 
-def _root(error: BaseException) -> BaseException:
-    """The driver's own error behind ours."""
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the driver's error that caused ours."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
 
 
-def _is_of_one_call(error: BaseException) -> bool:
+def _is_data_error(error: BaseException) -> bool:
     state = getattr(error, "sqlstate", None) or ""
     if state.startswith("22"):
         return state != SEQUENCE_EXHAUSTED

@@ -1,4 +1,4 @@
-"""Money of a call that the operator gives back."""
+"""Credits: the operator returns money of a call, or passes on Venice's refund."""
 
 import unicodedata
 from datetime import datetime
@@ -25,15 +25,15 @@ VENICE: Final = Actor(name="venice")
 REFUND_NOTE: Final = "Venice refunded the job."
 NOTE_LENGTH: Final = 500
 UNPRINTABLE: Final = ("Cc", "Cs")
-"""Unicode's categories of control characters and of halves of a character."""
+"""Unicode's categories of control characters and lone surrogates."""
 REPEAT_WITHIN_S: Final = 24 * 3600.0
 
 
 class NewCredit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A credit as it is asked for.
+    """A requested credit.
 
-    ``usd`` is a decimal string above zero. ``id``, a new UUIDv7, becomes the entry's: the same
-    credit again within a day changes nothing.
+    ``usd`` is a decimal string above zero. ``id``, a new UUIDv7, becomes the entry's id: repeating
+    the same credit within a day changes nothing.
     """
 
     usd: str
@@ -44,16 +44,16 @@ class NewCredit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 async def credit(
     conn: Any, actor: Actor, organization_id: UUID, call_id: UUID, new: NewCredit
 ) -> UUID:
-    """Give ``new.usd`` of a call back; returns the id of the entry that says so.
+    """Credit ``new.usd`` of a call and return the id of the credit's entry.
 
-    The call's money limits have used that much less, in the windows that run now and not in those
-    in which the call counted, so what is given back can be spent again at once; a window in which
-    little was used is below zero then. A credit is never more than what the call costs with its
-    corrections and earlier credits. A correction that comes after a credit is written all the same.
+    The credit lowers the used amount of the call's money limits in the windows that are open now,
+    not in those in which the call counted, so it can be spent again at once. A window with little
+    use can fall below zero. A credit cannot exceed the call's cost after corrections and earlier
+    credits. A correction that arrives after a credit is still written.
 
-    :raises ClientError: naming the field that breaks its rule.
+    :raises ClientError: when a field is invalid; the error names it.
     :raises NotFound: when the organization has no such entry.
-    :raises Conflict: when it is more than the call costs, or the id is that of something else.
+    :raises Conflict: when the credit exceeds the call's cost, or another entry has the id.
     """
     nanos = _parse_amount(new.usd)
     _check_note(new.note)
@@ -66,15 +66,15 @@ async def credit(
         raise NotFound("There is no such entry in the ledger.", param="entry_id")
     if verdict == "not_a_call":
         raise ClientError(
-            "entry_id: must be of kind call: a credit amends the call itself.", param="entry_id"
+            "entry_id: must be an entry of kind call. Credit the call itself.", param="entry_id"
         )
     if verdict == "id_taken":
-        raise Conflict("id: another entry has it.", param="id")
+        raise Conflict("id: another entry already has this id.", param="id")
     if verdict == "too_much":
         left = money.format_usd(max(0, row["left_nanos"]))
         raise Conflict(
-            f"usd: must not be above {left}, what the call costs with its corrections and earlier"
-            " credits.",
+            f"usd: must not be above {left}, the call's remaining cost after corrections and"
+            " earlier credits.",
             param="usd",
         )
     if verdict == "credited":
@@ -86,15 +86,17 @@ async def credit(
 
 
 async def refund(database: Database, organization_id: UUID, call_id: UUID) -> int:
-    """Give back what Venice gave back: all that a job still costs with its corrections and credits;
-    returns how much, in nano-dollars. Again it is nothing: then nothing is left.
+    """Credit all that a job still costs after Venice refunded it. Returns the nano-dollars.
+
+    Repeating it credits nothing, because nothing is left.
 
     :raises NotFound: when the organization has no such call.
-    :raises Unavailable: when the database is gone.
+    :raises Unavailable: when the database is unavailable.
     """
     credit_id = uuid7()
     async with database.transaction() as conn:
-        # More than any call costs: the answer is what is left, and a lock keeps it so.
+        # Ask for more than any call costs. The verdict returns the remaining cost, and a lock keeps
+        # it unchanged.
         row = await conn.fetchrow(
             CREDIT, organization_id, call_id, credit_id, MOST_NANOS, REFUND_NOTE
         )
@@ -124,15 +126,17 @@ def _check_note(note: str) -> None:
     unprintable = any(unicodedata.category(character) in UNPRINTABLE for character in note)
     if not note.strip() or len(note) > NOTE_LENGTH or unprintable:
         raise ClientError(
-            f"note: must be 1 to {NOTE_LENGTH} characters, not only white space, and without"
+            f"note: must be 1 to {NOTE_LENGTH} characters, not only whitespace, and without"
             " control characters.",
             param="note",
         )
 
 
 def _check_id(credit_id: UUID, now: datetime) -> None:
-    """An older id could be of a month that is dropped, where no repetition would be noticed. The
-    clock that made it may be ahead."""
+    """Check that the id is recent, allowing for a clock that is ahead.
+
+    An older id could lie in a dropped month, where a repetition would go unnoticed.
+    """
     age_s = now.timestamp() - (credit_id.int >> 80) / 1000
     if credit_id.version != 7 or abs(age_s) > REPEAT_WITHIN_S:
-        raise ClientError("id: must be a UUIDv7 of the last 24 hours.", param="id")
+        raise ClientError("id: must be a UUIDv7 from the last 24 hours.", param="id")

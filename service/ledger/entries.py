@@ -1,4 +1,4 @@
-"""Reading the ledger."""
+"""Queries on the ledger's entries."""
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +12,7 @@ from service import money
 from service.database.connections import Database
 from service.errors import NotFound, Unavailable
 
-# ruff: noqa: S608 - statements are put together from constants
+# ruff: noqa: S608 - statements are built from constants
 COLUMNS: Final = """
     id, kind, amends_id, api_key_id, encode(end_user, 'hex') AS end_user, request_id, endpoint,
     model, requested_model, is_stream, outcome, status, input_tokens, cached_input_tokens,
@@ -39,8 +39,8 @@ FIND_ENTRY: Final = f"""
     WHERE organization_id = $1
       AND id = $2
 """
-# The key begins with the organization: one look-up for each is far less than a walk through the
-# month, and OFFSET 0 keeps it so.
+# The primary key begins with the organization. One lookup per organization is far cheaper than a
+# scan of the month, and OFFSET 0 keeps the planner from merging them.
 FIND_OWNER: Final = """
     SELECT o.id
     FROM public.organizations o
@@ -61,9 +61,9 @@ FIND_JOB: Final = """
     ORDER BY counted_at DESC, id DESC
     LIMIT 1
 """
-# A call that is still held may have queued the job: its process may have trouble with settling it.
-# What the process knows of the call is stored when the lease is renewed.
-IS_BEING_BOOKED: Final = """
+# A call that is still held may have queued the job, when its process has trouble settling it. The
+# process stores what it knows of the call whenever it renews the lease.
+HAS_PENDING_CALL: Final = """
     SELECT EXISTS (
         SELECT
         FROM public.holds
@@ -72,7 +72,7 @@ IS_BEING_BOOKED: Final = """
           AND (upstream_request_id = $2 OR upstream_request_id IS NULL)
     )
 """
-# What a correction says of a job was not known when its call was settled.
+# A correction's facts about a job were unknown when its call was settled.
 LIST_JOBS: Final = """
     SELECT id, organization_id, coalesce(amends_id, id) AS call_id, api_key_id, endpoint, model,
            upstream_key_id, upstream_request_id, counted_at
@@ -86,16 +86,16 @@ LIST_JOBS: Final = """
     LIMIT $3
 """
 
-# Before the snapshot of the transaction is taken: a month that is dropped while this waits is
-# gone at once, and what the limits carry of it is only in a snapshot that is taken after that.
+# Locked before the transaction takes its snapshot. If a month is dropped while this waits, its
+# entries are gone at once, and only a later snapshot has the amounts that the limits carry for it.
 LOCK_LEDGER: Final = "LOCK TABLE public.ledger_entries IN ACCESS SHARE MODE"
 
 
 @contextlib.asynccontextmanager
 async def reading_ledger(database: Database, timeout: float) -> AsyncIterator[Any]:
-    """A transaction that reads the ledger, and what belongs to it, as of one instant.
+    """Open a transaction that reads the ledger and its limits as of one instant.
 
-    :raises Unavailable: when the database is gone, or nothing is free within the deadline.
+    :raises Unavailable: when the database is unavailable, or no connection is free in time.
     """
     async with database.reading(timeout) as conn:
         await conn.execute(LOCK_LEDGER)
@@ -103,10 +103,12 @@ async def reading_ledger(database: Database, timeout: float) -> AsyncIterator[An
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry as the operator sees it. ``cost_usd`` is a decimal string, null when unknown;
-    corrections and credits name in ``amends_id`` the call whose cost they change. ``end_user`` is
-    the hex of the digest of a name; ``counted_at`` is when it was settled, which is the time that
-    reports and limits count it in."""
+    """An entry as the operator sees it.
+
+    ``cost_usd`` is a decimal string, null when unknown. Corrections and credits name the call that
+    they amend in ``amends_id``. ``end_user`` is the hex digest of a name. ``counted_at`` is the
+    time of settlement, which reports and limits use.
+    """
 
     id: UUID
     kind: str
@@ -140,14 +142,19 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 async def list_entries(
     database: Database, organization_id: UUID, before: UUID | None, limit: int
 ) -> Sequence[LedgerEntry]:
-    """Entries by the time they were settled, newest first, older than the one of the id ``before``;
-    none when there is no such entry."""
+    """List entries, newest settlement first, older than the entry ``before``.
+
+    Empty when there is no such entry.
+    """
     rows = await database.fetch(LIST_ENTRIES, organization_id, before, limit)
     return [_entry(row) for row in rows]
 
 
 async def find_entry(database: Database, organization_id: UUID, entry_id: UUID) -> LedgerEntry:
-    """:raises NotFound: when the organization has none of this id."""
+    """Return one entry.
+
+    :raises NotFound: when the organization has no entry with this id.
+    """
     row = await database.fetchrow(FIND_ENTRY, organization_id, entry_id)
     if row is None:
         raise NotFound("There is no such entry in the ledger.")
@@ -155,9 +162,9 @@ async def find_entry(database: Database, organization_id: UUID, entry_id: UUID) 
 
 
 async def find_owner(database: Database, entry_id: UUID) -> UUID:
-    """The id of the organization that has the entry.
+    """Return the id of the organization that has the entry.
 
-    :raises NotFound: when there is no such entry, or its month is not kept any more.
+    :raises NotFound: when there is no such entry, or its month was dropped.
     """
     owner: UUID | None = await database.fetchval(FIND_OWNER, entry_id)
     if owner is None:
@@ -166,34 +173,39 @@ async def find_owner(database: Database, entry_id: UUID) -> UUID:
 
 
 class Job(NamedTuple):
-    """A job in Venice's queue: the entry that it was charged with, and the operator's key."""
+    """A job in Venice's queue: the entry that charged it, and the operator's key that queued it."""
 
     call_id: UUID
     upstream_key_id: UUID | None
 
 
 async def find_job(database: Database, organization_id: UUID, queue_id: str) -> Job:
-    """The job that the organization queued, by Venice's id of it.
+    """Find a job that the organization queued, by Venice's id.
 
-    :raises NotFound: when it queued none of this id.
-    :raises Unavailable: when that is not known now: the database is gone, or a call that may be
-        the one that queued the job is not in the books yet.
+    :raises NotFound: when it queued no job with this id.
+    :raises Unavailable: when the answer is unknown, because the database is unavailable or a call
+        that may have queued the job is not settled yet.
     """
     row = await database.fetchrow(FIND_JOB, organization_id, queue_id)
     if row is None:
-        is_being_booked = await database.fetchval(IS_BEING_BOOKED, organization_id, queue_id)
-        # Read again: it may have been booked between the two.
+        has_pending_call = await database.fetchval(HAS_PENDING_CALL, organization_id, queue_id)
+        # Read again, because the call may have been settled between the two statements.
         row = await database.fetchrow(FIND_JOB, organization_id, queue_id)
-        if row is None and is_being_booked:
-            raise Unavailable("queue_id: the job is not in the books yet.", retry_after_s=1)
+        if row is None and has_pending_call:
+            raise Unavailable(
+                "queue_id: the job is not recorded yet. Retry in a second.", retry_after_s=1
+            )
     if row is None:
-        raise NotFound("queue_id: your organization has queued no such job.", param="queue_id")
+        raise NotFound("queue_id: your organization queued no job with this id.", param="queue_id")
     return Job(**row)
 
 
 class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ledger says of a job whose cost is known: ``id`` is the entry's that says it,
-    ``upstream_request_id`` Venice's of the job, ``counted_at`` when that was booked."""
+    """A ledger entry about a queued job whose cost is known.
+
+    ``upstream_request_id`` is Venice's id of the job, and ``counted_at`` is when the entry was
+    written.
+    """
 
     id: UUID
     organization_id: UUID
@@ -209,8 +221,7 @@ class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
 async def list_jobs(
     database: Database, after: datetime, after_id: UUID, limit: int
 ) -> Sequence[QueuedJob]:
-    """The jobs that were booked after a time and an entry of that time, of every organization,
-    oldest first."""
+    """List the jobs of all organizations recorded after a time and entry, oldest first."""
     rows = await database.fetch(LIST_JOBS, after, after_id, limit)
     return [QueuedJob(**row) for row in rows]
 

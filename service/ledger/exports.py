@@ -1,4 +1,4 @@
-"""The ledger as lines of text, CSV (RFC 4180) or JSON."""
+"""Exports the ledger as CSV (RFC 4180) or JSON lines."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -21,8 +21,8 @@ HEADERS: Final[dict[ExportFormat, bytes]] = {
 FIRST_ID: Final = UUID(int=0)
 PAGE_ROWS: Final = 500
 
-# ruff: noqa: S608 - statements are put together from constants
-# Oldest first, after the one given.
+# ruff: noqa: S608 - statements are built from constants
+# Oldest first, after the given entry.
 PAGE: Final = """
     FROM public.ledger_entries
     WHERE organization_id = $1
@@ -31,8 +31,8 @@ PAGE: Final = """
     ORDER BY counted_at, id
     LIMIT $5
 """
-# Lines are made by the database, a page in one value: the service, which has calls to attend to,
-# only passes them on. Columns are those of LedgerEntry, in its order.
+# PostgreSQL builds the lines, one page per value, so the service only passes them on and stays free
+# for calls. The columns are those of LedgerEntry, in its order.
 EXPORT_JSONL: Final = f"""
     SELECT string_agg(row_to_json(e)::text || E'\\n', '' ORDER BY e.counted_at, e.id) AS lines,
            (array_agg(e.id ORDER BY e.counted_at DESC, e.id DESC))[1] AS last_id,
@@ -79,13 +79,14 @@ async def export(
     start: datetime,
     end: datetime,
 ) -> AsyncIterator[tuple[bytes, int]]:
-    """Every entry that was settled from ``start`` on and before ``end`` by the database's clock, in
-    that order: lines, and how many entries they are. Each page is a short statement of its own:
-    what is settled while the export runs may be in it or not.
+    """Yield the entries settled from ``start`` to before ``end``, as lines and their number.
+
+    Entries are in order of settlement by the database's clock. Each page is a short statement of
+    its own, so entries settled during the export may or may not be included.
 
     :raises Unavailable: when the database cannot be read.
     """
-    # No entry has the first id, so those that were settled at the very start are in it.
+    # No entry has this id, so entries settled exactly at the start are included.
     after = (start, FIRST_ID)
     yield HEADERS[export_format], 0
     while True:

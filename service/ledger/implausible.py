@@ -1,7 +1,7 @@
-"""Costs that no call of their model can have.
+"""Costs above the most that any call of their model can cost.
 
-Venice stated them, so they are booked in full. An event in the audit informs the operator, and a
-refusal that such a cost leads to names its entry.
+Venice reported them, so they are recorded in full. An audit event informs the operator, and a
+refusal caused by such a cost names its entry.
 """
 
 import time
@@ -20,10 +20,10 @@ log = structlog.get_logger()
 
 ACTION: Final = "ledger.implausible_cost"
 MAX_WAITING: Final = 1_000
-"""How many of these costs wait to be recorded; each is in the log and the ledger in any case."""
+"""The number of costs waiting to be recorded. Each is also in the log and the ledger."""
 MAX_ORGANIZATIONS: Final = 1_000
-TRUSTED_S: Final = 5.0
-"""For how long it is remembered what an organization was charged."""
+CACHE_S: Final = 5.0
+"""How long the lookup for a refusal is cached."""
 FIND: Final = """
     SELECT e.id, e.cost_nanos
     FROM public.audit_events a
@@ -46,7 +46,7 @@ FIND: Final = """
 
 
 class ImplausibleCost(NamedTuple):
-    """What a call was booked at, and the most that any call of its model costs."""
+    """A call's cost, and the most that any call of its model can cost."""
 
     organization_id: UUID
     entry_id: UUID
@@ -56,7 +56,8 @@ class ImplausibleCost(NamedTuple):
 
 
 class ImplausibleCosts:
-    """Those of one process that wait to be recorded, and those that refusals are explained by."""
+    """The implausible costs of one process that wait to be audited, and a cache that explains
+    refusals."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -64,10 +65,10 @@ class ImplausibleCosts:
         self._found: OrderedDict[tuple[UUID, str], tuple[float, Any]] = OrderedDict()
 
     def add(self, cost: ImplausibleCost) -> None:
-        """A call was booked at such a cost."""
+        """Log a cost and queue it for the audit."""
         self._waiting.append(cost)
         log.warning(
-            "cost above the model's most",
+            "cost above the model's maximum",
             entry_id=str(cost.entry_id),
             model=cost.model,
             cost_nanos=cost.cost_nanos,
@@ -75,9 +76,9 @@ class ImplausibleCosts:
         )
 
     async def record(self) -> None:
-        """Write an event to the operator's audit for each cost that waits.
+        """Write each waiting cost to the operator's audit.
 
-        :raises Unavailable: when the database cannot take it; it then waits on.
+        :raises Unavailable: when the database cannot take it. The cost keeps waiting.
         """
         while self._waiting:
             cost = self._waiting[0]
@@ -85,7 +86,7 @@ class ImplausibleCosts:
                 "organization_id": str(cost.organization_id),
                 "model": cost.model,
                 "cost_usd": money.format_usd(cost.cost_nanos),
-                "most_usd": money.format_usd(cost.most_nanos),
+                "max_usd": money.format_usd(cost.most_nanos),
             }
             async with self._database.transaction() as conn:
                 target = str(cost.entry_id)
@@ -94,12 +95,12 @@ class ImplausibleCosts:
                 self._waiting.popleft()
 
     async def explain(self, refusal: LimitExceeded, organization_id: UUID) -> None:
-        """Name in the refusal the entry that has used up its limit, if it has such a cost."""
+        """Name in the refusal the implausible entry that used up its limit, if there is one."""
         if refusal.limit is None or refusal.limit["unit"] != "usd":
             return
         key = organization_id, str(refusal.limit["id"])
         read_at, found = self._found.get(key, (0.0, None))
-        if not read_at or time.monotonic() - read_at > TRUSTED_S:
+        if not read_at or time.monotonic() - read_at > CACHE_S:
             try:
                 found = await self._database.fetchrow(FIND, organization_id, UUID(key[1]))
             except Unavailable:
@@ -111,8 +112,8 @@ class ImplausibleCosts:
         if found is not None:
             usd = money.format_usd(found["cost_nanos"])
             refusal.message += (
-                f" It has used {usd} for the call {found['id']} alone, which is more than the model"
-                " of that call can cost. The operator can credit it."
+                f" {usd} of this was charged for the call {found['id']} alone, more than its model"
+                " can cost. The operator can credit that call."
             )
             refusal.args = (refusal.message,)
             refusal.limit = {**refusal.limit, "implausible_entry_id": str(found["id"])}

@@ -1,4 +1,4 @@
-"""What becomes of a call whose process has gone: the sweeper settles it at its bound."""
+"""The sweeper: settles the calls of processes that died, at their bound."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,7 +14,7 @@ from service.telemetry import metrics
 
 log = structlog.get_logger()
 
-MOST_A_SWEEP: Final = 200
+MAX_PER_SWEEP: Final = 200
 
 FIND_EXPIRED: Final = """
     SELECT organization_id, id, model
@@ -30,18 +30,19 @@ SETTLE_EXPIRED: Final = """
 
 
 async def sweep(database: Database) -> int:
-    """Settle the holds whose lease has run out, as interrupted and at their full bound: what they
-    really cost is not known, and never nothing. Returns how many.
+    """Settle expired holds as interrupted, at their full bound. Returns how many.
 
-    A settlement that comes later all the same is written as a correction.
+    Their real cost is unknown and must not be recorded as zero. A settlement that arrives later is
+    written as a correction.
     """
     swept = 0
-    while expired := await database.fetch(FIND_EXPIRED, MOST_A_SWEEP):
-        settled = await _settled(database, expired)
+    while expired := await database.fetch(FIND_EXPIRED, MAX_PER_SWEEP):
+        settled = await _settle(database, expired)
         settled = [row for row in settled if row["kind"] != "alert"]
         swept += len(settled)
         if len(settled) < len(expired):
-            # Another replica was faster, or a lease was renewed: the rest waits for the next time.
+            # Another replica settled some first, or a lease was renewed. The next run handles the
+            # others.
             break
     if swept:
         metrics.SWEPT.inc(swept)
@@ -49,7 +50,7 @@ async def sweep(database: Database) -> int:
     return swept
 
 
-async def _settled(database: Database, holds: Sequence[Any]) -> Sequence[Any]:
+async def _settle(database: Database, holds: Sequence[Any]) -> Sequence[Any]:
     entries = msgspec.json.encode([_entry(hold) for hold in holds]).decode()
     try:
         settled: list[Any] = await database.fetch(SETTLE_EXPIRED, entries)
@@ -57,9 +58,9 @@ async def _settled(database: Database, holds: Sequence[Any]) -> Sequence[Any]:
         raise
     except Exception:
         if len(holds) > 1:
-            # One that cannot be settled keeps no other from it.
-            return [row for hold in holds for row in await _settled(database, [hold])]
-        log.exception("a hold cannot be settled", hold_id=str(holds[0]["id"]))
+            # Settle each alone, so that one bad hold does not block the others.
+            return [row for hold in holds for row in await _settle(database, [hold])]
+        log.exception("hold cannot be settled", hold_id=str(holds[0]["id"]))
         return []
     else:
         return settled

@@ -1,4 +1,4 @@
-"""Limits: how much of a unit an organization, a key or an end user may use in a period."""
+"""Limits on how much an organization, a key or an end user may use in a period."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,15 +22,17 @@ Percents = Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=100)]], msgspec.M
 
 DEFAULT_ALERT_PERCENTS: Final = [50, 80, 100]
 MOST_NANOS: Final = 10**18
-"""Far from what a sum of bigint holds."""
+"""Far below the largest sum that a bigint holds."""
 MOST_COUNT: Final = 2**53
-"""The largest whole number that every JSON reader keeps."""
+"""The largest whole number that every JSON parser represents exactly."""
 
-MAX_TENANTS_LIMITS_AT_A_PLACE: Final = 50
-"""Which administrators may set for the same calls: each admission locks all that apply to its call,
-and is written in one batch with those of other organizations."""
+MAX_ADMINISTRATOR_LIMITS_PER_SCOPE: Final = 50
+"""The limits that administrators may set for the same calls.
 
-COUNT_AT_PLACE: Final = """
+Each admission locks all limits of its call, and shares a batch with calls of other organizations.
+"""
+
+COUNT_IN_SCOPE: Final = """
     SELECT count(*)
     FROM public.limits
     WHERE organization_id = $1
@@ -54,8 +56,8 @@ LIST_IDS: Final = """
     ORDER BY id
     LIMIT $3
 """
-# Those that bind a call of the key and the end user; of a limit of each end user its counter for
-# that one, where there is one already.
+# The limits that bind a call of the key and end user. For a limit per end user, the counter of this
+# end user if it exists.
 LIST_BINDING: Final = """
     SELECT coalesce(
         (SELECT c.id FROM public.limits c
@@ -122,14 +124,14 @@ DELETE_LIMIT: Final = """
 
 
 class NewLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A limit as it is asked for.
+    """A requested limit.
 
-    ``ceiling`` is a decimal string of US dollars for unit ``usd``, a whole number for the others.
-    ``period`` is absent for concurrency alone. With ``api_key_id`` it binds that key, otherwise the
-    organization; with ``end_user`` that end user, with ``each_end_user`` each of them, in the
-    organization or of the key; with ``model`` it counts calls of that model only. At
-    ``alert_percents`` of the ceiling an event is recorded, for money alone: by default at 50, 80
-    and 100, and not for each end user.
+    ``ceiling`` is a decimal string of US dollars for unit ``usd``, a whole number otherwise.
+    ``period`` is absent for concurrency only. ``api_key_id`` binds that key instead of the
+    organization. ``end_user`` binds one end user and ``each_end_user`` every end user, of the
+    organization or of the key. ``model`` restricts the limit to calls of that model.
+    ``alert_percents``, for money only, are the percentages of the ceiling at which an event is
+    recorded: 50, 80 and 100 by default, and none for ``each_end_user``.
     """
 
     unit: Unit
@@ -151,7 +153,7 @@ class NewLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class LimitChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new ceiling, a raise until an instant (both null: no raise any more), other thresholds."""
+    """A new ceiling, new thresholds, or a temporary raise. Nulls end the raise."""
 
     ceiling: str | int | msgspec.UnsetType = msgspec.UNSET
     raised_to: str | int | msgspec.UnsetType | None = msgspec.UNSET
@@ -160,11 +162,14 @@ class LimitChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """A limit as it stands. Money is a decimal string; ``ceiling`` is what holds now, a raise
-    included; ``resets_at`` is null for what slides and for what never resets. ``end_user`` is the
-    hex of the digest of a name; ``end_users`` is how many have a counter of a limit of each.
-    ``template_id`` names the limit that such a counter belongs to. ``set_by`` is who set it last:
-    administrators may lower the operator's limits, and neither loosen nor delete them."""
+    """The current state of a limit.
+
+    Money is a decimal string. ``ceiling`` includes a raise in force. ``resets_at`` is null for
+    sliding windows and for limits that never reset. ``end_user`` is the hex digest of a name.
+    ``end_users`` is the number of counters of a limit per end user, and ``template_id`` names the
+    limit that such a counter belongs to. ``set_by`` is who last set it: administrators may lower
+    the operator's limits, but not loosen or delete them.
+    """
 
     id: UUID
     organization_id: UUID
@@ -203,39 +208,38 @@ def _limit(row: Any) -> Limit:
 
 
 def left_of(limits: Sequence[Limit]) -> tuple[int | None, int | None]:
-    """The nano-dollars and the tokens that all of the limits have room for now; None where nothing
-    limits them."""
+    """Return the nano-dollars and tokens that all limits leave room for, None where unlimited."""
 
-    def least(unit: str) -> int | None:
-        rooms = (
+    def minimum(unit: str) -> int | None:
+        remainders = (
             money.parse_usd(str(limit.left)) if unit == "usd" else int(limit.left)
             for limit in limits
             if limit.unit == unit
         )
-        return min(rooms, default=None)
+        return min(remainders, default=None)
 
-    return least("usd"), least("tokens")
+    return minimum("usd"), minimum("tokens")
 
 
 def parse_ceiling(unit: Unit, ceiling: str | int, field: str = "ceiling") -> int:
-    """Nano-dollars or a count.
+    """Parse a ceiling into nano-dollars or a count.
 
-    :raises ClientError: naming the field and the rule.
+    :raises ClientError: when the value is invalid; the error names the field and the rule.
     """
     if unit == "usd":
         if not isinstance(ceiling, str):
-            raise ClientError(f'{field}: must be a decimal string, as in "5.00".', param=field)
+            raise ClientError(f'{field}: must be a decimal string, such as "5.00".', param=field)
         try:
             nanos = money.parse_usd(ceiling)
         except ValueError as error:
             raise ClientError(f"{field}: {error}.", param=field) from None
         if not 0 <= nanos <= MOST_NANOS:
             most = money.format_usd(MOST_NANOS)
-            raise ClientError(f"{field}: must be from 0 to {most}.", param=field)
+            raise ClientError(f"{field}: must be between 0 and {most}.", param=field)
         return nanos
     if not isinstance(ceiling, int) or not 0 <= ceiling <= MOST_COUNT:
         raise ClientError(
-            f"{field}: must be a whole number from 0 to {MOST_COUNT} for {unit}.", param=field
+            f"{field}: must be a whole number between 0 and {MOST_COUNT} for {unit}.", param=field
         )
     return ceiling
 
@@ -247,21 +251,21 @@ async def create_limit(
     new: NewLimit,
     end_user: bytes | None = None,
 ) -> UUID:
-    """A new limit, in force for every call that is admitted from now on; returns its id. It counts
-    from now on too: what was used before it is not its business. ``end_user`` is the digest of the
-    end user that it names.
+    """Create a limit for calls admitted from now on, and return its id.
 
-    :raises ClientError: when its parts do not fit together.
-    :raises NotFound: when organization or key do not exist, or do not belong together.
-    :raises Conflict: when an administrator would set too many for the same calls.
+    Usage before its creation does not count. ``end_user`` is the digest of the named end user.
+
+    :raises ClientError: when the fields are invalid or do not fit together.
+    :raises NotFound: when the organization or key does not exist, or the key belongs elsewhere.
+    :raises Conflict: when an administrator sets too many limits for the same calls.
     """
     if (new.unit == "concurrency") != (new.period is None):
-        rule = "must be absent for concurrency, and one of minute, hour, day, month, lifetime else."
+        rule = "must be minute, hour, day, month or lifetime, and absent for concurrency."
         raise ClientError(f"period: {rule}", param="period")
     if new.end_user is not None and new.each_end_user:
-        raise ClientError("each_end_user: does not go together with end_user.", param="end_user")
+        raise ClientError("each_end_user: cannot be combined with end_user.", param="end_user")
     if new.alert_percents and new.unit != "usd":
-        raise ClientError("alert_percents: are for limits in usd alone.", param="alert_percents")
+        raise ClientError("alert_percents: only limits in usd have alerts.", param="alert_percents")
     if new.api_key_id is not None:
         owner = await conn.fetchval(OWNER_OF_KEY, new.api_key_id)
         if owner != organization_id:
@@ -274,13 +278,14 @@ async def create_limit(
     alert_percents = new.alert_percents
     if alert_percents is None:
         alert_percents = [] if new.each_end_user else DEFAULT_ALERT_PERCENTS
-    # First, since it locks the organization and says if there is none.
+    # Recorded first, because it locks the organization and fails if there is none.
     await audit.record(conn, organization_id, actor, "limit.create", str(limit_id), detail)
     if actor.is_administrator:
-        place = organization_id, new.api_key_id, end_user
-        if await conn.fetchval(COUNT_AT_PLACE, *place) >= MAX_TENANTS_LIMITS_AT_A_PLACE:
+        scope_key = organization_id, new.api_key_id, end_user
+        if await conn.fetchval(COUNT_IN_SCOPE, *scope_key) >= MAX_ADMINISTRATOR_LIMITS_PER_SCOPE:
             raise Conflict(
-                f"There are {MAX_TENANTS_LIMITS_AT_A_PLACE} limits for the same calls: delete one."
+                f"The same calls already have {MAX_ADMINISTRATOR_LIMITS_PER_SCOPE} limits."
+                " Delete one first."
             )
     await conn.execute(
         INSERT_LIMIT,
@@ -306,9 +311,11 @@ async def list_limits(
     limit: int,
     end_user: bytes | None = None,
 ) -> Sequence[Limit]:
-    """An organization's limits by age, oldest first, as they stand at this instant. With the digest
-    of an end user those that bind that one, the counters of limits of each among them; the empty
-    one is for calls without an end user."""
+    """List an organization's limits, oldest first, as of now.
+
+    With the digest of an end user, only limits that bind that end user, including per-user
+    counters. The empty digest means calls without an end user.
+    """
     found = await database.fetch(LIST_IDS, organization_id, after, limit, end_user)
     return [_limit(row) for row in await database.fetch(READ_LIMITS, [row["id"] for row in found])]
 
@@ -316,47 +323,54 @@ async def list_limits(
 async def list_binding(
     conn: Any, organization_id: UUID, api_key_id: UUID, end_user: bytes, model: str | None = None
 ) -> Sequence[Limit]:
-    """The limits that bind calls of a key: of all models, or of one. ``end_user`` is the digest of
-    the end user; the empty one is for calls without."""
+    """List the limits that bind calls of a key, for one model or for any.
+
+    ``end_user`` is the digest of the end user, empty for calls without one.
+    """
     found = await conn.fetch(LIST_BINDING, organization_id, api_key_id, end_user, model)
     return [_limit(row) for row in await conn.fetch(READ_LIMITS, [row["id"] for row in found])]
 
 
 async def find_limit(database: Database, limit_id: UUID) -> Limit:
-    """:raises NotFound: when there is none of this id."""
+    """Return one limit.
+
+    :raises NotFound: when there is no limit with this id.
+    """
     row = await database.fetchrow(READ_LIMITS, [limit_id])
     if row is None:
         raise NotFound("There is no such limit.")
     return _limit(row)
 
 
-def _must_be_whole(limit: Limit) -> None:
+def _reject_counter(limit: Limit) -> None:
     if limit.template_id is not None:
-        raise Conflict(f"This is one end user's counter: the limit is {limit.template_id}.")
+        raise Conflict(
+            f"This is the counter of one end user. Use its limit {limit.template_id} instead."
+        )
 
 
 async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChange) -> None:
-    """Change the ceiling, the raise or the thresholds; what is used and held stays.
+    """Change the ceiling, raise or thresholds. Used and held amounts stay.
 
     :raises ClientError: when a value does not fit the unit.
-    :raises Conflict: when it is one end user's counter of a limit of each.
-    :raises Forbidden: when an administrator would loosen what the operator set.
+    :raises Conflict: when the limit is the counter of one end user.
+    :raises Forbidden: when an administrator tries to loosen a limit that the operator set.
     """
-    _must_be_whole(limit)
+    _reject_counter(limit)
     if change.alert_percents and limit.unit != "usd":
-        raise ClientError("alert_percents: are for limits in usd alone.", param="alert_percents")
+        raise ClientError("alert_percents: only limits in usd have alerts.", param="alert_percents")
     ceiling = None
     if change.ceiling is not msgspec.UNSET:
         ceiling = parse_ceiling(limit.unit, change.ceiling)
     raised_to, raised_until = change.raised_to, change.raised_until
     if (raised_to in (None, msgspec.UNSET)) != (raised_until in (None, msgspec.UNSET)):
-        raise ClientError("raised_to: goes together with raised_until.", param="raised_to")
+        raise ClientError("raised_to: must be set together with raised_until.", param="raised_to")
     if isinstance(raised_until, datetime):
         now = await conn.fetchval(NOW)
         raised_until = check_future("raised_until", raised_until, now)
     is_raise = isinstance(raised_to, str | int) and isinstance(raised_until, datetime)
     await audit.lock(conn, limit.organization_id)
-    await _must_tighten(conn, actor, limit, change, ceiling)
+    await _require_tightening(conn, actor, limit, change, ceiling)
     status = await conn.execute(
         CHANGE_LIMIT,
         limit.organization_id,
@@ -376,11 +390,13 @@ async def change_limit(conn: Any, actor: Actor, limit: Limit, change: LimitChang
     await audit.record(conn, limit.organization_id, actor, "limit.change", str(limit.id), detail)
 
 
-async def _must_tighten(
+async def _require_tightening(
     conn: Any, actor: Actor, limit: Limit, change: LimitChange, ceiling: int | None
 ) -> None:
-    """The rule for administrators: of the operator's limits they may lower the ceiling, the one
-    that holds without a raise. What they lower only the operator raises again."""
+    """Let administrators only lower the ceiling of the operator's limits.
+
+    The ceiling without a raise is compared. Only the operator can raise a lowered limit again.
+    """
     if not actor.is_administrator:
         return
     setting = await conn.fetchrow(READ_SETTING, limit.organization_id, limit.id)
@@ -389,24 +405,25 @@ async def _must_tighten(
     for field in ("raised_to", "raised_until", "alert_percents"):
         if getattr(change, field) is not msgspec.UNSET:
             raise Forbidden(
-                f"{field}: the operator set this limit, so only the operator can change that.",
+                f"{field}: the operator set this limit, so only the operator can change this.",
                 param=field,
             )
     if ceiling is not None and ceiling > setting["ceiling"]:
-        lowest = amount(limit.unit, setting["ceiling"])
+        current_ceiling = amount(limit.unit, setting["ceiling"])
         raise Forbidden(
-            f"ceiling: the operator set this limit, so it can be lowered only: at most {lowest}.",
+            "ceiling: the operator set this limit, so you can only lower it."
+            f" Use at most {current_ceiling}.",
             param="ceiling",
         )
 
 
 async def delete_limit(conn: Any, actor: Actor, limit: Limit) -> None:
-    """Take the limit out of force; the entries that count on it keep its id.
+    """Delete a limit. Entries that counted on it keep its id.
 
-    :raises Conflict: when it is one end user's counter of a limit of each.
-    :raises Forbidden: when an administrator would delete what the operator set.
+    :raises Conflict: when the limit is the counter of one end user.
+    :raises Forbidden: when an administrator tries to delete a limit that the operator set.
     """
-    _must_be_whole(limit)
+    _reject_counter(limit)
     await audit.lock(conn, limit.organization_id)
     setting = await conn.fetchrow(READ_SETTING, limit.organization_id, limit.id)
     if actor.is_administrator and setting is not None and setting["set_by"] == "operator":

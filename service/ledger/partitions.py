@@ -1,4 +1,4 @@
-"""The ledger's months, made ahead of time."""
+"""Creates the ledger's monthly partitions ahead of time."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 MONTHS_AHEAD: Final = 3
 MAX_MOVED: Final = 5000
-"""How many entries move from the default partition to their month's; it takes some 50 ms."""
+"""The entries moved from the default partition to a monthly one at a time, in about 50 ms."""
 LOCK_KEY: Final = "rialto.ledger_partitions"
 
 FIND_MISSING: Final = """
@@ -34,26 +34,28 @@ COUNT_STRAYS: Final = """
 
 
 async def make_partitions(database: Database) -> bool:
-    """Make the partitions of this month and of three ahead, one process at a time; returns whether
-    all of them are there. Warns of entries in the default partition, which takes what has no month.
+    """Create the partitions of this month and three ahead. Returns whether all of them exist.
 
-    :raises Unavailable: when the ledger is being read, which is not waited for longer than 0.1 s.
+    One process at a time does this. Warns about entries in the default partition, which takes
+    entries without a monthly partition.
+
+    :raises Unavailable: when readers hold the ledger for longer than the 0.1 s that we wait.
     """
     missing = await _missing(database)
     made = []
     for month in missing:
-        # Each by itself, so that no lock is held longer than one takes.
+        # One transaction each, so that no lock is held longer than a single partition needs.
         async with database.transaction() as conn:
             if not await conn.fetchval(TRY_LOCK, LOCK_KEY):
                 return False
             if await conn.fetchval(MAKE_PARTITION, month, MAX_MOVED):
                 made.append(f"{month:%Y-%m}")
     if made:
-        log.info("ledger partitions made", months=made)
+        log.info("ledger partitions created", months=made)
     strays = await database.fetchval(COUNT_STRAYS)
     metrics.STRAY_ENTRIES.set(strays)
     if strays:
-        log.warning("ledger entries outside of any month", count=strays)
+        log.warning("ledger entries without a monthly partition", count=strays)
     return not missing or not await _missing(database)
 
 

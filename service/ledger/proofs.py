@@ -1,6 +1,8 @@
-"""Proofs that the books agree with themselves, in one statement an organization, so that they hold
-under load: a statement sees one instant. And their repair: entries and holds are the truth, and
-never changed; what a limit has used and holds follows from them.
+"""Checks the ledger's limits against its entries and holds, and repairs them.
+
+Each organization is checked in one statement, which sees a single instant, so the check holds under
+load. Entries and holds are the truth and never change; the used and held amounts of limits follow
+from them.
 """
 
 from collections.abc import Sequence
@@ -18,10 +20,11 @@ from service.ledger.entries import reading_ledger
 
 PROOF_TIMEOUT_S: Final = 300.0
 
-# Windows: used = carried + entries of the window, held = open holds. Rings, bucket by bucket: its
-# count = entries and open holds that were admitted in it. A hold and an entry exclude each other.
+# Fixed windows: used = carried + entries of the window, and held = open holds. Sliding windows,
+# bucket by bucket: count = entries and open holds admitted in it. A call has a hold or an entry,
+# not both.
 FIND_FAULTS: Final = """
-    WITH standing AS (
+    WITH current_limits AS (
         SELECT s.id, s.unit, s.bucket_s, s.used, s.held, s.window_at, s.ring,
                CASE WHEN l.window_start = s.window_at THEN l.carried ELSE 0 END AS carried
         FROM public.limits l
@@ -50,11 +53,11 @@ FIND_FAULTS: Final = """
           )
         GROUP BY counted.limit_id, counted.window_at
     ), counters AS (
-        SELECT s.id, 'used' AS what, s.window_at, s.used AS stands,
+        SELECT s.id, 'used' AS what, s.window_at, s.used AS recorded,
                s.carried + coalesce(
                    CASE s.unit WHEN 'usd' THEN b.usd WHEN 'tokens' THEN b.tokens
-                               WHEN 'requests' THEN b.requests END, 0) AS proven
-        FROM standing s
+                               WHEN 'requests' THEN b.requests END, 0) AS expected
+        FROM current_limits s
         LEFT JOIN booked b ON b.limit_id = s.id AND b.window_at = s.window_at
         WHERE s.bucket_s IS NULL
         UNION ALL
@@ -62,7 +65,7 @@ FIND_FAULTS: Final = """
                s.ring[extract(epoch FROM bucket.window_at)::bigint / s.bucket_s % 61 + 1],
                coalesce(CASE s.unit WHEN 'tokens' THEN b.tokens ELSE b.requests END, 0)
                + coalesce(CASE s.unit WHEN 'tokens' THEN o.tokens ELSE o.requests END, 0)
-        FROM standing s
+        FROM current_limits s
         CROSS JOIN LATERAL (
             SELECT s.window_at - back * s.bucket_s * interval '1 second' AS window_at
             FROM generate_series(0, 60) AS back
@@ -72,7 +75,7 @@ FIND_FAULTS: Final = """
         WHERE s.bucket_s IS NOT NULL
         UNION ALL
         SELECT s.id, 'held', s.window_at, s.held, o.amount
-        FROM standing s
+        FROM current_limits s
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(CASE s.unit WHEN 'usd' THEN usd WHEN 'tokens' THEN tokens
                                             ELSE requests END), 0) AS amount
@@ -81,17 +84,17 @@ FIND_FAULTS: Final = """
         ) o
         WHERE s.bucket_s IS NULL
     )
-    SELECT id, what, window_at, stands::numeric, proven::numeric
+    SELECT id, what, window_at, recorded::numeric, expected::numeric
     FROM counters
-    WHERE stands <> proven
+    WHERE recorded <> expected
     UNION ALL
     SELECT h.id, 'hold of a settled call', NULL, 1, 0
     FROM public.holds h
     JOIN public.ledger_entries e USING (organization_id, id)
     WHERE h.organization_id = $1
     UNION ALL
-    -- The call may be of a month that is not kept any more.
-    SELECT c.id, c.kind || ' of no call', NULL, 1, 0
+    -- The call may be in a month that was dropped.
+    SELECT c.id, 'orphaned ' || c.kind, NULL, 1, 0
     FROM public.ledger_entries c
     WHERE c.organization_id = $1
       AND c.kind IN ('correction', 'credit')
@@ -103,14 +106,14 @@ FIND_FAULTS: Final = """
             AND e.id = c.amends_id
       )
     UNION ALL
-    SELECT amends_id, 'corrections of one call', NULL, count(*), 1
+    SELECT amends_id, 'duplicate corrections', NULL, count(*), 1
     FROM public.ledger_entries
     WHERE organization_id = $1
       AND kind = 'correction'
     GROUP BY amends_id
     HAVING count(*) > 1
     UNION ALL
-    SELECT counted.limit_id, 'limit that is not there', NULL, count(*), 0
+    SELECT counted.limit_id, 'missing limit', NULL, count(*), 0
     FROM public.holds h
     CROSS JOIN LATERAL unnest(h.limit_ids) AS counted (limit_id)
     WHERE h.organization_id = $1
@@ -126,7 +129,8 @@ COUNT_PROVEN: Final = """
         (SELECT count(*) FROM public.ledger_entries WHERE organization_id = $1) AS entries
 """
 REPAIR_LIMITS: Final = """
-    SELECT limit_id AS id, counter AS what, window_at, stands, proven
+    SELECT limit_id AS id, counter AS what, window_at, stands AS recorded,
+           proven AS expected
     FROM public.repair_limits($1, $2, $3, $4, $5)
     ORDER BY limit_id
 """
@@ -137,26 +141,28 @@ REMOVE_SETTLED_HOLDS: Final = """
       AND h.id = ANY ($2)
       AND e.organization_id = h.organization_id
       AND e.id = h.id
-    RETURNING h.id, 'hold of a settled call' AS what, NULL::timestamptz AS window_at, 1 AS stands,
-              0 AS proven
+    RETURNING h.id, 'hold of a settled call' AS what, NULL::timestamptz AS window_at, 1 AS recorded,
+              0 AS expected
 """
 SETTLED_HOLD: Final = "hold of a settled call"
 COUNTERS: Final = ("used", "held")
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that does not agree: ``stands`` in the books, ``proven`` by the events.
-    ``window_at`` is the start of the window or, where the limit slides, of the bucket."""
+    """A mismatch between the ``recorded`` amount and the ``expected`` one that events prove.
+
+    ``window_at`` is the start of the window, or of the bucket for sliding windows.
+    """
 
     id: UUID
     what: str
     window_at: datetime | None
-    stands: int
-    proven: int
+    recorded: int
+    expected: int
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at, and what of it does not agree."""
+    """The number of limits, holds and entries checked, and the faults found."""
 
     organization_id: UUID
     limits: int
@@ -166,9 +172,9 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def prove(database: Database, organization_id: UUID) -> Proof:
-    """Prove an organization's limits by its holds and entries, as of one instant.
+    """Check an organization's limits against its holds and entries, as of one instant.
 
-    :raises Unavailable: when the database cannot say in time.
+    :raises Unavailable: when the database does not answer in time.
     """
     async with reading_ledger(database, PROOF_TIMEOUT_S) as conn:
         counts = await conn.fetchrow(COUNT_PROVEN, organization_id)
@@ -177,13 +183,13 @@ async def prove(database: Database, organization_id: UUID) -> Proof:
 
 
 async def repair(conn: Any, actor: Actor, organization_id: UUID) -> Sequence[Fault]:
-    """Set what the organization's limits have used and hold to what entries and holds prove, and
-    remove the holds of calls that are settled; returns what was wrong. Entries never change, so a
-    fault among them stays.
+    """Set the limits' used and held amounts to what entries and holds prove. Returns the faults.
 
-    The proof is the one of :func:`prove`, made while calls go on. They move a counter and its proof
-    alike, so what the counter is off by stays the same, and is taken off under the locks of the
-    limits. One repair of an organization at a time, since a second would take it off twice.
+    Holds of settled calls are removed. Entries never change, so faults among entries remain.
+
+    The check of :func:`prove` runs while calls continue. A call moves a counter and its expected
+    value alike, so the difference stays constant and is subtracted under the locks of the limits.
+    Only one repair of an organization runs at a time, because a second one would subtract it again.
     """
     await audit.lock(conn, organization_id)
     faults = [_fault(row) for row in await conn.fetch(FIND_FAULTS, organization_id)]
@@ -195,7 +201,7 @@ async def repair(conn: Any, actor: Actor, organization_id: UUID) -> Sequence[Fau
         [fault.id for fault in counters],
         [fault.what for fault in counters],
         [fault.window_at for fault in counters],
-        [fault.stands - fault.proven for fault in counters],
+        [fault.recorded - fault.expected for fault in counters],
     )
     repaired = [_fault(row) for row in rows]
     for limit_id, parts in groupby(repaired, key=lambda fault: fault.id):
@@ -212,6 +218,6 @@ def _fault(row: Any) -> Fault:
         id=row["id"],
         what=row["what"],
         window_at=row["window_at"],
-        stands=int(row["stands"]),
-        proven=int(row["proven"]),
+        recorded=int(row["recorded"]),
+        expected=int(row["expected"]),
     )

@@ -1,4 +1,4 @@
-"""What the books know of a call: its hold, its admission and its entry."""
+"""The ledger's records of a call: its hold, its admission and its entry."""
 
 import enum
 from typing import Any, Final
@@ -25,35 +25,35 @@ class Outcome(enum.StrEnum):
     SHUTDOWN = "shutdown"
     INTERNAL_ERROR = "internal_error"
     NOT_SENT = "not_sent"
-    """Its caller had gone, or had been told 503 or a refusal, by the time it was admitted."""
+    """The caller had left, or had received a 503 or a refusal, before the call was admitted."""
     INTERRUPTED = "interrupted"
-    """Its process ended without settling it; the sweeper did."""
+    """The process ended without settling the call, and the sweeper settled it."""
 
 
 class CostSource(enum.StrEnum):
-    """Where the cost of an entry comes from, best first."""
+    """The source of an entry's cost, most reliable first."""
 
     REPORTED = "reported"
-    """Venice stated it."""
+    """Venice reported the cost."""
     COMPUTED = "computed"
     """Venice's usage times the catalogue's price."""
     ESTIMATED = "estimated"
-    """The catalogue's price of what was counted, and of the bound of what was not; never above the
-    call's bound."""
+    """The price of the counted part and the bound of the rest; never above the call's bound."""
     BOUND = "bound"
-    """What the call could have cost at most: nothing better is known."""
+    """The most that the call could have cost, because nothing better is known."""
     NOT_CHARGED = "not_charged"
-    """Venice surely charged nothing."""
+    """Venice certainly charged nothing."""
     UNKNOWN = "unknown"
-    """There is no price; the cost is null, never zero."""
+    """There is no price. The cost is null, never zero."""
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that asks to be admitted, and then is in flight.
+    """A call that asks for admission, and the hold it has while in flight.
 
-    ``bound_nanos`` and ``bound_tokens`` are the most it can use; the first is None without a price.
-    Where that is too much it may be cut down to ``least_nanos`` and ``least_tokens``; without these
-    it is refused. ``end_user`` is the hex of the digest of the end user's name.
+    ``bound_nanos`` and ``bound_tokens`` are the most it can use; ``bound_nanos`` is None without a
+    price. If the limits cannot afford them, the call may be cut down to ``least_nanos`` and
+    ``least_tokens``, or is refused where these are None. ``end_user`` is the hex digest of the end
+    user's name.
     """
 
     organization_id: UUID
@@ -70,14 +70,14 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     end_user: str | None = None
     tags: dict[str, str] | None = None
     requested_model: str | None = None
-    """By which name the caller asked for the model, where that is not its own."""
+    """The name that the caller used for the model, if not the model's own."""
     price_version: int | None = None
     is_moved: bool = False
-    """Whether it takes the place of the hold of its id."""
+    """True if it replaces the hold with the same id."""
 
 
 class Sent(msgspec.Struct, kw_only=True):
-    """What is known of a call at Venice while it is under way, should its process die."""
+    """What is known of a call at Venice in flight, stored in case the process dies."""
 
     upstream_key_id: UUID | None = None
     upstream_request_id: str | None = None
@@ -87,8 +87,8 @@ NOT_SENT: Final = Sent()
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """What was granted: the hold's bounds, which are less than asked for where the call was cut
-    down; and what its caller has left."""
+    """The granted bounds, which are lower than requested if the call was cut down, and the
+    caller's rates."""
 
     bound_nanos: int | None
     bound_tokens: int
@@ -96,7 +96,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a hold. ``status`` is what the caller was answered, if anything."""
+    """The outcome of a call. ``status`` is the status sent to the caller, if any."""
 
     hold: Hold
     model: str
@@ -112,12 +112,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int
     upstream_key_id: UUID | None = None
     most_nanos: int | None = None
-    """The most that any call of its model costs, where its own cost is above that."""
+    """The most that any call of the model can cost, set only if the cost is above it."""
     correction_id: UUID = msgspec.field(default_factory=uuid7)
-    """Should the sweeper have been faster, the entry that corrects it has this id."""
+    """The id of the correction that is written if the sweeper settled the call first."""
 
     def row(self) -> dict[str, Any]:
-        """As ``public.settle_and_admit`` reads it."""
+        """Return the row that ``public.settle_and_admit`` reads."""
         row: dict[str, Any] = msgspec.structs.asdict(self)
         hold: Hold = row.pop("hold")
         del row["most_nanos"]
@@ -125,7 +125,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def not_sent(hold: Hold) -> Entry:
-    """The entry of a call that never left."""
+    """Build the entry of a call that was never sent."""
     return Entry(
         hold=hold,
         model=hold.model,

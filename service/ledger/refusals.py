@@ -1,4 +1,4 @@
-"""What a caller is told of its limits: the refusal, and the rates that every answer carries."""
+"""What callers learn about their limits: refusals, and the rates in every response."""
 
 from typing import Any, Final
 
@@ -20,14 +20,14 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """What is left to a caller after a call; None where nothing limits it."""
+    """What a caller has left after a call. None where it is unlimited."""
 
     requests: Rate | None
     tokens: Rate | None
 
     @classmethod
     def of(cls, row: Any) -> "Rates":
-        """From a row of ``public.settle_and_admit``."""
+        """Build the rates from a row of ``public.settle_and_admit``."""
         return cls(_rate(row, "requests"), _rate(row, "tokens"))
 
 
@@ -37,7 +37,7 @@ def _rate(row: Any, unit: str) -> Rate | None:
 
 
 def refusal(row: Any) -> LimitExceeded | RateLimited:
-    """The error for a row of a call that is refused, with the numbers that prove it."""
+    """Build the error for a refused call, with the numbers that prove it."""
     verdict = row["verdict"]
     limit = {
         "id": str(row["limit_id"]),
@@ -45,13 +45,15 @@ def refusal(row: Any) -> LimitExceeded | RateLimited:
         **{name: amount(row["unit"], row[name]) for name in ("ceiling", "used", "held", "needed")},
         "resets_at": row["resets_at"],
     }
-    name = f"the {SCOPES[row['scope']]}'s limit of {described(row)}"
+    name = f"the {SCOPES[row['scope']]}'s limit of {describe(row)}"
     if verdict == "price_unknown":
         return LimitExceeded(
-            f"The model has no known price, so {name} cannot admit it.", code=verdict, limit=limit
+            f"The model has no known price, so {name} cannot admit the call.",
+            code=verdict,
+            limit=limit,
         )
     text = (
-        f"This call needs up to {limit['needed']}; {name} has {limit['used']} used and"
+        f"This call needs up to {limit['needed']}, but {name} has {limit['used']} used and"
         f" {limit['held']} held."
     )
     rates = Rates.of(row)
@@ -61,20 +63,21 @@ def refusal(row: Any) -> LimitExceeded | RateLimited:
         return CallTooLarge(text, limit=limit, rates=rates)
     retry_after_s = row["retry_after_s"]
     if retry_after_s is not None and row["period"] == "minute":
-        # Claude Code gives up above a minute. Who comes back then waits for the rest here, see
+        # Claude Code gives up above a minute. A caller that retries then waits for the remainder in
         # Ledger.wait_for_room().
         retry_after_s = min(retry_after_s, MINUTE_S)
     return RateLimited(text, code=verdict, retry_after_s=retry_after_s, limit=limit, rates=rates)
 
 
 def is_nearly_free(error: ServiceError) -> bool:
-    """Whether a rate of a minute refused that has room within a second."""
+    """Return whether a per-minute limit refused the call but has room within a second."""
     limit = error.limit or {}
     return error.retry_after_s == 1 and limit.get("period") == "minute"
 
 
 def is_too_large(error: ServiceError) -> bool:
-    """Whether a limit refused that a smaller call may pass: of money, or of tokens for ever."""
+    """Return whether a smaller call may pass the limit: a money limit, or tokens above the
+    ceiling."""
     if error.limit is None or error.code == "price_unknown":
         return False
     return isinstance(error, LimitExceeded) or (
@@ -83,13 +86,13 @@ def is_too_large(error: ServiceError) -> bool:
 
 
 def amount(unit: str, count: int | None) -> str | int | None:
-    """Money as a decimal string of US dollars, everything else as it is counted."""
+    """Format money as a decimal string of US dollars; return other units unchanged."""
     return money.format_usd(count) if unit == "usd" and count is not None else count
 
 
-def described(row: Any) -> str:
-    """``5.00 USD a month for llama-3.3-70b``."""
-    unit = {"usd": "USD", "concurrency": "calls at a time"}.get(row["unit"], row["unit"])
-    period = {None: "", "lifetime": " in all"}.get(row["period"], f" a {row['period']}")
+def describe(row: Any) -> str:
+    """Describe a limit: ``5.00 USD a month for llama-3.3-70b``."""
+    unit = {"usd": "USD", "concurrency": "concurrent calls"}.get(row["unit"], row["unit"])
+    period = {None: "", "lifetime": " in total"}.get(row["period"], f" a {row['period']}")
     model = f" for {row['model']}" if row["model"] else ""
     return f"{amount(row['unit'], row['ceiling'])} {unit}{period}{model}"

@@ -1,4 +1,4 @@
-"""What was used: sums of the ledger's entries."""
+"""Usage reports: sums over the ledger's entries."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,11 +13,11 @@ from service.ledger.entries import reading_ledger
 
 GroupBy = Literal["day", "model", "key", "end_user", "endpoint", "tag"]
 
-MOST_ROWS: Final = 10_000
+MAX_GROUPS: Final = 10_000
 REPORT_TIMEOUT_S: Final = 30.0
 
-# ruff: noqa: S608 - statements are put together from constants
-WANTED: Final = """
+# ruff: noqa: S608 - statements are built from constants
+FILTER_CLAUSE: Final = """
     WHERE e.organization_id = $1
       AND e.counted_at >= $2
       AND e.counted_at < $3
@@ -37,7 +37,7 @@ SUMS: Final = """
 SUM_ALL: Final = f"""
     SELECT {SUMS}
     FROM public.ledger_entries e
-    {WANTED}
+    {FILTER_CLAUSE}
 """
 SUM_GROUPS: Final = f"""
     SELECT CASE $9::text
@@ -52,7 +52,7 @@ SUM_GROUPS: Final = f"""
     FROM public.ledger_entries e
     LEFT JOIN LATERAL jsonb_each_text(CASE WHEN $9 = 'tag' THEN e.tags END)
         AS tag (name, value) ON true
-    {WANTED}
+    {FILTER_CLAUSE}
     GROUP BY group_key
     ORDER BY CASE WHEN $9 <> 'day' THEN coalesce(sum(e.cost_nanos), 0) END DESC, group_key
     LIMIT $10
@@ -60,8 +60,11 @@ SUM_GROUPS: Final = f"""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which entries are summed: those settled from ``start`` on and before ``end``; of one key, of
-    one end user (by the digest), of one model, with one tag (name and value)."""
+    """The entries to sum: those settled from ``start`` to before ``end``.
+
+    The others restrict them to one key, one end user (by digest), one model, or one tag (name and
+    value).
+    """
 
     start: datetime
     end: datetime
@@ -72,8 +75,10 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sums(msgspec.Struct, frozen=True, kw_only=True):
-    """``calls`` are calls alone; corrections and credits are in the other sums. ``cost_usd`` is
-    exact; calls whose cost is not known are not in it, and counted in ``unknown_costs``."""
+    """Totals. ``calls`` excludes corrections and credits; the other sums include them.
+
+    ``cost_usd`` is exact. It leaves out calls of unknown cost, which ``unknown_costs`` counts.
+    """
 
     calls: int
     input_tokens: int
@@ -84,16 +89,20 @@ class Sums(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(Sums, frozen=True, kw_only=True):
-    """The sums of one day, model, key, end user (the hex of its digest), endpoint or tag
-    (``name=value``); the key is null for entries that have none."""
+    """The sums of one day, model, key, end user (hex digest), endpoint or tag (``name=value``).
+
+    ``key`` is null for entries that have none.
+    """
 
     key: str | None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The sums of each group, the dearest first (days in order), and of everything. An entry with
-    two tags is in two groups of tags and once in the total. Beyond 10,000 groups ``is_cut`` says
-    so, and the total is still that of everything."""
+    """The sums of each group, most expensive first (days in order), and the total.
+
+    An entry with two tags is in two groups and once in the total. ``is_cut`` is true if groups
+    beyond the first 10,000 were left out; the total still includes them.
+    """
 
     group_by: GroupBy
     start: datetime
@@ -106,9 +115,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 async def report(
     database: Database, organization_id: UUID, group_by: GroupBy, wanted: Filter
 ) -> Report:
-    """Sum an organization's entries, all as of one instant.
+    """Sum an organization's entries as of one instant.
 
-    :raises Unavailable: when the database cannot be read in time.
+    :raises Unavailable: when the database does not answer in time.
     """
     tag_name, tag_value = wanted.tag or (None, None)
     arguments = (
@@ -123,13 +132,13 @@ async def report(
     )
     async with reading_ledger(database, REPORT_TIMEOUT_S) as conn:
         total = await conn.fetchrow(SUM_ALL, *arguments)
-        rows = await conn.fetch(SUM_GROUPS, *arguments, group_by, MOST_ROWS + 1)
+        rows = await conn.fetch(SUM_GROUPS, *arguments, group_by, MAX_GROUPS + 1)
     return Report(
         group_by=group_by,
         start=wanted.start,
         end=wanted.end,
-        groups=[Group(key=row["group_key"], **_sums(row)) for row in rows[:MOST_ROWS]],
-        is_cut=len(rows) > MOST_ROWS,
+        groups=[Group(key=row["group_key"], **_sums(row)) for row in rows[:MAX_GROUPS]],
+        is_cut=len(rows) > MAX_GROUPS,
         total=Sums(**_sums(total)),
     )
 

@@ -1,4 +1,4 @@
-"""Months of the ledger that are not kept any more."""
+"""Drops months of the ledger that are past their retention."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ log = structlog.get_logger()
 
 DROP_TIMEOUT_S: Final = 600
 DROP_ATTEMPTS: Final = 60
-"""Of a tenth of a second each, half a second apart."""
+"""Attempts of a tenth of a second each, half a second apart."""
 LOCK_KEY: Final = "rialto.ledger_retention"
 
-# A month has expired when its end is so many months ago. The months are those of the entries' ids,
-# which many clocks have made; what was settled from kept_from on is kept, whatever its month.
+# A month expires this many months after its end. Months follow the entries' ids, which many clocks
+# have made, so entries settled from kept_from on are kept whatever their month.
 FIND_EXPIRED: Final = """
     SELECT month, (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => $1))
                       AT TIME ZONE 'UTC' AS kept_from
@@ -50,7 +50,7 @@ DIGEST_MONTH: Final = """
       AND id < public.uuid7_floor($3)
     ORDER BY id
 """
-# What limits have used that is in the month. Windows end, so it is little besides lifetimes.
+# The amounts that limits have used in the month. Windows end, so mostly lifetime limits remain.
 SUM_CARRIED: Final = """
     WITH booked AS (
         SELECT e.organization_id, counted.limit_id, counted.window_at, sum(e.cost_nanos) AS usd,
@@ -78,8 +78,7 @@ DROP_MONTH: Final = "SELECT public.drop_ledger_month($1, $2, $3, $4, $5, $6)"
 
 
 class Month(msgspec.Struct, frozen=True, kw_only=True):
-    """A month of the ledger in UTC, as in ``2026-01``, with the totals of all organizations; and
-    whether it was dropped."""
+    """A month of the ledger in UTC, such as ``2026-01``, with the totals of all organizations."""
 
     month: str
     organizations: int
@@ -91,8 +90,10 @@ class Month(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def expired(database: Database, months: int) -> Sequence[Month]:
-    """The months that ended at least ``months`` months ago, oldest first; they stay. One with an
-    entry that was settled since then is not among them: it is still in reports that are kept."""
+    """List the months that ended at least ``months`` months ago, oldest first. Drops nothing.
+
+    A month with an entry settled since then is left out, because reports that are kept include it.
+    """
     found = []
     for row in await database.fetch(FIND_EXPIRED, months, []):
         start, end = _span(row["month"])
@@ -103,15 +104,15 @@ async def expired(database: Database, months: int) -> Sequence[Month]:
 
 
 async def retain(database: Database, actor: Actor, months: int) -> Sequence[Month]:
-    """Drop the months that ended at least ``months`` months ago, oldest first; returns them. One
-    with an entry that was settled since then stays for now.
+    """Drop the months that ended at least ``months`` months ago, oldest first, and return them.
 
-    Each in one transaction: what the entries counted in windows that still run is added to what
-    the limits carry, and each organization's audit event ``ledger.drop`` keeps the month's totals
-    and ``sha256``, the SHA-256 of :data:`DIGEST_MONTH` as CSV in the form of PostgreSQL's COPY.
-    Calls go on meanwhile.
+    A month with an entry settled since then is kept for now. Each month is dropped in one
+    transaction: amounts that its entries counted in open windows are added to what the limits
+    carry, and each organization's audit event ``ledger.drop`` keeps the month's totals and
+    ``sha256``, the SHA-256 of :data:`DIGEST_MONTH` in PostgreSQL's COPY CSV format. Calls continue
+    meanwhile.
 
-    :raises Unavailable: when the ledger was being read all the time.
+    :raises Unavailable: when readers held the ledger through all attempts.
     """
     dropped: list[Month] = []
     kept: list[datetime] = []
@@ -125,12 +126,12 @@ async def retain(database: Database, actor: Actor, months: int) -> Sequence[Mont
             log.info("ledger month dropped", **msgspec.structs.asdict(month))
             dropped.append(month)
         else:
-            log.info("ledger month kept: entries of it were settled later", month=month.month)
+            log.info("ledger month kept because entries were settled later", month=month.month)
             kept.append(row["month"])
 
 
 async def _find_oldest(conn: Any, months: int, kept: Sequence[datetime]) -> Any:
-    """None when there is none, or when another replica is at it."""
+    """Return the oldest expired month; None if there is none or another replica is dropping it."""
     if not await conn.fetchval(TRY_LOCK, LOCK_KEY):
         return None
     return await conn.fetchrow(FIND_EXPIRED, months, kept)
@@ -145,7 +146,7 @@ async def _drop(conn: Any, actor: Actor, row: Any) -> Month:
         return _month(start, totals)
     digests = [await _digest(conn, total["organization_id"], start, end) for total in totals]
     carried = await conn.fetch(SUM_CARRIED, start, end, timeout=DROP_TIMEOUT_S)
-    # What locks comes last, organizations before the ledger.
+    # Take the locks last, organizations before the ledger.
     for total, digest in zip(totals, digests, strict=True):
         detail = {
             "entries": total["entries"],
@@ -165,7 +166,7 @@ async def _drop(conn: Any, actor: Actor, row: Any) -> Month:
         timeout=DROP_TIMEOUT_S,
     )
     if not is_dropped:
-        raise Unavailable("The ledger is being read. Try again later.")
+        raise Unavailable("The ledger is being read. Retry later.")
     return _month(start, totals, is_dropped=True)
 
 

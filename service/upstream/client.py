@@ -50,7 +50,7 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 1000
 """The largest response head that is parsed. Edges add headers to it."""
 CHUNK_BYTES: Final = 16 * 1024
-"""The limit bytes of a response that are processed before other tasks get a turn."""
+"""The most bytes of a response that are processed before other tasks get a turn."""
 ERROR_BODY_BYTES: Final = 64 * 1024
 ERROR_BODY_TIMEOUT_S: Final = 5.0
 """The time limit for reading an error response's body. Its status is already known by then."""
@@ -227,7 +227,7 @@ def _decompress_start(response: aiohttp.ClientResponse, content: bytes) -> bytes
 
 
 class _Translated:
-    """Translates aiohttp's exceptions into our errors, the limit specific that applies."""
+    """Translates aiohttp's exceptions into our errors, the most specific that applies."""
 
     __slots__ = ()
 

@@ -27,7 +27,7 @@ MAX_BUDGETS: Final = 10_000
 class RetryBudget:
     """The retries left to one caller in this process.
 
-    Each successful call earns two. An outage earns none, so it is made worse by at limit a hundred
+    Each successful call earns two. An outage earns none, so it is made worse by at most a hundred
     retries.
     """
 

@@ -10,7 +10,7 @@ from support import MODELS, ORGANIZATIONS, limited, set_alias
 from service.api import DATABASE
 from service.api.wire import MAX_SMALL_BODY_BYTES
 from service.database import schema
-from service.ledger.limits import MAX_TENANTS_LIMITS_AT_A_PLACE
+from service.ledger.limits import MAX_ADMINISTRATOR_LIMITS_PER_SCOPE
 
 pytestmark = pytest.mark.shares_service
 
@@ -131,7 +131,7 @@ class TestLimits:
         """Each admission locks those of its call, and others' calls wait in the same batch."""
         new = {"unit": "requests", "period": "lifetime", "ceiling": 10}
         path = f"{admin.path}/limits"
-        for _ in range(MAX_TENANTS_LIMITS_AT_A_PLACE):
+        for _ in range(MAX_ADMINISTRATOR_LIMITS_PER_SCOPE):
             assert (await admin.ask("POST", path, **new))[0] == 201
         assert (await admin.ask("POST", path, **new))[0] == 409
         assert (await admin.ask("POST", path, **new, api_key_id=caller.key_id))[0] == 201

@@ -97,7 +97,7 @@ async def test_a_cost_beyond_the_model(odd):
         "organization_id": caller.organization_id,
         "model": "m",
         "cost_usd": "5000.00",
-        "most_usd": "0.16",
+        "max_usd": "0.16",
     }
 
     async with caller.chat(model="m", max_tokens=100) as response:

@@ -132,7 +132,7 @@ async def test_another_organization_has_no_part_in_a_job(
             error = (await response.json())["error"]
             answers.append((response.status, error["code"], error["param"], error["message"]))
     assert set(answers) == {
-        (404, "not_found", "queue_id", "queue_id: your organization has queued no such job.")
+        (404, "not_found", "queue_id", "queue_id: your organization queued no job with this id.")
     }
     assert upstream.calls.to(f"/{family}/{step}") == []
     assert await caller.entries() == [entry]

@@ -72,7 +72,7 @@ async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
     if not is_guarded:
         # The second overwrote what the first had written: the sums no longer agree.
         (fault,) = (await ledger.prove(books.database, books.organization_id)).faults
-        assert (fault.what, fault.stands, fault.proven) == ("held", 100, 200)
+        assert (fault.what, fault.recorded, fault.expected) == ("held", 100, 200)
         await books.connection.execute("UPDATE limits SET held = 200")
 
 
@@ -188,7 +188,7 @@ async def test_counters_are_made_once_by_however_many(books):
 
 
 async def test_a_change_of_the_limit_of_each_binds_every_counter(books):
-    """The ceiling stands in one place, whatever the counters were made with."""
+    """The ceiling recorded in one place, whatever the counters were made with."""
     limit_id = await books.limit("usd", "month", 1, end_user=EACH)
     assert await books.admitted([books.hold(end_user="alice"), books.hold(end_user="alice")]) == [
         True,
@@ -414,7 +414,7 @@ async def test_a_refusal_proves_itself(books):
 
 
 async def test_a_rate_slides(books):
-    """A refusal says when there is room, and what is left stands in the rates."""
+    """A refusal says when there is room, and what is left recorded in the rates."""
     await books.limit("requests", "minute", 3)
 
     rates = [await books.ledger.admit(books.hold()) for _ in range(3)]
@@ -570,6 +570,6 @@ async def test_the_audit_proves_corrections(books):
     await transaction.rollback()
 
     assert sorted(row["what"] for row in rows) == [
-        "correction of no call",
-        "corrections of one call",
+        "duplicate corrections",
+        "orphaned correction",
     ]

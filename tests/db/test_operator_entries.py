@@ -66,7 +66,7 @@ async def events(books, action):
 
 
 async def used(books, limit_id):
-    """What stands as used on a limit, in nano-dollars or a count."""
+    """What recorded as used on a limit, in nano-dollars or a count."""
     return await books.connection.fetchval(
         "SELECT used FROM limits_as_of(ARRAY[$1::uuid], clock_timestamp())", limit_id
     )
@@ -158,7 +158,9 @@ async def test_a_credit_is_never_more_than_the_call_costs(books):
     refused = [outcome for outcome in outcomes if isinstance(outcome, Conflict)]
     assert len(refused) == 2
     assert {error.param for error in refused} == {"usd"}
-    with pytest.raises(Conflict, match=r"usd: must not be above 0\.00000001, what the call costs"):
+    with pytest.raises(
+        Conflict, match=r"usd: must not be above 0\.00000001, the call's remaining cost"
+    ):
         await credit(books, hold.id, 11)
     await credit(books, hold.id, 10)
     assert len(await events(books, "ledger_entry.credit")) == 3
@@ -206,9 +208,9 @@ async def test_a_credit_is_repeated_safely(books):
     assert await used(books, limit_id) == 30
     assert len(await events(books, "ledger_entry.credit")) == 1
     for changed in ({"nanos": 21}, {"nanos": 20, "note": "another"}):
-        with pytest.raises(Conflict, match="id: another entry has it"):
+        with pytest.raises(Conflict, match="id: another entry already has this id"):
             await credit(books, hold.id, id=credit_id, **changed)
-    with pytest.raises(Conflict, match="id: another entry has it"):
+    with pytest.raises(Conflict, match="id: another entry already has this id"):
         await credit(books, hold.id, 20, id=hold.id)
 
 
@@ -244,7 +246,7 @@ async def test_only_calls_of_known_cost_are_credited(books):
     hold = await settled(books)
     credit_id = await credit(books, hold.id, 1)
 
-    with pytest.raises(ClientError, match="entry_id: must be of kind call"):
+    with pytest.raises(ClientError, match="entry_id: must be an entry of kind call"):
         await credit(books, credit_id, 1)
     with pytest.raises(NotFound):
         await credit(books, uuid7(), 1)
@@ -351,9 +353,9 @@ async def test_a_sum_that_agrees_hides_no_bucket(books, database_address):
         f" buckets[{other}] = buckets[{other}] + 2",
     )
 
-    found = sorted(await faults(books), key=lambda fault: fault.stands)
+    found = sorted(await faults(books), key=lambda fault: fault.recorded)
 
-    assert [(fault.id, fault.stands, fault.proven) for fault in found] == [
+    assert [(fault.id, fault.recorded, fault.expected) for fault in found] == [
         (limit_id, 2, 0),
         (limit_id, 4, 6),
     ]
@@ -405,7 +407,7 @@ async def test_what_has_gone_by_since_the_proof_needs_no_repair(books):
     assert await set_by(gone_by) == []
     await books.audit()
     assert len(await set_by(windows)) == 2
-    assert [(fault.id, fault.stands) for fault in await faults(books)] == [(ids[0], 45)]
+    assert [(fault.id, fault.recorded) for fault in await faults(books)] == [(ids[0], 45)]
     await repair(books)
 
 
@@ -422,7 +424,7 @@ async def test_what_entries_contradict_stays(books, database_address):
     assert await repair(books) == []
 
     whats = sorted(fault.what for fault in await faults(books))
-    assert whats == ["correction of no call", "corrections of one call"]
+    assert whats == ["duplicate corrections", "orphaned correction"]
     assert await events(books, "limit.repair") == []
     harm(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
 
@@ -565,7 +567,7 @@ async def test_what_amends_a_dropped_call_is_no_fault(books, database_address):
     with pytest.raises(NotFound):
         await ledger.find_owner(books.database, calls[0])
     await books.connection.execute(correct, books.organization_id, uuid7(), uuid7())
-    assert [fault.what for fault in await faults(books)] == ["correction of no call"]
+    assert [fault.what for fault in await faults(books)] == ["orphaned correction"]
     harm(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
 
 

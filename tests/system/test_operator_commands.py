@@ -84,7 +84,7 @@ async def test_a_credit_on_the_command_line(service, caller, command):
     assert sum(map(cost_of, await caller.entries())) == 0
     status, out, err = await run(sys.executable, "-m", "service", *words, **command)
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("conflict: usd: must not be above 0.00, what the call costs")
+    assert err.startswith("conflict: usd: must not be above 0.00, the call's remaining cost")
 
 
 async def test_the_books_are_repaired(database_address, command, tmp_path, upstream):
@@ -113,7 +113,7 @@ async def test_the_books_are_repaired(database_address, command, tmp_path, upstr
             changed(database_address, harm)
 
             status, out = await audited(command)
-            assert (status, out.count("stands")) == (1, 4)
+            assert (status, out.count("recorded")) == (1, 4)
             status, out = await audited(command, "--repair")
             assert (status, out.count("repaired ")) == (0, 4)
             assert "used since " in out
