@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import chaos  # noqa: E402
 import click  # noqa: E402
 import structlog  # noqa: E402
-from conftest import careful_server  # noqa: E402
+from conftest import durable_server  # noqa: E402
 
 LONG_FORM = {
     "kill-service": 100,
@@ -72,7 +72,7 @@ async def scenario(name: str, count: int, seed: int) -> chaos.Report:
         )
 
     with (
-        careful_server("chaos") as (server, address),
+        durable_server("chaos") as (server, address),
         tempfile.TemporaryDirectory() as directory,
     ):
         return await chaos.run(server, address, Path(directory), name, count, seed, progress)

@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import click  # noqa: E402
 import drill  # noqa: E402
 import structlog  # noqa: E402
-from conftest import careful_server  # noqa: E402
+from conftest import durable_server  # noqa: E402
 
 
 @click.command()
@@ -24,7 +24,7 @@ def main(calls: int) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     reports = []
     for failing in (True, False):
-        with careful_server("drill") as (_, address), tempfile.TemporaryDirectory() as directory:
+        with durable_server("drill") as (_, address), tempfile.TemporaryDirectory() as directory:
             report = asyncio.run(drill.run(address, Path(directory), calls, failing=failing))
         reports.append(("three that fail" if failing else "one good", report))
     click.echo(

@@ -15,7 +15,7 @@ import psycopg  # noqa: E402
 import structlog  # noqa: E402
 from conftest import running_server  # noqa: E402
 from support import make_settings, running  # noqa: E402
-from upstream import playing  # noqa: E402
+from upstream import running_sandbox  # noqa: E402
 
 from service.database import schema  # noqa: E402
 
@@ -48,7 +48,7 @@ async def fuzzed(seed: int, examples: int, only: str) -> fuzz.Report:
             connection.execute("CREATE DATABASE fuzz")
         schema.apply(address)
         async with (
-            playing() as upstream,
+            running_sandbox() as upstream,
             running(make_settings(address, upstream.url)) as service,
         ):
             caller = await service.new_caller()

@@ -1,7 +1,7 @@
-"""What one client can do to the others: ``python attacks.py NAME PORT KEY SECONDS``.
+"""Attacks that one client can make on the others: ``python attacks.py NAME PORT KEY SECONDS``.
 
-Each attack goes on for so many seconds, as fast as one process can, and does not care how it is
-answered. ``tests/victims.py`` looks at somebody else meanwhile.
+Each attack runs for the given number of seconds, as fast as one process can, and ignores the
+responses. ``tests/victims.py`` measures another caller meanwhile.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ FORM = "multipart/form-data; boundary=b"
 
 
 class Attacker:
-    """A client without manners."""
+    """A client that attacks the service until its time is up."""
 
     def __init__(self, port, key, seconds):
         self.port = port
@@ -32,11 +32,11 @@ class Attacker:
         return time.monotonic() < self.ends_at
 
     async def connect(self):
-        """A connection."""
+        """Open a connection."""
         return await asyncio.open_connection("127.0.0.1", self.port, limit=1024)
 
     def head(self, path, length, *lines, with_key=True):
-        """The head of a POST; the length is None for chunks."""
+        """Format the head of a POST; a length of None means a chunked body."""
         frame = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
         key = [f"Authorization: Bearer {self.key}"] if with_key else []
         if not any(line.startswith("Content-Type") for line in lines):
@@ -46,7 +46,7 @@ class Attacker:
         ).encode()
 
     async def post(self, path, body, *lines, with_key=True):
-        """Send it and read the beginning of the answer."""
+        """Send the request and read the beginning of the response."""
         with contextlib.suppress(OSError, TimeoutError):
             reader, writer = await self.connect()
             try:
@@ -58,7 +58,7 @@ class Attacker:
                 writer.close()
 
     async def repeat(self, act, at_a_time):
-        """Do it again and again, so many at a time."""
+        """Repeat the action, with so many running concurrently."""
 
         async def go_on():
             while self.goes_on:
@@ -67,7 +67,7 @@ class Attacker:
         await asyncio.gather(*(go_on() for _ in range(at_a_time)))
 
     async def hold(self, start, count):
-        """So many at once, none of which is ended before the time is over."""
+        """Start so many at once and keep all of them open until the time is up."""
         held = []
         for _ in range(count):
             if not self.goes_on:
@@ -81,14 +81,14 @@ class Attacker:
 
 
 def bomb():
-    """300 KB that unpack to 300 MB."""
+    """Return 300 KB that inflate to 300 MB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     zeros = b"\0" * MEBIBYTE
     return b"".join([*(packer.compress(zeros) for _ in range(300)), packer.flush()])
 
 
 def chat(content, **members):
-    """A chat completion."""
+    """Return the body of a chat completion."""
     messages = [{"role": "user", "content": content}]
     return json.dumps({"model": MODEL, "messages": messages} | members).encode()
 
@@ -121,7 +121,7 @@ async def many_messages(attacker):
 
 
 async def big_json(attacker):
-    # Refused after it was read, since a sandbox that read it too would slow everyone.
+    # Refused after it was read, because a sandbox that parsed it too would slow everyone down.
     body = chat("x " * 7 * MEBIBYTE, model="nobody-has-it")
     await attacker.repeat(lambda: attacker.post(CHAT, body), 3)
 
@@ -224,7 +224,7 @@ ATTACKS = {
 
 
 async def main():
-    """One of them."""
+    """Run one attack."""
     name, port, key, seconds = sys.argv[1:]
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""The books without a service: an organization, limits, and calls that ask to be admitted."""
+"""The ledger without a service: an organization, its limits, and calls that ask for admission."""
 
 import asyncio
 import hashlib
@@ -8,11 +8,11 @@ from service.errors import ServiceError
 from service.ids import uuid7
 from service.ledger import CostSource, Entry, Hold, Ledger, Outcome
 
-EACH = "each end user"
+EACH_USER = "each end user"
 
 
 def digest(end_user):
-    """As long as a real one."""
+    """Return a digest of the same length as a real one."""
     return hashlib.sha256(end_user.encode()).digest()[:16]
 
 
@@ -40,11 +40,11 @@ class Books:
             )
 
     async def limit(self, unit, period, ceiling, key=None, model=None, end_user=None):
-        """A new limit, of an end user or of EACH; returns its id."""
+        """Set a limit, for one end user or for EACH_USER; return its id."""
         limit_id = uuid7()
         scope = "api_key" if key else "organization"
         if end_user:
-            scope = "each_end_user" if end_user is EACH else "end_user"
+            scope = "each_end_user" if end_user is EACH_USER else "end_user"
         await self.connection.execute(
             "INSERT INTO limits (organization_id, id, scope, api_key_id, model, unit, period,"
             " ceiling, end_user) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -56,7 +56,7 @@ class Books:
             unit,
             period,
             ceiling,
-            None if end_user in (None, EACH) else digest(end_user),
+            None if end_user in (None, EACH_USER) else digest(end_user),
         )
         return limit_id
 
@@ -76,7 +76,7 @@ class Books:
         )
 
     async def admitted(self, holds):
-        """Which of the calls that arrive together are admitted, in order."""
+        """Admit calls that arrive together; return for each whether it was admitted."""
         outcomes = await asyncio.gather(*map(self.ledger.admit, holds), return_exceptions=True)
         for outcome in outcomes:
             assert not isinstance(outcome, Exception) or isinstance(outcome, ServiceError), outcome
@@ -86,7 +86,7 @@ class Books:
         await self.ledger.settle(entry_of(hold, nanos, tokens, **changes))
 
     async def wait_for(self, condition):
-        """Until the query says true."""
+        """Wait until the query returns true."""
         async with asyncio.timeout(10):
             while not await self.connection.fetchval(condition):
                 await asyncio.sleep(0.02)
@@ -98,8 +98,8 @@ class Books:
         without="",
         instead="",
     ):
-        """Make a function of the database wait 0.3 s before a statement of its, always the same;
-        and take a guard out."""
+        """Make a database function wait 0.3 s before a statement, and optionally remove a guard
+        from it."""
         source = await self.connection.fetchval(
             f"SELECT pg_get_functiondef('public.{function}'::regproc)"
         )
@@ -108,9 +108,9 @@ class Books:
         slow = source.replace(before, f"PERFORM pg_sleep(0.3);\n    {before}", 1)
         await self.connection.execute(slow.replace(without, instead) if without else slow)
 
-    async def age(self, end_user=None):
-        """Let a day have passed since everything that was counted for the end user, or for nobody
-        in particular."""
+    async def age_by_a_day(self, end_user=None):
+        """Move everything that was counted for the end user, or for no end user, a day into the
+        past."""
         counted = (
             "limit_windows = ARRAY("
             " SELECT at - interval '1 day' * coalesce(w.at = l.window_start, false)::integer"
@@ -134,12 +134,12 @@ class Books:
         return limit.used, limit.held
 
     async def audit(self):
-        """The books agree with themselves."""
+        """Assert that the audit finds no faults."""
         assert (await ledger.prove(self.database, self.organization_id)).faults == []
 
 
 def entry_of(hold, nanos, tokens, **changes):
-    """An entry for a call that ended well."""
+    """Return an entry for a call that succeeded."""
     facts = {
         "hold": hold,
         "model": hold.model,

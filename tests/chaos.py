@@ -1,8 +1,8 @@
 """Faults under load: two replicas on one database, many calls, and something that dies.
 
-What is looked at afterwards: each call that Venice charged for has one entry, each answer that a
-client had in full has its settlement at the right cost, each refusal proves itself, no limit was
-passed, nothing is held, and the books agree.
+The checks afterwards: each call that Venice charged for has one entry, each response that a client
+received in full is settled at the right cost, each refusal's numbers justify it, no limit was
+exceeded, nothing is held, and the audit finds no faults.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-from charges import Charges, marked, request_id
+from charges import Charges, number_tag, request_id
 from conftest import administration
 from faults import TcpProxy
-from process import database_url, started, talking
-from support import MODEL, Caller, limited, make_settings
-from upstream import playing
+from process import client_of, database_url, started
+from support import MODEL, Caller, make_settings, set_limit
+from upstream import running_sandbox
 
 from service import ledger
 from service.database.connections import open_pool
@@ -36,9 +36,9 @@ from service.sandbox import Fault, FaultKind
 
 WORKERS = 24
 FIRST_ANSWERS = 25
-"""Before anything goes wrong so many calls are answered, however busy the machine is."""
+"""How many calls must be answered before the first fault, however busy the machine is."""
 CUT = (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError)
-"""The last is said by a session that was closed with its replica."""
+"""Errors of a cut connection. A session that was closed with its replica raises the last one."""
 RESOLVE_TIMEOUT_S = 90
 WATCH_LIMITS_EVERY_S = 0.05
 OVERBOOKED = """
@@ -53,8 +53,8 @@ OVERBOOKED = """
     WHERE l.unit IN ('usd', 'concurrency')
       AND s.used + h.held > s.ceiling
 """
-"""Limits that the calls under way could pass, by the holds themselves and not by the counters that
-admission looks at. Rates have counted a call when they hold it."""
+"""Selects limits that the calls in flight could exceed, by the holds themselves rather than by the
+counters that admission reads. Rates have already counted a call when they hold it."""
 LIMITS = (
     {"unit": "usd", "period": "lifetime", "ceiling": "1000000"},
     {"unit": "usd", "period": "day", "ceiling": "0.4", "of_key": True},
@@ -63,9 +63,9 @@ LIMITS = (
     {"unit": "concurrency", "ceiling": 8, "of_key": True},
     {"unit": "requests", "period": "hour", "ceiling": 1_000, "each_end_user": True},
 )
-"""Some have room for everything, some refuse."""
+"""Some limits have room for everything; the others refuse calls."""
 SKEWS_S = (7_200, -7_200, 400, -400)
-"""Off by more than a lease lasts, and than any clock that is set by the network."""
+"""Clock errors longer than a lease, and larger than any clock set over the network has."""
 BOMBS = 20
 BOMB = gzip.compress(bytes(200_000_000), 1)
 MAX_RSS_BYTES = 500_000_000
@@ -81,7 +81,7 @@ VENICES_FAULTS = (
 
 @dataclasses.dataclass
 class Report:
-    """What happened in a scenario."""
+    """The results of a scenario."""
 
     name: str
     faults: int = 0
@@ -97,29 +97,29 @@ class Report:
 
 
 class Replica:
-    """A process of the service that is started again when it has died."""
+    """A service process that is started again when it has died."""
 
     def __init__(self, directory, environment):
         self.directory, self.environment = directory, environment
         self.stack = contextlib.AsyncExitStack()
         self.process = self.service = None
         self.more = {}
-        """Variables of its own."""
+        """Extra environment variables of this replica."""
 
     async def start(self):
         started_process = started(self.directory, **self.environment, **self.more)
         self.process = await self.stack.enter_async_context(started_process)
-        self.service = await self.stack.enter_async_context(talking(self.process))
+        self.service = await self.stack.enter_async_context(client_of(self.process))
 
     async def restart(self):
-        """After its end."""
+        """Start the replica again after it ended."""
         await self.process.ended()
         await self.stack.aclose()
         await self.start()
 
 
 class Chaos:
-    """The replicas, the load on them, and what they did."""
+    """The replicas, the load on them, and the results."""
 
     def __init__(self, server, address, directory, seed):
         self.server, self.address, self.directory = server, address, directory
@@ -132,9 +132,10 @@ class Chaos:
 
     @contextlib.asynccontextmanager
     async def running(self):
-        """Everything, for the length of the block; the database is reached by way of the proxy."""
+        """Run everything for the length of the block; the replicas reach the database through the
+        proxy."""
         async with contextlib.AsyncExitStack() as stack:
-            self.upstream = await stack.enter_async_context(playing())
+            self.upstream = await stack.enter_async_context(running_sandbox())
             self.charges = Charges(self.upstream)
             self.proxy = await stack.enter_async_context(TcpProxy(self.address))
             environment = {
@@ -155,7 +156,7 @@ class Chaos:
     async def _prepare(self):
         first = await self.replicas[0].service.new_caller()
         for limit in LIMITS:
-            await limited(first, **limit)
+            await set_limit(first, **limit)
         path = f"/admin/v1/organizations/{first.organization_id}/keys"
         _, key = await first.service.operate("POST", path, json={"name": "second"})
         self.organization_id = first.organization_id
@@ -163,7 +164,7 @@ class Chaos:
         self.callers = [{"id": first.key_id, "key": first.key}, key]
 
     async def load(self, faults):
-        """Calls from many clients for as long as ``faults`` runs."""
+        """Send calls from many clients for as long as ``faults`` runs."""
         working = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
         failing = asyncio.create_task(self._fail_venice())
         watching = [
@@ -184,7 +185,7 @@ class Chaos:
     is_over = False
 
     async def _watch_limits(self):
-        """At each instant the calls under way leave room enough for what they may cost."""
+        """Check repeatedly that no limit can be exceeded by the calls in flight."""
         while True:
             with contextlib.suppress(Unavailable):
                 for row in await self.database.fetch(OVERBOOKED):
@@ -219,7 +220,7 @@ class Chaos:
         is_stream = self.chance.random() < 0.5
         leaves = self.chance.random() < 0.1
         call = caller.chat(
-            f"[tokens={tokens}][delay={self.chance.uniform(0, 0.01):.4f}] {marked(number)}",
+            f"[tokens={tokens}][delay={self.chance.uniform(0, 0.01):.4f}] {number_tag(number)}",
             stream=is_stream,
             user=f"user {self.chance.randrange(30)}",
             max_tokens=100,
@@ -241,8 +242,8 @@ class Chaos:
                     self.answers[number] = response.headers.get("x-rialto-cost-usd")
 
     async def resolve(self):
-        """Wait until nothing is held: settlements that waited are written, and what a dead process
-        left behind is swept, as soon as its lease is over; so it is over now."""
+        """Wait until nothing is held: queued settlements are written, and the holds of a dead
+        process are swept. Its leases are expired here, because the sweeper waits for that."""
         deadline = time.monotonic() + RESOLVE_TIMEOUT_S
         await asyncio.sleep(1)
         while await self._count("SELECT count(*) FROM public.holds"):
@@ -254,16 +255,18 @@ class Chaos:
                 " WHERE created_at < now() - interval '6 s'"
             )
             await ledger.sweep(self.database)
-        # Settlements of calls that were swept all the same come as corrections.
+        # Settlements of calls that were swept anyway arrive as corrections.
         await asyncio.sleep(6)
 
     async def _count(self, sql):
         return await self.database.fetchval(sql)
 
     async def check(self):
-        """Everything that is not as it must be, a line each."""
+        """Return a line for each violated invariant."""
         problems = await self.charges.disagreements(self.database, self.answers)
-        problems += [f"unproven refusal: {error}" for error in self.refusals if not proves(error)]
+        problems += [
+            f"unproven refusal: {error}" for error in self.refusals if not is_justified(error)
+        ]
         problems += await self._limits()
         problems += sorted(self.overbooked) + self.harmed
         strays = await self.database.fetchval(
@@ -287,48 +290,49 @@ class Chaos:
             f"limit {row['id']}: {row['used']} used of {row['ceiling']}" for row in passed
         ]
 
-    # What goes wrong: one fault each.
+    # The faults: one function each.
 
     async def kill_service(self):
-        """kill -9 of a replica, which is started again."""
+        """Kill a replica with SIGKILL and start it again."""
         replica = self.chance.choice(self.replicas)
         replica.process.send(signal.SIGKILL)
         await replica.restart()
 
     async def kill_postgres(self):
-        """kill -9 of PostgreSQL and its processes; every other time, the first too, it stays away
-        for longer than calls wait."""
+        """Kill PostgreSQL and its processes with SIGKILL. Every other time, and the first time, it
+        stays down for longer than calls wait."""
         await asyncio.to_thread(self.server.kill)
         self.seen["kills"] += 1
         await asyncio.sleep(8 if self.seen["kills"] % 2 else 0.5)
         await asyncio.to_thread(self.server.start)
 
     async def lose_connections(self):
-        """The network swallows what is sent, and forgets the connections."""
+        """Let the network drop all data silently and forget the connections."""
         self.proxy.blackhole()
         await asyncio.sleep(self.chance.uniform(0.5, 3))
         await self.proxy.restore()
 
     async def reset_connections(self):
-        """Every connection is reset in the middle of what it does."""
+        """Reset every connection in the middle of its work."""
         self.proxy.reset()
 
     async def run_late(self):
-        """Connections break under statements that the server comes to only later, when they have
-        long been repeated."""
+        """Break connections under statements that the server runs only later, when they have long
+        been retried."""
         with stopped(self._backends()):
             await asyncio.sleep(self.chance.uniform(0.01, 0.3))
             self.proxy.reset()
             await asyncio.sleep(self.chance.uniform(0.5, 2.5))
 
     async def stall_postgres(self, seconds=10):
-        """PostgreSQL stands still, in the middle of commits."""
+        """Stop PostgreSQL for a while, in the middle of commits."""
         server = psutil.Process(self.server.pid)
         with stopped([server, *server.children()]):
             await asyncio.sleep(seconds)
 
     async def freeze_service(self):
-        """A replica stands still past the leases of its calls; another settles them."""
+        """Stop a replica for longer than the leases of its calls, so that the other replica settles
+        them."""
         replica = self.chance.choice(self.replicas)
         with stopped([psutil.Process(replica.process.process.pid)]):
             await asyncio.sleep(1)
@@ -339,18 +343,19 @@ class Chaos:
         await asyncio.sleep(1)
 
     async def fill_disk(self):
-        """PostgreSQL can write to no file, as when its disk is full, and mostly dies of it."""
+        """Let PostgreSQL fail every write to a file, as when its disk is full; usually it
+        crashes."""
         postmaster = psutil.Process(self.server.pid)
         await asyncio.to_thread(limit_files, postmaster, "0")
         await asyncio.sleep(self.chance.uniform(0.5, 3))
         await asyncio.to_thread(limit_files, postmaster, "unlimited")
-        # It may yet find that what it wrote last is not there.
+        # It may still find that the last bytes it wrote are missing.
         await asyncio.sleep(2)
         if not postmaster.is_running():
             await asyncio.to_thread(self.server.start)
 
     async def forbid_writing(self):
-        """The database can only be read, as after a failover to a standby."""
+        """Make the database read-only, as after a failover to a standby."""
         await asyncio.to_thread(self._set_read_only, "on")
         await asyncio.sleep(self.chance.uniform(1, 8))
         await asyncio.to_thread(self._set_read_only, "off")
@@ -362,7 +367,7 @@ class Chaos:
             connection.execute("SELECT pg_reload_conf()")
 
     async def skew_clock(self):
-        """A replica is started again with a clock that is hours off."""
+        """Start a replica again with a clock that is hours off."""
         library = self.directory / "skewed_clock.so"
         if not library.exists():
             source = Path(__file__).with_name("skewed_clock.c")
@@ -377,7 +382,7 @@ class Chaos:
         await asyncio.sleep(2)
 
     async def stall_log(self):
-        """Nobody reads what the replicas log: calls go on."""
+        """Stop reading the replicas' logs and check that calls continue."""
         pipes = [
             replica.process.process._transport.get_pipe_transport(2) for replica in self.replicas
         ]
@@ -387,14 +392,14 @@ class Chaos:
                 fcntl.fcntl(pipe.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, 4096)
         try:
             await asyncio.sleep(2)
-            await self._goes_on("while its log was not read")
+            await self._check_calls_continue("while its log was not read")
         finally:
             for pipe in pipes:
                 pipe.resume_reading()
 
     async def poison_prompt(self):
-        """What stands before Venice takes offence at one caller's prompts; calls of the same model
-        by others go on."""
+        """Let the edge before Venice refuse one caller's prompts and check that other callers'
+        calls of the same model succeed."""
         service = self.chance.choice(self.replicas).service
         poisoner = await service.new_caller("poisoner")
         self.upstream.faults.add(Fault(kind=FaultKind.EDGE_PAGE, path="/responses", times=20))
@@ -404,10 +409,10 @@ class Chaos:
                 "/v1/responses", json=body, headers=poisoner.headers
             ) as response:
                 await response.read()
-        await self._goes_on("after one caller's prompts were refused")
+        await self._check_calls_continue("after one caller's prompts were refused")
 
     async def send_bombs(self):
-        """Small bodies that unpack to large ones, with a key and without."""
+        """Send small bodies that inflate to large ones, with and without a key."""
         replica = self.chance.choice(self.replicas)
 
         async def send(headers):
@@ -431,10 +436,10 @@ class Chaos:
             await asyncio.sleep(0.05)
         if rss > MAX_RSS_BYTES:
             self.harmed.append(f"bombs took {rss // 2**20} MiB")
-        await self._goes_on("after bombs")
+        await self._check_calls_continue("after bombs")
 
-    async def _goes_on(self, when):
-        """Calls are still answered; if not within seconds, that is a problem."""
+    async def _check_calls_continue(self, when):
+        """Record a problem if no call is answered within a few seconds."""
         before, deadline = len(self.answers), time.monotonic() + 10
         while len(self.answers) == before:
             if time.monotonic() > deadline:
@@ -443,7 +448,7 @@ class Chaos:
             await asyncio.sleep(0.05)
 
     def _backends(self):
-        """The server's processes that serve a client each."""
+        """Return the server's backend processes, one for each client."""
         for process in psutil.Process(self.server.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "[local]" in "".join(process.cmdline()):
@@ -465,14 +470,14 @@ SCENARIOS = {
     "poisoned-prompt": Chaos.poison_prompt,
     "zip-bombs": Chaos.send_bombs,
 }
-"""What can be asked for, by name."""
+"""The scenarios by name."""
 
 
 def limit_files(postmaster, size):
     """Let no process of the server write beyond so many bytes of any file."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (postmaster, *postmaster.children()):
-            # As its own user: root alone may not, in a container.
+            # As the server's own user, because root alone may not do this in a container.
             user = process.uids().real if os.getuid() == 0 else None
             command = ["prlimit", f"--pid={process.pid}", f"--fsize={size}:"]
             subprocess.run(command, user=user, capture_output=True, check=False)
@@ -480,7 +485,7 @@ def limit_files(postmaster, size):
 
 @contextlib.contextmanager
 def stopped(processes):
-    """They stand still for the length of the block."""
+    """Stop the processes for the length of the block."""
     processes = list(processes)
     for process in processes:
         process.suspend()
@@ -492,8 +497,8 @@ def stopped(processes):
                 process.resume()
 
 
-def proves(error):
-    """Whether the numbers of a refusal say that there was no room."""
+def is_justified(error):
+    """Return whether the numbers in the error show that the limit had no room."""
     facts = error["limit"]
     if facts["needed"] is None:
         return error["code"] == "price_unknown"
@@ -504,7 +509,7 @@ def proves(error):
 
 
 async def run(server, address, directory, name, count, seed, progress=lambda _: None):
-    """A scenario with so many faults; returns its Report. The database must have its tables."""
+    """Run a scenario with so many faults; return its Report. The database must have its tables."""
     began = time.monotonic()
     report = Report(name)
     async with Chaos(server, address, directory, seed).running() as chaos:

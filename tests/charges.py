@@ -1,4 +1,4 @@
-"""What Venice charged for calls that have a number, and whether the ledger says the same."""
+"""Compares what Venice charged for numbered calls with what the ledger recorded."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -6,18 +6,18 @@ from collections import Counter, defaultdict
 WATCH_EVERY_S = 2
 
 
-def marked(number):
-    """The number, as it stands in what a call says."""
+def number_tag(number):
+    """Return the tag that carries the number in a call's content."""
     return f"#{number}#"
 
 
 def request_id(number):
-    """The request id that the call has to have."""
+    """Return the request id that the call must have."""
     return f"call-{number}"
 
 
 class Charges:
-    """What Venice charged, however many calls there are: the sandbox keeps the last 10,000."""
+    """Venice's charges for any number of calls. The sandbox itself keeps the last 10,000 calls."""
 
     def __init__(self, upstream):
         self._upstream = upstream
@@ -25,16 +25,16 @@ class Charges:
         self.attempts = 0
         self.keys = Counter()
         self.of = defaultdict(list)
-        """By number: nano-dollars of each attempt that was charged."""
+        """Nano-dollars of each charged attempt, by the number of the call."""
 
     async def watch(self):
-        """For as long as there are calls."""
+        """Collect charges until cancelled."""
         while True:
-            self.note()
+            self.collect()
             await asyncio.sleep(WATCH_EVERY_S)
 
-    def note(self):
-        """Take in what has ended since the last time."""
+    def collect(self):
+        """Collect the charges of calls that have ended since the last time."""
         noted = {}
         for call in self._upstream.calls.to("/chat/completions"):
             if call.finished_at is None:
@@ -42,7 +42,7 @@ class Charges:
             noted[id(call)] = call
             if id(call) not in self._noted:
                 self._take(call)
-        # Kept until the next time, so that no other call has the id of one of these.
+        # Keep these calls until the next time, so that no new call can get the id() of one of them.
         self._noted = noted
 
     def _take(self, call):
@@ -58,9 +58,10 @@ class Charges:
         return [number for number, nanos in self.of.items() if len(nanos) > 1]
 
     async def disagreements(self, database, answered):
-        """A line for each call that is charged twice, or has no entry or several; and for each of
-        those that were answered, by their numbers, that is not booked at what Venice charged."""
-        self.note()
+        """Return a line for each call that was charged twice or does not have exactly one entry,
+        and for each answered call (given by number) whose recorded cost is not what Venice
+        charged."""
+        self.collect()
         rows = await database.fetch(
             "SELECT request_id, kind, cost_nanos FROM public.ledger_entries"
         )

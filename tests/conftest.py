@@ -1,5 +1,5 @@
-"""A real PostgreSQL for every test that asks for one: a database of its own, from a template. A
-sandbox, and clients of it."""
+"""Fixtures: a PostgreSQL database for each test, cloned from a template; a service; a sandbox and
+its clients."""
 
 import contextlib
 import dataclasses
@@ -17,19 +17,19 @@ from books import Books
 from faults import OwnServer, TcpProxy
 from hypothesis import settings as hypothesis_settings
 from sandbox_client import KEY
-from support import MODEL, limited, make_settings, running
-from upstream import playing
+from support import MODEL, make_settings, running, set_limit
+from upstream import running_sandbox
 
 from service.database import schema
 from service.database.connections import connect_arguments, open_pool
 from service.sandbox import create_sandbox
 
-# How long a machine takes says nothing of the code.
+# Deadlines would measure the machine, not the code.
 hypothesis_settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis_settings.register_profile("thorough", deadline=None, max_examples=100)
 hypothesis_settings.load_profile("quick")
 
-CARELESS = " ".join(
+NO_DURABILITY = " ".join(
     f"-c {setting}"
     for setting in (
         "fsync=off",
@@ -38,26 +38,29 @@ CARELESS = " ".join(
         "wal_level=minimal",
         "max_wal_senders=0",
         "max_connections=300",
-        # Each clone and each drop of a database looks through all shared buffers.
+        # PostgreSQL scans all shared buffers for each clone and each drop of a database.
         "shared_buffers=16MB",
-        # A database lives for milliseconds; its workers would only take the processor.
+        # A database lives for milliseconds; autovacuum would only take processor time.
         "autovacuum=off",
         "jit=off",
     )
 )
-"""No test loses power."""
+"""Server options that trade durability for speed; no test with this server cuts the power."""
 MEMORY = Path("/dev/shm")
-"""Where files need no disk: a database is cloned there in a tenth of the time."""
+"""A directory in memory, where cloning a database takes a tenth of the time."""
 TEMPLATE = "rialto_template"
 NUMBERS = itertools.count(1)
-NOTHING_SHARED = {"aliases": 0, "cooldowns": {}}
-"""What all callers of a new service share."""
+UNCHANGED_STATE = {"aliases": 0, "cooldowns": {}}
+"""The state that all callers share, as a new service has it."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Deal the tests that take seconds to the workers, each of which begins with its share: the run
-    would wait for a worker that came to one last. xdist gives each an equal part of the list."""
+    """Give each worker its share of the slow tests first, so that no worker starts one at the end
+    of the run.
+
+    xdist gives each worker an equal part of the list.
+    """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     long = [item for item in items if item.get_closest_marker("slow")]
     system = Path(__file__).parent / "system"
@@ -74,7 +77,7 @@ def pytest_collection_modifyitems(items):
 
 @contextlib.contextmanager
 def running_server(*, in_memory=False, **arguments):
-    """A server in a new directory with a short path, both gone afterwards."""
+    """Run a server in a new directory with a short path; remove both afterwards."""
     parent = MEMORY if in_memory and os.access(MEMORY, os.W_OK) else None
     directory = Path(tempfile.mkdtemp(prefix="rialto-tests-", dir=parent))
     server = OwnServer(directory / "postgres", **arguments)
@@ -87,9 +90,9 @@ def running_server(*, in_memory=False, **arguments):
 
 
 @contextlib.contextmanager
-def careful_server(name):
-    """A server that keeps what it has acknowledged, through kill -9; and the address of a database
-    on it, with all tables."""
+def durable_server(name):
+    """Run a server that keeps what it acknowledged even when it is killed; yield it and the address
+    of a database with all tables."""
     with running_server() as server:
         address = dataclasses.replace(server.address, database=name)
         with administration(server) as connection:
@@ -103,7 +106,7 @@ def careful_server(name):
 
 @contextlib.contextmanager
 def administration(server):
-    """A connection that may make and drop databases."""
+    """Open a connection that may create and drop databases."""
     address = server.address
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, autocommit=True
@@ -113,7 +116,7 @@ def administration(server):
 
 @contextlib.contextmanager
 def new_database(server, template="template1"):
-    """The address of a database that exists for the length of the block."""
+    """Create a database for the length of the block; yield its address."""
     name = f"test_{next(NUMBERS)}"
     with administration(server) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
@@ -125,14 +128,14 @@ def new_database(server, template="template1"):
 
 @pytest.fixture(scope="session")
 def server():
-    """The PostgreSQL of the session. To be left running; see ``own_server`` for the other kind."""
-    with running_server(in_memory=True, options=CARELESS) as server:
+    """The PostgreSQL server of the session. Tests must not stop it; see ``own_server``."""
+    with running_server(in_memory=True, options=NO_DURABILITY) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def template(server):
-    """The name of a database with all migrations applied, to be cloned."""
+    """The name of a database with all migrations applied, for cloning."""
     with administration(server) as connection:
         connection.execute(f"CREATE DATABASE {TEMPLATE}")
     schema.apply(dataclasses.replace(server.address, database=TEMPLATE))
@@ -141,47 +144,48 @@ def template(server):
 
 @pytest.fixture
 def database_address(server, template):
-    """A database of the test's own, with all migrations applied."""
+    """The address of a new database with all migrations applied."""
     with new_database(server, template) as address:
         yield address
 
 
 @pytest.fixture
 def empty_database_address(server):
-    """A database of the test's own, without anything."""
+    """The address of a new, empty database."""
     with new_database(server) as address:
         yield address
 
 
 @pytest.fixture
 def own_server():
-    """A server of the test's own, running: ``stop``, ``kill``, ``restart``, ``start``."""
+    """A running server that only this test uses and may ``stop``, ``kill``, ``restart`` and
+    ``start``."""
     with running_server() as server:
         yield server
 
 
 @pytest.fixture
 async def proxy(database_address):
-    """A proxy before a database of the test's own, to fail as networks do."""
+    """A proxy before the test's database that can fail as networks do."""
     async with TcpProxy(database_address) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def proxied_address(proxy):
-    """The database, by way of the proxy."""
+    """The address of the database behind the proxy."""
     return proxy.address
 
 
 def _shares_service(request):
-    """Whether the test uses the service of its module: the nearest mark decides."""
+    """Return whether the test uses its module's service; the nearest mark decides."""
     mark = request.node.get_closest_marker("shares_service")
     return mark is not None and mark.args != (False,)
 
 
 @pytest.fixture
 def upstream(request):
-    """A Venice that the sandbox plays over a socket: the test's own, or that of its module."""
+    """A sandbox that plays Venice over a socket: the test's own, or its module's."""
     return request.getfixturevalue(
         "clean_module_upstream" if _shares_service(request) else "own_upstream"
     )
@@ -189,21 +193,21 @@ def upstream(request):
 
 @pytest.fixture
 async def own_upstream():
-    """A Venice of the test's own."""
-    async with playing() as upstream:
+    """A sandbox that only this test uses."""
+    async with running_sandbox() as upstream:
         yield upstream
 
 
 @pytest.fixture(scope="module")
 async def module_upstream():
-    """A Venice for all tests of a module."""
-    async with playing() as upstream:
+    """A sandbox for all tests of a module."""
+    async with running_sandbox() as upstream:
         yield upstream
 
 
 @pytest.fixture
 async def clean_module_upstream(module_upstream):
-    """The module's Venice as if nobody had called it, and without faults."""
+    """The module's sandbox with its list of calls cleared, and without faults."""
     module_upstream.calls.clear()
     yield module_upstream
     module_upstream.faults.clear()
@@ -211,22 +215,22 @@ async def clean_module_upstream(module_upstream):
 
 @pytest.fixture
 def service(request):
-    """The service, listening, between a real PostgreSQL and a Venice on a socket; its books are
-    audited afterwards. It is the test's own, unless the module is marked ``shares_service``."""
+    """A running service between a real PostgreSQL and a sandbox; its books are audited afterwards.
+    It is the test's own, unless the module is marked ``shares_service``."""
     return request.getfixturevalue("shared_service" if _shares_service(request) else "own_service")
 
 
 @pytest.fixture
 async def own_service(database_address, own_upstream):
-    """A service of the test's own."""
+    """A service that only this test uses."""
     async with running(make_settings(database_address, own_upstream.url)) as service:
         yield service
         await service.audit()
 
 
 class ModuleService:
-    """One service for many tests. After a test that changed what all callers share, the next test
-    gets a new one."""
+    """One service for many tests. After a test that changed state that callers share, the next test
+    gets a new service."""
 
     def __init__(self, server, template, upstream):
         self._origin = server, template
@@ -235,7 +239,7 @@ class ModuleService:
         self._service = None
 
     async def get(self):
-        """The service that runs, or a new one."""
+        """Return the running service, or start a new one."""
         if self._service is None:
             address = self._stack.enter_context(new_database(*self._origin))
             starting = running(make_settings(address, self._upstream.url))
@@ -244,20 +248,20 @@ class ModuleService:
         return self._service
 
     async def end_if_changed(self):
-        """End it if a model, an alias or a key at Venice is not as it was."""
-        if self._upstream.listing.changed or await self._service.shared_state() != NOTHING_SHARED:
+        """End the service if a model, an alias or an upstream key has changed."""
+        if self._upstream.listing.changed or await self._service.shared_state() != UNCHANGED_STATE:
             self._upstream.listing.reset()
             await self.end()
 
     async def end(self):
-        """End it, with an audit of all its books."""
+        """Audit all books and end the service."""
         self._service = None
         await self._stack.aclose()
 
 
 @pytest.fixture(scope="module")
 async def module_service(server, template, module_upstream):
-    """What has the service of the module."""
+    """The ModuleService of the module."""
     service = ModuleService(server, template, module_upstream)
     yield service
     await service.end()
@@ -265,21 +269,21 @@ async def module_service(server, template, module_upstream):
 
 @pytest.fixture
 async def shared_service(module_service, clean_module_upstream):
-    """The service of the module."""
+    """The module's service."""
     yield await module_service.get()
     await module_service.end_if_changed()
 
 
 @pytest.fixture
 async def caller(service):
-    """Somebody with a key of role inference."""
+    """A caller with a key of role inference."""
     return await service.new_caller()
 
 
 @pytest.fixture
 async def bounded_caller(service):
-    """Somebody with a limit of each kind, wide enough for everything: each way that a call can end
-    has to leave all of them right, which the audit at the end of the service proves."""
+    """A caller with a limit of each kind, none of which it can reach. The audit at the end proves
+    that every way of ending a call leaves all of them right."""
     caller = await service.new_caller()
     for limit in (
         {"unit": "usd", "period": "month"},
@@ -292,7 +296,7 @@ async def bounded_caller(service):
         {"unit": "usd", "period": "lifetime", "each_end_user": True},
     ):
         ceiling = "1000000" if limit["unit"] == "usd" else 10**12
-        await limited(caller, **limit, ceiling=ceiling)
+        await set_limit(caller, **limit, ceiling=ceiling)
     return caller
 
 
@@ -313,13 +317,13 @@ async def books(database_address):
 
 @pytest.fixture
 async def venice(aiohttp_client):
-    """A client of a sandbox of its own, with the key."""
+    """An HTTP client of a new sandbox, with a valid key."""
     return await aiohttp_client(create_sandbox(), headers=KEY)
 
 
 @pytest.fixture
 async def sdk(venice):
-    """OpenAI's SDK, pointed at the sandbox."""
+    """OpenAI's SDK with the sandbox as its base URL."""
     async with openai.AsyncOpenAI(
         base_url=str(venice.make_url("/api/v1")), api_key="sandbox", max_retries=0
     ) as client:

@@ -1,5 +1,5 @@
-"""The failover drill: of three keys at Venice one is invalid, one spent, and one overloaded half of
-the time. No call is lost, and none is charged twice."""
+"""The failover drill: of three upstream keys one is invalid, one is spent, and one is overloaded
+half of the time. No call may be lost, and none may be charged twice."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,10 @@ import time
 from uuid import UUID
 
 import aiohttp
-from charges import Charges, marked, request_id
-from process import database_url, started, talking
-from support import MODEL, limited, make_settings
-from upstream import KEYS, playing
+from charges import Charges, number_tag, request_id
+from process import client_of, database_url, started
+from support import MODEL, make_settings, set_limit
+from upstream import KEYS, running_sandbox
 
 from service import audit, ledger
 from service.audit import OPERATOR_ORGANIZATION_ID
@@ -30,12 +30,12 @@ LIMITS = (
     {"unit": "concurrency", "ceiling": 10_000},
     {"unit": "usd", "period": "month", "ceiling": "100000", "each_end_user": True},
 )
-"""Of every kind, with room for everything."""
+"""Limits of every kind, with room for everything."""
 
 
 @dataclasses.dataclass
 class Report:
-    """What came of one load."""
+    """The results of one load."""
 
     calls: int
     lost: int
@@ -49,7 +49,7 @@ class Report:
 
 
 class Load:
-    """Calls of one caller's, in a closed loop; with what was not answered."""
+    """A closed loop of one caller's calls; collects those that failed."""
 
     def __init__(self, service, caller):
         self.url = f"{service.url}/v1/chat/completions"
@@ -57,7 +57,7 @@ class Load:
         self.latencies_ms, self.lost = [], []
 
     async def run(self, requests):
-        """Make the requests, arguments of aiohttp's; returns the calls a second."""
+        """Send the requests, given as arguments for aiohttp; return calls per second."""
         waiting = iter(requests)
         connector = aiohttp.TCPConnector(limit=CONNECTIONS)
         async with aiohttp.ClientSession(connector=connector, headers=self.headers) as http:
@@ -79,8 +79,8 @@ class Load:
 
 
 async def run(address, directory, calls, *, failing):
-    """The load on a service with three failing keys, or with a single good one; returns its Report.
-    The database must have its tables, and nothing of another run."""
+    """Run the load on a service with three failing keys, or with one good key; return its Report.
+    The database must have its tables, and no data of another run."""
     environment = {
         "DATABASE_URL": database_url(address),
         "VENICE_API_KEY": INVALID if failing else GOOD,
@@ -88,21 +88,21 @@ async def run(address, directory, calls, *, failing):
         "SHUTDOWN_LISTEN_SECONDS": "0",
     }
     async with contextlib.AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(playing())
+        upstream = await stack.enter_async_context(running_sandbox())
         environment["VENICE_BASE_URL"] = f"{upstream.url}/api/v1"
         process = await stack.enter_async_context(started(directory, **environment))
-        service = await stack.enter_async_context(talking(process))
+        service = await stack.enter_async_context(client_of(process))
         caller = await service.new_caller("drill")
         for limit in LIMITS:
-            await limited(caller, **limit)
-        await _priced(caller)
+            await set_limit(caller, **limit)
+        await _wait_for_prices(caller)
         if failing:
             await _break_keys(service, upstream)
         return await _loaded(address, upstream, Load(service, caller), caller, calls)
 
 
-async def _priced(caller):
-    """Wait until the catalogue is there."""
+async def _wait_for_prices(caller):
+    """Wait until the service has loaded the catalog."""
     async with asyncio.timeout(20):
         while True:
             async with caller.chat(path="/v1/quote") as response:
@@ -112,7 +112,7 @@ async def _priced(caller):
 
 
 async def _break_keys(service, upstream):
-    """Beside the one of the settings, which Venice does not know, a spent and an overloaded one."""
+    """Add a spent and an overloaded key. Venice does not know the key in the settings."""
     for name in (SPENT, OVERLOADED):
         status, made = await service.operate(
             "POST", UPSTREAM_KEYS, json={"name": name, "key": name}
@@ -135,7 +135,7 @@ async def _loaded(address, upstream, load, caller, calls):
     async with open_pool(make_settings(address, "http://x"), address) as database:
         answered = range(calls) if not load.lost else ()
         problems = await charges.disagreements(database, answered)
-        problems += await _unproven(database, UUID(caller.organization_id))
+        problems += await _audit_faults(database, UUID(caller.organization_id))
         entries = await database.fetchval("SELECT count(*) FROM public.ledger_entries")
         cost_nanos = await database.fetchval("SELECT sum(cost_nanos) FROM public.ledger_entries")
     if entries != calls:
@@ -157,7 +157,7 @@ async def _loaded(address, upstream, load, caller, calls):
 
 
 def _request(number):
-    content = f"[tokens=5] {marked(number)}"
+    content = f"[tokens=5] {number_tag(number)}"
     return {
         "json": {
             "model": MODEL,
@@ -170,8 +170,8 @@ def _request(number):
     }
 
 
-async def _unproven(database, organization_id):
-    """What the audit finds, of limits and of both chains of events."""
+async def _audit_faults(database, organization_id):
+    """Return the faults that the audit finds in limits and in both chains of audit events."""
     proof = await ledger.prove(database, organization_id)
     held = await database.fetchval("SELECT count(*) FROM public.holds")
     broken = [

@@ -1,4 +1,4 @@
-"""Things that break: a server to be killed, and a proxy that loses what it is given."""
+"""Faults: a PostgreSQL server that can be killed, and a TCP proxy that can lose data."""
 
 import asyncio
 import contextlib
@@ -12,11 +12,11 @@ import time
 from service.database.embedded import Embedded, _works_in
 
 RST = struct.pack("ii", 1, 0)
-"""SO_LINGER of no time at all: closing sends a reset, not an end."""
+"""SO_LINGER with a timeout of zero, so that closing sends a reset instead of a FIN."""
 
 
 class OwnServer(Embedded):
-    """A PostgreSQL of a test's own, to be stopped and killed at will."""
+    """A PostgreSQL server that a test may stop and kill."""
 
     @property
     def pid(self):
@@ -24,13 +24,14 @@ class OwnServer(Embedded):
         return int(self._pid_lines()[0])
 
     def stop(self, mode="fast"):
-        """End it: ``fast`` says goodbye, ``immediate`` does not."""
+        """Stop the server: ``fast`` closes its connections in an orderly way, ``immediate`` does
+        not."""
         if self._pid_lines() and mode != "fast":
             self._pg_ctl("stop", f"--mode={mode}")
         super().stop()
 
     def kill(self):
-        """kill -9; returns when none of its processes is left."""
+        """Kill the server with SIGKILL; return when none of its processes is left."""
         os.kill(self.pid, signal.SIGKILL)
         deadline = time.monotonic() + 10
         while _works_in(self.directory):
@@ -44,10 +45,10 @@ class OwnServer(Embedded):
 
 
 class TcpProxy:
-    """Stands before a database, on ``127.0.0.1:port``, and fails as networks do.
+    """A proxy before a database, on ``127.0.0.1:port``, that fails as networks do.
 
-    Used with ``async with``; ``address`` is what a client connects to. It can be told to fail
-    before it is entered.
+    Use it with ``async with``; clients connect to ``address``. Faults may be set before it is
+    entered.
     """
 
     def __init__(self, target):
@@ -63,7 +64,7 @@ class TcpProxy:
 
     @property
     def address(self):
-        """The target's address, by way of the proxy."""
+        """The address for clients: the target's database on the proxy's port."""
         return dataclasses.replace(
             self._target, host="127.0.0.1", port=self.port, sslmode="disable"
         )
@@ -89,9 +90,9 @@ class TcpProxy:
             link.reset()
 
     def blackhole(self, *, existing=True, new=True):
-        """Pass no more bytes, and tell nobody: connections are half-open from here on.
+        """Drop all bytes silently: connections are half-open from here on.
 
-        The ones that exist stay lost after :meth:`restore`, as behind a firewall that forgot them.
+        Existing connections stay lost after :meth:`restore`, as behind a firewall that forgot them.
         """
         self._are_new_lost = self._are_new_lost or new
         if existing:
@@ -99,19 +100,19 @@ class TcpProxy:
                 link.is_lost = True
 
     def refuse(self):
-        """Listen no more: connecting is refused. Existing connections go on."""
+        """Stop listening, so that new connections are refused. Existing connections continue."""
         self._is_refusing = True
         self._stop_listening()
 
     async def restore(self):
-        """New connections work again, at once."""
+        """Accept and serve new connections again."""
         self._is_refusing = self._are_new_lost = False
         self._delay_s = 0.0
         if self._server is None:
             await self._listen()
 
     def delay(self, seconds):
-        """Pass each piece on after so many seconds."""
+        """Delay each piece of data by so many seconds."""
         self._delay_s = seconds
 
     async def _listen(self):
@@ -129,7 +130,7 @@ class TcpProxy:
         link = _Link([writer], is_lost=self._are_new_lost)
         self._links.add(link)
         try:
-            # Cancelled is how a link ends with its proxy.
+            # Leaving the proxy cancels its links.
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 there = await self._connect()
                 link.writers.append(there[1])
@@ -159,7 +160,7 @@ class TcpProxy:
 
 
 class _Link:
-    """One connection of a client and the one to the target that belongs to it."""
+    """A client's connection together with its connection to the target."""
 
     def __init__(self, writers, *, is_lost):
         self.writers = writers

@@ -1,8 +1,8 @@
-"""Calls that nobody would make on purpose, of every operation that /openapi.json describes.
+"""Sends odd requests to every operation that /openapi.json describes.
 
-Four kinds of them: good ones, what the description allows, what it forbids, and what no description
-speaks of: broken JSON, NULs, halves of characters, numbers without end, nesting without end. What
-is looked at is the answer: never a 500, and never one that the description does not have.
+There are four kinds: well-formed requests, requests that the description allows, requests that it
+forbids, and inputs that no description covers (broken JSON, NULs, lone surrogates, endless numbers,
+endless nesting). The response must never be a 500, and always one that the description has.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from support import MODEL, OPERATOR_KEY
 from urllib3 import Retry
 
 TIMEOUT_S = 30
-MOST_URL = 8_000
-"""A longer line is no HTTP to aiohttp, which says so before any of ours runs."""
-TWIN = r"^/api/v1/(?!\{other\})"
-"""What is the same by another name."""
+MAX_URL_BYTES = 8_000
+"""aiohttp rejects a longer request line before any handler of the service runs."""
+DUPLICATE_PATHS = r"^/api/v1/(?!\{other\})"
+"""Matches routes that repeat another route under a second prefix."""
 DESCRIBED = [
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -58,7 +58,7 @@ GOOD = {
     "PATCH /admin/v1/limits/{id}": {"ceiling": 5},
     "POST /admin/v1/ledger/{id}/credit": {"usd": "0.000000001", "note": "fuzz"},
 }
-"""A body for each operation that has one."""
+"""A valid body for each operation that has one."""
 PATHS = {
     "id": str(uuid.UUID(int=1)),
     "network": "base-mainnet",
@@ -176,20 +176,20 @@ ODD_HEADERS = (
 
 @dataclasses.dataclass
 class Report:
-    """What was sent and what came back."""
+    """The requests that were sent and the responses to them."""
 
     statuses: dict[str, Counter] = dataclasses.field(default_factory=dict)
-    """Of each operation how often which."""
+    """How often each operation returned which status."""
     problems: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The first of each kind, with the answer and how to get it again."""
+    """The first problem of each kind, with the response and how to reproduce it."""
 
     @property
     def calls(self):
         return sum(counts.total() for counts in self.statuses.values())
 
     @property
-    def never_well(self):
-        """The operations that never had a 2xx."""
+    def never_succeeded(self):
+        """The operations that never returned a 2xx."""
         return sorted(
             name
             for name, counts in self.statuses.items()
@@ -198,7 +198,7 @@ class Report:
 
 
 def run(url, caller_key, number, examples, is_wanted=lambda label: True):
-    """Every operation of the service at ``url``, with so many examples of each kind."""
+    """Test every operation of the service at ``url`` with so many examples of each kind."""
     return _Fuzz(url, caller_key, number, examples).run(is_wanted)
 
 
@@ -208,7 +208,8 @@ class _Fuzz:
         self.report = Report()
         self._session = requests.Session()
         self._session.trust_env = False
-        # aiohttp closes after a body that it cannot decode and that nobody waited for: what comes
+        # aiohttp closes a connection after a body that it could not decode and that no handler
+        # read, so the next request on that connection is retried.
         # next on that connection is sent again.
         again = Retry(total=1, allowed_methods=None, respect_retry_after_header=False)
         self._session.mount(url, HTTPAdapter(max_retries=again))
@@ -224,7 +225,7 @@ class _Fuzz:
         self._seed = seed(number)
         self._organization_id = self._made("/admin/v1/organizations", {"name": "fuzz"})
         self._own = f"/admin/v1/organizations/{self._organization_id}"
-        # To be credited: an organization of its own has none.
+        # An organization of its own would have no entry that can be credited.
         payer_id = self._made(f"{self._own}/keys", {"name": "payer"}, of="key")
         payer = {"Authorization": f"Bearer {payer_id}"}
         self._session.post(f"{url}/v1/chat/completions", json=GOOD["POST /v1/quote"], headers=payer)
@@ -233,7 +234,7 @@ class _Fuzz:
         document = self._session.get(f"{self.url}/openapi.json", timeout=TIMEOUT_S).json()
         schema = schemathesis.openapi.from_dict(document)
         schema.config.update(base_url=self.url)
-        for found in schema.exclude(path_regex=TWIN).get_all_operations():
+        for found in schema.exclude(path_regex=DUPLICATE_PATHS).get_all_operations():
             operation = found.ok()
             if is_wanted(operation.label):
                 self.report.statuses[operation.label] = Counter()
@@ -245,15 +246,16 @@ class _Fuzz:
         for mode in schemathesis.GenerationMode:
             if mode.is_positive or operation.body or operation.query:
                 cases = operation.as_strategy(generation_mode=mode)
-                self._given(cases, lambda case: self._send(operation, case))
-        self._given(_odd(operation), lambda odd: self._send_odd(operation, odd), 4)
+                self._run_examples(cases, lambda case: self._send(operation, case))
+        self._run_examples(_odd(operation), lambda odd: self._send_odd(operation, odd), 4)
 
-    def _given(self, strategy, send, times=1):
+    def _run_examples(self, strategy, send, times=1):
         so_many = settings(self._settings, max_examples=self._settings.max_examples * times)
         self._seed(so_many(given(strategy)(send)))()
 
     def _send(self, operation, case):
-        """What the description allows, or forbids; ids of the former are of something there is."""
+        """Send a request that the description allows or forbids; allowed ids are of existing
+        objects."""
         is_negative = case.meta.generation.mode.is_negative
         if "id" in (case.path_parameters or {}) and not is_negative:
             case.path_parameters["id"] = self._id_for(operation)
@@ -261,7 +263,7 @@ class _Fuzz:
         answer = case.call(
             headers=self._headers(operation), session=self._session, timeout=TIMEOUT_S
         )
-        self._look(operation, case, answer, looked_at)
+        self._check_response(operation, case, answer, looked_at)
 
     def _send_good(self, operation):
         body = GOOD.get(operation.label)
@@ -280,7 +282,7 @@ class _Fuzz:
             timeout=TIMEOUT_S,
             **arguments,
         )
-        self._look(operation, operation.Case(path_parameters=PATHS), answer, DESCRIBED)
+        self._check_response(operation, operation.Case(path_parameters=PATHS), answer, DESCRIBED)
 
     def _send_odd(self, operation, odd):
         body, query, path, headers = odd
@@ -291,7 +293,7 @@ class _Fuzz:
             params=query,
             data=body,
         ).prepare()
-        if len(request.url) > MOST_URL:
+        if len(request.url) > MAX_URL_BYTES:
             return
         request.headers.update({**self._headers(operation), **content_type, **headers})
         try:
@@ -300,7 +302,7 @@ class _Fuzz:
             name = f"{operation.label}: {type(error).__name__}"
             self.report.problems.setdefault(name, f"{request.url!r} {odd!r}"[:2000])
             return
-        self._look(
+        self._check_response(
             operation,
             operation.Case(path_parameters=PATHS),
             answer,
@@ -308,10 +310,11 @@ class _Fuzz:
             is_odd_path=bool(path),
         )
 
-    def _look(self, operation, case, answer, looked_at, *, is_odd_path=False):
+    def _check_response(self, operation, case, answer, looked_at, *, is_odd_path=False):
         self.report.statuses[operation.label][answer.status_code] += 1
         if is_odd_path and answer.status_code in (404, 405, 417):
-            # Perhaps another route's, or none's; to what is none's aiohttp itself says 417.
+            # The odd path may match another route or none; for no route, aiohttp itself may return
+            # 417.
             looked_at = []
             if answer.status_code != 417 and set(answer.json()) not in (
                 {"error"},
@@ -319,7 +322,7 @@ class _Fuzz:
             ):
                 self.report.problems.setdefault(operation.label, answer.text[:500])
         if answer.status_code == 500:
-            # It is described, and is a fault all the same.
+            # A 500 is described, but is still a fault.
             looked_at = [not_a_server_error]
         if not looked_at:
             return
@@ -341,7 +344,7 @@ class _Fuzz:
         return operation.path.format(**{**values, **odd})
 
     def _id_for(self, operation):
-        """The id of something that is there, and that may go."""
+        """Return the id of an existing object that may be deleted."""
         _, _, _, kind, *_ = operation.path.split("/")
         if kind == "organizations":
             return self._organization_id
@@ -351,7 +354,7 @@ class _Fuzz:
             ).json()["entries"]
             return next(entry["id"] for entry in entries if entry["kind"] == "call")
         if kind == "upstream-keys":
-            # Names are taken once.
+            # Each name can be taken only once.
             spare = {"name": f"spare {uuid.uuid4()}", "key": "spare"}
             return self._made("/admin/v1/upstream-keys", spare)
         return self._made(f"{self._own}/{kind}", {"keys": {"name": "spare"}, "limits": LIMIT}[kind])
@@ -365,7 +368,7 @@ class _Fuzz:
 
 
 def _odd(operation):
-    """Body, query, path and headers, of which at least one is odd."""
+    """Generate body, query, path and headers of which at least one is odd."""
     good = GOOD.get(operation.label)
     texts = st.sampled_from(ODD_TEXTS)
     bodies = st.none()
@@ -385,7 +388,7 @@ def _odd(operation):
 
 
 def _odd_members(good):
-    """A good body with one or two members, at any depth of it, replaced or added."""
+    """Generate a valid body in which one or two members, at any depth, are replaced or added."""
     flat = {name: value for name, value in (good or {}).items() if not isinstance(value, bytes)}
     places = [(name,) for name in [*flat, "x", "user", "settings", "id", "stream", "tools"]]
     for name, value in flat.items():
@@ -412,5 +415,5 @@ def _changed(body, changes):
 
 
 def _quotable(text):
-    """In UTF-8, halves of characters too, which no decoder takes."""
+    """Encode text as UTF-8, including lone surrogates, which no decoder accepts."""
     return text.encode("utf-8", "surrogatepass")

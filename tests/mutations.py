@@ -1,5 +1,8 @@
-"""Lines that money, tenants or other callers depend on, each with what it would be without its
-guard and a test that must fail then. scripts/mutate.sh makes the changes, one by one, in a copy."""
+"""Guards that protect money, tenants or other callers, each with the code without it and the test
+that must fail then.
+
+scripts/mutate.sh applies the mutations, one by one, in a copy of the tree.
+"""
 
 import dataclasses
 
@@ -8,14 +11,14 @@ BATCH_SQL = "migrations/0017_one_transaction.sql"
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """A guard that is taken out: ``old``, which stands once in the file, becomes ``new``."""
+    """A removed guard: ``old``, which occurs once in the file, becomes ``new``."""
 
     name: str
     file: str
     old: str
     new: str
     test: str
-    """As pytest takes it: the path of a file, ``::`` and the name of a function in it."""
+    """The pytest node id: the path of a file, ``::`` and the name of a function in it."""
 
 
 MUTATIONS = (
@@ -143,7 +146,7 @@ MUTATIONS = (
 """,
         "tests/api/test_queued_jobs.py::test_another_organization_has_no_part_in_a_job",
     ),
-    # Callers against each other.
+    # Callers affecting each other.
     Mutation(
         "the bytes of all bodies have no bound",
         "service/api/intake.py",

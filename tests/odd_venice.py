@@ -1,4 +1,5 @@
-"""A Venice whose every byte is the test's own, for answers that no server library would send."""
+"""A Venice for which the test writes every byte, for responses that no server library would
+send."""
 
 import asyncio
 import contextlib
@@ -35,7 +36,7 @@ KEY = {"accessPermitted": True, "balances": {"USD": 100.0, "DIEM": 0.0}, "apiTie
 
 @dataclasses.dataclass
 class Received:
-    """A request, as it arrived."""
+    """A request as it arrived."""
 
     method: str
     path: str
@@ -47,8 +48,12 @@ class Received:
 
 
 class OddVenice:
-    """``answer`` is what every call gets but those for models and for the state of a key: bytes,
-    written before the connection is closed; or a coroutine of the request and the writer."""
+    """A server that sends ``answer`` to every request but those for models and for the state of a
+    key.
+
+    ``answer`` is bytes, written before the connection is closed, or a coroutine function that takes
+    the request and the writer.
+    """
 
     def __init__(self):
         self.answer = b""
@@ -78,7 +83,7 @@ class OddVenice:
             await writer.drain()
 
     async def close(self):
-        """Let go of every connection."""
+        """Close every connection."""
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving)
@@ -102,7 +107,7 @@ class OddVenice:
 
 @contextlib.asynccontextmanager
 async def odd_venice():
-    """It listens for the length of the block."""
+    """Run an OddVenice for the length of the block."""
     venice = OddVenice()
     server = await asyncio.start_server(venice._serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
@@ -116,7 +121,7 @@ async def odd_venice():
 
 @contextlib.asynccontextmanager
 async def serving(database_address, venice, **changes):
-    """The service before it, which knows its models; its books are audited at the end."""
+    """Run the service with the given Venice and its models loaded; audit its books at the end."""
     changes = {"venice_retry_s": 0.0, **changes}
     async with running(make_settings(database_address, venice.url, **changes)) as service:
         await service.app[api.CATALOG].sync()
@@ -125,17 +130,17 @@ async def serving(database_address, venice, **changes):
 
 
 def head(status="200 OK", content_type="application/json", **headers):
-    """The head of an answer; ``_`` in a name is a hyphen."""
+    """Return the head of a response; ``_`` in a header's name becomes a hyphen."""
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def whole(body, status="200 OK", content_type="application/json", **headers):
-    """An answer with its length."""
+    """Return a response with a Content-Length."""
     return head(status, content_type, Content_Length=len(body), **headers) + body
 
 
 def stream(*events, status="200 OK", **headers):
-    """A stream of events, up to where the connection closes."""
+    """Return a stream of events that ends when the connection closes."""
     return head(status, "text/event-stream", **headers) + b"".join(events)

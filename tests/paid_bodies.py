@@ -1,4 +1,4 @@
-"""A small call for each paid route, and how it is sent."""
+"""A small request for each paid route."""
 
 import aiohttp
 from support import MODEL
@@ -38,21 +38,21 @@ BODIES = {
     "/augment/text-parser": {"file": b"x"},
     "/crypto/rpc/{network}": {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber"},
 }
-"""A small call for each paid route; one with bytes in it is a form."""
-OTHER_NAMES = {
+"""A small request body for each paid route; a body with bytes in it is sent as a form."""
+ENDPOINT_ALIASES = {
     "/systemone": "/decisions",
     "/messages": "/chat/completions",
     "/images/edits": "/image/edit",
 }
-"""What is another way to make a call of an endpoint."""
+"""Paths that are another way to call an endpoint."""
 UNPRICED = {"/image/background-remove", "/audio/voices", "/audio/voice-changer/queue"}
-"""What Venice states no price for, so that a limit of money lets nothing of it pass."""
-QUOTED = {"/audio/queue", "/video/queue"}
-"""What Venice is asked the price of, each time."""
+"""Endpoints for which Venice lists no price, so a limit of money admits none of their calls."""
+QUOTED_ENDPOINTS = {"/audio/queue", "/video/queue"}
+"""Endpoints for which the service asks Venice for a quote before each call."""
 
 
-def sent(body):
-    """How a body is sent."""
+def payload(body):
+    """Return aiohttp's arguments that send the body as JSON or as a form."""
     if not any(isinstance(value, bytes) for value in body.values()):
         return {"json": body}
     form = aiohttp.FormData()

@@ -1,4 +1,4 @@
-"""A stand-in for PgBouncer in transaction mode, as far as a client notices."""
+"""A stand-in for PgBouncer in transaction mode, as far as a client can notice."""
 
 import asyncio
 import contextlib
@@ -7,22 +7,31 @@ import struct
 
 PROTOCOL = 196608
 SSL_REQUEST = 80877103
-PASSED = ("user", "database", "client_encoding", "application_name", "datestyle", "timezone")
-"""The parameters of a connection that PgBouncer takes; it refuses others by name."""
+KNOWN_PARAMETERS = (
+    "user",
+    "database",
+    "client_encoding",
+    "application_name",
+    "datestyle",
+    "timezone",
+)
+"""The connection parameters that PgBouncer accepts; it refuses others by name."""
 READY = b"Z"
 
 
 class Pooler:
-    """Answers at ``address`` for the PostgreSQL at ``target``. Each transaction may get another
-    server connection: with ``loses_statements`` prepared statements are gone after each.
-    ``ignores`` are parameters that it takes and does nothing about, ``passes`` those that it hands
-    on."""
+    """Listens at ``address`` for the PostgreSQL at ``target``; each transaction may get another
+    server connection.
+
+    With ``loses_statements`` prepared statements are gone after each transaction. ``ignores`` are
+    parameters that it accepts without effect, ``passes`` those that it forwards.
+    """
 
     def __init__(self, target, *, loses_statements=False, ignores=(), passes=()):
         self._target = target
         self._loses_statements = loses_statements
         self._ignores = ignores
-        self._passed = (*PASSED, *passes)
+        self._passed = (*KNOWN_PARAMETERS, *passes)
         self._tasks = set()
 
     async def __aenter__(self):
@@ -77,7 +86,7 @@ class Pooler:
         while True:
             kind, body = await _message(reader)
             if kind == b"K":
-                # Its own key for cancellations: no process of the server's has this number.
+                # Send a cancellation key of its own: no server process has this number.
                 body = struct.pack("!i", 1) + body[4:]
             if kind == READY and body == b"I" and self._loses_statements and is_begun:
                 text = b"DEALLOCATE ALL\0"

@@ -1,4 +1,4 @@
-"""The service as a process of its own, as the platform runs it."""
+"""The service as a separate process, as the platform runs it."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,14 @@ MIGRATIONS = [path for path in (ROOT / "migrations").glob("*.sql") if ".rollback
 
 
 def database_url(address):
-    """The URL of a DatabaseAddress, for an environment."""
+    """Return the URL of a DatabaseAddress, for an environment variable."""
     if address.host.startswith("/"):
         return f"postgresql://{address.user}@/{address.database}?host={address.host}"
     return f"postgresql://{address.user}@{address.host}:{address.port}/{address.database}"
 
 
 class ServiceProcess:
-    """``python -m service`` with its log lines as they come."""
+    """A ``python -m service`` process; collects its log lines."""
 
     def __init__(self, process):
         self.process = process
@@ -45,20 +45,20 @@ class ServiceProcess:
             async with self._new_line:
                 self._new_line.notify_all()
 
-    def said(self, message):
-        """The lines with this message so far."""
+    def lines_with(self, message):
+        """Return the log lines with this message so far."""
         return [line for line in self.lines if line["message"] == message]
 
-    async def says(self, message, timeout=30):
-        """Wait for a line with this message; the first one is returned."""
+    async def wait_for_line(self, message, timeout=30):
+        """Wait for a log line with this message; return the first one."""
         async with asyncio.timeout(timeout), self._new_line:
-            while not self.said(message):
+            while not self.lines_with(message):
                 await self._new_line.wait()
-        return self.said(message)[0]
+        return self.lines_with(message)[0]
 
     async def listening(self, timeout=30):
-        """Wait until it listens; its port."""
-        listening = asyncio.create_task(self.says("listening", timeout))
+        """Wait until the service listens; return its port."""
+        listening = asyncio.create_task(self.wait_for_line("listening", timeout))
         ended = asyncio.create_task(self.process.wait())
         await asyncio.wait({listening, ended}, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
@@ -73,7 +73,7 @@ class ServiceProcess:
         self.process.send_signal(number)
 
     async def ended(self, timeout=30):
-        """Wait for its end; the exit status."""
+        """Wait until the process ends; return its exit status."""
         async with asyncio.timeout(timeout):
             status = await self.process.wait()
             await asyncio.gather(*self._reading)
@@ -85,7 +85,8 @@ class ServiceProcess:
 
 
 def variables(directory, **environment):
-    """The environment of a service process in ``directory``. A variable that is None is not set."""
+    """Return the environment of a service process in ``directory``. A variable that is None is not
+    set."""
     every = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -101,7 +102,7 @@ def variables(directory, **environment):
 
 @contextlib.asynccontextmanager
 async def started(directory, **environment):
-    """A service process in ``directory``; it is killed when the block is left, if it still runs.
+    """Run a service process in ``directory`` and kill it at the end of the block if it still runs.
     A variable that is None is not set."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -122,8 +123,8 @@ async def started(directory, **environment):
 
 
 @contextlib.asynccontextmanager
-async def talking(service):
-    """A client of a process that listens: its operator and its callers."""
+async def client_of(service):
+    """Wait until the process listens; yield a client for its operator and callers."""
     port = await service.listening()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
         yield Service(None, http)

@@ -1,4 +1,4 @@
-"""What the tests of the sandbox share: its clients, and how they ask."""
+"""Helpers of the sandbox's tests: its clients, requests and streams."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ async def refused(venice: Client, body: dict[str, Any], path: str = CHAT) -> tup
 
 
 async def events_of(response: aiohttp.ClientResponse) -> list[Any]:
-    """The events of a stream, ``[DONE]`` as a string."""
+    """Return the events of a stream; ``[DONE]`` stays a string."""
     lines = (await response.text()).split("\n\n")
     data = [line.removeprefix("data: ") for line in lines if line]
     return [text if text == "[DONE]" else json.loads(text, parse_float=Decimal) for text in data]

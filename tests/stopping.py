@@ -1,5 +1,7 @@
-"""A process of the service's that is stopped in a transaction, run by the tests: it locks an
-organization's limits as a change of one does, then stops itself as SIGSTOP does."""
+"""A process of the service that stops itself in a transaction; the tests run it.
+
+It locks an organization's limits, as a change of a limit does, then sends itself SIGSTOP.
+"""
 
 import asyncio
 import os

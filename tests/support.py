@@ -1,4 +1,4 @@
-"""What the tests of the service share: settings, a running service, its operator and callers."""
+"""Helpers of the service's tests: settings, a running service, its operator and callers."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ MODELS = "/admin/v1/models"
 
 
 def make_settings(address, venice_url, **changes):
-    """Development settings with short times, against a database and a Venice of the test's own."""
+    """Return development settings with short timeouts, for the given database and Venice."""
     values = {
         field.name: field.metadata["variable"].development
         for field in dataclasses.fields(Settings)
@@ -46,8 +46,8 @@ def make_settings(address, venice_url, **changes):
 
 @contextlib.asynccontextmanager
 async def running(settings, *, knows_models=True):
-    """The service on a port of its own, as the server runs it; yields the Service. A start does not
-    wait for Venice's models and prices; this does, unless a test is about that."""
+    """Run the service on a port of its own and yield the Service. The start does not wait for
+    Venice's models and prices; this does, unless a test sets ``knows_models=False``."""
     app = application.create_app(settings)
     runner = application.api.make_runner(app)
     try:
@@ -63,8 +63,8 @@ async def running(settings, *, knows_models=True):
 
 
 async def _sync(catalog):
-    """Know the models. PostgreSQL ends a transaction that was idle for a second, and a busy machine
-    may pause a test for longer; the service would try again by itself, but later."""
+    """Load the models, with one retry: PostgreSQL ends a transaction that was idle for a second,
+    and a busy machine may pause a test for longer."""
     try:
         await catalog.sync()
     except Unavailable:
@@ -72,7 +72,7 @@ async def _sync(catalog):
 
 
 class Service:
-    """A running service, and what its operator does."""
+    """A running service and its operator."""
 
     def __init__(self, app, http):
         self.app = app
@@ -80,30 +80,30 @@ class Service:
 
     @property
     def url(self):
-        """Where it listens, without a path."""
+        """The base URL of the service."""
         return str(self.http._base_url).rstrip("/")
 
     async def operate(self, method, path, **arguments):
-        """A request of the operator's; returns status and decoded body."""
+        """Send a request as the operator; return the status and the decoded body."""
         headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
         async with self.http.request(method, path, headers=headers, **arguments) as response:
             body = await response.json() if response.status != 204 else None
             return response.status, body
 
     async def audit(self):
-        """Prove the books of every organization, and the chains of their audit events."""
+        """Assert that the audit finds no fault in any organization or its audit events."""
         database = self.app[application.api.DATABASE]
         for row in await database.fetch("SELECT id FROM public.organizations"):
             await self.audit_one(row["id"])
 
     async def audit_one(self, organization_id):
-        """Prove the books of an organization, and the chain of its audit events."""
+        """Assert that the audit finds no fault in the organization or its audit events."""
         database = self.app[application.api.DATABASE]
         assert (await ledger.prove(database, organization_id)).faults == []
         assert await audit.first_break(database, organization_id) is None
 
     async def shared_state(self):
-        """What one caller may meet of what another one did."""
+        """Return the state that one caller changes and another one can notice."""
         database = self.app[application.api.DATABASE]
         return {
             "aliases": await database.fetchval(
@@ -113,7 +113,7 @@ class Service:
         }
 
     async def new_caller(self, name="acme", **key):
-        """A caller with an organization and a key of its own."""
+        """Create an organization and a key; return its Caller."""
         _, organization = await self.operate("POST", "/admin/v1/organizations", json={"name": name})
         path = f"/admin/v1/organizations/{organization['id']}/keys"
         status, made = await self.operate("POST", path, json={"name": name, **key})
@@ -122,7 +122,7 @@ class Service:
 
 
 class Caller:
-    """Somebody with a key."""
+    """The owner of a key."""
 
     def __init__(self, service, organization_id, key):
         self.service = service
@@ -132,18 +132,18 @@ class Caller:
         self.headers = {"Authorization": f"Bearer {self.key}"}
 
     def chat(self, content="Hello", path="/v1/chat/completions", **members):
-        """A chat completion, to be used with ``async with``."""
+        """Post a chat completion, for use with ``async with``."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **members}
         return self.service.http.post(path, json=body, headers=self.headers)
 
     async def entries(self):
-        """The ledger's entries of the organization, newest first."""
+        """Return the organization's ledger entries, newest first."""
         path = f"/admin/v1/organizations/{self.organization_id}/ledger"
         _, body = await self.service.operate("GET", path)
         return body["entries"]
 
     async def only_entry(self):
-        """The one entry there is; nothing is held any more."""
+        """Return the organization's single entry and assert that nothing is held."""
         (entry,) = await self.entries()
         database = self.service.app[application.api.DATABASE]
         held = "SELECT count(*) FROM public.holds WHERE organization_id = $1"
@@ -151,17 +151,17 @@ class Caller:
         return entry
 
     async def audit(self):
-        """Prove the organization's books."""
+        """Assert that the audit finds no fault in the organization."""
         await self.service.audit_one(UUID(self.organization_id))
 
 
 def cost_of(entry):
-    """An entry's cost as a Decimal."""
+    """Return an entry's cost as a Decimal, or None."""
     return None if entry["cost_usd"] is None else Decimal(entry["cost_usd"])
 
 
-async def limited(caller, *, of_key=False, **limit):
-    """Set a limit on the caller's organization, or on its key; returns it."""
+async def set_limit(caller, *, of_key=False, **limit):
+    """Set a limit on the caller's organization, or on its key; return it."""
     if of_key:
         limit["api_key_id"] = caller.key_id
     path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
@@ -170,23 +170,24 @@ async def limited(caller, *, of_key=False, **limit):
     return made
 
 
-async def standing(caller):
-    """The organization's limits as the operator sees them."""
+async def limits_of(caller):
+    """Return the organization's limits as the operator sees them."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
     _, body = await caller.service.operate("GET", path)
     return body["limits"]
 
 
-async def booked(caller):
-    """The one entry, which may come after its call has ended for the client."""
+async def wait_for_entry(caller):
+    """Wait for the single entry, which may be written after the call ended for the client; return
+    it."""
     async with asyncio.timeout(5):
         while not await caller.entries():
             await asyncio.sleep(0.01)
     return await caller.only_entry()
 
 
-async def books_agree(caller, upstream):
-    """Each call that Venice charged for has an entry, of one that ended well, at the same cost."""
+async def assert_ledger_matches_charges(caller, upstream):
+    """Assert that the entries are successful calls with the costs that Venice charged, in order."""
     entries = await caller.entries()
     assert {entry["outcome"] for entry in entries} == {"ok"}
     charged = [call.charged_nanos for call in reversed(list(upstream.calls)) if call.charged_nanos]
@@ -194,7 +195,7 @@ async def books_agree(caller, upstream):
 
 
 async def set_alias(service, name, targets, organization_id=None):
-    """Set an alias as the operator; returns it."""
+    """Set an alias as the operator; return it."""
     body = {"targets": targets, "organization_id": organization_id}
     status, made = await service.operate("PUT", f"{MODELS}/{name}", json=body)
     assert status == 200, made

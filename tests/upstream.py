@@ -1,4 +1,4 @@
-"""Venice, as played by the sandbox, on a port of its own."""
+"""Venice, played by the sandbox, on a port of its own."""
 
 import contextlib
 import dataclasses
@@ -8,12 +8,12 @@ from aiohttp import web
 from service.sandbox import CALLS, FAULTS, LISTING, create_sandbox
 
 KEYS = ("sandbox", "second", "third")
-"""What Venice takes for a key; the service has the first."""
+"""The keys that the sandbox accepts; the service is configured with the first."""
 
 
 @dataclasses.dataclass
 class Upstream:
-    """The sandbox, listening. Its faults are the test's to push, its calls to look at."""
+    """A running sandbox. Tests push faults into it and look at the calls that it received."""
 
     url: str
     app: web.Application
@@ -32,13 +32,13 @@ class Upstream:
 
     @property
     def posts(self):
-        """The calls with a body. The service itself asks by GET, whenever it likes."""
+        """The calls with a body. The service itself sends GET requests at any time."""
         return [call for call in self.calls if call.method == "POST"]
 
 
 @contextlib.asynccontextmanager
-async def playing():
-    """The sandbox, for the length of the block."""
+async def running_sandbox():
+    """Run the sandbox for the length of the block."""
     app = create_sandbox(KEYS)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

@@ -1,8 +1,8 @@
 """A victim calls and streams beside every attack of ``attacks``, and must not become slower.
 
-The machine's own load is no fault of the service, so the quiet value is measured while the same
-attack runs against another process. The result depends on time, so the suite does not run this:
-``scripts/victims.sh`` does, on a machine that has nothing else to do.
+The quiet value is measured while the same attack runs against another process, so that the load on
+the machine does not count. The result depends on time, so the test suite does not run this:
+``scripts/victims.sh`` does, on a machine that is otherwise idle.
 """
 
 import asyncio
@@ -15,22 +15,22 @@ import time
 import aiohttp
 import pytest
 from attacks import ATTACKS
-from process import ROOT, database_url, started, talking
+from process import ROOT, client_of, database_url, started
 
 ATTACK_S = 3.0
 ROUNDS = 3
 MARGIN_S = 0.05
-"""Beside twice the quiet value: what two processors that do other things too may take."""
+"""Tolerance beside twice the quiet value, for two processors that also do other work."""
 EVENT_S = 0.02
 
 
 def p99(times):
-    """The time that all but one in a hundred take at most."""
+    """Return the 99th percentile."""
     return sorted(times)[math.ceil(len(times) * 0.99) - 1]
 
 
-async def called(victim, ends_at):
-    """How long each of the victim's plain calls takes, one after the other."""
+async def time_calls(victim, ends_at):
+    """Return the duration of each of the victim's plain calls, made one after the other."""
     times = []
     while time.monotonic() < ends_at:
         began = time.monotonic()
@@ -41,8 +41,8 @@ async def called(victim, ends_at):
     return times
 
 
-async def streamed(victim, ends_at):
-    """How long the victim waits for each event of a steady stream."""
+async def time_events(victim, ends_at):
+    """Return how long the victim waits for each event of a steady stream."""
     times = []
     while time.monotonic() < ends_at:
         content = f"[tokens=50][delay={EVENT_S}]"
@@ -57,16 +57,16 @@ async def streamed(victim, ends_at):
     return times
 
 
-async def felt(victim, seconds):
-    """The 99th percentiles of the victim's calls, and of the pauses in its stream."""
+async def measure_victim(victim, seconds):
+    """Return the 99th percentiles of the victim's calls and of the pauses in its stream."""
     ends_at = time.monotonic() + seconds
-    calls, pauses = await asyncio.gather(called(victim, ends_at), streamed(victim, ends_at))
+    calls, pauses = await asyncio.gather(time_calls(victim, ends_at), time_events(victim, ends_at))
     return p99(calls), p99(pauses)
 
 
 @contextlib.asynccontextmanager
 async def attack(name, port, key):
-    """The attack goes on in a process of its own, which everything else goes before."""
+    """Run the attack in a separate process with a lower priority than everything else."""
     process = await asyncio.create_subprocess_exec(
         "nice",
         "-n",
@@ -82,7 +82,7 @@ async def attack(name, port, key):
     )
     try:
         await process.stdout.readline()
-        # Bodies are made, and the first are on their way.
+        # Wait until the bodies are made and the first are being sent.
         await asyncio.sleep(1)
         yield
     finally:
@@ -105,7 +105,8 @@ web.run_app(create_sandbox(["sandbox"]), sock=sock, print=None, handler_cancella
 
 @pytest.fixture
 async def venice():
-    """The URL of a Venice in a process of its own: what reaches it slows nobody's clock here."""
+    """The URL of a sandbox in a separate process, so that its requests do not slow the
+    measurement."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -120,7 +121,7 @@ async def venice():
 
 
 async def poison(venice):
-    """The edge before Venice refuses what the attacker asks."""
+    """Let the edge before Venice refuse the attacker's requests."""
     fault = {"kind": "edge_page", "path": "/responses"}
     async with (
         aiohttp.ClientSession() as http,
@@ -131,8 +132,7 @@ async def poison(venice):
 
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_a_victim_feels_nothing(tmp_path, database_address, venice, name):
-    """Its p99 is at most twice the quiet value, and 50 ms; in the best of three rounds, since the
-    machine has other things to do."""
+    """The victim's p99 is at most twice the quiet value plus 50 ms in the best of three rounds."""
     if name == "poisoned_prompts":
         await poison(venice)
     variables = {
@@ -143,18 +143,18 @@ async def test_a_victim_feels_nothing(tmp_path, database_address, venice, name):
     async with (
         started(tmp_path, **variables) as process,
         started(tmp_path, **variables) as decoy,
-        talking(process) as service,
+        client_of(process) as service,
     ):
         port, other_port = await process.listening(), await decoy.listening()
         victim = await service.new_caller("victim")
         attacker = await service.new_caller("attacker")
-        await felt(victim, 0.5)
+        await measure_victim(victim, 0.5)
         results = []
         for _ in range(ROUNDS):
             async with attack(name, other_port, attacker.key):
-                quiet = await felt(victim, ATTACK_S)
+                quiet = await measure_victim(victim, ATTACK_S)
             async with attack(name, port, attacker.key):
-                attacked = await felt(victim, ATTACK_S)
+                attacked = await measure_victim(victim, ATTACK_S)
             results.append((quiet, attacked))
             if all(b <= 2 * a + MARGIN_S for a, b in zip(quiet, attacked, strict=True)):
                 break

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 import venice_ai
-from support import MODEL, limited
+from support import MODEL, set_limit
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ async def test_without_limits(client, upstream):
 
 async def test_money(client, caller):
     """The tightest limit of money says what is left, to the nano-dollar."""
-    await limited(caller, unit="usd", period="month", ceiling="5")
-    await limited(caller, unit="usd", period="day", ceiling="0.123456789", of_key=True)
-    await limited(caller, unit="usd", period="day", ceiling="0", model="venice-sd35")
+    await set_limit(caller, unit="usd", period="month", ceiling="5")
+    await set_limit(caller, unit="usd", period="day", ceiling="0.123456789", of_key=True)
+    await set_limit(caller, unit="usd", period="day", ceiling="0", model="venice-sd35")
     async with caller.chat(content="[tokens=7]") as response:
         await response.read()
-    await limited(caller, unit="usd", period="day", ceiling="0", each_end_user=True)
+    await set_limit(caller, unit="usd", period="day", ceiling="0", each_end_user=True)
     left = Decimal("0.123456789") - Decimal((await caller.only_entry())["cost_usd"])
 
     for path in ("/v1/billing/balance", "/api/v1/billing/balance"):
@@ -47,7 +47,7 @@ async def test_money(client, caller):
 @pytest.mark.parametrize("ceiling", ["0", "0.00"])
 async def test_spent(client, caller, ceiling):
     """Nothing left is no access."""
-    await limited(caller, unit="usd", period="lifetime", ceiling=ceiling)
+    await set_limit(caller, unit="usd", period="lifetime", ceiling=ceiling)
 
     assert not (await client.api_keys.get_rate_limits()).data.accessPermitted
     assert not (await client.billing.get_balance()).can_consume
@@ -55,10 +55,10 @@ async def test_spent(client, caller, ceiling):
 
 async def test_rates(client, caller):
     """Each model has the lowest of what binds its calls."""
-    await limited(caller, unit="requests", period="minute", ceiling=60)
-    await limited(caller, unit="requests", period="minute", ceiling=90, of_key=True)
-    await limited(caller, unit="requests", period="minute", ceiling=30, model=MODEL)
-    await limited(caller, unit="tokens", period="minute", ceiling=1000, model=MODEL)
+    await set_limit(caller, unit="requests", period="minute", ceiling=60)
+    await set_limit(caller, unit="requests", period="minute", ceiling=90, of_key=True)
+    await set_limit(caller, unit="requests", period="minute", ceiling=30, model=MODEL)
+    await set_limit(caller, unit="tokens", period="minute", ceiling=1000, model=MODEL)
     stated = {
         model.apiModelId: {rate.type: rate.amount for rate in model.rateLimits}
         for model in (await client.api_keys.get_rate_limits()).data.rateLimits
@@ -70,7 +70,7 @@ async def test_rates(client, caller):
 
 async def test_another_caller_sees_nothing_of_it(caller, service):
     """Limits are the organization's own."""
-    await limited(caller, unit="usd", period="month", ceiling="5")
+    await set_limit(caller, unit="usd", period="month", ceiling="5")
     other = await service.new_caller("other")
     async with service.http.get("/v1/billing/balance", headers=other.headers) as response:
         assert (await response.json())["balances"]["usd"] is None

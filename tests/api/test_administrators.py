@@ -5,7 +5,7 @@ import gzip
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support import MODELS, ORGANIZATIONS, limited, set_alias
+from support import MODELS, ORGANIZATIONS, set_alias, set_limit
 
 from service.api import DATABASE
 from service.api.wire import MAX_SMALL_BODY_BYTES
@@ -68,7 +68,7 @@ class TestLimits:
     @pytest.mark.parametrize("limit", LIMITS, ids=str)
     async def test_the_operators_can_be_lowered_only(self, service, caller, admin, limit):
         """For every unit and scope; each refusal names the field, and changes nothing."""
-        made = await limited(caller, **limit)
+        made = await set_limit(caller, **limit)
         path = f"/admin/v1/limits/{made['id']}"
         kind = str if limit["unit"] == "usd" else int
         assert made["set_by"] == "operator"
@@ -102,7 +102,7 @@ class TestLimits:
 
     async def test_a_raise_of_the_operators_raises_nothing_for_good(self, service, caller, admin):
         """The ceiling that holds without the raise is what may not be passed."""
-        made = await limited(caller, unit="usd", period="day", ceiling="5")
+        made = await set_limit(caller, unit="usd", period="day", ceiling="5")
         path = f"/admin/v1/limits/{made['id']}"
         raised = {"raised_to": "50", "raised_until": in_days(1)}
         assert (await service.operate("PATCH", path, json=raised))[1]["ceiling"] == "50.00"
@@ -144,7 +144,7 @@ class TestLimits:
             "POST", f"{ORGANIZATIONS}/{nil}/keys", json={"name": "o", "role": "operator"}
         )
         operator = Administrator(service, nil, key)
-        made = await limited(caller, unit="usd", period="day", ceiling="5")
+        made = await set_limit(caller, unit="usd", period="day", ceiling="5")
         path = f"/admin/v1/limits/{made['id']}"
         assert (await operator.ask("PATCH", path, ceiling="50"))[0] == 200
         assert (await operator.ask("DELETE", path))[0] == 204
@@ -260,7 +260,7 @@ async def test_what_was_made_before_it_was_recorded(service, caller, admin):
     """An administrator's own stay theirs, unless the operator has changed them since; all else is
     the operator's."""
     new = {"unit": "usd", "period": "day", "ceiling": "5"}
-    ours = await limited(caller, **new)
+    ours = await set_limit(caller, **new)
     theirs, touched = [(await admin.ask("POST", f"{admin.path}/limits", **new))[1] for _ in "ab"]
     await admin.ask("PATCH", f"/admin/v1/limits/{ours['id']}", ceiling="4")
     await admin.ask("PATCH", f"/admin/v1/limits/{theirs['id']}", ceiling="6")

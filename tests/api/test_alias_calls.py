@@ -4,8 +4,8 @@ import json
 
 import aiohttp
 import pytest
-from paid_bodies import BODIES, sent
-from support import MODEL, cost_of, limited, make_settings, running, set_alias, standing
+from paid_bodies import BODIES, payload
+from support import MODEL, cost_of, limits_of, make_settings, running, set_alias, set_limit
 
 from service.api import CATALOG
 
@@ -20,10 +20,10 @@ async def caller(service):
     for two models."""
     await set_alias(service, "fast", [FIRST, SECOND])
     caller = await service.new_caller()
-    await limited(caller, unit="usd", period="day", ceiling="100")
-    await limited(caller, unit="concurrency", ceiling=5)
+    await set_limit(caller, unit="usd", period="day", ceiling="100")
+    await set_limit(caller, unit="concurrency", ceiling=5)
     for model in (FIRST, SECOND):
-        await limited(caller, unit="requests", period="minute", ceiling=50, model=model)
+        await set_limit(caller, unit="requests", period="minute", ceiling=50, model=model)
     return caller
 
 
@@ -34,7 +34,7 @@ def asked(upstream, path="/chat/completions"):
 
 async def used_by_model(caller):
     """How many requests count on each model's limit."""
-    limits = await standing(caller)
+    limits = await limits_of(caller)
     return {limit["model"]: limit["used"] for limit in limits if limit["model"]}
 
 
@@ -84,7 +84,7 @@ async def test_a_model_without_room_is_skipped(caller, upstream):
     """Before it is sent to, and when it would be next; no other call's room is used for it."""
     third = "qwen3-coder-480b"
     await set_alias(caller.service, "long", [FIRST, SECOND, third])
-    for limit in await standing(caller):
+    for limit in await limits_of(caller):
         if limit["model"] == SECOND:
             path = f"/admin/v1/limits/{limit['id']}"
             await caller.service.operate("PATCH", path, json={"ceiling": 0})
@@ -102,7 +102,7 @@ async def test_a_model_without_room_is_skipped(caller, upstream):
 
 async def test_where_all_are_refused_the_first_refusal_is_told(caller, upstream):
     """With its numbers; Venice hears of nothing."""
-    for limit in await standing(caller):
+    for limit in await limits_of(caller):
         if limit["model"]:
             path = f"/admin/v1/limits/{limit['id']}"
             await caller.service.operate("PATCH", path, json={"ceiling": 0})
@@ -114,7 +114,7 @@ async def test_where_all_are_refused_the_first_refusal_is_told(caller, upstream)
 
 async def test_where_no_other_has_room_the_first_is_waited_for(caller, upstream):
     """As it would be without an alias."""
-    for limit in await standing(caller):
+    for limit in await limits_of(caller):
         if limit["model"] == SECOND:
             path = f"/admin/v1/limits/{limit['id']}"
             await caller.service.operate("PATCH", path, json={"ceiling": 0})
@@ -141,7 +141,7 @@ async def test_a_dearer_model_needs_room_of_its_own(service, upstream):
     await set_alias(service, "best", [FIRST, dear])
     caller = await service.new_caller()
     # With a limit of money Venice's own system prompt is left out, so the quote is asked for then.
-    limit = await limited(caller, unit="usd", period="day", ceiling="1000")
+    limit = await set_limit(caller, unit="usd", period="day", ceiling="1000")
     _, quote = await _quoted(caller, dear)
     change = {"ceiling": quote["max_cost_usd"]}
     await service.operate("PATCH", f"/admin/v1/limits/{limit['id']}", json=change)
@@ -189,7 +189,7 @@ async def test_every_endpoint_takes_one(service, caller, upstream, path, model):
     """The body says the model's own name, and so do the quotes that Venice is asked for."""
     await set_alias(service, "mine", [model])
     body = BODIES[path] | {"model": "mine"}
-    async with service.http.post(f"/v1{path}", headers=caller.headers, **sent(body)) as response:
+    async with service.http.post(f"/v1{path}", headers=caller.headers, **payload(body)) as response:
         assert (response.status, bool(await response.read())) == (200, True)
     at_venice = "/chat/completions" if path == "/messages" else path
     assert asked(upstream, at_venice) == [model]
@@ -265,7 +265,7 @@ async def test_paths_that_are_not_known_are_no_way_around(database_address, upst
         await service.app[CATALOG].sync()
         caller = await service.new_caller(**({"models": [SECOND]} if is_listed else {}))
         if not is_listed:
-            await limited(caller, unit="requests", period="day", ceiling=1, model=FIRST)
+            await set_limit(caller, unit="requests", period="day", ceiling=1, model=FIRST)
         for path in opened:
             body = {"model": FIRST, "messages": []}
             async with service.http.post(

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from paid_bodies import BODIES, sent
-from support import MODEL, ORGANIZATIONS, Caller, cost_of, limited, standing
+from paid_bodies import BODIES, payload
+from support import MODEL, ORGANIZATIONS, Caller, cost_of, limits_of, set_limit
 from upstream import KEYS
 
 from service import upstream as upstream_keys
@@ -112,14 +112,14 @@ async def test_media_is_not_repeated(service, caller, upstream, path):
     await with_keys(service)
     upstream.faults.push(path, "at_capacity")
     url = f"/v1{path}"
-    async with service.http.post(url, headers=caller.headers, **sent(BODIES[path])) as response:
+    async with service.http.post(url, headers=caller.headers, **payload(BODIES[path])) as response:
         assert response.status == 503
     assert len(upstream.calls.to(path)) == 1
 
     upstream.faults.clear()
     for key in KEYS[:2]:
         upstream.faults.push(path, "insufficient_balance", key=key)
-    async with service.http.post(url, headers=caller.headers, **sent(BODIES[path])) as response:
+    async with service.http.post(url, headers=caller.headers, **payload(BODIES[path])) as response:
         assert response.status == 200
     await service.audit()
 
@@ -344,8 +344,8 @@ class TestRepeatedFailures:
     @pytest.fixture
     async def caller(self, service):
         caller = await service.new_caller(settings={"repeat_failed": True})
-        await limited(caller, unit="usd", period="day", ceiling="100")
-        await limited(caller, unit="tokens", period="hour", ceiling=10**9)
+        await set_limit(caller, unit="usd", period="day", ceiling="100")
+        await set_limit(caller, unit="tokens", period="hour", ceiling=10**9)
         return caller
 
     @pytest.mark.parametrize("kind", ["inference_failed", "bad_gateway"])
@@ -362,7 +362,7 @@ class TestRepeatedFailures:
         (charged,) = [call.charged_nanos for call in upstream.calls if call.charged_nanos]
         assert (entry["outcome"], entry["cost_source"]) == ("ok", "estimated")
         plain = await service.new_caller()
-        await limited(plain, unit="usd", period="day", ceiling="100")
+        await set_limit(plain, unit="usd", period="day", ceiling="100")
         upstream.faults.push("/chat/completions", kind, times=1)
         async with plain.chat("[tokens=3]", stream=stream) as response:
             assert response.status == 502
@@ -378,7 +378,7 @@ class TestRepeatedFailures:
         entry = await caller.only_entry()
 
         plain = await caller.service.new_caller()
-        await limited(plain, unit="usd", period="day", ceiling="100")
+        await set_limit(plain, unit="usd", period="day", ceiling="100")
         async with plain.chat("[tokens=3]") as response:
             assert response.status == 502
         assert len(upstream.calls.to("/chat/completions")) == 3
@@ -389,11 +389,11 @@ class TestRepeatedFailures:
         bounds = []
         for repeats in (False, True):
             caller = await service.new_caller(settings={"repeat_failed": repeats})
-            limit = await limited(caller, unit="usd", period="day", ceiling="100")
+            limit = await set_limit(caller, unit="usd", period="day", ceiling="100")
             upstream.faults.push("/chat/completions", "barrier")
             waiting = asyncio.create_task(caller.chat().__aenter__())
             await upstream.faults.wait_held(1)
-            (held,) = await standing(caller)
+            (held,) = await limits_of(caller)
             bounds.append(Decimal(held["held"]))
             upstream.faults.clear()
             (await waiting).close()
@@ -410,7 +410,7 @@ class TestRepeatedFailures:
     async def test_a_failure_that_is_not_repeated_is_booked_once(self, service, caller, upstream):
         """As when an outage has used up the budget of repetitions."""
         plain = await service.new_caller()
-        await limited(plain, unit="usd", period="day", ceiling="100")
+        await set_limit(plain, unit="usd", period="day", ceiling="100")
         costs = []
         for one in (caller, plain):
             budget = service.app[VENICE].budgets.of(UUID(one.key_id))
@@ -449,6 +449,6 @@ class TestRepeatedFailures:
         upstream.faults.push("/image/generate", "inference_failed")
         body = BODIES["/image/generate"]
         url = "/v1/image/generate"
-        async with service.http.post(url, headers=caller.headers, **sent(body)) as response:
+        async with service.http.post(url, headers=caller.headers, **payload(body)) as response:
             assert response.status == 502
         assert len(upstream.calls.to("/image/generate")) == 1

@@ -5,7 +5,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support import MODEL, OPERATOR_KEY, Caller, limited, make_settings, running
+from support import MODEL, OPERATOR_KEY, Caller, make_settings, running, set_limit
 
 from service import api
 
@@ -117,7 +117,7 @@ async def test_a_changed_organization_is_in_force_when_it_is_answered(deaf_servi
         return body.get("venice_parameters")
 
     assert await sent() is None
-    limit = await limited(caller, unit="usd", period="day", ceiling="100")
+    limit = await set_limit(caller, unit="usd", period="day", ceiling="100")
     assert await sent() == {"include_venice_system_prompt": False}
     await service.operate("DELETE", f"/admin/v1/limits/{limit['id']}")
     assert await sent() is None
@@ -144,7 +144,7 @@ async def test_a_limit_is_announced(database_address, upstream):
                         return
 
         await sends(None)
-        limit = await limited(caller, unit="usd", period="day", ceiling="100")
+        limit = await set_limit(caller, unit="usd", period="day", ceiling="100")
         await sends({"include_venice_system_prompt": False})
         await here.operate("DELETE", f"/admin/v1/limits/{limit['id']}")
         await sends(None)

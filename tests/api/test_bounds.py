@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import aiohttp
 import pytest
-from support import MODEL, limited
+from support import MODEL, set_limit
 
 from service import app as application
 
@@ -106,7 +106,7 @@ async def test_what_only_mentions_a_search_is_none(caller, path):
 
 async def test_a_search_that_may_not_leave_the_client_is_left_out(caller, upstream):
     """Codex sends it with each request. Where no tool is left, nothing is said of tools."""
-    await limited(caller, unit="usd", period="day", ceiling="0.05")
+    await set_limit(caller, unit="usd", period="day", ceiling="0.05")
     search = {"type": "web_search", "external_web_access": False}
     function = {"type": "function", "name": "f", "parameters": {}}
     for tools, left in (
@@ -153,7 +153,7 @@ async def test_what_nobody_knows_the_price_of_passes_no_limit_of_money(
     """Without a limit it passes. ``tolerant`` callers have some of it left out."""
     caller = await service.new_caller(settings={"tolerant": False})
     assert await cost(caller, path, **members) is None
-    await limited(caller, unit="usd", period="day", ceiling="5")
+    await set_limit(caller, unit="usd", period="day", ceiling="5")
     status, answer = await send(caller, path, body_of(path, **members))
 
     assert (status, answer["error"]["code"]) == (402, "price_unknown")
@@ -198,7 +198,7 @@ async def test_a_prediction_may_be_charged_as_output(service):
 
 async def test_tolerant_callers_may_send_what_only_openai_takes(caller, upstream):
     """Venice refuses members that it does not know."""
-    await limited(caller, unit="usd", period="day", ceiling="0.05")
+    await set_limit(caller, unit="usd", period="day", ceiling="0.05")
     openai = {"modalities": ["text"], "prediction": {"type": "content", "content": "abc"}}
     assert (await send(caller, CHAT, body_of(CHAT, **openai, audio=None)))[0] == 200
     assert not openai.keys() & json.loads(upstream.calls.to(CHAT)[-1].body).keys()
@@ -551,13 +551,13 @@ async def test_every_model_in_a_body_must_be_allowed(service, upstream, members,
 async def test_fallbacks_are_in_the_bound(service, upstream):
     """The dearest model that may answer counts. Venice gets its own names for them."""
     caller = await service.new_caller(models=[MODEL, "kimi-k2-6", OPUS])
-    await limited(caller, unit="usd", period="day", ceiling="5")
+    await set_limit(caller, unit="usd", period="day", ceiling="5")
     alone = {name: await cost(caller, CHAT, model=name) for name in (MODEL, "kimi-k2-6", OPUS)}
     fallbacks = [{"model": "gpt-5.2"}, {"model": "Claude.Opus.4.8"}]
     dear = await cost(caller, CHAT, fallbacks=fallbacks)
     assert alone[MODEL] < alone["kimi-k2-6"] < alone[OPUS] <= dear
 
-    await limited(caller, unit="usd", period="day", ceiling=str(dear))
+    await set_limit(caller, unit="usd", period="day", ceiling=str(dear))
     status, answer = await send(caller, CHAT, body_of(CHAT, n=2, fallbacks=fallbacks))
     assert (status, answer["error"]["code"]) == (402, "limit_exceeded")
     assert (await send(caller, CHAT, body_of(CHAT, fallbacks=fallbacks)))[0] == 200
@@ -567,7 +567,7 @@ async def test_fallbacks_are_in_the_bound(service, upstream):
 
 async def test_a_limit_of_one_model_is_not_passed_by_naming_another(service, caller):
     """Calls that another model may answer could not be counted."""
-    await limited(caller, unit="requests", period="day", ceiling=0, model=OPUS)
+    await set_limit(caller, unit="requests", period="day", ceiling=0, model=OPUS)
     for members in ({"fallbacks": [{"model": OPUS}]}, {"models": [OPUS]}):
         status, answer = await send(caller, CHAT, body_of(CHAT, **members))
         assert (status, answer["error"]["code"]) == (403, "model_not_allowed")

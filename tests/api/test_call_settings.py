@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support import MODEL, ORGANIZATIONS, cost_of, limited
+from support import MODEL, ORGANIZATIONS, cost_of, set_limit
 
 pytestmark = pytest.mark.shares_service
 
@@ -96,7 +96,7 @@ async def test_parameters_of_organization_key_and_call(upstream, service):
 async def test_searches_by_default_are_in_the_bound(upstream, service):
     """A setting that costs money is no way past a limit."""
     caller = await service.new_caller(settings={"venice_parameters": {"enable_web_search": "on"}})
-    await limited(caller, unit="usd", period="day", ceiling="0.009")
+    await set_limit(caller, unit="usd", period="day", ceiling="0.009")
     async with caller.chat(max_tokens=1) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (
             402,

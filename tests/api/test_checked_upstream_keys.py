@@ -101,7 +101,7 @@ async def test_a_key_is_checked_at_the_start(tmp_path, database_address, upstrea
         VENICE_API_KEY="sandbox",
         VENICE_BASE_URL=f"{upstream.url}/api/v1",
     ) as process:
-        line = await process.says("upstream key checked")
+        line = await process.wait_for_line("upstream key checked")
         async with asyncio.timeout(10):
             while not any("Ctrl-C" in raw for raw in process.raw):
                 await asyncio.sleep(0.05)

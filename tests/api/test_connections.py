@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from support import MODEL, OPERATOR_KEY, booked, make_settings, running
+from support import MODEL, OPERATOR_KEY, make_settings, running, wait_for_entry
 
 HEAD_TIMEOUT_S = 0.5
 UNKNOWN = 20
@@ -229,7 +229,7 @@ async def test_a_client_that_sends_no_more_is_answered(service, caller, upstream
 
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert (b"data: [DONE]" in answer) == stream
-    assert (await booked(caller))["outcome"] == "ok"
+    assert (await wait_for_entry(caller))["outcome"] == "ok"
 
 
 async def test_several_requests_before_the_end_are_all_answered(service):
@@ -256,5 +256,5 @@ async def test_a_client_that_is_gone_is_noticed(service, caller, upstream, kind,
                 await asyncio.sleep(0.01)
 
     began = time.monotonic()
-    assert (await booked(caller))["outcome"] == "client_closed"
+    assert (await wait_for_entry(caller))["outcome"] == "client_closed"
     assert time.monotonic() - began < 5

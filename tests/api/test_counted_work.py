@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp.client_proto import ResponseHandler
-from support import limited, make_settings, running
+from support import make_settings, running, set_limit
 
 import service as package
 from service import api, ledger
@@ -235,7 +235,7 @@ async def test_a_call_that_has_ended_is_gone(caller, stream):
 async def test_a_call_that_was_refused_is_gone(caller):
     """Once Python has looked for cycles, as there are in tracebacks; the books keep nothing of
     it."""
-    await limited(caller, unit="requests", period="minute", ceiling=0)
+    await set_limit(caller, unit="requests", period="minute", ceiling=0)
     gc.collect()
     before = open_calls()
     async with caller.chat() as response:

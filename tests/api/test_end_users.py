@@ -5,7 +5,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from support import MODEL, ORGANIZATIONS, limited, standing
+from support import MODEL, ORGANIZATIONS, limits_of, set_limit
 
 from service import app as application
 
@@ -18,7 +18,7 @@ def bodies(upstream):
 @pytest.mark.parametrize("field", ["user", "safety_identifier", "anon_user_id"])
 async def test_each_end_user_has_a_limit(upstream, caller, field):
     """However the call names its end user; Venice sees a pseudonym, the books a digest."""
-    limit = await limited(caller, unit="requests", period="day", ceiling=2, each_end_user=True)
+    limit = await set_limit(caller, unit="requests", period="day", ceiling=2, each_end_user=True)
     statuses = []
     for name in ("alice", "alice", "alice", "bob", None, None, None):
         async with caller.chat(**({field: name} if name else {})) as response:
@@ -48,12 +48,12 @@ async def test_each_end_user_has_a_limit(upstream, caller, field):
     )
     assert sorted(row["calls"] for row in stored) == [1, 2, 2]
     assert {len(row["end_user"]) for row in stored if row["end_user"]} == {16}
-    assert (await standing(caller))[0]["end_users"] == 2
+    assert (await limits_of(caller))[0]["end_users"] == 2
 
 
 async def test_the_first_name_counts(caller):
     """safety_identifier before user before anon_user_id; an empty one names nobody."""
-    await limited(caller, unit="requests", period="lifetime", ceiling=1, end_user="alice")
+    await set_limit(caller, unit="requests", period="lifetime", ceiling=1, end_user="alice")
     named = {"user": "bob", "anon_user_id": "carol"}
     statuses = []
     for members in (
@@ -85,8 +85,8 @@ async def test_a_name_has_a_length(upstream, caller, field):
 async def test_one_end_users_limits_are_found_by_name(service, caller):
     """The operator asks by the plain name and gets what binds that one: a limit of its own, and its
     counter of the limit of each."""
-    own = await limited(caller, unit="usd", period="day", ceiling="1", end_user="alice")
-    each = await limited(caller, unit="requests", period="day", ceiling=9, each_end_user=True)
+    own = await set_limit(caller, unit="usd", period="day", ceiling="1", end_user="alice")
+    each = await set_limit(caller, unit="requests", period="day", ceiling=9, each_end_user=True)
     for name in ("alice", "alice", "bob"):
         async with caller.chat(user=name) as response:
             assert response.status == 200
@@ -109,14 +109,14 @@ async def test_one_end_users_limits_are_found_by_name(service, caller):
 
 async def test_an_end_users_name_is_written_nowhere(service, caller):
     """Not in the limit, not in the audit of its making."""
-    await limited(caller, unit="requests", period="day", ceiling=9, end_user="alice@example.com")
+    await set_limit(caller, unit="requests", period="day", ceiling=9, end_user="alice@example.com")
     database = service.app[application.api.DATABASE]
     detail = await database.fetchval(
         "SELECT detail::text FROM public.audit_events WHERE action = 'limit.create'"
     )
 
     assert "alice" not in detail
-    assert (await standing(caller))[0]["end_user"] in detail
+    assert (await limits_of(caller))[0]["end_user"] in detail
 
 
 async def test_tags_are_booked(service, caller):
@@ -163,7 +163,7 @@ async def test_a_call_is_cut_down_to_what_the_money_affords(service, upstream, i
     """With the key's leave: the cap is said, Venice gets it, the cost stays within the limit; with
     too little left for the least output the call is refused as any other."""
     caller = await service.new_caller(settings={"least_output_tokens": 100})
-    await limited(caller, unit="usd", period="month", ceiling="0.004")
+    await set_limit(caller, unit="usd", period="month", ceiling="0.004")
     asked = {"max_tokens": 100_000, "stream": is_stream}
 
     async with caller.chat("[tokens=100000]", **asked) as response:
@@ -177,7 +177,7 @@ async def test_a_call_is_cut_down_to_what_the_money_affords(service, upstream, i
     assert sent["max_tokens"] == sent["max_completion_tokens"] == capped
     assert 100 <= capped < 100_000
     assert (response.status, refusal["code"]) == (402, "limit_exceeded")
-    (limit,) = await standing(caller)
+    (limit,) = await limits_of(caller)
     # As much as fits: another hundred tokens would not have.
     assert Decimal("0.0035") < Decimal(limit["used"]) <= Decimal("0.004")
 
@@ -185,7 +185,7 @@ async def test_a_call_is_cut_down_to_what_the_money_affords(service, upstream, i
 async def test_money_limits_do_without_venices_prompt(service, upstream, caller):
     """In an organization with a limit of money Venice's own system prompt is left out unless the
     caller asks for it: it would be paid for. Others get Venice's default."""
-    await limited(caller, unit="usd", period="month", ceiling="5")
+    await set_limit(caller, unit="usd", period="month", ceiling="5")
     other = await service.new_caller("other")
     asked = [
         (caller, {}),

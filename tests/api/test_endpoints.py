@@ -4,8 +4,8 @@ import asyncio
 
 import aiohttp
 import pytest
-from paid_bodies import BODIES, OTHER_NAMES, UNPRICED, sent
-from support import cost_of, limited
+from paid_bodies import BODIES, ENDPOINT_ALIASES, UNPRICED, payload
+from support import cost_of, set_limit
 
 STREAMED = {
     "/chat/completions": {"stream": True},
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.shares_service
 def post(caller, path, body, **more):
     """A call, to be used with ``async with``."""
     url = "/v1" + path.format(network="base-mainnet")
-    return caller.service.http.post(url, headers=caller.headers, **sent(body), **more)
+    return caller.service.http.post(url, headers=caller.headers, **payload(body), **more)
 
 
 def charged(upstream):
@@ -39,7 +39,7 @@ def charged(upstream):
 
 def endpoint_of(path):
     """The name of a path in the books."""
-    return OTHER_NAMES.get(path, path)
+    return ENDPOINT_ALIASES.get(path, path)
 
 
 def at_venice(path):
@@ -67,7 +67,7 @@ async def test_an_answer_is_booked_at_its_cost(upstream, caller, path, body):
 @pytest.mark.parametrize(("path", "body"), CASES)
 async def test_a_refused_call_is_not_booked(upstream, caller, path, body):
     """And Venice does not hear of it; its price may be asked."""
-    await limited(caller, unit="requests", period="day", ceiling=0)
+    await set_limit(caller, unit="requests", period="day", ceiling=0)
     async with post(caller, path, body) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (
             400,

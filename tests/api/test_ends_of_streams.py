@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 from aiohttp import web
 from odd_venice import head, odd_venice, serving, stream, whole
-from support import booked, cost_of, make_settings, running
+from support import cost_of, make_settings, running, wait_for_entry
 
 pytestmark = pytest.mark.shares_service
 
@@ -156,7 +156,7 @@ async def test_who_leaves_after_the_last_event_has_it_all(odd, path, pieces, ter
         await asyncio.sleep(0.05)
         response.close()
 
-    entry = await booked(caller)
+    entry = await wait_for_entry(caller)
     assert entry["outcome"] == outcome
     if outcome == "client_closed":
         assert entry["cost_usd"] == entry["bound_usd"]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from paid_bodies import BODIES, sent
+from paid_bodies import BODIES, payload
 from support import MODEL
 
 ALLOWED, OTHER = "nvidia/parakeet-tdt-0.6b-v3", MODEL
@@ -146,7 +146,7 @@ async def test_venice_is_told_json(service, upstream, path, content_type):
     if "queue_id" in body:
         queue = path.rpartition("/")[0] + "/queue"
         async with service.http.post(
-            f"/v1{queue}", headers=caller.headers, **sent(BODIES[queue])
+            f"/v1{queue}", headers=caller.headers, **payload(BODIES[queue])
         ) as response:
             body = body | {"queue_id": (await response.json())["queue_id"]}
     async with service.http.post(

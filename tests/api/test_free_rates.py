@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 from paid_bodies import BODIES
-from support import limited
+from support import set_limit
 
 from service.gateway import free_requests
 
@@ -45,7 +45,7 @@ def of_callers(upstream):
 @pytest.mark.parametrize("period", ["minute", "hour"])
 async def test_free_requests_count(caller, upstream, of_key, period):
     """All that there are together, and paid calls with them; the books stay as they are."""
-    await limited(caller, unit="requests", period=period, ceiling=len(PATHS), of_key=of_key)
+    await set_limit(caller, unit="requests", period=period, ceiling=len(PATHS), of_key=of_key)
     for path in PATHS:
         assert (await asked(caller, *path))[0] != 429
     before = of_callers(upstream)
@@ -63,7 +63,7 @@ async def test_free_requests_count(caller, upstream, of_key, period):
 
 async def test_paid_calls_count_for_free_requests(caller, upstream):
     """A caller whose rate is used up by calls asks for nothing free either."""
-    await limited(caller, unit="requests", period="minute", ceiling=1)
+    await set_limit(caller, unit="requests", period="minute", ceiling=1)
     async with caller.chat() as response:
         assert response.status == 200
     before = of_callers(upstream)
@@ -78,10 +78,10 @@ async def test_paid_calls_count_for_free_requests(caller, upstream):
 async def test_other_callers_and_other_limits_do_not_matter(service, caller):
     """A limit of a day, of money or of another organization has nothing to do with it."""
     other = await service.new_caller("other")
-    await limited(other, unit="requests", period="minute", ceiling=0)
-    await limited(caller, unit="requests", period="day", ceiling=1)
-    await limited(caller, unit="usd", period="minute", ceiling="0")
-    await limited(caller, unit="requests", period="minute", ceiling=0, each_end_user=True)
+    await set_limit(other, unit="requests", period="minute", ceiling=0)
+    await set_limit(caller, unit="requests", period="day", ceiling=1)
+    await set_limit(caller, unit="usd", period="minute", ceiling="0")
+    await set_limit(caller, unit="requests", period="minute", ceiling=0, each_end_user=True)
     for _ in range(3):
         assert (await asked(caller, "GET", "/v1/models"))[0] == 200
     assert (await asked(other, "GET", "/v1/models"))[0] == 429
@@ -91,7 +91,7 @@ async def test_what_is_forgotten_is_never_the_callers_own(caller, monkeypatch):
     """A caller with two limits that are new when there is room for none."""
     monkeypatch.setattr(free_requests, "MAX_LIMITS", 1)
     for of_key in (True, False):
-        await limited(caller, unit="requests", period="minute", ceiling=1, of_key=of_key)
+        await set_limit(caller, unit="requests", period="minute", ceiling=1, of_key=of_key)
 
     assert (await asked(caller, "GET", "/v1/models"))[0] == 200
     assert (await asked(caller, "GET", "/v1/models"))[0] == 429
@@ -100,8 +100,8 @@ async def test_what_is_forgotten_is_never_the_callers_own(caller, monkeypatch):
 async def test_a_price_that_is_asked_for_counts(caller, upstream):
     """A queued job that its limits refuse has had its price asked for at Venice, where other calls
     that are refused are not heard of."""
-    await limited(caller, unit="requests", period="minute", ceiling=3)
-    money = await limited(caller, unit="usd", period="day", ceiling="0")
+    await set_limit(caller, unit="requests", period="minute", ceiling=3)
+    money = await set_limit(caller, unit="usd", period="day", ceiling="0")
     job = ("POST", "/v1/video/queue", BODIES["/video/queue"])
     answers = await asyncio.gather(*(asked(caller, *job) for _ in range(10)))
     assert sorted(status for status, *_ in answers) == [402] * 3 + [429] * 7
@@ -114,7 +114,7 @@ async def test_a_price_that_is_asked_for_counts(caller, upstream):
 
 async def test_a_job_counts_once(caller, upstream):
     """Though Venice was asked for its price before."""
-    await limited(caller, unit="requests", period="minute", ceiling=3)
+    await set_limit(caller, unit="requests", period="minute", ceiling=3)
     job = ("POST", "/v1/video/queue", BODIES["/video/queue"])
     assert [(await asked(caller, *job))[0] for _ in range(4)] == [200, 200, 200, 429]
     assert len(upstream.calls.to("/video/quote")) == 3
@@ -123,9 +123,9 @@ async def test_a_job_counts_once(caller, upstream):
 async def test_a_limit_of_one_model_counts_calls_of_that_model_alone(caller, upstream):
     """Neither free requests, which are of no model, nor calls of another one."""
     video = BODIES["/video/queue"]
-    await limited(caller, unit="requests", period="minute", ceiling=1, model=video["model"])
-    await limited(caller, unit="requests", period="minute", ceiling=100)
-    await limited(caller, unit="usd", period="day", ceiling="0", model=video["model"])
+    await set_limit(caller, unit="requests", period="minute", ceiling=1, model=video["model"])
+    await set_limit(caller, unit="requests", period="minute", ceiling=100)
+    await set_limit(caller, unit="usd", period="day", ceiling="0", model=video["model"])
     for _ in range(3):
         assert (await asked(caller, "GET", "/v1/models"))[0] == 200
     statuses = [(await asked(caller, "POST", "/v1/video/queue", video))[0] for _ in range(2)]

@@ -8,8 +8,8 @@ from decimal import Decimal
 
 import pytest
 from odd_venice import head, odd_venice, serving
-from paid_bodies import BODIES, UNPRICED, sent
-from support import cost_of, limited
+from paid_bodies import BODIES, UNPRICED, payload
+from support import cost_of, set_limit
 
 from service.api import GATEWAY, VENICE
 from service.gateway import CHAT, pipeline
@@ -25,8 +25,8 @@ JSON = "application/json"
 async def caller(service):
     """Somebody whose answers are finished without them."""
     caller = await service.new_caller(settings={"on_disconnect": "finish"})
-    await limited(caller, unit="usd", period="day", ceiling="100")
-    await limited(caller, unit="concurrency", ceiling=10)
+    await set_limit(caller, unit="usd", period="day", ceiling="100")
+    await set_limit(caller, unit="concurrency", ceiling=10)
     return caller
 
 
@@ -230,7 +230,9 @@ async def test_no_call_is_cheaper_for_who_leaves(upstream, service, path, body, 
         with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
             async with (
                 asyncio.timeout(choice.uniform(0.02, 0.2)),
-                service.http.post(f"/v1{path}", headers=caller.headers, **sent(fields)) as response,
+                service.http.post(
+                    f"/v1{path}", headers=caller.headers, **payload(fields)
+                ) as response,
             ):
                 await response.content.readexactly(choice.randrange(1, 40))
                 response.close()
@@ -276,7 +278,7 @@ async def test_a_limit_holds_whoever_leaves(greedy, stream, more):
     """What Venice charged in all is never above the ceiling, however many begin a call and go."""
     venice, service = greedy
     caller = await service.new_caller()
-    await limited(caller, unit="usd", period="day", ceiling="0.3")
+    await set_limit(caller, unit="usd", period="day", ceiling="0.3")
     choice = random.Random(1)
     for _ in range(30):
         with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):

@@ -6,7 +6,7 @@ import dataclasses
 
 import asyncpg
 import pytest
-from conftest import careful_server
+from conftest import durable_server
 from process import database_url, started
 from support import make_settings, running
 
@@ -18,7 +18,7 @@ NO_ROOM = """
     CREATE FUNCTION public.no_room() RETURNS trigger LANGUAGE plpgsql
     AS $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$;
     CREATE TRIGGER no_room BEFORE INSERT ON public.{table}
-    FOR EACH ROW EXECUTE FUNCTION public.no_room()
+    FOR EACH_USER ROW EXECUTE FUNCTION public.no_room()
 """
 ROOM = "DROP FUNCTION public.no_room CASCADE"
 NO_MONTHS = """
@@ -161,7 +161,7 @@ async def test_commits_that_wait_for_a_standby(upstream, monkeypatch):
     nothing: health is 503 until it does."""
     monkeypatch.setattr(rehearsal, "IDLE_S", 0.1)
     monkeypatch.setattr(rehearsal, "REHEARSAL_S", 0.5)
-    with careful_server("standby") as (_, address):
+    with durable_server("standby") as (_, address):
         owner = await asyncpg.connect(**connect_arguments(address))
         async with running(make_settings(address, upstream.url)) as service:
             caller = await service.new_caller()
@@ -233,8 +233,8 @@ async def test_a_start_without_books_fails(
     ) as process:
         assert await process.ended() == 1
 
-    assert not process.said("listening")
-    (failed,) = process.said("start failed")
+    assert not process.lines_with("listening")
+    (failed,) = process.lines_with("start failed")
     assert error in failed["error"]
     assert "DATABASE_URL" in failed["hint"]
 
@@ -250,7 +250,7 @@ async def test_a_start_waits_for_a_database_that_can_be_written(
         VENICE_API_KEY="sandbox",
         VENICE_BASE_URL=f"{upstream.url}/api/v1",
     ) as process:
-        line = await process.says("the books cannot be written yet")
+        line = await process.wait_for_line("the books cannot be written yet")
         assert line["error"] == "DiskFullError"
         await owner.execute(ROOM)
         await process.listening()

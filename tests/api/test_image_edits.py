@@ -7,7 +7,15 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
-from support import booked, books_agree, cost_of, limited, make_settings, running, set_alias
+from support import (
+    assert_ledger_matches_charges,
+    cost_of,
+    make_settings,
+    running,
+    set_alias,
+    set_limit,
+    wait_for_entry,
+)
 
 from service.api import CATALOG
 from service.sandbox.form import parse
@@ -80,7 +88,7 @@ async def test_one_image(client, caller, upstream):
     entry = await caller.only_entry()
     assert (entry["endpoint"], entry["model"]) == ("/image/edit", EDITOR)
     assert raw.headers["x-rialto-cost-usd"] == entry["cost_usd"] == "0.04"
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
@@ -93,7 +101,7 @@ async def test_as_a_url(caller, upstream, prefix):
     start, _, content = edited.data[0].url.partition(",")
     assert start == "data:image/png;base64"
     assert base64.b64decode(content).startswith(b"\x89PNG")
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_several_images(client, caller, upstream):
@@ -106,7 +114,7 @@ async def test_several_images(client, caller, upstream):
     assert sent.files == {"images": [PNG, OWL[1], PNG]}
     entry = await caller.only_entry()
     assert (entry["endpoint"], entry["cost_usd"]) == ("/image/multi-edit", "0.06")
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 @pytest.mark.parametrize(("quality", "said"), [("hd", "high"), ("low", "low")])
@@ -155,7 +163,7 @@ async def test_by_an_alias(service, client, caller, upstream, count):
 
 async def test_end_users_have_limits(client, caller):
     """By the names that they have elsewhere."""
-    await limited(caller, unit="requests", period="day", ceiling=1, each_end_user=True)
+    await set_limit(caller, unit="requests", period="day", ceiling=1, each_end_user=True)
     await client.images.edit(image=FOX, prompt="x", user="alice")
     with pytest.raises(openai.RateLimitError):
         await client.images.edit(image=FOX, prompt="x", safety_identifier="alice", user="bob")
@@ -317,7 +325,7 @@ async def test_a_caller_that_leaves_in_the_middle(odd):
         await odd.begun.wait()
     asking.cancel()
 
-    entry = await booked(odd.caller)
+    entry = await wait_for_entry(odd.caller)
     assert (entry["outcome"], entry["cost_usd"]) == ("client_closed", "0.04")
 
 

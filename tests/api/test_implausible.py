@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 from odd_venice import odd_venice, serving, stream, whole
-from support import ORGANIZATIONS, cost_of, limited
+from support import ORGANIZATIONS, cost_of, set_limit
 
 from service.telemetry import metrics
 
@@ -19,8 +19,8 @@ async def odd(database_address):
     """A Venice of odd answers, and a caller with a limit."""
     async with odd_venice() as venice, serving(database_address, venice) as service:
         caller = await service.new_caller()
-        await limited(caller, unit="usd", period="day", ceiling="100")
-        await limited(caller, unit="tokens", period="day", ceiling=10**9)
+        await set_limit(caller, unit="usd", period="day", ceiling="100")
+        await set_limit(caller, unit="tokens", period="day", ceiling=10**9)
         yield venice, caller
 
 
@@ -111,7 +111,7 @@ async def test_other_refusals_name_no_entry(odd):
     """A limit that was used up honestly."""
     venice, caller = odd
     venice.answer = answer(False, cost={"usd": 0.15})
-    await limited(caller, unit="usd", period="month", ceiling="0.1")
+    await set_limit(caller, unit="usd", period="month", ceiling="0.1")
     async with caller.chat(model="m", max_tokens=100) as response:
         assert response.status == 200
     async with caller.chat(model="m", max_tokens=100) as response:

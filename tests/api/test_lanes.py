@@ -6,7 +6,7 @@ import secrets
 
 import asyncpg
 import pytest
-from support import ORGANIZATIONS, limited
+from support import ORGANIZATIONS, set_limit
 
 from service.api import DATABASE
 from service.database.connections import connect_arguments
@@ -80,7 +80,7 @@ async def test_requests_of_one_organization_have_one_connection(
     """However many there are, and whether or not anybody knows their key."""
     method, path, body = asked
     path = path.format(organization=f"{ORGANIZATIONS}/{caller.organization_id}")
-    await limited(caller, unit="requests", period="minute", ceiling=1000)
+    await set_limit(caller, unit="requests", period="minute", ceiling=1000)
     headers = caller.headers
     if who == "administrator":
         headers = await administrator(service, caller)

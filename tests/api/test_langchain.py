@@ -12,7 +12,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langsmith.utils import tracing_is_enabled
-from support import MODEL, booked, limited
+from support import MODEL, set_limit, wait_for_entry
 
 pytestmark = pytest.mark.shares_service
 
@@ -156,7 +156,7 @@ async def test_errors(chat, caller, upstream):
     upstream.faults.push("/chat/completions", "in_band_error", after=4, times=1)
     with pytest.raises(openai.APIError):
         [piece async for piece in chat().astream(HELLO)]
-    await limited(caller, unit="usd", period="day", ceiling="0")
+    await set_limit(caller, unit="usd", period="day", ceiling="0")
     with pytest.raises(openai.APIStatusError) as caught:
         await chat().ainvoke(HELLO)
     assert (caught.value.status_code, caught.value.code) == (402, "limit_exceeded")
@@ -170,7 +170,7 @@ async def test_hang_up(chat, caller):
             break
     await stream.aclose()
 
-    entry = await booked(caller)
+    entry = await wait_for_entry(caller)
     assert entry["outcome"] == "client_closed"
     assert entry["output_tokens"] == 2000
     assert entry["cost_source"] == "estimated"

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import openai
 import pytest
-from support import MODEL, ORGANIZATIONS, cost_of, limited, make_settings, running, standing
+from support import MODEL, ORGANIZATIONS, cost_of, limits_of, make_settings, running, set_limit
 
 from service import api
 from service.catalog import Catalog
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.shares_service
 async def test_money_is_spent_and_then_refused(service, caller):
     """What calls cost stands on the limit to the nano-dollar; the call that does not fit is refused
     with the numbers that prove it, in the shape of the SDK's error, and never reaches the books."""
-    limit = await limited(caller, unit="usd", period="month", ceiling="0.06")
+    limit = await set_limit(caller, unit="usd", period="month", ceiling="0.06")
     client = openai.AsyncOpenAI(
         base_url=f"{service.url}/v1", api_key=caller.key, max_retries=0, timeout=10
     )
@@ -44,7 +44,7 @@ async def test_money_is_spent_and_then_refused(service, caller):
     assert error["limit"]["resets_at"].endswith("-01T00:00:00Z")
     entries = await caller.entries()
     assert answered == len(entries) == 3
-    (now,) = await standing(caller)
+    (now,) = await limits_of(caller)
     assert Decimal(now["used"]) == sum(cost_of(entry) for entry in entries)
     assert now["held"] == "0.00"
     assert now["ceiling"] == "0.03"
@@ -52,7 +52,7 @@ async def test_money_is_spent_and_then_refused(service, caller):
 
 async def test_what_others_hold_is_waited_for(service, caller):
     """A call that fails only because of what is held is a 429 that says when to come again."""
-    await limited(caller, unit="usd", period="day", ceiling="0.03")
+    await set_limit(caller, unit="usd", period="day", ceiling="0.03")
     async with caller.chat("[tokens=50][delay=0.02]", stream=True, max_tokens=8000) as stream:
         await stream.content.readline()
         async with caller.chat(max_tokens=8000) as response:
@@ -68,8 +68,8 @@ async def test_what_others_hold_is_waited_for(service, caller):
 
 async def test_rates_are_what_the_sdk_reads(caller):
     """Every answer says what is left, plain, streamed or refused."""
-    await limited(caller, of_key=True, unit="requests", period="minute", ceiling=2)
-    await limited(caller, unit="tokens", period="hour", ceiling=1_000_000)
+    await set_limit(caller, of_key=True, unit="requests", period="minute", ceiling=2)
+    await set_limit(caller, unit="tokens", period="hour", ceiling=1_000_000)
     async with caller.chat() as plain, caller.chat(stream=True) as stream, caller.chat() as refused:
         await stream.read()
         assert [plain.status, stream.status, refused.status] == [200, 200, 429]
@@ -89,7 +89,7 @@ async def test_rates_are_what_the_sdk_reads(caller):
 
 async def test_concurrency_counts_what_is_open(caller):
     """As many calls at a time as the ceiling says; the next one that ends makes room."""
-    await limited(caller, of_key=True, unit="concurrency", ceiling=1)
+    await set_limit(caller, of_key=True, unit="concurrency", ceiling=1)
     async with caller.chat("[tokens=50][delay=0.02]", stream=True) as stream:
         await stream.content.readline()
         async with caller.chat() as response:
@@ -102,7 +102,7 @@ async def test_concurrency_counts_what_is_open(caller):
 
 async def test_a_refusal_for_ever_is_not_repeated(caller):
     """Clients repeat a 429 on their own, so a call that never fits is a 400."""
-    await limited(caller, unit="tokens", period="minute", ceiling=5)
+    await set_limit(caller, unit="tokens", period="minute", ceiling=5)
     async with caller.chat() as response:
         assert response.status == 400
         assert (await response.json())["error"]["code"] == "call_too_large"
@@ -112,7 +112,7 @@ async def test_a_refusal_for_ever_is_not_repeated(caller):
 
 async def test_a_limit_on_a_model_binds_that_model(caller):
     """Whatever parameters stand behind its name."""
-    await limited(caller, unit="requests", period="day", ceiling=0, model=MODEL)
+    await set_limit(caller, unit="requests", period="day", ceiling=0, model=MODEL)
     for model, status in ((MODEL, 400), (f"{MODEL}:strip_thinking_response=true", 400)):
         async with caller.chat(model=model) as response:
             assert response.status == status
@@ -124,7 +124,7 @@ async def test_no_price_no_money(caller):
     """A model without a price is refused where money is limited, and elsewhere it passes."""
     async with caller.chat(model="unpriced-preview") as response:
         assert response.status == 200
-    await limited(caller, unit="usd", period="lifetime", ceiling="1000000")
+    await set_limit(caller, unit="usd", period="lifetime", ceiling="1000000")
     async with caller.chat(model="unpriced-preview") as response:
         assert response.status == 402
         assert (await response.json())["error"]["code"] == "price_unknown"
@@ -132,7 +132,7 @@ async def test_no_price_no_money(caller):
 
 async def test_a_burst_never_passes_the_ceiling(caller):
     """60 calls at once, all in flight together: what is spent and held never passes the limit."""
-    await limited(caller, unit="usd", period="month", ceiling="0.05")
+    await set_limit(caller, unit="usd", period="month", ceiling="0.05")
 
     async def call():
         async with caller.chat("[tokens=30][delay=0.01]", stream=True, max_tokens=1000) as response:
@@ -141,7 +141,7 @@ async def test_a_burst_never_passes_the_ceiling(caller):
 
     statuses = await asyncio.gather(*(call() for _ in range(60)))
 
-    (now,) = await standing(caller)
+    (now,) = await limits_of(caller)
     assert set(statuses) == {200, 429}
     assert 0 < Decimal(now["used"]) <= Decimal("0.05")
     assert statuses.count(200) == len(await caller.entries())
@@ -150,7 +150,7 @@ async def test_a_burst_never_passes_the_ceiling(caller):
 async def test_an_estimate_stays_within_the_bound(upstream, caller):
     """What is only estimated is never above what was held for it, in money and in tokens, and the
     caller is told the cost that is booked."""
-    await limited(caller, unit="tokens", period="hour", ceiling=1_000_000)
+    await set_limit(caller, unit="tokens", period="hour", ceiling=1_000_000)
     upstream.faults.push("/chat/completions", "missing_usage", times=1)
     async with caller.chat(
         max_tokens=1, n=20, venice_parameters={"include_venice_system_prompt": False}
@@ -162,7 +162,7 @@ async def test_an_estimate_stays_within_the_bound(upstream, caller):
     (entry,) = await caller.entries()
     assert (entry["cost_source"], cost_of(entry)) == ("estimated", told_usd)
     assert entry["input_tokens"] + entry["output_tokens"] <= bound_tokens
-    (now,) = await standing(caller)
+    (now,) = await limits_of(caller)
     assert now["used"] <= bound_tokens
 
 
@@ -187,7 +187,7 @@ async def test_an_alert_is_in_the_audit(service, caller):
     asked = {"content": "[tokens=2000]", "max_tokens": 2000}
     async with caller.chat(**asked) as response:
         cost = Decimal(response.headers["x-rialto-cost-usd"])
-    limit = await limited(caller, unit="usd", period="month", ceiling=str(cost * 4))
+    limit = await set_limit(caller, unit="usd", period="month", ceiling=str(cost * 4))
     for _ in range(3):
         async with caller.chat(**asked) as response:
             assert response.status == 200
@@ -225,7 +225,7 @@ async def test_no_other_name_passes_by_a_limit(service, upstream, name, limit, r
     that may cut its calls down: what has no price has none left either."""
     caller = await service.new_caller(settings={"least_output_tokens": 1})
     ceiling = "0.00" if limit["unit"] == "usd" else 0
-    await limited(caller, **limit, period="day", ceiling=ceiling)
+    await set_limit(caller, **limit, period="day", ceiling=ceiling)
     async with caller.chat(model=name) as response:
         error = (await response.json())["error"]
 
@@ -266,7 +266,7 @@ async def test_the_bound_knows_what_venice_may_charge(caller, members, tokens, h
 
 async def test_limits_are_managed(caller):
     """Changed, raised for a while, removed; each is audited and in force on the next call."""
-    limit = await limited(caller, unit="requests", period="month", ceiling=0)
+    limit = await set_limit(caller, unit="requests", period="month", ceiling=0)
     path = f"/admin/v1/limits/{limit['id']}"
 
     async def change(**members):
@@ -290,7 +290,7 @@ async def test_limits_are_managed(caller):
     assert (await caller.service.operate("DELETE", path))[0] == 204
     assert await status() == 200
     assert (await caller.service.operate("DELETE", path))[0] == 404
-    assert await standing(caller) == []
+    assert await limits_of(caller) == []
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ async def test_a_bad_limit_names_the_field(caller, limit, param):
     status, body = await caller.service.operate("POST", path, json=limit)
 
     assert (status, body["error"]["param"]) == (400, param)
-    assert await standing(caller) == []
+    assert await limits_of(caller) == []
 
 
 async def test_a_limit_of_somebody_elses_key_is_refused(service, caller):
@@ -375,14 +375,14 @@ async def test_before_prices_are_known_nothing_is_refused_for_good(
             {"unit": "usd", "period": "month", "ceiling": "100"},
             {"unit": "tokens", "period": "minute", "ceiling": 5_000},
         ):
-            made = await limited(caller, **limit)
+            made = await set_limit(caller, **limit)
             async with caller.chat() as response:
                 assert response.status == 503
                 assert response.headers["Retry-After"] == "1"
             await service.operate("DELETE", f"/admin/v1/limits/{made['id']}")
         async with service.http.get("/v1/models", headers=caller.headers) as response:
             assert response.status == 200
-        await limited(caller, unit="usd", period="month", ceiling="100")
+        await set_limit(caller, unit="usd", period="month", ceiling="100")
         async with caller.chat() as response:
             assert response.status == 200
 
@@ -395,7 +395,7 @@ async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
     settings = make_settings(database_address, upstream.url)
     async with running(settings, knows_models=False) as service:
         caller = await service.new_caller()
-        await limited(caller, unit="usd", period="month", ceiling="100")
+        await set_limit(caller, unit="usd", period="month", ceiling="100")
         async with service.app[api.DATABASE].transaction() as connection:
             await connection.execute("SELECT FROM limits FOR UPDATE")
             calling = asyncio.create_task(caller.chat().__aenter__())
@@ -428,14 +428,14 @@ async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
 async def test_times_that_no_raise_ends_at(caller, until, rule):
     """Past, without a zone, of no year of UTC, or no time at all: the field is named and the limit
     stays; a key does not expire then either."""
-    limit = await limited(caller, unit="requests", period="month", ceiling=1)
+    limit = await set_limit(caller, unit="requests", period="month", ceiling=1)
     path = f"/admin/v1/limits/{limit['id']}"
     status, refused = await caller.service.operate(
         "PATCH", path, json={"raised_to": 2, "raised_until": until}
     )
     assert (status, refused["error"]["param"]) == (400, "raised_until")
     assert rule in refused["error"]["message"]
-    assert (await standing(caller))[0]["raised_until"] is None
+    assert (await limits_of(caller))[0]["raised_until"] is None
 
     keys = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
     status, refused = await caller.service.operate(
@@ -447,7 +447,7 @@ async def test_times_that_no_raise_ends_at(caller, until, rule):
 @pytest.mark.parametrize("until", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999+14:00"])
 async def test_a_raise_may_have_no_end(caller, until):
     """The last day of the calendar is a time like others."""
-    limit = await limited(caller, unit="requests", period="month", ceiling=0)
+    limit = await set_limit(caller, unit="requests", period="month", ceiling=0)
     path = f"/admin/v1/limits/{limit['id']}"
     status, raised = await caller.service.operate(
         "PATCH", path, json={"raised_to": 2, "raised_until": until}

@@ -5,7 +5,7 @@ import json
 
 import anthropic
 import pytest
-from support import MODEL, booked, limited, make_settings, running
+from support import MODEL, make_settings, running, set_limit, wait_for_entry
 
 pytestmark = pytest.mark.shares_service
 
@@ -189,12 +189,12 @@ async def test_own_errors(client, caller, service):
     with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].type") as caught:
         await client.messages.create(**asking(tools=[{"type": "bash_20250124", "name": "bash"}]))
     assert caught.value.body["request_id"]
-    await limited(caller, unit="usd", period="day", ceiling="0")
+    await set_limit(caller, unit="usd", period="day", ceiling="0")
     with pytest.raises(anthropic.APIStatusError) as caught:
         await client.messages.create(**asking())
     assert (caught.value.status_code, caught.value.type) == (402, "billing_error")
     other = await service.new_caller("other")
-    await limited(other, unit="requests", period="minute", ceiling=0)
+    await set_limit(other, unit="requests", period="minute", ceiling=0)
     with pytest.raises(anthropic.BadRequestError, match="limit of 0 requests a minute"):
         await client.with_options(api_key=other.key).messages.create(**asking())
     for body in (b"{", b"[]", b'{"model": "x"}'):
@@ -212,7 +212,7 @@ async def test_a_stream_that_fails_is_an_error(client, caller, upstream, fault):
         async with client.messages.stream(**asking()) as stream:
             await stream.get_final_message()
 
-    assert (await booked(caller))["outcome"] in ("upstream_cut", "upstream_error")
+    assert (await wait_for_entry(caller))["outcome"] in ("upstream_cut", "upstream_error")
 
 
 async def test_heartbeats_do_not_disturb(database_address, upstream):
@@ -236,7 +236,7 @@ async def test_hang_up(client, caller, upstream):
         async for _ in stream.text_stream:
             break
 
-    entry = await booked(caller)
+    entry = await wait_for_entry(caller)
     assert entry["outcome"] == "client_closed"
     assert (entry["output_tokens"], entry["cost_usd"]) == (2000, entry["bound_usd"])
 
@@ -334,7 +334,7 @@ async def test_the_client_that_blocks(caller):
 
 async def test_the_sdk_waits_as_it_is_told(client, caller):
     """It comes again after Retry-After, and is let in."""
-    await limited(caller, unit="concurrency", ceiling=1)
+    await set_limit(caller, unit="concurrency", ceiling=1)
     slow = [{"role": "user", "content": "[tokens=4][delay=0.1]"}]
     async with client.messages.stream(**asking(messages=slow)) as stream:
         patient = client.with_options(max_retries=3).messages.create(**asking())
@@ -346,7 +346,7 @@ async def test_the_sdk_waits_as_it_is_told(client, caller):
 
 async def test_a_quote(client, caller, upstream):
     """Of a message, it is that of the chat completion that is made of it."""
-    await limited(caller, unit="usd", period="day", ceiling="0.000000001")
+    await set_limit(caller, unit="usd", period="day", ceiling="0.000000001")
     http, said = caller.service.http, asking(system="Be short.")
     async with http.post("/v1/quote/messages", json=said, headers=caller.headers) as response:
         quote = await response.json()

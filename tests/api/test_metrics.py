@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from support import OPERATOR_KEY, limited, make_settings, running
+from support import OPERATOR_KEY, make_settings, running, set_limit
 
 from service import app as application
 from service.telemetry.metrics import REGISTRY
@@ -36,7 +36,7 @@ async def counted(service, do):
 
 async def test_calls_are_counted(service, upstream, caller):
     """A success, a stream, a refusal of a limit, one of Venice, and what was spent."""
-    await limited(caller, unit="requests", period="day", ceiling=3)
+    await set_limit(caller, unit="requests", period="day", ceiling=3)
     cost = []
 
     async def work():
@@ -101,7 +101,7 @@ async def test_the_audit_runs_by_itself(database_address, upstream):
     settings = make_settings(database_address, upstream.url, audit_interval_s=0.1)
     async with running(settings) as service:
         caller = await service.new_caller()
-        limit = await limited(caller, unit="usd", period="month", ceiling="1")
+        limit = await set_limit(caller, unit="usd", period="month", ceiling="1")
         database = service.app[application.api.DATABASE]
         harm = "UPDATE public.limits SET used = used + $1, window_start = public.limit_window("
         harm += "period, now()) WHERE id = $2"

@@ -9,7 +9,7 @@ import time
 import openai
 import pydantic
 import pytest
-from support import MODEL, booked, books_agree, cost_of, limited
+from support import MODEL, assert_ledger_matches_charges, cost_of, set_limit, wait_for_entry
 
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
 LONG = [{"role": "user", "content": "[tokens=999][delay=0.01]"}]
@@ -80,7 +80,7 @@ async def test_tool_calls(client, caller, upstream):
     conversation = [*TOOLS_ASKED, whole.message, *results]
     answer = await client.chat.completions.create(**asked | {"messages": conversation})
     assert answer.choices[0].finish_reason == "stop"
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_structured_output(client, caller, upstream):
@@ -94,7 +94,7 @@ async def test_structured_output(client, caller, upstream):
     assert streamed.choices[0].message.parsed == FOX
     with pytest.raises(openai.LengthFinishReasonError):
         await client.chat.completions.parse(**asked, max_completion_tokens=1)
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_a_picture(client, caller, upstream):
@@ -108,7 +108,7 @@ async def test_a_picture(client, caller, upstream):
     assert await client.chat.completions.create(model="kimi-k2-6", messages=messages)
     (sent,) = json.loads(upstream.posts[-1].body)["messages"]
     assert sent["content"] == parts
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
     with pytest.raises(openai.BadRequestError, match="image input") as caught:
         await client.chat.completions.create(model=MODEL, messages=messages)
@@ -123,7 +123,7 @@ async def test_images(client, caller, upstream):
 
     edited = await client.images.edit(image=("fox.png", io.BytesIO(picture)), prompt="a red one")
     assert base64.b64decode(edited.data[0].b64_json).startswith(b"\x89PNG")
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_audio(client, caller, upstream):
@@ -141,7 +141,7 @@ async def test_audio(client, caller, upstream):
     assert raw.headers.get_list("Content-Type") == ["text/plain; charset=utf-8"]
     assert heard.text == raw.text
     assert raw.headers["x-rialto-cost-usd"] == (await caller.entries())[0]["cost_usd"]
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_a_transcription_of_another_format(client, caller, upstream):
@@ -171,7 +171,7 @@ async def test_embeddings(client, caller, upstream):
     assert text.data[0].embedding == packed.data[0].embedding
     with pytest.raises(openai.BadRequestError, match="no arrays of tokens"):
         await client.embeddings.create(model=EMBEDDING, input=[[1, 2]])
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_responses(client, caller, upstream):
@@ -198,7 +198,7 @@ async def test_responses(client, caller, upstream):
     with pytest.raises(openai.BadRequestError) as caught:
         await client.responses.create(**asked, previous_response_id="resp_1")
     assert caught.value.param == "previous_response_id"
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_the_client_that_blocks(blocking, caller, upstream):
@@ -224,7 +224,7 @@ async def test_the_client_that_blocks(blocking, caller, upstream):
     assert parsed.choices[0].message.parsed == FOX
     assert raw.headers["x-rialto-cost-usd"]
     assert raw.parse()._request_id == raw.headers["x-request-id"]
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_one_model(client):
@@ -236,7 +236,7 @@ async def test_one_model(client):
 
 async def test_a_limit_of_money(client, caller):
     """402 with a code, the limit and its numbers; it is not repeated."""
-    limit = await limited(caller, unit="usd", period="day", ceiling="0")
+    limit = await set_limit(caller, unit="usd", period="day", ceiling="0")
     for ask in (
         client.with_options(max_retries=2).chat.completions.create(model=MODEL, messages=MESSAGES),
         client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True),
@@ -256,7 +256,7 @@ async def test_a_limit_of_money(client, caller):
 
 async def test_the_sdk_waits_as_it_is_told(client, caller):
     """It comes again after Retry-After, and is let in."""
-    await limited(caller, unit="concurrency", ceiling=1)
+    await set_limit(caller, unit="concurrency", ceiling=1)
     holding = await client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "[tokens=4][delay=0.1]"}],
@@ -283,7 +283,7 @@ async def test_the_sdk_waits_as_it_is_told(client, caller):
 
 async def test_what_never_fits_is_not_repeated(client, caller):
     """Without a Retry-After the SDK would come again for nothing."""
-    await limited(caller, unit="requests", period="minute", ceiling=0)
+    await set_limit(caller, unit="requests", period="minute", ceiling=0)
     began = time.monotonic()
     with pytest.raises(openai.BadRequestError) as caught:
         await client.with_options(max_retries=5).chat.completions.create(
@@ -343,7 +343,7 @@ async def test_a_stream_that_is_closed(client, caller, upstream):
             break
     await stream.close()
 
-    entry = await booked(caller)
+    entry = await wait_for_entry(caller)
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "estimated")
     assert entry["cost_usd"] == entry["bound_usd"]
     async with asyncio.timeout(5):
@@ -361,7 +361,7 @@ async def test_a_call_that_is_cancelled(client, caller):
     with pytest.raises(asyncio.CancelledError):
         await call
 
-    entry = await booked(caller)
+    entry = await wait_for_entry(caller)
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "bound")
 
 
@@ -373,7 +373,7 @@ async def test_a_stream_that_blocks_is_closed(blocking, caller):
             next(iter(stream))
 
     await asyncio.to_thread(work)
-    assert (await booked(caller))["outcome"] == "client_closed"
+    assert (await wait_for_entry(caller))["outcome"] == "client_closed"
 
 
 async def test_a_timeout_of_the_clients(client, caller):
@@ -381,4 +381,4 @@ async def test_a_timeout_of_the_clients(client, caller):
     with pytest.raises(openai.APITimeoutError):
         await client.with_options(timeout=0.3).chat.completions.create(model=MODEL, messages=LONG)
 
-    assert (await booked(caller))["outcome"] == "client_closed"
+    assert (await wait_for_entry(caller))["outcome"] == "client_closed"

@@ -1,8 +1,14 @@
 """Nothing that costs money is reachable without a model of what it costs."""
 
 import pytest
-from paid_bodies import BODIES, OTHER_NAMES, QUOTED, UNPRICED, sent
-from support import MODEL, limited, make_settings, running, set_alias
+from paid_bodies import (
+    BODIES,
+    ENDPOINT_ALIASES,
+    QUOTED_ENDPOINTS,
+    UNPRICED,
+    payload,
+)
+from support import MODEL, make_settings, running, set_alias, set_limit
 from yarl import URL
 
 from service import app as application
@@ -46,33 +52,39 @@ async def test_every_route_is_paid_or_known_to_be_free(service):
     quotes = {"/v1/quote", "/v1/quote/{path}"}
 
     assert callers_routes(service) == paid | free | quotes | {OTHER}
-    assert {endpoint.path for endpoint in ENDPOINTS} | set(OTHER_NAMES) == set(BODIES)
+    assert {endpoint.path for endpoint in ENDPOINTS} | set(ENDPOINT_ALIASES) == set(BODIES)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("path", BODIES)
 async def test_without_money_nothing_reaches_venice(service, upstream, caller, path, prefix):
     """With a limit of nothing each paid route is refused before Venice hears of the call."""
-    await limited(caller, unit="usd", period="lifetime", ceiling="0")
+    await set_limit(caller, unit="usd", period="lifetime", ceiling="0")
 
     status, code = await refusal(
-        service, caller, prefix + path.format(network="base-mainnet"), **sent(BODIES[path])
+        service,
+        caller,
+        prefix + path.format(network="base-mainnet"),
+        **payload(BODIES[path]),
     )
 
-    assert (status, code) == (402, "price_unknown" if path in UNPRICED else "limit_exceeded")
+    assert (status, code) == (
+        402,
+        "price_unknown" if path in UNPRICED else "limit_exceeded",
+    )
     assert paid_calls(upstream) == []
 
 
-@pytest.mark.parametrize("path", sorted(set(BODIES) - UNPRICED - QUOTED - FIXED))
+@pytest.mark.parametrize("path", sorted(set(BODIES) - UNPRICED - QUOTED_ENDPOINTS - FIXED))
 async def test_a_model_without_a_price_is_refused(service, upstream, caller, path):
     """Even with money left: what a call costs must be known where it is limited."""
-    await limited(caller, unit="usd", period="lifetime", ceiling="100")
+    await set_limit(caller, unit="usd", period="lifetime", ceiling="100")
     catalog = service.app[application.api.CATALOG]
     for name in catalog.names:
         upstream.listing.change(name, {"pricing": None})
     await catalog.sync()
 
-    assert await refusal(service, caller, "/v1" + path, **sent(BODIES[path])) == (
+    assert await refusal(service, caller, "/v1" + path, **payload(BODIES[path])) == (
         402,
         "price_unknown",
     )
@@ -183,7 +195,7 @@ async def test_a_name_in_a_path_stays_one(service, upstream, caller, path):
 
 async def test_a_path_that_is_not_known_has_no_price(service, upstream, caller):
     """Venice may charge anything for what it adds tomorrow."""
-    await limited(caller, unit="usd", period="lifetime", ceiling="100")
+    await set_limit(caller, unit="usd", period="lifetime", ceiling="100")
 
     assert await refusal(service, caller, "/api/v1/new/thing", json={}) == (402, "price_unknown")
     assert paid_calls(upstream) == []

@@ -7,8 +7,8 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
-from paid_bodies import BODIES, sent
-from support import cost_of, limited, standing
+from paid_bodies import BODIES, payload
+from support import cost_of, limits_of, set_limit
 
 from service import api, ledger
 from service.background import queued_jobs
@@ -22,7 +22,7 @@ QUEUES = ("/video/queue", "/audio/queue")
 async def queued(caller, path="/video/queue"):
     """A job; its ticket, and the entry that it was charged with."""
     async with caller.service.http.post(
-        f"/v1{path}", headers=caller.headers, **sent(BODIES[path])
+        f"/v1{path}", headers=caller.headers, **payload(BODIES[path])
     ) as response:
         assert response.status == 200
         made = await response.json()
@@ -50,14 +50,14 @@ async def statuses(service):
 
 async def used(caller):
     """What the caller's only limit has counted."""
-    (limit,) = await standing(caller)
+    (limit,) = await limits_of(caller)
     return Decimal(limit["used"])
 
 
 @pytest.mark.parametrize("path", QUEUES)
 async def test_a_refund_reaches_the_books_though_nobody_asks(service, caller, upstream, path):
     """Once, as a credit of all that the job cost; the limit has room for it again."""
-    await limited(caller, unit="usd", period="month", ceiling="100")
+    await set_limit(caller, unit="usd", period="month", ceiling="100")
     _, entry = await queued(caller, path)
     assert await used(caller) == cost_of(entry) > 0
     upstream.faults.push(path.replace("queue", "retrieve"), FaultKind.JOB_FAILED, times=5)
@@ -181,7 +181,7 @@ async def test_a_job_that_may_not_be_booked_yet(service, caller, upstream):
     unknown = ticket | {"queue_id": "01a2-no-such-job"}
     upstream.faults.push("/audio/queue", "barrier")
     request = service.http.post(
-        "/v1/audio/queue", headers=caller.headers, **sent(BODIES["/audio/queue"])
+        "/v1/audio/queue", headers=caller.headers, **payload(BODIES["/audio/queue"])
     )
     queueing = asyncio.create_task(request.__aenter__())
     await upstream.faults.wait_held(1)

@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from paid_bodies import BODIES, sent
+from paid_bodies import BODIES, payload
 from support import MODEL
 
 pytestmark = pytest.mark.shares_service
@@ -16,7 +16,7 @@ async def most_usd(caller, path, body):
     """The most that the call can cost, by its quote."""
     http = caller.service.http
     url = f"/v1/quote{path}"
-    async with http.post(url, headers=caller.headers, **sent(body)) as response:
+    async with http.post(url, headers=caller.headers, **payload(body)) as response:
         quote = await response.json()
         assert response.status == 200, quote
     return Decimal(quote["max_cost_usd"])

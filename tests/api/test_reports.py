@@ -13,7 +13,7 @@ from decimal import Decimal
 import aiohttp
 import pytest
 from faults import TcpProxy
-from support import MODEL, OPERATOR_KEY, ORGANIZATIONS, limited, make_settings, running, standing
+from support import MODEL, OPERATOR_KEY, ORGANIZATIONS, limits_of, make_settings, running, set_limit
 
 from service import app as application
 from service.ids import uuid7
@@ -73,7 +73,7 @@ async def booked(service, caller):
     database = service.app[application.api.DATABASE]
     digests = {}
     for name in ("alice", "bob"):
-        made = await limited(caller, unit="requests", period="day", ceiling=9, end_user=name)
+        made = await set_limit(caller, unit="requests", period="day", ceiling=9, end_user=name)
         digests[name] = made["end_user"]
         await service.operate("DELETE", f"/admin/v1/limits/{made['id']}")
     for entry in entries:
@@ -256,11 +256,11 @@ async def test_a_caller_sees_what_it_used_and_may_use(service, caller):
             "POST", f"{ORGANIZATIONS}/{caller.organization_id}/keys", json={"name": "second"}
         )
     )[1]
-    await limited(caller, unit="usd", period="month", ceiling="5")
-    await limited(caller, unit="requests", period="minute", ceiling=60, of_key=True)
-    await limited(caller, unit="tokens", period="day", ceiling=10**6, each_end_user=True)
-    await limited(caller, unit="requests", period="day", ceiling=9, end_user="bob")
-    await limited(caller, unit="requests", period="day", ceiling=1, api_key_id=second["id"])
+    await set_limit(caller, unit="usd", period="month", ceiling="5")
+    await set_limit(caller, unit="requests", period="minute", ceiling=60, of_key=True)
+    await set_limit(caller, unit="tokens", period="day", ceiling=10**6, each_end_user=True)
+    await set_limit(caller, unit="requests", period="day", ceiling=9, end_user="bob")
+    await set_limit(caller, unit="requests", period="day", ceiling=1, api_key_id=second["id"])
     async with caller.chat(user="alice") as response:
         cost_usd = response.headers["x-rialto-cost-usd"]
     async with service.http.get("/v1/usage", headers=caller.headers) as response:
@@ -398,10 +398,10 @@ async def quoted(caller, **members):
 
 async def test_a_quote_is_what_the_call_would_get(service, upstream, caller):
     """What it could cost, what it would meet, and whether it would pass; without a trace."""
-    limit = await limited(caller, unit="usd", period="month", ceiling="1000")
-    await limited(caller, unit="requests", period="day", ceiling=1, each_end_user=True)
+    limit = await set_limit(caller, unit="usd", period="month", ceiling="1000")
+    await set_limit(caller, unit="requests", period="day", ceiling=1, each_end_user=True)
     status, quote = await quoted(caller, max_tokens=100, user="alice")
-    refused = await limited(caller, unit="usd", period="day", ceiling="0.000000001")
+    refused = await set_limit(caller, unit="usd", period="day", ceiling="0.000000001")
     _, other = await quoted(caller, max_tokens=100, user="alice")
     async with caller.chat("x", max_tokens=100, user="alice") as response:
         told = (await response.json())["error"]
@@ -417,7 +417,7 @@ async def test_a_quote_is_what_the_call_would_get(service, upstream, caller):
     assert upstream.calls.to("/chat/completions") == []
     database = service.app[application.api.DATABASE]
     assert await database.fetchval("SELECT count(*) FROM public.holds") == 0
-    assert {limit["held"] for limit in await standing(caller)} <= {0, "0.00"}
+    assert {limit["held"] for limit in await limits_of(caller)} <= {0, "0.00"}
 
 
 async def test_a_quote_knows_the_rules(service, caller):

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from paid_bodies import BODIES, sent
-from support import MODELS, OPERATOR_KEY, ORGANIZATIONS, limited, set_alias
+from paid_bodies import BODIES, payload
+from support import MODELS, OPERATOR_KEY, ORGANIZATIONS, set_alias, set_limit
 
 from service.api import DATABASE
 
@@ -129,7 +129,7 @@ class Victim:
     async def make(cls, service):
         victim = cls(service, await service.new_caller(cls.MARK))
         caller = victim.caller
-        victim.limit = await limited(caller, unit="usd", period="month", ceiling="50")
+        victim.limit = await set_limit(caller, unit="usd", period="month", ceiling="50")
         path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
         _, victim.admin = await service.operate(
             "POST", path, json={"name": cls.MARK, "role": "admin"}
@@ -209,7 +209,7 @@ class Victim:
             return {}
         known = path.removeprefix("/api").removeprefix("/v1")
         if known in BODIES:
-            return sent(BODIES[known])
+            return payload(BODIES[known])
         if path.startswith("/v1/quote") or path.endswith("/count_tokens"):
             return {"json": BODIES["/chat/completions"]}
         if path.endswith(("/retrieve", "/complete")):

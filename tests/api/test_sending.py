@@ -9,7 +9,7 @@ import random
 import msgspec
 import pytest
 from odd_venice import odd_venice, serving, whole
-from paid_bodies import BODIES, sent
+from paid_bodies import BODIES, payload
 from support import make_settings, running
 
 from service.api import GATEWAY, VENICE
@@ -108,7 +108,9 @@ async def test_no_paid_call_follows_a_redirect(database_address, upstream, statu
             service.app[VENICE]._base_url = f"{venice.url}/api/v1"
             for path, body in BODIES.items():
                 url = f"/v1{path}".format(network="ethereum-mainnet")
-                async with service.http.post(url, headers=caller.headers, **sent(body)) as response:
+                async with service.http.post(
+                    url, headers=caller.headers, **payload(body)
+                ) as response:
                     text = await response.text()
                 assert response.status in (502, 503), path
                 assert "secret" not in text + str(response.headers)

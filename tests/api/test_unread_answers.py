@@ -6,7 +6,7 @@ import json
 
 import pytest
 from odd_venice import MODEL, head, odd_venice, serving, whole
-from support import booked, limited
+from support import set_limit, wait_for_entry
 
 EVENT = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % (b"x" * 8000)
 TIMEOUT_S = 0.8
@@ -74,7 +74,7 @@ async def test_a_stream_that_nobody_reads_is_ended(service, venice):
     await until(lambda: venice.listeners == 1)
 
     await until(lambda: venice.listeners == 0)
-    assert (await booked(caller))["outcome"] == "client_closed"
+    assert (await wait_for_entry(caller))["outcome"] == "client_closed"
     writer.close()
 
 
@@ -82,7 +82,7 @@ async def test_so_is_a_plain_answer(service):
     """What it cost is known."""
     caller = await service.new_caller()
     reader, writer = await sent(caller, stream=False)
-    assert (await booked(caller))["outcome"] == "ok"
+    assert (await wait_for_entry(caller))["outcome"] == "ok"
     await asyncio.sleep(2 * TIMEOUT_S)
 
     size = 0
@@ -105,7 +105,7 @@ async def test_a_slow_reader_is_waited_for(service, stream):
 
     assert await reader.read(1)
     writer.close()
-    await booked(caller)
+    await wait_for_entry(caller)
 
 
 async def test_one_key_cannot_have_all_places(service, venice):
@@ -147,7 +147,7 @@ async def test_an_organization_cannot_have_all_places(service, venice):
     await until(lambda: len(venice.received) == 15)
     other = await service.new_caller("other")
 
-    await limited(other, unit="requests", period="day", ceiling=100)
+    await set_limit(other, unit="requests", period="day", ceiling=100)
     async with other.chat(model=MODEL) as answer:
         assert answer.status == 200
         await answer.read()

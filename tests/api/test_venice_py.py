@@ -6,7 +6,7 @@ import json
 import pydantic
 import pytest
 import venice_ai
-from support import MODEL, booked, books_agree, cost_of, limited
+from support import MODEL, assert_ledger_matches_charges, cost_of, set_limit, wait_for_entry
 from venice_ai import exceptions
 
 pytestmark = pytest.mark.shares_service
@@ -42,7 +42,7 @@ async def test_chat(client, caller, upstream):
     assert completion.cost.usd == pytest.approx(float(cost_of((await caller.entries())[1])))
     assert sent["venice_parameters"]["include_venice_system_prompt"] is False
     assert chunks[-1].usage.completion_tokens == 12
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_structured_output_and_tools(client, caller, upstream):
@@ -61,7 +61,7 @@ async def test_structured_output_and_tools(client, caller, upstream):
     assert parsed.parsed == Fox(name="simulated", friends=["simulated"])
     (call,) = called.choices[0].message.tool_calls
     assert json.loads(call.function.arguments) == {"where": "simulated"}
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_images(client, caller, upstream):
@@ -83,7 +83,7 @@ async def test_images(client, caller, upstream):
         "/images/generations",
         "/image/generate",
     ]
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_audio(client, caller, upstream):
@@ -96,7 +96,7 @@ async def test_audio(client, caller, upstream):
 
     assert speech.content == pieces
     assert heard.text
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_embeddings_responses_decisions(client, caller, upstream):
@@ -120,7 +120,7 @@ async def test_embeddings_responses_decisions(client, caller, upstream):
     assert decided.answers["wet"].noul == 0.5
     assert decided.answers["where"].choice == "here"
     assert decided.answers["much"].legend == {"0": "no", "1": "yes"}
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_a_picture_without_its_background(client, caller):
@@ -148,7 +148,7 @@ async def test_video(client, caller, upstream):
     assert done.status == "COMPLETED"
     entry = await caller.only_entry()
     assert float(cost_of(entry)) == pytest.approx(quote.quote)
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_what_is_free(client, caller):
@@ -170,7 +170,7 @@ async def test_other_calls(client, caller, upstream):
 
     assert found.results
     assert answer.result == "0x0"
-    await books_agree(caller, upstream)
+    await assert_ledger_matches_charges(caller, upstream)
 
 
 async def test_errors(client, caller, upstream):
@@ -181,7 +181,7 @@ async def test_errors(client, caller, upstream):
     with pytest.raises(exceptions.APIError):
         stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
         [chunk async for chunk in stream]
-    await limited(caller, unit="usd", period="day", ceiling="0")
+    await set_limit(caller, unit="usd", period="day", ceiling="0")
     with pytest.raises(exceptions.PaymentRequiredError, match="limit") as caught:
         await client.chat.completions.create(model=MODEL, messages=MESSAGES)
     assert caught.value.status_code == 402
@@ -206,7 +206,7 @@ async def test_hang_up(client, caller):
             break
     await stream.close()
 
-    entry = await booked(caller)
+    entry = await wait_for_entry(caller)
     assert entry["outcome"] == "client_closed"
     assert entry["output_tokens"] == 2000
     assert entry["cost_source"] == "estimated"

@@ -4,7 +4,7 @@ import asyncio
 import re
 
 import pytest
-from support import MODEL, OPERATOR_KEY, limited
+from support import MODEL, OPERATOR_KEY, set_limit
 
 from service import api
 
@@ -49,7 +49,7 @@ async def test_a_minutes_wait_is_a_minute_at_most_and_right(service, caller, uni
     body = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
     async with service.http.post("/v1/quote", json=body, headers=caller.headers) as response:
         ceiling = 1 if unit == "requests" else (await response.json())["max_tokens"]
-    await limited(caller, unit=unit, period="minute", ceiling=ceiling)
+    await set_limit(caller, unit=unit, period="minute", ceiling=ceiling)
     database = service.app[api.DATABASE]
     await new_second(database)
     async with caller.chat(max_tokens=1) as response:
@@ -65,7 +65,7 @@ async def test_a_minutes_wait_is_a_minute_at_most_and_right(service, caller, uni
 async def test_few_callers_wait_for_a_rate(service, caller, monkeypatch):
     """Beyond a bound they are refused at once, and told a second."""
     monkeypatch.setattr(service.app[api.GATEWAY]._ledger, "_waiting", asyncio.Semaphore(2))
-    await limited(caller, unit="requests", period="minute", ceiling=1)
+    await set_limit(caller, unit="requests", period="minute", ceiling=1)
     database = service.app[api.DATABASE]
     await new_second(database)
     async with caller.chat() as response:
@@ -120,7 +120,7 @@ async def test_final_refusals_are_not_repeated(service, caller, status, method, 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_what_never_fits_is_final(caller, limit, status, code, path):
     """By what is exceeded, with the limit that refused it, in both dialects."""
-    made = await limited(caller, **limit)
+    made = await set_limit(caller, **limit)
     async with caller.chat(path=path, max_tokens=50) as response:
         error = await refused(response)
         assert (response.status, error["code"]) == (status, code)
@@ -132,7 +132,7 @@ async def test_what_never_fits_is_final(caller, limit, status, code, path):
 
 async def test_a_lifetime_that_is_used_up_is_final(caller):
     """Waiting makes no room, and neither would another request."""
-    await limited(caller, unit="requests", period="lifetime", ceiling=1)
+    await set_limit(caller, unit="requests", period="lifetime", ceiling=1)
     async with caller.chat() as response:
         assert response.status == 200
     async with caller.chat() as response:
@@ -142,7 +142,7 @@ async def test_a_lifetime_that_is_used_up_is_final(caller):
 @pytest.mark.parametrize("period", ["hour", "day", "month"])
 async def test_a_long_wait_is_not_repeated_at_once(caller, period):
     """SDKs ignore a `Retry-After` of more than a minute and repeat the call within seconds."""
-    await limited(caller, unit="requests", period=period, ceiling=1)
+    await set_limit(caller, unit="requests", period=period, ceiling=1)
     async with caller.chat() as response:
         assert response.status == 200
     async with caller.chat() as response:
@@ -153,7 +153,7 @@ async def test_a_long_wait_is_not_repeated_at_once(caller, period):
 
 async def test_what_may_succeed_later_is_repeated(caller, upstream):
     """Neither a rate, nor what others hold, nor Venice's own trouble is final."""
-    await limited(caller, unit="concurrency", ceiling=1)
+    await set_limit(caller, unit="concurrency", ceiling=1)
     async with caller.chat("[tokens=50][delay=0.02]", stream=True) as stream:
         await stream.content.readline()
         async with caller.chat() as response:
@@ -202,7 +202,7 @@ async def test_the_refusal_says_with_how_much_output_it_fits(
     """By the name that the caller knows the maximum by. With that much the call is admitted, and
     with more than a few tokens more it is not; a quote says the same."""
     for limit in limits:
-        await limited(caller, **limit)
+        await set_limit(caller, **limit)
     field = field or "max_completion_tokens"
     body = {"model": MODEL, **body}
     http, headers = caller.service.http, caller.headers

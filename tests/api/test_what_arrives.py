@@ -10,7 +10,7 @@ from itertools import chain
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import MODEL, limited
+from support import MODEL, set_limit
 
 from service import app as application
 from service.sandbox.models import MODELS as SANDBOX_MODELS
@@ -258,7 +258,7 @@ class Arrived:
 async def money_caller(service):
     """A caller with a limit of money that nothing reaches."""
     caller = await service.new_caller()
-    await limited(caller, unit="usd", period="day", ceiling="1000000")
+    await set_limit(caller, unit="usd", period="day", ceiling="1000000")
     return caller
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from books import EACH
+from books import EACH_USER
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -84,9 +84,11 @@ def model_of(limits, calls):
         need = {"usd": nanos, "tokens": tokens, "requests": 1, "concurrency": 1}
         # A limit of each end user is a counter for each of them, and one for calls without.
         applying = {
-            (place, user if end_user is EACH else ""): (need[unit], ceiling)
+            (place, user if end_user is EACH_USER else ""): (need[unit], ceiling)
             for place, (unit, _, ceiling, limit_key, model, end_user) in enumerate(limits)
-            if limit_key in (None, key) and model in (None, name) and end_user in (None, EACH, user)
+            if limit_key in (None, key)
+            and model in (None, name)
+            and end_user in (None, EACH_USER, user)
         }
         fits = all(taken[at] + need <= ceiling for at, (need, ceiling) in applying.items())
         for at, (need, _) in applying.items() if fits else ():
@@ -101,7 +103,7 @@ some_limits = st.lists(
         st.integers(0, 60),
         st.sampled_from([None, 0, 1]),
         st.sampled_from([None, *MODELS]),
-        st.sampled_from([None, None, EACH, *END_USERS]),
+        st.sampled_from([None, None, EACH_USER, *END_USERS]),
     ),
     max_size=6,
 )
@@ -153,7 +155,7 @@ async def test_verdicts_are_those_of_the_greedy_model(books, limits, calls, seed
 async def test_each_end_user_has_a_counter_and_those_beyond_the_most_share_one(books):
     """Ten of thirty end users get counters of their own; the twenty others share one, as do calls
     without an end user; and nobody gets more than their own."""
-    limit_id = await books.limit("requests", "day", 3, end_user=EACH)
+    limit_id = await books.limit("requests", "day", 3, end_user=EACH_USER)
     books.ledger = Ledger(books.database, uuid7(), most_end_users=10)
     names = [f"user {n}" for n in range(30)] + [None]
 
@@ -174,7 +176,7 @@ async def test_each_end_user_has_a_counter_and_those_beyond_the_most_share_one(b
 
 async def test_counters_are_made_once_by_however_many(books):
     """Three replicas meet the same new end users at once: one counter each, exactly K each."""
-    limit_id = await books.limit("usd", "month", 4, end_user=EACH)
+    limit_id = await books.limit("usd", "month", 4, end_user=EACH_USER)
     ledgers = [Ledger(books.database, uuid7()) for _ in range(3)]
     names = [f"user {n}" for n in range(20)]
 
@@ -188,8 +190,8 @@ async def test_counters_are_made_once_by_however_many(books):
 
 
 async def test_a_change_of_the_limit_of_each_binds_every_counter(books):
-    """The ceiling recorded in one place, whatever the counters were made with."""
-    limit_id = await books.limit("usd", "month", 1, end_user=EACH)
+    """The ceiling stands in one place, whatever the counters were made with."""
+    limit_id = await books.limit("usd", "month", 1, end_user=EACH_USER)
     assert await books.admitted([books.hold(end_user="alice"), books.hold(end_user="alice")]) == [
         True,
         False,
@@ -205,15 +207,15 @@ async def test_a_change_of_the_limit_of_each_binds_every_counter(books):
 
 async def test_idle_counters_are_swept_and_no_others(books):
     """One that has use in its window, or holds, stays; an idle one goes and comes back empty."""
-    limit_id = await books.limit("usd", "day", 10, end_user=EACH)
-    rate_id = await books.limit("requests", "minute", 10, end_user=EACH)
+    limit_id = await books.limit("usd", "day", 10, end_user=EACH_USER)
+    rate_id = await books.limit("requests", "minute", 10, end_user=EACH_USER)
     used, idle, held = (books.hold(5, end_user=name) for name in ("used", "idle", "held"))
     for hold in (used, idle, held):
         await books.ledger.admit(hold)
     await books.settle(used, 5)
     await books.settle(idle, 5)
     for end_user in ("idle", "held"):
-        await books.age(end_user)
+        await books.age_by_a_day(end_user)
 
     assert await ledger.sweep_end_users(books.database) == 1
 
@@ -228,11 +230,11 @@ async def test_idle_counters_are_swept_and_no_others(books):
 async def test_a_counter_that_is_swept_before_its_lock_is_made_again(books, is_guarded):
     """Found by an admission, swept before it is locked: without another look the call would count
     nowhere."""
-    await books.limit("requests", "day", 3, end_user=EACH)
+    await books.limit("requests", "day", 3, end_user=EACH_USER)
     first = books.hold(end_user="alice")
     await books.ledger.admit(first)
     await books.settle(first)
-    await books.age("alice")
+    await books.age_by_a_day("alice")
     await books.slow_down(
         before="SELECT array_agg(l.id) INTO locked",
         without="" if is_guarded else "EXIT WHEN child_ids IS NULL OR child_ids <@ locked;",
@@ -252,11 +254,11 @@ async def test_a_counter_that_is_swept_before_its_lock_is_made_again(books, is_g
 async def test_a_counter_that_is_used_before_its_sweep_stays(books, is_guarded):
     """Found idle by a sweep, used before it is taken away: without a look at its version the use
     would be forgotten."""
-    limit_id = await books.limit("requests", "day", 3, end_user=EACH)
+    limit_id = await books.limit("requests", "day", 3, end_user=EACH_USER)
     first = books.hold(end_user="alice")
     await books.ledger.admit(first)
     await books.settle(first)
-    await books.age("alice")
+    await books.age_by_a_day("alice")
     await books.slow_down(
         "sweep_children",
         before="PERFORM",
@@ -276,8 +278,8 @@ async def test_a_counter_that_is_used_before_its_sweep_stays(books, is_guarded):
 
 async def test_a_sweep_never_frees_anybody(books):
     """Counters are swept all the time while calls come in: still exactly K for each end user."""
-    await books.limit("concurrency", None, 3, end_user=EACH)
-    await books.limit("requests", "day", 5, end_user=EACH)
+    await books.limit("concurrency", None, 3, end_user=EACH_USER)
+    await books.limit("requests", "day", 5, end_user=EACH_USER)
     over = asyncio.Event()
 
     async def keep_sweeping():
@@ -360,7 +362,7 @@ async def test_an_alert_is_announced_once(books):
     assert await announced() == []
     await spend(50)
     assert await announced() == [80, 100]
-    await books.age()
+    await books.age_by_a_day()
     await spend(50)
     assert await announced() == [50]
 
@@ -378,7 +380,7 @@ async def test_an_alert_is_announced_once(books):
 
 async def test_alerts_of_each_end_user_follow_their_template(books):
     """Counters that are there already heed thresholds that are set later."""
-    template_id = await books.limit("usd", "day", 100, end_user=EACH)
+    template_id = await books.limit("usd", "day", 100, end_user=EACH_USER)
     change = "UPDATE limits SET alert_percents = $2 WHERE id = $1"
     await books.connection.execute(change, template_id, [])
     hold = books.hold(60, end_user="alice")

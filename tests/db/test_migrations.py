@@ -18,7 +18,7 @@ from pathlib import Path
 import asyncpg
 import psycopg
 import pytest
-from conftest import CARELESS, new_database, running_server
+from conftest import NO_DURABILITY, new_database, running_server
 from faults import TcpProxy
 from structlog.testing import capture_logs
 
@@ -274,7 +274,7 @@ async def test_public_holds_the_fourteen_tables(database_address):
 async def test_the_oldest_server_will_do(database_address):
     """PostgreSQL 16 takes every migration and ends with the same schema as 18, there and back."""
     with (
-        running_server(version=16, options=CARELESS) as server,
+        running_server(version=16, options=NO_DURABILITY) as server,
         new_database(server) as address,
     ):
         assert schema.apply(address) == REAL

@@ -5,7 +5,7 @@ import random
 
 import msgspec
 import pytest
-from books import EACH, entry_of
+from books import EACH_USER, entry_of
 
 from service import ledger, money
 from service.errors import LimitExceeded, RateLimited, Unavailable
@@ -103,8 +103,8 @@ async def test_a_limit_that_was_deleted_meanwhile_is_left(books):
 
 async def test_an_end_users_counters_move_too(books):
     """Those of a template for one model among them."""
-    await books.limit("requests", "day", 1, model="m", end_user=EACH)
-    await books.limit("requests", "day", 1, end_user=EACH)
+    await books.limit("requests", "day", 1, model="m", end_user=EACH_USER)
+    await books.limit("requests", "day", 1, end_user=EACH_USER)
     hold = books.hold(end_user="alice")
     await books.ledger.admit(hold)
     await books.ledger.move(to(hold))
@@ -143,7 +143,7 @@ async def test_moves_to_and_fro_wait_for_each_other(books):
     """Limits are locked in one order whoever moves from where to where: no deadlock, right sums."""
     for model in ("m", "other"):
         await books.limit("usd", "month", 10**6, model=model)
-        await books.limit("concurrency", None, 10**6, model=model, end_user=EACH)
+        await books.limit("concurrency", None, 10**6, model=model, end_user=EACH_USER)
     ledgers = [books.ledger, *(Ledger(books.database, books.keys[0]) for _ in range(2))]
 
     async def wander(number):

@@ -10,8 +10,8 @@ from uuid import UUID
 import aiohttp
 import asyncpg
 import pytest
-from process import database_url, started, talking
-from support import Caller, limited
+from process import client_of, database_url, started
+from support import Caller, set_limit
 
 from service.database.connections import connect_arguments
 from service.ledger.proofs import FIND_FAULTS
@@ -58,7 +58,7 @@ UNITS = [
 async def room_for(caller, unit, period, count):
     """A limit with room for so many calls, by what a refusal says that one needs."""
     facts = {"unit": unit, "period": period} if period else {"unit": unit}
-    limit = await limited(caller, **facts, ceiling="0" if unit == "usd" else 0)
+    limit = await set_limit(caller, **facts, ceiling="0" if unit == "usd" else 0)
     async with caller.chat() as response:
         needed = (await response.json())["error"]["limit"]["needed"]
     ceiling = str(Decimal(needed) * count) if unit == "usd" else needed * count
@@ -95,7 +95,7 @@ async def test_exactly_as_many_reach_venice_as_fit(
         services = []
         for _ in range(processes):
             process = await stack.enter_async_context(started(tmp_path, **environment))
-            services.append(await stack.enter_async_context(talking(process)))
+            services.append(await stack.enter_async_context(client_of(process)))
         for unit, period in UNITS:
             count = 1000 if (unit, period) == ("usd", "month") else 120
             first = await services[0].new_caller()
@@ -137,12 +137,12 @@ async def test_kill_9_loses_no_call(tmp_path, environment, connection):
     acknowledged = 0
     organization = None
     for seed in range(3):
-        async with started(tmp_path, **environment) as process, talking(process) as service:
+        async with started(tmp_path, **environment) as process, client_of(process) as service:
             if organization is None:
                 caller = await service.new_caller()
                 organization, key = caller.organization_id, {"id": caller.key_id, "key": caller.key}
-                await limited(caller, unit="usd", period="lifetime", ceiling="1000000")
-                await limited(caller, unit="concurrency", ceiling=1000)
+                await set_limit(caller, unit="usd", period="lifetime", ceiling="1000000")
+                await set_limit(caller, unit="concurrency", ceiling=1000)
             caller = Caller(service, organization, key)
             done = 0
 

@@ -4,7 +4,7 @@ import shutil
 
 import chaos
 import pytest
-from conftest import careful_server
+from conftest import durable_server
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def needs(program):
 )
 async def test_the_books_survive(tmp_path, name, count):
     """Whatever dies: no entry is missing, none is twice, nothing stays held, no limit is passed."""
-    with careful_server("chaos") as (server, address):
+    with durable_server("chaos") as (server, address):
         report = await chaos.run(server, address, tmp_path, name, count, seed=count)
 
     assert report.problems == []

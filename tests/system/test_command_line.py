@@ -9,7 +9,7 @@ import uuid
 
 import asyncpg
 import pytest
-from process import MIGRATIONS, ROOT, database_url, started, talking
+from process import MIGRATIONS, ROOT, client_of, database_url, started
 from support import ENCRYPTION_KEY, MODEL, OPERATOR_KEY, Caller
 
 from service.database.connections import connect_arguments
@@ -50,7 +50,7 @@ async def test_keys_are_made_and_revoked(tmp_path, database_address, upstream):
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
     async with (
         started(tmp_path, **environment, **venice) as process,
-        talking(process) as service,
+        client_of(process) as service,
     ):
         command = {"directory": tmp_path, **environment}
         (organization,) = await rialto("organizations", "create", "acme", **command)
@@ -80,9 +80,9 @@ async def test_aliases_are_set_and_removed(tmp_path, database_address, upstream)
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
     async with (
         started(tmp_path, **environment, **venice) as process,
-        talking(process) as service,
+        client_of(process) as service,
     ):
-        await process.says("catalogue refreshed")
+        await process.wait_for_line("catalogue refreshed")
         (organization,) = await rialto("organizations", "create", "acme", **command)
         one = ("--organization", organization["id"])
         named = ("--name", "app", "--model", "fast", "--model", "slow")
@@ -161,7 +161,7 @@ async def test_the_embedded_database_is_shared(tmp_path):
     environment = {"DATA_DIRECTORY": str(tmp_path / "data")}
     async with (
         started(tmp_path, **environment) as process,
-        talking(process) as service,
+        client_of(process) as service,
     ):
         (organization,) = await rialto(
             "organizations", "create", "acme", directory=tmp_path, **environment

@@ -8,7 +8,7 @@ import sys
 
 import psutil
 import pytest
-from process import started, talking, variables
+from process import client_of, started, variables
 
 from service.background.watchdog import EX_WEDGED
 
@@ -61,7 +61,7 @@ def replace(data):
 async def test_a_service_whose_database_is_deleted_ends(tmp_path, lose):
     """It says why, and neither it nor its server writes on to files that nobody can find."""
     async with started(tmp_path) as process:
-        async with talking(process) as service:
+        async with client_of(process) as service:
             await service.new_caller()
         assert servers(tmp_path / ".rialto")
         lose(tmp_path / ".rialto")
@@ -78,7 +78,7 @@ async def test_a_service_whose_database_is_deleted_ends(tmp_path, lose):
 async def test_a_database_that_is_stopped_has_not_lost_its_files(tmp_path):
     """A server that is down ends nothing: the service waits for it."""
     async with started(tmp_path) as process:
-        async with talking(process) as service:
+        async with client_of(process) as service:
             async with asyncio.timeout(20):
                 while not any("Ctrl-C" in line for line in process.raw):
                     await asyncio.sleep(0.05)

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-MOST_NEVER_WELL = 13
+MAX_NEVER_SUCCEEDED = 13
 """What needs a job's id, or what the sandbox does not play."""
 
 
@@ -17,5 +17,5 @@ async def test_no_answer_contradicts_the_description(service, caller):
     report = await asyncio.to_thread(fuzz.run, service.url, caller.key, number=1, examples=2)
 
     assert report.problems == {}
-    assert len(report.never_well) <= MOST_NEVER_WELL, " ".join(report.never_well)
+    assert len(report.never_succeeded) <= MAX_NEVER_SUCCEEDED, " ".join(report.never_succeeded)
     assert report.calls > 800

@@ -6,7 +6,7 @@ import re
 
 import asyncpg
 from odd_venice import head, odd_venice, whole
-from process import database_url, started, talking
+from process import client_of, database_url, started
 from support import MODEL, OPERATOR_KEY
 
 from service.database.connections import connect_arguments
@@ -160,7 +160,7 @@ async def test_no_byte_of_a_malformed_request_is_kept(tmp_path, database_address
         LOG_LEVEL="debug",
     ) as process:
         port = await process.listening()
-        async with talking(process) as service:
+        async with client_of(process) as service:
             caller = await service.new_caller()
             answers = {}
             for name, request in REQUESTS.items():
@@ -193,7 +193,7 @@ async def test_venices_words_are_not_kept(tmp_path, database_address, upstream):
         VENICE_BASE_URL=f"{upstream.url}/api/v1",
         LOG_LEVEL="debug",
     ) as process:
-        async with talking(process) as service:
+        async with client_of(process) as service:
             caller = await service.new_caller()
             for kind in ("in_band_error", "inference_failed", "detailed", "invalid_key"):
                 upstream.faults.push("/chat/completions", kind, times=1, message=PROMPT)
@@ -203,8 +203,8 @@ async def test_venices_words_are_not_kept(tmp_path, database_address, upstream):
         process.send()
         assert await process.ended() == 0
 
-    assert process.said("venice failed within a stream")
-    assert process.said("venice refused our key")
+    assert process.lines_with("venice failed within a stream")
+    assert process.lines_with("venice refused our key")
     for text in ("".join(process.raw), "\n".join(rows)):
         assert not MARKER.search(text)
 
@@ -229,8 +229,8 @@ async def test_headers_of_refusals_are_not_kept(tmp_path, database_address):
             "LOG_LEVEL": "debug",
         }
         async with started(tmp_path, **variables) as process:
-            async with talking(process) as service:
-                await process.says("catalogue refreshed")
+            async with client_of(process) as service:
+                await process.wait_for_line("catalogue refreshed")
                 for answer in answers:
                     # Each has a caller of its own, since some of them rest for it.
                     caller = await service.new_caller()
@@ -241,7 +241,7 @@ async def test_headers_of_refusals_are_not_kept(tmp_path, database_address):
             process.send()
             assert await process.ended() == 0
 
-    assert process.said("venice refused")
+    assert process.lines_with("venice refused")
     for text in ("".join(process.raw), "\n".join(rows)):
         found = MARKER.search(text)
         assert found is None, text[max(0, found.start() - 300) : found.end() + 300]

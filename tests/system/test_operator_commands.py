@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from process import database_url, started, talking
+from process import client_of, database_url, started
 from support import ENCRYPTION_KEY, OPERATOR_KEY, cost_of
 from test_command_line import rialto, run
 
@@ -95,7 +95,7 @@ async def test_the_books_are_repaired(database_address, command, tmp_path, upstr
         "VENICE_API_KEY": "sandbox",
         "VENICE_BASE_URL": f"{upstream.url}/api/v1",
     }
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         path = f"/admin/v1/organizations/{caller.organization_id}/limits"
         for limit in (
@@ -173,11 +173,11 @@ async def test_months_are_dropped_by_the_service(database_address, tmp_path, ups
     }
     async with started(tmp_path, **environment) as process:
         await process.listening()
-        assert not process.said("ledger month dropped")
+        assert not process.lines_with("ledger month dropped")
     shown = await rialto("ledger", "retain", "--months", "12", "--dry-run", **command)
     assert json.dumps(shown).count("2025-01") == 1
     async with started(tmp_path, LEDGER_RETENTION_MONTHS="12", **environment) as process:
-        line = await process.says("ledger month dropped")
+        line = await process.wait_for_line("ledger month dropped")
     assert line["month"] == "2025-01"
 
 
@@ -209,7 +209,7 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
     assert reserved[2].startswith("conflict: 'environment' is reserved for VENICE_API_KEY")
     async with (
         started(tmp_path, DATABASE_URL=command["DATABASE_URL"], **venice) as process,
-        talking(process) as service,
+        client_of(process) as service,
     ):
         caller = await service.new_caller()
         upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")

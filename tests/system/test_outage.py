@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from process import database_url, started, talking
+from process import client_of, database_url, started
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ async def test_an_outage_ends_no_process(tmp_path, proxy, proxied_address, upstr
     is back everything is booked."""
     async with (
         started(tmp_path, **environment(proxied_address, upstream)) as process,
-        talking(process) as service,
+        client_of(process) as service,
     ):
         caller = await service.new_caller()
         async with caller.chat("[tokens=60][delay=0.05]", stream=True) as stream:
@@ -62,5 +62,5 @@ async def test_an_outage_ends_no_process(tmp_path, proxy, proxied_address, upstr
         assert await process.ended() == 0
 
     assert {entry["outcome"] for entry in entries} == {"ok"}
-    assert process.said("database is down; staying")
-    assert not process.said("pool is wedged, ending the process")
+    assert process.lines_with("database is down; staying")
+    assert not process.lines_with("pool is wedged, ending the process")

@@ -44,7 +44,7 @@ async def test_the_start_names_the_pooler_and_the_variable(
         }
         async with started(tmp_path, **environment) as service:
             assert await service.ended() == 1
-            failed = service.said("start failed")[0]
+            failed = service.lines_with("start failed")[0]
             assert "PgBouncer" in failed["error"]
             assert "DATABASE_UNPOOLED_URL" in failed["hint"]
         command = await asyncio.create_subprocess_exec(
@@ -100,7 +100,7 @@ async def is_told(directory, upstream, **databases):
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
     async with started(directory, **databases, **venice) as service:
         await service.listening()
-    warnings = service.said("a pooler stands before the database")
+    warnings = service.lines_with("a pooler stands before the database")
     assert warnings
     assert all("DATABASE_UNPOOLED_URL" in line["hint"] for line in warnings)
 

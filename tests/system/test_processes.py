@@ -15,7 +15,7 @@ import pytest
 from paid_bodies import BODIES
 from process import database_url, started, variables
 from prometheus_client.parser import text_string_to_metric_families
-from support import OPERATOR_KEY, Service, limited
+from support import OPERATOR_KEY, Service, set_limit
 
 from service import __version__
 
@@ -45,10 +45,10 @@ def environment(database_address, upstream, temporary):
 
 
 @contextlib.asynccontextmanager
-async def talking(process):
+async def client_of(process):
     """A client of all processes: each of its requests has a connection of its own."""
     port = await process.listening(60)
-    await process.says("all processes listen")
+    await process.wait_for_line("all processes listen")
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as http:
         yield Service(None, http)
@@ -79,7 +79,7 @@ async def statuses(caller, count):
 
 def answering(process, path):
     """The numbers of the processes that have answered requests of that path."""
-    return {line["process"] for line in process.said("request") if line["route"] == path}
+    return {line["process"] for line in process.lines_with("request") if line["route"] == path}
 
 
 async def gone(pids):
@@ -103,9 +103,9 @@ def children(process):
 async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
     """Of 60 calls at a time as many pass as the limit says, not as many on each process; and
     whichever process is asked says the same of all of them."""
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
-        await limited(caller, unit="requests", period="day", ceiling=25)
+        await set_limit(caller, unit="requests", period="day", ceiling=25)
         answered = await statuses(caller, 60)
         assert (answered.count(200), answered.count(429)) == (25, 35)
         counted = {
@@ -131,7 +131,7 @@ async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
         assert await process.ended() == 0
 
     assert answering(process, f"/v1{CHAT}") == {1, 2}
-    (pools,) = process.said("processes")
+    (pools,) = process.lines_with("processes")
     assert (pools["database_connections"], pools["listen_connections"]) == (10, 2)
     assert list(temporary.iterdir()) == []
 
@@ -141,7 +141,7 @@ async def test_open_calls_are_counted_everywhere(tmp_path, environment, upstream
     upstream.faults.push(CHAT, "hang", times=30)
     async with (
         started(tmp_path, **environment) as process,
-        talking(process) as service,
+        client_of(process) as service,
         # One connection, so always the same process.
         aiohttp.ClientSession(service.url) as http,
     ):
@@ -168,7 +168,7 @@ async def test_streams_on_all_processes_are_finished(tmp_path, environment, numb
     """A signal to the first process drains them all: health says so, the port is let go, and what
     runs comes to its end."""
     environment["SHUTDOWN_LISTEN_SECONDS"] = "1"
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         begun = asyncio.Semaphore(0)
 
@@ -185,21 +185,21 @@ async def test_streams_on_all_processes_are_finished(tmp_path, environment, numb
         assert os.getpgid(process.process.pid) not in map(os.getpgid, children(process))
         process.send(number)
         # Either may be asked, and the signal does not reach both in the same instant.
-        while len(process.said("draining")) < 2:
+        while len(process.lines_with("draining")) < 2:
             await asyncio.sleep(0.05)
         async with service.http.get("/health") as response:
             assert response.status == 503
-        while len(process.said("no longer listening")) < 2:
+        while len(process.lines_with("no longer listening")) < 2:
             await asyncio.sleep(0.05)
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection("127.0.0.1", process.said("listening")[0]["port"])
+            await asyncio.open_connection("127.0.0.1", process.lines_with("listening")[0]["port"])
         assert all(text.endswith(b"data: [DONE]\n\n") for text in await asyncio.gather(*streams))
         assert await process.ended() == 0
 
-    draining = {line["process"]: line["open_calls"] for line in process.said("draining")}
+    draining = {line["process"]: line["open_calls"] for line in process.lines_with("draining")}
     assert sum(draining.values()) == 24
     assert all(draining[number] > 0 for number in (1, 2))
-    assert {line["process"] for line in process.said("stopped")} == {1, 2}
+    assert {line["process"] for line in process.lines_with("stopped")} == {1, 2}
     assert process.lines[-1]["message"] == "all processes have stopped"
 
 
@@ -207,12 +207,12 @@ async def test_a_second_signal_hurries_all(tmp_path, environment, upstream):
     """It is passed on like the first."""
     upstream.faults.push(CHAT, "stall", after=3)
     environment |= {"SHUTDOWN_TIMEOUT": "600", "SHUTDOWN_LISTEN_SECONDS": "60"}
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         async with caller.chat("[tokens=9]", stream=True) as stream:
             await stream.content.readline()
             process.send()
-            while len(process.said("draining")) < 2:
+            while len(process.lines_with("draining")) < 2:
                 await asyncio.sleep(0.05)
             process.send()
             assert (await stream.read()).endswith(b"data: [DONE]\n\n")
@@ -221,31 +221,31 @@ async def test_a_second_signal_hurries_all(tmp_path, environment, upstream):
 
 async def test_a_child_that_is_killed_ends_the_service(tmp_path, environment):
     """The other one drains, the log says which it was, and the platform starts it all anew."""
-    async with started(tmp_path, **environment) as process, talking(process):
+    async with started(tmp_path, **environment) as process, client_of(process):
         pids = children(process)
         os.kill(pids[1], signal.SIGKILL)
         assert await process.ended() == 1
 
-    (ended,) = process.said("process ended")
+    (ended,) = process.lines_with("process ended")
     assert (ended["level"], ended["pid"], ended["status"]) == ("critical", pids[1], -9)
-    assert [line["process"] for line in process.said("drained")] == [3 - ended["process"]]
+    assert [line["process"] for line in process.lines_with("drained")] == [3 - ended["process"]]
     await gone(pids)
 
 
 async def test_a_child_that_stops_by_itself_ends_the_service(tmp_path, environment):
     """However well it ended: nobody has told the service to stop."""
-    async with started(tmp_path, **environment) as process, talking(process):
+    async with started(tmp_path, **environment) as process, client_of(process):
         os.kill(children(process)[0], signal.SIGTERM)
         assert await process.ended() == 1
 
-    (ended,) = process.said("process ended")
+    (ended,) = process.lines_with("process ended")
     assert (ended["level"], ended["status"]) == ("critical", 0)
-    assert len(process.said("drained")) == 2
+    assert len(process.lines_with("drained")) == 2
 
 
 async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
     """When the parent is killed its children drain and end."""
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         pids = children(process)
         assert len(pids) == 2
@@ -255,14 +255,14 @@ async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
             assert (await stream.read()).endswith(b"data: [DONE]\n\n")
         await gone(pids)
 
-    said = process.said("the process that started this one has ended")
+    said = process.lines_with("the process that started this one has ended")
     assert {line["process"] for line in said} == {1, 2}
-    assert len(process.said("drained")) == 2
+    assert len(process.lines_with("drained")) == 2
 
 
 async def test_the_parent_is_small(tmp_path, environment):
     """It has not loaded what only serving needs."""
-    async with started(tmp_path, **environment) as process, talking(process):
+    async with started(tmp_path, **environment) as process, client_of(process):
         parent, child = (
             {Path(one.path).name.partition(".")[0] for one in psutil.Process(pid).memory_maps()}
             for pid in (process.process.pid, children(process)[0])
@@ -286,7 +286,7 @@ async def test_one_process_is_one_process(tmp_path, environment, temporary):
         assert await process.ended() == 0
 
     assert not [line for line in process.lines if "process" in line]
-    assert process.said("processes") == []
+    assert process.lines_with("processes") == []
 
 
 async def test_a_failed_start_is_said_once(tmp_path, unused_tcp_port):
@@ -299,9 +299,9 @@ async def test_a_failed_start_is_said_once(tmp_path, unused_tcp_port):
     ) as process:
         assert await process.ended() == 1
 
-    (failed,) = process.said("start failed")
+    (failed,) = process.lines_with("start failed")
     assert failed is process.lines[-1]
-    assert len(process.said("process started")) == 1
+    assert len(process.lines_with("process started")) == 1
 
 
 async def test_a_taken_port_is_said_once(tmp_path, environment):
@@ -315,9 +315,9 @@ async def test_a_taken_port_is_said_once(tmp_path, environment):
         async with started(tmp_path, **environment, PORT=str(port)) as process:
             assert await process.ended() == 1
 
-    (failed,) = process.said("start failed")
+    (failed,) = process.lines_with("start failed")
     assert failed["error"] == f"Cannot listen on 127.0.0.1:{port}: Address already in use."
-    assert process.said("process started") == []
+    assert process.lines_with("process started") == []
 
 
 async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
@@ -328,19 +328,19 @@ async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
         DATABASE_URL=f"postgresql://u@127.0.0.1:{unused_tcp_port}/x",
         STARTUP_DATABASE_TIMEOUT="600",
     ) as process:
-        await process.says("database not there yet")
+        await process.wait_for_line("database not there yet")
         process.send()
         assert await process.ended(timeout=5) == 0
 
-    assert len(process.said("process started")) == 1
+    assert len(process.lines_with("process started")) == 1
 
 
 async def test_development_has_one_of_each(tmp_path):
     """One PostgreSQL, one welcome, and one sandbox: a job that is queued through one process is
     found through each. Ctrl-C stops it all."""
     async with started(tmp_path, WEB_CONCURRENCY="2", LOG_LEVEL="debug") as process:
-        async with talking(process) as service:
-            await process.says("catalogue refreshed")
+        async with client_of(process) as service:
+            await process.wait_for_line("catalogue refreshed")
             caller = await service.new_caller()
             path = "/v1/video/queue"
             async with service.http.post(
@@ -362,14 +362,14 @@ async def test_development_has_one_of_each(tmp_path):
 
     assert answering(process, "/v1/video/retrieve") == {1, 2}
     assert len(re.findall("Rialto listens on", "".join(process.raw))) == 1
-    assert len(process.said("sandbox plays Venice: answers are simulated")) == 1
+    assert len(process.lines_with("sandbox plays Venice: answers are simulated")) == 1
     assert "simulated" in "".join(line for line in process.raw if line[0] != "{")
     assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
 
 
 async def test_files_of_metrics_that_cannot_be_read_are_left_out(tmp_path, environment, temporary):
     """One that is empty, cut off, or not of ours: the metrics of the others are shown."""
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         (directory,) = temporary.glob("rialto-metrics-*")
         whole = next(directory.glob("counter_*.db")).read_bytes()
         for number, content in enumerate(
@@ -390,7 +390,7 @@ async def test_files_of_metrics_that_cannot_be_read_are_left_out(tmp_path, envir
 async def test_files_of_metrics_that_are_gone(tmp_path, environment, temporary, is_emptied):
     """As a cleaner of /tmp does: the answer names the directory and what to do, and is neither a
     failure of ours nor a page of nothing. Everything else goes on."""
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         (directory,) = temporary.glob("rialto-metrics-*")
         for file in directory.iterdir():
             file.unlink()

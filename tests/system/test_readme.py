@@ -65,7 +65,7 @@ async def test_models_and_aliases(tmp_path):
     made, (block,) = blocks("Keys and the ledger")[0], blocks("Models and aliases")
     async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
         port = await service.listening()
-        await service.says("catalogue refreshed")
+        await service.wait_for_line("catalogue refreshed")
         printed = [
             json.loads(line) for line in paste(made + block, tmp_path, port).splitlines()[3:]
         ]

@@ -6,7 +6,7 @@ import signal
 
 import aiohttp
 import pytest
-from process import database_url, started, talking
+from process import client_of, database_url, started
 from support import MODEL
 
 
@@ -45,7 +45,7 @@ async def events_of(response):
 
 async def test_a_stream_is_finished(tmp_path, environment, database_address):
     """A stream that is under way at SIGTERM runs to its end; then the process leaves with 0."""
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         async with caller.chat("[tokens=20][delay=0.1]", stream=True) as response:
             await response.content.readline()
@@ -64,10 +64,10 @@ async def test_a_stream_is_finished(tmp_path, environment, database_address):
 
 async def test_new_requests_are_served_for_a_moment(tmp_path, environment):
     """After SIGTERM health says draining, and what was on its way is still served."""
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         process.send()
-        await process.says("draining")
+        await process.wait_for_line("draining")
 
         async with service.http.get("/health") as response:
             assert response.status == 503
@@ -75,7 +75,7 @@ async def test_new_requests_are_served_for_a_moment(tmp_path, environment):
         async with caller.chat() as response:
             assert response.status == 200
             assert response.headers["Connection"] == "close"
-        await process.says("no longer listening")
+        await process.wait_for_line("no longer listening")
         with pytest.raises(aiohttp.ClientConnectorError):
             await service.http.get("/health")
         assert await process.ended() == 0
@@ -86,13 +86,13 @@ async def test_an_upload_is_finished(tmp_path, environment, database_address):
     served like any other."""
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x" * 5000}]})
     halves = body[:2000].encode(), body[2000:].encode()
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
 
         async def upload():
             yield halves[0]
             process.send()
-            await process.says("no longer listening")
+            await process.wait_for_line("no longer listening")
             yield halves[1]
 
         async with service.http.post(
@@ -110,7 +110,7 @@ async def test_what_does_not_end_is_ended(tmp_path, environment, database_addres
     upstream.faults.push("/chat/completions", "stall", after=3, times=1)
     upstream.faults.push("/chat/completions", "hang", times=1)
     environment |= {"SHUTDOWN_TIMEOUT": "0.5", "SHUTDOWN_LISTEN_SECONDS": "0"}
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         async with caller.chat("[tokens=9]", stream=True) as stream:
             await stream.content.readline()
@@ -137,12 +137,12 @@ async def test_a_second_signal_hurries(tmp_path, environment, database_address, 
     """A second signal skips the waiting, not the books."""
     upstream.faults.push("/chat/completions", "stall", after=3, times=1)
     environment |= {"SHUTDOWN_TIMEOUT": "600", "SHUTDOWN_LISTEN_SECONDS": "60"}
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         async with caller.chat("[tokens=9]", stream=True) as stream:
             await stream.content.readline()
             process.send(number)
-            await process.says("draining")
+            await process.wait_for_line("draining")
             process.send(number)
             events = await events_of(stream)
         assert await process.ended(timeout=10) == 0

@@ -49,7 +49,7 @@ async def test_a_first_start_says_each_step(tmp_path, empty_database_address, up
     """Settings, database, migrations by name, each of 14 tables, pool, catalogue, listening."""
     async with started(tmp_path, **environment(empty_database_address, upstream)) as service:
         await service.listening()
-        await service.says("catalogue refreshed")
+        await service.wait_for_line("catalogue refreshed")
 
     messages = [line["message"] for line in service.lines]
     steps = ["settings", "database connected", "migration applied", "14/14 audit_events", "pool"]
@@ -58,10 +58,10 @@ async def test_a_first_start_says_each_step(tmp_path, empty_database_address, up
     found = [message for message in messages if re.match(r"\d+/14 ", message)]
     assert found == [f"{number}/14 {table}" for number, table in enumerate(TABLES, start=1)]
     migrations = sorted(path.stem for path in Path("migrations").glob("*[!k].sql"))
-    applied = [line["migration"] for line in service.said("migration applied")]
+    applied = [line["migration"] for line in service.lines_with("migration applied")]
     assert applied == [name for name in migrations if not name.endswith(".rollback")]
-    assert service.said("database connected")[0]["server_version"]
-    assert all("duration_ms" in line for line in service.said("pool"))
+    assert service.lines_with("database connected")[0]["server_version"]
+    assert all("duration_ms" in line for line in service.lines_with("pool"))
 
 
 async def test_a_second_start_imports_nothing_it_does_not_need(
@@ -72,7 +72,7 @@ async def test_a_second_start_imports_nothing_it_does_not_need(
         await service.listening()
         mapped = Path(f"/proc/{service.process.pid}/maps").read_text()
 
-    assert service.said("migration applied") == []
+    assert service.lines_with("migration applied") == []
     assert "asyncpg" in mapped
     assert "psycopg" not in mapped
 
@@ -90,7 +90,9 @@ async def test_replicas_start_at_once(tmp_path, empty_database_address, upstream
         await asyncio.gather(*(replica.listening(60) for replica in replicas))
 
     applied = [
-        line["migration"] for replica in replicas for line in replica.said("migration applied")
+        line["migration"]
+        for replica in replicas
+        for line in replica.lines_with("migration applied")
     ]
     assert len(applied) == len(set(applied)) == len(MIGRATIONS)
 
@@ -99,12 +101,12 @@ async def test_the_database_comes_later(tmp_path, proxy, proxied_address, upstre
     """A start waits for its database, says each attempt, and serves once it is there."""
     proxy.refuse()
     async with started(tmp_path, **environment(proxied_address, upstream)) as service:
-        await service.says("database not there yet")
-        assert service.said("listening") == []
+        await service.wait_for_line("database not there yet")
+        assert service.lines_with("listening") == []
         await proxy.restore()
         await service.listening()
 
-    assert service.said("database not there yet")[0]["attempt"] == 1
+    assert service.lines_with("database not there yet")[0]["attempt"] == 1
 
 
 async def test_the_database_never_comes(tmp_path, unused_tcp_port):
@@ -116,7 +118,7 @@ async def test_the_database_never_comes(tmp_path, unused_tcp_port):
     ) as service:
         assert await service.ended() == 1
 
-    (traceback,) = service.said("traceback of the failed start")
+    (traceback,) = service.lines_with("traceback of the failed start")
     assert "Traceback" in traceback["exception"]
     failed = service.lines[-1]
     assert (failed["message"], "DATABASE_URL" in failed["hint"]) == ("start failed", True)
@@ -130,8 +132,8 @@ async def test_another_encryption_key(tmp_path, database_address, upstream, serv
     variables = environment(database_address, upstream)
     async with started(tmp_path, **variables, ENCRYPTION_KEY="n" * 32) as process:
         assert await process.ended() == 1
-    assert process.said("listening") == []
-    (failed,) = process.said("start failed")
+    assert process.lines_with("listening") == []
+    (failed,) = process.lines_with("start failed")
     assert failed["hint"].startswith("Add the key that was in force to ENCRYPTION_KEY")
 
     both = f"{'n' * 32},{ENCRYPTION_KEY}"
@@ -150,7 +152,7 @@ async def test_another_encryption_key_in_development(tmp_path):
                         await asyncio.sleep(0.05)
                 process.send()
             assert await process.ended() == status
-    assert "ENCRYPTION_KEY" in process.said("start failed")[0]["hint"]
+    assert "ENCRYPTION_KEY" in process.lines_with("start failed")[0]["hint"]
     assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
 
 
@@ -165,7 +167,7 @@ async def test_the_port_is_taken(tmp_path, database_address, upstream):
         ) as service:
             assert await service.ended() == 1
 
-    (failed,) = service.said("start failed")
+    (failed,) = service.lines_with("start failed")
     assert failed["error"] == f"Cannot listen on 127.0.0.1:{port}: Address already in use."
     assert "PORT" in failed["hint"]
     assert "Traceback" not in "".join(service.raw)
@@ -177,7 +179,7 @@ async def test_the_host_is_none_of_ours(tmp_path, database_address, upstream, ho
     async with started(tmp_path, **environment(database_address, upstream), HOST=host) as service:
         assert await service.ended() == 1
 
-    assert service.said("start failed")[0]["hint"].startswith("Set HOST")
+    assert service.lines_with("start failed")[0]["hint"].startswith("Set HOST")
     assert "Traceback" not in "".join(service.raw)
 
 
@@ -188,7 +190,7 @@ async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
         DATABASE_URL=f"postgresql://u@127.0.0.1:{unused_tcp_port}/x",
         STARTUP_DATABASE_TIMEOUT="600",
     ) as service:
-        await service.says("database not there yet")
+        await service.wait_for_line("database not there yet")
         service.send()
         assert await service.ended(timeout=5) == 0
 
@@ -220,7 +222,7 @@ async def test_a_start_can_be_stopped_while_another_migrates(
     other = await asyncpg.connect(**connect_arguments(empty_database_address))
     await other.fetchval("SELECT pg_advisory_lock($1)", ADVISORY_LOCK)
     async with started(tmp_path, **environment(empty_database_address, upstream)) as service:
-        await service.says("another process migrates")
+        await service.wait_for_line("another process migrates")
         service.send()
         assert await service.ended(timeout=5) == 0
     await other.close()

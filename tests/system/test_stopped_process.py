@@ -9,7 +9,7 @@ import time
 
 import aiohttp
 import pytest
-from process import ROOT, database_url, started, talking
+from process import ROOT, client_of, database_url, started
 from support import MODEL, ORGANIZATIONS
 
 from service import ledger
@@ -104,7 +104,7 @@ async def test_stops_and_stalls_lose_nothing(tmp_path, database_address, upstrea
         "VENICE_BASE_URL": f"{upstream.url}/api/v1",
     }
     # In one organization with those of the other process, so that they share a limit.
-    async with started(tmp_path, **environment) as process, talking(process) as service:
+    async with started(tmp_path, **environment) as process, client_of(process) as service:
         path = f"{ORGANIZATIONS}/{books.organization_id}/keys"
         status, key = await service.operate("POST", path, json={"name": "a"})
         assert status == 201, key

@@ -2,8 +2,8 @@
 
 import pytest
 from attacks import ATTACKS
-from process import database_url, started, talking
-from victims import attack, felt, poison, venice  # noqa: F401 - venice is a fixture
+from process import client_of, database_url, started
+from victims import attack, measure_victim, poison, venice  # noqa: F401 - venice is a fixture
 
 ATTACK_S = 1.0
 SOME = ("bombs_without_a_key", "many_members", "unread_streams", "poisoned_prompts")
@@ -24,10 +24,10 @@ async def test_a_victim_is_answered(tmp_path, database_address, venice, name):  
             VENICE_API_KEY="sandbox",
             VENICE_BASE_URL=f"{venice}/api/v1",
         ) as process,
-        talking(process) as service,
+        client_of(process) as service,
     ):
         victim = await service.new_caller("victim")
         attacker = await service.new_caller("attacker")
         async with attack(name, await process.listening(), attacker.key):
-            await felt(victim, ATTACK_S)
+            await measure_victim(victim, ATTACK_S)
         assert process.is_running
