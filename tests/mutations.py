@@ -49,7 +49,7 @@ MUTATIONS = (
         "service/ledger/limits.py",
         '    if setting is None or setting["set_by"] != "operator":\n',
         "    if True:\n",
-        "tests/api/test_administrators.py::TestLimits::test_the_operators_can_be_lowered_only",
+        "tests/api/test_administrators.py::TestLimits::test_the_operators_limits_can_only_be_lowered",
     ),
     # Settlement.
     Mutation(
@@ -133,7 +133,7 @@ MUTATIONS = (
         "service/api/operations.py",
         "        self.app[CALLERS].forget()\n",
         "        pass\n",
-        "tests/api/test_auth.py::test_a_change_is_in_force_when_it_is_answered",
+        "tests/api/test_auth.py::test_a_change_is_in_force_when_the_response_arrives",
     ),
     Mutation(
         "a job is anybody's",

@@ -1,4 +1,4 @@
-"""What Venice's clients ask about their account."""
+"""Venice's client asks the gateway about limits and balances."""
 
 from decimal import Decimal
 
@@ -16,7 +16,7 @@ async def client(caller):
 
 
 async def test_without_limits(client, upstream):
-    """Nothing binds the caller, and nothing of the operator's account is said."""
+    """A caller without limits sees no bound, and nothing of the operator's account."""
     limits = (await client.api_keys.get_rate_limits()).data
     balance = await client.billing.get_balance()
 
@@ -29,7 +29,7 @@ async def test_without_limits(client, upstream):
 
 
 async def test_money(client, caller):
-    """The tightest limit of money says what is left, to the nano-dollar."""
+    """The balance is what the tightest limit of money leaves, to the nano-dollar."""
     await set_limit(caller, unit="usd", period="month", ceiling="5")
     await set_limit(caller, unit="usd", period="day", ceiling="0.123456789", of_key=True)
     await set_limit(caller, unit="usd", period="day", ceiling="0", model="venice-sd35")
@@ -46,7 +46,7 @@ async def test_money(client, caller):
 
 @pytest.mark.parametrize("ceiling", ["0", "0.00"])
 async def test_spent(client, caller, ceiling):
-    """Nothing left is no access."""
+    """A caller whose money is used up has no access."""
     await set_limit(caller, unit="usd", period="lifetime", ceiling=ceiling)
 
     assert not (await client.api_keys.get_rate_limits()).data.accessPermitted
@@ -54,7 +54,7 @@ async def test_spent(client, caller, ceiling):
 
 
 async def test_rates(client, caller):
-    """Each model has the lowest of what binds its calls."""
+    """Each model is listed with the lowest rate limit that binds its calls."""
     await set_limit(caller, unit="requests", period="minute", ceiling=60)
     await set_limit(caller, unit="requests", period="minute", ceiling=90, of_key=True)
     await set_limit(caller, unit="requests", period="minute", ceiling=30, model=MODEL)
@@ -69,7 +69,7 @@ async def test_rates(client, caller):
 
 
 async def test_another_caller_sees_nothing_of_it(caller, service):
-    """Limits are the organization's own."""
+    """A caller of another organization does not see these limits."""
     await set_limit(caller, unit="usd", period="month", ceiling="5")
     other = await service.new_caller("other")
     async with service.http.get("/v1/billing/balance", headers=other.headers) as response:

@@ -1,4 +1,4 @@
-"""The operator's surface: organizations, keys, the ledger, and the audit of every change."""
+"""The operator's API: organizations, keys, the ledger, and the audit of every change."""
 
 import uuid
 
@@ -13,15 +13,15 @@ ORGANIZATIONS = "/admin/v1/organizations"
 
 
 async def audited(service, organization_id):
-    """The organization's audit events, oldest first."""
+    """Return the organization's audit events, oldest first."""
     return await service.app[api.DATABASE].fetch(
         "SELECT * FROM public.audit_events WHERE organization_id = $1 ORDER BY sequence",
         uuid.UUID(organization_id),
     )
 
 
-async def test_an_organization_is_made(service):
-    """201 with its id; it can be found and is listed."""
+async def test_an_organization_is_created(service):
+    """Creating an organization returns 201 with its id; it can be read and is listed."""
     status, made = await service.operate("POST", ORGANIZATIONS, json={"name": "Acme"})
 
     assert status == 201
@@ -31,7 +31,7 @@ async def test_an_organization_is_made(service):
 
 
 async def test_a_key_is_shown_once(service):
-    """201 with the key; the list shows its prefix only."""
+    """Creating a key returns 201 with the key; the list shows its prefix only."""
     _, organization = await service.operate("POST", ORGANIZATIONS, json={"name": "Acme"})
     keys = f"{ORGANIZATIONS}/{organization['id']}/keys"
 
@@ -46,7 +46,7 @@ async def test_a_key_is_shown_once(service):
 
 
 async def test_every_change_is_audited(service):
-    """Making an organization, making a key and revoking it are three events of one chain."""
+    """Creating an organization, creating a key and revoking it are three events of one chain."""
     caller = await service.new_caller("Acme")
     await service.operate("DELETE", f"/admin/v1/keys/{caller.key_id}")
 
@@ -72,7 +72,7 @@ async def test_every_change_is_audited(service):
     ],
 )
 async def test_a_broken_chain_is_found(service, harm, break_at):
-    """An event that is altered or dropped breaks the chain at its place, at its end too."""
+    """An audit event that was altered or dropped breaks the chain at its place, also at the end."""
     caller = await service.new_caller("Acme")
     await service.operate("DELETE", f"/admin/v1/keys/{caller.key_id}")
     database = service.app[api.DATABASE]
@@ -87,7 +87,7 @@ async def test_a_broken_chain_is_found(service, harm, break_at):
         await harmed(harm)
 
     assert await audit.first_break(database, organization_id) == break_at
-    # The service's own audit at the end is for chains that are whole.
+    # The audit at the end of the fixture would fail, because this chain stays broken.
     await harmed("DELETE FROM public.audit_events WHERE true")
     await database.fetch(
         "UPDATE public.organizations SET audit_sequence = 0 WHERE id = $1", organization_id
@@ -95,7 +95,7 @@ async def test_a_broken_chain_is_found(service, harm, break_at):
 
 
 async def test_revoking_twice_changes_nothing(service):
-    """The second revocation is a 204 too, and no event."""
+    """A second revocation also returns 204 and records no event."""
     caller = await service.new_caller()
     for _ in range(2):
         assert (await service.operate("DELETE", f"/admin/v1/keys/{caller.key_id}"))[0] == 204
@@ -104,7 +104,7 @@ async def test_revoking_twice_changes_nothing(service):
 
 
 async def test_the_ledger_comes_in_pages(service):
-    """Keyset pages, newest first, each entry once."""
+    """The ledger is listed in keyset pages, newest first, with each entry once."""
     caller = await service.new_caller()
     for _ in range(5):
         async with caller.chat() as response:
@@ -150,7 +150,7 @@ async def test_the_ledger_comes_in_pages(service):
     ],
 )
 async def test_bad_input_names_the_field(service, body, param):
-    """A body that breaks a rule is a 400 that names the field; nothing is made."""
+    """A body that breaks a rule is a 400 that names the field, and nothing is created."""
     _, before = await service.operate("GET", ORGANIZATIONS)
 
     status, answer = await service.operate("POST", ORGANIZATIONS, json=body)
@@ -159,8 +159,8 @@ async def test_bad_input_names_the_field(service, body, param):
     assert (await service.operate("GET", ORGANIZATIONS))[1] == before
 
 
-async def test_a_key_has_a_good_name_too(service):
-    """The names of keys are held to the rule of organizations' names."""
+async def test_key_names_follow_the_same_rule(service):
+    """Names of keys must follow the rule for names of organizations."""
     _, organization = await service.operate("POST", ORGANIZATIONS, json={"name": "Ac me, Ümläut 7"})
     keys = f"{ORGANIZATIONS}/{organization['id']}/keys"
 
@@ -175,14 +175,14 @@ async def test_a_key_has_a_good_name_too(service):
     [("limit=0", "limit"), ("limit=x", "limit"), ("limit=1001", "limit"), ("after=x", "after")],
 )
 async def test_bad_pages_name_the_parameter(service, query, param):
-    """A page that cannot be is a 400."""
+    """Invalid paging parameters are a 400 that names the parameter."""
     status, answer = await service.operate("GET", f"{ORGANIZATIONS}?{query}")
 
     assert (status, answer["error"]["param"]) == (400, param)
 
 
 async def test_roles_are_checked(service):
-    """A role that is none is a 400; an operator's key for a tenant is a conflict."""
+    """An unknown role is a 400, and an operator's key for a tenant is a conflict."""
     _, organization = await service.operate("POST", ORGANIZATIONS, json={"name": "Acme"})
     keys = f"{ORGANIZATIONS}/{organization['id']}/keys"
 
@@ -193,7 +193,7 @@ async def test_roles_are_checked(service):
 
 
 async def test_an_operators_key_operates(service):
-    """A key of role operator, made in the operator's organization, opens every route."""
+    """A key of role operator, created in the operator's organization, opens every admin route."""
     keys = f"{ORGANIZATIONS}/{audit.OPERATOR_ORGANIZATION_ID}/keys"
     status, made = await service.operate("POST", keys, json={"name": "ops", "role": "operator"})
     assert status == 201
@@ -207,8 +207,8 @@ async def test_an_operators_key_operates(service):
 
 
 @pytest.mark.parametrize("wanted", [str(uuid.UUID(int=4)), "not-a-uuid"])
-async def test_what_is_not_there_is_a_404(service, wanted):
-    """Unknown and malformed ids are not found, in our shape."""
+async def test_unknown_ids_are_a_404(service, wanted):
+    """Unknown and malformed ids are a 404 in the service's error format."""
     for method, path in (
         ("GET", f"{ORGANIZATIONS}/{wanted}"),
         ("GET", f"{ORGANIZATIONS}/{wanted}/keys"),
@@ -222,8 +222,8 @@ async def test_what_is_not_there_is_a_404(service, wanted):
         assert (status, answer["error"]["code"]) == (404, "not_found")
 
 
-async def test_aiohttps_errors_have_our_shape(service):
-    """An unknown route and a wrong method are rendered like every other error."""
+async def test_aiohttp_errors_use_our_format(service):
+    """An unknown route and a wrong method use the same error format as every other error."""
     async with service.http.get("/v1/nothing") as response:
         error = (await response.json())["error"]
         assert (response.status, error["code"]) == (404, "not_found")
@@ -254,21 +254,21 @@ async def test_aiohttps_errors_have_our_shape(service):
     ],
 )
 async def test_a_request_id_that_is_only_an_id_is_kept(service, given, is_kept):
-    """X-Request-ID of the caller's is used when it has the form of an id, and is no key."""
+    """The service keeps a caller's X-Request-ID that has the form of an id and is no key."""
     async with service.http.get("/health", headers={"X-Request-ID": given}) as response:
         assert (response.headers["x-request-id"] == given) is is_kept
 
 
 @pytest.mark.parametrize("header", ["Authorization", "x-api-key", "api-key"])
-async def test_a_key_is_no_request_id(service, header):
-    """Whatever form it has: what the request has for a key is not kept as its id."""
+async def test_a_key_is_not_kept_as_a_request_id(service, header):
+    """The service does not keep the request's own key as its request id, whatever its form."""
     headers = {header: "Basic my-short-key", "X-Request-ID": "my-short-key"}
     async with service.http.get("/health", headers=headers) as response:
         assert response.headers["x-request-id"] != "my-short-key"
 
 
 async def test_no_internals_in_an_error(service, monkeypatch):
-    """What nobody foresaw is a 500 that says nothing of the inside."""
+    """An unexpected exception is a 500 that reveals nothing internal."""
 
     async def broken(*_):
         raise RuntimeError("secret detail")

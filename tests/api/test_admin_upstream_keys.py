@@ -1,4 +1,4 @@
-"""The operator's routes for keys at Venice."""
+"""The operator's routes for upstream keys."""
 
 import uuid
 
@@ -12,14 +12,14 @@ KEYS = "/admin/v1/upstream-keys"
 
 
 async def listed(service):
-    """The keys by their names."""
+    """Return the upstream keys by name."""
     status, body = await service.operate("GET", KEYS)
     assert status == 200
     return {key["name"]: key for key in body["upstream_keys"]}
 
 
 async def added(service, key="second", **members):
-    """A new one."""
+    """Add an upstream key and return it."""
     status, made = await service.operate(
         "POST", KEYS, json={"name": "spare", "key": key, **members}
     )
@@ -28,14 +28,15 @@ async def added(service, key="second", **members):
 
 
 async def audited(service):
-    """What the operator did, newest first."""
+    """Return the operator's audit actions, newest first."""
     path = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/audit-events"
     _, body = await service.operate("GET", path)
     return [(event["action"], event["target"]) for event in body["events"]]
 
 
 async def test_a_key_is_added_used_and_disabled(service, caller, upstream):
-    """At once in this process; each change is audited, and the key itself is nowhere."""
+    """A new key takes calls at once in this process; each change is audited, and the key itself is
+    never shown."""
     made = await added(service)
     assert (made["status"], made["source"], made["balance_usd"]) == ("active", "database", None)
     upstream.faults.push("/chat/completions", "invalid_key", key="sandbox")
@@ -67,8 +68,8 @@ async def test_a_key_is_added_used_and_disabled(service, caller, upstream):
 @pytest.mark.parametrize(
     "key", ["sec ond", "sec\nond", "sec\x00ond", "s\u00e9cond", "\ufeffsecond"]
 )
-async def test_a_key_that_no_header_can_carry_is_refused(service, key):
-    """By the name of its field, and without the key in the answer."""
+async def test_a_key_that_does_not_fit_a_header_is_refused(service, key):
+    """A key that cannot be sent in a header is refused by field name, without repeating the key."""
     body = {"name": "spare", "key": key}
     status, answer = await service.operate("POST", KEYS, json=body)
 
@@ -76,8 +77,9 @@ async def test_a_key_that_no_header_can_carry_is_refused(service, key):
     assert key not in answer["error"]["message"]
 
 
-async def test_cooldowns_are_reported(service, caller, upstream):
-    """Altogether until a probe, or for a model and so many seconds."""
+async def test_cooldowns_are_listed(service, caller, upstream):
+    """The list shows a key's cooldowns: until the next probe, or for one model and so many
+    seconds."""
     await added(service)
     upstream.faults.push("*", "insufficient_balance", key="sandbox")
     upstream.faults.push("/chat/completions", "privacy_restricted", key="second")
@@ -94,8 +96,8 @@ async def test_cooldowns_are_reported(service, caller, upstream):
     assert 0 < rest["seconds_left"] <= 300
 
 
-async def test_what_keeps_one_caller_waiting_is_told(service, caller, upstream):
-    """Of whom it is, since it binds nobody else."""
+async def test_a_cooldown_names_its_caller(service, caller, upstream):
+    """A cooldown that binds one caller only is listed with that caller's id."""
     upstream.faults.push("/chat/completions", "error_budget", times=9)
     async with caller.chat() as response:
         assert response.status == 503
@@ -107,7 +109,7 @@ async def test_what_keeps_one_caller_waiting_is_told(service, caller, upstream):
 
 
 async def test_a_check_asks_venice(service, caller, upstream):
-    """What it says is kept and returned, and ends a rest."""
+    """A check stores and returns what Venice answers, and ends a cooldown."""
     upstream.faults.push("/chat/completions", "insufficient_balance", times=1)
     upstream.faults.push("/api_keys/rate_limits", "invalid_key")
     async with caller.chat() as response:
@@ -129,7 +131,7 @@ async def test_a_check_asks_venice(service, caller, upstream):
 
 
 async def test_a_key_of_one_organization(service, caller, upstream):
-    """Serves that one only."""
+    """A key of one organization serves only that organization."""
     made = await added(service, organization_id=caller.organization_id)
     assert made["organization_id"] == caller.organization_id
     for one in (caller, await service.new_caller("other")):
@@ -158,7 +160,7 @@ async def test_a_key_of_one_organization(service, caller, upstream):
     ],
 )
 async def test_bad_input_names_the_field(service, body, status, param):
-    """Nothing is made, and the key is not repeated."""
+    """An invalid body creates nothing and names the field without repeating the key."""
     await added(service)
     answered, answer = await service.operate("POST", KEYS, json=body)
 
@@ -167,8 +169,8 @@ async def test_bad_input_names_the_field(service, body, status, param):
     assert (await listed(service)).keys() == {"environment", "spare"}
 
 
-async def test_what_is_not_there(service):
-    """404 for an id of none; 409 for a check of a key that is disabled."""
+async def test_unknown_and_disabled_keys(service):
+    """An unknown id is a 404; a check of a disabled key is a 409."""
     for method, path in (("DELETE", ""), ("POST", "/check")):
         for wanted in (uuid.UUID(int=9), "x"):
             status, answer = await service.operate(method, f"{KEYS}/{wanted}{path}")
@@ -180,7 +182,7 @@ async def test_what_is_not_there(service):
 
 
 async def test_the_operator_only(service, caller):
-    """Neither a caller nor an organization's administrator."""
+    """Neither a caller nor an organization's administrator may use these routes."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
     _, admin = await service.operate("POST", path, json={"name": "x", "role": "admin"})
     one = f"{KEYS}/{ENVIRONMENT_KEY_ID}"

@@ -1,5 +1,5 @@
-"""What an administrator of an organization may do with what the operator set: tighten it, never
-loosen or delete it."""
+"""An administrator may tighten what the operator set for the organization, but never loosen or
+delete it."""
 
 import gzip
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.shares_service
 
 
 class Administrator:
-    """Somebody with a key of role admin, of the caller's organization."""
+    """The owner of a key of role admin in the caller's organization."""
 
     def __init__(self, service, organization_id, key):
         self.service = service
@@ -26,7 +26,7 @@ class Administrator:
         self.headers = {"Authorization": f"Bearer {key['key']}"}
 
     async def ask(self, method, path, **body):
-        """Status and decoded body, or the error of one that is refused."""
+        """Send a request; return the status and the decoded body, or the error of a refusal."""
         arguments = {"json": body} if body or method in ("POST", "PATCH") else {}
         async with self.service.http.request(
             method, path, headers=self.headers, **arguments
@@ -36,7 +36,7 @@ class Administrator:
 
 
 async def administrator(service, caller, **key):
-    """An administrator whose key the operator made."""
+    """Return an administrator whose key the operator created."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
     status, made = await service.operate("POST", path, json={"name": "a", "role": "admin", **key})
     assert status == 201, made
@@ -66,8 +66,9 @@ LIMITS = [
 
 class TestLimits:
     @pytest.mark.parametrize("limit", LIMITS, ids=str)
-    async def test_the_operators_can_be_lowered_only(self, service, caller, admin, limit):
-        """For every unit and scope; each refusal names the field, and changes nothing."""
+    async def test_the_operators_limits_can_only_be_lowered(self, service, caller, admin, limit):
+        """An administrator may only lower the operator's limits of every unit and scope; each
+        refusal names the field and changes nothing."""
         made = await set_limit(caller, **limit)
         path = f"/admin/v1/limits/{made['id']}"
         kind = str if limit["unit"] == "usd" else int
@@ -101,7 +102,8 @@ class TestLimits:
         assert (await service.operate("DELETE", path))[0] == 204
 
     async def test_a_raise_of_the_operators_raises_nothing_for_good(self, service, caller, admin):
-        """The ceiling that holds without the raise is what may not be passed."""
+        """An administrator may not set a ceiling above the one that holds without a temporary
+        raise."""
         made = await set_limit(caller, unit="usd", period="day", ceiling="5")
         path = f"/admin/v1/limits/{made['id']}"
         raised = {"raised_to": "50", "raised_until": in_days(1)}
@@ -110,8 +112,9 @@ class TestLimits:
         assert (await admin.ask("PATCH", path, ceiling="20"))[0] == 403
         assert (await admin.ask("PATCH", path, ceiling="4"))[0] == 200
 
-    async def test_an_administrators_own(self, service, admin):
-        """Are theirs to change and delete; one that the operator changes is the operator's."""
+    async def test_an_administrators_own_limits(self, service, admin):
+        """An administrator may change and delete its own limits; one that the operator changed
+        becomes the operator's."""
         new = {"unit": "usd", "period": "day", "ceiling": "5"}
         status, made = await admin.ask("POST", f"{admin.path}/limits", **new)
         assert (status, made["set_by"]) == (201, "administrator")
@@ -127,8 +130,9 @@ class TestLimits:
         _, other = await admin.ask("POST", f"{admin.path}/limits", **new)
         assert (await admin.ask("DELETE", f"/admin/v1/limits/{other['id']}"))[0] == 204
 
-    async def test_so_many_for_the_same_calls(self, service, caller, admin):
-        """Each admission locks those of its call, and others' calls wait in the same batch."""
+    async def test_limits_for_the_same_calls_are_capped(self, service, caller, admin):
+        """The number of limits on the same calls is capped, because each admission locks them and
+        delays other calls in the batch."""
         new = {"unit": "requests", "period": "lifetime", "ceiling": 10}
         path = f"{admin.path}/limits"
         for _ in range(MAX_ADMINISTRATOR_LIMITS_PER_SCOPE):
@@ -138,7 +142,7 @@ class TestLimits:
         assert (await service.operate("POST", path, json=new))[0] == 201
 
     async def test_a_key_of_role_operator_is_the_operator(self, service, caller):
-        """As the command line is."""
+        """A key of role operator may loosen limits, as the command line may."""
         nil = "00000000-0000-0000-0000-000000000000"
         _, key = await service.operate(
             "POST", f"{ORGANIZATIONS}/{nil}/keys", json={"name": "o", "role": "operator"}
@@ -151,8 +155,9 @@ class TestLimits:
 
 
 class TestKeys:
-    async def test_the_operators_list_of_models_can_be_narrowed_only(self, service, caller, admin):
-        """Whatever else is changed with it."""
+    async def test_the_operators_list_of_models_can_only_be_narrowed(self, service, caller, admin):
+        """An administrator may only narrow a key's list of models that the operator set, whatever
+        else changes with it."""
         two = ["llama-3.3-70b", "kimi-k2-6"]
         path = f"/admin/v1/keys/{caller.key_id}"
         _, key = await service.operate("PATCH", path, json={"models": two})
@@ -165,15 +170,16 @@ class TestKeys:
         assert (await admin.ask("PATCH", path, models=two))[0] == 403
         assert (await service.operate("PATCH", path, json={"models": None}))[0] == 200
 
-    async def test_a_list_of_the_administrators_own(self, caller, admin):
-        """Is theirs to change again."""
+    async def test_an_administrators_own_list_of_models(self, caller, admin):
+        """An administrator may change a list of models that an administrator set."""
         path = f"/admin/v1/keys/{caller.key_id}"
         status, key = await admin.ask("PATCH", path, models=["llama-3.3-70b"])
         assert (status, key["set_by"]) == (200, "administrator")
         assert (await admin.ask("PATCH", path, models=None))[0] == 200
 
-    async def test_keys_may_use_no_more_than_that_of_who_makes_them(self, service, caller):
-        """Else the list of an administrator's key would bind nothing."""
+    async def test_new_keys_may_use_only_their_makers_models(self, service, caller):
+        """A key may use no model that its maker's key may not, or the maker's list would bind
+        nothing."""
         admin = await administrator(service, caller, models=["llama-3.3-70b", "kimi-k2-6"])
         path = f"{admin.path}/keys"
         for models in (None, ["venice-uncensored"], ["kimi-k2-6", "venice-uncensored"]):
@@ -188,8 +194,9 @@ class TestKeys:
             path = f"/admin/v1/keys/{key_id}"
             assert (await admin.ask("PATCH", path, models=None))[0] == 403
 
-    async def test_keys_expire_with_that_of_who_makes_them(self, service, caller):
-        """Else an administrator for a week is one for ever."""
+    async def test_new_keys_expire_no_later_than_their_makers(self, service, caller):
+        """A key expires no later than its maker's key, or a temporary administrator would be a
+        permanent one."""
         admin = await administrator(service, caller, expires_at=in_days(7))
         path = f"{admin.path}/keys"
         for role in ("inference", "admin"):
@@ -202,7 +209,7 @@ class TestKeys:
         assert (status, error["param"]) == (400, "expires_at")
 
     async def test_no_key_of_role_operator(self, admin):
-        """In no organization."""
+        """An administrator cannot create a key of role operator in any organization."""
         for path in (admin.path, f"{ORGANIZATIONS}/00000000-0000-0000-0000-000000000000"):
             status, _ = await admin.ask("POST", f"{path}/keys", name="k", role="operator")
             assert status == 403
@@ -210,7 +217,8 @@ class TestKeys:
 
 class TestAliases:
     async def test_the_operators(self, service, admin):
-        """Of the organization: they are neither changed nor removed."""
+        """An administrator can neither change nor remove an alias that the operator set for the
+        organization."""
         await set_alias(service, "fast", ["llama-3.3-70b"], admin.organization_id)
         body = {"targets": ["kimi-k2-6"], "organization_id": admin.organization_id}
         path = f"{MODELS}/fast"
@@ -225,7 +233,8 @@ class TestAliases:
         assert (await admin.ask("DELETE", own + query))[0] == 204
 
     async def test_a_name_on_the_operators_list_keeps_its_meaning(self, service, caller, admin):
-        """An alias of the organization's own would give the key another model."""
+        """An organization's alias may not take a name on the operator's list, because it would give
+        the key another model."""
         await set_alias(service, "cheap", ["llama-3.3-70b"])
         path = f"/admin/v1/keys/{caller.key_id}"
         await service.operate("PATCH", path, json={"models": ["cheap"]})
@@ -237,9 +246,9 @@ class TestAliases:
             assert response.headers["x-rialto-model"] == "llama-3.3-70b"
         assert (await service.operate("PUT", f"{MODELS}/cheap", json=body))[0] == 200
 
-    async def test_targets_are_among_what_its_own_key_may_use(self, service, caller):
-        """Else it takes the key that the operator made out of force, and with that the list that
-        keeps the meaning of the names on it."""
+    async def test_targets_are_models_its_own_key_may_use(self, service, caller):
+        """An administrator's alias may target only models that its own key may use. Otherwise it
+        could escape the operator's list by revoking the key that carries it."""
         await set_alias(service, "cheap", ["llama-3.3-70b"])
         first = await administrator(service, caller, models=["cheap", "llama-3.3-70b"])
         new = {"name": "b", "role": "admin", "models": ["cheap", "llama-3.3-70b"]}
@@ -256,9 +265,9 @@ class TestAliases:
         assert status == 200
 
 
-async def test_what_was_made_before_it_was_recorded(service, caller, admin):
-    """An administrator's own stay theirs, unless the operator has changed them since; all else is
-    the operator's."""
+async def test_objects_made_before_set_by_was_recorded(service, caller, admin):
+    """Old objects belong to the administrator that made them, unless the operator has changed them
+    since; all others belong to the operator."""
     new = {"unit": "usd", "period": "day", "ceiling": "5"}
     ours = await set_limit(caller, **new)
     theirs, touched = [(await admin.ask("POST", f"{admin.path}/limits", **new))[1] for _ in "ab"]
@@ -297,8 +306,8 @@ async def test_what_was_made_before_it_was_recorded(service, caller, admin):
 
 
 @pytest.mark.parametrize(("encoding", "is_chunked"), [("", False), ("", True), ("gzip", False)])
-async def test_what_an_administrator_sends_is_small(admin, encoding, is_chunked):
-    """The event loop reads it, so one of megabytes would hold up everybody."""
+async def test_an_administrators_body_is_small(admin, encoding, is_chunked):
+    """An administrator's large body is refused, because reading it would block the event loop."""
     content = b'{"settings":{}%b}' % (b" " * MAX_SMALL_BODY_BYTES)
     headers = {**admin.headers, "Content-Type": "application/json"}
     if encoding:

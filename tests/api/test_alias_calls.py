@@ -16,8 +16,7 @@ FIRST, SECOND = MODEL, "venice-uncensored"
 
 @pytest.fixture
 async def caller(service):
-    """A caller whose organization has limits of money and of each model, for whom ``fast`` stands
-    for two models."""
+    """A caller with limits of money and of each model; the alias ``fast`` stands for two models."""
     await set_alias(service, "fast", [FIRST, SECOND])
     caller = await service.new_caller()
     await set_limit(caller, unit="usd", period="day", ceiling="100")
@@ -28,19 +27,19 @@ async def caller(service):
 
 
 def asked(upstream, path="/chat/completions"):
-    """The models that Venice was asked for, in order."""
+    """Return the models that Venice received calls for, in order."""
     return [json.loads(call.body)["model"] for call in upstream.calls.to(path)]
 
 
 async def used_by_model(caller):
-    """How many requests count on each model's limit."""
+    """Return how many requests count on each model's limit."""
     limits = await limits_of(caller)
     return {limit["model"]: limit["used"] for limit in limits if limit["model"]}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_first_model_answers(caller, upstream, stream):
-    """Venice is asked for it by its own name; the books know both."""
+    """The first target answers; Venice gets its own name, and the ledger has both names."""
     async with caller.chat(model="fast", stream=stream) as response:
         assert response.status == 200
         assert response.headers["x-rialto-model"] == FIRST
@@ -55,7 +54,8 @@ async def test_the_first_model_answers(caller, upstream, stream):
 @pytest.mark.parametrize("kind", ["at_capacity", "model_overloaded", "rate_limited", "retired"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_next_one_takes_over(caller, upstream, kind, stream):
-    """At once, whatever pause Venice names for the first; the call counts on the second alone."""
+    """The next target takes over at once, whatever pause Venice names for the first; the call
+    counts on the second only."""
     upstream.faults.push("/chat/completions", kind, times=1)
     async with caller.chat(model="fast", stream=stream) as response:
         assert response.status == 200
@@ -72,8 +72,9 @@ async def test_the_next_one_takes_over(caller, upstream, kind, stream):
 
 
 @pytest.mark.parametrize("kind", ["inference_failed", "timeout", "disconnect", "detailed"])
-async def test_what_may_have_been_charged_does_not_go_on(caller, upstream, kind):
-    """Nor does what is the caller's own mistake."""
+async def test_no_next_model_after_a_possible_charge(caller, upstream, kind):
+    """A failure that may have been charged, or that is the caller's mistake, does not go to the
+    next target."""
     upstream.faults.push("/chat/completions", kind)
     async with caller.chat(model="fast") as response:
         assert response.status >= 400
@@ -81,7 +82,8 @@ async def test_what_may_have_been_charged_does_not_go_on(caller, upstream, kind)
 
 
 async def test_a_model_without_room_is_skipped(caller, upstream):
-    """Before it is sent to, and when it would be next; no other call's room is used for it."""
+    """A target without room is skipped, both as the first and as the next one, and uses no room of
+    other calls."""
     third = "qwen3-coder-480b"
     await set_alias(caller.service, "long", [FIRST, SECOND, third])
     for limit in await limits_of(caller):
@@ -100,8 +102,9 @@ async def test_a_model_without_room_is_skipped(caller, upstream):
         assert (response.status, response.headers["x-rialto-model"]) == (200, FIRST)
 
 
-async def test_where_all_are_refused_the_first_refusal_is_told(caller, upstream):
-    """With its numbers; Venice hears of nothing."""
+async def test_if_all_are_refused_the_first_refusal_is_returned(caller, upstream):
+    """If limits refuse all targets, the caller gets the first refusal with its numbers, and Venice
+    gets no call."""
     for limit in await limits_of(caller):
         if limit["model"]:
             path = f"/admin/v1/limits/{limit['id']}"
@@ -112,8 +115,8 @@ async def test_where_all_are_refused_the_first_refusal_is_told(caller, upstream)
     assert asked(upstream) == []
 
 
-async def test_where_no_other_has_room_the_first_is_waited_for(caller, upstream):
-    """As it would be without an alias."""
+async def test_if_no_other_has_room_the_first_is_retried(caller, upstream):
+    """If no other target has room, the first is retried as without an alias."""
     for limit in await limits_of(caller):
         if limit["model"] == SECOND:
             path = f"/admin/v1/limits/{limit['id']}"
@@ -125,8 +128,8 @@ async def test_where_no_other_has_room_the_first_is_waited_for(caller, upstream)
     assert await used_by_model(caller) == {FIRST: 1, SECOND: 0}
 
 
-async def test_where_all_fail_the_last_failure_is_told(caller, upstream):
-    """And nothing is charged or held."""
+async def test_if_all_fail_the_last_failure_is_returned(caller, upstream):
+    """If all targets fail, the caller gets the last failure, and nothing is charged or held."""
     upstream.faults.push("/chat/completions", "model_overloaded")
     async with caller.chat(model="fast") as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "30")
@@ -136,11 +139,12 @@ async def test_where_all_fail_the_last_failure_is_told(caller, upstream):
 
 
 async def test_a_dearer_model_needs_room_of_its_own(service, upstream):
-    """The money that the first holds is room for the second, and no more than that."""
+    """A dearer target reuses the money held for the first target and needs room for the rest."""
     dear = "claude-opus-4-8"
     await set_alias(service, "best", [FIRST, dear])
     caller = await service.new_caller()
-    # With a limit of money Venice's own system prompt is left out, so the quote is asked for then.
+    # A limit of money removes Venice's own system prompt, so the quote is requested after the limit
+    # is set.
     limit = await set_limit(caller, unit="usd", period="day", ceiling="1000")
     _, quote = await _quoted(caller, dear)
     change = {"ceiling": quote["max_cost_usd"]}
@@ -152,7 +156,7 @@ async def test_a_dearer_model_needs_room_of_its_own(service, upstream):
         assert response.status == 200
     assert asked(upstream)[:2] == [FIRST, dear]
 
-    # What is used by now is not there for the dear one any more.
+    # The room for the dear model has been used by now.
     upstream.faults.push("/chat/completions", "at_capacity", times=1)
     async with caller.chat(model="best") as response:
         assert (response.status, response.headers["x-rialto-model"]) == (200, FIRST)
@@ -165,8 +169,8 @@ async def _quoted(caller, model):
         return response.status, await response.json()
 
 
-async def test_a_quote_is_for_the_model_that_would_be_asked(caller):
-    """Under its own name."""
+async def test_a_quote_is_for_the_model_that_would_answer(caller):
+    """A quote for an alias names and prices the model that would answer."""
     status, quote = await _quoted(caller, "fast")
     assert (status, quote["model"], quote["would_pass"]) == (200, FIRST, True)
 
@@ -185,8 +189,8 @@ async def test_a_quote_is_for_the_model_that_would_be_asked(caller):
         ("/messages", FIRST),
     ],
 )
-async def test_every_endpoint_takes_one(service, caller, upstream, path, model):
-    """The body says the model's own name, and so do the quotes that Venice is asked for."""
+async def test_every_endpoint_takes_an_alias(service, caller, upstream, path, model):
+    """On every endpoint Venice gets the model's own name, in the call and in quote requests."""
     await set_alias(service, "mine", [model])
     body = BODIES[path] | {"model": "mine"}
     async with service.http.post(f"/v1{path}", headers=caller.headers, **payload(body)) as response:
@@ -197,8 +201,8 @@ async def test_every_endpoint_takes_one(service, caller, upstream, path, model):
     assert (entry["model"], entry["requested_model"]) == (model, "mine")
 
 
-async def test_a_form_takes_one(service, caller, upstream):
-    """Its field is set where it stands; the file is what it was."""
+async def test_a_form_takes_an_alias(service, caller, upstream):
+    """The model field of a form is replaced in place, and the file is unchanged."""
     await set_alias(service, "ear", ["nvidia/parakeet-tdt-0.6b-v3"])
     form = aiohttp.FormData()
     form.add_field("model", "ear")
@@ -212,7 +216,8 @@ async def test_a_form_takes_one(service, caller, upstream):
 
 
 async def test_a_key_may_use_what_its_list_says(service, upstream):
-    """An alias opens its models under its own name only; a suffix or spelling opens nothing."""
+    """An alias on a key's list opens its models only under the alias; a suffix or another spelling
+    opens nothing."""
     await set_alias(service, "fast", [FIRST, SECOND])
     caller = await service.new_caller(models=["fast", "text-embedding-bge-m3"])
     answers = {}
@@ -237,8 +242,8 @@ async def test_a_key_may_use_what_its_list_says(service, upstream):
     assert len(upstream.calls.to("/chat/completions")) == 2
 
 
-async def test_a_trait_is_the_models_own_name_to_venice(service, caller, upstream):
-    """So that what is asked for is what was priced."""
+async def test_venice_gets_the_models_own_name_for_a_trait(service, caller, upstream):
+    """A trait is replaced by the model's own name, so Venice runs what was priced."""
     async with caller.chat(model="default") as response:
         assert response.status == 200
     expected = service.app[CATALOG].targets(caller.organization_id, "default", None, "text")
@@ -246,7 +251,8 @@ async def test_a_trait_is_the_models_own_name_to_venice(service, caller, upstrea
 
 
 async def test_an_encrypted_model_has_its_own_name_only(service, caller, upstream):
-    """Its calls are treated otherwise, which an alias would hide: they would be read."""
+    """An end-to-end encrypted model answers only to its own name, because an alias would hide that
+    its calls must not be read."""
     await set_alias(service, "private", ["e2ee-qwen3-30b"])
     for name in ("private", "E2EE Qwen3 30B"):
         for stream in (True, False):
@@ -257,8 +263,9 @@ async def test_an_encrypted_model_has_its_own_name_only(service, caller, upstrea
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
-async def test_paths_that_are_not_known_are_no_way_around(database_address, upstream, is_listed):
-    """A list of models, or a limit of one, cannot be kept where nobody knows what is asked for."""
+async def test_unknown_paths_are_no_way_around(database_address, upstream, is_listed):
+    """A key with a list of models, or with a limit of one model, may not use opened paths, because
+    their model is not known."""
     opened = ("/completions", "/odd")
     settings = make_settings(database_address, upstream.url, venice_other_paths=opened)
     async with running(settings) as service:

@@ -1,4 +1,4 @@
-"""Keys that fail, and what their callers notice of it."""
+"""Retries, cooldowns and failing upstream keys, and what callers notice of them."""
 
 import asyncio
 from decimal import Decimal
@@ -18,7 +18,7 @@ from service.upstream import Source
 
 
 async def with_keys(service):
-    """Give the service, which has the first key by its settings, the others too."""
+    """Add the other upstream keys to the one in the settings."""
     database, keyring = service.app[DATABASE], service.app[KEYRING]
     for name in KEYS[1:]:
         async with database.transaction() as conn:
@@ -29,8 +29,8 @@ async def with_keys(service):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_busy_moment_is_waited_out(caller, upstream, stream):
-    """One entry, for the answer; what was tried is said."""
+async def test_a_short_outage_is_retried(caller, upstream, stream):
+    """A call that succeeds on a retry has one entry, and a header lists the attempts."""
     upstream.faults.push("/chat/completions", "at_capacity", times=1)
     async with caller.chat(stream=stream) as response:
         await response.read()
@@ -41,14 +41,14 @@ async def test_a_busy_moment_is_waited_out(caller, upstream, stream):
     await caller.service.audit()
 
 
-async def test_a_call_that_is_answered_at_once_says_nothing_of_it(caller):
-    """The header is for what was out of the ordinary."""
+async def test_a_call_answered_at_once_has_no_attempts_header(caller):
+    """The header for attempts is absent when the first attempt succeeds."""
     async with caller.chat() as response:
         assert "x-rialto-attempts" not in response.headers
 
 
 async def test_a_long_wait_is_left_to_the_caller(caller, upstream):
-    """Venice names 30 seconds; so do we, at once."""
+    """When Venice names a pause of 30 seconds, the caller gets the error and the pause at once."""
     upstream.faults.push("/chat/completions", "model_overloaded")
     async with caller.chat() as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "30")
@@ -61,10 +61,10 @@ async def test_a_long_wait_is_left_to_the_caller(caller, upstream):
     ("stated", "attempts"),
     [("0.000001", 1), ("600", 3), ("600.0", 3), ("NOT_GIVEN", 3), ("-1", 3), ("0", 3)],
 )
-async def test_nothing_is_tried_again_for_a_caller_who_has_given_up(
+async def test_no_retry_after_the_callers_timeout(
     service, caller, upstream, name, stated, attempts
 ):
-    """SDKs say for how many seconds they wait."""
+    """The service does not retry beyond the timeout that SDKs send in a header."""
     await with_keys(service)
     upstream.faults.push("/chat/completions", "at_capacity", times=2)
     caller.headers[name] = stated
@@ -76,13 +76,13 @@ async def test_nothing_is_tried_again_for_a_caller_who_has_given_up(
 
 @pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance", "rate_limited"])
 async def test_another_key_takes_over(service, caller, upstream, kind):
-    """And the one that failed is left alone."""
+    """Another upstream key takes over, and the failing key gets a cooldown."""
     await with_keys(service)
     upstream.faults.push("*", kind, key="sandbox")
     for _ in range(12):
         async with caller.chat() as response:
             assert response.status == 200
-        # The policy for browsers has a rule of that name.
+        # The browser policy header has a rule of that name.
         headers = str(response.headers).replace("; sandbox", "")
         assert "sandbox" not in headers
 
@@ -91,8 +91,9 @@ async def test_another_key_takes_over(service, caller, upstream, kind):
     assert len(await caller.entries()) == 12
 
 
-async def test_a_key_rests_when_its_rate_is_used_up(service, upstream):
-    """By what an answer of Venice's says of it, until the time that it names."""
+async def test_a_key_cools_down_when_its_rate_is_used_up(service, upstream):
+    """A key whose rate an answer reports as used up is not used until the time that Venice
+    names."""
     venice = service.app[VENICE]
     (key,) = venice.keys.all
     upstream.faults.push("/chat/completions", "rate_spent", times=1, seconds=30)
@@ -107,8 +108,9 @@ async def test_a_key_rests_when_its_rate_is_used_up(service, upstream):
 
 
 @pytest.mark.parametrize("path", ["/image/generate", "/video/queue", "/audio/speech"])
-async def test_media_is_not_repeated(service, caller, upstream, path):
-    """Nobody knows whether a busy Venice has begun; a key that it refuses was charged nothing."""
+async def test_media_is_not_retried(service, caller, upstream, path):
+    """A media call is not retried after a busy answer, which may have started it, but is retried
+    with another key after a refusal of the key."""
     await with_keys(service)
     upstream.faults.push(path, "at_capacity")
     url = f"/v1{path}"
@@ -125,8 +127,8 @@ async def test_media_is_not_repeated(service, caller, upstream, path):
 
 
 @pytest.mark.parametrize("kind", ["inference_failed", "bad_gateway", "timeout", "disconnect"])
-async def test_what_may_have_been_charged_is_not_repeated(service, caller, upstream, kind):
-    """However many keys there are."""
+async def test_a_possible_charge_is_not_retried(service, caller, upstream, kind):
+    """A call that may have been charged is not retried, however many keys there are."""
     await with_keys(service)
     upstream.faults.push("/chat/completions", kind)
     async with caller.chat() as response:
@@ -136,8 +138,9 @@ async def test_what_may_have_been_charged_is_not_repeated(service, caller, upstr
     assert len(upstream.calls.to("/chat/completions")) == 1
 
 
-async def test_a_spent_key_is_not_asked_again(service, caller, upstream):
-    """Failing calls would lock it out; a free probe brings it back."""
+async def test_a_spent_key_is_not_used_again(service, caller, upstream):
+    """A key without balance is not used until a free probe succeeds, because failing calls would
+    lock it out."""
     upstream.faults.push("*", "insufficient_balance")
     for _ in range(5):
         async with caller.chat() as response:
@@ -152,8 +155,9 @@ async def test_a_spent_key_is_not_asked_again(service, caller, upstream):
         assert response.status == 200
 
 
-async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
-    """The breaker: its callers are told at once, those of others notice nothing."""
+async def test_a_model_that_keeps_failing_gets_a_cooldown(caller, upstream):
+    """The circuit breaker refuses one caller's calls of a failing model at once and does not affect
+    other callers."""
     upstream.faults.push("/chat/completions", "inference_failed", times=5)
     codes = []
     for _ in range(7):
@@ -168,7 +172,8 @@ async def test_a_model_that_keeps_failing_is_left_alone(caller, upstream):
 async def test_a_balance_that_does_not_last_a_day_is_an_event(
     service, caller, upstream, monkeypatch
 ):
-    """Once, in the operator's audit log; the balance is kept."""
+    """A balance that will not last a day is recorded once in the operator's audit log, and the
+    balance is kept."""
     monkeypatch.setattr(background_keys, "BALANCES_EVERY_S", 0)
     monkeypatch.setattr(background_keys, "FIRST_BALANCES_S", 0)
     database, venice = service.app[DATABASE], service.app[VENICE]
@@ -192,7 +197,8 @@ async def test_a_balance_that_does_not_last_a_day_is_an_event(
 
 @pytest.mark.parametrize("idle", range(3))
 async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller, upstream, idle):
-    """Which no other may know, being of another account, and none is asked in vain."""
+    """A queued job is fetched with the key that queued it, because no other account knows it, and
+    no other key is tried."""
     await with_keys(service)
     keys = service.app[VENICE].keys
     for index, key in enumerate(keys.all):
@@ -226,7 +232,8 @@ async def test_a_job_is_fetched_with_the_key_it_was_queued_with(service, caller,
 
 
 async def test_a_key_that_is_gone_leaves_its_jobs_to_the_others(service, caller, upstream):
-    """They may be of the same account."""
+    """The jobs of a disabled key are fetched with the other keys, which may be of the same
+    account."""
     await with_keys(service)
     keys = service.app[VENICE].keys
     for index, key in enumerate(keys.all):
@@ -245,8 +252,9 @@ async def test_a_key_that_is_gone_leaves_its_jobs_to_the_others(service, caller,
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"", b'{"queue_id": 7}'])
-async def test_a_question_about_no_job_is_answered_here(service, caller, upstream, body):
-    """Venice would count it against the key."""
+async def test_a_request_without_a_job_id_is_answered_here(service, caller, upstream, body):
+    """A request for a job that names none is not sent to Venice, which would count it against the
+    key."""
     url = "/v1/video/retrieve"
     async with service.http.post(url, headers=caller.headers, data=body) as response:
         assert (response.status, upstream.calls.to("/video/retrieve")) == (400, [])
@@ -275,8 +283,8 @@ POISON = [
 async def test_one_callers_poison_reaches_no_other(
     service, caller, upstream, fault, is_same_organization
 ):
-    """However often it is sent, and though the operator has one key only. Venice, asked about the
-    key, finds nothing wrong with it."""
+    """One caller's rejected prompts affect no other caller, however often it sends them and even
+    with one key: Venice, asked about the key, reports it valid."""
     victim = await service.new_caller("victim")
     if is_same_organization:
         _, made = await service.operate(
@@ -295,8 +303,9 @@ async def test_one_callers_poison_reaches_no_other(
     assert service.app[VENICE].keys.resting() == {}
 
 
-async def test_the_edges_refusal_is_an_answer_to_the_request(service, caller, upstream):
-    """Which is not charged, is not tried again, and says nothing of the caller's next one."""
+async def test_the_edges_refusal_concerns_one_request(service, caller, upstream):
+    """A refusal by the edge is not charged, is not retried, and does not affect the caller's next
+    call."""
     upstream.faults.push("/chat/completions", "edge_page", times=6)
     for _ in range(6):
         async with caller.chat("/etc/passwd") as response:
@@ -311,7 +320,7 @@ async def test_the_edges_refusal_is_an_answer_to_the_request(service, caller, up
 
 
 async def test_venice_is_asked_about_a_key_once_for_all(service, upstream):
-    """However many calls were refused with it at a time."""
+    """Venice is asked about a key once, however many concurrent calls it refused."""
     callers = [await service.new_caller() for _ in range(8)]
     upstream.faults.push("*", "insufficient_balance")
 
@@ -325,10 +334,9 @@ async def test_venice_is_asked_about_a_key_once_for_all(service, upstream):
 
 
 @pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance"])
-async def test_a_refusal_at_an_unknown_path_says_nothing_of_the_key(
-    service, caller, upstream, kind
-):
-    """It may be one that no such key may use: nobody else notices, and no other key is tried."""
+async def test_a_refusal_at_an_unknown_path_affects_no_key(service, caller, upstream, kind):
+    """A refusal at an unknown path may be about the path: the key gets no cooldown, and no other
+    key is tried."""
     await with_keys(service)
     url = "/api/v1/video/transcriptions"
     upstream.faults.push("/video/transcriptions", kind)
@@ -339,7 +347,8 @@ async def test_a_refusal_at_an_unknown_path_says_nothing_of_the_key(
 
 
 class TestRepeatedFailures:
-    """Keys whose failed calls of text are tried a second time, though Venice may have charged."""
+    """Keys with ``repeat_failed``, whose failed text calls are retried although Venice may have
+    charged."""
 
     @pytest.fixture
     async def caller(self, service):
@@ -351,7 +360,7 @@ class TestRepeatedFailures:
     @pytest.mark.parametrize("kind", ["inference_failed", "bad_gateway"])
     @pytest.mark.parametrize("stream", [False, True])
     async def test_both_attempts_are_booked(self, service, caller, upstream, kind, stream):
-        """The answer at its cost, the failure at an estimate, in the one entry of the call."""
+        """The call's one entry has the answer's cost and an estimate for the failed attempt."""
         upstream.faults.push("/chat/completions", kind, times=1)
         async with caller.chat("[tokens=3]", stream=stream) as response:
             await response.read()
@@ -371,7 +380,7 @@ class TestRepeatedFailures:
         assert failed > 0
 
     async def test_a_second_failure_is_the_last(self, caller, upstream):
-        """And both are estimated."""
+        """After a second failure the call fails, and both attempts are estimated."""
         upstream.faults.push("/chat/completions", "inference_failed")
         async with caller.chat("[tokens=3]") as response:
             assert response.status == 502
@@ -385,7 +394,7 @@ class TestRepeatedFailures:
         assert cost_of(entry) == 2 * cost_of(await plain.only_entry()) > 0
 
     async def test_the_hold_is_for_both(self, service, upstream):
-        """A limit that has room for one attempt only refuses the call."""
+        """The hold covers two attempts, so a limit with room for one refuses the call."""
         bounds = []
         for repeats in (False, True):
             caller = await service.new_caller(settings={"repeat_failed": repeats})
@@ -408,7 +417,8 @@ class TestRepeatedFailures:
             )
 
     async def test_a_failure_that_is_not_repeated_is_booked_once(self, service, caller, upstream):
-        """As when an outage has used up the budget of repetitions."""
+        """When an outage has used up the retry budget, the call fails without a retry and is
+        recorded once."""
         plain = await service.new_caller()
         await set_limit(plain, unit="usd", period="day", ceiling="100")
         costs = []
@@ -424,7 +434,7 @@ class TestRepeatedFailures:
         assert costs[0] == costs[1] > 0
 
     async def test_a_quote_is_for_both(self, service):
-        """It says what is held, which may all be charged."""
+        """A quote states what two attempts may cost, which is what the call holds."""
         bounds = []
         for repeats in (False, True):
             caller = await service.new_caller(settings={"repeat_failed": repeats})
@@ -437,15 +447,15 @@ class TestRepeatedFailures:
         assert bounds[1] == tuple(2 * bound for bound in bounds[0])
 
     @pytest.mark.parametrize("kind", ["timeout", "disconnect"])
-    async def test_what_nobody_knows_the_end_of_is_not_repeated(self, caller, upstream, kind):
-        """It may run at Venice still."""
+    async def test_a_call_that_may_still_run_is_not_retried(self, caller, upstream, kind):
+        """A call that may still be running at Venice is not retried."""
         upstream.faults.push("/chat/completions", kind)
         async with caller.chat() as response:
             assert response.status in (502, 504)
         assert len(upstream.calls.to("/chat/completions")) == 1
 
-    async def test_media_is_never_repeated(self, service, caller, upstream):
-        """Whatever the key says."""
+    async def test_media_is_never_retried(self, service, caller, upstream):
+        """A media call is not retried, whatever the key's settings are."""
         upstream.faults.push("/image/generate", "inference_failed")
         body = BODIES["/image/generate"]
         url = "/v1/image/generate"

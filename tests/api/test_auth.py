@@ -1,4 +1,4 @@
-"""Keys: who is let in, who is not, and how each is told."""
+"""Authentication: which keys are accepted, and the error for each that is not."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ UNKNOWN = "rk_" + "A" * 43
 
 
 async def refused(service, header):
-    """Status and code for a chat call with this Authorization header."""
+    """Post a chat call with this Authorization header; return the status and the code."""
     headers = {} if header is None else {"Authorization": header}
     async with service.http.post(CHAT, json={}, headers=headers) as response:
         return response.status, (await response.json())["error"]["code"]
@@ -37,14 +37,14 @@ async def refused(service, header):
         (f"Bearer {UNKNOWN}", "invalid_api_key"),
     ],
 )
-async def test_keys_that_are_none(upstream, service, header, code):
-    """A missing, malformed or unknown key is a 401 with a code of its own and no call."""
+async def test_invalid_keys(upstream, service, header, code):
+    """A missing, malformed or unknown key is a 401 with its own code, and Venice gets no call."""
     assert await refused(service, header) == (401, code)
     assert upstream.calls.to("/chat/completions") == []
 
 
 async def test_a_revoked_key(upstream, service, caller):
-    """A revoked key is refused on its very next call, on this replica."""
+    """A revoked key is refused on its very next call on the same replica."""
     async with caller.chat() as response:
         assert response.status == 200
 
@@ -57,7 +57,7 @@ async def test_a_revoked_key(upstream, service, caller):
 
 
 async def test_a_stale_cache_lets_no_paid_call_through(database_address, upstream):
-    """A key whose revocation was never announced is refused on its next paid call all the same."""
+    """A stale cache admits no paid call: a key whose revocation was never announced is refused."""
     stale = make_settings(database_address, upstream.url, key_cache_s=300.0)
     async with running(stale) as service:
         caller = await service.new_caller()
@@ -66,7 +66,7 @@ async def test_a_stale_cache_lets_no_paid_call_through(database_address, upstrea
         await revoke_silently(service)
 
         async with service.http.get("/v1/models", headers=caller.headers) as response:
-            assert response.status == 200  # the cache is stale indeed
+            assert response.status == 200  # This shows that the cache is stale.
         async with caller.chat() as response:
             assert response.status == 401
             assert (await response.json())["error"]["code"] == "revoked_api_key"
@@ -75,7 +75,7 @@ async def test_a_stale_cache_lets_no_paid_call_through(database_address, upstrea
 
 @pytest.fixture
 async def deaf_service(database_address, proxy, upstream):
-    """A service that no NOTIFY reaches: the connection it listens on was lost unnoticed."""
+    """A service that no NOTIFY reaches, because its listening connection was lost unnoticed."""
     settings = make_settings(
         database_address, upstream.url, database_unpooled=proxy.address, key_cache_s=300.0
     )
@@ -85,14 +85,13 @@ async def deaf_service(database_address, proxy, upstream):
 
 
 async def listed(caller):
-    """Status of the caller's list of models, and how many are on it."""
+    """Return the status of the caller's list of models and their number."""
     async with caller.service.http.get("/v1/models", headers=caller.headers) as response:
         return response.status, len((await response.json()).get("data", []))
 
 
-async def test_a_change_is_in_force_when_it_is_answered(deaf_service):
-    """The process that answered a change does not wait for its announcement: whatever was changed
-    about a caller, the next request meets it."""
+async def test_a_change_is_in_force_when_the_response_arrives(deaf_service):
+    """A process applies its own change before it responds, without waiting for the announcement."""
     service = deaf_service
     caller = await service.new_caller(models=[MODEL])
     assert await listed(caller) == (200, 1)
@@ -105,8 +104,8 @@ async def test_a_change_is_in_force_when_it_is_answered(deaf_service):
     assert await listed(caller) == (401, 0)
 
 
-async def test_a_changed_organization_is_in_force_when_it_is_answered(deaf_service, upstream):
-    """Its settings, a limit that is set and one that is deleted change what its calls send."""
+async def test_a_changed_organization_is_in_force_when_the_response_arrives(deaf_service, upstream):
+    """Changed settings and a new or deleted limit apply to the organization's next call."""
     service = deaf_service
     caller = await service.new_caller()
 
@@ -128,7 +127,7 @@ async def test_a_changed_organization_is_in_force_when_it_is_answered(deaf_servi
 
 
 async def test_a_limit_is_announced(database_address, upstream):
-    """The replica that did not set it sends the calls of its organization accordingly."""
+    """Other replicas apply a limit that is set or deleted to the organization's calls."""
     settings = make_settings(database_address, upstream.url, key_cache_s=300.0)
     async with running(settings) as here, running(settings) as there:
         caller = await here.new_caller()
@@ -151,13 +150,13 @@ async def test_a_limit_is_announced(database_address, upstream):
 
 
 async def revoke_silently(service):
-    """Revoke every key without NOTIFY, as if it had been lost."""
+    """Revoke every key without NOTIFY, as if the notification had been lost."""
     await service.app[api.DATABASE].fetch("UPDATE public.api_keys SET revoked_at = now()")
 
 
 @pytest.mark.shares_service(False)
 async def test_notify_reaches_other_replicas(database_address, upstream, service, caller):
-    """A revocation is known to unpaid routes of other replicas as soon as NOTIFY says so."""
+    """NOTIFY makes a revocation known to the unpaid routes of other replicas."""
     slow = make_settings(database_address, upstream.url, key_cache_s=300.0)
     async with running(slow) as other:
         async with other.http.get("/v1/models", headers=caller.headers) as response:
@@ -186,7 +185,7 @@ async def test_an_expired_key(service):
 
 
 async def test_the_cache_is_read_again(database_address, upstream):
-    """What NOTIFY never said is found out by reading again."""
+    """A change whose NOTIFY was lost is found when the cache entry is read again."""
     quick = make_settings(database_address, upstream.url, key_cache_s=0.2)
     async with running(quick) as service:
         caller = await service.new_caller()
@@ -200,7 +199,7 @@ async def test_the_cache_is_read_again(database_address, upstream):
 
 
 async def test_a_suspended_organization(service, caller):
-    """The keys of an organization that is not active are refused as forbidden."""
+    """The keys of a suspended organization are refused as forbidden."""
     await service.app[api.DATABASE].fetch("UPDATE public.organizations SET status = 'suspended'")
     service.app[api.CALLERS].forget()
 
@@ -211,7 +210,7 @@ async def test_a_suspended_organization(service, caller):
 
 @pytest.mark.shares_service(False)
 async def test_the_key_is_not_in_the_database(service, caller):
-    """The database holds a digest and a prefix, nowhere the key."""
+    """The database holds a digest and a prefix of a key, and nowhere the key itself."""
     rows = await service.app[api.DATABASE].fetch("SELECT k::text AS row FROM public.api_keys k")
 
     assert len(rows) == 1
@@ -220,7 +219,7 @@ async def test_the_key_is_not_in_the_database(service, caller):
 
 
 async def test_an_admin_key_makes_no_calls(service):
-    """Only keys of role inference spend."""
+    """A key of role admin makes no calls; only keys of role inference do."""
     admin = await service.new_caller(role="admin")
 
     async with admin.chat() as response:
@@ -229,14 +228,14 @@ async def test_an_admin_key_makes_no_calls(service):
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Bearer {OPERATOR_KEY}x"])
 async def test_the_operators_routes_are_closed(service, header):
-    """Without the operator's key nothing is administered."""
+    """The operator's routes refuse every request without the operator's key."""
     headers = {} if header is None else {"Authorization": header}
     async with service.http.get("/admin/v1/organizations", headers=headers) as response:
         assert response.status == 401
 
 
 async def test_the_operators_key_makes_no_calls(upstream, service):
-    """It is known, and told that it is not for calls."""
+    """The operator's key is recognized and refused on callers' routes."""
     for path in (CHAT, "/api/v1/chat/completions", "/v1/models"):
         method = "GET" if path.endswith("models") else "POST"
         status, answer = await service.operate(method, path)
@@ -246,8 +245,8 @@ async def test_the_operators_key_makes_no_calls(upstream, service):
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/admin/v1/organizations"])
-async def test_a_key_that_is_no_text(service, path):
-    """Bytes that are not UTF-8 are a malformed key."""
+async def test_a_key_that_is_not_utf8(service, path):
+    """A key with bytes that are not UTF-8 is a malformed key."""
     port = int(service.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer "
@@ -260,14 +259,14 @@ async def test_a_key_that_is_no_text(service, path):
 
 
 async def test_an_inference_key_administers_nothing(service, caller):
-    """A caller's key opens no administrative route, not even of its own organization."""
+    """An inference key opens no administrative route, not even of its own organization."""
     path = f"/admin/v1/organizations/{caller.organization_id}/ledger"
     async with service.http.get(path, headers=caller.headers) as response:
         assert response.status == 403
 
 
 async def test_an_admin_key_administers_its_own(service):
-    """An admin's key reads its own organization and no other, and makes no operators."""
+    """An admin key reads its own organization and no other, and creates no operator's key."""
     admin, other = await service.new_caller(role="admin"), await service.new_caller()
     own = f"/admin/v1/organizations/{admin.organization_id}"
 

@@ -1,4 +1,4 @@
-"""All bodies that are held take room out of one budget, of which nobody can have everything."""
+"""Bodies in memory share one budget, of which no key can take everything."""
 
 import asyncio
 from uuid import UUID
@@ -15,7 +15,7 @@ BUDGET_BYTES = 900_000
 
 @pytest.fixture
 async def service(database_address, upstream):
-    """One with little room."""
+    """A service with a small body budget."""
     settings = make_settings(
         database_address, upstream.url, body_max_bytes=MAX_BYTES, body_budget_bytes=BUDGET_BYTES
     )
@@ -25,14 +25,14 @@ async def service(database_address, upstream):
 
 
 class Held:
-    """Uploads that have begun and do not go on."""
+    """Uploads that have begun and stay unfinished."""
 
     def __init__(self, service):
         self.service = service
         self.writers = []
 
     async def begin(self, caller, size, *, chunked=False):
-        """One more; its status where it is refused at once, else None."""
+        """Begin an upload; return the status if it is refused at once, else None."""
         host, port = self.service.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         self.writers.append(writer)
@@ -53,14 +53,14 @@ class Held:
         return int(answer.split(b" ")[1])
 
     def end(self):
-        """Hang up."""
+        """Close all connections."""
         for writer in self.writers:
             writer.close()
 
 
 @pytest.fixture
 async def held(service):
-    """None yet."""
+    """Uploads, none of which has begun yet."""
     held = Held(service)
     yield held
     held.end()
@@ -68,7 +68,8 @@ async def held(service):
 
 @pytest.mark.parametrize("chunked", [True, False])
 async def test_a_key_has_a_third_of_the_room(service, held, chunked):
-    """What is stated counts before it comes; what is not stated, when it does. Others have room."""
+    """A key gets a third of the budget, by stated length or by what has arrived, and others still
+    have room."""
     greedy, other = await service.new_caller("greedy"), await service.new_caller("other")
     statuses = [await held.begin(greedy, 90_000, chunked=chunked) for _ in range(5)]
     assert statuses == [None, None, None, 503, 503]
@@ -83,8 +84,8 @@ async def test_a_key_has_a_third_of_the_room(service, held, chunked):
                     return
 
 
-async def test_room_is_given_back(service, upstream):
-    """Whatever becomes of the request."""
+async def test_a_body_returns_its_room(service, upstream):
+    """A request returns its room, however it ends."""
     caller = await service.new_caller()
     for _ in range(5):
         async with caller.chat("x" * 90_000) as answer:
@@ -97,7 +98,7 @@ async def test_room_is_given_back(service, upstream):
 
 
 async def test_one_body_of_the_largest_size_fits_any_budget(database_address, upstream):
-    """A budget that is set too small is not taken at its word."""
+    """One body of the largest allowed size always fits, even if the budget is set too small."""
     settings = make_settings(
         database_address, upstream.url, body_max_bytes=MAX_BYTES, body_budget_bytes=1024
     )

@@ -1,5 +1,5 @@
-"""What a body asks for is in its bound, in whatever way it is asked for; what is sent is what was
-priced."""
+"""A call's bound covers all that its body requests, in whatever spelling, and Venice gets the body
+that was priced."""
 
 import json
 from decimal import Decimal
@@ -24,14 +24,14 @@ RESPONSES = "/responses"
 
 
 def body_of(path, **members):
-    """A small body for the path."""
+    """Return a small body for the path."""
     conversation = {"input": "x"} if path == RESPONSES else {"messages": MESSAGES}
     maximum = "max_output_tokens" if path == RESPONSES else "max_completion_tokens"
     return {"model": MODEL, maximum: 100, **conversation, **members}
 
 
 async def send(caller, path, body):
-    """Status and decoded answer of a body, which may be bytes."""
+    """Post a body, which may be bytes; return the status and the decoded response."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {**caller.headers, "Content-Type": "application/json"}
     async with caller.service.http.post(f"/v1{path}", data=content, headers=headers) as response:
@@ -39,14 +39,14 @@ async def send(caller, path, body):
 
 
 async def quoted(caller, path, body):
-    """The quote of a body."""
+    """Return the quote for a body."""
     status, quote = await send(caller, f"/quote{path}", body)
     assert status == 200, quote
     return quote
 
 
 async def cost(caller, path, **members):
-    """The most that a body can cost; None where nobody knows."""
+    """Return the most that a body can cost; None if it is not known."""
     usd = (await quoted(caller, path, body_of(path, **members)))["max_cost_usd"]
     return None if usd is None else Decimal(usd)
 
@@ -77,7 +77,7 @@ SEARCHES = [
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("members", SEARCHES, ids=json.dumps)
 async def test_a_search_has_one_price(caller, path, members):
-    """However it is asked for: its fee, and a prompt that only the window bounds."""
+    """A search costs its fee and a prompt as long as the window, however it is requested."""
     plain = await cost(caller, path)
     one_way = await cost(caller, path, venice_parameters={"enable_web_search": "on"})
 
@@ -87,8 +87,9 @@ async def test_a_search_has_one_price(caller, path, members):
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
-async def test_what_only_mentions_a_search_is_none(caller, path):
-    """Neither a prompt nor a tool of the client's nor a wish that is none."""
+async def test_mentioning_a_search_costs_nothing(caller, path):
+    """A prompt or a client's tool that mentions a search, and a disabled search, add nothing to the
+    bound."""
     plain = await cost(caller, path)
     function = {"name": "web_search", "description": '"web_search" "x_search" "file"'}
     tool = {"type": "function", **function, "function": function}
@@ -105,7 +106,8 @@ async def test_what_only_mentions_a_search_is_none(caller, path):
 
 
 async def test_a_search_that_may_not_leave_the_client_is_left_out(caller, upstream):
-    """Codex sends it with each request. Where no tool is left, nothing is said of tools."""
+    """A search tool that may not leave the client, which Codex always sends, is left out; without
+    other tools ``tool_choice`` is left out too."""
     await set_limit(caller, unit="usd", period="day", ceiling="0.05")
     search = {"type": "web_search", "external_web_access": False}
     function = {"type": "function", "name": "f", "parameters": {}}
@@ -147,10 +149,9 @@ UNPRICED = [
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("members", UNPRICED, ids=json.dumps)
-async def test_what_nobody_knows_the_price_of_passes_no_limit_of_money(
-    service, upstream, path, members
-):
-    """Without a limit it passes. ``tolerant`` callers have some of it left out."""
+async def test_no_limit_of_money_admits_an_unknown_price(service, upstream, path, members):
+    """A limit of money refuses members with an unknown price; without one they pass, and some are
+    removed for ``tolerant`` callers."""
     caller = await service.new_caller(settings={"tolerant": False})
     assert await cost(caller, path, **members) is None
     await set_limit(caller, unit="usd", period="day", ceiling="5")
@@ -180,24 +181,26 @@ USUAL = [
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("members", USUAL, ids=json.dumps)
 async def test_what_clients_usually_send_has_a_price(service, path, members):
-    """Also where nothing is left out of the body: empty values ask for nothing, and the client
-    pays for the tools that it runs."""
+    """Members that clients usually send have a price even when nothing is removed: empty values ask
+    for nothing, and clients run their own tools."""
     caller = await service.new_caller(settings={"tolerant": False})
     assert await cost(caller, path) <= await cost(caller, path, **members) < SEARCH
 
 
 async def test_a_prediction_may_be_charged_as_output(service):
-    """What the model rejects of it, beside the maximum."""
+    """The bound of a call with a prediction includes the rejected tokens beside the maximum
+    output."""
     caller = await service.new_caller(settings={"tolerant": False})
     plain = await cost(caller, CHAT, model=OPUS)
     prediction = {"type": "content", "content": "x" * 1_000}
     predicted = await cost(caller, CHAT, model=OPUS, prediction=prediction)
-    # OPUS takes USD 5 for a million tokens of input, 25 for output.
+    # OPUS costs USD 5 for a million input tokens and USD 25 for a million output tokens.
     assert predicted - plain >= 1_000 * Decimal("0.00003")
 
 
-async def test_tolerant_callers_may_send_what_only_openai_takes(caller, upstream):
-    """Venice refuses members that it does not know."""
+async def test_tolerant_callers_may_send_members_only_openai_takes(caller, upstream):
+    """Members that only OpenAI knows are removed for tolerant callers, because Venice refuses
+    them."""
     await set_limit(caller, unit="usd", period="day", ceiling="0.05")
     openai = {"modalities": ["text"], "prediction": {"type": "content", "content": "abc"}}
     assert (await send(caller, CHAT, body_of(CHAT, **openai, audio=None)))[0] == 200
@@ -218,13 +221,13 @@ async def test_tolerant_callers_may_send_what_only_openai_takes(caller, upstream
         ("/video/queue", {"model": "wan-2.5-preview-text-to-video", "prompt": "x", "best": 1}),
     ],
 )
-async def test_members_that_are_not_known_have_no_price(caller, path, body):
-    """On any endpoint."""
+async def test_unknown_members_have_no_price(caller, path, body):
+    """A member that is not in the table makes the price unknown, on every endpoint."""
     assert (await quoted(caller, path, body))["max_cost_usd"] is None
 
 
 async def test_images_are_multiplied(caller):
-    """In OpenAI's words too."""
+    """The bound multiplies the price of an image by their number, also in OpenAI's format."""
     body = {"model": "venice-sd35", "prompt": "x"}
     one = await quoted(caller, "/images/generations", body)
     four = await quoted(caller, "/images/generations", {**body, "n": 4})
@@ -237,7 +240,7 @@ EDITOR = "firered-image-edit"
 
 @pytest.fixture
 async def priced_images(service, upstream):
-    """Models whose images cost more for more pictures, and for more quality."""
+    """Models whose price per image depends on the number of pictures and on the quality."""
     more = {"included": 1, "additional": {"usd": 0.01}}
     upstream.listing.change(EDITOR, {"pricing": {"inpaint": {"usd": 0.04}, "inputImages": more}})
     qualities = {"1K": {name: {"usd": usd} for name, usd in (("low", 0.01), ("high", 0.2))}}
@@ -260,14 +263,15 @@ async def priced_images(service, upstream):
 @pytest.mark.parametrize("path", ["/image/edit", "/image/multi-edit"])
 @pytest.mark.usefixtures("priced_images")
 async def test_every_picture_of_an_edit_counts(caller, path, members, pictures):
-    """By whatever name."""
+    """Every input picture of an edit counts in the bound, in whatever member it is."""
     quote = await quoted(caller, path, {"prompt": "x", "model": EDITOR, **members})
     assert Decimal(quote["max_cost_usd"]) == Decimal("0.03") + pictures * Decimal("0.01")
 
 
 @pytest.mark.parametrize("name", ["image", "images", "images[]"])
 async def test_a_list_of_pictures_in_a_text_is_refused(service, caller, name):
-    """Nobody here knows what Venice takes it for."""
+    """A list of pictures encoded as text is refused, because it is not known how Venice reads
+    it."""
     form = aiohttp.FormData({"prompt": "x"}, default_to_multipart=True)
     form.add_field(name, json.dumps([URL] * 3))
     url = "/v1/image/multi-edit"
@@ -277,8 +281,8 @@ async def test_a_list_of_pictures_in_a_text_is_refused(service, caller, name):
 
 
 @pytest.mark.usefixtures("priced_images")
-async def test_a_quality_that_venice_leaves_aside_saves_nothing(caller):
-    """Of the two ways to make images only Venice's own heeds it."""
+async def test_a_quality_that_venice_ignores_saves_nothing(caller):
+    """A quality changes the bound only on the route where Venice uses it."""
     body = {"model": "venice-sd35", "prompt": "x", "quality": "low"}
     for path, usd in (("/images/generations", "0.20"), ("/image/generate", "0.01")):
         assert (await quoted(caller, path, body))["max_cost_usd"] == usd
@@ -286,7 +290,7 @@ async def test_a_quality_that_venice_leaves_aside_saves_nothing(caller):
 
 @pytest.mark.parametrize("name", ["stream", "chunking_strategy", "user", "known_speaker_names[]"])
 async def test_usual_fields_of_a_transcription_have_its_price(service, caller, name):
-    """It is charged by its length, whatever OpenAI's clients say of it."""
+    """The usual fields of OpenAI's transcription clients keep the price by length."""
     form = aiohttp.FormData({name: "false"}, default_to_multipart=True)
     form.add_field("file", b"x" * 1_000, filename="a.wav")
     url = "/v1/quote/audio/transcriptions"
@@ -307,8 +311,9 @@ async def test_usual_fields_of_a_transcription_have_its_price(service, caller, n
         ({"thinking_budget": -1}, 32_768),
     ],
 )
-async def test_what_multiplies_or_raises_the_output(caller, members, output_tokens):
-    """Choices multiply it, and thoughts come beside the maximum."""
+async def test_members_that_multiply_or_raise_the_output(caller, members, output_tokens):
+    """The bound multiplies the output by the number of choices and adds reasoning beside the
+    maximum."""
     plain = await quoted(caller, CHAT, body_of(CHAT))
     quote = await quoted(caller, CHAT, body_of(CHAT, **members))
     more = quote["max_tokens"] - plain["max_tokens"] - (output_tokens - 100)
@@ -320,14 +325,15 @@ async def test_what_multiplies_or_raises_the_output(caller, members, output_toke
     "name", ["n", "best_of", "variants", "max_tokens", "max_completion_tokens", "max_output_tokens"]
 )
 async def test_counts_are_whole_numbers(caller, upstream, name, value):
-    """Venice could read a text, a fraction or a truth in another way."""
+    """Counts must be whole numbers, because Venice could read a text, a fraction or a boolean
+    differently."""
     status, answer = await send(caller, CHAT, body_of(CHAT, **{name: value}))
     assert (status, answer["error"]["param"]) == (400, name)
     assert upstream.calls.to(CHAT) == []
 
 
-async def test_a_response_is_capped_by_what_caps_responses(caller, upstream):
-    """Venice may ignore what other APIs call the maximum."""
+async def test_a_response_is_capped_by_its_own_member(caller, upstream):
+    """A response is capped by ``max_output_tokens``; Venice may ignore the maxima of other APIs."""
     body = {"model": MODEL, "input": "x", "max_tokens": 100_000, "max_completion_tokens": 5}
     assert (await send(caller, RESPONSES, body))[0] == 200
     sent = json.loads(upstream.calls.to(RESPONSES)[-1].body)
@@ -355,7 +361,7 @@ async def test_a_response_is_capped_by_what_caps_responses(caller, upstream):
     ],
 )
 async def test_a_suffix_that_can_be_read_in_two_ways_is_refused(caller, upstream, suffix):
-    """With the field and the rule."""
+    """A model suffix that can be read in two ways is a 400 that names the field and the rule."""
     for path in (CHAT, RESPONSES, "/embeddings"):
         body = {**body_of(path), "model": f"{MODEL}:{suffix}", "input": "x"}
         status, answer = await send(caller, path, body)
@@ -364,7 +370,7 @@ async def test_a_suffix_that_can_be_read_in_two_ways_is_refused(caller, upstream
 
 
 async def test_what_is_sent_is_what_was_priced(caller, upstream):
-    """A suffix goes to Venice in the spelling in which it was read."""
+    """A model suffix goes to Venice in the one spelling in which it was read."""
     for stated, sent in (
         ("enable%5Fweb%5Fsearch=o%6Eff", None),
         ("enable%5Fweb%5Fcitations=true&disable_thinking=true", "enable_web_citations=true&"),
@@ -385,8 +391,8 @@ async def test_what_is_sent_is_what_was_priced(caller, upstream):
     assert (await send(caller, "/image/generate", body))[0] == 400
 
 
-async def test_a_suffix_teaches_nobody(service, upstream):
-    """Not even what the bound did not know."""
+async def test_a_suffix_raises_nobodys_bounds(service, upstream):
+    """A prompt that exceeds its bound through a suffix does not raise other callers' bounds."""
     caller, other = await service.new_caller(), await service.new_caller("other")
     before = await cost(other, CHAT)
     for name in (f"{MODEL}:enable%5Fweb%5Fsearch=on", MODEL):
@@ -396,7 +402,7 @@ async def test_a_suffix_teaches_nobody(service, upstream):
 
 
 async def tokens(caller, *content, model=OPUS, **members):
-    """The most tokens of a message with these parts."""
+    """Return the token bound of a message with these parts."""
     message = {"role": "user", "content": list(content)}
     return (await quoted(caller, CHAT, body_of(CHAT, model=model, messages=[message], **members)))[
         "max_tokens"
@@ -404,7 +410,8 @@ async def tokens(caller, *content, model=OPUS, **members):
 
 
 async def test_a_picture_has_the_bound_of_a_picture(caller):
-    """Be it in the body or linked to; not of its bytes, and not of the window."""
+    """A picture, inline or linked, has the fixed bound of a picture rather than of its bytes or of
+    the window."""
     plain = await tokens(caller, TEXT)
     linked = await tokens(caller, TEXT, LINK)
     assert plain < linked < plain + 20_000
@@ -442,13 +449,14 @@ async def test_a_picture_has_the_bound_of_a_picture(caller):
     ],
     ids=json.dumps,
 )
-async def test_what_bytes_do_not_bound_has_the_bound_of_the_window(caller, part):
-    """Sound, video, files, and what is not known."""
+async def test_parts_without_a_bound_count_as_the_window(caller, part):
+    """Sound, video, files and unknown parts have the bound of the whole window."""
     assert await tokens(caller, TEXT, part) == WIDE_WINDOW + 100
 
 
-async def test_structure_decides_and_not_bytes(caller):
-    """A schema may name its members as it likes, and a text have any character escaped."""
+async def test_structure_decides_rather_than_bytes(caller):
+    """A schema may use any member names, and a text may escape any character, without changing the
+    bound."""
     schema = {"type": "object", "properties": {"file": {"type": "string"}, "image_url": {}}}
     tool = {"type": "function", "function": {"name": "Read", "parameters": schema}}
     assert await tokens(caller, TEXT, tools=[tool]) < 10_000
@@ -473,14 +481,15 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=json.dumps)
-async def test_what_clients_did_is_text(caller, item):
-    """Names within it say nothing of media, and neither do empty members."""
+async def test_client_items_are_text(caller, item):
+    """Items that report a client's action are bounded as text; names within them and empty members
+    do not make them media."""
     quote = await quoted(caller, RESPONSES, body_of(RESPONSES, model=OPUS, input=[item]))
     assert quote["max_tokens"] < 10_000
 
 
 async def test_a_screenshot_is_a_picture(caller):
-    """Be it the output of a computer, or part of a message."""
+    """A screenshot has the bound of a picture, as a computer's output or as part of a message."""
     screen = {"type": "computer_screenshot", "image_url": PICTURE["image_url"]["url"]}
     item = {"type": "computer_call_output", "call_id": "a", "output": screen}
     for conversation in ([item], [{**item, "output": [screen]}]):
@@ -492,22 +501,23 @@ async def test_a_screenshot_is_a_picture(caller):
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 async def test_instructions_have_parts_too(caller, path):
-    """A link to a picture is short."""
+    """Pictures in instructions have the bound of a picture, although a link to one is short."""
     parts = [{"role": "system", "content": [LINK]}]
     quote = await quoted(caller, path, body_of(path, model=OPUS, instructions=parts))
     assert quote["max_tokens"] > 16_000
 
 
 async def test_escapes_are_decoded(caller):
-    """A text has one bound, in whatever way it is written."""
+    """A text has the same bound in every escaped spelling."""
     body = body_of(CHAT, messages=[{"role": "user", "content": "a f\u00f6x \U0001f98a" * 100}])
     plain = json.dumps(body, ensure_ascii=False).encode()
     escaped = json.dumps(body, indent=4).replace("a f", "\\u0061 \\u0066").encode()
     assert await quoted(caller, CHAT, plain) == await quoted(caller, CHAT, escaped)
 
 
-async def test_claude_code_needs_no_window(caller):
-    """Its tools have properties of all names."""
+async def test_claude_code_does_not_need_the_window(caller):
+    """Claude Code's tools, whose properties have many names, do not raise the bound to the
+    window."""
     tool = {
         "name": "Read",
         "input_schema": {"type": "object", "properties": {"file": {"type": "string"}}},
@@ -540,7 +550,7 @@ NAMED = [
 
 @pytest.mark.parametrize(("members", "status"), NAMED, ids=json.dumps)
 async def test_every_model_in_a_body_must_be_allowed(service, upstream, members, status):
-    """Wherever it is named."""
+    """Every model that a body names must be allowed for the key."""
     caller = await service.new_caller(models=[MODEL, "kimi-k2-6"])
     for path in (CHAT, RESPONSES):
         answered, answer = await send(caller, path, body_of(path, **members))
@@ -549,7 +559,7 @@ async def test_every_model_in_a_body_must_be_allowed(service, upstream, members,
 
 
 async def test_fallbacks_are_in_the_bound(service, upstream):
-    """The dearest model that may answer counts. Venice gets its own names for them."""
+    """The bound is that of the dearest fallback, and Venice gets the fallbacks' own names."""
     caller = await service.new_caller(models=[MODEL, "kimi-k2-6", OPUS])
     await set_limit(caller, unit="usd", period="day", ceiling="5")
     alone = {name: await cost(caller, CHAT, model=name) for name in (MODEL, "kimi-k2-6", OPUS)}
@@ -566,7 +576,8 @@ async def test_fallbacks_are_in_the_bound(service, upstream):
 
 
 async def test_a_limit_of_one_model_is_not_passed_by_naming_another(service, caller):
-    """Calls that another model may answer could not be counted."""
+    """A call that another model may answer is refused under a limit of one model, because it could
+    not be counted."""
     await set_limit(caller, unit="requests", period="day", ceiling=0, model=OPUS)
     for members in ({"fallbacks": [{"model": OPUS}]}, {"models": [OPUS]}):
         status, answer = await send(caller, CHAT, body_of(CHAT, **members))
@@ -574,7 +585,7 @@ async def test_a_limit_of_one_model_is_not_passed_by_naming_another(service, cal
 
 
 async def test_defaults_of_a_key_are_in_the_bound(service):
-    """They are spliced into each body."""
+    """A key's defaults, which are spliced into each body, are in the bound."""
     plain = await service.new_caller()
     caller = await service.new_caller(settings={"venice_parameters": {"enable_web_search": "on"}})
     searched = await cost(plain, CHAT, venice_parameters={"enable_web_search": "on"})

@@ -1,4 +1,4 @@
-"""Settings of keys and organizations that change what Venice gets."""
+"""Settings of keys and organizations that change what Venice receives."""
 
 import json
 
@@ -24,8 +24,9 @@ def last_sent(upstream):
     return json.loads(upstream.calls.to("/chat/completions")[-1].body)
 
 
-async def test_what_venice_would_refuse_is_answered(upstream, caller):
-    """And its maximum of output is that of a call that sets none."""
+async def test_members_that_venice_would_refuse_are_removed(upstream, caller):
+    """Members that Venice would refuse are removed, and the output cap is that of a call without a
+    maximum."""
     async with caller.chat(**ODD) as response:
         assert response.status == 200, await response.text()
         (call,) = (await response.json())["choices"][0]["message"]["tool_calls"]
@@ -38,8 +39,8 @@ async def test_what_venice_would_refuse_is_answered(upstream, caller):
     }
 
 
-async def test_a_key_can_do_without(upstream, service):
-    """Then Venice has its say."""
+async def test_a_key_can_switch_tolerance_off(upstream, service):
+    """With ``tolerant`` off the body passes, and Venice refuses it."""
     caller = await service.new_caller(settings={"tolerant": False})
     async with caller.chat(**ODD) as response:
         assert response.status == 400
@@ -49,7 +50,7 @@ async def test_a_key_can_do_without(upstream, service):
 
 
 async def test_embeddings_too(upstream, caller):
-    """Without parameters that are for text alone."""
+    """Members are removed from embeddings too, and default parameters for text are not added."""
     body = {"model": "text-embedding-bge-m3", "input": "a", "dimensions": None}
     path = f"{ORGANIZATIONS}/{caller.organization_id}"
     settings = {"venice_parameters": {"disable_thinking": True}}
@@ -61,7 +62,8 @@ async def test_embeddings_too(upstream, caller):
 
 
 async def test_parameters_of_organization_key_and_call(upstream, service):
-    """The nearest to the call counts; a change is in force at once."""
+    """A call's parameters override the key's, which override the organization's; a change applies
+    at once."""
     caller = await service.new_caller(
         settings={"venice_parameters": {"disable_thinking": True, "enable_web_search": "auto"}}
     )
@@ -94,7 +96,7 @@ async def test_parameters_of_organization_key_and_call(upstream, service):
 
 
 async def test_searches_by_default_are_in_the_bound(upstream, service):
-    """A setting that costs money is no way past a limit."""
+    """A search that a setting switches on is in the bound."""
     caller = await service.new_caller(settings={"venice_parameters": {"enable_web_search": "on"}})
     await set_limit(caller, unit="usd", period="day", ceiling="0.009")
     async with caller.chat(max_tokens=1) as response:
@@ -105,7 +107,7 @@ async def test_searches_by_default_are_in_the_bound(upstream, service):
 
 
 async def test_encrypted_calls_are_not_touched(upstream, service):
-    """By no setting."""
+    """No setting changes an end-to-end encrypted call."""
     caller = await service.new_caller(settings={"venice_parameters": {"enable_x_search": True}})
     async with caller.chat(model="e2ee-qwen3-30b", stream=True, stop=None) as response:
         assert response.status == 200
@@ -120,7 +122,7 @@ async def test_encrypted_calls_are_not_touched(upstream, service):
     [{"Odd Name": 1}, {"a": {"b": 1}}, {"a": "x" * 257}, {f"a{n}": 1 for n in range(33)}, []],
 )
 async def test_bad_parameters(service, caller, parameters):
-    """Names and plain values, and not too many."""
+    """Default parameters must be names with plain values, and not too many."""
     settings = {"venice_parameters": parameters}
     for path in (f"{ORGANIZATIONS}/{caller.organization_id}", f"/admin/v1/keys/{caller.key_id}"):
         status, body = await service.operate("PATCH", path, json={"settings": settings})
@@ -128,8 +130,8 @@ async def test_bad_parameters(service, caller, parameters):
         assert body["error"]["param"].startswith("settings.venice_parameters")
 
 
-async def test_a_streamed_call_keeps_its_options(upstream, caller):
-    """Venice takes them there."""
+async def test_a_streamed_call_keeps_its_stream_options(upstream, caller):
+    """A streamed call keeps ``stream_options``, which Venice accepts there."""
     options = {"include_usage": True}
     async with caller.chat(stream=True, stream_options=options, model=MODEL) as response:
         await response.read()

@@ -1,4 +1,4 @@
-"""The names of models as the operator and administrators see and set them."""
+"""The operator's and administrators' routes for models and aliases."""
 
 import uuid
 
@@ -10,13 +10,13 @@ from service.audit import OPERATOR_ORGANIZATION_ID
 
 
 async def events(service, organization_id=OPERATOR_ORGANIZATION_ID):
-    """The audit events about models, oldest first."""
+    """Return the audit events about models, oldest first."""
     _, body = await service.operate("GET", f"{ORGANIZATIONS}/{organization_id}/audit-events")
     return [event for event in reversed(body["events"]) if event["action"].startswith("model")]
 
 
 async def as_admin(admin, method, path, **arguments):
-    """A request with an administrator's key: status and code of the error."""
+    """Send a request with an administrator's key; return the status and the error's code."""
     http = admin.service.http
     async with http.request(method, path, headers=admin.headers, **arguments) as response:
         body = await response.json() if response.status != 204 else {}
@@ -24,8 +24,8 @@ async def as_admin(admin, method, path, **arguments):
 
 
 async def test_models_are_listed_in_pages(service):
-    """Models with their prices and windows in pages that go on where the last ended; kinds can be
-    chosen."""
+    """Models are listed with prices and windows, in pages that continue without gaps, and can be
+    filtered by kind."""
     await set_alias(service, "fast", [MODEL])
     listed, after = [], ""
     while after is not None:
@@ -46,7 +46,8 @@ async def test_models_are_listed_in_pages(service):
 
 
 async def test_an_alias_is_set_changed_and_removed(service, caller):
-    """Each change is a version and an event; the same again is neither; a removal is 204, once."""
+    """Each change of an alias is a new version and an event; repeating it is neither; a removal is
+    a 204 once."""
     catalog = service.app[api.CATALOG]
     organization_id = uuid.UUID(caller.organization_id)
     made = await set_alias(service, "org/fast", [MODEL, "kimi-k2-6"])
@@ -108,7 +109,7 @@ async def test_an_alias_is_set_changed_and_removed(service, caller):
     ],
 )
 async def test_a_bad_alias(service, name, targets, param, rule):
-    """It is a 4xx that names the field and the rule."""
+    """An invalid alias is a 4xx that names the field and the rule."""
     await set_alias(service, "known", [MODEL])
     status, body = await service.operate("PUT", f"{MODELS}/{name}", json={"targets": targets})
 
@@ -119,8 +120,8 @@ async def test_a_bad_alias(service, name, targets, param, rule):
 
 
 async def test_an_administrator_has_its_own(service, caller):
-    """A key of role admin sets, sees and removes aliases of its own organization, sees those of
-    all, and nothing else."""
+    """An administrator sets, sees and removes aliases of its own organization, and sees shared
+    aliases, but no others."""
     await set_alias(service, "everyones", [MODEL])
     await set_alias(service, "theirs", [MODEL], caller.organization_id)
     admin = await service.new_caller("admin", role="admin")
@@ -142,8 +143,8 @@ async def test_an_administrator_has_its_own(service, caller):
     assert await as_admin(caller, "GET", MODELS) == refused
 
 
-async def test_an_alias_of_nobody(service):
-    """An organization that is not there is a 404, one that is no id a 400."""
+async def test_an_alias_of_an_unknown_organization(service):
+    """An unknown organization is a 404, and a malformed id a 400."""
     body = {"targets": [MODEL], "organization_id": str(uuid.uuid4())}
 
     assert (await service.operate("PUT", f"{MODELS}/fast", json=body))[0] == 404

@@ -1,4 +1,5 @@
-"""Chat completions: what callers get, what Venice gets, and what the books get, on every exit."""
+"""Chat completions: what the caller, Venice and the ledger get, on every way that a call can
+end."""
 
 import asyncio
 import json
@@ -14,7 +15,7 @@ PATHS = ["/v1/chat/completions", "/api/v1/chat/completions"]
 
 
 async def events(response):
-    """The data of each server-sent event, and the comments, of a whole answer."""
+    """Return the data of each server-sent event of a complete response, and the comments."""
     text = (await response.read()).decode()
     blocks = [block for block in text.split("\n\n") if block]
     data = [block.removeprefix("data: ") for block in blocks if block.startswith("data: ")]
@@ -22,15 +23,16 @@ async def events(response):
 
 
 async def settled(caller, count=1):
-    """The entries, once there are as many; a call that lost its client settles on its own."""
+    """Wait until there are so many entries; a call that lost its client settles in the
+    background."""
     async with asyncio.timeout(5):
         while len(entries := await caller.entries()) < count:
             await asyncio.sleep(0.02)
     return entries
 
 
-async def cut_at_venice(upstream):
-    """Wait until Venice has been told that its answer is not wanted any more."""
+async def wait_for_cancellation(upstream):
+    """Wait until Venice has noticed that its response was cancelled."""
     async with asyncio.timeout(2):
         while upstream.calls.to("/chat/completions")[0].cut_at is None:
             await asyncio.sleep(0.01)
@@ -38,13 +40,13 @@ async def cut_at_venice(upstream):
 
 @pytest.fixture
 async def caller(bounded_caller):
-    """Limits of every kind are there, and are right whatever happens to a call."""
+    """A caller with limits of every kind, which must be right however a call ends."""
     return bounded_caller
 
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_plain_call(upstream, caller, path):
-    """A plain call is answered as Venice answered it, and booked at Venice's own cost."""
+    """A plain call returns Venice's response and is recorded at Venice's cost."""
     async with caller.chat("Hello there", path=path) as response:
         answer = await response.json()
 
@@ -65,7 +67,7 @@ async def test_a_plain_call(upstream, caller, path):
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_streamed_call(upstream, caller, path):
-    """A stream arrives event by event, ends with [DONE], and is booked before its end is sent."""
+    """A stream arrives event by event, ends with [DONE], and is recorded before its end is sent."""
     async with caller.chat("[tokens=30]", path=path, stream=True) as response:
         data, _ = await events(response)
         entry = await caller.only_entry()
@@ -80,8 +82,8 @@ async def test_a_streamed_call(upstream, caller, path):
     assert cost_of(entry) * 10**9 == upstream.calls.charged_nanos > 0
 
 
-async def test_the_answer_is_venices_to_the_byte(upstream, caller):
-    """What Venice sends is what the caller gets: the same call made directly has the same body."""
+async def test_the_response_is_venices_to_the_byte(upstream, caller):
+    """The caller gets the same body that Venice returns to a direct call."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "[tokens=5]"}], "stream": True}
     direct = {"Authorization": "Bearer sandbox"}
     async with aiohttp.ClientSession() as http:
@@ -96,8 +98,8 @@ async def test_the_answer_is_venices_to_the_byte(upstream, caller):
 
 
 async def test_the_body_is_spliced_not_re_encoded(upstream, service):
-    """Venice gets the caller's bytes, odd spacing and all, with user replaced and, where the caller
-    set no maximum, the output capped."""
+    """Venice gets the caller's bytes with odd spacing kept, except that user is replaced and a
+    missing output cap is added."""
     caller = await service.new_caller()
     body = (
         b'{ "model":"%s",\n  "messages" : [{"role":"user","content":"caf\\u00e9 \xc3\xa9"}],'
@@ -115,7 +117,8 @@ async def test_the_body_is_spliced_not_re_encoded(upstream, service):
 
 
 async def test_callers_never_share_a_user(upstream, service):
-    """The pseudonym differs by organization, key and end user, and is stable for each."""
+    """The pseudonym sent as user differs by organization, key and end user, and is stable for
+    each."""
     callers = [await service.new_caller("one"), await service.new_caller("two")]
     for caller in callers:
         for user in ({"user": "alice"}, {"user": "bob"}, {}, {"user": None}, {"user": "alice"}):
@@ -128,8 +131,8 @@ async def test_callers_never_share_a_user(upstream, service):
     assert len(set(users)) == 6
 
 
-async def test_encrypted_calls_pass_untouched(upstream, caller):
-    """On an end-to-end encrypted model not a byte is changed, and its headers pass."""
+async def test_encrypted_calls_pass_unchanged(upstream, caller):
+    """The body and headers of a call to an end-to-end encrypted model pass unchanged."""
     body = b'{"model":"e2ee-qwen3-30b","stream":true,"messages":[{"role":"user","content":"00"}]}'
     headers = {
         **caller.headers,
@@ -145,7 +148,7 @@ async def test_encrypted_calls_pass_untouched(upstream, caller):
 
 
 async def test_nothing_of_the_operators_account_leaks(service):
-    """Venice's rate limits and balances are the operator's; the version is for everyone."""
+    """Venice's rate limits and balances do not reach callers; its version does."""
     caller = await service.new_caller()
     async with caller.chat() as response:
         names = {name.lower() for name in response.headers}
@@ -155,7 +158,7 @@ async def test_nothing_of_the_operators_account_leaks(service):
 
 
 async def test_what_venice_is_sent(upstream, caller):
-    """Venice gets the operator's key, no compression, and nothing of the caller's headers."""
+    """Venice gets the operator's key, no accept-encoding, and none of the caller's headers."""
     async with caller.chat() as response:
         await response.read()
 
@@ -179,7 +182,8 @@ async def test_what_venice_is_sent(upstream, caller):
     ],
 )
 async def test_refusals_that_cost_nothing(upstream, caller, kind, status, code, stream):
-    """The operator's own troubles are a 503 to the caller, and surely not charged."""
+    """The operator's own problems with Venice are a 503 for the caller and are recorded as not
+    charged."""
     upstream.faults.push("/chat/completions", kind, times=1)
 
     async with caller.chat(stream=stream) as response:
@@ -204,7 +208,7 @@ async def test_refusals_that_cost_nothing(upstream, caller, kind, status, code, 
     ],
 )
 async def test_failures_whose_cost_is_not_known(upstream, caller, kind, status, code, stream):
-    """When Venice may have charged, the entry is an estimate and never a silent zero."""
+    """A failure that Venice may have charged is recorded at an estimate, never at zero."""
     upstream.faults.push("/chat/completions", kind, times=1)
 
     async with caller.chat("a prompt of some length", stream=stream) as response:
@@ -219,8 +223,8 @@ async def test_failures_whose_cost_is_not_known(upstream, caller, kind, status, 
 
 
 async def test_venices_rejection_keeps_its_text(service):
-    """A 4xx of Venice keeps its status and its words, in OpenAI's shape, and costs nothing. With a
-    limit of money the call would not be made: nobody knows what such a member costs."""
+    """A 4xx of Venice keeps its status and text in OpenAI's format and costs nothing. The caller
+    has no limit of money, which would refuse a member of unknown price."""
     caller = await service.new_caller()
     async with caller.chat(frequency_penalti=1) as response:
         error = (await response.json())["error"]
@@ -235,7 +239,8 @@ async def test_venices_rejection_keeps_its_text(service):
 
 @pytest.mark.parametrize("has_limits", [False, True])
 async def test_an_unknown_model_is_a_404(service, caller, has_limits):
-    """Whatever limits there are: Venice is not asked, which would count against the key."""
+    """An unknown model is a 404 without asking Venice, which would count it against the key, with
+    and without limits."""
     if not has_limits:
         caller = await service.new_caller()
     body = {"model": "llama-3.3-70", "messages": [{"role": "user", "content": "x"}]}
@@ -246,8 +251,8 @@ async def test_an_unknown_model_is_a_404(service, caller, has_limits):
     assert (error["code"], error["param"]) == ("model_not_found", "model")
 
 
-async def test_venice_is_not_there(database_address, unused_tcp_port):
-    """No connection: 502, surely not charged."""
+async def test_venice_is_unreachable(database_address, unused_tcp_port):
+    """A refused connection is a 502 and is recorded as not charged."""
     settings = make_settings(database_address, f"http://127.0.0.1:{unused_tcp_port}")
     async with running(settings, knows_models=False) as service:
         caller = await service.new_caller()
@@ -259,8 +264,8 @@ async def test_venice_is_not_there(database_address, unused_tcp_port):
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_unreachable", "not_charged")
 
 
-async def test_venice_says_garbage(upstream, caller):
-    """A 200 that is no completion is a 502 to the caller."""
+async def test_venice_returns_garbage(upstream, caller):
+    """A 200 that is not a completion is a 502 for the caller."""
     upstream.faults.push("/chat/completions", "garbage", times=1)
 
     async with caller.chat() as response:
@@ -273,7 +278,7 @@ async def test_venice_says_garbage(upstream, caller):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_venice_is_silent_for_too_long(database_address, upstream, stream):
-    """A call ends when Venice is silent for longer than the setting says."""
+    """A call ends when Venice is silent for longer than the setting allows."""
     upstream.faults.push("/chat/completions", "hang", times=1)
     settings = make_settings(database_address, upstream.url, venice_silence_timeout_s=0.3)
     async with running(settings) as service:
@@ -287,7 +292,7 @@ async def test_venice_is_silent_for_too_long(database_address, upstream, stream)
 
 
 async def test_a_stalled_stream_ends_with_an_error_event(database_address, upstream):
-    """Silence in the middle of a stream becomes its last event."""
+    """A stream in which Venice falls silent ends with an error event."""
     upstream.faults.push("/chat/completions", "stall", after=3, times=1)
     settings = make_settings(database_address, upstream.url, venice_silence_timeout_s=0.3)
     async with running(settings) as service:
@@ -304,7 +309,8 @@ async def test_a_stalled_stream_ends_with_an_error_event(database_address, upstr
 
 
 async def test_a_cut_stream_ends_with_an_error_event(upstream, caller):
-    """A stream that Venice cuts ends with an error the SDK can read, and an estimate."""
+    """A stream that Venice cuts ends with an error that the SDK can read, and is recorded at an
+    estimate."""
     upstream.faults.push("/chat/completions", "cut", after=5, times=1)
 
     async with caller.chat("[tokens=9]", stream=True) as response:
@@ -318,8 +324,8 @@ async def test_a_cut_stream_ends_with_an_error_event(upstream, caller):
     assert cost_of(entry) > 0
 
 
-async def test_an_in_band_error_is_booked_as_one(upstream, caller):
-    """Venice's own error event passes through; the outcome is an error, whatever the status."""
+async def test_an_in_band_error_is_recorded_as_an_error(upstream, caller):
+    """Venice's error event passes through, and the outcome is an error whatever the status."""
     upstream.faults.push("/chat/completions", "in_band_error", after=2, times=1)
 
     async with caller.chat("[tokens=9]", stream=True) as response:
@@ -332,7 +338,8 @@ async def test_an_in_band_error_is_booked_as_one(upstream, caller):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_missing_cost_is_computed(upstream, caller, stream):
-    """Without a cost the catalogue's price times the usage is booked: the same amount."""
+    """Without a cost from Venice the entry has the catalog's price times the usage, which is the
+    same amount."""
     upstream.faults.push("/chat/completions", "missing_cost", times=1)
 
     async with caller.chat("[tokens=9]", stream=stream) as response:
@@ -346,7 +353,8 @@ async def test_missing_cost_is_computed(upstream, caller, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_missing_usage_is_estimated(upstream, caller, stream):
-    """Without usage what went by is counted, and the entry says so."""
+    """Without usage from Venice the output that went by is counted, and the entry is marked as an
+    estimate."""
     upstream.faults.push("/chat/completions", "missing_usage", times=1)
 
     async with caller.chat("[tokens=40]", stream=stream) as response:
@@ -360,7 +368,7 @@ async def test_missing_usage_is_estimated(upstream, caller, stream):
 
 
 async def test_slow_bytes_arrive_as_whole_events(upstream, caller):
-    """A stream that dribbles in pieces of a few bytes reads like any other."""
+    """A stream that arrives in pieces of a few bytes is passed on as whole events."""
     upstream.faults.push("/chat/completions", "slow_bytes", times=1)
 
     async with caller.chat("[tokens=9]", stream=True) as response:
@@ -372,7 +380,7 @@ async def test_slow_bytes_arrive_as_whole_events(upstream, caller):
 
 
 async def test_heartbeats_fill_the_silence(database_address, upstream):
-    """A silent stream gets comments, between whole events only, before and after its first one."""
+    """A silent stream gets comments between whole events, before and after its first event."""
     upstream.faults.push("/chat/completions", "slow_headers", seconds=0.5, times=1)
     settings = make_settings(database_address, upstream.url, heartbeat_s=0.1)
     async with running(settings) as service:
@@ -388,12 +396,12 @@ async def test_heartbeats_fill_the_silence(database_address, upstream):
 
 
 async def test_a_late_refusal_is_an_error_event(database_address, upstream):
-    """Once a heartbeat was sent, a refusal can only be an event of the stream."""
+    """A refusal after the first heartbeat becomes an error event of the stream."""
     upstream.faults.push("/chat/completions", "slow_headers", seconds=0.3, times=1)
     settings = make_settings(database_address, upstream.url, heartbeat_s=0.1)
     async with running(settings) as service:
         caller = await service.new_caller()
-        # Venice refuses what is not refused here: more than the model's window.
+        # Only Venice refuses this: the prompt is longer than the model's window.
         async with caller.chat("[tokens=3]" + "word " * 200_000, stream=True) as response:
             data, comments = await events(response)
         entry = await caller.only_entry()
@@ -405,8 +413,8 @@ async def test_a_late_refusal_is_an_error_event(database_address, upstream):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_hang_up_before_the_first_byte(upstream, caller, stream):
-    """A caller that leaves while Venice thinks: Venice is told at once. Nothing is known of what
-    it did, so the call cost all that it could."""
+    """When the caller leaves before the first byte, Venice is cancelled at once, and the call is
+    recorded at its bound because its cost is unknown."""
     upstream.faults.push("/chat/completions", "hang", times=1)
     waiting = asyncio.create_task(caller.chat(stream=stream).__aenter__())
     await upstream.faults.wait_held(1)
@@ -417,11 +425,12 @@ async def test_hang_up_before_the_first_byte(upstream, caller, stream):
     assert (entry["outcome"], entry["status"]) == ("client_closed", None)
     assert entry["cost_source"] == ("estimated" if stream else "bound")
     assert cost_of(entry) == Decimal(entry["bound_usd"]) > 0
-    await cut_at_venice(upstream)
+    await wait_for_cancellation(upstream)
 
 
 async def test_hang_up_in_the_middle(upstream, caller):
-    """A caller that leaves a stream is booked for all that it may have cost, and Venice is told."""
+    """When the caller leaves a stream, the call is recorded at its bound and Venice is
+    cancelled."""
     content = "[tokens=1000][delay=0.02]"
     async with caller.chat(content, stream=True, max_tokens=1000) as response:
         for _ in range(5):
@@ -434,11 +443,11 @@ async def test_hang_up_in_the_middle(upstream, caller):
     assert entry["cost_source"] == "estimated"
     assert entry["output_tokens"] == 1000
     assert cost_of(entry) == Decimal(entry["bound_usd"])
-    await cut_at_venice(upstream)
+    await wait_for_cancellation(upstream)
 
 
 async def test_a_slow_reader_holds_venice_back(upstream, caller):
-    """Backpressure reaches Venice: what nobody reads is not piled up here."""
+    """A slow reader slows Venice's sending, so unread bytes do not pile up in the service."""
     async with caller.chat("[tokens=100000]", stream=True, max_tokens=100_000) as response:
         await response.content.readline()
         await asyncio.sleep(1)
@@ -475,7 +484,8 @@ async def test_a_slow_reader_holds_venice_back(upstream, caller):
     ],
 )
 async def test_bad_bodies_never_reach_venice(upstream, caller, body, param):
-    """What Venice would surely refuse is answered here, naming the field, and is no call."""
+    """A body that Venice would certainly refuse is refused with the field's name and makes no
+    call."""
     headers = {**caller.headers, "Content-Type": "application/json"}
     async with caller.service.http.post(PATHS[0], data=body, headers=headers) as response:
         error = (await response.json())["error"]
@@ -488,7 +498,7 @@ async def test_bad_bodies_never_reach_venice(upstream, caller, body, param):
 
 
 async def test_a_large_body_is_refused(database_address, upstream):
-    """A body beyond the setting is a 413 in our shape."""
+    """A body above the configured size is a 413 in the service's error format."""
     settings = make_settings(database_address, upstream.url, body_max_bytes=10_000)
     async with running(settings) as service:
         caller = await service.new_caller()
@@ -517,7 +527,8 @@ async def test_a_stalled_body_is_given_up(database_address, upstream):
 
 
 async def test_many_calls_one_entry_each(upstream, caller):
-    """A hundred calls at once, streamed and not: one entry each, and the sum is Venice's."""
+    """A hundred concurrent calls, streamed and plain, have one entry each, and the sum is what
+    Venice charged."""
 
     async def one(number):
         async with caller.chat(f"[tokens={number % 7 + 1}]", stream=number % 2 == 0) as response:
