@@ -89,7 +89,7 @@ MUTATIONS = (
         "service/gateway/relays/stream.py",
         "metered.without_counts() if self._may_be_more(metered, outcome) else metered",
         "metered",
-        "tests/api/test_hang_ups.py::test_a_limit_holds_whoever_leaves",
+        "tests/api/test_hang_ups.py::test_a_limit_holds_when_callers_leave",
     ),
     # Bounds.
     Mutation(
@@ -144,7 +144,7 @@ MUTATIONS = (
         """    WHERE $1::uuid IS NOT NULL
       AND upstream_request_id = $2
 """,
-        "tests/api/test_queued_jobs.py::test_another_organization_has_no_part_in_a_job",
+        "tests/api/test_queued_jobs.py::test_a_job_is_unknown_to_other_organizations",
     ),
     # Callers affecting each other.
     Mutation(
@@ -188,6 +188,6 @@ MUTATIONS = (
         "service/api/intake.py",
         "length_bytes = request.content_length if coding is None else None",
         "length_bytes = request.content_length",
-        "tests/api/test_framing.py::test_the_frame_is_that_of_what_is_sent",
+        "tests/api/test_framing.py::test_the_frame_is_that_of_the_sent_bytes",
     ),
 )

@@ -1,4 +1,4 @@
-"""``GET /openapi.json`` describes every route, and only what is there."""
+"""``GET /openapi.json`` describes every route and nothing else."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ REASON = re.compile(r'\bcode="(\w+)"')
 
 
 def described_routes(app):
-    """The table that an application's routes were added by."""
+    """Return the route table that the application's routes were added from."""
     (handler,) = {
         route.handler
         for route in app.router.routes()
@@ -37,7 +37,7 @@ def described_routes(app):
 
 @pytest.fixture(scope="module")
 def app():
-    """An application of all routes, and nothing else."""
+    """An application with all routes and nothing else."""
     app = web.Application()
     add_routes(app)
     return app
@@ -45,18 +45,18 @@ def app():
 
 @pytest.fixture(scope="module")
 def routes(app):
-    """The routes with what they are."""
+    """The described routes."""
     return described_routes(app)
 
 
 @pytest.fixture(scope="module")
 def document(routes):
-    """The description, as a client reads it."""
+    """The description as a client reads it."""
     return json.loads(msgspec.json.encode(routes.document()))
 
 
 def operations(document):
-    """Each with its name; those that are others by another name left out."""
+    """The operations by name, without those that repeat another under a second prefix."""
     for path, item in document["paths"].items():
         for method, operation in item.items():
             if method != "$ref":
@@ -64,12 +64,12 @@ def operations(document):
 
 
 def test_it_is_openapi(document):
-    """A validator of OpenAPI 3.1 takes it."""
+    """A validator of OpenAPI 3.1 accepts the description."""
     schemathesis.openapi.from_dict(document).validate()
 
 
 def test_every_route_is_described(app, document):
-    """Each method and path of the route table stands in it, but HEAD."""
+    """The description has each method and path of the route table, except HEAD."""
     there = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()
@@ -82,7 +82,7 @@ def test_every_route_is_described(app, document):
 
 
 def test_a_route_cannot_go_undescribed():
-    """A route that was registered past the table is an error, not a gap."""
+    """Adding a route without a description is an error."""
     app = web.Application()
     add_routes(app)
     routes = described_routes(app)
@@ -92,8 +92,8 @@ def test_a_route_cannot_go_undescribed():
         routes.document()
 
 
-def test_every_operation_says_what_it_does(document):
-    """Each has a summary of its own docstring, in one line."""
+def test_every_operation_has_a_summary(document):
+    """Each operation has its own one-line summary, taken from its docstring."""
     for name, operation in operations(document):
         summary = operation["summary"]
         assert 4 < len(summary) < 100, name
@@ -103,7 +103,7 @@ def test_every_operation_says_what_it_does(document):
 
 
 def test_operations_have_names_of_their_own(document):
-    """No ``operationId`` is there twice."""
+    """No ``operationId`` occurs twice."""
     names = [operation["operationId"] for _, operation in operations(document)]
 
     assert len(names) == len(set(names))
@@ -129,13 +129,13 @@ def test_operations_have_names_of_their_own(document):
         ),
     ],
 )
-def test_errors_follow_from_what_a_route_is(document, name, statuses):
-    """What can go wrong is described without being written down for each route."""
+def test_errors_follow_from_the_kind_of_route(document, name, statuses):
+    """The description derives an operation's errors from the kind of its route."""
     assert dict(operations(document))[name]["responses"].keys() == statuses
 
 
 def test_messages_have_anthropics_errors(document):
-    """Each dialect's errors have its own shape."""
+    """The errors of each API format are described in that format."""
     found = {
         name: operation["responses"]["401"]["$ref"].rpartition("/")[2].partition("_")[0]
         for name, operation in operations(document)
@@ -150,7 +150,7 @@ def test_messages_have_anthropics_errors(document):
 
 
 def test_every_code_is_in_the_tree():
-    """A code that an error is given where it is raised stands with its class."""
+    """Each code that is set where an error is raised is listed with its error class."""
     given = {
         code
         for path in SERVICE.rglob("*.py")
@@ -164,16 +164,17 @@ def test_every_code_is_in_the_tree():
     assert len(given) > 5
 
 
-def test_members_that_are_not_read_may_be_there(document):
-    """Paid requests pass with more than is described; the operator's do not."""
+def test_extra_members_are_allowed_on_paid_routes_only(document):
+    """The description allows extra members in the bodies of paid routes, and forbids them on the
+    operator's."""
     schemas = document["components"]["schemas"]
 
     assert "additionalProperties" not in schemas["ChatRequest"]
     assert schemas["NewLimit"]["additionalProperties"] is False
 
 
-async def test_it_is_public_and_is_sent_once(service):
-    """No key is asked for; who has it already is told so."""
+async def test_it_is_public_and_cached(service):
+    """The description needs no key, and a client that has it already gets a 304."""
     async with service.http.get("/openapi.json") as response:
         assert response.status == 200
         assert response.content_type == "application/json"

@@ -1,4 +1,4 @@
-"""Compressed bodies: unpacked for whoever has a key, within bounds, and for nobody else."""
+"""Compressed bodies are decompressed, within bounds, only for callers with a key."""
 
 import asyncio
 import functools
@@ -26,20 +26,20 @@ FORM = "multipart/form-data; boundary=b"
 
 @pytest.fixture(scope="module")
 def bomb():
-    """300 KB that unpack to 300 MB."""
+    """300 KB that inflate to 300 MB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     zeros = b"\0" * MEBIBYTE
     return b"".join([*(packer.compress(zeros) for _ in range(300)), packer.flush()])
 
 
 async def posted(service, path, body, headers):
-    """Status and decoded answer."""
+    """Post a body; return the status and the decoded response."""
     async with service.http.post(path, data=body, headers=headers) as response:
         return response.status, await response.json(), response.headers
 
 
 def encoded(caller, coding, content_type="application/json"):
-    """The headers of a caller's body in this coding."""
+    """Return the headers of a caller's body with this encoding."""
     return {**caller.headers, "Content-Type": content_type, "Content-Encoding": coding}
 
 
@@ -48,7 +48,7 @@ def encoded(caller, coding, content_type="application/json"):
     [("gzip", packed), ("X-GZip", packed), ("deflate", zlib.compress)],
 )
 async def test_a_compressed_body_is_read(service, caller, upstream, coding, compress):
-    """Venice gets it plain."""
+    """Venice gets a compressed body decompressed."""
     status, _, _ = await posted(service, CHAT, compress(BODY), encoded(caller, coding))
 
     assert status == 200
@@ -59,7 +59,8 @@ async def test_a_compressed_body_is_read(service, caller, upstream, coding, comp
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "compress"])
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages", UPLOAD, "/v1/quote", "/api/v1/unknown"])
 async def test_other_codings_are_refused(service, caller, coding, path):
-    """In the caller's dialect, whatever happens to be installed; the answer says which are read."""
+    """Other encodings are refused in the caller's API format, whatever is installed; the response
+    lists the accepted ones."""
     body = io.BytesIO(b"x" * (2 * MEBIBYTE if path == UPLOAD else 10))
     content_type = FORM if path == UPLOAD else "application/json"
     status, answer, headers = await posted(
@@ -74,7 +75,7 @@ async def test_other_codings_are_refused(service, caller, coding, path):
 
 
 async def flooded(service, path, bomb, headers, count=20):
-    """Send as many bombs at once; the statuses, and the processor's time they took."""
+    """Send so many bombs at once; return the statuses and the processor time that they took."""
 
     async def send():
         async with service.http.post(path, data=bomb, headers=headers) as response:
@@ -90,7 +91,8 @@ async def flooded(service, path, bomb, headers, count=20):
     ("path", "status"), [(CHAT, 401), ("/health", 405), ("/nothing", 404), (UPLOAD, 401)]
 )
 async def test_nothing_is_unpacked_without_a_key(service, bomb, path, status):
-    """20 bombs of 300 MB: unpacking them takes ten seconds and more."""
+    """Without a key nothing is decompressed: 20 bombs of 300 MB would take more than ten
+    seconds."""
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
 
     statuses, took_s = await flooded(service, path, bomb, headers)
@@ -99,8 +101,8 @@ async def test_nothing_is_unpacked_without_a_key(service, bomb, path, status):
 
 
 @pytest.mark.shares_service(False)
-async def test_nothing_is_unpacked_where_no_body_is_read(service, caller, bomb):
-    """A key alone is no reason."""
+async def test_nothing_is_unpacked_on_a_route_without_a_body(service, caller, bomb):
+    """A body with a key is not decompressed on a route that reads no body."""
     headers = encoded(caller, "gzip")
     began = time.process_time()
     for _ in range(10):
@@ -113,22 +115,23 @@ async def test_nothing_is_unpacked_where_no_body_is_read(service, caller, bomb):
 @pytest.mark.shares_service(False)
 @pytest.mark.parametrize(("path", "content_type"), [(CHAT, "application/json"), (UPLOAD, FORM)])
 async def test_a_bomb_with_a_key_is_given_up(service, caller, upstream, bomb, path, content_type):
-    """Before it is as large as a body may be."""
+    """A bomb is refused before its decompressed size exceeds the limit for bodies."""
     statuses, _ = await flooded(service, path, bomb, encoded(caller, "gzip", content_type), 4)
 
     assert statuses == {413}
 
 
 @pytest.mark.parametrize("body", [b"{}", packed(BODY)[:-1], packed(BODY) + b"x"])
-async def test_a_body_of_another_coding_is_refused(service, caller, body):
-    """Cut ones too."""
+async def test_a_body_that_does_not_match_its_encoding_is_refused(service, caller, body):
+    """A body that is not, or not only, a complete body of its stated encoding is a 400."""
     status, answer, _ = await posted(service, CHAT, body, encoded(caller, "gzip"))
 
     assert (status, answer["error"]["code"]) == (400, "invalid_request")
 
 
 async def test_a_client_in_the_middle_of_its_body_sees_the_refusal(service):
-    """It looks for an answer when it has sent all, and may go on with the connection."""
+    """A client that reads after it has sent its whole body sees the refusal and may reuse the
+    connection."""
     host, port = service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     size = 20 * MEBIBYTE
@@ -149,9 +152,9 @@ async def test_a_client_in_the_middle_of_its_body_sees_the_refusal(service):
 @pytest.mark.parametrize(
     ("with_key", "length", "status"), [(False, 10, 401), (True, 50 * MEBIBYTE, 413)]
 )
-async def test_who_will_be_refused_is_not_told_to_go_on(service, caller, with_key, length, status):
-    """The answer comes in place of it, and the connection ends: whether the body comes nobody
-    knows."""
+async def test_a_refusal_replaces_100_continue(service, caller, with_key, length, status):
+    """A refused request with Expect gets the refusal in place of 100 Continue, and the connection
+    closes because the body may or may not follow."""
     host, port = service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = (
@@ -167,7 +170,7 @@ async def test_who_will_be_refused_is_not_told_to_go_on(service, caller, with_ke
 
 
 async def test_a_large_body_is_refused_by_its_head(service, caller):
-    """None of it is waited for."""
+    """A body whose stated length is too large is refused before it arrives."""
     headers = {**caller.headers, "Content-Length": str(50 * MEBIBYTE)}
 
     async def never():

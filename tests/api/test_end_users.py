@@ -1,4 +1,4 @@
-"""End users, tags and what a key's calls get where they say nothing themselves."""
+"""End users, tags and the defaults of a key."""
 
 import asyncio
 import json
@@ -11,13 +11,14 @@ from service import app as application
 
 
 def bodies(upstream):
-    """What Venice got."""
+    """Return the bodies that Venice received."""
     return [json.loads(call.body) for call in upstream.calls.to("/chat/completions")]
 
 
 @pytest.mark.parametrize("field", ["user", "safety_identifier", "anon_user_id"])
 async def test_each_end_user_has_a_limit(upstream, caller, field):
-    """However the call names its end user; Venice sees a pseudonym, the books a digest."""
+    """Each end user has its own counter, whichever member names it; Venice gets a pseudonym and the
+    ledger a digest."""
     limit = await set_limit(caller, unit="requests", period="day", ceiling=2, each_end_user=True)
     statuses = []
     for name in ("alice", "alice", "alice", "bob", None, None, None):
@@ -52,7 +53,7 @@ async def test_each_end_user_has_a_limit(upstream, caller, field):
 
 
 async def test_the_first_name_counts(caller):
-    """safety_identifier before user before anon_user_id; an empty one names nobody."""
+    """The first non-empty name of safety_identifier, user and anon_user_id counts."""
     await set_limit(caller, unit="requests", period="lifetime", ceiling=1, end_user="alice")
     named = {"user": "bob", "anon_user_id": "carol"}
     statuses = []
@@ -71,7 +72,7 @@ async def test_the_first_name_counts(caller):
 
 @pytest.mark.parametrize("field", ["user", "safety_identifier", "anon_user_id"])
 async def test_a_name_has_a_length(upstream, caller, field):
-    """128 characters pass, 129 are refused with the field's name and the rule."""
+    """A name of 128 characters passes; one of 129 is refused with the field's name and the rule."""
     async with caller.chat(**{field: "é" * 128}) as response:
         assert response.status == 200
     async with caller.chat(**{field: "é" * 129}) as response:
@@ -83,8 +84,8 @@ async def test_a_name_has_a_length(upstream, caller, field):
 
 
 async def test_one_end_users_limits_are_found_by_name(service, caller):
-    """The operator asks by the plain name and gets what binds that one: a limit of its own, and its
-    counter of the limit of each."""
+    """The operator filters by the plain name and gets that end user's own limit and its counter of
+    the limit for each."""
     own = await set_limit(caller, unit="usd", period="day", ceiling="1", end_user="alice")
     each = await set_limit(caller, unit="requests", period="day", ceiling=9, each_end_user=True)
     for name in ("alice", "alice", "bob"):
@@ -100,7 +101,7 @@ async def test_one_end_users_limits_are_found_by_name(service, caller):
     assert Decimal(by_unit["usd"]["used"]) > 0
     assert (by_unit["requests"]["template_id"], by_unit["requests"]["used"]) == (each["id"], 2)
     assert nobody["limits"] == []
-    # What is one end user's counter is changed where the limit is.
+    # A counter of a limit for each end user is changed through that limit.
     status, body = await service.operate(
         "PATCH", f"/admin/v1/limits/{by_unit['requests']['id']}", json={"ceiling": 1}
     )
@@ -108,7 +109,7 @@ async def test_one_end_users_limits_are_found_by_name(service, caller):
 
 
 async def test_an_end_users_name_is_written_nowhere(service, caller):
-    """Not in the limit, not in the audit of its making."""
+    """An end user's plain name is neither in the limit nor in the audit events."""
     await set_limit(caller, unit="requests", period="day", ceiling=9, end_user="alice@example.com")
     database = service.app[application.api.DATABASE]
     detail = await database.fetchval(
@@ -119,8 +120,8 @@ async def test_an_end_users_name_is_written_nowhere(service, caller):
     assert (await limits_of(caller))[0]["end_user"] in detail
 
 
-async def test_tags_are_booked(service, caller):
-    """They go to the entry as they are; one that is none is refused with the rule."""
+async def test_tags_are_recorded(service, caller):
+    """Tags are stored with the entry unchanged; an invalid tag is refused with the rule."""
     tags = {"team": "a", "feature": "b.c/d@e"}
     caller.headers["x-rialto-tags"] = ", ".join(f"{name}={tag}" for name, tag in tags.items())
     async with caller.chat() as response:
@@ -138,7 +139,7 @@ async def test_tags_are_booked(service, caller):
 
 
 async def test_a_key_has_a_default_maximum_of_output(service, upstream):
-    """It is the key's, can be changed, and holds for calls that set none."""
+    """A key's default output cap applies to calls that set none, and can be changed."""
     caller = await service.new_caller(settings={"default_max_output_tokens": 50})
     async with caller.chat() as response:
         assert response.headers["x-rialto-max-output-tokens"] == "50"
@@ -159,9 +160,9 @@ async def test_a_key_has_a_default_maximum_of_output(service, upstream):
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_call_is_cut_down_to_what_the_money_affords(service, upstream, is_stream):
-    """With the key's leave: the cap is said, Venice gets it, the cost stays within the limit; with
-    too little left for the least output the call is refused as any other."""
+async def test_a_call_is_cut_down_to_what_the_limit_affords(service, upstream, is_stream):
+    """A key with ``least_output_tokens`` has its call capped to what the money affords, and the cap
+    is reported; with less money than that the call is refused."""
     caller = await service.new_caller(settings={"least_output_tokens": 100})
     await set_limit(caller, unit="usd", period="month", ceiling="0.004")
     asked = {"max_tokens": 100_000, "stream": is_stream}
@@ -178,13 +179,13 @@ async def test_a_call_is_cut_down_to_what_the_money_affords(service, upstream, i
     assert 100 <= capped < 100_000
     assert (response.status, refusal["code"]) == (402, "limit_exceeded")
     (limit,) = await limits_of(caller)
-    # As much as fits: another hundred tokens would not have.
+    # The cap is as high as possible: another hundred tokens would not have fit.
     assert Decimal("0.0035") < Decimal(limit["used"]) <= Decimal("0.004")
 
 
 async def test_money_limits_do_without_venices_prompt(service, upstream, caller):
-    """In an organization with a limit of money Venice's own system prompt is left out unless the
-    caller asks for it: it would be paid for. Others get Venice's default."""
+    """A limit of money removes Venice's own system prompt, which costs money, unless the caller
+    asks for it; other organizations get Venice's default."""
     await set_limit(caller, unit="usd", period="month", ceiling="5")
     other = await service.new_caller("other")
     asked = [
@@ -208,9 +209,9 @@ async def test_money_limits_do_without_venices_prompt(service, upstream, caller)
     ]
 
 
-async def test_what_venice_adds_is_learned(service, caller):
-    """A prompt with more tokens than its bytes and the allowance bound raises the allowance of its
-    model for its own organization. What it may cost others stays as it was."""
+async def test_the_prompt_allowance_is_learned(service, caller):
+    """A prompt that Venice counts above its bound raises the allowance for its model in its own
+    organization, and in no other."""
     other = await service.new_caller("other")
 
     async def quoted(who):

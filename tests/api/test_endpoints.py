@@ -1,4 +1,4 @@
-"""Every paid endpoint: what its calls leave in the books, however they end."""
+"""The ledger entry of a call on every paid endpoint, however the call ends."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ STREAMED = {
     "/messages": {"stream": True},
     "/audio/speech": {"streaming": True},
 }
-"""What makes the same call one whose answer comes in pieces."""
+"""Members that turn the same call into a streamed one."""
 CASES = [
     *(pytest.param(path, BODIES[path], id=path) for path in BODIES),
     *(
@@ -27,29 +27,30 @@ pytestmark = pytest.mark.shares_service
 
 
 def post(caller, path, body, **more):
-    """A call, to be used with ``async with``."""
+    """Post a call, for use with ``async with``."""
     url = "/v1" + path.format(network="base-mainnet")
     return caller.service.http.post(url, headers=caller.headers, **payload(body), **more)
 
 
 def charged(upstream):
-    """What Venice charged for all calls, in nano-dollars."""
+    """Return what Venice charged for all calls, in nano-dollars."""
     return sum(call.charged_nanos for call in upstream.calls)
 
 
 def endpoint_of(path):
-    """The name of a path in the books."""
+    """Return the name of a path's endpoint in the ledger."""
     return ENDPOINT_ALIASES.get(path, path)
 
 
 def at_venice(path):
-    """Where Venice gets the call."""
+    """Return the path at which Venice receives the call."""
     return endpoint_of(path).format(network="base-mainnet")
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
-async def test_an_answer_is_booked_at_its_cost(upstream, caller, path, body):
-    """To the nano-dollar what Venice charged; where Venice states no price, it is unknown."""
+async def test_a_response_is_recorded_at_its_cost(upstream, caller, path, body):
+    """The entry has exactly what Venice charged, or an unknown cost where Venice states no
+    price."""
     async with post(caller, path, body) as response:
         assert response.status == 200, await response.text()
         assert await response.read()
@@ -65,8 +66,8 @@ async def test_an_answer_is_booked_at_its_cost(upstream, caller, path, body):
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
-async def test_a_refused_call_is_not_booked(upstream, caller, path, body):
-    """And Venice does not hear of it; its price may be asked."""
+async def test_a_refused_call_is_not_recorded(upstream, caller, path, body):
+    """A call that a limit refuses has no entry and is not sent to Venice."""
     await set_limit(caller, unit="requests", period="day", ceiling=0)
     async with post(caller, path, body) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (
@@ -80,7 +81,7 @@ async def test_a_refused_call_is_not_booked(upstream, caller, path, body):
 
 @pytest.mark.parametrize(("path", "body"), CASES)
 async def test_venices_refusal_costs_nothing(upstream, caller, path, body):
-    """Whatever the limits: there is room for the next call at once."""
+    """A call that Venice refuses is recorded as not charged."""
     upstream.faults.push(at_venice(path), "content_policy")
     async with post(caller, path, body) as response:
         assert response.status == 422
@@ -93,9 +94,9 @@ async def test_venices_refusal_costs_nothing(upstream, caller, path, body):
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
-async def test_an_unknown_end_is_booked_at_the_bound(upstream, caller, path, body):
-    """Nobody knows what Venice charged: never more than the bound is taken for it, and never
-    nothing where there is a price."""
+async def test_an_unknown_end_is_recorded_at_the_bound(upstream, caller, path, body):
+    """A call that Venice cuts is recorded at an estimate within its bound, and never at zero if it
+    has a price."""
     upstream.faults.push(at_venice(path), "disconnect")
     async with post(caller, path, body) as response:
         assert response.status == 502
@@ -107,8 +108,8 @@ async def test_an_unknown_end_is_booked_at_the_bound(upstream, caller, path, bod
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
-async def test_a_caller_that_leaves_is_booked(upstream, caller, path, body):
-    """Once, and with nothing held afterwards."""
+async def test_a_caller_that_leaves_is_recorded(upstream, caller, path, body):
+    """A call whose caller leaves has one entry, and nothing is held afterwards."""
     upstream.faults.push(at_venice(path), "hang")
     with pytest.raises(TimeoutError):
         async with post(caller, path, body, timeout=aiohttp.ClientTimeout(total=0.3)):

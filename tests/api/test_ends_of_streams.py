@@ -1,4 +1,4 @@
-"""Answers of a Venice that does not end them as it should."""
+"""Streams that Venice does not end as it should."""
 
 import asyncio
 import json
@@ -25,8 +25,8 @@ NO_MESSAGE = {"id": "c", "model": "m", "choices": "none", "usage": USAGE}
 
 @pytest.fixture(params=[TOKEN + ERROR])
 async def caller(request, database_address, aiohttp_server):
-    """A caller of a service whose Venice sends such a stream; here it breaks off in the middle of
-    its error."""
+    """A caller of a service whose Venice sends the given stream; by default it breaks off within an
+    error."""
     events = request.param
 
     async def chat(request):
@@ -50,8 +50,9 @@ async def caller(request, database_address, aiohttp_server):
         await service.audit()
 
 
-async def test_an_error_without_its_end_is_one(caller):
-    """Said in our words, as the stream's last event."""
+async def test_a_truncated_error_is_an_error(caller):
+    """An error event that Venice truncates becomes the service's own error as the stream's last
+    event."""
     async with caller.chat(model="m", stream=True) as response:
         body = await response.read()
 
@@ -65,8 +66,8 @@ async def test_an_error_without_its_end_is_one(caller):
 @pytest.mark.parametrize(
     "caller", [b"data: [DONE]\n\n", b"data: []\n\ndata: [DONE]\n\n"], indirect=True
 )
-async def test_a_stream_that_makes_no_answer_is_booked_as_it_was_answered(caller):
-    """It came to its end, but there is nothing to put together."""
+async def test_a_stream_without_a_result_is_recorded_as_502(caller):
+    """A complete stream without anything to assemble is recorded as the 502 that the caller got."""
     async with caller.chat(model="m", max_tokens=20_000) as response:
         error = (await response.json())["error"]
 
@@ -78,8 +79,9 @@ async def test_a_stream_that_makes_no_answer_is_booked_as_it_was_answered(caller
 @pytest.mark.parametrize(
     ("caller", "max_tokens"), [(BAD_ID, 10), (BAD_ID, 20_000)], indirect=["caller"]
 )
-async def test_what_cannot_be_said_is_booked_as_it_was_answered(caller, max_tokens):
-    """Whether it came whole or was put together. It is what Venice charges for all the same."""
+async def test_a_result_that_cannot_be_translated_is_recorded_as_502(caller, max_tokens):
+    """A plain or assembled result that cannot be translated is recorded as a 502, at the cost of
+    its usage."""
     headers = {"x-api-key": caller.key, "anthropic-version": "2023-06-01"}
     asked = {
         "model": "m",
@@ -103,7 +105,7 @@ async def odd(database_address):
 
 
 def held(*pieces):
-    """Writes these and then keeps the stream open."""
+    """Return an answer that writes these pieces and keeps the stream open."""
 
     async def answer(request, writer):
         writer.write(head("200 OK", "text/event-stream"))
@@ -141,8 +143,9 @@ ASKED = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content
         ("/chat/completions", [TOKEN, SO_FAR], b"usage", "client_closed"),
     ],
 )
-async def test_who_leaves_after_the_last_event_has_it_all(odd, path, pieces, terminal, outcome):
-    """Clients do not wait for the end of the body."""
+async def test_a_caller_may_leave_after_the_last_event(odd, path, pieces, terminal, outcome):
+    """A call whose caller closes after the last event, before the body ends, is recorded as
+    successful."""
     venice, caller = odd
     venice.answer = held(*pieces)
     asked = dict(ASKED, stream=True)
@@ -176,8 +179,9 @@ async def test_who_leaves_after_the_last_event_has_it_all(odd, path, pieces, ter
     ],
 )
 @pytest.mark.parametrize("has_cost", [True, False])
-async def test_what_cannot_be_translated_is_venices_error(odd, odd_event, has_cost):
-    """It did not end because its caller left, and what it costs comes after it, or is its bound."""
+async def test_an_event_that_cannot_be_translated_is_an_upstream_error(odd, odd_event, has_cost):
+    """An event that cannot be translated is an upstream error, with the cost that follows it or
+    else the bound."""
     venice, caller = odd
     rest = [SPENT, b"data: [DONE]\n\n"] if has_cost else []
     venice.answer = stream(TOKEN, odd_event, *rest)
@@ -198,7 +202,7 @@ async def test_what_cannot_be_translated_is_venices_error(odd, odd_event, has_co
 
 
 def delta(content, **more):
-    """A chunk of a completion, with the text as JavaScript would write it."""
+    """Return a chunk of a completion, with the text as JavaScript encodes it."""
     return b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (
         content
     )
@@ -216,8 +220,9 @@ PLAIN = (
 
 @pytest.mark.parametrize("maximum", [100, 20_000])
 @pytest.mark.parametrize("path", ["/messages", "/chat/completions"])
-async def test_halves_of_characters(odd, path, maximum):
-    """Are joined where they are put together, else sent on as they came; none loses the cost."""
+async def test_lone_surrogates(odd, path, maximum):
+    """Surrogate halves are joined in an assembled response and passed on unchanged in a stream; the
+    cost is kept in both."""
     venice, caller = odd
     venice.answer = whole(PLAIN) if maximum == 100 else stream(*HALVES, *END)
     asked = {**ASKED, "max_tokens": maximum}
@@ -241,8 +246,9 @@ async def test_halves_of_characters(odd, path, maximum):
     )
 
 
-async def test_halves_of_characters_in_a_stream_of_a_message(odd):
-    """A half waits for its other half, in text, thinking and the arguments of tools."""
+async def test_lone_surrogates_in_a_translated_message(odd):
+    """In a translated stream a surrogate half waits for the other one, in text, thinking and
+    arguments of tools."""
     venice, caller = odd
     call = b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,%b}]}}]}\n\n'
     tools = [
@@ -263,8 +269,8 @@ async def test_halves_of_characters_in_a_stream_of_a_message(odd):
     assert (await caller.only_entry())["outcome"] == "ok"
 
 
-async def test_halves_of_characters_in_a_response_that_is_put_together(odd):
-    """Its last event has it all, byte for byte."""
+async def test_lone_surrogates_in_an_assembled_response(odd):
+    """An assembled response equals the stream's last event, byte for byte."""
     venice, caller = odd
     answer = (
         b'{"id":"r","output":[{"text":"a \\ud83d b \\ud83d\\ude00"}],'

@@ -1,4 +1,4 @@
-"""Bodies that Venice could read otherwise than they are read here."""
+"""Bodies that Venice could read differently from the service."""
 
 import json
 
@@ -14,17 +14,17 @@ pytestmark = pytest.mark.shares_service
 
 @pytest.fixture
 async def caller(service):
-    """Whose key may use one model that hears."""
+    """A caller whose key may use one speech-to-text model."""
     return await service.new_caller(models=[ALLOWED])
 
 
 def part(head, value):
-    """A part of the boundary b."""
+    """Return a part of a form with boundary b."""
     return f"--b\r\n{head}\r\n\r\n{value}\r\n".encode()
 
 
 def named(name, more=""):
-    """The header that says the name."""
+    """Return the Content-Disposition header with this name."""
     return f'Content-Disposition: form-data; name="{name}"{more}'
 
 
@@ -78,7 +78,7 @@ TRICKS = {
 
 
 async def refused(service, caller, path, content_type, content):
-    """Status and field of the service's answer."""
+    """Post the body; return the status and the field in the error."""
     headers = {**caller.headers, "Content-Type": content_type}
     async with service.http.post(f"/v1{path}", data=content, headers=headers) as response:
         answer = await response.json()
@@ -87,7 +87,7 @@ async def refused(service, caller, path, content_type, content):
 
 @pytest.mark.parametrize("trick", TRICKS)
 async def test_no_form_hides_a_model(service, upstream, caller, trick):
-    """From the list of models that its key may use."""
+    """No trick in a form hides a model from the key's list."""
     status, _ = await refused(service, caller, "/audio/transcriptions", *TRICKS[trick])
 
     assert status in (400, 403)
@@ -95,7 +95,7 @@ async def test_no_form_hides_a_model(service, upstream, caller, trick):
 
 
 async def test_a_plain_form_passes(service, caller):
-    """With the model that its key may use, and not with another one."""
+    """A well-formed form passes with an allowed model, and is refused with another one."""
     headers = {**caller.headers, "Content-Type": TYPE}
     statuses = {}
     for model in (ALLOWED, OTHER):
@@ -117,15 +117,16 @@ READ_AS_JSON = {
     "/video/retrieve": {"model": "x", "queue_id": "x"},
     "/audio/voice-changer/complete": {"model": "x", "queue_id": "x"},
 }
-"""Whose type Venice gets to know."""
+"""Content types of JSON whose type Venice gets to know."""
 
 
 @pytest.mark.parametrize("path", READ_AS_JSON)
 @pytest.mark.parametrize(
     "content_type", ["application/x-www-form-urlencoded", "text/plain", "application/jsonx", "json"]
 )
-async def test_what_is_read_as_json_is_said_to_be(service, upstream, path, content_type):
-    """Or Venice would read something else in it, such as another model."""
+async def test_a_body_read_as_json_is_declared_as_json(service, upstream, path, content_type):
+    """A body that the service reads as JSON is declared as JSON to Venice, which could otherwise
+    find another model in it."""
     caller = await service.new_caller()
     content = json.dumps(READ_AS_JSON[path]).encode()
 
@@ -138,8 +139,9 @@ async def test_what_is_read_as_json_is_said_to_be(service, upstream, path, conte
     "content_type",
     [None, "application/json; charset=utf-7", "Application/JSON", "application/vnd.x.v1+json"],
 )
-async def test_venice_is_told_json(service, upstream, path, content_type):
-    """Whichever way it was said, or not at all: nothing there changes how the bytes are read."""
+async def test_venice_gets_a_json_content_type(service, upstream, path, content_type):
+    """Venice gets a JSON content type, whatever the caller's header is: nothing in it changes how
+    the bytes are read."""
     caller = await service.new_caller()
     stated = {"Content-Type": content_type} if content_type else {}
     body = READ_AS_JSON[path]

@@ -1,5 +1,5 @@
-"""How the body of an upload is framed towards Venice, by what is really sent; and that nothing of
-it can become part of the next request on the same connection."""
+"""The service frames an upload by what it really sends, so that no part of it can become the next
+request on the connection."""
 
 import asyncio
 import contextlib
@@ -26,8 +26,10 @@ PLAIN_ANSWER = (
 
 
 class Venice:
-    """A Venice that keeps its connections, and the bodies of uploads as their frames have them.
-    ``answers_after`` makes it answer an upload when it has so many bytes, and read on."""
+    """A Venice that keeps connections open and collects the bodies of uploads as they are framed.
+
+    ``answers_after`` makes it answer an upload after so many bytes, and read on.
+    """
 
     def __init__(self):
         self.heads = []
@@ -35,7 +37,7 @@ class Venice:
         self.answers_after = None
 
     async def serve(self, reader, writer):
-        """One connection."""
+        """Serve one connection."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -56,7 +58,7 @@ class Venice:
 
 
 async def _pieces_of_frame(reader, head):
-    """The body of a request with this head."""
+    """Yield the pieces of the body of a request with this head."""
     left = int((re.findall(rb"content-length: (\d+)", head) or [0])[0])
     is_chunked = b"transfer-encoding: chunked" in head
     while left or is_chunked:
@@ -76,7 +78,7 @@ async def _pieces_of_frame(reader, head):
 
 @pytest.fixture
 async def venice():
-    """Such a Venice."""
+    """A running framing Venice."""
     venice = Venice()
     server = await asyncio.start_server(venice.serve, "127.0.0.1", 0, limit=64 * MEBIBYTE)
     venice.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -86,7 +88,7 @@ async def venice():
 
 @pytest.fixture
 async def service(database_address, venice):
-    """A service before it."""
+    """A service before this Venice."""
     settings = make_settings(database_address, venice.url)
     async with running(settings, knows_models=False) as service:
         yield service
@@ -94,7 +96,7 @@ async def service(database_address, venice):
 
 
 async def pieces(content, pause=None):
-    """A body in pieces; before the last one it waits."""
+    """Yield the body in pieces, with a pause before the last."""
     for at in range(0, len(content), 65_536):
         if pause is not None and at + 65_536 >= len(content):
             await pause.wait()
@@ -104,11 +106,11 @@ async def pieces(content, pause=None):
 @pytest.mark.parametrize("content", [NOISE, NOISE + b"x" * 5 * MEBIBYTE], ids=["noise", "text"])
 @pytest.mark.parametrize("coding", ["gzip", None])
 @pytest.mark.parametrize("with_length", [True, False])
-async def test_the_frame_is_that_of_what_is_sent(
+async def test_the_frame_is_that_of_the_sent_bytes(
     service, caller, venice, content, coding, with_length
 ):
-    """Of its length where that is known, else in chunks; and of nothing that the caller said of the
-    connection to us."""
+    """The upload has the length of its bytes where it is known, else chunked encoding, and no
+    connection header of the caller's."""
     body = packed(content) if coding else content
     headers = {**caller.headers, **FORM}
     if coding:
@@ -134,8 +136,8 @@ async def test_the_frame_is_that_of_what_is_sent(
 async def test_no_other_request_becomes_part_of_a_body(
     service, caller, venice, coding, with_length, answers_after
 ):
-    """When Venice answers before it has all that it was told of, the next request, which has the
-    operator's key, is not the rest."""
+    """When Venice answers before the whole upload arrived, the next request is not read as its
+    rest."""
     venice.answers_after = answers_after
     body = packed(NOISE) if coding else NOISE
     headers = {**caller.headers, **FORM}
@@ -157,8 +159,9 @@ async def test_no_other_request_becomes_part_of_a_body(
 
 
 @pytest.mark.parametrize("how", ["hang-up", "bad-coding", "too-large"])
-async def test_nor_one_whose_caller_failed(service, caller, venice, how):
-    """Whatever ended the body."""
+async def test_a_failed_upload_does_not_reach_the_next_request(service, caller, venice, how):
+    """An upload that fails on the caller's side leaves no bytes that become part of another
+    request."""
     body = packed(NOISE + b"y" * 40 * MEBIBYTE if how == "too-large" else NOISE)
     if how == "bad-coding":
         body = body[: len(body) // 2] + b"no gzip" * 100_000

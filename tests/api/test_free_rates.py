@@ -1,5 +1,4 @@
-"""What costs nothing counts against limits on requests: a caller over its rate reaches Venice by no
-door."""
+"""Free requests count against limits on requests, so a caller over its rate cannot reach Venice."""
 
 import asyncio
 
@@ -27,7 +26,7 @@ PATHS = [
 
 
 async def asked(caller, method, path, body=None):
-    """Status and error of a request."""
+    """Send a request; return the status and the error."""
     async with caller.service.http.request(
         method, path, json=body, headers=caller.headers
     ) as response:
@@ -36,7 +35,7 @@ async def asked(caller, method, path, body=None):
 
 
 def of_callers(upstream):
-    """What reached Venice, without what the service asks on its own account."""
+    """Return the calls that reached Venice, without the service's own requests."""
     own = ("/models", "/api_keys")
     return [call for call in upstream.calls if not call.path.startswith(own)]
 
@@ -44,7 +43,7 @@ def of_callers(upstream):
 @pytest.mark.parametrize("of_key", [True, False])
 @pytest.mark.parametrize("period", ["minute", "hour"])
 async def test_free_requests_count(caller, upstream, of_key, period):
-    """All that there are together, and paid calls with them; the books stay as they are."""
+    """Free requests count together with paid calls, and leave the ledger unchanged."""
     await set_limit(caller, unit="requests", period=period, ceiling=len(PATHS), of_key=of_key)
     for path in PATHS:
         assert (await asked(caller, *path))[0] != 429
@@ -62,7 +61,7 @@ async def test_free_requests_count(caller, upstream, of_key, period):
 
 
 async def test_paid_calls_count_for_free_requests(caller, upstream):
-    """A caller whose rate is used up by calls asks for nothing free either."""
+    """A caller whose rate is used up by paid calls is refused free requests too."""
     await set_limit(caller, unit="requests", period="minute", ceiling=1)
     async with caller.chat() as response:
         assert response.status == 200
@@ -75,8 +74,8 @@ async def test_paid_calls_count_for_free_requests(caller, upstream):
     assert of_callers(upstream) == before
 
 
-async def test_other_callers_and_other_limits_do_not_matter(service, caller):
-    """A limit of a day, of money or of another organization has nothing to do with it."""
+async def test_other_callers_and_limits_do_not_count(service, caller):
+    """Limits of a day, of money, or of another organization do not refuse a free request."""
     other = await service.new_caller("other")
     await set_limit(other, unit="requests", period="minute", ceiling=0)
     await set_limit(caller, unit="requests", period="day", ceiling=1)
@@ -87,8 +86,8 @@ async def test_other_callers_and_other_limits_do_not_matter(service, caller):
     assert (await asked(other, "GET", "/v1/models"))[0] == 429
 
 
-async def test_what_is_forgotten_is_never_the_callers_own(caller, monkeypatch):
-    """A caller with two limits that are new when there is room for none."""
+async def test_a_callers_own_counters_are_not_evicted(caller, monkeypatch):
+    """A caller's own new counters are not evicted when there is room for none."""
     monkeypatch.setattr(free_requests, "MAX_LIMITS", 1)
     for of_key in (True, False):
         await set_limit(caller, unit="requests", period="minute", ceiling=1, of_key=of_key)
@@ -97,9 +96,9 @@ async def test_what_is_forgotten_is_never_the_callers_own(caller, monkeypatch):
     assert (await asked(caller, "GET", "/v1/models"))[0] == 429
 
 
-async def test_a_price_that_is_asked_for_counts(caller, upstream):
-    """A queued job that its limits refuse has had its price asked for at Venice, where other calls
-    that are refused are not heard of."""
+async def test_a_price_request_counts(caller, upstream):
+    """A queued job that its limits refuse counts as a request, because Venice was asked for its
+    price; other refused calls do not."""
     await set_limit(caller, unit="requests", period="minute", ceiling=3)
     money = await set_limit(caller, unit="usd", period="day", ceiling="0")
     job = ("POST", "/v1/video/queue", BODIES["/video/queue"])
@@ -113,7 +112,7 @@ async def test_a_price_that_is_asked_for_counts(caller, upstream):
 
 
 async def test_a_job_counts_once(caller, upstream):
-    """Though Venice was asked for its price before."""
+    """A job whose price was requested first counts once."""
     await set_limit(caller, unit="requests", period="minute", ceiling=3)
     job = ("POST", "/v1/video/queue", BODIES["/video/queue"])
     assert [(await asked(caller, *job))[0] for _ in range(4)] == [200, 200, 200, 429]
@@ -121,7 +120,7 @@ async def test_a_job_counts_once(caller, upstream):
 
 
 async def test_a_limit_of_one_model_counts_calls_of_that_model_alone(caller, upstream):
-    """Neither free requests, which are of no model, nor calls of another one."""
+    """A limit of one model counts neither free requests nor calls of other models."""
     video = BODIES["/video/queue"]
     await set_limit(caller, unit="requests", period="minute", ceiling=1, model=video["model"])
     await set_limit(caller, unit="requests", period="minute", ceiling=100)

@@ -1,5 +1,5 @@
-"""Callers that hang up: billed exactly where their key wants the answer read to its end, and never
-for less than Venice charges."""
+"""Callers that hang up: their calls cost never less than Venice charges, and exactly that with
+``on_disconnect: finish``."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ JSON = "application/json"
 
 @pytest.fixture
 async def caller(service):
-    """Somebody whose answers are finished without them."""
+    """A caller whose key has ``on_disconnect`` set to ``finish``."""
     caller = await service.new_caller(settings={"on_disconnect": "finish"})
     await set_limit(caller, unit="usd", period="day", ceiling="100")
     await set_limit(caller, unit="concurrency", ceiling=10)
@@ -31,7 +31,7 @@ async def caller(service):
 
 
 async def settled(caller):
-    """The one entry, once it is there."""
+    """Wait for the single entry and return it."""
     async with asyncio.timeout(10):
         while not (entries := await caller.entries()):
             await asyncio.sleep(0.02)
@@ -40,7 +40,7 @@ async def settled(caller):
 
 
 def charged(upstream):
-    """What Venice charged for the one call, in US dollars, which it was left to finish."""
+    """Wait until Venice has finished the one call; return its charge in US dollars."""
     (call,) = upstream.calls.to("/chat/completions")
     assert call.cut_at is None
     return call.charged_nanos / 10**9
@@ -48,8 +48,9 @@ def charged(upstream):
 
 @pytest.mark.parametrize("maximum", [100, 20_000])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_it_costs_what_venice_charges(upstream, caller, stream, maximum):
-    """Streamed, plain, or put together: the entry has Venice's own word."""
+async def test_a_finished_call_has_venices_cost(upstream, caller, stream, maximum):
+    """A plain, streamed or assembled call that is finished without its caller has the cost that
+    Venice reports."""
     content = "[tokens=30][delay=0.02]"
     waiting = asyncio.create_task(
         caller.chat(content, stream=stream, max_tokens=maximum).__aenter__()
@@ -70,7 +71,7 @@ async def test_it_costs_what_venice_charges(upstream, caller, stream, maximum):
 
 
 async def test_a_stream_left_in_the_middle_is_finished(upstream, caller):
-    """Its hold stays until then, so that limits go on counting it."""
+    """A stream that its caller left is read to its end, and limits count its hold until then."""
     async with caller.chat("[tokens=60][delay=0.02]", stream=True) as response:
         for _ in range(6):
             await response.content.readline()
@@ -85,8 +86,8 @@ async def test_a_stream_left_in_the_middle_is_finished(upstream, caller):
     assert gateway.open_calls == 0
 
 
-async def test_one_that_venice_breaks_is_estimated(upstream, caller):
-    """What is known by then is what is booked."""
+async def test_a_finished_call_that_venice_cuts_is_estimated(upstream, caller):
+    """A call that Venice cuts after its caller left is recorded at an estimate."""
     upstream.faults.push("/chat/completions", "cut", after=20)
     async with caller.chat("[tokens=60][delay=0.02]", stream=True) as response:
         await response.content.readline()
@@ -97,8 +98,8 @@ async def test_one_that_venice_breaks_is_estimated(upstream, caller):
     assert 10 < entry["output_tokens"] <= 20
 
 
-async def test_a_shutdown_ends_it(upstream, caller):
-    """And its entry is written."""
+async def test_a_shutdown_ends_a_finishing_call(upstream, caller):
+    """A shutdown ends the reading of a left response and writes its entry."""
     upstream.faults.push("/chat/completions", "stall", after=5)
     async with caller.chat("[tokens=60]", stream=True) as response:
         await response.content.readline()
@@ -116,8 +117,8 @@ async def test_a_shutdown_ends_it(upstream, caller):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_what_venice_refuses_after_all_costs_nothing(upstream, caller, stream):
-    """It never ran."""
+async def test_a_refusal_after_the_caller_left_costs_nothing(upstream, caller, stream):
+    """A call that Venice refuses after its caller left is recorded as not charged."""
     upstream.faults.push("/chat/completions", "slow_headers", seconds=0.5)
     body = "word " * 200_000
     waiting = asyncio.create_task(caller.chat(body, stream=stream).__aenter__())
@@ -130,8 +131,8 @@ async def test_what_venice_refuses_after_all_costs_nothing(upstream, caller, str
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "not_charged")
 
 
-async def test_only_so_many_are_read_on(upstream, caller, monkeypatch):
-    """Beyond that a call is ended and booked at its bound: a key keeps no more of Venice busy."""
+async def test_the_number_of_finishing_calls_is_bounded(upstream, caller, monkeypatch):
+    """A call beyond the number that a key may have finishing is ended and recorded at its bound."""
     monkeypatch.setattr(pipeline, "MAX_FINISHING_OF_KEY", 1)
     upstream.faults.push("/chat/completions", "stall", after=5)
     for held in (1, 2):
@@ -151,8 +152,8 @@ async def test_only_so_many_are_read_on(upstream, caller, monkeypatch):
     assert {entry["cost_source"] for entry in entries} == {"estimated", "reported"}
 
 
-async def test_only_so_many_are_read_on_of_those_who_leave_together(upstream, caller, monkeypatch):
-    """However many hang up in one turn of the event loop."""
+async def test_the_number_holds_when_many_callers_leave_together(upstream, caller, monkeypatch):
+    """The bound on finishing calls holds when many callers leave in one turn of the event loop."""
     monkeypatch.setattr(pipeline, "MAX_FINISHING_OF_KEY", 2)
     upstream.faults.push("/chat/completions", "stall", after=5, times=5)
     gateway = caller.service.app[GATEWAY]
@@ -178,8 +179,8 @@ async def test_only_so_many_are_read_on_of_those_who_leave_together(upstream, ca
     assert not gateway._finishing_of
 
 
-async def test_bodies_of_answers_that_are_read_on_have_a_bound(upstream, caller, monkeypatch):
-    """They stay in memory for as long; one for which there is no room is booked at its bound."""
+async def test_bodies_of_finishing_calls_have_a_budget(upstream, caller, monkeypatch):
+    """A left call whose body does not fit into the budget is recorded at its bound."""
     gateway = caller.service.app[GATEWAY]
     monkeypatch.setattr(gateway, "_finishing_bytes", Shares(6_000))
     upstream.faults.push("/chat/completions", "stall", after=5, times=3)
@@ -201,7 +202,8 @@ async def test_bodies_of_answers_that_are_read_on_have_a_bound(upstream, caller,
 
 
 async def test_a_cost_that_cannot_be_computed_keeps_no_call_open(upstream, caller, monkeypatch):
-    """A mistake of ours leaves the hold to the sweeper, and neither a call nor a connection."""
+    """A failure to compute a cost leaves the hold to the sweeper, and keeps neither the call nor
+    its connection."""
 
     def broken(*_):
         raise ZeroDivisionError
@@ -217,9 +219,8 @@ async def test_a_cost_that_cannot_be_computed_keeps_no_call_open(upstream, calle
 
 @pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
 @pytest.mark.parametrize(("path", "body"), [case for case in BODIES.items() if "{" not in case[0]])
-async def test_no_call_is_cheaper_for_who_leaves(upstream, service, path, body, on_disconnect):
-    """Whatever it is a call of, and whenever its caller goes: nobody pays less than Venice
-    charges."""
+async def test_leaving_makes_no_call_cheaper(upstream, service, path, body, on_disconnect):
+    """A caller that leaves, on any endpoint and at any time, pays at least what Venice charges."""
     caller = await service.new_caller(settings={"on_disconnect": on_disconnect})
     choice = random.Random(path)
     for seconds in (0.0, 0.0002, 0.001):
@@ -250,8 +251,8 @@ async def test_no_call_is_cheaper_for_who_leaves(upstream, service, path, body, 
 
 @pytest.fixture
 async def greedy(database_address):
-    """A Venice that counts each letter of a prompt as a token, and charges all the output that a
-    call allows as soon as it has begun; and a service before it."""
+    """A Venice that counts each letter as a token and charges the whole allowed output at once, and
+    a service before it."""
     async with odd_venice() as venice:
 
         async def answer(request, writer):
@@ -274,8 +275,9 @@ async def greedy(database_address):
 
 @pytest.mark.parametrize("more", [{"max_tokens": 60}, {"n": 3}, {"max_tokens": 20_000}])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_limit_holds_whoever_leaves(greedy, stream, more):
-    """What Venice charged in all is never above the ceiling, however many begin a call and go."""
+async def test_a_limit_holds_when_callers_leave(greedy, stream, more):
+    """Venice's total charge stays below the ceiling, however many callers begin a call and
+    leave."""
     venice, service = greedy
     caller = await service.new_caller()
     await set_limit(caller, unit="usd", period="day", ceiling="0.3")
@@ -299,7 +301,8 @@ async def test_a_limit_holds_whoever_leaves(greedy, stream, more):
 
 
 async def test_leaving_costs_what_the_dearest_fallback_does(greedy):
-    """Nobody knows which model answered, nor how long it thought."""
+    """A call that its caller left costs what the dearest fallback would, with its longest
+    reasoning."""
     _, service = greedy
     caller = await service.new_caller()
     more = {"max_tokens": 100, "fallbacks": [{"model": "dear"}]}
@@ -316,8 +319,9 @@ async def test_leaving_costs_what_the_dearest_fallback_does(greedy):
     assert cost_of(entry) > Decimal(100 * 20_000) / 10**9
 
 
-async def test_who_lets_a_stream_wait_until_it_breaks_saves_nothing(database_address, monkeypatch):
-    """Venice may have made the rest while its caller read nothing."""
+async def test_a_stream_that_its_caller_stalled_saves_nothing(database_address, monkeypatch):
+    """A stream that broke while its caller read nothing is recorded at its bound, because Venice
+    may have produced the rest."""
     monkeypatch.setattr(events, "MAX_HELD_UP_S", 0.1)
     event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 20_000)
     async with odd_venice() as venice, serving(database_address, venice) as service:

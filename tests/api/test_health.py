@@ -1,4 +1,4 @@
-"""Health: the bodies as the contract gives them, and never a lie."""
+"""The health routes: exact bodies, and no false reports."""
 
 import asyncio
 import time
@@ -11,13 +11,13 @@ from service.database.connections import Database
 
 
 async def read(service, path, method="GET"):
-    """Status and raw text."""
+    """Request a path; return the status and the raw text."""
     async with service.http.request(method, path) as response:
         return response.status, await response.text()
 
 
 async def test_health_is_exact(service):
-    """The body is the contract's, key for key and in that order."""
+    """The body has the contract's keys and values in the contract's order."""
     assert await read(service, "/health") == (
         200,
         '{"status":"ok","environment":"development","database":"ok"}',
@@ -25,7 +25,7 @@ async def test_health_is_exact(service):
 
 
 async def test_full_health_is_exact(service):
-    """The full body is the contract's, key for key and in that order."""
+    """The full body has the contract's keys and values in the contract's order."""
     assert await read(service, "/health/full") == (
         200,
         '{"backend":"ok","database":"ok","venice_api":"ok","environment":"development"}',
@@ -34,12 +34,12 @@ async def test_full_health_is_exact(service):
 
 @pytest.mark.parametrize("path", ["/health", "/health/full"])
 async def test_head(service, path):
-    """HEAD answers like GET, without a body."""
+    """HEAD returns the status of GET without a body."""
     assert await read(service, path, "HEAD") == (200, "")
 
 
 async def test_health_costs_nothing(upstream, service):
-    """No health check makes a paid call, and /health asks Venice nothing at all."""
+    """No health check makes a paid call, and /health does not ask Venice at all."""
     upstream.calls.clear()
     await read(service, "/health")
     assert len(upstream.calls) == 0
@@ -51,7 +51,8 @@ async def test_health_costs_nothing(upstream, service):
 
 
 async def test_a_flood_asks_the_database_once(service, monkeypatch):
-    """Nobody needs a key for it, so however many ask they take one connection."""
+    """Any number of concurrent health checks, which need no key, use one connection to the
+    database."""
     under_way, most, ping = 0, 0, Database.ping
 
     async def counted(*arguments, **named):
@@ -71,7 +72,7 @@ async def test_a_flood_asks_the_database_once(service, monkeypatch):
 
 
 async def test_full_health_is_asked_once(upstream, service):
-    """However many ask, Venice is asked once in five seconds."""
+    """Any number of full health checks ask Venice once in five seconds."""
     answers = await asyncio.gather(*(read(service, "/health/full") for _ in range(30)))
 
     assert {status for status, _ in answers} == {200}
@@ -87,8 +88,8 @@ async def test_full_health_is_asked_once(upstream, service):
         ("disconnect", "error: upstream_cut"),
     ],
 )
-async def test_full_health_says_what_is_wrong_with_venice(upstream, service, kind, said):
-    """A Venice that fails, or refuses the key, makes the full health a 503."""
+async def test_full_health_reports_venices_problem(upstream, service, kind, said):
+    """The full health is a 503 when Venice fails or refuses the key."""
     upstream.faults.push("/api_keys/rate_limits", kind)
 
     status, body = await read(service, "/health/full")
@@ -101,7 +102,7 @@ async def test_full_health_says_what_is_wrong_with_venice(upstream, service, kin
 
 
 async def test_full_health_does_not_wait_for_venice(upstream, service):
-    """A Venice that hangs is an error within five seconds and a bit."""
+    """The full health reports a hanging Venice after about five seconds."""
     upstream.faults.push("/api_keys/rate_limits", "hang")
     started = time.monotonic()
 
@@ -112,8 +113,8 @@ async def test_full_health_does_not_wait_for_venice(upstream, service):
     assert time.monotonic() - started < 6
 
 
-async def test_draining_is_said(upstream, service):
-    """A process on its way out says so, and asks Venice nothing more."""
+async def test_draining_is_reported(upstream, service):
+    """A draining process reports that, and asks Venice nothing more."""
     service.app[api.STATUS].is_draining = True
     upstream.calls.clear()
 
@@ -130,7 +131,8 @@ async def test_draining_is_said(upstream, service):
 
 @pytest.mark.parametrize("path", ["/health", "/health/full"])
 async def test_a_database_that_hangs(proxy, proxied_address, upstream, path):
-    """Half-open connections: health is a 503 within its deadline, and well again afterwards."""
+    """With half-open database connections health is a 503 within its deadline, and recovers
+    afterwards."""
     async with running(make_settings(proxied_address, upstream.url)) as service:
         proxy.blackhole()
         started = time.monotonic()
@@ -146,7 +148,8 @@ async def test_a_database_that_hangs(proxy, proxied_address, upstream, path):
 
 
 async def test_a_database_that_refuses(proxy, proxied_address, upstream):
-    """A database that is gone makes health a 503 that names the class and nothing secret."""
+    """With the database down health is a 503 that names the class of the error and nothing
+    secret."""
     async with running(make_settings(proxied_address, upstream.url)) as service:
         proxy.refuse()
         proxy.reset()

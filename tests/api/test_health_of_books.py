@@ -1,4 +1,4 @@
-"""Health says whether a call could be admitted now, and is right again without one."""
+"""Health reports whether a call could be admitted now, and recovers without one."""
 
 import asyncio
 import contextlib
@@ -99,19 +99,19 @@ async def owner(database_address):
 
 @pytest.fixture
 async def clerks_address(owner, database_address):
-    """The database for a user who may do what the service does, and owns nothing."""
+    """The address for a database user who has the service's privileges and owns nothing."""
     await owner.execute(EVERYTHING)
     return dataclasses.replace(database_address, user="rialto_clerk")
 
 
 async def health(service):
-    """Status and body."""
+    """Return the status and the body."""
     async with service.http.get("/health") as response:
         return response.status, await response.json()
 
 
 async def becomes(service, status):
-    """Wait for this status; the body."""
+    """Wait for this status; return the body."""
     async with asyncio.timeout(20):
         while True:
             now, body = await health(service)
@@ -128,8 +128,8 @@ async def becomes(service, status):
 async def test_health_is_whether_calls_can_be_admitted(
     clerks_address, owner, upstream, monkeypatch, how, is_idle
 ):
-    """503 with the class of what stands in the way, after a call that met it and before any; when
-    it is gone 200 again, although no call is made. Health itself writes nothing."""
+    """Health is a 503 with the class of the obstacle, before and after a call meets it, and a 200
+    again once it is gone, without a call. Health itself writes nothing."""
     if is_idle:
         monkeypatch.setattr(rehearsal, "IDLE_S", 0.1)
     breaking, mending, error = (
@@ -145,7 +145,7 @@ async def test_health_is_whether_calls_can_be_admitted(
                 async with asyncio.timeout(3), caller.chat() as response:
                     await response.read()
         async with asyncio.timeout(20):
-            # What is met first while connections end is not what stays in the way.
+            # While connections are ending, the first error may differ from the lasting one.
             while error not in (body := await becomes(service, 503))["database"]:
                 await asyncio.sleep(0.05)
         assert list(body) == ["status", "environment", "database"]
@@ -157,8 +157,7 @@ async def test_health_is_whether_calls_can_be_admitted(
 
 
 async def test_commits_that_wait_for_a_standby(upstream, monkeypatch):
-    """A primary whose synchronous standby is gone answers, and rolls back at once, and commits
-    nothing: health is 503 until it does."""
+    """Health is a 503 while commits wait for a synchronous standby that is gone."""
     monkeypatch.setattr(rehearsal, "IDLE_S", 0.1)
     monkeypatch.setattr(rehearsal, "REHEARSAL_S", 0.5)
     with durable_server("standby") as (_, address):
@@ -181,8 +180,7 @@ async def test_commits_that_wait_for_a_standby(upstream, monkeypatch):
 
 
 async def test_a_rehearsal_leaves_no_trace(service, owner):
-    """Nobody is billed for it, nothing is held, and no event is written. (What Venice says of keys
-    and models is kept meanwhile, by other work.)"""
+    """The rehearsed admission leaves no hold, no entry and no event."""
     tables = await owner.fetch(
         "SELECT oid::regclass::text AS name FROM pg_class"
         " WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace"
@@ -200,8 +198,8 @@ async def test_a_rehearsal_leaves_no_trace(service, owner):
     assert await contents() == before
 
 
-async def test_what_one_call_caused_says_nothing_of_the_books(service, caller, owner):
-    """Data that the database refuses is not the database's condition."""
+async def test_one_calls_bad_data_does_not_fail_health(service, caller, owner):
+    """Data of one call that the database rejects does not change health."""
     condition = service.app[application.api.BOOKS].condition
     for statement in ("SELECT 'x'::integer", "SELECT 1 / 0"):
         with pytest.raises(asyncpg.DataError) as caught:
@@ -222,7 +220,8 @@ async def test_what_one_call_caused_says_nothing_of_the_books(service, caller, o
 async def test_a_start_without_books_fails(
     tmp_path, clerks_address, owner, upstream, breaking, error
 ):
-    """It never listens, so it replaces no deployment that works; it ends with 1 and says why."""
+    """A service that cannot admit calls at its start exits with 1 and the reason, and never
+    listens."""
     await owner.execute(breaking.replace("{}", clerks_address.database))
     async with started(
         tmp_path,
@@ -242,7 +241,7 @@ async def test_a_start_without_books_fails(
 async def test_a_start_waits_for_a_database_that_can_be_written(
     tmp_path, database_address, owner, upstream
 ):
-    """As for one that is not there yet."""
+    """A start waits until the database can be written."""
     await owner.execute(NO_ROOM.format(table="holds"))
     async with started(
         tmp_path,

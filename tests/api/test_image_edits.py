@@ -1,4 +1,4 @@
-"""OpenAI's ``images.edit``, said in Venice's words."""
+"""OpenAI's ``images.edit``, translated into Venice's image edits."""
 
 import asyncio
 import base64
@@ -40,19 +40,19 @@ MODELS = {
 
 @pytest.fixture
 async def client(caller):
-    """The SDK with a caller's key."""
+    """OpenAI's SDK with a caller's key."""
     url = f"{caller.service.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key=caller.key, max_retries=0) as client:
         yield client
 
 
 def form_of(call):
-    """The texts and files that Venice got."""
+    """Return the texts and files that Venice received."""
     return parse(call.body, call.headers["Content-Type"])
 
 
 async def test_one_image(client, caller, upstream):
-    """Venice's own edit gets it byte for byte, and none of what means nothing there."""
+    """Venice's edit gets the one image byte for byte, and no members that it does not know."""
     raw = await client.images.with_raw_response.edit(
         image=FOX,
         prompt="a red one",
@@ -93,7 +93,7 @@ async def test_one_image(client, caller, upstream):
 
 @pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
 async def test_as_a_url(caller, upstream, prefix):
-    """It holds the picture itself, of the type that Venice says."""
+    """A response by URL holds the picture in a data URL with Venice's content type."""
     url = f"{caller.service.url}{prefix}"
     async with openai.AsyncOpenAI(base_url=url, api_key=caller.key) as client:
         edited = await client.images.edit(image=FOX, prompt="x", response_format="url")
@@ -105,7 +105,7 @@ async def test_as_a_url(caller, upstream, prefix):
 
 
 async def test_several_images(client, caller, upstream):
-    """Become one, of whose inputs each is paid for, in their order."""
+    """Several images become one call, in their order, and each input is paid for."""
     await client.images.edit(image=[FOX, OWL, FOX], prompt="together", model=EDITOR)
 
     (call,) = upstream.calls.to("/image/multi-edit")
@@ -119,7 +119,7 @@ async def test_several_images(client, caller, upstream):
 
 @pytest.mark.parametrize(("quality", "said"), [("hd", "high"), ("low", "low")])
 async def test_a_quality(service, client, caller, upstream, quality, said):
-    """Is told to the one way to edit that takes any, and priced by."""
+    """A quality is sent where Venice's edit accepts one, and priced by it."""
     prices = {"1K": {"low": {"usd": 0.01}, "high": {"usd": 0.2}}}
     upstream.listing.change(EDITOR, {"pricing": {"quality": prices}})
     await service.app[CATALOG].sync()
@@ -142,7 +142,7 @@ async def test_a_quality(service, client, caller, upstream, quality, said):
     ],
 )
 async def test_a_size(client, upstream, size, said):
-    """Is the nearest shape that Venice makes."""
+    """A size becomes the nearest aspect ratio that Venice offers."""
     await client.images.edit(image=FOX, prompt="x", size=size)
 
     (call,) = upstream.calls.to("/image/edit")
@@ -151,7 +151,7 @@ async def test_a_size(client, upstream, size, said):
 
 @pytest.mark.parametrize("count", [1, 2])
 async def test_by_an_alias(service, client, caller, upstream, count):
-    """Venice hears the model's own name, in the field where it looks for it."""
+    """Venice gets the model's own name instead of the alias, in the right field."""
     await set_alias(service, "gpt-image-1", [EDITOR])
     await client.images.edit(image=[FOX] * count, prompt="x", model="gpt-image-1")
 
@@ -162,7 +162,7 @@ async def test_by_an_alias(service, client, caller, upstream, count):
 
 
 async def test_end_users_have_limits(client, caller):
-    """By the names that they have elsewhere."""
+    """Limits of end users apply to edits, by the same names as elsewhere."""
     await set_limit(caller, unit="requests", period="day", ceiling=1, each_end_user=True)
     await client.images.edit(image=FOX, prompt="x", user="alice")
     with pytest.raises(openai.RateLimitError):
@@ -191,8 +191,8 @@ async def test_end_users_have_limits(client, caller):
         ({"user": "x" * 129}, "user"),
     ],
 )
-async def test_what_venice_cannot_be_told(client, caller, upstream, asked, field):
-    """Is refused with the name of the field, and costs nothing."""
+async def test_members_without_a_translation(client, caller, upstream, asked, field):
+    """A member that cannot be translated for Venice is refused by name and costs nothing."""
     with pytest.raises(openai.BadRequestError) as caught:
         await client.images.edit(**{"image": FOX, "prompt": "x", **asked})
 
@@ -210,7 +210,7 @@ async def test_what_venice_cannot_be_told(client, caller, upstream, asked, field
     ],
 )
 async def test_odd_forms(service, caller, fields, said):
-    """Of clients that are no SDK."""
+    """Malformed forms from clients other than the SDK are refused with the reason."""
     form = aiohttp.FormData(default_to_multipart=True)
     for name, value in fields.items():
         form.add_field(name, value, filename="a.png" if isinstance(value, bytes) else None)
@@ -221,7 +221,7 @@ async def test_odd_forms(service, caller, fields, said):
 
 
 async def test_json_is_no_form(service, caller):
-    """And is told so."""
+    """A JSON body is refused with the reason."""
     async with service.http.post(
         "/v1/images/edits", json={"prompt": "x"}, headers=caller.headers
     ) as response:
@@ -230,7 +230,7 @@ async def test_json_is_no_form(service, caller):
 
 
 async def test_venices_refusal_is_the_sdks_error(client, caller, upstream):
-    """Unchanged by the other form, and not charged."""
+    """A refusal by Venice becomes the SDK's error with the same text, and costs nothing."""
     upstream.faults.push("/image/edit", "content_policy", times=1)
     with pytest.raises(openai.UnprocessableEntityError):
         await client.images.edit(image=FOX, prompt="x")
@@ -238,7 +238,7 @@ async def test_venices_refusal_is_the_sdks_error(client, caller, upstream):
 
 
 async def test_a_withheld_image_is_given_and_costs_nothing(client, caller, upstream):
-    """Venice says in a header that it is none."""
+    """An image that Venice withheld, as a header states, is passed on and costs nothing."""
     upstream.faults.push("/image/edit", "content_violation", times=1)
     raw = await client.images.with_raw_response.edit(image=FOX, prompt="x")
 
@@ -248,7 +248,7 @@ async def test_a_withheld_image_is_given_and_costs_nothing(client, caller, upstr
 
 
 class Odd:
-    """A Venice that edits in its own ways."""
+    """A Venice with odd edits."""
 
     def __init__(self):
         self.sent_bytes = 0
@@ -281,7 +281,7 @@ class Odd:
 
 @pytest.fixture
 async def odd(aiohttp_server, database_address):
-    """Such a Venice, and a caller of a service before it."""
+    """An odd Venice, and a caller of a service before it."""
     venice = Odd()
     app = web.Application()
     app.router.add_post("/api/v1/image/edit", venice.edit)
@@ -302,7 +302,7 @@ async def odd(aiohttp_server, database_address):
     [("huge", "upstream_error"), ("cut", "upstream_cut"), ("nothing", "upstream_error")],
 )
 async def test_an_answer_that_is_no_picture(odd, prompt, code):
-    """Is a failure of Venice's with a status of its own, and was charged."""
+    """A response that is not a picture is an upstream error and was charged."""
     with pytest.raises(openai.InternalServerError) as caught:
         await odd.client.images.edit(image=FOX, prompt=prompt)
 
@@ -313,13 +313,14 @@ async def test_an_answer_that_is_no_picture(odd, prompt, code):
 
 
 async def test_the_type_is_venices(odd):
-    """Without what may follow it, however its header is spelt."""
+    """The data URL has Venice's content type without its parameters, however the header is
+    spelled."""
     edited = await odd.client.images.edit(image=FOX, prompt="x", response_format="url")
     assert edited.data[0].url == "data:image/webp;base64," + base64.b64encode(b"whole").decode()
 
 
 async def test_a_caller_that_leaves_in_the_middle(odd):
-    """Is charged for the picture, which was made."""
+    """A call whose caller leaves is charged for the picture, which was made."""
     asking = asyncio.create_task(odd.client.images.edit(image=FOX, prompt="stuck"))
     async with asyncio.timeout(5):
         await odd.begun.wait()
@@ -330,7 +331,8 @@ async def test_a_caller_that_leaves_in_the_middle(odd):
 
 
 async def test_a_quote(caller, upstream):
-    """Of an edit, it is that of Venice's call; one that could not be made has the same error."""
+    """A quote for an edit equals that of Venice's call; an impossible edit has the same error as
+    the call."""
     http = caller.service.http
 
     async def asked(path, **texts):

@@ -1,4 +1,4 @@
-"""Counts and costs that no call of their model can have."""
+"""Counts and costs that no call of the model can have."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ CHOICES = [{"index": 0, "message": {"role": "assistant", "content": "a"}, "finis
 
 @pytest.fixture
 async def odd(database_address):
-    """A Venice of odd answers, and a caller with a limit."""
+    """A Venice of odd responses, and a caller with a limit."""
     async with odd_venice() as venice, serving(database_address, venice) as service:
         caller = await service.new_caller()
         await set_limit(caller, unit="usd", period="day", ceiling="100")
@@ -30,7 +30,7 @@ def counted(what):
 
 
 def answer(is_stream, **members):
-    """With usage and cost."""
+    """Return a response with usage and cost."""
     if is_stream:
         token = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
         last = json.dumps({"choices": [], **members}).encode()
@@ -44,7 +44,8 @@ def answer(is_stream, **members):
     [(2**40, 1, 1), (1, 2**40, 1), (100_001, 1, 1), (1, 30_001, 1), (1, 60_001, 2), (2**63, 1, 1)],
 )
 async def test_counts_beyond_the_model(odd, prompt, completion, choices, is_stream):
-    """Are no counts: what the call may have cost is booked, and no limit is locked."""
+    """Counts that the model cannot reach are ignored: the call is recorded at its bound and blocks
+    no limit."""
     venice, caller = odd
     usage = {"prompt_tokens": prompt, "completion_tokens": completion}
     venice.answer = answer(is_stream, usage=usage)
@@ -61,7 +62,7 @@ async def test_counts_beyond_the_model(odd, prompt, completion, choices, is_stre
 
 
 async def test_counts_at_the_models_maxima(odd):
-    """Are believed, though the call's own bound is lower."""
+    """Counts up to the model's maxima are believed, even above the call's bound."""
     venice, caller = odd
     venice.answer = answer(False, usage={"prompt_tokens": 100_000, "completion_tokens": 30_000})
     async with caller.chat(model="m", max_tokens=100) as response:
@@ -72,7 +73,8 @@ async def test_counts_at_the_models_maxima(odd):
 
 
 async def test_a_cost_beyond_the_model(odd):
-    """Is booked in full, the operator is told, and so is who is refused for it."""
+    """A cost that the model cannot reach is recorded in full, and reported to the operator and to
+    callers that it gets refused."""
     venice, caller = odd
     usage = {"prompt_tokens": 10, "completion_tokens": 2**40}
     venice.answer = answer(False, usage=usage, cost={"usd": 5000})
@@ -108,7 +110,7 @@ async def test_a_cost_beyond_the_model(odd):
 
 
 async def test_other_refusals_name_no_entry(odd):
-    """A limit that was used up honestly."""
+    """A refusal by a limit without such an entry names no entry."""
     venice, caller = odd
     venice.answer = answer(False, cost={"usd": 0.15})
     await set_limit(caller, unit="usd", period="month", ceiling="0.1")

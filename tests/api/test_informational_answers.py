@@ -1,4 +1,5 @@
-"""Answers of 1xx before the answer: a few are ignored, any number of them has a deadline."""
+"""Informational responses (1xx) before the response: a few are ignored, and any number has a
+deadline."""
 
 import asyncio
 import time
@@ -15,29 +16,29 @@ ANSWER = whole(
 
 @pytest.fixture
 async def venice():
-    """It listens."""
+    """A running OddVenice."""
     async with odd_venice() as venice:
         yield venice
 
 
 @pytest.fixture
 async def caller(database_address, venice):
-    """Of a service with little patience."""
+    """A caller of a service with short timeouts."""
     changes = {"venice_silence_timeout_s": 1.0, "venice_connect_timeout_s": 1.0}
     async with serving(database_address, venice, **changes) as service:
         yield await service.new_caller()
 
 
-async def test_some_are_ignored(caller, venice):
-    """As HTTP wants it."""
+async def test_a_few_are_ignored(caller, venice):
+    """A few informational responses are ignored, as HTTP requires."""
     venice.answer = INTERIM * 5 + ANSWER
     async with caller.chat(model=MODEL) as response:
         assert response.status == 200
 
 
 @pytest.mark.parametrize("count", [1, 10_000])
-async def test_they_do_not_go_on_for_ever(caller, venice, count):
-    """Nor does a silence after one of them."""
+async def test_endless_ones_have_a_deadline(caller, venice, count):
+    """Endless informational responses, or silence after one, end the call at the deadline."""
 
     async def answer(_, writer):
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""What one organization asks of the database leaves connections for everybody else."""
+"""The database requests of one organization leave connections for all others."""
 
 import asyncio
 import contextlib
@@ -12,12 +12,12 @@ from service.api import DATABASE
 from service.database.connections import connect_arguments
 
 MANY = 20
-"""Several times what the pool has."""
+"""More requests than the pool has connections."""
 
 
 @contextlib.asynccontextmanager
 async def locked(address, statement, *arguments):
-    """Whoever needs what the statement locks waits for the length of the block."""
+    """Block everyone who needs what the statement locks, for the length of the block."""
     connection = await asyncpg.connect(**connect_arguments(address))
     try:
         async with connection.transaction():
@@ -28,19 +28,19 @@ async def locked(address, statement, *arguments):
 
 
 def made_up():
-    """The headers of somebody with a key that has the form of one."""
+    """Return the headers of a made-up key that has the right form."""
     return {"Authorization": f"Bearer rk_{secrets.token_urlsafe(32)}"}
 
 
 async def administrator(service, caller):
-    """The headers of an administrator of the caller's organization."""
+    """Return the headers of an administrator of the caller's organization."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
     _, made = await service.operate("POST", path, json={"name": "a", "role": "admin"})
     return {"Authorization": f"Bearer {made['key']}"}
 
 
 async def ask(service, method, path, headers, **arguments):
-    """The status of a request."""
+    """Send a request; return the status."""
     async with service.http.request(method, path, headers=headers, **arguments) as response:
         await response.read()
         return response.status
@@ -48,7 +48,7 @@ async def ask(service, method, path, headers, **arguments):
 
 @contextlib.asynccontextmanager
 async def waiting(*requests):
-    """So many requests, which have come to where they wait."""
+    """Start so many requests and wait until they are blocked."""
     tasks = [asyncio.create_task(request) for request in requests]
     await asyncio.sleep(0.3)
     assert not any(task.done() for task in tasks)
@@ -77,7 +77,8 @@ async def waiting(*requests):
 async def test_requests_of_one_organization_have_one_connection(
     service, caller, database_address, table, who, asked
 ):
-    """However many there are, and whether or not anybody knows their key."""
+    """However many requests an organization sends, with a known or unknown key, they use one
+    connection."""
     method, path, body = asked
     path = path.format(organization=f"{ORGANIZATIONS}/{caller.organization_id}")
     await set_limit(caller, unit="requests", period="minute", ceiling=1000)
@@ -100,7 +101,7 @@ async def test_requests_of_one_organization_have_one_connection(
 
 
 async def test_changes_of_one_organization_keep_no_other_waiting(service, caller, database_address):
-    """Each of which waits for the one before it, since they are of the same organization."""
+    """Changes of one organization wait for each other without delaying other organizations."""
     victim = await service.new_caller("victim")
     headers = await administrator(service, caller)
     path = f"{ORGANIZATIONS}/{caller.organization_id}"

@@ -1,4 +1,4 @@
-"""LangChain, pointed at the service by base URL and key alone."""
+"""LangChain with the service's base URL and key."""
 
 import asyncio
 import functools
@@ -22,7 +22,8 @@ EMBEDDING = "text-embedding-bge-m3"
 
 @pytest.fixture
 async def pointed(caller):
-    """What every client of LangChain's needs. It closes no connections by itself."""
+    """Return the arguments that every LangChain client needs, with an HTTP client that is closed
+    here."""
     async with openai.DefaultAsyncHttpxClient() as http_async_client:
         with openai.DefaultHttpxClient() as http_client:
             yield {
@@ -36,18 +37,18 @@ async def pointed(caller):
 
 @pytest.fixture
 def chat(pointed):
-    """Makes chat models; more of their members may be given."""
+    """A factory of chat models that accepts further arguments."""
     return functools.partial(ChatOpenAI, **pointed, model=MODEL)
 
 
 @pytest.fixture
 def embeddings(pointed):
-    """Makes embeddings, likewise."""
+    """A factory of embedding models that accepts further arguments."""
     return functools.partial(OpenAIEmbeddings, **pointed, model=EMBEDDING)
 
 
 class Fox(pydantic.BaseModel):
-    """What was seen."""
+    """A description of a fox."""
 
     name: str
     age: int
@@ -56,17 +57,17 @@ class Fox(pydantic.BaseModel):
 
 @tool
 def look(where: str, times: int) -> str:
-    """Looks."""
+    """A tool that looks somewhere."""
     return f"A fox in {where}, {times} times."
 
 
 def test_nothing_is_traced():
-    """Nobody else is told what the tests do."""
+    """Tracing is off in the tests."""
     assert not tracing_is_enabled()
 
 
 async def test_invoke(chat, caller):
-    """A plain answer; its usage is that in the books."""
+    """A plain response has the usage that the ledger has."""
     message = await chat().ainvoke([("system", "Be short."), ("user", HELLO)])
 
     assert message.text
@@ -77,8 +78,8 @@ async def test_invoke(chat, caller):
     assert message.id
 
 
-async def test_the_other_kind_of_client(chat, caller):
-    """The synchronous one."""
+async def test_the_synchronous_client(chat, caller):
+    """The synchronous client gets a response."""
     message = await asyncio.to_thread(chat().invoke, HELLO)
     pieces = await asyncio.to_thread(lambda: list(chat().stream(HELLO)))
 
@@ -87,7 +88,7 @@ async def test_the_other_kind_of_client(chat, caller):
 
 
 async def test_stream(chat, caller):
-    """Piece by piece, with usage at the end."""
+    """A stream arrives in pieces with the usage at its end."""
     pieces = [piece async for piece in chat().astream(HELLO)]
     whole = pieces[0]
     for piece in pieces[1:]:
@@ -100,7 +101,7 @@ async def test_stream(chat, caller):
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
 async def test_structured_output(chat, caller, method):
-    """By a schema, by a tool, or by any object."""
+    """Structured output works by schema, by tool and as any object."""
     shape = None if method == "json_mode" else Fox
     structured = chat().with_structured_output(shape, method=method)
     answer = await structured.ainvoke(f"{HELLO} as json")
@@ -114,7 +115,7 @@ async def test_structured_output(chat, caller, method):
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_tools(chat, caller, is_streamed):
-    """Two calls at once, and the answer to their results."""
+    """Two concurrent tool calls are made, and their results are answered."""
     model = chat(streaming=is_streamed).bind_tools([look])
     asked = HumanMessage("[tools=2]")
     message = await model.ainvoke([asked])
@@ -130,7 +131,7 @@ async def test_tools(chat, caller, is_streamed):
 
 
 async def test_responses(chat, caller):
-    """Its other way to ask."""
+    """The client's Responses API mode works."""
     model = chat(use_responses_api=True)
     message = await model.ainvoke(HELLO)
     pieces = [piece async for piece in model.astream(HELLO)]
@@ -140,7 +141,7 @@ async def test_responses(chat, caller):
 
 
 async def test_a_picture(chat, upstream):
-    """As a data URL, which Venice gets as it is."""
+    """Venice gets a picture's data URL unchanged."""
     url = "data:image/png;base64,iVBORw0KGgo="
     parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url}}]
     assert (await chat(model="kimi-k2-6").ainvoke([HumanMessage(parts)])).text
@@ -150,7 +151,7 @@ async def test_a_picture(chat, upstream):
 
 
 async def test_errors(chat, caller, upstream):
-    """The SDK's own exceptions, with our codes."""
+    """Errors are the SDK's own exceptions with the service's codes."""
     with pytest.raises(openai.NotFoundError):
         await chat(model="nope").ainvoke(HELLO)
     upstream.faults.push("/chat/completions", "in_band_error", after=4, times=1)
@@ -163,7 +164,7 @@ async def test_errors(chat, caller, upstream):
 
 
 async def test_hang_up(chat, caller):
-    """The books have the most that Venice may charge: how much it did charge is not known."""
+    """A call that the client abandons is recorded at its bound, because its cost is unknown."""
     stream = chat(max_tokens=2000).astream("[tokens=999][delay=0.01]")
     async for piece in stream:
         if piece.text:
@@ -177,7 +178,7 @@ async def test_hang_up(chat, caller):
 
 
 async def test_embeddings(embeddings, caller):
-    """Texts are sent as they are when it does not count their tokens."""
+    """Texts are sent unchanged when the client does not count tokens."""
     model = embeddings(check_embedding_ctx_length=False)
     vectors = await model.aembed_documents(["a fox", "two foxes"])
     (short,) = await embeddings(check_embedding_ctx_length=False, dimensions=8).aembed_documents(
@@ -191,14 +192,15 @@ async def test_embeddings(embeddings, caller):
 
 
 async def test_embeddings_of_tokens(embeddings, caller, monkeypatch):
-    """Otherwise it sends numbers, which no model of Venice's reads: the error says so."""
+    """Token numbers, which no model of Venice accepts, are refused with an error that explains
+    it."""
     encoding = tiktoken.Encoding(
         "bytes",
         pat_str=r"(?s:.)",
         mergeable_ranks={bytes([byte]): byte for byte in range(256)},
         special_tokens={},
     )
-    # The real ones are fetched from the network.
+    # The real tokenizers are fetched from the network.
     monkeypatch.setattr(tiktoken, "encoding_for_model", lambda _: encoding)
     with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length") as caught:
         await embeddings().aembed_documents(["a fox"])

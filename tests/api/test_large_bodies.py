@@ -1,4 +1,4 @@
-"""Bodies that are large, or slow to read for their size: one of them holds up nobody else."""
+"""Bodies that are large, or slow to parse for their size, do not delay other callers."""
 
 import asyncio
 import json
@@ -39,8 +39,9 @@ DEEP = b'{"model":"%b","messages":%b' % (MODEL.encode(), b"[" * 250_001)
         "/v1/augment/search",
     ],
 )
-async def test_what_is_slow_to_read_is_refused(caller, upstream, path):
-    """Wherever it is sent, in the caller's dialect, and before it is made anything of."""
+async def test_a_body_that_is_slow_to_parse_is_refused(caller, upstream, path):
+    """A body that is slow to parse is refused on every route, in the caller's API format, before it
+    is parsed."""
     headers = {**caller.headers, "Content-Type": "application/json"}
     for content, status, rule in (
         (MANY_MEMBERS, 413, "250,000 values"),
@@ -57,7 +58,7 @@ async def test_what_is_slow_to_read_is_refused(caller, upstream, path):
 
 
 class Recording(type(CHAT)):
-    """Chat completions that note in which thread they are read."""
+    """Chat completions that record the thread in which they are parsed."""
 
     def __init__(self):
         self.threads = []
@@ -68,7 +69,7 @@ class Recording(type(CHAT)):
 
 
 async def test_large_bodies_are_read_outside_the_event_loop():
-    """Small ones are not worth a thread."""
+    """Large bodies are parsed in another thread, small ones in the event loop."""
     endpoint = Recording()
     for length in (1_000, 1_000_000):
         content = json.dumps(
@@ -83,8 +84,8 @@ async def test_large_bodies_are_read_outside_the_event_loop():
     assert large is not threading.main_thread()
 
 
-async def test_the_service_answers_while_a_large_body_is_read(caller):
-    """Small calls come and go in the meantime."""
+async def test_the_service_responds_while_a_large_body_is_parsed(caller):
+    """Small calls are answered while a large body is parsed."""
     big = json.dumps({"role": "user", "content": [{"type": "text", "text": "a, b"}] * 60_000})
     content = b'{"model":"%b","messages":[%b]}' % (MODEL.encode(), big.encode())
     headers = {**caller.headers, "Content-Type": "application/json"}
@@ -103,8 +104,9 @@ async def test_the_service_answers_while_a_large_body_is_read(caller):
     assert answered > 1
 
 
-async def test_half_a_character_passes_as_it_came(caller, upstream):
-    """JavaScript sends it where a text was cut; a translation has a replacement character."""
+async def test_a_lone_surrogate_passes_unchanged(caller, upstream):
+    """A lone surrogate, which JavaScript sends for a truncated text, passes unchanged; a translated
+    body has a replacement character."""
     headers = {**caller.headers, "Content-Type": "application/json"}
     content = rb'{"model":"%b","max_tokens":9,"messages":[{"role":"user","content":"a \ud83d b"}]}'
     content %= MODEL.encode()

@@ -1,4 +1,4 @@
-"""Limits at the API: set by the operator, felt by the caller."""
+"""Limits at the API: the operator sets them, and they refuse callers' calls."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.shares_service
 
 
 async def test_money_is_spent_and_then_refused(service, caller):
-    """What calls cost stands on the limit to the nano-dollar; the call that does not fit is refused
-    with the numbers that prove it, in the shape of the SDK's error, and never reaches the books."""
+    """A limit counts what calls cost to the nano-dollar; the call that does not fit is refused in
+    the SDK's error format with the numbers that justify it, and has no entry."""
     limit = await set_limit(caller, unit="usd", period="month", ceiling="0.06")
     client = openai.AsyncOpenAI(
         base_url=f"{service.url}/v1", api_key=caller.key, max_retries=0, timeout=10
@@ -32,7 +32,7 @@ async def test_money_is_spent_and_then_refused(service, caller):
                 )
                 answered += 1
                 if answered == 3:
-                    # Room for one more call is what the new ceiling does not have.
+                    # The new ceiling has no room for one more call.
                     change = {"ceiling": "0.03"}
                     await service.operate("PATCH", f"/admin/v1/limits/{limit['id']}", json=change)
 
@@ -50,8 +50,8 @@ async def test_money_is_spent_and_then_refused(service, caller):
     assert now["ceiling"] == "0.03"
 
 
-async def test_what_others_hold_is_waited_for(service, caller):
-    """A call that fails only because of what is held is a 429 that says when to come again."""
+async def test_a_refusal_by_holds_can_be_retried(service, caller):
+    """A call refused only because of other calls' holds is a 429 with Retry-After."""
     await set_limit(caller, unit="usd", period="day", ceiling="0.03")
     async with caller.chat("[tokens=50][delay=0.02]", stream=True, max_tokens=8000) as stream:
         await stream.content.readline()
@@ -67,7 +67,8 @@ async def test_what_others_hold_is_waited_for(service, caller):
 
 
 async def test_rates_are_what_the_sdk_reads(caller):
-    """Every answer says what is left, plain, streamed or refused."""
+    """Every response, plain, streamed or refused, has the x-ratelimit headers that the SDK
+    reads."""
     await set_limit(caller, of_key=True, unit="requests", period="minute", ceiling=2)
     await set_limit(caller, unit="tokens", period="hour", ceiling=1_000_000)
     async with caller.chat() as plain, caller.chat(stream=True) as stream, caller.chat() as refused:
@@ -87,8 +88,8 @@ async def test_rates_are_what_the_sdk_reads(caller):
     assert len(await caller.entries()) == 2
 
 
-async def test_concurrency_counts_what_is_open(caller):
-    """As many calls at a time as the ceiling says; the next one that ends makes room."""
+async def test_concurrency_counts_open_calls(caller):
+    """As many calls may be open as the ceiling allows, and one that ends makes room."""
     await set_limit(caller, of_key=True, unit="concurrency", ceiling=1)
     async with caller.chat("[tokens=50][delay=0.02]", stream=True) as stream:
         await stream.content.readline()
@@ -100,8 +101,8 @@ async def test_concurrency_counts_what_is_open(caller):
         assert response.status == 200
 
 
-async def test_a_refusal_for_ever_is_not_repeated(caller):
-    """Clients repeat a 429 on their own, so a call that never fits is a 400."""
+async def test_a_permanent_refusal_is_not_a_429(caller):
+    """A call that can never fit is a 400, because clients retry a 429."""
     await set_limit(caller, unit="tokens", period="minute", ceiling=5)
     async with caller.chat() as response:
         assert response.status == 400
@@ -111,7 +112,7 @@ async def test_a_refusal_for_ever_is_not_repeated(caller):
 
 
 async def test_a_limit_on_a_model_binds_that_model(caller):
-    """Whatever parameters stand behind its name."""
+    """A limit on a model also counts its calls with a suffix."""
     await set_limit(caller, unit="requests", period="day", ceiling=0, model=MODEL)
     for model, status in ((MODEL, 400), (f"{MODEL}:strip_thinking_response=true", 400)):
         async with caller.chat(model=model) as response:
@@ -121,7 +122,7 @@ async def test_a_limit_on_a_model_binds_that_model(caller):
 
 
 async def test_no_price_no_money(caller):
-    """A model without a price is refused where money is limited, and elsewhere it passes."""
+    """A model without a price is refused under a limit of money, and passes without one."""
     async with caller.chat(model="unpriced-preview") as response:
         assert response.status == 200
     await set_limit(caller, unit="usd", period="lifetime", ceiling="1000000")
@@ -131,7 +132,7 @@ async def test_no_price_no_money(caller):
 
 
 async def test_a_burst_never_passes_the_ceiling(caller):
-    """60 calls at once, all in flight together: what is spent and held never passes the limit."""
+    """Of 60 concurrent calls, what is used and held never exceeds the ceiling."""
     await set_limit(caller, unit="usd", period="month", ceiling="0.05")
 
     async def call():
@@ -148,8 +149,8 @@ async def test_a_burst_never_passes_the_ceiling(caller):
 
 
 async def test_an_estimate_stays_within_the_bound(upstream, caller):
-    """What is only estimated is never above what was held for it, in money and in tokens, and the
-    caller is told the cost that is booked."""
+    """An estimate is never above the hold, in money and in tokens, and the caller gets the recorded
+    cost."""
     await set_limit(caller, unit="tokens", period="hour", ceiling=1_000_000)
     upstream.faults.push("/chat/completions", "missing_usage", times=1)
     async with caller.chat(
@@ -166,8 +167,9 @@ async def test_an_estimate_stays_within_the_bound(upstream, caller):
     assert now["used"] <= bound_tokens
 
 
-async def test_the_output_is_capped_and_said(upstream, caller):
-    """Without a maximum of the caller's own one is set and said; theirs is never changed."""
+async def test_the_output_is_capped_and_reported(upstream, caller):
+    """A call without a maximum gets one that a header states; a caller's own maximum is not
+    changed."""
     async with caller.chat() as plain, caller.chat(stream=True) as stream:
         await stream.read()
         for response in (plain, stream):
@@ -183,7 +185,8 @@ async def test_the_output_is_capped_and_said(upstream, caller):
 
 
 async def test_an_alert_is_in_the_audit(service, caller):
-    """Half of the money is gone: soon an event says so, once; pages go back in time."""
+    """Using half of a limit of money records one alert event; the audit is paged backwards in
+    time."""
     asked = {"content": "[tokens=2000]", "max_tokens": 2000}
     async with caller.chat(**asked) as response:
         cost = Decimal(response.headers["x-rialto-cost-usd"])
@@ -220,9 +223,9 @@ async def test_an_alert_is_in_the_audit(service, caller):
         ({"unit": "requests", "model": MODEL}, (400, "call_too_large")),
     ],
 )
-async def test_no_other_name_passes_by_a_limit(service, upstream, name, limit, refusal):
-    """Venice takes other names and spellings for a model; a limit goes by its own. So does a key
-    that may cut its calls down: what has no price has none left either."""
+async def test_no_other_name_evades_a_limit(service, upstream, name, limit, refusal):
+    """A limit applies to every name and spelling of its model, also for a key whose calls may be
+    capped."""
     caller = await service.new_caller(settings={"least_output_tokens": 1})
     ceiling = "0.00" if limit["unit"] == "usd" else 0
     await set_limit(caller, **limit, period="day", ceiling=ceiling)
@@ -251,8 +254,8 @@ WINDOW = 131_072
         ({"no_such_member": 1}, 100, False),
     ],
 )
-async def test_the_bound_knows_what_venice_may_charge(caller, members, tokens, has_price):
-    """Media, searches, other names of the maximum, other models: each is in the bound."""
+async def test_the_bound_covers_what_venice_may_charge(caller, members, tokens, has_price):
+    """The bound includes media, searches, other spellings of the maximum and other models."""
     body = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": "x"}]}
     body |= members
     for content in (json.dumps(body), json.dumps(body).replace("image_url", "image\\u005furl")):
@@ -265,7 +268,8 @@ async def test_the_bound_knows_what_venice_may_charge(caller, members, tokens, h
 
 
 async def test_limits_are_managed(caller):
-    """Changed, raised for a while, removed; each is audited and in force on the next call."""
+    """Changing, temporarily raising and deleting a limit is audited and applies to the next
+    call."""
     limit = await set_limit(caller, unit="requests", period="month", ceiling=0)
     path = f"/admin/v1/limits/{limit['id']}"
 
@@ -342,7 +346,7 @@ async def test_limits_are_managed(caller):
     ],
 )
 async def test_a_bad_limit_names_the_field(caller, limit, param):
-    """And nothing is set."""
+    """An invalid limit names the field and sets nothing."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
     status, body = await caller.service.operate("POST", path, json=limit)
 
@@ -351,7 +355,7 @@ async def test_a_bad_limit_names_the_field(caller, limit, param):
 
 
 async def test_a_limit_of_somebody_elses_key_is_refused(service, caller):
-    """A key belongs to one organization, and its limits with it."""
+    """A limit on a key of another organization is refused."""
     other = await service.new_caller("other")
     path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
     limit = {"unit": "concurrency", "ceiling": 1, "api_key_id": other.key_id}
@@ -363,8 +367,8 @@ async def test_a_limit_of_somebody_elses_key_is_refused(service, caller):
 async def test_before_prices_are_known_nothing_is_refused_for_good(
     database_address, upstream, monkeypatch
 ):
-    """A call that the start is too early for is a 503 to be repeated, not a 402; one that no limit
-    applies to passes."""
+    """A call before prices are known is a 503 that may be retried instead of a 402; a call without
+    limits passes."""
     monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
     settings = make_settings(database_address, upstream.url)
     async with running(settings, knows_models=False) as service:
@@ -390,7 +394,7 @@ async def test_before_prices_are_known_nothing_is_refused_for_good(
 async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
     database_address, upstream, monkeypatch
 ):
-    """What counts is whether they were known when the call's bound was taken."""
+    """A call whose bound was taken before prices arrived is not refused with a 402."""
     monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
     settings = make_settings(database_address, upstream.url)
     async with running(settings, knows_models=False) as service:
@@ -425,9 +429,9 @@ async def test_prices_that_come_during_an_admission_refuse_nothing_for_good(
         (4102444800, "Expected"),
     ],
 )
-async def test_times_that_no_raise_ends_at(caller, until, rule):
-    """Past, without a zone, of no year of UTC, or no time at all: the field is named and the limit
-    stays; a key does not expire then either."""
+async def test_invalid_ends_of_a_raise(caller, until, rule):
+    """A time that is past, has no zone, is outside UTC's years or is malformed is refused by field
+    name and leaves limit and key unchanged."""
     limit = await set_limit(caller, unit="requests", period="month", ceiling=1)
     path = f"/admin/v1/limits/{limit['id']}"
     status, refused = await caller.service.operate(
@@ -446,7 +450,7 @@ async def test_times_that_no_raise_ends_at(caller, until, rule):
 
 @pytest.mark.parametrize("until", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999+14:00"])
 async def test_a_raise_may_have_no_end(caller, until):
-    """The last day of the calendar is a time like others."""
+    """The last day of the calendar is accepted as the end of a raise."""
     limit = await set_limit(caller, unit="requests", period="month", ceiling=0)
     path = f"/admin/v1/limits/{limit['id']}"
     status, raised = await caller.service.operate(
@@ -461,7 +465,7 @@ async def test_a_raise_may_have_no_end(caller, until):
 @pytest.mark.parametrize("text", ["1_0", " 5", "+5", "５", "1e1", "5.0", "0", "-1", "9" * 5000, ""])
 @pytest.mark.parametrize(("path", "param"), [("keys", "limit"), ("audit-events", "before")])
 async def test_numbers_of_a_query_are_digits(caller, path, param, text):
-    """What Python would read besides is refused, and names the parameter."""
+    """Numbers in a query that only Python would accept are refused with the parameter's name."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/{path}"
     status, refused = await caller.service.operate("GET", path, params={param: text})
     assert (status, refused["error"]["param"]) == (400, param)

@@ -1,4 +1,4 @@
-"""Plain answers that may take minutes: Venice is asked for a stream, which is put together."""
+"""Plain responses that may take minutes: the service asks Venice for a stream and assembles it."""
 
 import asyncio
 import json
@@ -17,13 +17,14 @@ MESSAGES = [{"role": "user", "content": "[tokens=12]"}]
 
 @pytest.fixture
 async def caller(bounded_caller):
-    """Limits of every kind are there, and are right whatever happens to a call."""
+    """A caller with limits of every kind, which must be right however a call ends."""
     return bounded_caller
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 2}, {"tools": True}, {"stream": False}])
-async def test_it_is_the_answer_that_a_plain_call_gets(upstream, caller, more):
-    """With its usage, its cost and the same entry; only the call at Venice was a stream."""
+async def test_the_assembled_response_equals_a_plain_one(upstream, caller, more):
+    """The assembled response has the usage, cost and entry of a plain call; only the request to
+    Venice is a stream."""
     if more == {"tools": True}:
         tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
         more = {"tools": [tool], "tool_choice": "required"}
@@ -55,7 +56,7 @@ async def test_it_is_the_answer_that_a_plain_call_gets(upstream, caller, more):
 
 
 async def test_openais_client_takes_it(caller):
-    """As chat completion and as response."""
+    """OpenAI's client reads the assembled chat completion and response."""
     url = f"{caller.service.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key=caller.key, max_retries=0) as client:
         completion = await client.chat.completions.create(model=MODEL, messages=MESSAGES, **LONG)
@@ -71,15 +72,16 @@ async def test_openais_client_takes_it(caller):
 
 @pytest.fixture
 async def slow(database_address, upstream):
-    """A service that says something in every tenth of a second."""
+    """A service that sends a heartbeat every tenth of a second."""
     settings = make_settings(database_address, upstream.url, heartbeat_s=0.1)
     async with running(settings) as service:
         yield service
         await service.audit()
 
 
-async def test_a_slow_one_begins_with_white_space(slow, upstream):
-    """So nobody on the way takes the connection for dead, and the JSON stays JSON."""
+async def test_a_slow_response_begins_with_white_space(slow, upstream):
+    """A slow response starts with white space, which keeps the connection alive and the JSON
+    valid."""
     caller = await slow.new_caller()
     async with caller.chat("[tokens=5][delay=0.1]", **LONG) as response:
         assert response.status == 200
@@ -92,8 +94,8 @@ async def test_a_slow_one_begins_with_white_space(slow, upstream):
     assert (await caller.only_entry())["cost_source"] == "reported"
 
 
-async def test_anthropics_client_takes_a_slow_one(slow):
-    """Whose own maximum is often far above what is long."""
+async def test_anthropics_client_accepts_a_slow_response(slow):
+    """Anthropic's client, whose maximum is often high, reads a slow assembled response."""
     caller = await slow.new_caller()
     async with anthropic.AsyncAnthropic(base_url=slow.url, api_key=caller.key) as client:
         message = await client.messages.create(
@@ -110,14 +112,15 @@ async def test_anthropics_client_takes_a_slow_one(slow):
     ("kind", "status"), [("at_capacity", 503), ("inference_failed", 502), ("detailed", 400)]
 )
 async def test_an_early_failure_keeps_its_status(upstream, caller, kind, status):
-    """Nothing was sent yet."""
+    """A failure before the first byte keeps its status."""
     upstream.faults.push("/chat/completions", kind)
     async with caller.chat(**LONG) as response:
         assert response.status == status
 
 
-async def test_what_breaks_at_once_is_an_error(upstream, caller):
-    """An answer that is not begun yet still has its status, however Venice failed."""
+async def test_a_failure_before_the_first_byte_is_an_error(upstream, caller):
+    """A stream that fails before the first byte is sent is an error with its own status, however
+    Venice failed."""
     for kind in ("cut", "in_band_error", "garbage"):
         upstream.faults.push("/chat/completions", kind, times=1)
         async with caller.chat("[tokens=5]", **LONG) as response:
@@ -130,8 +133,9 @@ async def test_what_breaks_at_once_is_an_error(upstream, caller):
     assert outcomes <= {"upstream_cut", "upstream_error"}
 
 
-async def test_what_breaks_late_is_cut(slow, upstream):
-    """Its status is sent: a cut connection is what no client takes for an answer."""
+async def test_a_failure_after_the_first_byte_cuts_the_connection(slow, upstream):
+    """A stream that fails after the status was sent cuts the connection, which no client takes for
+    a response."""
     caller = await slow.new_caller()
     upstream.faults.push("/chat/completions", "cut", after=4)
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -143,8 +147,8 @@ async def test_what_breaks_late_is_cut(slow, upstream):
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_cut", "estimated")
 
 
-async def test_a_hang_up_is_booked_for_all_that_it_may_have_cost(upstream, caller):
-    """As that of a stream."""
+async def test_a_hang_up_is_recorded_at_the_bound(upstream, caller):
+    """A long call whose caller hangs up is recorded at its bound, like a stream."""
     async with asyncio.timeout(5):
         waiting = asyncio.create_task(caller.chat("[tokens=1000][delay=0.02]", **LONG).__aenter__())
         while not upstream.calls.to("/chat/completions"):
@@ -159,7 +163,8 @@ async def test_a_hang_up_is_booked_for_all_that_it_may_have_cost(upstream, calle
 
 
 async def test_encrypted_calls_must_be_streams(upstream, caller):
-    """Nothing of theirs is touched, so nothing can be put together; Venice refuses them too."""
+    """A long call to an end-to-end encrypted model must be a stream, because it cannot be
+    assembled."""
     async with caller.chat(model="e2ee-qwen-2-5-7b", stream=False) as response:
         error = (await response.json())["error"]
     assert (response.status, error["param"]) == (400, "stream")

@@ -1,4 +1,4 @@
-"""Anthropic's SDK, pointed at the service by base URL and key alone."""
+"""Anthropic's SDK with the service's base URL and key."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ TOOL = {"name": "look", "description": "Looks.", "input_schema": {"type": "objec
 
 @pytest.fixture
 async def client(caller):
-    """Anthropic's SDK with a caller's key, in the header that is its own."""
+    """Anthropic's SDK with a caller's key in its own header."""
     async with anthropic.AsyncAnthropic(
         base_url=caller.service.url, api_key=caller.key, max_retries=0
     ) as client:
@@ -37,7 +37,7 @@ def asking(**members):
 
 
 async def test_plain(client, caller, upstream):
-    """A message and its usage, which are those in the books."""
+    """A message has the usage that the ledger has."""
     message = await client.messages.create(**asking(system="Be short."))
 
     assert [block.type for block in message.content] == ["text"]
@@ -51,7 +51,7 @@ async def test_plain(client, caller, upstream):
 
 
 async def test_stream(client, caller):
-    """The same as events, which the SDK adds up."""
+    """A streamed message arrives as events that the SDK accumulates."""
     async with client.messages.stream(**asking()) as stream:
         pieces = [piece async for piece in stream.text_stream]
         message = await stream.get_final_message()
@@ -64,7 +64,7 @@ async def test_stream(client, caller):
 
 
 async def test_bearer(caller):
-    """Claude Code sends a token as OpenAI's clients do."""
+    """A bearer token is accepted, as Claude Code sends it."""
     async with anthropic.AsyncAnthropic(
         base_url=caller.service.url, auth_token=caller.key, max_retries=0
     ) as client:
@@ -72,7 +72,7 @@ async def test_bearer(caller):
 
 
 async def test_length(client):
-    """The maximum of output is Anthropic's own member."""
+    """``max_tokens`` limits the output."""
     message = await client.messages.create(**asking(max_tokens=3))
 
     assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 3)
@@ -80,7 +80,7 @@ async def test_length(client):
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look"}])
 async def test_tools(client, choice):
-    """A call of a tool, plain and streamed, and the answer to its result."""
+    """A tool call works plain and streamed, and its result is answered."""
     plain = await client.messages.create(**asking(tools=[TOOL], tool_choice=choice))
     async with client.messages.stream(**asking(tools=[TOOL], tool_choice=choice)) as stream:
         streamed = await stream.get_final_message()
@@ -100,7 +100,7 @@ async def test_tools(client, choice):
 
 
 async def test_thinking(client, upstream):
-    """Only who asks for thoughts gets them."""
+    """Only a caller that asks for thinking gets it."""
     asked = asking(model=REASONING, messages=[{"role": "user", "content": "[think=4][tokens=2]"}])
     thinking = {"type": "enabled", "budget_tokens": 1024}
     without = await client.messages.create(**asked)
@@ -117,7 +117,7 @@ async def test_thinking(client, upstream):
 
 
 async def test_claude_codes_habits(client, upstream):
-    """Long names of users, marks for the cache, members of beta features, efforts."""
+    """Long user names, cache markers, beta members and efforts of Claude Code are accepted."""
     mark = {"type": "ephemeral", "ttl": "1h"}
     message = await client.beta.messages.create(
         **asking(
@@ -146,7 +146,7 @@ async def test_claude_codes_habits(client, upstream):
 
 
 async def test_count_tokens(client, upstream):
-    """An estimate: nobody else is asked, and nothing is booked."""
+    """The token count is an estimate that asks nobody and records nothing."""
     short = await client.messages.count_tokens(model=MODEL, messages=MESSAGES)
     long = await client.messages.count_tokens(
         model=MODEL, messages=[{"role": "user", "content": "word " * 4000}], tools=[TOOL]
@@ -168,7 +168,7 @@ async def test_count_tokens(client, upstream):
     ],
 )
 async def test_venices_errors(client, upstream, fault, error, kind):
-    """Each is the SDK's own exception, streamed or not."""
+    """Each of Venice's errors becomes the SDK's own exception, streamed or not."""
     upstream.faults.push("/chat/completions", fault)
     with pytest.raises(error) as plain:
         await client.messages.create(**asking())
@@ -179,7 +179,7 @@ async def test_venices_errors(client, upstream, fault, error, kind):
 
 
 async def test_own_errors(client, caller, service):
-    """Keys, limits, models and members are refused in Anthropic's words."""
+    """Errors about keys, limits, models and members have Anthropic's format."""
     with pytest.raises(anthropic.NotFoundError) as caught:
         await client.messages.create(**asking(model="nope"))
     assert caught.value.type == "not_found_error"
@@ -206,7 +206,7 @@ async def test_own_errors(client, caller, service):
 
 @pytest.mark.parametrize("fault", ["cut", "in_band_error"])
 async def test_a_stream_that_fails_is_an_error(client, caller, upstream, fault):
-    """It does not look like a short answer."""
+    """A stream that Venice fails raises in the SDK."""
     upstream.faults.push("/chat/completions", fault, after=4)
     with pytest.raises(anthropic.APIError):
         async with client.messages.stream(**asking()) as stream:
@@ -216,7 +216,7 @@ async def test_a_stream_that_fails_is_an_error(client, caller, upstream, fault):
 
 
 async def test_heartbeats_do_not_disturb(database_address, upstream):
-    """Comments before and between events."""
+    """Comments before and between events do not disturb the SDK."""
     settings = make_settings(database_address, upstream.url, heartbeat_s=0.05)
     async with running(settings) as service:
         caller = await service.new_caller()
@@ -230,7 +230,7 @@ async def test_heartbeats_do_not_disturb(database_address, upstream):
 
 
 async def test_hang_up(client, caller, upstream):
-    """The books have all that it may have cost."""
+    """A message whose caller hangs up is recorded at its bound."""
     long = [{"role": "user", "content": "[tokens=999][delay=0.01]"}]
     async with client.messages.stream(**asking(messages=long, max_tokens=2000)) as stream:
         async for _ in stream.text_stream:
@@ -241,8 +241,9 @@ async def test_hang_up(client, caller, upstream):
     assert (entry["output_tokens"], entry["cost_usd"]) == (2000, entry["bound_usd"])
 
 
-async def test_tools_at_once(client, caller, upstream):
-    """Two calls, whole and as events of each block, and the answer to their results in one turn."""
+async def test_parallel_tools(client, caller, upstream):
+    """Two tool calls arrive whole and as events of their blocks, and their results are answered in
+    one turn."""
     asked = asking(messages=[{"role": "user", "content": "[tools=2]"}], tools=[LOOK])
     whole = await client.messages.create(**asked)
     kinds, pieces = [], []
@@ -287,7 +288,7 @@ async def test_tools_at_once(client, caller, upstream):
 
 
 async def test_a_picture(client, upstream):
-    """As data, beside a text with a mark for the cache."""
+    """A picture is sent as data beside a text with a cache marker."""
     source = {"type": "base64", "media_type": "image/png", "data": PNG}
     content = [
         {"type": "image", "source": source},
@@ -306,15 +307,15 @@ async def test_a_picture(client, upstream):
 
 
 async def test_stop_sequences(client, caller):
-    """The answer ends before the first of them."""
+    """The response ends before the first stop sequence."""
     message = await client.messages.create(**asking(stop_sequences=["model", "simulated answer"]))
 
     assert (message.content[0].text, message.stop_reason) == ("This is a ", "end_turn")
     assert (await caller.only_entry())["output_tokens"] == message.usage.output_tokens == 4
 
 
-async def test_the_client_that_blocks(caller):
-    """Does the same, with the models it may choose from."""
+async def test_the_synchronous_client(caller):
+    """The synchronous client calls a model and lists the models."""
 
     def work():
         with anthropic.Anthropic(base_url=caller.service.url, api_key=caller.key) as client:
@@ -332,8 +333,8 @@ async def test_the_client_that_blocks(caller):
     assert [entry["outcome"] for entry in await caller.entries()] == ["ok", "ok"]
 
 
-async def test_the_sdk_waits_as_it_is_told(client, caller):
-    """It comes again after Retry-After, and is let in."""
+async def test_the_sdk_waits_for_retry_after(client, caller):
+    """The SDK retries after Retry-After and is admitted."""
     await set_limit(caller, unit="concurrency", ceiling=1)
     slow = [{"role": "user", "content": "[tokens=4][delay=0.1]"}]
     async with client.messages.stream(**asking(messages=slow)) as stream:
@@ -345,7 +346,7 @@ async def test_the_sdk_waits_as_it_is_told(client, caller):
 
 
 async def test_a_quote(client, caller, upstream):
-    """Of a message, it is that of the chat completion that is made of it."""
+    """A quote for a message equals that of the chat completion it is translated into."""
     await set_limit(caller, unit="usd", period="day", ceiling="0.000000001")
     http, said = caller.service.http, asking(system="Be short.")
     async with http.post("/v1/quote/messages", json=said, headers=caller.headers) as response:

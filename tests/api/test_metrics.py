@@ -1,4 +1,4 @@
-"""Metrics: they count what happened, have few labels, and need no database."""
+"""Metrics count what happened, have few labels, and need no database."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ HEADERS = {"Authorization": f"Bearer {OPERATOR_KEY}"}
 
 
 async def samples(service):
-    """Every sample, by its name and labels."""
+    """Return every sample by name and labels."""
     async with service.http.get("/metrics", headers=HEADERS) as response:
         assert response.status == 200
         text = await response.text()
@@ -27,7 +27,7 @@ async def samples(service):
 
 
 async def counted(service, do):
-    """What ``do`` added, by name and labels."""
+    """Return what ``do`` added, by name and labels."""
     before = await samples(service)
     await do()
     after = await samples(service)
@@ -35,7 +35,8 @@ async def counted(service, do):
 
 
 async def test_calls_are_counted(service, upstream, caller):
-    """A success, a stream, a refusal of a limit, one of Venice, and what was spent."""
+    """Metrics count a success, a stream, a limit's refusal, a refusal by Venice, and the money
+    spent."""
     await set_limit(caller, unit="requests", period="day", ceiling=3)
     cost = []
 
@@ -64,7 +65,7 @@ async def test_calls_are_counted(service, upstream, caller):
 
 
 async def test_labels_are_few(service, caller):
-    """Whatever is asked for, by whatever method and model: no new label of the caller's making."""
+    """No path, method or model of a caller's creates a new label."""
 
     async def work():
         for n in range(5):
@@ -80,14 +81,14 @@ async def test_labels_are_few(service, caller):
 
 
 async def test_metrics_are_the_operators(service, caller):
-    """A caller's key, and none, are refused."""
+    """Metrics need the operator's key."""
     for headers, status in ((caller.headers, 403), ({}, 401)):
         async with service.http.get("/metrics", headers=headers) as response:
             assert response.status == status
 
 
 async def test_metrics_need_no_database(proxy, proxied_address, upstream):
-    """They are wanted most when it is away."""
+    """Metrics are served while the database is down."""
     async with running(make_settings(proxied_address, upstream.url)) as service:
         proxy.refuse()
         proxy.reset()
@@ -97,7 +98,7 @@ async def test_metrics_need_no_database(proxy, proxied_address, upstream):
 
 
 async def test_the_audit_runs_by_itself(database_address, upstream):
-    """Every interval; what it finds is said in a number that can wake somebody."""
+    """The audit runs at its interval and reports faults in a metric."""
     settings = make_settings(database_address, upstream.url, audit_interval_s=0.1)
     async with running(settings) as service:
         caller = await service.new_caller()
@@ -119,7 +120,7 @@ async def test_the_audit_runs_by_itself(database_address, upstream):
 
 
 def test_every_metric_is_in_the_docs():
-    """And nothing else is."""
+    """The documented metrics are exactly those that exist."""
     named = set(re.findall(r"^\| `(rialto_\w+)`", DOCS, re.MULTILINE))
     labels = dict(re.findall(r"^\| `(rialto_\w+)` \| (.*?) \|", DOCS, re.MULTILINE))
     known = {}

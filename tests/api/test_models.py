@@ -1,4 +1,4 @@
-"""The models that a caller may use: Venice's own list, filtered, with aliases."""
+"""The models that a caller may use: Venice's list, filtered, with aliases."""
 
 import asyncio
 
@@ -15,20 +15,20 @@ EMBEDDING = "text-embedding-bge-m3"
 
 
 async def read(caller, path="/v1/models"):
-    """Status and decoded body."""
+    """Request a path; return the status and the decoded body."""
     async with caller.service.http.get(path, headers=caller.headers) as response:
         return response.status, await response.json()
 
 
 async def ids(caller, query=""):
-    """What the list has."""
+    """Return the ids in the list."""
     status, body = await read(caller, f"/v1/models{query}")
     assert status == 200, body
     return [model["id"] for model in body["data"]]
 
 
 async def venices(upstream, caller, path):
-    """What Venice itself answers."""
+    """Return Venice's own response."""
     async with caller.service.http.get(f"{upstream.url}/api/v1{path}") as response:
         return await response.read()
 
@@ -36,7 +36,7 @@ async def venices(upstream, caller, path):
 @pytest.mark.parametrize("path", ["/v1/models", "/api/v1/models"])
 @pytest.mark.parametrize("query", ["", "?type=embedding", "?type=all", "?type=code"])
 async def test_the_list_is_venices(upstream, caller, path, query):
-    """Both paths answer with Venice's list of the type that was asked for, byte for byte."""
+    """Both paths return Venice's list of the requested type, byte for byte."""
     theirs = await venices(upstream, caller, f"/models{query}")
 
     async with caller.service.http.get(path + query, headers=caller.headers) as response:
@@ -45,8 +45,8 @@ async def test_the_list_is_venices(upstream, caller, path, query):
         assert await response.read() == theirs
 
 
-async def test_an_unknown_type_is_told(caller):
-    """A type that Venice does not have is a 400 that lists those it has."""
+async def test_an_unknown_type_is_a_400(caller):
+    """An unknown type is a 400 that lists the known ones."""
     status, body = await read(caller, "/v1/models?type=poem")
 
     assert (status, body["error"]["param"]) == (400, "type")
@@ -63,7 +63,7 @@ async def test_an_unknown_type_is_told(caller):
     ],
 )
 async def test_one_model(upstream, caller, name, wanted):
-    """By any of its names and of any type, as it stands in Venice's list."""
+    """A model can be read by any of its names and of any type, as it is in Venice's list."""
     http = caller.service.http
     async with http.get(f"{upstream.url}/api/v1/models?type=all") as response:
         (theirs,) = [model for model in (await response.json())["data"] if model["id"] == wanted]
@@ -75,13 +75,13 @@ async def test_one_model(upstream, caller, name, wanted):
 
 @pytest.mark.parametrize("path", ["/v1/models", f"/v1/models/{MODEL}"])
 async def test_a_key_is_needed(service, path):
-    """The list is for callers."""
+    """The list needs a key."""
     async with service.http.get(path) as response:
         assert response.status == 401
 
 
 async def test_venice_is_not_asked_for_a_list(upstream, caller):
-    """What callers ask is answered from memory."""
+    """The list is served from memory without asking Venice."""
     await ids(caller)
     upstream.calls.clear()
 
@@ -91,8 +91,8 @@ async def test_venice_is_not_asked_for_a_list(upstream, caller):
 
 
 async def test_many_ask_once(database_address, upstream, monkeypatch):
-    """Before any model is known, fifty at once are one request to Venice; what fails is theirs to
-    see, and the next one asks again."""
+    """Fifty concurrent requests before any model is known are one request to Venice; a failure is
+    returned to them, and the next request asks again."""
     monkeypatch.setattr(Catalog, "keep_fresh", lambda _: asyncio.sleep(3600))
     settings = make_settings(database_address, upstream.url)
     async with running(settings, knows_models=False) as service:
@@ -109,7 +109,7 @@ async def test_many_ask_once(database_address, upstream, monkeypatch):
 
 
 async def test_the_first_to_ask_may_leave(service, upstream):
-    """Those who wait for the same answer get it although the one who asked first went away."""
+    """Requests that wait for the same list get it even if the first of them was cancelled."""
     catalog = service.app[api.CATALOG]
     await catalog.sync()
     upstream.calls.clear()
@@ -125,7 +125,8 @@ async def test_the_first_to_ask_may_leave(service, upstream):
 
 
 async def test_one_model_as_the_sdk_asks(upstream, caller):
-    """One model is Venice's own object, by any of its names; a name may have a slash."""
+    """One model is returned as Venice's object, by any of its names, including names with a
+    slash."""
     asr = "nvidia/parakeet-tdt-0.6b-v3"
     listed = {
         model["id"]: model for model in (await read(caller, "/v1/models?type=all"))[1]["data"]
@@ -143,7 +144,7 @@ async def test_one_model_as_the_sdk_asks(upstream, caller):
 
 
 async def test_a_key_sees_what_it_may_use(service):
-    """With an allow-list the list has those models only, and others are not there."""
+    """A key with a list of models sees only those, and others are not found."""
     caller = await service.new_caller(models=[MODEL, EMBEDDING, "unheard-of"])
 
     assert await ids(caller) == [MODEL]
@@ -155,8 +156,8 @@ async def test_a_key_sees_what_it_may_use(service):
 
 
 async def test_aliases_are_listed(service, caller):
-    """An alias of the organization or of all is an entry with the first target's description, after
-    Venice's models; that of another organization is not."""
+    """Shared aliases and those of the organization follow Venice's models with their first target's
+    description; other organizations' do not."""
     other = await service.new_caller("other")
     await set_alias(service, "fast", [MODEL, "kimi-k2-6"])
     await set_alias(service, "vectors", [EMBEDDING])
@@ -183,7 +184,8 @@ async def test_aliases_are_listed(service, caller):
 
 
 async def test_an_allow_list_lets_aliases_through(service):
-    """An alias is listed for a key that may use it, or one of its targets: the first it may."""
+    """A key sees an alias that it may use, or one with an allowed target, described by the first
+    allowed one."""
     await set_alias(service, "fast", ["kimi-k2-6", MODEL])
     await set_alias(service, "slow", ["zai-org-glm-5-1"])
     by_alias = await service.new_caller("by alias", models=["fast"])
@@ -199,9 +201,9 @@ async def test_an_allow_list_lets_aliases_through(service):
     assert (await read(by_target, "/v1/models/slow"))[0] == 404
 
 
-async def test_what_a_key_may_use_is_changed(service):
-    """PATCH replaces the models and leaves the settings, or the reverse; it is in force at once and
-    audited."""
+async def test_a_keys_models_are_changed(service):
+    """PATCH replaces a key's models or its settings, leaves the other unchanged, applies at once
+    and is audited."""
     caller = await service.new_caller(models=[MODEL], settings={"tolerant": False})
     path = f"/admin/v1/keys/{caller.key_id}"
     _, listed = await service.operate("GET", f"{ORGANIZATIONS}/{caller.organization_id}/keys")
@@ -247,7 +249,8 @@ async def test_what_a_key_may_use_is_changed(service):
     ],
 )
 async def test_a_bad_allow_list(service, caller, models, rule):
-    """It is a 400 that names the field and the rule, at a new key and at a change."""
+    """An invalid list of models is a 400 that names the field and the rule, for a new key and for a
+    change."""
     keys = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
     for method, path in (("POST", keys), ("PATCH", f"/admin/v1/keys/{caller.key_id}")):
         body = {"models": models} | ({"name": "x"} if method == "POST" else {})
@@ -258,7 +261,7 @@ async def test_a_bad_allow_list(service, caller, models, rule):
 
 
 async def test_a_change_of_nothing(service, caller):
-    """PATCH without settings and models is a 400."""
+    """A PATCH without settings and models is a 400."""
     status, body = await service.operate("PATCH", f"/admin/v1/keys/{caller.key_id}", json={})
 
     assert (status, body["error"]["code"]) == (400, "invalid_request")

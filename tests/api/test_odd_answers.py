@@ -1,8 +1,8 @@
-"""Answers that Venice should not give: what the caller gets, and what is booked.
+"""Responses that Venice should not send: what the caller gets and what is recorded.
 
-The books have what Venice states of a cost, in full, whatever else is wrong with an answer. Where
-it states none, usage that makes sense is priced; what is missing is estimated and never below what
-may have been charged.
+The ledger has the cost that Venice states, in full, whatever else is wrong with the response.
+Without one, plausible usage is priced; missing usage is estimated, and never below what may have
+been charged.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import pytest
 from odd_venice import head, odd_venice, serving, stream, whole
 
 OUTPUT = 100
-"""The most output that a call allows."""
+"""The largest output that a call allows."""
 USAGE = {"prompt_tokens": 10, "completion_tokens": 20}
 PRICED = 10 * 1000 + 20 * 2000
 COST = {"usd": 0.0125, "diem": 0}
@@ -23,23 +23,23 @@ STATED = 12_500_000
 MESSAGE = {"index": 0, "message": {"role": "assistant", "content": "abc"}, "finish_reason": "stop"}
 ANSWER = {"id": "chat-1", "model": "m", "choices": [MESSAGE], "usage": USAGE, "cost": COST}
 BOUND, INPUT = 10**15, 2 * 10**15
-"""What is booked where Venice states nothing: all that the call may cost; or its input alone, and
-the output that is added to it in tokens."""
+"""What is recorded where Venice states nothing: the call's bound, or its input alone, to which the
+output in tokens is added."""
 
 
 def plain(without=(), **members):
-    """A sound answer, but for these members."""
+    """Return a valid response without these members."""
     answer = {name: value for name, value in (ANSWER | members).items() if name not in without}
     return json.dumps(answer).encode()
 
 
 def counted(**usage):
-    """One that states no cost, and these counts."""
+    """Return a response without a cost and with these counts."""
     return plain(without=("cost",), usage=usage)
 
 
 def nested(depth, **members):
-    """One with something deep in it that nobody asked for."""
+    """Return a response with an unexpected, deeply nested member."""
     deep = b'{"deep":' + b"[" * depth + b"]" * depth + b","
     return deep + plain(**members)[1:]
 
@@ -48,7 +48,7 @@ SURROGATE = plain().replace(b"abc", b"a \\ud83d b")
 WRITTEN = 10_000
 TRAILER = b"%x\r\n%b\r\n0\r\nx-cost: 5\r\n\r\n" % (len(plain()), plain())
 PLAIN = {
-    # As it should be, and lengths.
+    # Valid responses, and lengths.
     "sound": (whole(plain()), 200, "ok", "reported", STATED),
     "to the end of the connection": (
         head() + plain(),
@@ -385,7 +385,7 @@ PLAIN = {
     "a cost that is a number": (whole(plain(cost=5)), 200, "ok", "computed", PRICED),
     "a cost, and odd counts": (whole(plain(usage="much")), 200, "ok", "reported", STATED),
     "a cost of nothing": (whole(plain(cost={"usd": 0})), 200, "ok", "reported", 0),
-    # What is no answer, and what can hardly be read.
+    # Bodies that are no response, or that are hard to parse.
     "an error": (
         whole(plain(error="no", without=("choices",))),
         502,
@@ -434,7 +434,7 @@ PLAIN = {
 
 
 def faults_of(entry, outcome, source, nanos):
-    """What of an entry is not as it should be."""
+    """Return how the entry differs from what it should be."""
     cost = entry["cost_usd"] and Decimal(entry["cost_usd"])
     bound = Decimal(entry["bound_usd"])
     expected = cost
@@ -451,13 +451,13 @@ def faults_of(entry, outcome, source, nanos):
 
 @pytest.fixture
 async def odd(database_address):
-    """A Venice of odd answers, and a caller of the service before it."""
+    """A Venice of odd responses, and a caller of the service before it."""
     async with odd_venice() as venice, serving(database_address, venice) as service:
         yield venice, await service.new_caller()
 
 
 async def played(odd, cases, **members):
-    """What is wrong with the answers to a call, and what is booked of it."""
+    """Return what is wrong with the responses to the calls and with their entries."""
     venice, caller = odd
     faults = []
     for name, (answer, status, outcome, source, nanos) in cases.items():
@@ -474,7 +474,7 @@ async def played(odd, cases, **members):
         if len(venice.received) != before + 1:
             wrong.append(f"{len(venice.received) - before} requests")
         faults += [f"{name}: {fault}" for fault in wrong]
-        # Between failures a success, so that the model is not let alone for a while.
+        # A success between failures keeps the model out of a cooldown.
         venice.answer = whole(plain())
         async with caller.chat(model="m") as response:
             assert response.status == 200
@@ -482,13 +482,13 @@ async def played(odd, cases, **members):
 
 
 async def test_plain_answers(odd):
-    """One after the other; each is booked once."""
+    """Each odd plain response gets its expected status, and each call has one entry."""
     faults = await played(odd, PLAIN)
     assert not faults, "\n".join(faults)
 
 
-async def test_a_refusal_that_comes_in_pieces(odd):
-    """It is read to its end: half of it would be nobody's words."""
+async def test_a_refusal_in_pieces(odd):
+    """A refusal that arrives in pieces is read to its end."""
     venice, caller = odd
     refused = whole(b'{"error":{"message":"no such thing"}}', "400 No")
 
@@ -512,12 +512,12 @@ ERROR = b'data: {"error":{"message":"no","code":"upstream_error"}}\n\n'
 
 
 def event(**members):
-    """One event."""
+    """Return an event."""
     return b"data: " + json.dumps(members).encode() + b"\n\n"
 
 
 def last(**members):
-    """The one that says what a stream cost."""
+    """Return the event that states what a stream cost."""
     return event(id="c", model="m", choices=[], **members)
 
 
@@ -578,7 +578,7 @@ STREAMS = {
         "reported",
         STATED,
     ),
-    # What is no stream.
+    # Bodies that are no stream.
     "status 206": (
         stream(TOKEN, SPENT, DONE, status="206 Partial Content"),
         "upstream_error",
@@ -736,7 +736,7 @@ STREAMS = {
         "estimated",
         BOUND,
     ),
-    # What can hardly be read.
+    # Events that are hard to parse.
     "half of a pair of surrogates": (
         stream(HALF, SPENT.replace(b'"c"', b'"c\\ud83d"'), DONE),
         "ok",
@@ -765,7 +765,7 @@ STREAMS = {
 
 
 async def test_streams(odd):
-    """Whose failures come before their status, or as their last event."""
+    """A failure of a stream is a status before its first event, and its last event afterwards."""
     cases = {
         name: (answer, None, outcome, source, nanos)
         for name, (answer, outcome, source, nanos) in STREAMS.items()
@@ -795,8 +795,9 @@ NONE = {
 
 
 @pytest.mark.parametrize("path", PASSED)
-async def test_what_is_passed_on_has_to_be_an_answer(odd, path):
-    """Its caller hears that it is none; it may be charged all the same."""
+async def test_a_passed_response_must_be_one(odd, path):
+    """An odd response on a passed-through path is an error for the caller and may still be
+    charged."""
     venice, caller = odd
     for name, answer in NONE.items():
         venice.answer = answer
@@ -811,7 +812,7 @@ async def test_what_is_passed_on_has_to_be_an_answer(odd, path):
 
 
 async def test_an_error_of_json_rpc_is_an_answer(odd):
-    """It is what the chain said."""
+    """A JSON-RPC error is passed on as a response, because the chain sent it."""
     venice, caller = odd
     said = b'{"error":{"code":-32601,"message":"no"},"id":1,"jsonrpc":"2.0"}'
     venice.answer = whole(said)

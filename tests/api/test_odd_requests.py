@@ -1,4 +1,4 @@
-"""What no client sends on purpose is refused like all else: each was a 500 once, or worse."""
+"""Requests that no client sends on purpose are refused; each once caused a 500 or worse."""
 
 import asyncio
 
@@ -10,13 +10,13 @@ from service import app as application
 from service import audit
 
 MANY_DIGITS = "9" * 5_000
-"""More than Python makes a number of."""
+"""More digits than Python converts to an integer."""
 
 pytestmark = pytest.mark.shares_service
 
 
 async def refused(service, method, path, **arguments):
-    """Status and error of the operator's request."""
+    """Send the operator's request; return the status and the error."""
     status, body = await service.operate(method, path, **arguments)
     return status, body["error"]["code"], body["error"]["param"]
 
@@ -33,7 +33,7 @@ async def refused(service, method, path, **arguments):
 )
 @pytest.mark.parametrize("number", [MANY_DIGITS, "\u0663", "0", "-1", "1.5", " 1", ""])
 async def test_numbers_are_few_ascii_digits(service, path, name, number):
-    """A parameter that is a number is refused when it is none, however long it is."""
+    """A numeric parameter that is not a number, of any length, is refused."""
     assert await refused(service, "GET", path.format(number)) == (400, "invalid_request", name)
 
 
@@ -42,14 +42,14 @@ async def test_numbers_are_few_ascii_digits(service, path, name, number):
     [("limits?model=a%00b", "model"), ("usage?model=a%00b", "model"), ("usage?tag=a=%00", "tag")],
 )
 async def test_nul_in_a_query_is_refused(service, caller, path, name):
-    """The database has no text with a NUL in it, and is not asked for one."""
+    """A query with a NUL is refused before it reaches the database, which stores no NUL."""
     async with service.http.get(f"/v1/{path}", headers=caller.headers) as response:
         assert response.status == 400
         assert (await response.json())["error"]["param"] == name
 
 
-async def test_a_body_that_is_not_encoded_as_it_says_is_refused(service, caller):
-    """Content-Encoding is believed, and its failure is the caller's."""
+async def test_a_body_that_contradicts_its_content_encoding_is_refused(service, caller):
+    """A body that does not match its Content-Encoding is the caller's 400."""
     headers = {**caller.headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
     async with service.http.post(
         "/v1/chat/completions", data=b'{"model": "no gzip"}', headers=headers
@@ -59,7 +59,7 @@ async def test_a_body_that_is_not_encoded_as_it_says_is_refused(service, caller)
 
 
 async def said(service, head, body=b""):
-    """What the service says first to a request that is written by hand."""
+    """Send a hand-written request; return the first bytes of the response."""
     host, port = service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(head.encode() + b"\r\n\r\n")
@@ -73,14 +73,14 @@ async def said(service, head, body=b""):
 
 
 async def test_an_unknown_expectation_is_ignored(service):
-    """The answer is that of the route, not a text of aiohttp's."""
+    """An unknown Expect header is ignored, and the route answers."""
     head = "GET /health HTTP/1.1\r\nHost: x\r\nExpect: nonsense"
 
     assert (await said(service, head)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-async def test_who_expects_to_continue_is_told_to(service, caller):
-    """A client that waits before it sends a large body does not wait for nothing."""
+async def test_expect_continue_gets_100_continue(service, caller):
+    """A client that waits before it sends a large body gets 100 Continue."""
     body = b'{"model": "%s", "messages": [{"role": "user", "content": "x"}]}' % MODEL.encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
@@ -95,7 +95,7 @@ async def test_who_expects_to_continue_is_told_to(service, caller):
     "value", ["1e20", "-0.0", "1e-7", "0.10", "123456789012345678901234567890"]
 )
 async def test_the_audit_is_whole_whatever_numbers_a_change_has(service, caller, value):
-    """PostgreSQL writes numbers in its own way; the chain of the audit covers what it wrote."""
+    """The audit chain stays valid for every spelling of numbers, which PostgreSQL normalizes."""
     settings = f'{{"settings": {{"venice_parameters": {{"x": {value}}}}}}}'
     path = f"{ORGANIZATIONS}/{caller.organization_id}"
     status, _ = await service.operate("PATCH", path, data=settings)
@@ -108,7 +108,7 @@ async def test_the_audit_is_whole_whatever_numbers_a_change_has(service, caller,
 @pytest.mark.parametrize("queue_id", ["a\0b", "", "a b", "x" * 257, "\u00e9", "a\n"])
 @pytest.mark.parametrize("path", ["/video/retrieve", "/audio/complete"])
 async def test_an_id_of_a_job_is_printable(service, caller, upstream, path, queue_id):
-    """The books are not asked for what they cannot have, nor is Venice."""
+    """An unprintable job id is refused without asking the database or Venice."""
     body = {"model": "wan", "queue_id": queue_id}
     async with service.http.post(f"/v1{path}", json=body, headers=caller.headers) as response:
         assert response.status == 400
@@ -117,7 +117,7 @@ async def test_an_id_of_a_job_is_printable(service, caller, upstream, path, queu
 
 
 async def quoted(caller, path):
-    """Status, and path of the call, that a price was asked for."""
+    """Request a quote; return its status and the path of the call."""
     url = yarl.URL(f"{caller.service.url}/v1/quote{path}", encoded=True)
     body = {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber"}
     async with caller.service.http.post(url, json=body, headers=caller.headers) as response:
@@ -125,7 +125,8 @@ async def quoted(caller, path):
 
 
 async def test_a_path_with_a_name_in_it_is_quoted(caller):
-    """As the call is made; the description's own braces are no name."""
+    """A path with a name in it is quoted under the path of the call; literal braces are not a
+    name."""
     assert await quoted(caller, "/crypto/rpc/base-mainnet") == (200, "crypto/rpc/base-mainnet")
     for path in ("{network}", "%7Bnetwork%7D", "{x}", "a/b", "", ".."):
         assert (await quoted(caller, f"/crypto/rpc/{path}"))[0] == 404

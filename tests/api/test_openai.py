@@ -1,4 +1,4 @@
-"""OpenAI's SDK for Python, with what an application does with it; see test_clients.py too."""
+"""OpenAI's Python SDK, used as applications use it; see test_clients.py too."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ TOOLS_ASKED = [{"role": "user", "content": "[tools=2]"}]
 
 
 class Fox(pydantic.BaseModel):
-    """An answer's format."""
+    """The structured output of the tests."""
 
     name: str
     friends: list[str]
@@ -53,14 +53,14 @@ async def client(caller):
 
 @pytest.fixture
 def blocking(caller):
-    """The client that blocks, to be used in a thread."""
+    """The synchronous client, for use in a thread."""
     url = f"{caller.service.url}/v1"
     with openai.OpenAI(base_url=url, api_key=caller.key, max_retries=0) as client:
         yield client
 
 
 async def test_tool_calls(client, caller, upstream):
-    """Two at once, whole and as deltas that the SDK adds up, then the answer to their results."""
+    """Two parallel tool calls arrive whole and as deltas, and their results are answered."""
     asked = {"model": MODEL, "messages": TOOLS_ASKED, "tools": [LOOK]}
     whole = (await client.chat.completions.create(**asked)).choices[0]
     async with client.chat.completions.stream(**asked) as stream:
@@ -84,7 +84,7 @@ async def test_tool_calls(client, caller, upstream):
 
 
 async def test_structured_output(client, caller, upstream):
-    """Parsed, whole and as a stream; cut short it is the SDK's own error."""
+    """Structured output is parsed, whole and streamed; a truncated one is the SDK's own error."""
     asked = {"model": MODEL, "messages": MESSAGES, "response_format": Fox}
     completion = await client.chat.completions.parse(**asked)
     async with client.chat.completions.stream(**asked) as stream:
@@ -98,7 +98,7 @@ async def test_structured_output(client, caller, upstream):
 
 
 async def test_a_picture(client, caller, upstream):
-    """As a data URL; a model that does not see says so."""
+    """A picture is sent as a data URL; a model without vision refuses it."""
     url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     parts = [
         {"type": "text", "text": "What? [tokens=3]"},
@@ -116,7 +116,7 @@ async def test_a_picture(client, caller, upstream):
 
 
 async def test_images(client, caller, upstream):
-    """One is made, then edited; see test_image_edits.py too."""
+    """An image is generated, then edited; see test_image_edits.py too."""
     made = await client.images.generate(model="venice-sd35", prompt="a fox", n=1)
     picture = base64.b64decode(made.data[0].b64_json)
     assert picture.startswith(b"\x89PNG")
@@ -127,7 +127,7 @@ async def test_images(client, caller, upstream):
 
 
 async def test_audio(client, caller, upstream):
-    """Speech, and its text as an object and as plain text."""
+    """Speech is made and transcribed, as an object and as plain text."""
     speech = await client.audio.speech.create(
         model="tts-kokoro", voice="af_sky", input="Hello.", response_format="wav", speed=1.5
     )
@@ -145,7 +145,8 @@ async def test_audio(client, caller, upstream):
 
 
 async def test_a_transcription_of_another_format(client, caller, upstream):
-    """Is asked for as it is; plain text that Venice cannot give is Venice's failure, and paid."""
+    """An unsupported transcription format is passed on; the plain text that Venice fails to give is
+    an upstream error and paid for."""
     asked = {"model": "nvidia/parakeet-tdt-0.6b-v3", "file": ("a.wav", b"x" * 100)}
     await client.audio.transcriptions.create(**asked, response_format="vtt")
     assert b"\r\n\r\nvtt\r\n" in upstream.posts[-1].body
@@ -158,7 +159,7 @@ async def test_a_transcription_of_another_format(client, caller, upstream):
 
 
 async def test_embeddings(client, caller, upstream):
-    """Base64, which the SDK asks for on its own, and floats are the same numbers."""
+    """Embeddings as base64, the SDK's default, and as floats have the same numbers."""
     asked = {"model": EMBEDDING, "input": ["a fox", "two"], "dimensions": 16}
     packed = await client.embeddings.create(**asked)
     floats = await client.embeddings.create(**asked, encoding_format="float")
@@ -175,7 +176,7 @@ async def test_embeddings(client, caller, upstream):
 
 
 async def test_responses(client, caller, upstream):
-    """Events that the SDK adds up, a tool, instructions and a list of items."""
+    """The Responses API works with accumulated events, a tool, instructions and a list of items."""
     asked = {
         "model": MODEL,
         "instructions": "Be short.",
@@ -201,8 +202,8 @@ async def test_responses(client, caller, upstream):
     await assert_ledger_matches_charges(caller, upstream)
 
 
-async def test_the_client_that_blocks(blocking, caller, upstream):
-    """Does the same."""
+async def test_the_synchronous_client(blocking, caller, upstream):
+    """The synchronous client makes the same calls."""
 
     def work():
         models = [model.id for model in blocking.models.list()]
@@ -228,14 +229,15 @@ async def test_the_client_that_blocks(blocking, caller, upstream):
 
 
 async def test_one_model(client):
-    """Asked for by its name."""
+    """A model can be read by its name."""
     assert (await client.models.retrieve(MODEL)).id == MODEL
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("nope")
 
 
 async def test_a_limit_of_money(client, caller):
-    """402 with a code, the limit and its numbers; it is not repeated."""
+    """A limit of money is a 402 with a code, the limit and its numbers, and the SDK does not retry
+    it."""
     limit = await set_limit(caller, unit="usd", period="day", ceiling="0")
     for ask in (
         client.with_options(max_retries=2).chat.completions.create(model=MODEL, messages=MESSAGES),
@@ -254,8 +256,8 @@ async def test_a_limit_of_money(client, caller):
     assert await caller.entries() == []
 
 
-async def test_the_sdk_waits_as_it_is_told(client, caller):
-    """It comes again after Retry-After, and is let in."""
+async def test_the_sdk_waits_for_retry_after(client, caller):
+    """The SDK retries after Retry-After and is admitted."""
     await set_limit(caller, unit="concurrency", ceiling=1)
     holding = await client.chat.completions.create(
         model=MODEL,
@@ -281,8 +283,8 @@ async def test_the_sdk_waits_as_it_is_told(client, caller):
     assert len(await caller.entries()) == 2
 
 
-async def test_what_never_fits_is_not_repeated(client, caller):
-    """Without a Retry-After the SDK would come again for nothing."""
+async def test_a_call_that_never_fits_is_not_retried(client, caller):
+    """A call that can never fit is an error that the SDK does not retry."""
     await set_limit(caller, unit="requests", period="minute", ceiling=0)
     began = time.monotonic()
     with pytest.raises(openai.BadRequestError) as caught:
@@ -309,7 +311,8 @@ async def test_what_never_fits_is_not_repeated(client, caller):
 )
 @pytest.mark.parametrize("stream", [False, True])
 async def test_venices_errors(client, caller, upstream, fault, error, code, stream):
-    """Each is the SDK's own exception; only what may have been begun is booked, at an estimate."""
+    """Each of Venice's errors becomes the SDK's own exception; only a call that may have started is
+    recorded with an estimated cost."""
     upstream.faults.push("/chat/completions", fault)
     with pytest.raises(error) as caught:
         await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)
@@ -321,22 +324,22 @@ async def test_venices_errors(client, caller, upstream, fault, error, code, stre
     assert (cost_of(entry) > 0) is is_begun
 
 
-async def test_a_key_that_is_none(client):
-    """401 of the SDK's, with a code for each reason."""
+async def test_an_invalid_key(client):
+    """An invalid key raises the SDK's 401 with the code of the reason."""
     for key, code in (("rk_" + "A" * 43, "invalid_api_key"), ("sk-1", "malformed_api_key")):
         with pytest.raises(openai.AuthenticationError) as caught:
             await client.with_options(api_key=key).models.list()
         assert caught.value.code == code
 
 
-async def test_a_model_that_is_none(client):
-    """404 of the SDK's, with the nearest name."""
+async def test_an_unknown_model(client):
+    """An unknown model raises the SDK's 404 with the nearest name."""
     with pytest.raises(openai.NotFoundError, match="Did you mean"):
         await client.chat.completions.create(model="llama-3.3-70bb", messages=MESSAGES)
 
 
 async def test_a_stream_that_is_closed(client, caller, upstream):
-    """Is in the books with all that it may have cost, and Venice is left at once."""
+    """A stream that the client closes is recorded at its bound, and Venice is cancelled at once."""
     stream = await client.chat.completions.create(model=MODEL, messages=LONG, stream=True)
     async for chunk in stream:
         if chunk.choices[0].delta.content:
@@ -352,7 +355,8 @@ async def test_a_stream_that_is_closed(client, caller, upstream):
 
 
 async def test_a_call_that_is_cancelled(client, caller):
-    """While its answer is being made: nobody knows the cost, so it is booked at its bound."""
+    """A call that is cancelled while Venice works is recorded at its bound, because its cost is
+    unknown."""
     call = asyncio.create_task(
         client.chat.completions.create(model=MODEL, messages=LONG, max_completion_tokens=1000)
     )
@@ -365,8 +369,8 @@ async def test_a_call_that_is_cancelled(client, caller):
     assert (entry["outcome"], entry["cost_source"]) == ("client_closed", "bound")
 
 
-async def test_a_stream_that_blocks_is_closed(blocking, caller):
-    """By leaving its block."""
+async def test_a_synchronous_stream_is_closed(blocking, caller):
+    """A synchronous stream whose block is left is recorded."""
 
     def work():
         with blocking.chat.completions.create(model=MODEL, messages=LONG, stream=True) as stream:
@@ -376,8 +380,8 @@ async def test_a_stream_that_blocks_is_closed(blocking, caller):
     assert (await wait_for_entry(caller))["outcome"] == "client_closed"
 
 
-async def test_a_timeout_of_the_clients(client, caller):
-    """Is the SDK's own, and the call is in the books."""
+async def test_a_client_timeout(client, caller):
+    """A client's timeout raises the SDK's own exception, and the call is recorded."""
     with pytest.raises(openai.APITimeoutError):
         await client.with_options(timeout=0.3).chat.completions.create(model=MODEL, messages=LONG)
 

@@ -1,4 +1,4 @@
-"""Nothing that costs money is reachable without a model of what it costs."""
+"""No route that costs money can be reached without a model of its cost."""
 
 import pytest
 from paid_bodies import (
@@ -15,27 +15,27 @@ from service import app as application
 from service.gateway import ENDPOINTS, FREE_PATHS
 
 FIXED = {path for path in BODIES if path.startswith(("/augment/", "/crypto/"))}
-"""What costs the same whatever the catalogue says."""
+"""Endpoints with a fixed price, whatever the catalog has."""
 OTHER = "/api/v1/{other}"
-"""What is not known here: without a price, so refused where there is a limit of money."""
+"""An unknown path: it has no price, so a limit of money refuses it."""
 PREFIXES = ("/v1", "/api/v1")
 
 pytestmark = pytest.mark.shares_service
 
 
 def paid_calls(upstream):
-    """What reached Venice and costs something there."""
+    """Return the calls that reached Venice and cost something there."""
     return [call for call in upstream.calls if call.method == "POST" and "quote" not in call.path]
 
 
 async def refusal(service, caller, url, **body):
-    """Status and code of the answer to a call."""
+    """Send a call; return the response's status and code."""
     async with service.http.post(url, headers=caller.headers, **body) as response:
         return response.status, (await response.json())["error"]["code"]
 
 
 def callers_routes(service):
-    """The path of every route that callers use and that is no mere reading."""
+    """Return the path of every caller's route that does more than read."""
     return {
         route.resource.canonical
         for route in service.app.router.routes()
@@ -45,7 +45,7 @@ def callers_routes(service):
 
 
 async def test_every_route_is_paid_or_known_to_be_free(service):
-    """A new route needs its place in this file, and so a cost model or a reason to need none."""
+    """A new route must be listed in this file with a cost model, or as known to be free."""
     paid = {prefix + path for path in BODIES for prefix in PREFIXES}
     free_paths = (*FREE_PATHS, "/messages/count_tokens")
     free = {prefix + path for path in free_paths for prefix in PREFIXES}
@@ -58,7 +58,7 @@ async def test_every_route_is_paid_or_known_to_be_free(service):
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("path", BODIES)
 async def test_without_money_nothing_reaches_venice(service, upstream, caller, path, prefix):
-    """With a limit of nothing each paid route is refused before Venice hears of the call."""
+    """With a ceiling of zero each paid route is refused before Venice gets the call."""
     await set_limit(caller, unit="usd", period="lifetime", ceiling="0")
 
     status, code = await refusal(
@@ -77,7 +77,7 @@ async def test_without_money_nothing_reaches_venice(service, upstream, caller, p
 
 @pytest.mark.parametrize("path", sorted(set(BODIES) - UNPRICED - QUOTED_ENDPOINTS - FIXED))
 async def test_a_model_without_a_price_is_refused(service, upstream, caller, path):
-    """Even with money left: what a call costs must be known where it is limited."""
+    """A model without a price is refused under a limit of money, even with money left."""
     await set_limit(caller, unit="usd", period="lifetime", ceiling="100")
     catalog = service.app[application.api.CATALOG]
     for name in catalog.names:
@@ -129,13 +129,14 @@ OWN_QUESTIONS = {
     "/models/compatibility_mapping",
     "/api_keys/rate_limits",
 }
-"""What the service asks Venice on its own account."""
+"""The requests that the service itself sends to Venice."""
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("path", CLOSED)
-async def test_what_the_operator_has_not_opened_is_closed(service, upstream, caller, method, path):
-    """And so is what Venice may take for a path that is known here, with its price and owner."""
+async def test_unopened_paths_are_closed(service, upstream, caller, method, path):
+    """A path that the operator has not opened is closed, and so is one that Venice may take for a
+    known path with its price and owner."""
     url = URL(f"/api/v1/{path}", encoded=True)
     async with service.http.request(method, url, headers=caller.headers, json={}) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
@@ -144,10 +145,9 @@ async def test_what_the_operator_has_not_opened_is_closed(service, upstream, cal
 
 @pytest.mark.parametrize("path", ["video/retrieve", "video/queue", "chat/completions"])
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
-async def test_another_method_of_a_known_path_is_no_other_path(
-    database_address, upstream, method, path
-):
-    """Even where the operator has opened its whole family."""
+async def test_another_method_of_a_known_path_is_closed(database_address, upstream, method, path):
+    """Another method of a known path stays closed even if the operator has opened its whole
+    family."""
     opened = ("/video/*", "/chat/*")
     settings = make_settings(database_address, upstream.url, venice_other_paths=opened)
     async with running(settings) as service:
@@ -161,8 +161,8 @@ async def test_another_method_of_a_known_path_is_no_other_path(
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("path", ["/new/thing", "/new/a/b-c_d.e", "/unknown"])
-async def test_what_the_operator_has_opened(service, upstream, caller, method, path):
-    """Reaches Venice as it is."""
+async def test_opened_paths_are_passed_on(service, upstream, caller, method, path):
+    """A path that the operator has opened reaches Venice unchanged."""
     async with service.http.request(
         method, f"/api/v1{path}?a=b", headers=caller.headers
     ) as response:
@@ -174,7 +174,7 @@ async def test_what_the_operator_has_opened(service, upstream, caller, method, p
 
 @pytest.mark.parametrize("detour", DETOURS)
 async def test_the_account_is_not_reachable(service, upstream, caller, detour):
-    """Whatever a server may make of a path."""
+    """No spelling of a path reaches the operator's account at Venice."""
     for spelling in (*ACCOUNT, *map(str.upper, ACCOUNT)):
         url = URL(f"/api/v1/{detour.format(spelling)}", encoded=True)
         async with service.http.get(url, headers=caller.headers) as response:
@@ -184,8 +184,8 @@ async def test_the_account_is_not_reachable(service, upstream, caller, detour):
 
 
 @pytest.mark.parametrize("path", ["/crypto/rpc/%2e%2e", "/crypto/rpc/..%2Fbilling"])
-async def test_a_name_in_a_path_stays_one(service, upstream, caller, path):
-    """Also in the paths that are known."""
+async def test_a_name_in_a_path_stays_one_segment(service, upstream, caller, path):
+    """A name in a path stays one segment, also in known paths."""
     url = URL(f"/api/v1{path}", encoded=True)
     async with service.http.post(url, headers=caller.headers, json={"method": "a"}) as response:
         assert response.status == 404
@@ -193,8 +193,8 @@ async def test_a_name_in_a_path_stays_one(service, upstream, caller, path):
     assert paid_calls(upstream) == []
 
 
-async def test_a_path_that_is_not_known_has_no_price(service, upstream, caller):
-    """Venice may charge anything for what it adds tomorrow."""
+async def test_an_unknown_path_has_no_price(service, upstream, caller):
+    """An unknown path has no price, because Venice may charge anything for it."""
     await set_limit(caller, unit="usd", period="lifetime", ceiling="100")
 
     assert await refusal(service, caller, "/api/v1/new/thing", json={}) == (402, "price_unknown")
@@ -213,11 +213,9 @@ async def test_a_path_that_is_not_known_has_no_price(service, upstream, caller):
         ("/v1/chat/completions", {"model": "alias:character_slug=Zq7-words"}, MODEL),
     ],
 )
-async def test_what_callers_call_a_thing_is_not_kept(
-    service, upstream, caller, capsys, path, body, kept
-):
-    """A path, a network or a suffix may have any text; the books and the log have the operator's or
-    Venice's name of it."""
+async def test_callers_names_are_not_stored(service, upstream, caller, capsys, path, body, kept):
+    """The ledger and the log have the operator's or Venice's name of a path, network or model,
+    never the caller's text."""
     if body.get("model", "").startswith("alias"):
         await set_alias(service, "alias", [MODEL])
     if "model" in body:

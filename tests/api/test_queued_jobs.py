@@ -1,4 +1,4 @@
-"""Jobs in Venice's queue: what they cost is right whether or not their caller asks for them."""
+"""Queued jobs are recorded at the right cost, whether or not their caller retrieves them."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ QUEUES = ("/video/queue", "/audio/queue")
 
 
 async def queued(caller, path="/video/queue"):
-    """A job; its ticket, and the entry that it was charged with."""
+    """Queue a job; return its ticket and its entry."""
     async with caller.service.http.post(
         f"/v1{path}", headers=caller.headers, **payload(BODIES[path])
     ) as response:
@@ -31,7 +31,7 @@ async def queued(caller, path="/video/queue"):
 
 
 async def follow(service, *, age="2 minutes"):
-    """What the service does now and then, when the jobs are as old as that."""
+    """Run the service's check of jobs, with the jobs made as old as that."""
     database = service.app[api.DATABASE]
     await queued_jobs.follow_jobs(database, LONG_AGO)
     await database.fetch(
@@ -43,20 +43,21 @@ async def follow(service, *, age="2 minutes"):
 
 
 async def statuses(service):
-    """Those of the jobs that were followed."""
+    """Return the statuses of the jobs that are tracked."""
     rows = await service.app[api.DATABASE].fetch("SELECT status FROM public.generations")
     return [row["status"] for row in rows]
 
 
 async def used(caller):
-    """What the caller's only limit has counted."""
+    """Return what the caller's only limit has used."""
     (limit,) = await limits_of(caller)
     return Decimal(limit["used"])
 
 
 @pytest.mark.parametrize("path", QUEUES)
-async def test_a_refund_reaches_the_books_though_nobody_asks(service, caller, upstream, path):
-    """Once, as a credit of all that the job cost; the limit has room for it again."""
+async def test_a_refund_is_recorded_without_a_retrieval(service, caller, upstream, path):
+    """A refund of a job that nobody retrieves is recorded once, as a credit of its whole cost, and
+    returns room to the limit."""
     await set_limit(caller, unit="usd", period="month", ceiling="100")
     _, entry = await queued(caller, path)
     assert await used(caller) == cost_of(entry) > 0
@@ -74,8 +75,9 @@ async def test_a_refund_reaches_the_books_though_nobody_asks(service, caller, up
     assert len(upstream.calls.to(path.replace("queue", "retrieve"))) == 1
 
 
-async def test_a_refund_that_the_caller_sees_is_booked_at_once(service, caller, upstream):
-    """With Venice's own error for the caller; asking again, or our asking, gives nothing more."""
+async def test_a_refund_that_the_caller_sees_is_recorded_at_once(service, caller, upstream):
+    """A refund that a retrieval reports is recorded at once, with Venice's error for the caller;
+    further checks add nothing."""
     ticket, entry = await queued(caller)
     upstream.faults.push("/video/retrieve", FaultKind.JOB_FAILED, times=9)
 
@@ -95,8 +97,8 @@ async def test_a_refund_that_the_caller_sees_is_booked_at_once(service, caller, 
     assert await statuses(service) == ["failed"]
 
 
-async def test_what_the_operator_gave_back_is_not_given_twice(service, caller, upstream):
-    """The refund is of what is left."""
+async def test_a_refund_excludes_the_operators_credit(service, caller, upstream):
+    """After a credit by the operator the refund covers only the rest."""
     _, entry = await queued(caller)
     part = {"usd": "0.01", "note": "Late."}
     await service.operate("POST", f"/admin/v1/ledger/{entry['id']}/credit", json=part)
@@ -115,11 +117,11 @@ FAMILIES = ("video", "audio", "audio/voice-changer")
 @pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_another_organization_has_no_part_in_a_job(
+async def test_a_job_is_unknown_to_other_organizations(
     service, caller, upstream, family, step, prefix
 ):
-    """Whatever it asks, at whatever path: it hears what it hears of a job that never was, and
-    Venice hears nothing."""
+    """On every path another organization gets the response for an unknown job, and Venice gets no
+    request."""
     ticket, entry = await queued(caller, f"/{family}/queue")
     stranger = await service.new_caller("stranger")
     never = ticket | {"queue_id": "01a2-no-such-job"}
@@ -145,7 +147,7 @@ async def test_another_organization_has_no_part_in_a_job(
 
 
 async def test_an_organizations_keys_share_its_jobs(service, caller):
-    """Who queued a job and who asks for it may be two of its services."""
+    """One key of an organization may retrieve a job that another one queued."""
     ticket, _ = await queued(caller)
     path = f"/admin/v1/organizations/{caller.organization_id}/keys"
     _, made = await service.operate("POST", path, json={"name": "other"})
@@ -154,8 +156,8 @@ async def test_an_organizations_keys_share_its_jobs(service, caller):
         assert response.status == 200
 
 
-async def test_venice_reads_the_id_that_was_read_here(service, caller, upstream):
-    """A body that has two is refused, and one in the query is not passed on."""
+async def test_venice_gets_the_job_id_that_was_checked(service, caller, upstream):
+    """A body with two job ids is refused, and an id in the query is not passed on."""
     ticket, _ = await queued(caller)
     stranger = await service.new_caller("stranger")
     own, _ = await queued(stranger)
@@ -175,8 +177,9 @@ async def test_venice_reads_the_id_that_was_read_here(service, caller, upstream)
     assert theirs not in call.body.decode() + str(call.query)
 
 
-async def test_a_job_that_may_not_be_booked_yet(service, caller, upstream):
-    """Is not denied: who asks is told to ask again. What is booked is not kept waiting."""
+async def test_a_job_whose_entry_is_not_written_yet(service, caller, upstream):
+    """A retrieval before the job's entry is written gets an error to retry; one with an entry is
+    not delayed."""
     ticket, _ = await queued(caller)
     unknown = ticket | {"queue_id": "01a2-no-such-job"}
     upstream.faults.push("/audio/queue", "barrier")
@@ -199,8 +202,8 @@ async def test_a_job_that_may_not_be_booked_yet(service, caller, upstream):
     assert await ask(unknown) == (404, None)
 
 
-async def test_a_job_that_is_done_is_asked_for_no_more(service, caller, upstream):
-    """It keeps its price, and what it made is left for the caller."""
+async def test_a_finished_job_is_not_checked_again(service, caller, upstream):
+    """A finished job keeps its price, is not checked again, and leaves its result to the caller."""
     ticket, entry = await queued(caller)
 
     for expected in ("in_progress", "in_progress", "completed", "completed"):
@@ -216,7 +219,7 @@ async def test_a_job_that_is_done_is_asked_for_no_more(service, caller, upstream
 
 
 async def test_a_job_that_venice_does_not_know_keeps_its_price(service, caller):
-    """Its caller has fetched and forgotten it."""
+    """A job that Venice no longer knows, because its caller has retrieved it, keeps its price."""
     ticket, entry = await queued(caller)
     async with service.http.post(
         "/v1/video/complete", json=ticket, headers=caller.headers
@@ -240,8 +243,8 @@ async def test_a_job_that_venice_does_not_know_keeps_its_price(service, caller):
         FaultKind.DISCONNECT,
     ],
 )
-async def test_trouble_at_venice_says_nothing_of_a_job(service, caller, upstream, kind):
-    """It is asked for again later; the books do not move."""
+async def test_a_failing_venice_changes_no_job(service, caller, upstream, kind):
+    """A check that Venice fails is repeated later and records nothing."""
     _, entry = await queued(caller)
     upstream.faults.push("/video/retrieve", kind, times=1)
 
@@ -251,9 +254,9 @@ async def test_trouble_at_venice_says_nothing_of_a_job(service, caller, upstream
     assert await caller.entries() == [entry]
 
 
-async def test_a_job_is_asked_for_less_and_less_often(service, caller, upstream):
-    """Not before a minute, then a quarter of its age apart; after a day not at all, and in the end
-    it is forgotten."""
+async def test_a_job_is_checked_less_and_less_often(service, caller, upstream):
+    """A job is checked after a minute, then at intervals of a quarter of its age, after a day no
+    more, and is finally forgotten."""
     await queued(caller)
     await follow(service, age="50 seconds")
     assert upstream.calls.to("/video/retrieve") == []
@@ -273,8 +276,8 @@ async def test_a_job_is_asked_for_less_and_less_often(service, caller, upstream)
     assert len(upstream.calls.to("/video/retrieve")) == 2
 
 
-async def test_a_refund_is_given_once_by_many(service, caller):
-    """Whoever learns of it first."""
+async def test_a_refund_is_recorded_once(service, caller):
+    """A refund that several requests learn of at once is recorded once."""
     _, entry = await queued(caller)
     ids = UUID(caller.organization_id), UUID(entry["id"])
 
@@ -300,5 +303,5 @@ async def test_a_refund_is_given_once_by_many(service, caller):
     ],
 )
 def test_what_is_a_refund(body, expected):
-    """Only what Venice says in so many words."""
+    """Only an explicit statement by Venice counts as a refund."""
     assert is_refunded(body) is expected

@@ -1,4 +1,4 @@
-"""What multiplies or adds to the price of a call is in the money that is held for it."""
+"""A call's hold covers everything that multiplies or adds to its price."""
 
 from decimal import Decimal
 
@@ -13,7 +13,7 @@ MILLION = 10**6
 
 
 async def most_usd(caller, path, body):
-    """The most that the call can cost, by its quote."""
+    """Return the most that the call can cost, by its quote."""
     http = caller.service.http
     url = f"/v1/quote{path}"
     async with http.post(url, headers=caller.headers, **payload(body)) as response:
@@ -23,14 +23,14 @@ async def most_usd(caller, path, body):
 
 
 async def output_usd(caller, model=MODEL):
-    """The price of a token of output."""
+    """Return the price of an output token."""
     async with caller.service.http.get(f"/v1/models/{model}", headers=caller.headers) as response:
         pricing = (await response.json())["model_spec"]["pricing"]
     return Decimal(str(pricing["output"]["usd"])) / MILLION
 
 
 async def test_each_choice_may_be_as_long(caller):
-    """Seven choices of 1,000 tokens are 7,000 tokens."""
+    """Seven choices of 1,000 tokens are held as 7,000 tokens."""
     body = BODIES[CHAT] | {"max_completion_tokens": 1_000}
     one = await most_usd(caller, CHAT, body)
     seven = await most_usd(caller, CHAT, body | {"n": 7})
@@ -48,7 +48,7 @@ async def test_each_choice_may_be_as_long(caller):
     ],
 )
 async def test_the_highest_maximum_counts(caller, low, high):
-    """Whichever of them Venice obeys, and in whichever order they stand."""
+    """The highest of several maxima counts, in whatever order they are."""
     least = 5_000 * await output_usd(caller)
     body = {name: value for name, value in BODIES[CHAT].items() if not name.startswith("max_")}
 
@@ -91,8 +91,8 @@ async def test_the_highest_maximum_counts(caller, low, high):
     ],
 )
 async def test_a_paid_extra_is_in_the_bound(caller, path, members, usd):
-    """With everything that Venice may do for it: ten pages are scraped at most."""
-    # A character is free, but may fill the model's window, as what is searched for may.
+    """A paid extra is held with everything that Venice may do for it, such as ten scraped pages."""
+    # A character adds no fee, but like a search result it may fill the model's window.
     free = {"venice_parameters": {"character_slug": "x"}} if path == CHAT else {}
     plain = await most_usd(caller, path, BODIES[path] | free)
     dearer = await most_usd(caller, path, BODIES[path] | members)
@@ -101,8 +101,8 @@ async def test_a_paid_extra_is_in_the_bound(caller, path, members, usd):
 
 
 @pytest.mark.parametrize(("path", "members", "times"), [("/image/generate", {"variants": 4}, 4)])
-async def test_what_is_made_several_times_is_paid_several_times(caller, path, members, times):
-    """The price of one, for each of them."""
+async def test_multiple_outputs_multiply_the_price(caller, path, members, times):
+    """The hold is the price of one output times their number."""
     one = await most_usd(caller, path, BODIES[path])
 
     assert await most_usd(caller, path, BODIES[path] | members) == times * one

@@ -1,4 +1,4 @@
-"""Usage reports, the export of the ledger, what a caller sees of itself, and quotes."""
+"""Usage reports, the ledger export, what a caller sees of itself, and quotes."""
 
 import asyncio
 import csv
@@ -26,12 +26,12 @@ FIELDS = ("calls", "input_tokens", "cached_input_tokens", "output_tokens", "unkn
 
 
 def id_of(at):
-    """A UUIDv7 of that instant."""
+    """Return a UUIDv7 of that instant."""
     return f"{int(at.timestamp() * 1000):012x}" + uuid7().hex[12:]
 
 
 def an_entry(chance, kind, calls):
-    """Something for the ledger: a call, or a correction or credit of one."""
+    """Return a ledger row: a call, or a correction or credit of one."""
     at = START + timedelta(minutes=chance.randrange(30 * 24 * 60))
     cost = chance.choice([None, 0, 1, 7, 10**9, chance.randrange(10**13)])
     entry = {
@@ -63,7 +63,7 @@ def an_entry(chance, kind, calls):
 
 @pytest.fixture
 async def booked(service, caller):
-    """Entries of a month, written as they are, and returned."""
+    """Write entries of a month and return them."""
     chance = random.Random(7)
     calls = [an_entry(chance, "call", ()) for _ in range(200)]
     entries = calls + [
@@ -97,7 +97,7 @@ async def booked(service, caller):
 
 
 def summed(entries, group_by):
-    """The sums that a report has to have, by group."""
+    """Return the sums that a report must have, by group."""
     sums = defaultdict(lambda: defaultdict(int))
     for entry in entries:
         keys = {
@@ -120,14 +120,14 @@ def summed(entries, group_by):
 
 
 def check(sums, expected):
-    """Exact to the nano-dollar."""
+    """Assert that the sums are exact to the nano-dollar."""
     assert Decimal(sums["cost_usd"]) * 10**9 == expected["cost_nanos"]
     assert [sums[name] for name in FIELDS] == [expected[name] for name in FIELDS]
 
 
 @pytest.mark.parametrize("group_by", GROUPS)
 async def test_sums_are_exact(service, caller, booked, group_by):
-    """By each group and in total; entries of another organization are not in them."""
+    """Sums are exact by each group and in total, and leave out other organizations' entries."""
     await service.new_caller("other")
     path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
     query = {"group_by": group_by, "from": "2026-11-01", "to": "2026-12-01"}
@@ -141,8 +141,9 @@ async def test_sums_are_exact(service, caller, booked, group_by):
     assert (report["is_cut"], report["from"]) == (False, "2026-11-01T00:00:00Z")
 
 
-async def test_entries_are_chosen(service, caller, booked):
-    """By time, key, end user's plain name, model and tag, and by all together."""
+async def test_entries_are_filtered(service, caller, booked):
+    """Reports filter by time, key, plain name of the end user, model and tag, and by all
+    together."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
     month = {"from": "2026-11-01", "to": "2026-12-01"}
     alice = next(entry["end_user"] for entry in booked if entry["end_user"])
@@ -189,8 +190,8 @@ async def test_entries_are_chosen(service, caller, booked):
         ({"from": "\0"}, "from"),
     ],
 )
-async def test_a_wrong_question_is_told_the_rule(service, caller, query, param):
-    """The parameter at fault is named."""
+async def test_an_invalid_parameter_is_named(service, caller, query, param):
+    """An invalid parameter is a 400 that names it with the rule."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
     status, body = await service.operate("GET", path, params=query)
 
@@ -209,7 +210,7 @@ async def test_a_wrong_question_is_told_the_rule(service, caller, query, param):
     ],
 )
 async def test_the_ends_of_the_calendar_are_dates_too(service, caller, query):
-    """Go's zero time and the last day there is are answered, by every route that takes a date."""
+    """Every route that takes a date accepts Go's zero time and the last day of the calendar."""
     async with caller.chat() as response:
         assert response.status == 200
     path = f"{ORGANIZATIONS}/{caller.organization_id}"
@@ -225,8 +226,8 @@ async def test_the_ends_of_the_calendar_are_dates_too(service, caller, query):
         assert response.status == 200
 
 
-async def test_reports_are_ones_own(service, caller):
-    """An admin sees its own organization; a caller its own key, and no groups of keys."""
+async def test_reports_are_limited_to_the_key(service, caller):
+    """An admin sees its own organization; a caller sees its own key, and no groups of keys."""
     other = await service.new_caller("other")
     path = f"{ORGANIZATIONS}/{caller.organization_id}"
     _, admin = await service.operate(
@@ -250,7 +251,7 @@ async def test_reports_are_ones_own(service, caller):
 
 
 async def test_a_caller_sees_what_it_used_and_may_use(service, caller):
-    """Its own key's usage, and the limits that bind it: nobody else's."""
+    """A caller sees its own key's usage and the limits that bind it."""
     second = (
         await service.operate(
             "POST", f"{ORGANIZATIONS}/{caller.organization_id}/keys", json={"name": "second"}
@@ -276,7 +277,7 @@ async def test_a_caller_sees_what_it_used_and_may_use(service, caller):
 
 
 async def exported(service, caller, **query):
-    """The export, decoded."""
+    """Return the decoded export."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/ledger/export"
     headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
     query = {"from": "2026-11-01", "to": "2026-12-01", **query}
@@ -286,7 +287,7 @@ async def exported(service, caller, **query):
 
 
 async def test_the_export_has_every_entry(service, caller, booked):
-    """As CSV and as JSON lines the same entries; no cell begins a formula."""
+    """The exports as CSV and as JSON lines have the same entries, and no cell starts a formula."""
     headers, text = await exported(service, caller, format="csv")
     rows = list(csv.DictReader(io.StringIO(text)))
     _, text = await exported(service, caller, format="jsonl")
@@ -329,8 +330,8 @@ INSERT_MANY = """
 
 
 async def test_a_large_export_takes_no_more_memory(service, caller):
-    """60,000 entries are read in pages and sent as they are read: 20 MB, of which no more than a
-    few are ever in memory."""
+    """An export of 60,000 entries (20 MB) is read and sent in pages, of which only a few are in
+    memory."""
     database = service.app[application.api.DATABASE]
     await database.fetch(INSERT_MANY, caller.organization_id, 60_000)
     path = f"{ORGANIZATIONS}/{caller.organization_id}/ledger/export?format=jsonl"
@@ -351,8 +352,8 @@ async def test_a_large_export_takes_no_more_memory(service, caller):
     assert peak < 10_000_000
 
 
-async def test_a_failed_export_is_no_whole_one(database_address, upstream):
-    """The database goes away in the middle: the body ends without its end, which clients notice."""
+async def test_a_failed_export_is_visibly_incomplete(database_address, upstream):
+    """An export that loses the database ends without the end of its body, which clients notice."""
     async with TcpProxy(database_address) as proxy:
         settings = make_settings(proxy.address, upstream.url, database_acquire_timeout_s=0.5)
         async with running(settings) as service:
@@ -370,7 +371,7 @@ async def test_a_failed_export_is_no_whole_one(database_address, upstream):
 
 
 async def test_reports_leave_connections_to_the_calls(service, caller):
-    """However many reports are asked for at a time, they get two of the five connections."""
+    """Any number of concurrent reports use two of the five connections."""
     database = service.app[application.api.DATABASE]
     most = open_now = 0
 
@@ -390,14 +391,15 @@ async def test_reports_leave_connections_to_the_calls(service, caller):
 
 
 async def quoted(caller, **members):
-    """A quote of a call."""
+    """Return the quote of a call."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], **members}
     async with caller.service.http.post("/v1/quote", json=body, headers=caller.headers) as response:
         return response.status, await response.json()
 
 
-async def test_a_quote_is_what_the_call_would_get(service, upstream, caller):
-    """What it could cost, what it would meet, and whether it would pass; without a trace."""
+async def test_a_quote_predicts_the_call(service, upstream, caller):
+    """A quote states what the call could cost, which limits it meets and whether it would pass, and
+    records nothing."""
     limit = await set_limit(caller, unit="usd", period="month", ceiling="1000")
     await set_limit(caller, unit="requests", period="day", ceiling=1, each_end_user=True)
     status, quote = await quoted(caller, max_tokens=100, user="alice")
@@ -421,7 +423,7 @@ async def test_a_quote_is_what_the_call_would_get(service, upstream, caller):
 
 
 async def test_a_quote_knows_the_rules(service, caller):
-    """What the call would be refused for, its quote is too."""
+    """A call that would be refused has a quote that is refused in the same way."""
     for members, status in (({"messages": []}, 400), ({"user": "x" * 129}, 400)):
         assert (await quoted(caller, **members))[0] == status
     _, admin = await service.operate(

@@ -187,7 +187,7 @@ async def test_errors(client, caller, upstream):
     assert caught.value.status_code == 402
 
 
-async def test_a_key_that_is_none(caller):
+async def test_an_invalid_key(caller):
     """Is Venice's own authentication error."""
     url = f"{caller.service.url}/api/v1"
     async with venice_ai.VeniceClient(base_url=url, api_key="rk_" + "A" * 43) as client:

@@ -59,7 +59,7 @@ TOOLS: list[Any] = [
 ]
 
 
-async def test_tools_at_once(sdk: Any) -> None:
+async def test_parallel_tools(sdk: Any) -> None:
     """As many as the message asks for, whole or in pieces; none once there are results."""
     asked = {
         "model": "llama-3.3-70b",
