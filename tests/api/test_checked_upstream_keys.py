@@ -1,4 +1,5 @@
-"""Keys at Venice are examined at no cost before a caller finds out; events say what was seen."""
+"""Upstream keys are checked at no cost before a caller meets a problem, and events report the
+results."""
 
 import asyncio
 import json
@@ -39,12 +40,12 @@ CONDITIONS = {
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    """What is found is recorded without a pause."""
+    """Checks are recorded without a pause."""
     monkeypatch.setattr(upstream_keys, "CHECK_DELAY_S", 0.01)
 
 
 async def events(service):
-    """What is reported of keys, oldest first."""
+    """Return the events about upstream keys, oldest first."""
     path = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/audit-events"
     _, body = await service.operate("GET", path)
     return [
@@ -55,7 +56,7 @@ async def events(service):
 
 
 async def reported(service, expected):
-    """Wait for these events, and no others."""
+    """Wait for exactly these events."""
     async with asyncio.timeout(20):
         while (found := await events(service)) != expected and len(found) <= len(expected):
             await asyncio.sleep(0.02)
@@ -63,13 +64,13 @@ async def reported(service, expected):
 
 
 async def listed(service):
-    """The keys by their names."""
+    """Return the upstream keys by name."""
     _, body = await service.operate("GET", KEYS)
     return {key["name"]: key for key in body["upstream_keys"]}
 
 
 async def becomes(service, name, last_check):
-    """Wait until a key was found so; the key."""
+    """Wait until a key has this result of its last check; return the key."""
     async with asyncio.timeout(20):
         while (found := (await listed(service))[name])["last_check"] != last_check:
             await asyncio.sleep(0.02)
@@ -77,7 +78,7 @@ async def becomes(service, name, last_check):
 
 
 async def recorded(service):
-    """Wait until all that was found is written."""
+    """Wait until all results are written."""
     database = service.app[application.api.DATABASE]
     keys = service.app[application.api.VENICE].keys
     async with asyncio.timeout(20):
@@ -91,8 +92,8 @@ async def recorded(service):
 
 @pytest.mark.parametrize("kind", CONDITIONS)
 async def test_a_key_is_checked_at_the_start(tmp_path, database_address, upstream, kind):
-    """Without a call and without a caller: the log, the list and the welcome say what Venice said,
-    by the key's name."""
+    """At the start the log, the list and the welcome report what Venice answers about each key, by
+    its name, without a call."""
     finding, _ = CONDITIONS[kind]
     upstream.faults.push(RATE_LIMITS, kind)
     async with started(
@@ -120,7 +121,7 @@ async def test_a_key_is_checked_at_the_start(tmp_path, database_address, upstrea
 
 @pytest.mark.parametrize("kind", CONDITIONS)
 async def test_a_key_is_checked_when_it_is_added(service, upstream, kind):
-    """At once; and what was found is in the list with its time."""
+    """A key is checked as soon as it is added, and the list has the result with its time."""
     finding, _ = CONDITIONS[kind]
     upstream.faults.push(RATE_LIMITS, kind, key="second")
     status, made = await service.operate("POST", KEYS, json={"name": "spare", "key": "second"})
@@ -135,8 +136,7 @@ async def test_a_key_is_checked_when_it_is_added(service, upstream, kind):
 
 
 async def test_a_change_is_an_event_once(service, upstream):
-    """That Venice refuses a key, and that it takes it again; a Venice that does not answer says
-    nothing of the key."""
+    """Refusal and recovery of a key are one event each; a failure to reach Venice is neither."""
     venice = service.app[application.api.VENICE]
     key = venice.keys.find(ENVIRONMENT_KEY_ID)
     for kind in ("insufficient_balance", "disconnect", "insufficient_balance", "invalid_key"):
@@ -158,7 +158,7 @@ async def test_a_change_is_an_event_once(service, upstream):
 
 
 async def test_disabling_a_bad_key_reports_nothing(service, upstream):
-    """Nobody saw it well."""
+    """Disabling a bad key does not report that it recovered."""
     upstream.faults.push(RATE_LIMITS, "invalid_key", key="second")
     _, made = await service.operate("POST", KEYS, json={"name": "spare", "key": "second"})
     await becomes(service, "spare", "invalid")
@@ -172,7 +172,8 @@ async def test_disabling_a_bad_key_reports_nothing(service, upstream):
 
 
 async def test_several_processes_report_a_change_once(database_address, upstream):
-    """Whichever saw it first; one that saw less lately does not contradict what is written."""
+    """Several processes report a change once, and a process with an older result does not overwrite
+    a newer one."""
     settings = make_settings(database_address, upstream.url)
     async with running(settings) as one, running(settings) as two:
         services = (one, two)
@@ -195,8 +196,8 @@ async def test_several_processes_report_a_change_once(database_address, upstream
 
 
 @pytest.mark.parametrize("state", [{}, {"balances": {"USD": 100.0}}, {"accessPermitted": None}])
-async def test_what_venice_does_not_state_is_no_evidence(database_address, monkeypatch, state):
-    """An answer that does not tell whether the key may make calls says nothing of it: no event, and
+async def test_an_incomplete_answer_is_no_evidence(database_address, monkeypatch, state):
+    """A Venice that does not state whether the key may make calls changes nothing: no event, and
     the key takes calls."""
     monkeypatch.setattr(odd_venice, "KEY", state)
     async with odd_venice.odd_venice() as venice:

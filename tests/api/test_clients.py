@@ -1,4 +1,4 @@
-"""Real SDKs, pointed at the service by base URL and key alone; each has a file of its own too."""
+"""Real SDKs with the service's base URL and key; each has a file of its own too."""
 
 import openai
 import pytest
@@ -17,7 +17,7 @@ async def client(caller):
 
 
 async def test_openai_plain(client, caller):
-    """A plain completion, with Venice's cost beside the usage."""
+    """A plain completion has Venice's cost beside the usage."""
     completion = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
 
     assert completion.choices[0].message.content
@@ -27,7 +27,7 @@ async def test_openai_plain(client, caller):
 
 
 async def test_openai_stream(client, caller):
-    """A streamed completion, chunk by chunk, with usage at its end."""
+    """A streamed completion arrives in chunks, with the usage at its end."""
     stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
     chunks = [chunk async for chunk in stream]
 
@@ -37,7 +37,7 @@ async def test_openai_stream(client, caller):
 
 
 async def test_openai_responses(client, caller):
-    """The Responses API, whole and as typed events."""
+    """The Responses API works, whole and as typed events."""
     plain = await client.responses.create(model=MODEL, input="[tokens=12]")
     stream = await client.responses.create(model=MODEL, input="[tokens=12]", stream=True)
     events = [event async for event in stream]
@@ -48,7 +48,7 @@ async def test_openai_responses(client, caller):
 
 
 async def test_openai_audio(client, caller):
-    """Speech, also as it comes, and its text."""
+    """Speech is made, whole and streamed, and transcribed."""
     speech = await client.audio.speech.create(model="tts-kokoro", voice="af_sky", input="Hello.")
     async with client.audio.speech.with_streaming_response.create(
         model="tts-kokoro", voice="af_sky", input="Hello.", extra_body={"streaming": True}
@@ -65,7 +65,7 @@ async def test_openai_audio(client, caller):
 
 
 async def test_openai_sees_a_cut_stream(client, upstream):
-    """A stream that Venice cuts raises in the SDK: it does not look like a short answer."""
+    """A stream that Venice cuts raises in the SDK instead of looking like a short response."""
     upstream.faults.push("/chat/completions", "cut", after=4, times=1)
     stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
 
@@ -74,7 +74,7 @@ async def test_openai_sees_a_cut_stream(client, upstream):
             pass
 
 
-async def test_sdks_read_over_heartbeats(database_address, upstream):
+async def test_sdks_ignore_heartbeats(database_address, upstream):
     """Comments before and between events disturb neither SDK."""
     slow = [{"role": "user", "content": "[tokens=3][delay=0.2]"}]
     settings = make_settings(database_address, upstream.url, heartbeat_s=0.05)

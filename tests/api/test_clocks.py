@@ -1,4 +1,5 @@
-"""Processes whose clocks are wrong: the database's clock alone says what belongs to a period."""
+"""Processes with wrong clocks: only the database's clock decides which period an entry belongs
+to."""
 
 import json
 import time
@@ -17,7 +18,7 @@ HOUR_S = 3600
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock that ids are made by; call it with how many seconds it is ahead."""
+    """Moves the clock that ids are made from; call it with the seconds that it is ahead."""
 
     def set_ahead(seconds):
         shifted = SimpleNamespace(time_ns=lambda: time.time_ns() + seconds * 10**9)
@@ -27,7 +28,7 @@ def clock(monkeypatch):
 
 
 async def called(caller, clock, ahead_s):
-    """A call by a process whose clock is ahead; the database's time after it."""
+    """Make a call by a process whose clock is ahead; return the database's time after it."""
     clock(ahead_s)
     async with caller.chat() as response:
         assert response.status == 200
@@ -35,7 +36,7 @@ async def called(caller, clock, ahead_s):
 
 
 async def count(caller, **period):
-    """How many calls a report of a period has."""
+    """Return how many calls a report of a period has."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
     status, report = await caller.service.operate("GET", path, params=period)
     assert status == 200, report
@@ -43,7 +44,7 @@ async def count(caller, **period):
 
 
 async def exported(caller, **period):
-    """The entries of a period, as the export has them."""
+    """Return the exported entries of a period."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/ledger/export"
     headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
     query = {"format": "jsonl", **period}
@@ -53,7 +54,8 @@ async def exported(caller, **period):
 
 
 async def test_every_call_is_in_one_of_two_periods(caller, clock):
-    """Of two periods that meet, whatever the clocks of the processes were: an hour, a month off."""
+    """Each call is in exactly one of two adjacent periods, although processes' clocks are an hour
+    or a month off."""
     skews = [0, HOUR_S, -HOUR_S, 600, -600, 40 * 24 * HOUR_S, -40 * 24 * HOUR_S, 0]
     ends = [await called(caller, clock, ahead_s) for ahead_s in skews]
     first = (ends[0] - timedelta(days=1)).isoformat()
@@ -71,7 +73,7 @@ async def test_every_call_is_in_one_of_two_periods(caller, clock):
 
 
 async def test_entries_are_in_the_order_of_their_settlement(caller, clock):
-    """In the list, page by page, and in the export."""
+    """Entries are in the order of their settlement, in the pages of the list and in the export."""
     for ahead_s in (0, HOUR_S, -HOUR_S, 0):
         await called(caller, clock, ahead_s)
     entries = await caller.entries()
@@ -93,8 +95,8 @@ async def test_entries_are_in_the_order_of_their_settlement(caller, clock):
     ]
 
 
-async def test_a_refund_needs_no_right_clock(service, caller, clock):
-    """What is given back is given back, by a process two days ahead, too."""
+async def test_a_refund_works_with_a_wrong_clock(service, caller, clock):
+    """A process whose clock is two days ahead records a refund."""
     await called(caller, clock, 0)
     (entry,) = await caller.entries()
     clock(48 * HOUR_S)
@@ -104,8 +106,9 @@ async def test_a_refund_needs_no_right_clock(service, caller, clock):
     assert (await caller.entries())[0]["kind"] == "credit"
 
 
-async def test_a_clock_that_differs_is_warned_of(service, monkeypatch):
-    """By which way and how much it is off; a right one is not, however slow the answer."""
+async def test_a_wrong_clock_is_logged(service, monkeypatch):
+    """A wrong clock is logged with its deviation; a right one is not, however slow the response
+    is."""
     database = service.app[api.DATABASE]
     assert abs(await clocks.measure_clock(database)) < 1
     for ahead_s in (HOUR_S, -HOUR_S):
@@ -115,7 +118,7 @@ async def test_a_clock_that_differs_is_warned_of(service, monkeypatch):
 
 
 async def test_the_start_compares_the_clocks(database_address, upstream, monkeypatch):
-    """A service that starts with a wrong clock says so at once."""
+    """A service that starts with a wrong clock logs it at once."""
     shifted = SimpleNamespace(time=lambda: time.time() + 90, monotonic=time.monotonic)
     monkeypatch.setattr(clocks, "time", shifted)
     with capture_logs() as lines:

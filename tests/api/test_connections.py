@@ -1,5 +1,4 @@
-"""Connections: what comes in place of a request, heads that are long or slow, many of them, and
-how they end."""
+"""Connections: invalid requests, long or slow heads, many connections, and how they end."""
 
 import asyncio
 import contextlib
@@ -15,7 +14,7 @@ UNKNOWN = 20
 
 @pytest.fixture
 async def service(database_address, upstream):
-    """One with little patience for heads."""
+    """A service with short timeouts for heads."""
     changes = {"head_timeout_s": HEAD_TIMEOUT_S, "unknown_connections": UNKNOWN}
     async with running(make_settings(database_address, upstream.url, **changes)) as service:
         yield service
@@ -23,14 +22,14 @@ async def service(database_address, upstream):
 
 
 class Wire:
-    """A connection that is spoken by hand."""
+    """A connection for hand-written requests."""
 
     def __init__(self, reader, writer):
         self.reader = reader
         self.writer = writer
 
     async def answer(self, timeout=5):
-        """Status, headers by their names in lower case, and body of the next answer."""
+        """Return status, headers by lower-case name, and body of the next response."""
         async with asyncio.timeout(timeout):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             line, *lines = head.rstrip("\r\n").split("\r\n")
@@ -39,7 +38,7 @@ class Wire:
             return int(line.split(" ")[1]), headers, await self.reader.readexactly(length)
 
     async def end(self, timeout=5):
-        """All that still comes until the connection ends."""
+        """Return all data that arrives until the connection ends."""
         async with asyncio.timeout(timeout):
             with contextlib.suppress(ConnectionError):
                 return await self.reader.read()
@@ -47,7 +46,7 @@ class Wire:
 
 @contextlib.asynccontextmanager
 async def connected(service):
-    """A connection to the service."""
+    """Connect to the service."""
     host, port = service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
     try:
@@ -57,7 +56,7 @@ async def connected(service):
 
 
 def chat(caller, version="1.1", content="Hello", **members):
-    """A chat completion as bytes."""
+    """Return a chat completion as bytes."""
     messages = [{"role": "user", "content": content}]
     body = json.dumps({"model": MODEL, "messages": messages, **members})
     return (
@@ -68,7 +67,7 @@ def chat(caller, version="1.1", content="Hello", **members):
 
 
 async def malformed(service):
-    """The counts of what came in place of a request, by code."""
+    """Return the number of invalid requests by code."""
     headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
     async with service.http.get("/metrics", headers=headers) as response:
         lines = (await response.text()).splitlines()
@@ -99,8 +98,9 @@ CASES += [(name, 431, "head_too_large", data) for name, data in LONG.items()]
 @pytest.mark.parametrize(
     ("status", "code", "data"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-async def test_what_is_no_request_is_answered_as_everything_is(service, capsys, status, code, data):
-    """In our form, with an id; it is counted, and nothing of it is logged."""
+async def test_an_invalid_request_gets_a_normal_error(service, capsys, status, code, data):
+    """An invalid request gets an error in the service's format with an id, is counted, and is not
+    logged."""
     before = await malformed(service)
     async with connected(service) as wire:
         wire.writer.write(data)
@@ -118,8 +118,9 @@ async def test_what_is_no_request_is_answered_as_everything_is(service, capsys, 
 
 
 @pytest.mark.parametrize("is_cut", [True, False])
-async def test_it_has_the_dialect_of_its_path(service, is_cut):
-    """Where a path is to be seen, even when the head comes in pieces."""
+async def test_an_invalid_request_gets_the_format_of_its_path(service, is_cut):
+    """An invalid request with a readable path gets an error in that path's API format, even when
+    the head arrives in pieces."""
     head = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nX: "
     async with connected(service) as wire:
         wire.writer.write(head)
@@ -136,7 +137,7 @@ async def test_it_has_the_dialect_of_its_path(service, is_cut):
 
 @pytest.mark.parametrize("size", [20_000, 32_000])
 async def test_heads_as_long_as_an_edge_passes_are_read(service, caller, size):
-    """Of URLs and of headers."""
+    """URLs and headers as long as a CDN passes are accepted."""
     url = f"/v1/models?x={'x' * size}"
     async with service.http.get(url, headers=caller.headers) as response:
         assert response.status == 200
@@ -146,7 +147,7 @@ async def test_heads_as_long_as_an_edge_passes_are_read(service, caller, size):
 
 
 async def test_many_headers_that_are_long_together_are_refused(service):
-    """A head that has not ended is held in no more memory than that."""
+    """Headers that are too long together are refused before the head ends."""
     async with connected(service) as wire:
         wire.writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
         for number in range(100):
@@ -156,7 +157,7 @@ async def test_many_headers_that_are_long_together_are_refused(service):
 
 
 async def test_a_body_with_a_broken_frame_is_refused_at_once(service, caller):
-    """Once, and the connection ends."""
+    """A body with a broken frame is refused once, and the connection ends."""
     head, _ = chat(caller)
     head = head.replace(b"Content-Length", b"X-Length")
     async with connected(service) as wire:
@@ -168,7 +169,7 @@ async def test_a_body_with_a_broken_frame_is_refused_at_once(service, caller):
 
 @pytest.mark.parametrize("start", [b"GET /", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
 async def test_a_slow_head_has_a_deadline(service, start):
-    """However slowly it goes on."""
+    """A slow head has a deadline, even while more bytes arrive."""
     async with connected(service) as wire:
         wire.writer.write(start)
         answering = asyncio.create_task(wire.answer())
@@ -182,8 +183,9 @@ async def test_a_slow_head_has_a_deadline(service, start):
     assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
 
 
-async def test_heads_that_do_not_come_are_few(service, caller):
-    """Of one address; whoever asks something, or has shown a key, is served."""
+async def test_unfinished_heads_are_bounded(service, caller):
+    """The number of connections from one address without a request is bounded; those with a request
+    or a known key are served."""
     async with contextlib.AsyncExitStack() as stack:
         known = await stack.enter_async_context(connected(service))
         request = (
@@ -204,7 +206,8 @@ async def test_heads_that_do_not_come_are_few(service, caller):
 
 @pytest.mark.parametrize("members", [{"stream": True}, {"stream": False}])
 async def test_answers_of_http_1_0_have_an_end(service, caller, members):
-    """The connection's own, where they have no length, whatever the client asked for."""
+    """A response to HTTP/1.0 without a length ends with the connection, whatever the client asked
+    for."""
     head, body = chat(caller, version="1.0", **members)
     async with connected(service) as wire:
         wire.writer.write(head + b"Connection: keep-alive\r\n\r\n" + body)
@@ -217,8 +220,9 @@ async def test_answers_of_http_1_0_have_an_end(service, caller, members):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("wait_s", [0, 2.5])
-async def test_a_client_that_sends_no_more_is_answered(service, caller, upstream, stream, wait_s):
-    """At once or after a while; that it was asked whether it is there, it does not see."""
+async def test_a_client_that_closes_its_side_is_answered(service, caller, upstream, stream, wait_s):
+    """A client that closes its sending side gets its response, at once or later, although the
+    service probes it."""
     if wait_s:
         upstream.faults.push("/chat/completions", "slow_headers", times=1, seconds=wait_s)
     head, body = chat(caller, stream=stream)
@@ -233,7 +237,7 @@ async def test_a_client_that_sends_no_more_is_answered(service, caller, upstream
 
 
 async def test_several_requests_before_the_end_are_all_answered(service):
-    """In their order."""
+    """Several pipelined requests are answered in order."""
     async with connected(service) as wire:
         wire.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
         wire.writer.write_eof()
@@ -243,8 +247,8 @@ async def test_several_requests_before_the_end_are_all_answered(service):
 
 @pytest.mark.parametrize("kind", ["hang", "stall"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_is_gone_is_noticed(service, caller, upstream, kind, stream):
-    """At once, though Venice says nothing."""
+async def test_a_client_that_disconnected_is_noticed(service, caller, upstream, kind, stream):
+    """A disconnected client is noticed at once, even while Venice is silent."""
     upstream.faults.push("/chat/completions", kind, times=1)
     head, body = chat(caller, stream=stream)
     async with connected(service) as wire:

@@ -1,4 +1,4 @@
-"""Money that is given back at the API."""
+"""Credits through the API."""
 
 import uuid
 from decimal import Decimal
@@ -15,14 +15,15 @@ pytestmark = pytest.mark.shares_service
 
 
 async def called(caller):
-    """A call; its entry."""
+    """Make a call; return its entry."""
     async with caller.chat() as response:
         assert response.status == 200
     return (await caller.entries())[0]
 
 
 async def test_a_credit_is_an_entry(service, caller):
-    """201 with the entry; it is in the ledger, on the limit, and an event of the operator's."""
+    """A credit returns 201 with its entry, which is in the ledger, counts on the limit, and is an
+    event."""
     path = f"{ORGANIZATIONS}/{caller.organization_id}/limits"
     limit = {"unit": "usd", "period": "month", "ceiling": "1"}
     await service.operate("POST", path, json=limit)
@@ -51,7 +52,7 @@ async def test_a_credit_is_an_entry(service, caller):
 
 
 async def test_the_same_credit_again(service, caller):
-    """With an id of the operator's it is the same answer, and one entry."""
+    """Repeating a credit with the operator's id returns the same response and adds no entry."""
     call = await called(caller)
     body = {"usd": "0.0000001", "note": "why", "id": str(uuid7())}
     path = f"/admin/v1/ledger/{call['id']}/credit"
@@ -79,7 +80,7 @@ async def test_the_same_credit_again(service, caller):
     ],
 )
 async def test_bad_input_names_the_field(service, caller, changes, status, param):
-    """And nothing is written."""
+    """An invalid body is an error that names the field, and writes nothing."""
     call = await called(caller)
     body = {"usd": "0.0000001", "note": "why", **changes}
 
@@ -91,15 +92,15 @@ async def test_bad_input_names_the_field(service, caller, changes, status, param
 
 @pytest.mark.parametrize("entry_id", [uuid.UUID(int=7), uuid.UUID(int=2**127), "x"])
 async def test_what_is_not_there_is_not_found(service, entry_id):
-    """404, whatever the id looks like."""
+    """An unknown or malformed entry id is a 404."""
     body = {"usd": "1", "note": "why"}
     status, _ = await service.operate("POST", f"/admin/v1/ledger/{entry_id}/credit", json=body)
 
     assert status == 404
 
 
-async def test_only_the_operator_gives_money_back(service, caller):
-    """An organization's administrator cannot."""
+async def test_only_the_operator_gives_credits(service, caller):
+    """An organization's administrator cannot give a credit."""
     call = await called(caller)
     path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
     _, admin = await service.operate("POST", path, json={"name": "boss", "role": "admin"})

@@ -1,4 +1,4 @@
-"""What every answer says to browsers, and who may call from one."""
+"""Security headers of every response, and which origins may call."""
 
 import asyncio
 from pathlib import Path
@@ -32,7 +32,8 @@ def is_secure(headers):
 
 @pytest.mark.parametrize("key", ["nobody", "operator", "caller"])
 async def test_every_route(service, caller, key):
-    """With every key and method; administrators' and callers' answers are stored nowhere."""
+    """Every route sends the security headers for every key and method; responses to administrators
+    and callers are not stored."""
     headers = {
         "nobody": {},
         "operator": {"Authorization": f"Bearer {OPERATOR_KEY}"},
@@ -49,7 +50,7 @@ async def test_every_route(service, caller, key):
 
 
 async def test_streams_and_what_venice_sends(service, caller, upstream):
-    """A stream, a picture, and an answer that fails."""
+    """Streams, pictures and failures from Venice have the security headers."""
     async with caller.chat(stream=True) as response:
         await response.read()
         is_secure(response.headers)
@@ -76,8 +77,9 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("sent", MALFORMED, ids=range(len(MALFORMED)))
-async def test_what_is_no_request(service, sent):
-    """Is answered as safely, and without the name of the software."""
+async def test_an_invalid_request_with_an_origin(service, sent):
+    """The response to an invalid request has the security headers and does not name the server's
+    software."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
     writer.write(sent)
     head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().lower()
@@ -103,7 +105,7 @@ class TestOrigins:
         "path", [CHAT, "/v1/messages", "/nothing", "/api/v1/models", "/health"]
     )
     async def test_a_preflight_needs_no_key(self, service, is_any, path):
-        """And is answered before anything else is looked at."""
+        """A preflight is answered before anything else is checked."""
         names = "authorization, content-type, x-stainless-lang, anthropic-version"
         headers = {
             "Origin": APP,
@@ -136,7 +138,7 @@ class TestOrigins:
         ],
     )
     async def test_another_origin_may_do_nothing(self, service, is_any, origin):
-        """Unless all may."""
+        """Another origin is refused, unless all origins are allowed."""
         headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
         for method in ("OPTIONS", "GET"):
             async with service.http.request(method, CHAT, headers=headers) as response:
@@ -144,8 +146,8 @@ class TestOrigins:
             assert allowed == ("*" if is_any else None)
             assert is_any or "Origin" in response.headers.getall("Vary")
 
-    async def test_an_answer_may_be_read(self, service, upstream):
-        """Plain, streamed and failed; with the headers that clients read."""
+    async def test_a_response_may_be_read(self, service, upstream):
+        """Plain, streamed and failed responses may be read with the headers that clients need."""
         caller = await service.new_caller()
         origin = {"Origin": "http://localhost:3000"}
         caller.headers |= origin
@@ -168,8 +170,8 @@ class TestOrigins:
             assert "Access-Control-Allow-Credentials" not in response.headers
 
     @pytest.mark.parametrize("names", ["a b", "a,,b", "a:b", "x" * 3000])
-    async def test_headers_that_are_none(self, service, names):
-        """Are not said back."""
+    async def test_malformed_header_names(self, service, names):
+        """Malformed header names in a preflight are not repeated."""
         headers = {
             "Origin": APP,
             "Access-Control-Request-Method": "POST",
@@ -179,8 +181,9 @@ class TestOrigins:
             assert "Access-Control-Allow-Headers" not in response.headers
 
     @pytest.mark.parametrize("bad", [b"bad header", b"Content-Length: x"])
-    async def test_what_is_no_request(self, service, bad):
-        """Is answered as before, whether or not its origin could be read."""
+    async def test_an_invalid_request_with_an_origin(self, service, bad):
+        """An invalid request is answered as without CORS, whether or not its origin could be
+        read."""
         port = int(service.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nOrigin: %b\r\n%b\r\n\r\n" % (APP.encode(), bad))
@@ -189,8 +192,8 @@ class TestOrigins:
         assert head.split()[1] == b"400"
 
 
-async def test_none_by_default(service, caller):
-    """Nothing of it is said, and OPTIONS is no method."""
+async def test_no_origins_by_default(service, caller):
+    """By default there are no CORS headers, and OPTIONS is not allowed."""
     headers = {"Origin": APP, "Access-Control-Request-Method": "POST", **caller.headers}
     async with service.http.options(CHAT, headers=headers) as response:
         assert response.status == 405
@@ -201,7 +204,7 @@ async def test_none_by_default(service, caller):
 
 
 async def test_the_exposed_headers_are_those_of_the_documents():
-    """What is exposed to pages is what clients are told of."""
+    """The headers exposed to pages are those in the documents."""
     text = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
     for name in ("x-rialto-cost-usd", "x-request-id", "Retry-After"):
         assert name in EXPOSED_HEADERS

@@ -1,5 +1,5 @@
-"""Every route with a key of every role, and with another organization's ids: nothing is read or
-changed, and the status is what the table says."""
+"""Requests every route with a key of every role and with another organization's ids: nothing is
+read or changed, and the status is that of the table."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -41,7 +41,7 @@ ORGANIZATIONS_OWN = [
     f"PUT {MODELS}/{{alias}}",
     f"DELETE {MODELS}/{{alias}}",
 ]
-"""What the operator may do for any organization, and an administrator for one."""
+"""Routes that the operator may use for any organization, and an administrator for its own."""
 ADMINISTRATORS = [f"GET {MODELS}"]
 FREE = [
     *(
@@ -66,14 +66,14 @@ FREE = [
     "GET /v1/usage",
     "GET /v1/limits",
 ]
-"""What any key of an organization may ask for itself."""
+"""Free routes for any key of an organization."""
 PAID = [
     *(f"POST /v1{path}" for path in BODIES),
     "POST /v1/quote",
     "POST /v1/quote/{path}",
     *(f"{method} /api/v1/{{other}}" for method in ("GET", "POST", "PUT", "PATCH", "DELETE")),
 ]
-"""What a key of role inference may do."""
+"""Routes for a key of role inference."""
 TABLE = {
     route: kind
     for kind, routes in {
@@ -94,16 +94,16 @@ REFUSED = {
     "expired": (401, "expired_api_key"),
     "suspended": (403, "organization_inactive"),
 }
-"""Who is refused everywhere, and how."""
+"""Keys that every route refuses, with the status and code."""
 
 
 def twin(route):
-    """The same route under the other of its two prefixes."""
+    """Return the same route under the other of its two prefixes."""
     return route.replace(" /api/v1/", " /v1/") if "{other}" not in route else route
 
 
 def routes_of(service):
-    """Method and path of each."""
+    """Return method and path of each route."""
     return sorted(
         f"{route.method} {route.resource.canonical}"
         for route in service.app.router.routes()
@@ -112,12 +112,12 @@ def routes_of(service):
 
 
 def test_every_route_has_its_place(service):
-    """A new route is given its place in the table before it is merged."""
+    """A new route must be added to the table."""
     assert {twin(route) for route in routes_of(service)} == set(TABLE)
 
 
 class Victim:
-    """An organization with something of everything, which others have the ids of."""
+    """An organization with one of everything, whose ids others use."""
 
     MARK = "victims-own"
 
@@ -146,13 +146,13 @@ class Victim:
 
     @property
     def marks(self):
-        """What nobody else may be shown."""
+        """Texts that no other organization may see."""
         caller = self.caller
         ids = (caller.key_id, self.admin["id"], self.limit["id"], self.entry["id"], self.queue_id)
         return (*ids, self.admin["prefix"], caller.organization_id)
 
     async def state(self):
-        """All that the database has of it."""
+        """Return all rows that the database has of the organization."""
         database, state = self.service.app[DATABASE], []
         organization_id = UUID(self.caller.organization_id)
         for table, column in (
@@ -165,7 +165,7 @@ class Victim:
             ("models", "organization_id"),
         ):
             rows = await database.fetch(
-                # Names of tables of the test's own.
+                # The names come from the test's own table.
                 f"SELECT to_jsonb(t) - 'last_used_at' AS row FROM public.{table} t"
                 f" WHERE {column} = $1 ORDER BY 1",
                 organization_id,
@@ -176,7 +176,7 @@ class Victim:
         return [*state, rows[0][0], organizations[0][0]]
 
     def request(self, route):
-        """URL and arguments of a request for what is the victim's, in path, query and body."""
+        """Return URL and arguments of a request with the victim's ids in path, query and body."""
         method, path = route.split()
         caller = self.caller
         ids = {
@@ -238,7 +238,7 @@ class Victim:
 
 
 async def key_of(service, who):
-    """The bearer key of somebody, of an organization that is not the victim's."""
+    """Return the key of the given role, in an organization other than the victim's."""
     if who == "nobody":
         return None
     if who in ("malformed", "unknown"):
@@ -273,11 +273,11 @@ MAY = {
     "operator": {"free", "administrator", "operator", "organization"},
     "the operator": {"administrator", "operator", "organization"},
 }
-"""Which kinds of route those may use who are not refused everywhere."""
+"""The kinds of route that each role may use."""
 
 
 def expected(who, route):
-    """Status and code, where they are a refusal; else None."""
+    """Return status and code of the expected refusal, else None."""
     kind = TABLE[twin(route)]
     if kind == "public":
         return None
@@ -295,7 +295,8 @@ def expected(who, route):
 @pytest.mark.parametrize("header", ["Authorization", "x-api-key"])
 @pytest.mark.parametrize("who", [*REFUSED, "inference", "administrator"])
 async def test_nothing_of_another_organization(service, upstream, who, header):
-    """Is read or changed by anybody, at any route: the statuses are those of the table."""
+    """No key reads or changes anything of another organization at any route, and the statuses are
+    those of the table."""
     victim = await Victim.make(service)
     key = await key_of(service, who)
     headers = {}
@@ -332,10 +333,10 @@ async def test_nothing_of_another_organization(service, upstream, who, header):
 
 @pytest.mark.parametrize("who", ["operator", "the operator"])
 async def test_the_operator(service, who):
-    """Makes no calls, and administers everything."""
+    """The operator makes no calls and may use every admin route."""
     headers = {"Authorization": f"Bearer {await key_of(service, who)}"}
     victim = await Victim.make(service)
-    # Those of keys at Venice last: without one no victim has an entry.
+    # Routes of upstream keys come last, because the victim's call needs a key.
     for route in sorted(routes_of(service), key=lambda route: "upstream-keys" in route):
         if TABLE[twin(route)] == "organization":
             victim = await Victim.make(service)
@@ -369,7 +370,7 @@ IDS_OF_OTHERS = [
 
 @pytest.mark.parametrize(("method", "path", "body", "status"), IDS_OF_OTHERS)
 async def test_ids_of_others_in_requests_for_ones_own(service, method, path, body, status):
-    """Nothing of theirs is in the answer."""
+    """A request for one's own organization with another's ids returns nothing of theirs."""
     victim = await Victim.make(service)
     other = await service.new_caller("other")
     own = f"{ORGANIZATIONS}/{other.organization_id}"

@@ -1,4 +1,4 @@
-"""What leaves for Venice, and where to: a call that never left is not charged, and none follows a
+"""What leaves for Venice and where to: an unsent call is not charged, and no call follows a
 redirect."""
 
 import asyncio
@@ -27,7 +27,7 @@ async def venice():
 
 @pytest.fixture
 async def silent_port():
-    """One that takes connections and says nothing, not even of TLS."""
+    """A port that accepts connections and sends nothing, not even a TLS handshake."""
 
     async def wait(reader, writer):
         await reader.read()
@@ -40,8 +40,9 @@ async def silent_port():
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("secret", [f"{SECRET}\n", f"{SECRET}\r\nX-Evil: 1", f"{SECRET}\0"])
-async def test_a_key_that_no_header_can_have(database_address, venice, secret, stream):
-    """Nothing leaves, so nothing is charged; the log has no part of it."""
+async def test_a_key_that_does_not_fit_into_a_header(database_address, venice, secret, stream):
+    """With an upstream key that no header can carry nothing is sent or charged, and the log has no
+    part of the key."""
     async with serving(database_address, venice) as service:
         keys = service.app[VENICE].keys
         keys.replace([msgspec.structs.replace(keys.any(), secret=secret)])
@@ -64,8 +65,8 @@ async def test_a_key_that_no_header_can_have(database_address, venice, secret, s
         "http://[::1",
     ],
 )
-async def test_a_venice_that_is_not_reached(database_address, venice, silent_port, url):
-    """Its name, its certificate, its port, its address: whatever it is."""
+async def test_an_unreachable_venice(database_address, venice, silent_port, url):
+    """A call is not charged if Venice's name, certificate, port or address fails."""
     async with odd_venice() as other, serving(database_address, other) as service:
         caller = await service.new_caller()
         service.app[VENICE]._base_url = url.format(port=other.url.rpartition(":")[2]) + "/api/v1"
@@ -75,8 +76,8 @@ async def test_a_venice_that_is_not_reached(database_address, venice, silent_por
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_unreachable", "not_charged")
 
 
-async def test_a_caller_that_leaves_before_anything_left(database_address, venice, silent_port):
-    """While the connection is made."""
+async def test_a_caller_that_leaves_before_anything_is_sent(database_address, venice, silent_port):
+    """A call whose caller leaves while the connection is made is not charged."""
     async with serving(database_address, venice) as service:
         caller = await service.new_caller()
         service.app[VENICE]._base_url = f"https://127.0.0.1:{silent_port}/api/v1"
@@ -97,7 +98,8 @@ async def test_a_caller_that_leaves_before_anything_left(database_address, venic
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_no_paid_call_follows_a_redirect(database_address, upstream, status):
-    """Of no endpoint: the caller's words go to Venice alone, and no other answer comes back."""
+    """No endpoint follows a redirect: the prompt goes to Venice only, and no other response comes
+    back."""
     async with odd_venice() as elsewhere, odd_venice() as venice:
         elsewhere.answer = whole(b'{"choices":[{"message":{"content":"internal"}}]}')
         moved = whole(b"{}", f"{status} Moved", Location=f"{elsewhere.url}/secret")
@@ -121,8 +123,8 @@ async def test_no_paid_call_follows_a_redirect(database_address, upstream, statu
         assert elsewhere.received == []
 
 
-async def test_no_question_of_ours_follows_a_redirect(database_address):
-    """Models, keys, balances, quotes and jobs are asked of Venice alone."""
+async def test_no_request_of_the_service_follows_a_redirect(database_address):
+    """The service asks only Venice for models, keys, balances, quotes and jobs."""
     async with (
         odd_venice() as elsewhere,
         odd_venice() as venice,
@@ -148,8 +150,8 @@ async def test_no_question_of_ours_follows_a_redirect(database_address):
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
-async def test_no_byte_of_an_answer_is_lost_by_a_cancellation(database_address, venice, coding):
-    """Whoever leaves while an answer is read leaves all that was not taken to who reads on."""
+async def test_a_cancellation_loses_no_byte_of_a_response(database_address, venice, coding):
+    """When a read of a response is cancelled, the next reader gets all remaining bytes."""
     body = random.Random(1).randbytes(300_000)
     content = gzip.compress(body) if coding == "gzip" else body
     venice.answer = whole(content, Content_Encoding=coding)
@@ -162,7 +164,7 @@ async def test_no_byte_of_an_answer_is_lost_by_a_cancellation(database_address, 
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 read += await reading
-            # Whether or not it was cancelled, the connection goes on.
+            # The connection continues whether or not the read was cancelled.
             await asyncio.sleep(0.001)
             if answer._response.content.at_eof() and not answer._inflater:
                 break

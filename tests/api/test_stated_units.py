@@ -1,4 +1,4 @@
-"""Sound: what Venice states of its length is booked in full, and what it does not state at the
+"""Audio: a length that Venice states is recorded in full; without one, the call is recorded at its
 bound."""
 
 from decimal import Decimal
@@ -24,7 +24,7 @@ async def caller(database_address, venice):
 
 
 async def transcribed(caller):
-    """The entry of a transcription of 100 KB, which are 200 seconds at most."""
+    """Transcribe 100 KB, which are 200 seconds at most; return the entry."""
     form = aiohttp.FormData()
     form.add_field("file", b"x" * 100_000, filename="x.wav")
     form.add_field("model", "ears")
@@ -37,7 +37,7 @@ async def transcribed(caller):
 
 @pytest.mark.parametrize("seconds", ["100000", "0.5", '"100000.25"', "1e5", "9999999"])
 async def test_a_length_that_is_stated(caller, venice, seconds):
-    """Whatever the bound was."""
+    """A stated length is recorded in full, even above the bound."""
     venice.answer = whole(b'{"text":"a","duration":%b}' % seconds.encode())
     entry = await transcribed(caller)
 
@@ -46,8 +46,8 @@ async def test_a_length_that_is_stated(caller, venice, seconds):
 
 
 @pytest.mark.parametrize("seconds", ["0", "null", "-5", '"long"', '"NaN"', "{}", "1e99"])
-async def test_a_length_that_is_none(caller, venice, seconds):
-    """Nothing is heard in no time."""
+async def test_an_invalid_length(caller, venice, seconds):
+    """An invalid length is ignored, because no audio takes no time."""
     venice.answer = whole(b'{"text":"a","duration":%b}' % seconds.encode())
     entry = await transcribed(caller)
 
@@ -57,7 +57,7 @@ async def test_a_length_that_is_none(caller, venice, seconds):
 
 @pytest.mark.parametrize("text", ["abc", "ä" * 10, "😀" * 100, "a😀\u200d\U0001f9d1"])
 async def test_speech_is_counted_as_venice_does(caller, venice, text):
-    """In the units of UTF-16, of which an emoji is two."""
+    """Characters of speech are counted in UTF-16 units, of which an emoji has two."""
     venice.answer = whole(b"sound", content_type="audio/mpeg")
     body = {"model": "voice", "input": text}
     url = "/v1/audio/speech"
@@ -73,7 +73,7 @@ async def test_speech_is_counted_as_venice_does(caller, venice, text):
 @pytest.mark.parametrize(("is_refunded", "source"), [("false", "bound"), ("true", "not_charged")])
 @pytest.mark.parametrize("status", [422, 400])
 async def test_a_refusal_that_keeps_its_charge(caller, venice, status, is_refunded, source):
-    """Venice says of some that what was asked for is charged all the same."""
+    """A refusal that Venice states to be charged is recorded at its cost."""
     said = b'{"error":{"message":"no","credits_refunded":%b}}' % is_refunded.encode()
     venice.answer = whole(said, f"{status} No")
     body = {"model": "brush", "prompt": "x"}

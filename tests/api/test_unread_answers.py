@@ -1,4 +1,4 @@
-"""Callers that do not read their answers, and callers with very many requests at a time."""
+"""Callers that do not read their responses, and callers with many concurrent requests."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,8 @@ TIMEOUT_S = 0.8
 
 @pytest.fixture
 async def venice():
-    """One that streams without end, and notes whether anybody listens; or gives a large answer."""
+    """A Venice that streams endlessly, and records whether the service reads, or sends a large
+    response."""
     async with odd_venice() as venice:
         venice.listeners = 0
 
@@ -39,18 +40,18 @@ async def venice():
 
 @pytest.fixture
 async def service(request, database_address, venice):
-    """A service with little patience and few places."""
+    """A service with a short write timeout and few open requests."""
     changes = {"write_timeout_s": TIMEOUT_S, "open_requests": 30}
     async with serving(database_address, venice, **changes) as service:
         yield service
 
 
-async def sent(caller, *, stream=True):
-    """A connection with a call on its way, nothing of whose answer has been read."""
+async def send_unread(caller, *, stream=True):
+    """Open a connection and send a call without reading its response."""
     host, port = caller.service.url.removeprefix("http://").split(":")
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "stream": stream}
     content = json.dumps(body)
-    # With the least that is read ahead.
+    # Use the smallest receive buffer.
     reader, writer = await asyncio.open_connection(host, int(port), limit=1)
     request = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {caller.key}\r\n"
@@ -61,16 +62,17 @@ async def sent(caller, *, stream=True):
 
 
 async def until(is_true):
-    """Wait for it."""
+    """Wait until the condition is true."""
     async with asyncio.timeout(10):
         while not is_true():
             await asyncio.sleep(0.01)
 
 
-async def test_a_stream_that_nobody_reads_is_ended(service, venice):
-    """As if its caller had hung up: Venice is told, and it is in the books."""
+async def test_an_unread_stream_is_ended(service, venice):
+    """A stream that nobody reads is ended as if the caller had hung up: Venice is cancelled, and
+    the call is recorded."""
     caller = await service.new_caller()
-    _, writer = await sent(caller)
+    _, writer = await send_unread(caller)
     await until(lambda: venice.listeners == 1)
 
     await until(lambda: venice.listeners == 0)
@@ -78,10 +80,10 @@ async def test_a_stream_that_nobody_reads_is_ended(service, venice):
     writer.close()
 
 
-async def test_so_is_a_plain_answer(service):
-    """What it cost is known."""
+async def test_an_unread_plain_response_is_ended(service):
+    """A plain response that nobody reads is ended, and the call is recorded at its known cost."""
     caller = await service.new_caller()
-    reader, writer = await sent(caller, stream=False)
+    reader, writer = await send_unread(caller, stream=False)
     assert (await wait_for_entry(caller))["outcome"] == "ok"
     await asyncio.sleep(2 * TIMEOUT_S)
 
@@ -95,11 +97,11 @@ async def test_so_is_a_plain_answer(service):
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_slow_reader_is_waited_for(service, stream):
-    """Whoever takes anything at all is there."""
+    """A caller that reads slowly keeps its response."""
     caller = await service.new_caller()
-    reader, writer = await sent(caller, stream=stream)
+    reader, writer = await send_unread(caller, stream=stream)
     for _ in range(12):
-        # As much as makes their system tell ours that it took something.
+        # Enough for the caller's system to acknowledge some bytes to ours.
         await reader.readexactly(150_000)
         await asyncio.sleep(TIMEOUT_S / 4)
 
@@ -108,11 +110,12 @@ async def test_a_slow_reader_is_waited_for(service, stream):
     await wait_for_entry(caller)
 
 
-async def test_one_key_cannot_have_all_places(service, venice):
-    """Beyond its share it is refused before anything is sent; others are answered."""
+async def test_one_key_cannot_take_all_places(service, venice):
+    """A key beyond its share of open requests is refused before anything is sent, and others are
+    answered."""
     greedy, other = await service.new_caller("greedy"), await service.new_caller("other")
-    # Only the calls count, so nobody is to be given up.
-    connections = [await sent(greedy) for _ in range(10)]
+    # Only the number of calls matters here, so no unread response may time out.
+    connections = [await send_unread(greedy) for _ in range(10)]
     await until(lambda: venice.listeners == 10)
 
     async with greedy.chat(model=MODEL) as refusal:
@@ -136,14 +139,14 @@ async def test_one_key_cannot_have_all_places(service, venice):
         await answer.read()
 
 
-async def test_an_organization_cannot_have_all_places(service, venice):
-    """Whatever number of keys it makes."""
+async def test_an_organization_cannot_take_all_places(service, venice):
+    """An organization cannot exceed its share by using many keys."""
     callers = [await service.new_caller("greedy")]
     path = f"/admin/v1/organizations/{callers[0].organization_id}/keys"
     for number in range(3):
         _, made = await service.operate("POST", path, json={"name": str(number)})
         callers.append(type(callers[0])(service, callers[0].organization_id, made))
-    connections = [await sent(caller) for caller in callers for _ in range(10)]
+    connections = [await send_unread(caller) for caller in callers for _ in range(10)]
     await until(lambda: len(venice.received) == 15)
     other = await service.new_caller("other")
 

@@ -1,4 +1,4 @@
-"""Large bodies that nothing here reads: passed on as they arrive, never held whole."""
+"""Large bodies that the service passes on as they arrive and never holds whole."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ MODELS = {"data": [{"id": "m", "type": "text", "model_spec": {"pricing": PRICES}
 
 
 class Slow:
-    """A Venice that says when the first bytes of a document came, and reads on when it may."""
+    """A Venice that signals the first bytes of a document and waits before it reads on."""
 
     def __init__(self):
         self.begun = asyncio.Event()
@@ -44,7 +44,7 @@ class Slow:
 
 @pytest.fixture
 async def slow(aiohttp_server):
-    """Such a Venice, and its server."""
+    """A slow Venice and its server."""
     venice = Slow()
     app = web.Application(client_max_size=100 * MEBIBYTE)
 
@@ -59,7 +59,7 @@ async def slow(aiohttp_server):
 
 @pytest.fixture
 async def service(request, database_address, slow):
-    """A service before it, which waits for bodies as long as a test says."""
+    """A service before it, with the test's timeout for bodies."""
     url = str(slow.server.make_url("")).rstrip("/")
     settings = make_settings(database_address, url, body_timeout_s=getattr(request, "param", 60.0))
     async with running(settings) as service:
@@ -69,7 +69,7 @@ async def service(request, database_address, slow):
 
 
 async def document(size, wait=None):
-    """A multipart body in pieces; before the last one it waits."""
+    """Yield a multipart body in pieces, with a pause before the last."""
     yield HEAD
     for _ in range(size // MEBIBYTE):
         yield b"x" * MEBIBYTE
@@ -78,8 +78,9 @@ async def document(size, wait=None):
     yield END
 
 
-async def test_venice_has_the_beginning_before_the_caller_has_sent_the_end(service, caller, slow):
-    """With the length that the caller said; the rest follows, all of it."""
+async def test_venice_gets_the_beginning_before_the_end_is_sent(service, caller, slow):
+    """Venice gets the caller's stated length and first bytes before the caller has sent the
+    rest."""
     rest = asyncio.Event()
     length = len(HEAD) + 20 * MEBIBYTE + len(END)
     headers = {**caller.headers, **TYPE, "Content-Length": str(length)}
@@ -100,7 +101,8 @@ async def test_venice_has_the_beginning_before_the_caller_has_sent_the_end(servi
 
 
 async def test_it_is_not_held_in_memory(service, caller, slow):
-    """While Venice reads nothing, what waits here is what the sockets and their buffers take."""
+    """While Venice reads nothing, the service holds only what fits into sockets and their
+    buffers."""
     process = psutil.Process()
     before = process.memory_info().rss
     asking = []
@@ -122,9 +124,9 @@ async def test_it_is_not_held_in_memory(service, caller, slow):
 
 
 @pytest.mark.parametrize("is_said", [True, False])
-async def test_too_much_is_refused(service, caller, slow, is_said):
-    """At once where its length is said, else when it is; Venice, which never had the whole of it,
-    charged nothing."""
+async def test_too_large_an_upload_is_refused(service, caller, slow, is_said):
+    """An upload that is too large is refused at once by its stated length, or when it exceeds the
+    limit, and is not charged."""
     slow.go_on.set()
     headers = {**caller.headers, **TYPE}
     if is_said:
@@ -138,15 +140,15 @@ async def test_too_much_is_refused(service, caller, slow, is_said):
                 "payload_too_large",
             )
     except aiohttp.ClientConnectionError:
-        # The refusal came while the caller was sending.
+        # The refusal arrived while the caller was sending.
         assert is_said
     entries = await caller.entries()
     assert [entry["cost_source"] for entry in entries] == ([] if is_said else ["not_charged"])
 
 
 @pytest.mark.parametrize("service", [1.0], indirect=True)
-async def test_one_that_never_ends_is_given_up(service, caller, slow):
-    """Within the same deadline as a body that is read here."""
+async def test_an_endless_upload_ends_at_the_deadline(service, caller, slow):
+    """An upload that never ends has the same deadline as a body that the service reads."""
     slow.go_on.set()
     headers = {**caller.headers, **TYPE}
     async with service.http.post(
@@ -158,7 +160,7 @@ async def test_one_that_never_ends_is_given_up(service, caller, slow):
 
 
 async def test_a_hang_up_costs_nothing(service, caller, slow):
-    """Of what was not sent in full."""
+    """An upload whose caller hangs up before its end is not charged."""
     slow.go_on.set()
     headers = {**caller.headers, **TYPE}
     body = document(2 * MEBIBYTE, asyncio.Event())
@@ -174,7 +176,7 @@ async def test_a_hang_up_costs_nothing(service, caller, slow):
 
 
 async def test_a_key_without_room_is_refused_before_it_is_read(service, slow):
-    """No byte of it goes to Venice."""
+    """An upload of a key without room is refused before any byte goes to Venice."""
     caller = await service.new_caller()
     status, _ = await service.operate(
         "POST",
@@ -193,8 +195,8 @@ async def test_a_key_without_room_is_refused_before_it_is_read(service, slow):
     assert not slow.begun.is_set()
 
 
-async def test_what_venice_answers_before_the_end_is_charged(service, caller, slow):
-    """Whatever of the body its caller holds back."""
+async def test_an_early_answer_is_charged(service, caller, slow):
+    """A response before the end of the upload is charged, whatever the caller holds back."""
 
     async def parse(request):
         await request.content.readany()

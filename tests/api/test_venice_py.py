@@ -1,5 +1,4 @@
-"""Venice's own client, pointed at the service by base URL and key alone; see test_account.py for
-what it learns of limits."""
+"""Venice's own client with the service's base URL and key; see test_account.py for limits."""
 
 import json
 
@@ -16,21 +15,21 @@ MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
 
 @pytest.fixture
 async def client(caller):
-    """The client with a caller's key."""
+    """Venice's client with a caller's key."""
     url = f"{caller.service.url}/api/v1"
     async with venice_ai.VeniceClient(base_url=url, api_key=caller.key) as client:
         yield client
 
 
 class Fox(pydantic.BaseModel):
-    """An answer's format."""
+    """The structured output of the tests."""
 
     name: str
     friends: list[str]
 
 
 async def test_chat(client, caller, upstream):
-    """Plain and streamed, with Venice's own parameters, and its cost."""
+    """Chat works plain and streamed, with Venice's parameters and its cost."""
     asked = {"model": MODEL, "messages": MESSAGES}
     completion = await client.chat.completions.create(
         **asked, venice_parameters={"include_venice_system_prompt": False}
@@ -46,7 +45,7 @@ async def test_chat(client, caller, upstream):
 
 
 async def test_structured_output_and_tools(client, caller, upstream):
-    """An object of a schema; a tool with its arguments."""
+    """Structured output has the schema's object, and a tool gets its arguments."""
     parsed = await client.chat.completions.parse(
         model=MODEL, messages=MESSAGES, response_format=Fox
     )
@@ -65,7 +64,7 @@ async def test_structured_output_and_tools(client, caller, upstream):
 
 
 async def test_images(client, caller, upstream):
-    """Made in both ways, edited and enlarged."""
+    """Images are generated in both ways, edited and upscaled."""
     made = await client.image.create(model="venice-sd35", prompt="a fox", width=512, height=512)
     simple = await client.image.simple_generate(model="venice-sd35", prompt="a fox")
     picture = b"\x89PNG\r\n\x1a\n"
@@ -87,7 +86,7 @@ async def test_images(client, caller, upstream):
 
 
 async def test_audio(client, caller, upstream):
-    """Speech, whole and as it comes, and its text."""
+    """Speech is made, whole and streamed, and transcribed."""
     asked = {"model": "tts-kokoro", "voice": "af_sky", "input": "Hello. You."}
     speech = await client.audio.create_speech(**asked)
     streamed = await client.audio.create_speech(**asked, stream=True)
@@ -100,7 +99,7 @@ async def test_audio(client, caller, upstream):
 
 
 async def test_embeddings_responses_decisions(client, caller, upstream):
-    """Each is read as it should be."""
+    """Embeddings, responses and decisions are parsed by the client."""
     embedded = await client.embeddings.create(
         model="text-embedding-bge-m3", input=["a fox", "two"], dimensions=8
     )
@@ -124,7 +123,7 @@ async def test_embeddings_responses_decisions(client, caller, upstream):
 
 
 async def test_a_picture_without_its_background(client, caller):
-    """Venice lists no price for it, so its cost is not known."""
+    """Background removal, for which Venice lists no price, is recorded with an unknown cost."""
     assert await client.image.background_remove(image=b"\x89PNG\r\n\x1a\n")
 
     entry = await caller.only_entry()
@@ -132,7 +131,7 @@ async def test_a_picture_without_its_background(client, caller):
 
 
 async def test_video(client, caller, upstream):
-    """Quoted, queued, and fetched until it is there; charged once."""
+    """A video is quoted, queued, polled until it is ready, and charged once."""
     asked = {
         "model": "wan-2.5-preview-text-to-video",
         "prompt": "a fox",
@@ -151,8 +150,8 @@ async def test_video(client, caller, upstream):
     await assert_ledger_matches_charges(caller, upstream)
 
 
-async def test_what_is_free(client, caller):
-    """Models of every type, their traits, styles, characters and the balance."""
+async def test_free_requests(client, caller):
+    """Models of every type, traits, styles, characters and the balance can be read."""
     assert MODEL in [model.id for model in (await client.models.list(type="all")).data]
     assert (await client.models.get(MODEL)).id == MODEL
     assert await client.models.resolve_chat(require_function_calling=True)
@@ -164,7 +163,7 @@ async def test_what_is_free(client, caller):
 
 
 async def test_other_calls(client, caller, upstream):
-    """A search, and a blockchain."""
+    """A search and a blockchain call work."""
     found = await client.augment.search(query="foxes")
     answer = await client.crypto.rpc(network="base-mainnet", method="eth_blockNumber")
 
@@ -174,7 +173,7 @@ async def test_other_calls(client, caller, upstream):
 
 
 async def test_errors(client, caller, upstream):
-    """Each is Venice's own exception, with our code."""
+    """Each error is Venice's own exception with the service's code."""
     with pytest.raises(exceptions.NotFoundError):
         await client.chat.completions.create(model="nope", messages=MESSAGES)
     upstream.faults.push("/chat/completions", "in_band_error", after=4, times=1)
@@ -188,7 +187,7 @@ async def test_errors(client, caller, upstream):
 
 
 async def test_an_invalid_key(caller):
-    """Is Venice's own authentication error."""
+    """An invalid key raises Venice's own authentication error."""
     url = f"{caller.service.url}/api/v1"
     async with venice_ai.VeniceClient(base_url=url, api_key="rk_" + "A" * 43) as client:
         with pytest.raises(exceptions.AuthenticationError):
@@ -196,7 +195,7 @@ async def test_an_invalid_key(caller):
 
 
 async def test_hang_up(client, caller):
-    """The books have the most that Venice may charge: how much it did charge is not known."""
+    """A call that the client abandons is recorded at its bound, because its cost is unknown."""
     long = [{"role": "user", "content": "[tokens=999][delay=0.01]"}]
     stream = await client.chat.completions.create(
         model=MODEL, messages=long, stream=True, max_completion_tokens=2000

@@ -1,4 +1,4 @@
-"""What refused callers are told: how long to wait, whether to come again, what would fit."""
+"""What refused callers are told: how long to wait, whether to retry, and what would fit."""
 
 import asyncio
 import re
@@ -24,12 +24,12 @@ AGE = """
 
 
 async def refused(response):
-    """The error of a refused call."""
+    """Return the error of a refused call."""
     return (await response.json())["error"]
 
 
 async def let_a_minute_pass(database):
-    """For the rates of a minute, and what is counted in them."""
+    """Move the rates of a minute and what they count a minute into the past."""
     async with database.transaction() as conn:
         await conn.execute("SET LOCAL session_replication_role = replica")
         await conn.execute(ROLL)
@@ -37,15 +37,15 @@ async def let_a_minute_pass(database):
 
 
 async def new_second(database):
-    """Until a second of the database's clock has just begun: a bucket counts a second."""
+    """Wait for the beginning of a second of the database's clock, because buckets are seconds."""
     while (await database.now()).microsecond > 100_000:
         await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("unit", ["requests", "tokens"])
-async def test_a_minutes_wait_is_a_minute_at_most_and_right(service, caller, unit):
-    """A call that has just taken the last room counts for up to 61 s. The refusal says 60, and a
-    caller that comes back then is let in."""
+async def test_a_minute_limits_retry_after_is_right(service, caller, unit):
+    """A limit of a minute never sends a Retry-After above 60, although its last call counts for up
+    to 61 s, and a retry after that time is admitted."""
     body = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
     async with service.http.post("/v1/quote", json=body, headers=caller.headers) as response:
         ceiling = 1 if unit == "requests" else (await response.json())["max_tokens"]
@@ -63,7 +63,8 @@ async def test_a_minutes_wait_is_a_minute_at_most_and_right(service, caller, uni
 
 
 async def test_few_callers_wait_for_a_rate(service, caller, monkeypatch):
-    """Beyond a bound they are refused at once, and told a second."""
+    """Callers beyond the number that may wait for a rate are refused at once with a Retry-After of
+    a second."""
     monkeypatch.setattr(service.app[api.GATEWAY]._ledger, "_waiting", asyncio.Semaphore(2))
     await set_limit(caller, unit="requests", period="minute", ceiling=1)
     database = service.app[api.DATABASE]
@@ -96,8 +97,8 @@ async def test_few_callers_wait_for_a_rate(service, caller, monkeypatch):
         (409, "PUT", f"/admin/v1/models/{MODEL}", OPERATOR_KEY, {"targets": [MODEL]}),
     ],
 )
-async def test_final_refusals_are_not_repeated(service, caller, status, method, path, key, body):
-    """The same request would be refused again, and clients are told so."""
+async def test_final_refusals_forbid_a_retry(service, caller, status, method, path, key, body):
+    """A refusal that would be repeated carries ``x-should-retry: false``."""
     headers = {"Authorization": f"Bearer {caller.key if key == 'own' else key}"}
     async with service.http.request(method, path, json=body, headers=headers) as response:
         assert response.status in (status, 400)
@@ -119,7 +120,8 @@ async def test_final_refusals_are_not_repeated(service, caller, status, method, 
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_what_never_fits_is_final(caller, limit, status, code, path):
-    """By what is exceeded, with the limit that refused it, in both dialects."""
+    """A call that can never fit gets the final refusal of the exceeded limit, in both API
+    formats."""
     made = await set_limit(caller, **limit)
     async with caller.chat(path=path, max_tokens=50) as response:
         error = await refused(response)
@@ -131,7 +133,7 @@ async def test_what_never_fits_is_final(caller, limit, status, code, path):
 
 
 async def test_a_lifetime_that_is_used_up_is_final(caller):
-    """Waiting makes no room, and neither would another request."""
+    """A lifetime limit that is used up refuses for good."""
     await set_limit(caller, unit="requests", period="lifetime", ceiling=1)
     async with caller.chat() as response:
         assert response.status == 200
@@ -151,8 +153,8 @@ async def test_a_long_wait_is_not_repeated_at_once(caller, period):
         assert (response.status, is_final) == (429, wait_s > 60)
 
 
-async def test_what_may_succeed_later_is_repeated(caller, upstream):
-    """Neither a rate, nor what others hold, nor Venice's own trouble is final."""
+async def test_temporary_refusals_allow_a_retry(caller, upstream):
+    """Refusals by rates, by other calls' holds and by Venice do not forbid a retry."""
     await set_limit(caller, unit="concurrency", ceiling=1)
     async with caller.chat("[tokens=50][delay=0.02]", stream=True) as stream:
         await stream.content.readline()
@@ -199,8 +201,8 @@ CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 async def test_the_refusal_says_with_how_much_output_it_fits(
     caller, upstream, path, body, field, limits, status
 ):
-    """By the name that the caller knows the maximum by. With that much the call is admitted, and
-    with more than a few tokens more it is not; a quote says the same."""
+    """A refusal states the maximum output that would fit, by the caller's name for it; that much is
+    admitted, a little more is not, and a quote states the same."""
     for limit in limits:
         await set_limit(caller, **limit)
     field = field or "max_completion_tokens"

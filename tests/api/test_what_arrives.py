@@ -1,6 +1,9 @@
-"""Whatever a body asks for, and however it is written: what arrives at Venice costs no more than
-what was held for it. The test prices what arrived with a reader of its own, which takes the worst
-that any parser could read; what has no price must not arrive at all."""
+"""Whatever a body requests, in whatever spelling, what arrives at Venice costs no more than its
+hold.
+
+The test prices the arrived body with a parser of its own, which assumes the worst that any parser
+could read. A body without a price must not arrive at all.
+"""
 
 import json
 import math
@@ -22,9 +25,9 @@ OTHER_NAMES = {"gpt-4o": "zai-org-glm-5-1", "gpt-4o-mini": MODEL, "gpt-5.2": KIM
 FEE_NANOS = 10_000_000
 PICTURE_TOKENS = 12_000
 RESULT_TOKENS = 20_000
-"""What a search may add to a prompt."""
+"""The most tokens that a search may add to a prompt."""
 MAX_OUTPUT_TOKENS = 32_768
-"""Of the sandbox's models."""
+"""The largest output of the sandbox's models."""
 PLAIN = {
     *("model", "messages", "input", "stream", "user", "temperature", "metadata", "tool_choice"),
     *("venice_parameters", "tools", "fallbacks", "web_search", "web_search_options", "reasoning"),
@@ -36,20 +39,20 @@ PLAIN_PARAMETERS = {
 }
 SEARCHES = ("websearch", "xsearch")
 RUN_BY_CLIENTS = ("function", "custom", "shell", "localshell")
-"""Tools by their folded types; a shell with an environment runs elsewhere."""
+"""Tools by their normalized types; a shell with an environment runs elsewhere."""
 
 
 class Pairs(list):
-    """An object as it is written: a name may stand in it twice."""
+    """A JSON object as a list of members, in which a name may occur twice."""
 
 
 def pairs(**members):
-    """Members, each once."""
+    """Yield the members, each once."""
     return Pairs(members.items())
 
 
 def written(value, escapes, space):
-    """JSON, with some characters escaped that need not be."""
+    """Return JSON in which some characters are escaped needlessly."""
     if isinstance(value, Pairs):
         inner = (
             f"{written(n, escapes, space)}{space}:{written(v, escapes, space)}" for n, v in value
@@ -138,7 +141,7 @@ extras = st.lists(
 
 @st.composite
 def bodies(draw):
-    """A path and the bytes of a body."""
+    """Generate a path and the bytes of a body."""
     path = draw(st.sampled_from([CHAT, RESPONSES]))
     conversation = {"messages" if path == CHAT else "input": draw(messages)}
     model = draw(models) + draw(suffixes)
@@ -149,12 +152,12 @@ def bodies(draw):
 
 
 def folded(name):
-    """The name without what a lenient reader may not see."""
+    """Return the name without characters that a lenient parser may ignore."""
     return "".join(sign for sign in name.casefold() if sign.isalnum())
 
 
 class Arrived:
-    """The most that a body can cost, as it arrived."""
+    """The most that an arrived body can cost."""
 
     def __init__(self, path, content):
         self.path = path
@@ -171,7 +174,7 @@ class Arrived:
         return dict(found)
 
     def most_nanos(self):
-        """The cost, infinite where there is no saying."""
+        """The cost in nano-dollars, infinite where it is not known."""
         name, _, suffix = urllib.parse.unquote(
             urllib.parse.unquote(self.members["model"])
         ).partition(":")
@@ -256,7 +259,7 @@ class Arrived:
 
 @pytest.fixture
 async def money_caller(service):
-    """A caller with a limit of money that nothing reaches."""
+    """A caller with a limit of money that is never reached."""
     caller = await service.new_caller()
     await set_limit(caller, unit="usd", period="day", ceiling="1000000")
     return caller
@@ -271,7 +274,7 @@ EXAMPLES = 15 * settings.default.max_examples
 )
 @given(body=bodies())
 async def test_what_arrives_is_held_for(money_caller, upstream, body):
-    """Or refused, and then nothing arrives."""
+    """What arrives at Venice is covered by the hold; a refused body does not arrive."""
     path, content = body
     upstream.calls.clear()
     service, headers = money_caller.service, money_caller.headers
