@@ -57,7 +57,7 @@ MUTATIONS = (
         BATCH_SQL,
         "c.id = ANY (repeated) AS is_repeated",
         "false AS is_repeated",
-        "tests/db/test_settlement.py::test_repeating_changes_nothing",
+        "tests/db/test_settlement.py::test_repetitions_change_nothing",
     ),
     Mutation(
         "a settled call keeps its hold",
@@ -68,14 +68,14 @@ MUTATIONS = (
         """                UPDATE public.holds h SET id = h.id
                 WHERE h.organization_id = ANY (callers)
 """,
-        "tests/db/test_settlement.py::test_repeating_changes_nothing",
+        "tests/db/test_settlement.py::test_repetitions_change_nothing",
     ),
     Mutation(
         "late news corrects an entry twice",
         BATCH_SQL,
         "                        AND y.kind = 'correction'\n",
         "                        AND false\n",
-        "tests/db/test_settlement.py::test_the_sweeper_settles_at_the_bound_and_late_news_corrects_it",
+        "tests/db/test_settlement.py::test_the_sweeper_settles_at_the_bound_and_a_late_settlement_corrects_it",
     ),
     Mutation(
         "a settlement is given up when the database is away",

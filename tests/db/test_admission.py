@@ -1,4 +1,4 @@
-"""Admission and settlement in the database: the verdicts of a greedy model, and sums that agree."""
+"""Admission and settlement in the database decide as a greedy model does, and their sums agree."""
 
 import asyncio
 import random
@@ -34,7 +34,7 @@ UNITS = [
 
 @pytest.mark.parametrize(("unit", "period"), UNITS)
 async def test_exactly_as_many_as_fit(books, unit, period):
-    """Of 300 calls at once for the room of 37, 37 are admitted, whatever the unit and period."""
+    """Of 300 concurrent calls exactly the 37 that fit are admitted, for every unit and period."""
     await books.limit(unit, period, 37)
 
     admitted = await books.admitted([books.hold() for _ in range(300)])
@@ -46,7 +46,7 @@ async def test_exactly_as_many_as_fit(books, unit, period):
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize(("unit", "period"), [("usd", "month"), ("requests", "hour")])
 async def test_exactly_as_many_as_fit_on_several_processes(books, processes, unit, period):
-    """Replicas share no memory, only the database."""
+    """Replicas that share only the database admit exactly as many calls as fit."""
     await books.limit(unit, period, 100)
     ledgers = [Ledger(books.database, uuid7()) for _ in range(processes)]
 
@@ -59,7 +59,7 @@ async def test_exactly_as_many_as_fit_on_several_processes(books, processes, uni
 
 @pytest.mark.parametrize("is_guarded", [True, False])
 async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
-    """Two replicas decide at the same time: without the row lock both would spend the same room."""
+    """Without the row lock two replicas that decide concurrently would both use the same room."""
     await books.slow_down(without="" if is_guarded else "FOR NO KEY UPDATE")
     await books.limit("usd", "month", 100)
     ledgers = [Ledger(books.database, uuid7()) for _ in range(2)]
@@ -70,19 +70,21 @@ async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
 
     assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 2 - is_guarded
     if not is_guarded:
-        # The second overwrote what the first had written: the sums no longer agree.
+        # Without the lock the second process overwrites the first one's sum.
         (fault,) = (await ledger.prove(books.database, books.organization_id)).faults
         assert (fault.what, fault.recorded, fault.expected) == ("held", 100, 200)
         await books.connection.execute("UPDATE limits SET held = 200")
 
 
 def model_of(limits, calls):
-    """The greedy model: each call in turn takes all of its limits, or none."""
+    """Return the greedy model's verdicts: each call in turn takes room on all of its limits, or on
+    none."""
     taken = Counter()
     verdicts = []
     for nanos, tokens, key, name, user in calls:
         need = {"usd": nanos, "tokens": tokens, "requests": 1, "concurrency": 1}
-        # A limit of each end user is a counter for each of them, and one for calls without.
+        # A limit for each end user has a counter per end user, and one for calls without an end
+        # user.
         applying = {
             (place, user if end_user is EACH_USER else ""): (need[unit], ceiling)
             for place, (unit, _, ceiling, limit_key, model, end_user) in enumerate(limits)
@@ -123,8 +125,9 @@ some_calls = st.lists(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limits=some_limits, calls=some_calls, seed=st.integers())
 async def test_verdicts_are_those_of_the_greedy_model(books, limits, calls, seed):
-    """Random amounts, overlapping limits; then everything is settled at random and agrees."""
-    # An organization of its own for each example.
+    """Random calls under overlapping limits get the greedy model's verdicts, and after random
+    settlements all sums agree."""
+    # Each example has its own organization.
     books.organization_id, books.keys = uuid7(), [uuid7(), uuid7()]
     await books.prepare()
     flat = [(*unit_and_period, *others) for unit_and_period, *others in limits]
@@ -152,9 +155,9 @@ async def test_verdicts_are_those_of_the_greedy_model(books, limits, calls, seed
         assert (await books.state(limit_id))[1] == ("0.00" if unit == "usd" else 0)
 
 
-async def test_each_end_user_has_a_counter_and_those_beyond_the_most_share_one(books):
-    """Ten of thirty end users get counters of their own; the twenty others share one, as do calls
-    without an end user; and nobody gets more than their own."""
+async def test_end_users_beyond_the_maximum_share_a_counter(books):
+    """Ten of thirty end users get counters of their own and the others share one, as do calls
+    without an end user."""
     limit_id = await books.limit("requests", "day", 3, end_user=EACH_USER)
     books.ledger = Ledger(books.database, uuid7(), most_end_users=10)
     names = [f"user {n}" for n in range(30)] + [None]
@@ -174,8 +177,9 @@ async def test_each_end_user_has_a_counter_and_those_beyond_the_most_share_one(b
     assert counters == 12
 
 
-async def test_counters_are_made_once_by_however_many(books):
-    """Three replicas meet the same new end users at once: one counter each, exactly K each."""
+async def test_concurrent_replicas_create_a_counter_once(books):
+    """Three replicas that meet new end users concurrently create one counter each and admit exactly
+    as many calls as fit."""
     limit_id = await books.limit("usd", "month", 4, end_user=EACH_USER)
     ledgers = [Ledger(books.database, uuid7()) for _ in range(3)]
     names = [f"user {n}" for n in range(20)]
@@ -189,8 +193,8 @@ async def test_counters_are_made_once_by_however_many(books):
     assert (await ledger.find_limit(books.database, limit_id)).end_users == 20
 
 
-async def test_a_change_of_the_limit_of_each_binds_every_counter(books):
-    """The ceiling stands in one place, whatever the counters were made with."""
+async def test_a_change_of_the_template_binds_every_counter(books):
+    """A changed ceiling of a limit for each end user applies to existing counters."""
     limit_id = await books.limit("usd", "month", 1, end_user=EACH_USER)
     assert await books.admitted([books.hold(end_user="alice"), books.hold(end_user="alice")]) == [
         True,
@@ -206,7 +210,7 @@ async def test_a_change_of_the_limit_of_each_binds_every_counter(books):
 
 
 async def test_idle_counters_are_swept_and_no_others(books):
-    """One that has use in its window, or holds, stays; an idle one goes and comes back empty."""
+    """The sweep deletes idle counters only, and a deleted one is created again at zero."""
     limit_id = await books.limit("usd", "day", 10, end_user=EACH_USER)
     rate_id = await books.limit("requests", "minute", 10, end_user=EACH_USER)
     used, idle, held = (books.hold(5, end_user=name) for name in ("used", "idle", "held"))
@@ -227,9 +231,9 @@ async def test_idle_counters_are_swept_and_no_others(books):
 
 
 @pytest.mark.parametrize("is_guarded", [True, False])
-async def test_a_counter_that_is_swept_before_its_lock_is_made_again(books, is_guarded):
-    """Found by an admission, swept before it is locked: without another look the call would count
-    nowhere."""
+async def test_a_counter_swept_before_its_lock_is_created_again(books, is_guarded):
+    """A counter that is swept between its lookup and its lock by an admission is created again;
+    otherwise the call would not count."""
     await books.limit("requests", "day", 3, end_user=EACH_USER)
     first = books.hold(end_user="alice")
     await books.ledger.admit(first)
@@ -251,9 +255,9 @@ async def test_a_counter_that_is_swept_before_its_lock_is_made_again(books, is_g
 
 
 @pytest.mark.parametrize("is_guarded", [True, False])
-async def test_a_counter_that_is_used_before_its_sweep_stays(books, is_guarded):
-    """Found idle by a sweep, used before it is taken away: without a look at its version the use
-    would be forgotten."""
+async def test_a_counter_used_before_its_sweep_stays(books, is_guarded):
+    """A counter that is used between its lookup and its deletion by the sweep stays, because the
+    sweep checks its version."""
     limit_id = await books.limit("requests", "day", 3, end_user=EACH_USER)
     first = books.hold(end_user="alice")
     await books.ledger.admit(first)
@@ -276,8 +280,9 @@ async def test_a_counter_that_is_used_before_its_sweep_stays(books, is_guarded):
     assert [row["used"] for row in used] == ([1] if is_guarded else [])
 
 
-async def test_a_sweep_never_frees_anybody(books):
-    """Counters are swept all the time while calls come in: still exactly K for each end user."""
+async def test_a_sweep_lets_nobody_exceed_a_limit(books):
+    """While counters are swept continuously, each end user still gets exactly as many calls as
+    fit."""
     await books.limit("concurrency", None, 3, end_user=EACH_USER)
     await books.limit("requests", "day", 5, end_user=EACH_USER)
     over = asyncio.Event()
@@ -309,8 +314,8 @@ async def test_a_sweep_never_frees_anybody(books):
 
 
 async def test_a_call_is_cut_down_to_what_is_left(books):
-    """Between the most and the least it takes what the tightest limit has; below the least it is
-    refused, and a call that may not be cut is refused at once."""
+    """A call between its maximum and minimum output takes what the tightest limit has left; below
+    the minimum it is refused, and a call that may not be cut is refused at once."""
     await books.limit("usd", "month", 100)
     await books.limit("tokens", "day", 55)
     least = {"least_nanos": 20, "least_tokens": 5}
@@ -328,7 +333,7 @@ async def test_a_call_is_cut_down_to_what_is_left(books):
 
 
 async def test_an_unknown_price_is_never_cut_down(books):
-    """Whatever is left of the money, or is not."""
+    """A call of unknown price is never cut down, whether or not money is left."""
     await books.limit("usd", "month", 10)
     for used in (0, 10, 5):
         with pytest.raises(LimitExceeded) as refused:
@@ -341,7 +346,8 @@ async def test_an_unknown_price_is_never_cut_down(books):
 
 
 async def test_an_alert_is_announced_once(books):
-    """Once for each threshold, limit and window, whoever announces; again in the next window."""
+    """An alert is announced once for each threshold, limit and window, whichever process announces
+    it."""
     limit_id = await books.limit("usd", "day", 100)
     replicas = [books.database] * 3
 
@@ -379,7 +385,7 @@ async def test_an_alert_is_announced_once(books):
 
 
 async def test_alerts_of_each_end_user_follow_their_template(books):
-    """Counters that are there already heed thresholds that are set later."""
+    """Existing counters of end users heed thresholds that are set on their template later."""
     template_id = await books.limit("usd", "day", 100, end_user=EACH_USER)
     change = "UPDATE limits SET alert_percents = $2 WHERE id = $1"
     await books.connection.execute(change, template_id, [])
@@ -394,8 +400,9 @@ async def test_alerts_of_each_end_user_follow_their_template(books):
     assert await ledger.announce(books.database) == []
 
 
-async def test_a_refusal_proves_itself(books):
-    """Which limit, and used + held + needed > ceiling; final only if what is used alone says so."""
+async def test_a_refusal_is_justified_by_its_numbers(books):
+    """A refusal names its limit with used + held + needed > ceiling, and is final only if used +
+    needed alone exceeds it."""
     limit_id = await books.limit("usd", "month", 100)
     first, second = books.hold(60), books.hold(30)
     await books.ledger.admit(first)
@@ -416,7 +423,7 @@ async def test_a_refusal_proves_itself(books):
 
 
 async def test_a_rate_slides(books):
-    """A refusal says when there is room, and what is left recorded in the rates."""
+    """A sliding rate states when it has room and what is left."""
     await books.limit("requests", "minute", 3)
 
     rates = [await books.ledger.admit(books.hold()) for _ in range(3)]
@@ -426,7 +433,7 @@ async def test_a_rate_slides(books):
     assert [rate.rates.requests.left for rate in rates] == [2, 1, 0]
     assert refused.value.code == "rate_limited"
     assert 55 <= refused.value.retry_after_s <= 62
-    # A minute and a second later it is gone.
+    # A minute and a second later the call no longer counts.
     await books.connection.execute(
         "UPDATE limits SET bucket_at = bucket_at - interval '61 s',"
         " buckets = (SELECT array_agg(buckets[(i + 60) % 61 + 1] ORDER BY i)"
@@ -436,8 +443,8 @@ async def test_a_rate_slides(books):
     await books.ledger.admit(books.hold())
 
 
-async def test_tokens_that_were_not_used_come_back(books):
-    """A token rate counts the bound at admission, and what was used once it is known."""
+async def test_unused_tokens_are_returned(books):
+    """A token rate counts the bound at admission and the actual tokens after settlement."""
     limit_id = await books.limit("tokens", "hour", 100)
     hold = books.hold(tokens=90)
     await books.ledger.admit(hold)
@@ -450,8 +457,8 @@ async def test_tokens_that_were_not_used_come_back(books):
     await books.ledger.admit(books.hold(tokens=95))
 
 
-async def test_a_call_that_never_fits_is_told_so(books):
-    """Waiting does not help a call that needs more than the ceiling."""
+async def test_a_call_that_never_fits_is_refused_for_good(books):
+    """A call that needs more than the ceiling gets a refusal that does not ask it to wait."""
     await books.limit("tokens", "minute", 10)
 
     with pytest.raises(RateLimited) as refused:
@@ -460,8 +467,8 @@ async def test_a_call_that_never_fits_is_told_so(books):
     assert refused.value.retry_after_s is None
 
 
-async def test_without_a_price_no_money(books):
-    """A call whose bound is not known passes no money limit, and every other."""
+async def test_without_a_price_no_money_limit_is_passed(books):
+    """A call without a known bound is refused by limits of money only."""
     await books.limit("usd", "day", 1000, key=books.keys[0])
 
     with pytest.raises(LimitExceeded) as refused:
@@ -472,13 +479,13 @@ async def test_without_a_price_no_money(books):
 
 
 async def test_windows_roll(books):
-    """At the window's end what is used begins anew, and what is held goes on."""
+    """A new window starts with nothing used and keeps what is held."""
     limit_id = await books.limit("usd", "day", 100)
     first, second = books.hold(40), books.hold(40)
     await books.ledger.admit(first)
     await books.ledger.admit(second)
     await books.settle(first, 40)
-    # What has happened so far happened yesterday.
+    # Move everything so far to yesterday.
     await books.connection.execute(
         "SET session_replication_role = replica;"
         "UPDATE limits SET window_start = window_start - interval '1 d';"
@@ -493,8 +500,8 @@ async def test_windows_roll(books):
     assert await books.state(limit_id) == ("0.00000003", "0.00000006")
 
 
-async def test_a_raise_ends_by_itself(books):
-    """Until its end the raise is the ceiling."""
+async def test_a_raise_expires(books):
+    """A raise is the ceiling until its end."""
     limit_id = await books.limit("concurrency", None, 1)
     raising = "UPDATE limits SET raised_to = 3, raised_until = $2 WHERE id = $1"
     now = datetime.now(UTC)
@@ -506,7 +513,7 @@ async def test_a_raise_ends_by_itself(books):
 
 
 async def test_a_full_queue_refuses(books, monkeypatch):
-    """Beyond the bound of the queue calls are refused with 503, and nothing waits for ever."""
+    """Calls beyond the bound of the queue are refused with a 503, and none waits forever."""
     monkeypatch.setattr(ledger.calls, "MOST_ADMITTING", 10)
     books.ledger = Ledger(books.database, uuid7())
 
@@ -536,8 +543,8 @@ async def test_a_full_queue_refuses(books, monkeypatch):
         ),
     ],
 )
-async def test_the_audit_finds_what_was_harmed(books, harm, what):
-    """Each sum that is changed behind the books' back is named."""
+async def test_the_audit_finds_manipulated_sums(books, harm, what):
+    """The audit names each sum that was changed behind the ledger's back."""
     for unit, period in UNITS:
         await books.limit(unit, period, 1000)
     settled, open_one = books.hold(5, 7), books.hold(3, 4)
@@ -556,7 +563,7 @@ async def test_the_audit_finds_what_was_harmed(books, harm, what):
 
 
 async def test_the_audit_proves_corrections(books):
-    """A correction amends one call that exists, and no call has two."""
+    """The audit accepts one correction per existing call, and reports any other."""
     hold = books.hold(5)
     await books.admitted([hold])
     await books.settle(hold, 5)

@@ -1,4 +1,4 @@
-"""Admissions and settlements that wait together share a transaction, and no trouble."""
+"""Admissions and settlements that wait together share a transaction, without sharing failures."""
 
 import asyncio
 
@@ -24,15 +24,16 @@ SAME_TRANSACTION = """
 
 
 async def admitted(books, count=1, **amounts):
-    """Holds that were taken."""
+    """Admit so many holds and return them."""
     holds = [books.hold(**amounts) for _ in range(count)]
     await asyncio.gather(*map(books.ledger.admit, holds))
     return holds
 
 
 @pytest.mark.parametrize(("count", "batches"), [(8, [8]), (24, [8, 8, 8]), (60, [20, 20, 20])])
-async def test_a_batch_leaves_work_for_the_time_that_it_takes(books, count, batches):
-    """Did all calls wait for one batch, the process would do nothing meanwhile."""
+async def test_a_batch_leaves_calls_for_the_process(books, count, batches):
+    """A batch takes only a part of the open calls, so that the process has work while the database
+    runs it."""
     await books.limit("concurrency", None, 100)
 
     await admitted(books, count)
@@ -41,8 +42,9 @@ async def test_a_batch_leaves_work_for_the_time_that_it_takes(books, count, batc
     assert await books.connection.fetchval(sizes) == batches
 
 
-async def test_what_is_under_way_no_more_is_settled_in_large_batches_too(books):
-    """As all that is undone after an outage: what others settle waits behind it."""
+async def test_calls_without_a_caller_are_settled_in_large_batches(books):
+    """Settlements of calls that have ended, as after an outage, are written in large batches,
+    because others wait behind them."""
     holds = await admitted(books, 60)
     restarted = Ledger(books.database, uuid7())
 
@@ -57,7 +59,8 @@ async def test_what_is_under_way_no_more_is_settled_in_large_batches_too(books):
     [("concurrency", None), ("usd", "month"), ("tokens", "hour"), ("tokens", "day")],
 )
 async def test_a_settlement_makes_room_for_an_admission_beside_it(books, unit, period):
-    """Both are one transaction, and the settlement comes first, whichever was asked for first."""
+    """A settlement and an admission share a transaction, and the settlement comes first in it, in
+    whatever order they were requested."""
     limit = await books.limit(unit, period, 10 if unit != "concurrency" else 1)
     (first,) = await admitted(books, nanos=10, tokens=10)
     with pytest.raises(RateLimited):
@@ -76,8 +79,8 @@ async def test_a_settlement_makes_room_for_an_admission_beside_it(books, unit, p
     assert await books.state(limit) == states[unit]
 
 
-async def test_an_admission_that_does_not_fit_lets_the_settlement_beside_it_be(books):
-    """A refusal is a verdict like any other."""
+async def test_a_refusal_does_not_affect_the_settlement_beside_it(books):
+    """A settlement is written although the admission in its batch is refused."""
     limit = await books.limit("usd", "month", 10)
     (first,) = await admitted(books, nanos=10)
 
@@ -91,8 +94,9 @@ async def test_an_admission_that_does_not_fit_lets_the_settlement_beside_it_be(b
     assert await books.state(limit) == ("0.000000006", "0.00")
 
 
-async def test_a_poisoned_entry_keeps_no_admission_from_the_books(books):
-    """Nor any other entry: the admissions go again without it, and the entries one by one."""
+async def test_a_bad_entry_blocks_no_admission(books):
+    """An entry that the database rejects blocks no other entry and no admission: the admissions are
+    retried without it, the entries one by one."""
     limit = await books.limit("usd", "month", 100)
     old = await admitted(books, 5)
     new = [books.hold() for _ in range(5)]
@@ -108,8 +112,8 @@ async def test_a_poisoned_entry_keeps_no_admission_from_the_books(books):
     assert await books.state(limit) == ("0.00000001", "0.00")
 
 
-async def test_a_poisoned_hold_keeps_no_settlement_from_the_books(books):
-    """Nor any other hold."""
+async def test_a_bad_hold_blocks_no_settlement(books):
+    """A hold that the database rejects blocks no settlement and no other hold."""
     limit = await books.limit("usd", "month", 100)
     old = await admitted(books, 3)
     new = [books.hold(tokens=-1 if n == 1 else 1) for n in range(3)]
@@ -124,11 +128,11 @@ async def test_a_poisoned_hold_keeps_no_settlement_from_the_books(books):
     await asyncio.gather(books.settle(new[0]), books.settle(new[2]))
 
 
-async def test_without_a_database_admissions_are_told_and_settlements_kept(
+async def test_without_a_database_admissions_fail_and_settlements_wait(
     books, proxy, proxied_address
 ):
-    """Of one batch: who waits for an admission hears of it at once, the entry is written when the
-    database is back."""
+    """Without a database the admission of a batch fails at once, and its settlement is written when
+    the database is back."""
     limit = await books.limit("concurrency", None, 10)
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
     async with open_pool(settings, proxied_address) as pool:
@@ -154,9 +158,9 @@ async def test_without_a_database_admissions_are_told_and_settlements_kept(
     await books.connection.execute("UPDATE holds SET lease_until = now() - interval '1 s'")
 
 
-async def test_admissions_go_on_while_settlements_cannot_be_written(books):
-    """What is wrong with the ledger alone costs one batch of admissions, then they go alone; the
-    settlements that came meanwhile are written with those that had to wait."""
+async def test_admissions_continue_while_settlements_fail(books):
+    """When the ledger alone rejects entries, admissions fail once and then run alone; the
+    settlements are written later."""
     await books.limit("usd", "month", 1000)
     old = await admitted(books, 3)
     source = await books.connection.fetchval(
@@ -183,9 +187,9 @@ async def test_admissions_go_on_while_settlements_cannot_be_written(books):
     assert await books.connection.fetchval("SELECT count(*) FROM holds") == 6
 
 
-async def test_replicas_that_settle_and_admit_never_lock_each_other_out(books):
-    """The limits of both are locked together and in order: with two locks a transaction that
-    settles here and admits there would meet its mirror image."""
+async def test_concurrent_replicas_do_not_deadlock(books):
+    """Replicas that settle and admit in one transaction lock all limits together in order, so they
+    never deadlock."""
     for model in ("m", "other"):
         await books.limit("usd", "month", 10**6, model=model)
     ledgers = [books.ledger, Ledger(books.database, uuid7())]
@@ -205,8 +209,8 @@ async def test_replicas_that_settle_and_admit_never_lock_each_other_out(books):
     assert await books.connection.fetchval(deadlocks) == 0
 
 
-async def test_each_admission_is_told_at_its_own_deadline(monkeypatch):
-    """One timer is enough for all: it neither ends a later admission early nor forgets it."""
+async def test_each_admission_times_out_at_its_own_deadline(monkeypatch):
+    """One timer serves all admissions without ending a later one early or forgetting it."""
     loop = asyncio.get_running_loop()
     real_time, skipped_s = loop.time, 0
     monkeypatch.setattr(loop, "time", lambda: real_time() + skipped_s)
@@ -226,7 +230,7 @@ async def test_each_admission_is_told_at_its_own_deadline(monkeypatch):
     told = []
     for _ in range(3):
         skipped_s += 300
-        # The timer is due, and an event that is due comes before the next look at the clock.
+        # The timer is due; the event loop runs what is due before it reads the clock again.
         await asyncio.sleep(0.01)
         told.append(
             [isinstance(future.exception(), TimeoutError) for future in waiting if future.done()]
@@ -236,8 +240,8 @@ async def test_each_admission_is_told_at_its_own_deadline(monkeypatch):
     assert told == [[True], [True] * 2, [True] * 3]
 
 
-async def test_what_is_decided_after_the_deadline_is_undone(books, monkeypatch):
-    """An admission that nobody waits for any more leaves no hold, whatever the database says."""
+async def test_an_admission_decided_after_its_deadline_is_undone(books, monkeypatch):
+    """An admission that nobody waits for any more leaves no hold, whatever the database decides."""
     monkeypatch.setattr(ledger.calls, "ADMIT_TIMEOUT_S", 0.5)
     limit = await books.limit("concurrency", None, 100)
     impatient = Ledger(books.database, uuid7())

@@ -1,4 +1,4 @@
-"""The books as a machine: whatever is done to them, in any order, they agree with a model."""
+"""A state machine of the ledger: after any operations in any order it agrees with a model."""
 
 import asyncio
 from collections import Counter
@@ -22,7 +22,7 @@ from service.ledger import CostSource, Ledger, LimitChange, NewLimit
 ACTOR = Actor(name="test")
 MODELS = ("m", "other")
 END_USERS = (None, "alice", "bob")
-# Periods that do not end while a test runs.
+# Periods that do not end during a test.
 UNITS = (
     ("usd", "month"),
     ("usd", "lifetime"),
@@ -35,7 +35,7 @@ UNITS = (
 
 
 class Counted:
-    """A limit in the model: a counter, or one for each end user."""
+    """A limit in the model: one counter, or one for each end user."""
 
     def __init__(self, new, ceiling):
         self.new, self.ceiling = new, ceiling
@@ -72,12 +72,12 @@ class Call:
         self.booked = (0, 0)
 
     def hold_on(self, limits, sign):
-        """Take what the call needs on these limits, or give it back."""
+        """Add what the call needs to what these limits hold, or take it back."""
         for limit in limits:
             limit.held[limit.counter(self)] += sign * limit.need(self.hold)
 
     def book(self, nanos, tokens):
-        """Replace what is booked of the call, which is nothing before it is settled."""
+        """Replace what is recorded of the call, which is nothing before it is settled."""
         before = self.booked
         for limit in self.limits:
             at = limit.counter(self)
@@ -96,7 +96,7 @@ class Call:
 
 
 class BooksMachine(RuleBasedStateMachine):
-    """Two replicas on one organization."""
+    """Two replicas that serve one organization."""
 
     def __init__(self, runner, database, connection):
         super().__init__()
@@ -137,7 +137,7 @@ class BooksMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), ceiling=st.integers(0, 80), is_raise=st.booleans())
     def change_a_ceiling(self, data, ceiling, is_raise):
-        """For good, or until a day that the test does not see."""
+        """Change a ceiling for good, or raise it until a day after the test."""
         if not self.limits:
             return
         limit_id = data.draw(st.sampled_from(list(self.limits)))
@@ -161,7 +161,7 @@ class BooksMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def delete_a_limit(self, data):
-        """What it counted is settled all the same."""
+        """Delete a limit; calls that it counted are settled anyway."""
         if self.limits:
             limit_id = data.draw(st.sampled_from(list(self.limits)))
 
@@ -187,8 +187,9 @@ class BooksMachine(RuleBasedStateMachine):
             max_size=8,
         ),
     )
-    def calls_arrive(self, replica, asked):
-        """Together at one replica: their verdicts are those of the model, one after the other."""
+    def admit_calls(self, replica, asked):
+        """Admit calls together at one replica; the verdicts are the model's, one after the
+        other."""
         calls = [
             Call(self.books.hold(nanos, tokens, self.keys[key], model, end_user), end_user)
             for nanos, tokens, key, model, end_user in asked
@@ -221,8 +222,8 @@ class BooksMachine(RuleBasedStateMachine):
         ),
         times=st.integers(1, 2),
     )
-    def a_call_ends(self, data, replica, nanos, tokens, source, times):
-        """With any cost, above its bound too, or an unknown one; said once or twice, anywhere."""
+    def settle_a_call(self, data, replica, nanos, tokens, source, times):
+        """Settle a call at any cost, above its bound or unknown, once or twice, at any replica."""
         if not self.open:
             return
         call = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
@@ -252,8 +253,9 @@ class BooksMachine(RuleBasedStateMachine):
         tokens=st.integers(0, 30),
         model=st.sampled_from(MODELS),
     )
-    def a_call_goes_on_to_another_model(self, data, replica, nanos, tokens, model):
-        """What it holds is room for what it will hold; where that is too little it stays."""
+    def move_a_call_to_another_model(self, data, replica, nanos, tokens, model):
+        """Move a call to another model: its hold is room for the new hold, and stays if that does
+        not fit."""
         if not self.open:
             return
         call = self.open[data.draw(st.integers(0, len(self.open) - 1))]
@@ -278,8 +280,8 @@ class BooksMachine(RuleBasedStateMachine):
         call.hold_on(binding, 1)
 
     @rule(data=st.data())
-    def a_process_dies(self, data):
-        """Some of its calls are settled at their bound by the sweeper of whoever is left."""
+    def end_a_process(self, data):
+        """Sweep some calls of a dead process, which settles them at their bound."""
         count = data.draw(st.integers(0, len(self.open)))
         dead, self.open = self.open[:count], self.open[count:]
 
@@ -296,8 +298,8 @@ class BooksMachine(RuleBasedStateMachine):
         self.interrupted += dead
 
     @rule(data=st.data(), nanos=st.integers(0, 30), tokens=st.integers(0, 30))
-    def it_was_only_asleep(self, data, nanos, tokens):
-        """Its settlement comes late and corrects the sweeper's, once."""
+    def settle_a_swept_call(self, data, nanos, tokens):
+        """Settle a swept call late, which corrects its entry once."""
         if not self.interrupted:
             return
         call = self.interrupted.pop(data.draw(st.integers(0, len(self.interrupted) - 1)))
@@ -309,16 +311,16 @@ class BooksMachine(RuleBasedStateMachine):
         call.book(nanos, tokens)
 
     @rule()
-    def end_users_are_swept(self):
-        """Counters that count nothing may go, others stay as they are."""
+    def sweep_end_users(self):
+        """Sweep counters: unused ones may go, others stay unchanged."""
         self.run(ledger.sweep_end_users(self.database))
 
     async def settle(self, replica, entry):
         await self.replicas[replica].settle(entry)
 
     @invariant()
-    def the_books_agree(self):
-        """With themselves, and with the model in every number."""
+    def check_the_books(self):
+        """The ledger agrees with itself and with the model in every number."""
 
         async def work():
             proof = await ledger.prove(self.database, self.organization_id)
@@ -353,7 +355,8 @@ def call_fits(call):
 
 @pytest.mark.slow
 def test_the_books_agree_whatever_happens(database_address):
-    """Limits set, changed and deleted; calls admitted, settled, lost and found again."""
+    """The ledger agrees with the model after limits are set, changed and deleted and calls are
+    admitted, settled, swept and corrected."""
 
     async def opened():
         connection = await asyncpg.connect(**connect_arguments(database_address))

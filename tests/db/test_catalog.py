@@ -1,4 +1,5 @@
-"""The copy of Venice's list: what is written, when, and what is known without Venice."""
+"""The catalog, a copy of Venice's lists: what is written, when, and what it provides without
+Venice."""
 
 import asyncio
 import contextlib
@@ -28,7 +29,7 @@ async def silent(*_):
 
 @pytest.fixture
 async def database(database_address):
-    """A pool on a database of the test's own; the chain of audit events is whole at the end."""
+    """A pool on a new database; the chain of audit events must be intact at the end."""
     async with open_pool(make_settings(database_address, "http://x"), database_address) as pool:
         yield pool
         assert await audit.first_break(pool, OPERATOR_ORGANIZATION_ID) is None
@@ -36,7 +37,7 @@ async def database(database_address):
 
 @pytest.fixture
 async def fetch(database_address, upstream):
-    """Venice's lists, by way of the client."""
+    """Fetches Venice's lists through the client."""
     keys = UpstreamKeys([UpstreamKey(id=uuid.UUID(int=1), name="x", secret="sandbox")])
     settings = make_settings(database_address, upstream.url)
     async with open_venice(settings, base_url=settings.venice_base_url, keys=keys) as venice:
@@ -45,33 +46,33 @@ async def fetch(database_address, upstream):
 
 @pytest.fixture
 async def synced(fetch, database):
-    """A catalogue that knows all that Venice lists."""
+    """A catalog that has loaded all of Venice's lists."""
     catalogue = Catalog(fetch, database)
     await catalogue.sync()
     return catalogue
 
 
 async def rows(database, name=MODEL):
-    """The versions of a name."""
+    """Return the versions of a name."""
     return await database.fetch(
         "SELECT * FROM public.models WHERE name = $1 ORDER BY version", name
     )
 
 
 async def everything(database):
-    """All rows with where they are: a row that is written again is somewhere else."""
+    """Return all rows with their physical position, which changes when a row is written again."""
     found = await database.fetch("SELECT ctid, xmin, m.* FROM public.models m ORDER BY id")
     return [tuple(row) for row in found]
 
 
 async def events(database):
-    """Action, model and detail of what an operator should know, oldest first."""
+    """Return action, model and detail of the operator's events, oldest first."""
     found = await audit.list_events(database, OPERATOR_ORGANIZATION_ID, 10**9, 100)
     return [(event.action, event.target, event.detail) for event in reversed(found)]
 
 
-async def test_the_first_list_is_no_news(synced, database):
-    """An empty table is filled with version 1 of every model, and there is no event."""
+async def test_the_first_list_records_no_events(synced, database):
+    """An empty table is filled with version 1 of every model, without events."""
     assert synced.is_loaded
     assert synced.price_version(MODEL) == synced.price_version("llama-3-3-70b:a=b") == 1
     assert synced.price_version("unheard-of") is None
@@ -91,7 +92,7 @@ async def test_nothing_is_written_when_nothing_changed(synced, database):
 
 
 async def test_a_start_without_venice(synced, database, upstream):
-    """Prices, windows, names, aliases and lists are known from the copy, as they were."""
+    """Without Venice prices, windows, names, aliases and lists come unchanged from the copy."""
     async with database.transaction() as conn:
         await catalog.set_alias(conn, OPERATOR, "fast", NewAlias(targets=[MODEL]))
     started = Catalog(silent, database)
@@ -115,8 +116,8 @@ async def test_a_start_without_venice(synced, database, upstream):
 
 
 async def test_a_price_changes(synced, database, upstream):
-    """It is a new version, an event with both prices, and one line in the log; the old version
-    stays."""
+    """A changed price is a new version, an event with both prices, and one log line; the old
+    version stays."""
     upstream.listing.change(MODEL, {"pricing": DEARER})
     with capture_logs() as logs:
         await synced.sync()
@@ -151,7 +152,7 @@ async def test_a_price_changes(synced, database, upstream):
     ],
 )
 async def test_terms_change(synced, database, upstream, spec):
-    """Another window or capability is a new version, and no event."""
+    """A changed window or capability is a new version without an event."""
     upstream.listing.change(MODEL, spec)
     await synced.sync()
 
@@ -160,7 +161,7 @@ async def test_terms_change(synced, database, upstream, spec):
 
 
 async def test_a_description_changes(synced, database, upstream):
-    """What is neither price nor window is the same version, and is listed as it is now."""
+    """A changed description does not make a new version and is listed at once."""
     upstream.listing.change(MODEL, {"name": "Llama, renamed"})
     await synced.sync()
 
@@ -171,7 +172,7 @@ async def test_a_description_changes(synced, database, upstream):
 
 
 async def test_a_deprecation_is_announced(synced, database, upstream):
-    """It is a new version and an event; so is a changed one."""
+    """A deprecation, and a change of it, is a new version and an event."""
     first = {"date": "2027-03-01T00:00:00.000Z", "replacementModelId": "kimi-k2-6"}
     second = {"date": "2027-04-01T00:00:00.000Z", "replacementModelId": "kimi-k2-6"}
     for deprecation in (first, second):
@@ -186,8 +187,8 @@ async def test_a_deprecation_is_announced(synced, database, upstream):
 
 
 async def test_a_model_goes_and_comes_back(synced, database, upstream):
-    """A model that is gone is not listed, and its replacement answers; both are events. When it is
-    there again it is a new version."""
+    """A model that is gone is not listed, and its replacement answers; when it returns it is a new
+    version. Both are events."""
     going = "llama-3.2-3b"
     upstream.listing.change(going, None)
     await synced.sync()
@@ -212,7 +213,7 @@ async def test_a_model_goes_and_comes_back(synced, database, upstream):
 
 
 async def test_a_model_goes_for_good(synced, upstream):
-    """Without a replacement a caller is told when it went."""
+    """For a model that is gone without a replacement the error says since when."""
     upstream.listing.change("kimi-k2-6", None)
     await synced.sync()
 
@@ -222,7 +223,7 @@ async def test_a_model_goes_for_good(synced, upstream):
 
 
 async def test_replicas_write_one_version(fetch, database, upstream):
-    """However many sync at once, a change is written and told once, and all know it."""
+    """Concurrent replicas write and announce a change once, and all of them know it."""
     replicas = [Catalog(fetch, database) for _ in range(4)]
     await asyncio.gather(*(replica.sync() for replica in replicas))
     assert {replica.price_version(MODEL) for replica in replicas} == {1}
@@ -236,8 +237,8 @@ async def test_replicas_write_one_version(fetch, database, upstream):
     assert [action for action, _, _ in await events(database)] == ["model.price"]
 
 
-async def test_an_older_answer_is_not_written(fetch, database, upstream):
-    """Who asked Venice before another replica wrote something newer leaves it as it is."""
+async def test_an_older_list_is_not_written(fetch, database, upstream):
+    """A replica whose list is older than the written one leaves it unchanged."""
     await Catalog(fetch, database).sync()
     asked, go_on = asyncio.Event(), asyncio.Event()
 
@@ -261,9 +262,8 @@ async def test_an_older_answer_is_not_written(fetch, database, upstream):
     assert len(await rows(database)) == 2
 
 
-async def test_other_names_that_cannot_be_read(synced, database, upstream):
-    """The names of a type that Venice does not tell stay as they were; prices are read all the
-    same."""
+async def test_unavailable_names_stay(synced, database, upstream):
+    """Names of a type that Venice fails to return stay, and prices are read anyway."""
     upstream.listing.change(MODEL, {"pricing": DEARER})
     upstream.faults.push("/models/traits", "inference_failed")
     await synced.sync()
@@ -274,7 +274,7 @@ async def test_other_names_that_cannot_be_read(synced, database, upstream):
 
 
 async def test_an_empty_list_forgets_nothing(synced, database):
-    """An answer without models changes nothing."""
+    """An empty list changes nothing."""
     before = await everything(database)
 
     async def empty(*_):
@@ -288,8 +288,8 @@ async def test_an_empty_list_forgets_nothing(synced, database):
     assert await everything(database) == before
 
 
-async def test_a_row_of_before_there_was_a_copy(fetch, database):
-    """A row that has no prices gets a version with the list."""
+async def test_a_row_from_before_the_copy(fetch, database):
+    """A row without prices gets a version with the list."""
     await database.fetch(
         "INSERT INTO public.models (id, name, kind) VALUES ($1, $2, 'venice')", uuid.uuid4(), MODEL
     )
@@ -302,9 +302,9 @@ async def test_a_row_of_before_there_was_a_copy(fetch, database):
     assert await events(database) == []
 
 
-async def test_what_is_learned_stays_with_whom_it_was_learned_of(fetch, database):
-    """A caller chooses its prompts: they change the bounds of its own organization alone, up to a
-    maximum, and for no more organizations than fit."""
+async def test_a_learned_allowance_stays_within_its_organization(fetch, database):
+    """A prompt above its bound changes only the bounds of its own organization, up to a maximum,
+    and for a bounded number of organizations."""
     catalogue = Catalog(fetch, database)
     other = uuid.uuid4()
     catalogue.learn_overhead(MODEL, ACME, 700, with_prompt=False)
@@ -322,8 +322,8 @@ async def test_what_is_learned_stays_with_whom_it_was_learned_of(fetch, database
 
 
 async def test_a_model_with_the_name_of_an_alias(synced, database, upstream):
-    """When Venice lists a model by the name of an alias for all, the alias goes on, and the rest is
-    written; without the alias the model is there."""
+    """A shared alias stays when Venice lists a model of the same name, and everything else is
+    written; once the alias is removed the model is listed."""
     upstream.listing.change("kimi-k2-6", None)
     await synced.sync()
     async with database.transaction() as conn:
@@ -344,7 +344,8 @@ async def test_a_model_with_the_name_of_an_alias(synced, database, upstream):
 
 
 async def test_replicas_know_aliases_within_seconds(database):
-    """A replica finds out by itself, also after the database was away."""
+    """A replica notices a changed alias by itself within seconds, also after the database was
+    down."""
     replica = Catalog(silent, database)
     keeping = every(0.02, replica.load_aliases, "aliases", waits_first=True)
     try:
@@ -362,7 +363,8 @@ async def test_replicas_know_aliases_within_seconds(database):
 
 
 async def test_aliases_are_bounded(database, monkeypatch):
-    """There is a most of an organization's aliases; those there can still be changed."""
+    """The number of an organization's aliases has a maximum, beyond which existing ones can still
+    be changed."""
     monkeypatch.setattr("service.catalog.aliases.MAX_ALIASES", 1)
     async with database.transaction() as conn:
         await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["a"]))
@@ -372,7 +374,8 @@ async def test_aliases_are_bounded(database, monkeypatch):
 
 
 async def test_no_chain_of_aliases_before_models_are_known(database):
-    """Neither an alias of an alias nor an alias that is another's target."""
+    """Before models are known neither an alias of an alias nor an alias that is another's target
+    can be set."""
     async with database.transaction() as conn:
         await catalog.set_alias(conn, OPERATOR, "one", NewAlias(targets=["a"]))
         with pytest.raises(ClientError, match="is itself an alias"):

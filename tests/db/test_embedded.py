@@ -1,4 +1,5 @@
-"""The development PostgreSQL: started, shared, killed, found again, and stopped by the last one."""
+"""The development PostgreSQL is started, shared, killed, found again, and stopped by its last
+user."""
 
 import asyncio
 import contextlib
@@ -47,7 +48,7 @@ asyncio.run(main())
 
 
 def ask(server, query):
-    """The first column of the first row."""
+    """Return the first column of the first row."""
     address = server.address
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, dbname=address.database
@@ -56,7 +57,7 @@ def ask(server, query):
 
 
 def is_running(server):
-    """Whether a process of the server is left."""
+    """Return whether a process of the server is left."""
     return embedded._works_in(server.directory)
 
 
@@ -72,7 +73,7 @@ def temporary_directory():
 
 @contextlib.contextmanager
 def started(directory):
-    """A server, stopped afterwards."""
+    """Start a server; stop it at the end of the block."""
     server = Embedded(directory)
     try:
         server.start()
@@ -103,7 +104,7 @@ def server(data):
 
 @contextlib.contextmanager
 def user_process(directory, **options):
-    """Another process that uses the server."""
+    """Run another process that uses the server."""
     process = subprocess.Popen(
         [sys.executable, "-c", USER_OF_THE_SERVER, str(directory)],
         cwd=ROOT,
@@ -123,7 +124,7 @@ def user_process(directory, **options):
 
 
 def test_a_second_start_finds_the_data(server):
-    """What was written is there after a stop and a start."""
+    """Data written before a stop is there after the next start."""
     server.start()
     with psycopg.connect(host=server.address.host, user="postgres") as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS n")
@@ -134,8 +135,8 @@ def test_a_second_start_finds_the_data(server):
     assert ask(server, "SELECT n FROM kept") == 7
 
 
-def test_the_last_one_stops_it(server):
-    """Two processes share the server: it stays when the first leaves, and ends with the last."""
+def test_the_last_user_stops_it(server):
+    """Of two processes that share the server, the first leaves it running and the last stops it."""
     server.start()
     pid = server.pid
     other = Embedded(server.directory)
@@ -152,8 +153,9 @@ def test_the_last_one_stops_it(server):
     assert not is_running(server)
 
 
-def test_a_killed_user_leaves_nothing_in_the_way(server):
-    """kill -9 of a process that uses the server: the next one uses it too, and stops it."""
+def test_a_killed_user_blocks_nobody(server):
+    """After a process that uses the server was killed, the next one uses the server and stops
+    it."""
     with user_process(server.directory) as process:
         process.kill()
         process.wait()
@@ -167,7 +169,7 @@ def test_a_killed_user_leaves_nothing_in_the_way(server):
 
 
 def test_a_killed_server_starts_again(server):
-    """kill -9 of the server itself: the next start recovers it."""
+    """After the server itself was killed, the next start recovers it."""
     server.start()
     server.kill()
     server.start()
@@ -176,11 +178,11 @@ def test_a_killed_server_starts_again(server):
 
 
 def test_another_process_got_the_servers_id(server):
-    """In a container that is started anew, something else has the old server's process id: it is
-    not taken for the server, and does not stand in the way."""
+    """In a new container another process may have the old server's id: it is not taken for the
+    server and does not prevent a start."""
     server.start()
     server.kill()
-    # PostgreSQL minds processes of its own account only.
+    # PostgreSQL checks only processes of its own account.
     account = dict(zip(("user", "group"), server._account or (), strict=False))
     with subprocess.Popen(["sleep", "60"], **account) as stranger:
         for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
@@ -195,7 +197,7 @@ def test_another_process_got_the_servers_id(server):
 
 
 def test_a_killed_initdb_starts_again():
-    """What a killed first start left behind is made anew."""
+    """Data that a killed first start left behind is created anew."""
     with temporary_directory() as directory:
         half = directory / "postgres.new"
         half.mkdir()
@@ -207,7 +209,7 @@ def test_a_killed_initdb_starts_again():
 
 @pytest.mark.parametrize("name", ["with a space", "with, a comma", "x" * 120])
 def test_paths_of_any_kind(data, name):
-    """Spaces, commas, and paths that are too long for a socket's address do not matter."""
+    """Paths may have spaces and commas and be too long for a socket's address."""
     with temporary_directory() as directory:
         (directory / name).mkdir()
         subprocess.run(["cp", "-Rp", data, directory / name / "postgres"], check=True)
@@ -218,8 +220,8 @@ def test_paths_of_any_kind(data, name):
 
 
 def test_ctrl_c_reaches_the_service_only(server):
-    """Ctrl-C goes to the whole foreground group, and the server still answers during the cleanup;
-    then it stops."""
+    """After Ctrl-C, which goes to the whole foreground process group, the server still answers
+    during the cleanup, then stops."""
     with user_process(server.directory) as process:
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=10)
@@ -229,7 +231,7 @@ def test_ctrl_c_reaches_the_service_only(server):
 
 
 async def test_a_cancelled_start_leaves_nothing(server):
-    """Stopped while it is starting, the service leaves no server behind."""
+    """A service that is stopped while it starts the server leaves none behind."""
 
     async def use():
         async with embedded.running(server.directory):
@@ -245,7 +247,7 @@ async def test_a_cancelled_start_leaves_nothing(server):
 
 
 async def test_the_loop_is_not_blocked(server):
-    """Starting and stopping happen in a thread."""
+    """The server starts and stops in a thread."""
     longest_s = 0.0
 
     async def watch():
@@ -266,15 +268,15 @@ async def test_the_loop_is_not_blocked(server):
 
 
 def test_the_server_knows_no_secrets(server, monkeypatch):
-    """The server does not get our environment, which has keys in it."""
+    """The server does not inherit the service's environment, which has keys."""
     monkeypatch.setenv("OPERATOR_KEY", "operator-key-of-the-tests")
     server.start()
 
     assert "operator-key-of-the-tests" not in str(psutil.Process(server.pid).environ())
 
 
-def test_a_start_that_fails_says_why(data):
-    """The server's own words are in the error, nothing is left running, and the next one works."""
+def test_a_failed_start_reports_why(data):
+    """The error has the server's own message, nothing is left running, and the next start works."""
     with pytest.raises(StartupError, match="no_such_setting") as raised:
         Embedded(data, options="-c no_such_setting=1").start()
 
@@ -283,8 +285,8 @@ def test_a_start_that_fails_says_why(data):
         assert ask(server, "SELECT 1") == 1
 
 
-def test_data_of_another_kind_is_said(tmp_path):
-    """A directory with something else in it is left alone."""
+def test_a_directory_with_other_data_is_refused(tmp_path):
+    """A directory with other content is refused and left unchanged."""
     directory = tmp_path / "postgres"
     directory.mkdir()
     (directory / "PG_VERSION").write_text("12\n")
@@ -299,7 +301,7 @@ def test_data_of_another_kind_is_said(tmp_path):
 
 
 def test_without_the_extra(tmp_path, monkeypatch):
-    """Without the wheel the error says what to set or to install."""
+    """Without the wheel the error states what to set or to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(StartupError, match="not installed") as raised:
         Embedded(tmp_path / "postgres").start()
@@ -310,7 +312,7 @@ def test_without_the_extra(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run without root here")
 def test_without_root():
-    """Somebody who is not root runs the server as themselves."""
+    """A user other than root runs the server under their own account."""
     account = pwd.getpwnam("nobody")
     program = (
         "import asyncio, os, sys\n"

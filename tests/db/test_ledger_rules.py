@@ -1,4 +1,4 @@
-"""The ledger's rules that the database holds itself."""
+"""Rules of the ledger that the database enforces."""
 
 import uuid
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ async def connection(database_address):
     ],
 )
 async def test_entries_never_change(connection, change):
-    """The ledger is insert-only, for its owner too."""
+    """The ledger rejects updates and deletes, also by its owner."""
     await connection.execute(INSERT, uuid.uuid4(), uuid7())
 
     with pytest.raises(asyncpg.RestrictViolationError, match="insert-only"):
@@ -46,7 +46,7 @@ async def test_entries_never_change(connection, change):
     ["UPDATE public.audit_events SET actor = 'x'", "TRUNCATE public.audit_events"],
 )
 async def test_audit_events_never_change(connection, change):
-    """So is the audit chain."""
+    """The audit events reject updates and deletes."""
     await connection.execute(
         "INSERT INTO public.audit_events (organization_id, sequence, id, actor, action, target,"
         " created_at, hash) VALUES ($1, 1, $2, 'a', 'b', 'c', now(), $3)",
@@ -60,7 +60,7 @@ async def test_audit_events_never_change(connection, change):
 
 
 async def test_an_unknown_cost_is_not_zero(connection):
-    """An entry of unknown cost has no amount; any other has one."""
+    """An entry of unknown cost has no amount, and every other entry has one."""
     for source, nanos in (("unknown", 0), ("reported", None)):
         with pytest.raises(asyncpg.CheckViolationError, match="cost_known"):
             await connection.execute(
@@ -74,7 +74,7 @@ async def test_an_unknown_cost_is_not_zero(connection):
 
 
 async def test_entries_find_their_month(connection):
-    """An entry goes to the partition of the month that its id tells, three months ahead too."""
+    """An entry goes to the partition of the month in its id, up to three months ahead."""
     now = datetime.now(UTC)
     for ahead in range(4):
         month = (now.month - 1 + ahead) % 12 + 1
@@ -90,7 +90,7 @@ async def test_entries_find_their_month(connection):
 
 
 async def test_making_partitions_again_makes_none(database_address, connection):
-    """Partitions are made once, however often and by however many they are asked for."""
+    """Partitions are created once, however often and concurrently they are requested."""
     settings = make_settings(database_address, "http://x")
     count = "SELECT count(*) FROM pg_class WHERE relnamespace = 'ledger_partitions'::regnamespace"
     before = await connection.fetchval(count)

@@ -1,4 +1,5 @@
-"""A hold that is swapped for another: an alias's next target has a bound and limits of its own."""
+"""A hold is replaced by another when an alias moves to its next target, with its own bound and
+limits."""
 
 import asyncio
 import random
@@ -14,12 +15,12 @@ from service.ledger.calls import LEASE_S, SETTLE_AND_ADMIT
 
 
 def to(hold, model="other", nanos=1, tokens=1):
-    """The hold, for another model."""
+    """Return the hold for another model."""
     return msgspec.structs.replace(hold, model=model, bound_nanos=nanos, bound_tokens=tokens)
 
 
 async def counts(books, limit):
-    """What the limit has used and holds, money in nano-dollars."""
+    """Return what the limit has used and holds, money in nano-dollars."""
     return tuple(
         money.parse_usd(count) if isinstance(count, str) else count
         for count in await books.state(limit)
@@ -36,8 +37,8 @@ async def counts(books, limit):
         ("requests", "day"),
     ],
 )
-async def test_what_a_hold_has_is_room_for_what_takes_its_place(books, unit, period):
-    """A limit with room for one call alone lets that call go on to another model."""
+async def test_a_hold_is_room_for_its_replacement(books, unit, period):
+    """A limit with room for one call lets that call move to another model."""
     limit = await books.limit(unit, period, 1 if unit == "requests" else 100)
     await books.limit("concurrency", None, 1)
     hold = books.hold(nanos=100, tokens=100)
@@ -52,8 +53,8 @@ async def test_what_a_hold_has_is_room_for_what_takes_its_place(books, unit, per
     assert await counts(books, limit) == (used, 0)
 
 
-async def test_a_move_that_does_not_fit_leaves_the_hold_as_it_was(books):
-    """Its refusal counts the room that the hold gives up; nothing is lost."""
+async def test_a_move_that_does_not_fit_leaves_the_hold(books):
+    """A refused move counts the room that the hold would give up, and leaves the hold unchanged."""
     of_all = await books.limit("usd", "month", 100)
     of_other = await books.limit("tokens", "minute", 10, model="other")
     hold = books.hold(nanos=70, tokens=70)
@@ -72,8 +73,8 @@ async def test_a_move_that_does_not_fit_leaves_the_hold_as_it_was(books):
     assert await counts(books, of_all) == (7, 0)
 
 
-async def test_limits_of_one_model_are_left_and_met(books):
-    """The old model's limits hold nothing of the call any more, the new one's do."""
+async def test_limits_of_one_model_change_with_the_move(books):
+    """After a move the old model's limits hold nothing of the call, and the new model's do."""
     old = await books.limit("requests", "minute", 1, model="m")
     new = await books.limit("requests", "minute", 1, model="other")
     hold = books.hold()
@@ -85,8 +86,8 @@ async def test_limits_of_one_model_are_left_and_met(books):
     assert [(await counts(books, limit))[0] for limit in (old, new)] == [1, 1]
 
 
-async def test_a_limit_that_was_deleted_meanwhile_is_left(books):
-    """It holds nothing of the call afterwards, and is not met again."""
+async def test_a_limit_that_was_deleted_meanwhile_is_skipped(books):
+    """A limit that was deleted before the move holds nothing of the call, and the move succeeds."""
     limit = await books.limit("usd", "month", 100)
     hold = books.hold(nanos=70)
     await books.ledger.admit(hold)
@@ -102,7 +103,7 @@ async def test_a_limit_that_was_deleted_meanwhile_is_left(books):
 
 
 async def test_an_end_users_counters_move_too(books):
-    """Those of a template for one model among them."""
+    """A move also replaces an end user's counters, including those of one model's template."""
     await books.limit("requests", "day", 1, model="m", end_user=EACH_USER)
     await books.limit("requests", "day", 1, end_user=EACH_USER)
     hold = books.hold(end_user="alice")
@@ -114,8 +115,8 @@ async def test_an_end_users_counters_move_too(books):
     await books.settle(to(hold), outcome=Outcome.UPSTREAM_BUSY)
 
 
-async def test_a_hold_that_has_run_out_does_not_move(books):
-    """The sweeper has settled it: nothing may be sent under it."""
+async def test_an_expired_hold_does_not_move(books):
+    """A hold that the sweeper has settled does not move, so nothing may be sent under it."""
     await books.limit("usd", "month", 100)
     hold = books.hold()
     await books.ledger.admit(hold)
@@ -129,7 +130,7 @@ async def test_a_hold_that_has_run_out_does_not_move(books):
 
 
 async def test_a_repeated_move_counts_once(books):
-    """As when a connection breaks and the statement runs again."""
+    """A move that is repeated after a broken connection counts once."""
     limit = await books.limit("tokens", "minute", 100)
     hold = books.hold(tokens=10)
     await books.ledger.admit(hold)
@@ -139,8 +140,9 @@ async def test_a_repeated_move_counts_once(books):
     await books.settle(to(hold), tokens=60)
 
 
-async def test_moves_to_and_fro_wait_for_each_other(books):
-    """Limits are locked in one order whoever moves from where to where: no deadlock, right sums."""
+async def test_opposite_moves_do_not_deadlock(books):
+    """Moves in opposite directions lock limits in one order, so they do not deadlock, and the sums
+    are right."""
     for model in ("m", "other"):
         await books.limit("usd", "month", 10**6, model=model)
         await books.limit("concurrency", None, 10**6, model=model, end_user=EACH_USER)
@@ -161,8 +163,9 @@ async def test_moves_to_and_fro_wait_for_each_other(books):
     assert total == 180
 
 
-async def test_what_is_known_at_venice_is_kept_with_the_hold(books):
-    """So a call whose process died can be found in Venice's bill, and so can the asked-for name."""
+async def test_venices_request_id_is_stored_with_the_hold(books):
+    """A hold stores Venice's request id and the requested name, so a dead process's call can be
+    found in Venice's bill."""
     hold = msgspec.structs.replace(books.hold(), requested_model="fast", price_version=3)
     await books.ledger.admit(hold)
     sent = ledger.Sent(upstream_key_id=books.keys[1], upstream_request_id="chatcmpl-1")
@@ -178,8 +181,8 @@ async def test_what_is_known_at_venice_is_kept_with_the_hold(books):
     assert tuple(row) == (books.keys[1], "chatcmpl-1", "fast", "m", 3)
 
 
-async def test_the_key_of_a_call_is_in_its_entry(books):
-    """As it is known when the call is settled."""
+async def test_the_upstream_key_is_in_the_entry(books):
+    """The entry has the upstream key that is known when the call is settled."""
     hold = books.hold()
     await books.ledger.admit(hold)
     await books.settle(hold, upstream_key_id=books.keys[1], cost_source=CostSource.REPORTED)
@@ -190,9 +193,9 @@ async def test_the_key_of_a_call_is_in_its_entry(books):
 
 
 @pytest.mark.parametrize("is_met", [True, False])
-async def test_a_settlement_beside_a_move_takes_what_the_hold_became(books, is_met):
-    """As when the caller leaves while the statement runs: whatever limits the two share, the call
-    gets its entry and nothing stays held."""
+async def test_a_settlement_beside_a_move_settles_the_new_hold(books, is_met):
+    """A settlement in the same batch as a move, as when the caller leaves, writes the entry and
+    leaves nothing held, whatever limits the models share."""
     old = [await books.limit("concurrency", None, 5, model="m")] if is_met else []
     hold = books.hold()
     await books.ledger.admit(hold)
@@ -213,8 +216,9 @@ async def test_a_settlement_beside_a_move_takes_what_the_hold_became(books, is_m
     assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
 
 
-async def test_a_move_that_nobody_waits_for_is_over_before_its_call_is_settled(books):
-    """The settlement waits for the batch that the move is in."""
+async def test_a_settlement_waits_for_an_abandoned_move(books):
+    """The settlement of a call waits for the batch with its move, although nobody waits for the
+    move."""
     await books.slow_down()
     hold = books.hold()
     await books.ledger.admit(hold)

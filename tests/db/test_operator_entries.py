@@ -1,4 +1,4 @@
-"""What an operator does to the books: credits, the repair of counters, months that are dropped."""
+"""The operator's changes to the ledger: credits, the repair of counters, dropped months."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ async def books(database_address):
 
 
 async def settled(books, nanos=50, tokens=5, bound=60):
-    """A call that is settled at a cost; its hold."""
+    """Settle a call at a cost; return its hold."""
     hold = books.hold(bound, tokens)
     await books.ledger.admit(hold)
     await books.settle(hold, nanos, tokens)
@@ -49,14 +49,14 @@ async def settled(books, nanos=50, tokens=5, bound=60):
 
 
 async def credit(books, call_id, nanos, note="the answer was cut", **more):
-    """Give nano-dollars of a call back; the entry's id."""
+    """Give nano-dollars of a call back; return the entry's id."""
     new = NewCredit(usd=f"{nanos / 10**9:.9f}", note=note, **more)
     async with books.database.transaction() as conn:
         return await ledger.credit(conn, OPERATOR, books.organization_id, call_id, new)
 
 
 async def events(books, action):
-    """The organization's audit events of one action."""
+    """Return the organization's audit events of one action."""
     return await books.connection.fetch(
         "SELECT target, detail::text FROM audit_events WHERE organization_id = $1 AND action = $2"
         " ORDER BY sequence",
@@ -66,20 +66,20 @@ async def events(books, action):
 
 
 async def used(books, limit_id):
-    """What recorded as used on a limit, in nano-dollars or a count."""
+    """Return what a limit has used, in nano-dollars or as a count."""
     return await books.connection.fetchval(
         "SELECT used FROM limits_as_of(ARRAY[$1::uuid], clock_timestamp())", limit_id
     )
 
 
 async def faults(books):
-    """What does not agree now."""
+    """Return the faults that the audit finds now."""
     return (await ledger.prove(books.database, books.organization_id)).faults
 
 
 @contextlib.asynccontextmanager
-async def calls_going_on(books, clients=8):
-    """Calls are admitted and settled all the time; yields the durations of each in seconds."""
+async def continuous_calls(books, clients=8):
+    """Admit and settle calls continuously; yield the list of their durations in seconds."""
     durations = []
     is_over = False
 
@@ -104,7 +104,8 @@ async def calls_going_on(books, clients=8):
 
 
 async def test_a_credit_gives_money_back(books):
-    """On every money limit of the call, in the window that runs; requests and tokens stay."""
+    """A credit reduces every limit of money of the call in the current window; requests and tokens
+    stay."""
     ids = [await books.limit(unit, period, 1000) for unit, period in UNITS]
     before = await settled(books, 50)
     await books.connection.execute("UPDATE api_keys SET revoked_at = now()")
@@ -121,8 +122,8 @@ async def test_a_credit_gives_money_back(books):
     assert '"usd": "0.00000002"' in detail
 
 
-async def test_a_credit_counts_in_the_window_that_runs(books):
-    """Money of yesterday that is given back can be spent today, so today's use is below zero."""
+async def test_a_credit_counts_in_the_current_window(books):
+    """A credit for yesterday's call can be spent today, so today's use may be below zero."""
     day, lifetime = await books.limit("usd", "day", 100), await books.limit("usd", "lifetime", 100)
     hold = await settled(books, 50)
     await books.connection.execute(
@@ -147,8 +148,9 @@ async def test_a_credit_counts_in_the_window_that_runs(books):
     ]
 
 
-async def test_a_credit_is_never_more_than_the_call_costs(books):
-    """With what was credited before, also at the same time, and without any limit that locks."""
+async def test_a_credit_never_exceeds_the_calls_cost(books):
+    """Credits of a call together never exceed its cost, also concurrently and without a limit that
+    locks."""
     hold = await settled(books, 50)
 
     outcomes = await asyncio.gather(
@@ -168,8 +170,8 @@ async def test_a_credit_is_never_more_than_the_call_costs(books):
 
 
 @pytest.mark.parametrize("is_credit_first", [True, False])
-async def test_credits_and_late_news_go_together(books, is_credit_first):
-    """A correction of the sweeper's settlement and a credit, in either order."""
+async def test_a_credit_and_a_late_correction(books, is_credit_first):
+    """A correction of a swept call and a credit work in either order."""
     limit_id = await books.limit("usd", "month", 100)
     hold = books.hold(60)
     await books.ledger.admit(hold)
@@ -185,8 +187,8 @@ async def test_credits_and_late_news_go_together(books, is_credit_first):
         await credit(books, hold.id, 16)
 
 
-async def test_a_call_whose_limits_are_gone(books):
-    """A limit that is out of force still counts, for it can still be proven."""
+async def test_a_call_whose_limits_were_deleted(books):
+    """A credit counts on a deleted limit, which can still be audited."""
     limit_id = await books.limit("usd", "month", 100)
     hold = await settled(books, 50)
     await books.connection.execute("UPDATE limits SET deleted_at = now()")
@@ -197,7 +199,8 @@ async def test_a_call_whose_limits_are_gone(books):
 
 
 async def test_a_credit_is_repeated_safely(books):
-    """With an id of the operator's the same credit is one entry and one event; another is none."""
+    """A credit that is repeated with the operator's id is one entry and one event; another credit
+    under the id is refused."""
     limit_id = await books.limit("usd", "month", 100)
     hold = await settled(books, 50)
     credit_id = uuid7()
@@ -229,7 +232,7 @@ async def test_a_credit_is_repeated_safely(books):
     ],
 )
 async def test_a_bad_credit_names_the_field(books, changes, field):
-    """And nothing is written."""
+    """An invalid credit names the field and writes nothing."""
     hold = await settled(books)
     new = NewCredit(**{"usd": "0.00000001", "note": "why", **changes})
 
@@ -242,7 +245,7 @@ async def test_a_bad_credit_names_the_field(books, changes, field):
 
 
 async def test_only_calls_of_known_cost_are_credited(books):
-    """Not what is no call, not what is not there, not what has no price."""
+    """Entries that are no call, are not there, or have no known cost cannot be credited."""
     hold = await settled(books)
     credit_id = await credit(books, hold.id, 1)
 
@@ -258,7 +261,7 @@ async def test_only_calls_of_known_cost_are_credited(books):
 
 
 async def test_an_entry_is_found_in_its_month(books):
-    """By its id alone, with one look into the index of one partition for each organization."""
+    """Finding an entry by its id reads the index of one partition for each organization."""
     hold = await settled(books)
     assert await ledger.find_owner(books.database, hold.id) == books.organization_id
     with pytest.raises(NotFound):
@@ -288,12 +291,12 @@ HARMS = [
     " WHERE unit = 'tokens' AND period = 'hour'",
     "UPDATE limits SET buckets = NULL",
     "DELETE FROM holds",
-    # Of a call that is settled, with all of its limits.
+    # Entries of a settled call, with all of its limits.
     "INSERT INTO holds (organization_id, id, api_key_id, request_id, endpoint, model, is_stream,"
     " process_id, lease_until, bound_nanos, bound_tokens, limit_ids, limit_windows)"
     " SELECT organization_id, id, api_key_id, 'r', 'e', 'm', false, id, now(), 5, 7, limit_ids,"
     " limit_windows FROM ledger_entries",
-    # Of a call that was never admitted.
+    # An entry of a call that was never admitted.
     "INSERT INTO holds (organization_id, id, api_key_id, request_id, endpoint, model, is_stream,"
     " process_id, lease_until, bound_nanos, bound_tokens, limit_ids, limit_windows)"
     " SELECT organization_id, gen_random_uuid(), api_key_id, 'r', 'e', 'm', false, id,"
@@ -301,8 +304,8 @@ HARMS = [
 ]
 
 
-def harm(address, statement):
-    """Change the books behind their back."""
+def manipulate(address, statement):
+    """Change the ledger directly in the database."""
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, dbname=address.database
     ) as connection:
@@ -311,22 +314,22 @@ def harm(address, statement):
 
 
 async def repair(books):
-    """Repair the organization's limits; what was wrong."""
+    """Repair the organization's limits; return what was wrong."""
     async with books.database.transaction() as conn:
         return await ledger.repair(conn, OPERATOR, books.organization_id)
 
 
 @pytest.mark.parametrize("statement", HARMS)
-async def test_the_repair_sets_what_is_proven(books, database_address, statement):
-    """Whatever was harmed agrees again afterwards, entries are as they were, and an event of each
-    limit tells what stood and what was proven."""
+async def test_the_repair_sets_the_proven_values(books, database_address, statement):
+    """A repair makes limits agree again, leaves entries unchanged, and records old and proven
+    values as an event of each limit."""
     for unit, period in UNITS:
         await books.limit(unit, period, 1000)
     await settled(books, 2, 6)
     open_one = books.hold(3, 4)
     await books.ledger.admit(open_one)
     entries = await books.connection.fetch("SELECT * FROM ledger_entries")
-    harm(database_address, statement)
+    manipulate(database_address, statement)
     found = await faults(books)
     assert found
 
@@ -341,13 +344,13 @@ async def test_the_repair_sets_what_is_proven(books, database_address, statement
     assert await repair(books) == []
 
 
-async def test_a_sum_that_agrees_hides_no_bucket(books, database_address):
-    """What is moved from one bucket to another is two faults, each with its bucket."""
+async def test_a_total_that_agrees_hides_no_bucket(books, database_address):
+    """Use that was moved from one bucket to another is two faults, each with its bucket."""
     limit_id = await books.limit("tokens", "hour", 1000)
     await settled(books, tokens=6)
     slot = int(datetime.now(UTC).timestamp()) // 60 % 61 + 1
     other = (slot + 29) % 61 + 1
-    harm(
+    manipulate(
         database_address,
         f"UPDATE limits SET buckets[{slot}] = buckets[{slot}] - 2,"
         f" buckets[{other}] = buckets[{other}] + 2",
@@ -363,9 +366,9 @@ async def test_a_sum_that_agrees_hides_no_bucket(books, database_address):
 
 
 @pytest.mark.parametrize("repairs", [1, 3])
-async def test_the_repair_is_right_while_calls_go_on(books, database_address, repairs):
-    """Also when several operators repair at once, and when the proof is slow: then whatever is
-    settled between the proof and the repair must not be lost."""
+async def test_the_repair_is_right_while_calls_continue(books, database_address, repairs):
+    """Concurrent repairs with a slow proof lose nothing that is settled between the proof and the
+    repair."""
     for unit, period in UNITS:
         await books.limit(unit, period, 10**9)
     source = await books.connection.fetchval(
@@ -377,9 +380,9 @@ async def test_the_repair_is_right_while_calls_go_on(books, database_address, re
     await books.connection.execute(slow)
     await settled(books)
 
-    async with asyncio.timeout(60), calls_going_on(books) as durations:
+    async with asyncio.timeout(60), continuous_calls(books) as durations:
         for round_number in range(5):
-            harm(
+            manipulate(
                 database_address,
                 "UPDATE limits SET used = used + 1000, held = held + 1000, buckets[7] = 99",
             )
@@ -389,8 +392,8 @@ async def test_the_repair_is_right_while_calls_go_on(books, database_address, re
             assert await faults(books) == [], round_number
 
 
-async def test_what_has_gone_by_since_the_proof_needs_no_repair(books):
-    """A window that rolled and a bucket that slid out have begun anew."""
+async def test_expired_use_needs_no_repair(books):
+    """A window that ended and a bucket that slid out since the proof are not repaired."""
     ids = [await books.limit("usd", "day", 1000), await books.limit("requests", "minute", 1000)]
     await settled(books)
     windows = await books.connection.fetchval("SELECT limit_windows FROM ledger_entries")
@@ -411,25 +414,25 @@ async def test_what_has_gone_by_since_the_proof_needs_no_repair(books):
     await repair(books)
 
 
-async def test_what_entries_contradict_stays(books, database_address):
-    """A second correction, or one of nothing, is no counter's fault: it is reported and stays."""
+async def test_contradictory_entries_stay(books, database_address):
+    """A second correction, or one without a call, is reported and not repaired."""
     hold = await settled(books)
     correct = (
         "INSERT INTO ledger_entries (organization_id, id, kind, amends_id, cost_nanos, cost_source)"
         f" VALUES ('{books.organization_id}', '%s', 'correction', '%s', 1, 'manual')"
     )
     for amended in (hold.id, hold.id, uuid7()):
-        harm(database_address, correct % (uuid7(), amended))
+        manipulate(database_address, correct % (uuid7(), amended))
 
     assert await repair(books) == []
 
     whats = sorted(fault.what for fault in await faults(books))
     assert whats == ["duplicate corrections", "orphaned correction"]
     assert await events(books, "limit.repair") == []
-    harm(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
+    manipulate(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
 
 
-# Months that are dropped
+# Dropped months
 
 DIGEST_COLUMNS = (
     "id, kind, amends_id, api_key_id, request_id, endpoint, model, outcome, requests, tokens,"
@@ -438,14 +441,14 @@ DIGEST_COLUMNS = (
 
 
 def month_before(months):
-    """The start of the month that was so many months ago."""
+    """Return the start of the month so many months ago."""
     now = datetime.now(UTC)
     number = now.year * 12 + now.month - 1 - months
     return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
 
 
 async def old_month(books, months, entries=100, nanos=7, limit_ids=(), windows=()):
-    """Make the month that was so many months ago, with calls that counted on limits."""
+    """Create the month so many months ago, with calls that counted on limits."""
     start = month_before(months)
     await books.connection.execute(
         f"CREATE TABLE ledger_partitions.ledger_entries_{start:%Y_%m}"
@@ -478,13 +481,13 @@ async def old_month(books, months, entries=100, nanos=7, limit_ids=(), windows=(
 
 
 def floor(instant):
-    """The smallest UUIDv7 of an instant."""
+    """Return the smallest UUIDv7 of an instant."""
     return ledger.credits.UUID(int=int(instant.timestamp() * 1000) << 80)
 
 
 async def test_a_month_is_dropped(books):
-    """What it counted on lifetimes is carried, what windows of it counted is gone by, and an event
-    of the organization keeps its totals and its digest."""
+    """Dropping a month carries what it counts on lifetime limits, and records its totals and digest
+    as an event."""
     units = [("usd", "lifetime"), ("tokens", "lifetime"), ("requests", "lifetime"), ("usd", "day")]
     ids = [await books.limit(unit, period, 10**9) for unit, period in units]
     epoch, then = datetime(1970, 1, 1, tzinfo=UTC), month_before(MONTHS + 1)
@@ -493,7 +496,7 @@ async def test_a_month_is_dropped(books):
     await settled(books, 50, 5)
     await books.connection.execute("UPDATE limits SET deleted_at = now() WHERE id = $1", ids[1])
     await books.audit()
-    # As an operator would beforehand, with psql.
+    # An operator creates the index with psql beforehand.
     exported = b""
 
     async def read(part):
@@ -526,8 +529,8 @@ async def test_a_month_is_dropped(books):
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-async def test_what_was_settled_later_keeps_its_month(books, is_kept):
-    """An entry that a clock put into an old month is in reports until its settlement is as old."""
+async def test_an_entry_settled_later_keeps_its_month(books, is_kept):
+    """An entry with an old id keeps its month in reports until its settlement is as old."""
     start = await old_month(books, MONTHS + 2)
     await old_month(books, MONTHS + 1)
     settled_at = month_before(MONTHS) - timedelta(seconds=not is_kept)
@@ -545,8 +548,8 @@ async def test_what_was_settled_later_keeps_its_month(books, is_kept):
     assert [month.month for month in dropped] == wanted
 
 
-async def test_what_amends_a_dropped_call_is_no_fault(books, database_address):
-    """A correction and a credit outlive the call that they amend; no new one can be written."""
+async def test_amendments_of_a_dropped_call_are_no_fault(books, database_address):
+    """A correction and a credit outlive the call that they amend, and no new one can be written."""
     limit_id = await books.limit("usd", "lifetime", 10**9)
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     await old_month(books, MONTHS + 1, 3, 7, [limit_id], [epoch])
@@ -568,11 +571,12 @@ async def test_what_amends_a_dropped_call_is_no_fault(books, database_address):
         await ledger.find_owner(books.database, calls[0])
     await books.connection.execute(correct, books.organization_id, uuid7(), uuid7())
     assert [fault.what for fault in await faults(books)] == ["orphaned correction"]
-    harm(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
+    manipulate(database_address, "DELETE FROM ledger_entries WHERE kind = 'correction'")
 
 
 async def test_the_ledger_stays_insert_only(books):
-    """Before and after a month was dropped; its own rows cannot be deleted one by one either."""
+    """Entries can be neither changed nor deleted one by one, before and after a month was
+    dropped."""
     start = await old_month(books, MONTHS + 1)
     await settled(books)
     for table in (f"ledger_partitions.ledger_entries_{start:%Y_%m}", "public.ledger_entries"):
@@ -581,14 +585,14 @@ async def test_the_ledger_stays_insert_only(books):
         await ledger.retain(books.database, OPERATOR, MONTHS)
 
 
-async def test_a_month_is_dropped_while_calls_go_on(books):
-    """The books agree at every moment, and no call waits for long."""
+async def test_a_month_is_dropped_while_calls_continue(books):
+    """While a month is dropped the audit finds no faults, and no call waits long."""
     limit_id = await books.limit("usd", "lifetime", 10**12)
     await books.limit("requests", "minute", 10**12)
     for months in range(MONTHS + 1, MONTHS + 5):
         await old_month(books, months, 500, 7, [limit_id], [datetime(1970, 1, 1, tzinfo=UTC)])
 
-    async with asyncio.timeout(60), calls_going_on(books) as durations:
+    async with asyncio.timeout(60), continuous_calls(books) as durations:
         retaining = asyncio.create_task(ledger.retain(books.database, OPERATOR, MONTHS))
         while not retaining.done():
             assert await faults(books) == []
@@ -601,7 +605,7 @@ async def test_a_month_is_dropped_while_calls_go_on(books):
 
 
 async def test_replicas_drop_a_month_once(books):
-    """Whoever comes second leaves it to the first, and nothing is carried twice."""
+    """The second replica to drop a month leaves it to the first, and nothing is carried twice."""
     limit_id = await books.limit("usd", "lifetime", 10**12)
     await old_month(books, MONTHS + 1, 50, 7, [limit_id], [datetime(1970, 1, 1, tzinfo=UTC)])
 
@@ -612,9 +616,9 @@ async def test_replicas_drop_a_month_once(books):
     assert sorted(map(len, dropped)) == [0, 0, 0, 1]
 
 
-async def test_a_reader_is_not_waited_for_long(books, monkeypatch):
-    """While the ledger is read, the drop steps aside again and again, so that calls go on; at last
-    it gives up and has changed nothing."""
+async def test_a_drop_gives_up_behind_a_reader(books, monkeypatch):
+    """While the ledger is read, the drop retries without delaying calls, and at last gives up
+    without changes."""
     monkeypatch.setattr(ledger.retention, "DROP_ATTEMPTS", 3)
     limit_id = await books.limit("usd", "lifetime", 10**12)
     await old_month(books, MONTHS + 1, 50, 7, [limit_id], [datetime(1970, 1, 1, tzinfo=UTC)])
@@ -622,7 +626,7 @@ async def test_a_reader_is_not_waited_for_long(books, monkeypatch):
     await reading.start()
     await books.connection.fetchval("SELECT count(*) FROM ledger_entries")
 
-    async with calls_going_on(books) as durations:
+    async with continuous_calls(books) as durations:
         with pytest.raises(Unavailable, match="The ledger is being read"):
             await ledger.retain(books.database, OPERATOR, MONTHS)
 

@@ -1,4 +1,5 @@
-"""The ledger's months, made while calls go on and while somebody reads the ledger."""
+"""The ledger's monthly partitions are created while calls continue and while somebody reads the
+ledger."""
 
 import asyncio
 import contextlib
@@ -9,7 +10,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 from support import make_settings
-from test_operator_entries import calls_going_on
+from test_operator_entries import continuous_calls
 
 from service import ledger
 from service.background import upkeep
@@ -22,32 +23,32 @@ INSERT = """
 """
 MONTHS = "SELECT array_agg(month ORDER BY month) FROM public.ledger_months()"
 READ_LEDGER = "LOCK TABLE public.ledger_entries IN ACCESS SHARE MODE"
-"""What pg_dump does with every table and partition."""
+"""The lock that pg_dump takes on every table and partition."""
 PAUSE_S = 0.2
 """How much longer than usual a call may take while somebody reads the ledger."""
 
 
 def month(ahead):
-    """The start of the month that is so many months ahead."""
+    """Return the start of the month so many months ahead."""
     now = datetime.now(UTC)
     number = now.year * 12 + now.month - 1 + ahead
     return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
 
 
 def partition(ahead):
-    """The name of a month's partition."""
+    """Return the name of a month's partition."""
     return f"ledger_partitions.ledger_entries_{month(ahead):%Y_%m}"
 
 
 def entry_id(ahead, number=1):
-    """An id that was made at the start of a month."""
+    """Return an id made at the start of a month."""
     milliseconds = int(month(ahead).timestamp() * 1000)
     return uuid.UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62 | number)
 
 
 @contextlib.asynccontextmanager
 async def connected(address):
-    """A connection of the test's own."""
+    """Open a connection of the test's own."""
     connection = await asyncpg.connect(**connect_arguments(address))
     try:
         yield connection
@@ -64,14 +65,15 @@ async def reader(database_address):
 
 @contextlib.asynccontextmanager
 async def pools(address, count):
-    """Pools of as many processes."""
+    """Open pools as for so many processes."""
     async with contextlib.AsyncExitStack() as stack:
         settings = make_settings(address, "http://x")
         yield [await stack.enter_async_context(open_pool(settings, address)) for _ in range(count)]
 
 
-async def test_months_are_made_as_before(books):
-    """A month that is made apart has all that the others have: indexes, constraints, triggers."""
+async def test_new_months_match_the_old_ones(books):
+    """A partition that is created and attached has the indexes, constraints and triggers of the
+    others."""
     facts = (
         "SELECT ARRAY(SELECT regexp_replace(pg_get_indexdef(indexrelid), '^.* USING', '') AS def"
         " FROM pg_index WHERE indrelid = c.oid ORDER BY def),"
@@ -97,17 +99,17 @@ async def test_months_are_made_as_before(books):
 
 
 async def test_no_call_waits_while_somebody_reads_the_ledger(books, reader, database_address):
-    """Two processes try again and again to make a month; calls hardly notice, and it is made when
-    the reader has gone."""
+    """While somebody reads the ledger, two processes keep trying to create a month without delaying
+    calls, and it is created after the reader has gone."""
     await books.limit("usd", "lifetime", 10**12)
     await books.connection.execute(f"DROP TABLE {partition(2)}, {partition(3)}")
     async with pools(database_address, 2) as databases:
-        async with calls_going_on(books, 4) as durations:
+        async with continuous_calls(books, 4) as durations:
             await asyncio.sleep(0.5)
         usual_s = max(durations)
         durations.clear()
         outcomes = []
-        async with reader.transaction(), calls_going_on(books, 4) as durations:
+        async with reader.transaction(), continuous_calls(books, 4) as durations:
             await reader.execute(READ_LEDGER)
             for _ in range(5):
                 outcomes += await asyncio.gather(
@@ -123,15 +125,15 @@ async def test_no_call_waits_while_somebody_reads_the_ledger(books, reader, data
 
 
 async def test_a_reader_of_one_month_delays_no_call(books, reader):
-    """Retention locks what nobody else waits for first: a reader of the month that is to be
-    dropped keeps it from the ledger's own lock."""
+    """Retention first locks the month that nobody else waits for, so a reader of it does not delay
+    calls."""
     await books.limit("usd", "lifetime", 10**12)
     await books.connection.execute(
         "SELECT public.make_ledger_partition(date_trunc('month', now()) - interval '9 months', 1)"
     )
     old = await books.connection.fetchval("SELECT min(month) FROM public.ledger_months()")
     drop = "SELECT public.drop_ledger_month($1, '{}', '{}', '{}', '{}', 1)"
-    async with reader.transaction(), calls_going_on(books, 2):
+    async with reader.transaction(), continuous_calls(books, 2):
         await reader.fetch(f"SELECT FROM ledger_partitions.ledger_entries_{old:%Y_%m}")
         dropping = asyncio.ensure_future(books.connection.fetchval(drop, old))
         locks = "SELECT mode FROM pg_locks WHERE granted AND relation = 'ledger_entries'::regclass"
@@ -144,8 +146,8 @@ async def test_a_reader_of_one_month_delays_no_call(books, reader):
     assert await books.connection.fetchval(drop, old)
 
 
-async def test_one_process_makes_them(books, database_address):
-    """Processes that find the same months missing do not queue up for the work."""
+async def test_one_process_creates_them(books, database_address):
+    """Only one of several processes that find the same months missing creates them."""
     await books.connection.execute(f"DROP TABLE {partition(1)}, {partition(3)}")
     async with pools(database_address, 4) as databases:
         with capture_logs() as lines:
@@ -156,9 +158,9 @@ async def test_one_process_makes_them(books, database_address):
     assert len(await books.connection.fetchval(MONTHS)) == 4
 
 
-async def test_a_month_that_begins_without_a_partition_takes_calls(books, reader):
-    """Calls of a month that has none are admitted, booked and reported; they move to the month's
-    partition when there is one."""
+async def test_a_month_without_a_partition_takes_calls(books, reader):
+    """Calls of a month without a partition are admitted, recorded and reported, and move to its
+    partition once there is one."""
     await books.limit("usd", "lifetime", 10**9)
     await books.connection.execute(f"DROP TABLE {partition(0)}")
     async with reader.transaction():
@@ -183,8 +185,9 @@ async def test_a_month_that_begins_without_a_partition_takes_calls(books, reader
         await books.connection.execute("DELETE FROM public.ledger_entries")
 
 
-async def test_too_many_strays_keep_no_other_month_from_its_partition(books, monkeypatch):
-    """They stay where they are, with a warning, and the months after theirs are made."""
+async def test_too_many_strays_block_no_other_month(books, monkeypatch):
+    """Too many entries to move stay where they are, with a warning, and the later months are
+    created."""
     monkeypatch.setattr(ledger.partitions, "MAX_MOVED", 2)
     await books.connection.execute(f"DROP TABLE {partition(2)}, {partition(3)}")
     for number in range(3):
@@ -199,7 +202,7 @@ async def test_too_many_strays_keep_no_other_month_from_its_partition(books, mon
 
 
 async def test_retries_come_less_and_less_often(books, reader, monkeypatch):
-    """And the months are made soon after the reader has gone."""
+    """Retries become less frequent, and the months are created soon after the reader has gone."""
     monkeypatch.setattr(upkeep, "RETRY_S", 0.05)
     await books.connection.execute(f"DROP TABLE {partition(3)}")
     with capture_logs() as lines:
@@ -217,12 +220,12 @@ async def test_retries_come_less_and_less_often(books, reader, monkeypatch):
 
 
 async def ledger_is_complete(books):
-    """Whether every month has its partition."""
+    """Return whether every month has its partition."""
     return len(await books.connection.fetchval(MONTHS)) == 4
 
 
-async def test_the_release_before_stalls_nobody_either(books, reader):
-    """What its processes call while this one is rolled out waits for 0.1 s at most."""
+async def test_the_previous_release_delays_nobody_either(books, reader):
+    """The function that processes of the previous release call waits 0.1 s at most."""
     await books.connection.execute(f"DROP TABLE {partition(3)}")
     make = "SELECT public.make_ledger_partitions(3)"
     async with reader.transaction():

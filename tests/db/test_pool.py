@@ -1,4 +1,4 @@
-"""The pool: connections die behind its back, and its users do not notice."""
+"""The pool: connections fail behind its back, and its users do not notice."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ async def pool(proxied_address):
 
 
 async def all_backends(pool):
-    """The backends of all connections: as many sleepers as there are connections."""
+    """Return the backends of all connections, found with one sleeping statement on each."""
     return set(
         await asyncio.gather(
             *(pool.fetchval("SELECT pg_backend_pid() FROM pg_sleep(0.05)") for _ in range(5))
@@ -32,7 +32,7 @@ async def all_backends(pool):
 
 
 async def terminate_all(server, address):
-    """End every backend of the database from outside of the pool."""
+    """Terminate every backend of the database from outside the pool."""
     connection = await asyncpg.connect(**connections.connect_arguments(server.address))
     try:
         await connection.fetch(
@@ -44,14 +44,14 @@ async def terminate_all(server, address):
 
 
 async def test_five_connections(pool):
-    """Five statements at once have a connection each, and a sixth waits for one of them."""
+    """Five concurrent statements have a connection each, and a sixth waits for one of them."""
     assert len(await all_backends(pool)) == 5
 
 
 @pytest.mark.parametrize("idle_s", [0, 1.05])
 async def test_backends_are_terminated(server, proxied_address, pool, idle_s):
-    """Backends that are terminated behind the pool's back: none of 50 statements fails, whether
-    the connection was trusted because it had just answered or was validated."""
+    """None of 50 statements fails after their backends were terminated, whether the connection was
+    trusted as recent or was validated."""
     repeats = 50 if not idle_s else 5
     for _ in range(repeats):
         await pool.fetchval(BACKEND)
@@ -61,7 +61,7 @@ async def test_backends_are_terminated(server, proxied_address, pool, idle_s):
 
 
 async def test_transactions_survive_termination(server, proxied_address, pool):
-    """A transaction begins on a connection that has just answered: none of 20 fails."""
+    """None of 20 transactions fails that begin on a connection whose backend was terminated."""
     for _ in range(20):
         await pool.fetchval(BACKEND)
         await terminate_all(server, proxied_address)
@@ -70,7 +70,7 @@ async def test_transactions_survive_termination(server, proxied_address, pool):
 
 
 async def test_connections_are_reset(proxy, pool):
-    """TCP resets: none of 50 statements fails."""
+    """None of 50 statements fails after TCP resets."""
     for _ in range(50):
         await pool.fetchval(BACKEND)
         proxy.reset()
@@ -78,7 +78,8 @@ async def test_connections_are_reset(proxy, pool):
 
 
 async def test_connections_are_half_open(proxy, pool):
-    """A peer that vanished costs one waiting for a ping's timeout, and its siblings nothing."""
+    """A peer that vanished delays one statement by a ping's timeout, and the other connections not
+    at all."""
     await all_backends(pool)
     await asyncio.sleep(connections.TRUSTED_IDLE_S + 0.1)
     proxy.blackhole(new=False)
@@ -110,7 +111,7 @@ async def test_everything_is_half_open(proxy, pool):
 
 
 async def test_the_server_restarts_under_load(own_server):
-    """A restart of the server under load: every statement waits it out."""
+    """Every statement under load waits out a restart of the server."""
     failures, done = [], 0
     stop = asyncio.Event()
 
@@ -138,14 +139,15 @@ async def test_the_server_restarts_under_load(own_server):
     assert done > before > 0
 
 
-async def test_a_connection_that_died_unseen_is_given_back_quietly(own_server):
-    """Its statement was answered: that it breaks as it is closed is nothing to its user."""
+async def test_a_connection_that_dies_after_its_statement_raises_nothing(own_server):
+    """A connection whose statement was answered and that breaks when it is released raises
+    nothing."""
     settings = make_settings(own_server.address, "http://venice.invalid")
     async with connections.open_pool(settings, own_server.address) as pool:
         async with pool._connection(certain=False) as connection:
             assert await connection.fetchval("SELECT 7") == 7
             await pool._pool.expire_connections()
-            # The loop does not run meanwhile, so it does not hear of it.
+            # The event loop does not run meanwhile, so it does not notice the loss.
             own_server.kill()
         own_server.start()
         assert await pool.fetchval("SELECT 7") == 7
@@ -172,7 +174,7 @@ async def test_idleness_retires_a_connection(proxied_address):
 
 
 async def test_an_exhausted_pool_is_a_503(proxied_address):
-    """Who finds no connection within the deadline is told to come back; then it works again."""
+    """A user that gets no connection within the deadline gets a 503, and later statements work."""
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
     async with connections.open_pool(settings, proxied_address) as pool:
         busy = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(0.6)")) for _ in range(5)]
@@ -184,9 +186,9 @@ async def test_an_exhausted_pool_is_a_503(proxied_address):
         assert await pool.fetchval("SELECT 7") == 7
 
 
-async def test_a_kept_connection_stays_while_others_are_there(proxied_address):
-    """Statements one after the other have one connection; when the pool has no other it goes back,
-    and who waits for one gets it."""
+async def test_a_sticky_connection_is_released_when_others_wait(proxied_address):
+    """Consecutive statements share a connection until the pool has no other, when a waiting user
+    gets it."""
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.5)
     async with connections.open_pool(settings, proxied_address) as pool:
         kept = pool.kept()
@@ -208,8 +210,9 @@ async def test_a_kept_connection_stays_while_others_are_there(proxied_address):
         assert pool.connections == (5, 5)
 
 
-async def test_a_kept_connection_is_replaced_when_it_is_lost(server, proxy, proxied_address, pool):
-    """Terminated, reset, or suspect since a sibling was lost: no statement fails."""
+async def test_a_lost_sticky_connection_is_replaced(server, proxy, proxied_address, pool):
+    """No statement fails when the sticky connection is terminated, reset, or suspect because
+    another one was lost."""
     kept = pool.kept()
     for _ in range(10):
         await kept.fetch(BACKEND)
@@ -227,8 +230,8 @@ async def test_a_kept_connection_is_replaced_when_it_is_lost(server, proxy, prox
     await kept.give_back()
 
 
-async def test_a_kept_connection_grows_too_old(proxied_address):
-    """As any other does, however busy it is."""
+async def test_an_old_sticky_connection_is_replaced(proxied_address):
+    """A sticky connection that is too old is replaced, however busy it is."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
     async with connections.open_pool(settings, proxied_address) as pool:
         kept = pool.kept()
@@ -239,7 +242,7 @@ async def test_a_kept_connection_grows_too_old(proxied_address):
 
 
 async def test_a_statement_has_a_deadline(proxied_address):
-    """A statement that takes too long is given up by the server, and the connection lives on."""
+    """The server cancels a statement that takes too long, and the connection lives on."""
     settings = make_settings(proxied_address, "http://x", database_command_timeout_s=2.2)
     async with connections.open_pool(settings, proxied_address) as pool:
         with pytest.raises(Unavailable):
@@ -248,7 +251,7 @@ async def test_a_statement_has_a_deadline(proxied_address):
 
 
 async def test_a_failed_transaction_leaves_nothing(pool):
-    """What raises inside a transaction is rolled back; the connection is clean."""
+    """A transaction that raises is rolled back, and its connection is clean."""
     await pool.fetchval("CREATE TABLE public.scratch (id int)")
 
     with pytest.raises(RuntimeError):
@@ -260,7 +263,7 @@ async def test_a_failed_transaction_leaves_nothing(pool):
 
 
 async def test_a_cancellation_storm_leaks_nothing(pool):
-    """A thousand users, most of them cancelled at random points: five connections work after."""
+    """After a thousand users, most of them cancelled at random points, five connections work."""
     tasks = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(0.01)")) for _ in range(1000)]
     for number, task in enumerate(tasks):
         if number % 3:
@@ -271,8 +274,8 @@ async def test_a_cancellation_storm_leaks_nothing(pool):
     assert len(await all_backends(pool)) == 5
 
 
-async def test_constraints_have_meanings(proxied_address, pool):
-    """A violated constraint that is known is an error of ours; one that is not is a bug."""
+async def test_constraints_are_translated(proxied_address, pool):
+    """A violated known constraint is an error of the service; an unknown one is a bug."""
     await pool.fetchval(
         "CREATE TABLE public.a (id int CONSTRAINT api_keys_organization_id_fkey CHECK (id > 0))"
     )
@@ -296,8 +299,9 @@ async def test_closing_has_a_deadline(proxy, proxied_address):
     assert time.monotonic() - started < connections.CLOSE_TIMEOUT_S + 1
 
 
-async def test_listening_comes_back(proxy, proxied_address):
-    """The listen connection hears what is said, and after a loss says that it missed something."""
+async def test_listening_recovers(proxy, proxied_address):
+    """The listening connection receives notifications, and after a loss reports that it may have
+    missed some."""
     heard = []
     listening = asyncio.create_task(connections.listen(proxied_address, "channel", heard.append))
     settings = make_settings(proxied_address, "http://x")
@@ -321,7 +325,7 @@ async def test_listening_comes_back(proxy, proxied_address):
 
 
 def test_ids_are_ordered():
-    """UUIDv7: version and variant, and the order of their making to a fraction of a millisecond."""
+    """UUIDv7 ids have their version and variant, and are ordered to a fraction of a millisecond."""
     ids = []
     for _ in range(200):
         ids.append(uuid7())

@@ -1,4 +1,4 @@
-"""Every statement of the service, prepared against the migrated schema."""
+"""Prepares every statement of the service against the migrated schema."""
 
 import importlib
 import pkgutil
@@ -14,7 +14,7 @@ STATEMENT = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 
 
 def statements():
-    """Name and text of each constant that is a statement."""
+    """Yield name and text of each constant that is a statement."""
     for module in pkgutil.walk_packages(service.__path__, "service."):
         if module.name.startswith("service.sandbox") or module.name.endswith("__main__"):
             continue
@@ -26,14 +26,14 @@ def statements():
 
 @pytest.fixture(scope="module")
 def migrated_address(server, template):
-    """One database for all statements: preparing one changes nothing."""
+    """One database for all statements, because preparing them changes nothing."""
     with new_database(server, template) as address:
         yield address
 
 
 @pytest.mark.parametrize("sql", list(statements()))
 async def test_statements_fit_the_schema(migrated_address, sql):
-    """Each names tables, columns and types that there are."""
+    """Each statement names existing tables, columns and types."""
     connection = await asyncpg.connect(**connect_arguments(migrated_address))
     try:
         await connection.execute("CREATE SCHEMA IF NOT EXISTS yoyo")

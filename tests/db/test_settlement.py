@@ -1,4 +1,5 @@
-"""What ends a call: its settlement, the sweeper, or the undoing of an admission that was lost."""
+"""The three ways to end a call: its settlement, the sweeper, and the undoing of a lost
+admission."""
 
 import asyncio
 
@@ -17,9 +18,9 @@ from service.ledger.calls import SETTLE_AND_ADMIT
 EXPIRE = "UPDATE holds SET lease_until = now() - interval '1 s'"
 
 
-async def test_repeating_changes_nothing(books):
-    """The same admission or settlement again, as after a lost connection, counts once; nor does
-    another settlement change what was settled."""
+async def test_repetitions_change_nothing(books):
+    """An admission or settlement that is repeated, as after a lost connection, counts once, and a
+    second settlement does not change the first."""
     limit_id = await books.limit("usd", "month", 100)
     hold = books.hold(60)
     await books.ledger.admit(hold)
@@ -34,7 +35,8 @@ async def test_repeating_changes_nothing(books):
 
 @pytest.mark.parametrize("code", ["53100", "53200", "58030", "25006", "XX000"])
 async def test_a_database_in_trouble_loses_no_settlement(books, code):
-    """A full disk, no memory, a server that only reads: it is tried again until it is written."""
+    """A settlement is retried until it is written, through a full disk, a lack of memory or a
+    read-only server."""
     await books.limit("usd", "month", 1000)
     hold = books.hold(100)
     await books.ledger.admit(hold)
@@ -53,8 +55,8 @@ async def test_a_database_in_trouble_loses_no_settlement(books, code):
     assert [tuple(row) for row in costs] == [("ok", 7)]
 
 
-async def test_one_bad_entry_keeps_no_other_from_the_books(books):
-    """An entry that the database cannot take is logged; those of its batch are written."""
+async def test_one_bad_entry_blocks_no_other(books):
+    """An entry that the database rejects is logged, and the others of its batch are written."""
     holds = [books.hold() for _ in range(5)]
     await books.admitted(holds)
 
@@ -69,8 +71,7 @@ async def test_one_bad_entry_keeps_no_other_from_the_books(books):
 async def test_an_outage_full_of_refusals_loses_no_settlement(
     books, proxy, proxied_address, monkeypatch
 ):
-    """Calls that are refused while the database is away never crowd out the settlements of those
-    that were admitted before."""
+    """Refused calls during an outage do not crowd out the settlements of calls admitted before."""
     monkeypatch.setattr(ledger.calls, "MOST_UNDOING", 20)
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
     async with open_pool(settings, proxied_address) as pool:
@@ -94,9 +95,9 @@ async def test_an_outage_full_of_refusals_loses_no_settlement(
     assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
 
 
-async def test_the_sweeper_settles_at_the_bound_and_late_news_corrects_it(books):
-    """A hold whose lease has run out is settled as interrupted; the real cost, when it comes after
-    all, is a correction of its own, once."""
+async def test_the_sweeper_settles_at_the_bound_and_a_late_settlement_corrects_it(books):
+    """A hold whose lease has expired is settled as interrupted, and a real cost that arrives later
+    is one correction."""
     limit_id = await books.limit("usd", "month", 100)
     hold, alive = books.hold(60), books.hold(30)
     await books.ledger.admit(hold)
@@ -122,8 +123,8 @@ async def test_the_sweeper_settles_at_the_bound_and_late_news_corrects_it(books)
     await books.settle(alive, 1)
 
 
-async def test_a_lease_that_is_renewed_is_left_alone(books):
-    """Also between the sweeper's look and its hand."""
+async def test_a_renewed_lease_is_not_swept(books):
+    """A lease that is renewed between the sweeper's lookup and its lock is not swept."""
     hold = books.hold()
     await books.ledger.admit(hold)
     await books.connection.execute(EXPIRE)
@@ -135,8 +136,8 @@ async def test_a_lease_that_is_renewed_is_left_alone(books):
     assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
 
 
-async def test_a_hold_that_cannot_be_settled_keeps_no_other(books):
-    """The sweeper goes on without it."""
+async def test_a_hold_that_cannot_be_settled_blocks_no_other(books):
+    """The sweeper continues past a hold that it cannot settle."""
     await books.limit("usd", "month", 1000)
     holds = [books.hold() for _ in range(5)]
     await books.admitted(holds)
@@ -152,8 +153,8 @@ async def test_a_hold_that_cannot_be_settled_keeps_no_other(books):
     assert await ledger.sweep(books.database) == 1
 
 
-async def test_a_caller_that_leaves_holds_nothing(books):
-    """An admission whose caller was cancelled is undone, whether it was made or not."""
+async def test_a_cancelled_admission_holds_nothing(books):
+    """An admission whose caller was cancelled is undone, whether or not it was made."""
     limit_id = await books.limit("usd", "month", 100)
     for pause_ms in (0, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5):
         hold = books.hold()
@@ -162,14 +163,14 @@ async def test_a_caller_that_leaves_holds_nothing(books):
         if not admitting.cancel():
             await books.settle(hold, 0)
         await asyncio.wait({admitting})
-    # Long before the second attempt to undo it.
+    # This is long before the second attempt to undo it.
     await asyncio.sleep(1)
 
     assert await books.state(limit_id) == ("0.00", "0.00")
 
 
-async def test_an_admission_under_way_is_undone_when_it_is_made(books):
-    """Its caller leaves while the database decides: the undoing waits for the decision."""
+async def test_an_admission_in_flight_is_undone_after_its_decision(books):
+    """When the caller leaves while the database decides, the undoing waits for the decision."""
     await books.slow_down()
     limit_id = await books.limit("usd", "month", 100)
 
@@ -183,8 +184,8 @@ async def test_an_admission_under_way_is_undone_when_it_is_made(books):
     assert tuple(entry) == ("not_sent", 0)
 
 
-async def test_a_shutdown_undoes_what_is_under_way(books):
-    """A caller leaves while the database decides, and the process ends: no hold is left to be
+async def test_a_shutdown_undoes_an_admission_in_flight(books):
+    """When the process ends while the database decides for a caller that left, no hold stays to be
     settled at its bound."""
     await books.slow_down()
     limit_id = await books.limit("usd", "month", 100)
@@ -199,14 +200,15 @@ async def test_a_shutdown_undoes_what_is_under_way(books):
 
 
 async def admit_late(books, hold):
-    """The server comes to a statement of another connection, which nobody waits for."""
+    """Run an admission on another connection, as the server may do long after the service gave
+    up."""
     calls = msgspec.json.encode([hold]).decode()
     await books.connection.fetch(SETTLE_AND_ADMIT, None, calls, uuid7(), 60, 100)
 
 
 @pytest.mark.parametrize("limits", [[], ["usd", "requests"]])
-async def test_an_admission_that_comes_late_holds_nothing(books, limits):
-    """The server comes to a statement whose connection broke long ago, and whose call is over."""
+async def test_a_late_admission_holds_nothing(books, limits):
+    """An admission that the server runs after its call was settled takes no hold."""
     ids = [await books.limit(unit, "month", 1000) for unit in limits]
     hold = books.hold(60)
     await books.ledger.admit(hold)
@@ -219,9 +221,9 @@ async def test_an_admission_that_comes_late_holds_nothing(books, limits):
     assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
 
 
-async def test_a_hold_of_a_call_that_is_over_is_let_go(books):
-    """A late admission that just missed the settlement: the sweeper gives back what it holds, and
-    the call is not counted again."""
+async def test_a_hold_of_a_settled_call_is_released(books):
+    """When a late admission just missed the settlement, the sweeper releases its hold without
+    counting the call again."""
     limits = [
         await books.limit(unit, period, 1000)
         for unit, period in (("usd", "month"), ("tokens", "minute"), ("concurrency", None))
@@ -247,11 +249,10 @@ async def test_a_hold_of_a_call_that_is_over_is_let_go(books):
     assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
 
 
-async def test_a_refusal_that_a_late_statement_overtakes_is_undone(
+async def test_a_refusal_overtaken_by_a_late_statement_is_undone(
     books, proxy, proxied_address, monkeypatch
 ):
-    """A statement whose connection breaks is repeated and refused; then there is room, and the
-    server comes to the first one."""
+    """A hold is undone that the server takes late, after its repeated statement was refused."""
     monkeypatch.setattr(ledger.calls, "UNDO_AGAIN_S", 1.0)
     limit_id = await books.limit("concurrency", None, 1)
     first, second = books.hold(), books.hold()
