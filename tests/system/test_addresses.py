@@ -1,4 +1,4 @@
-"""Where the service listens, and where its image's health check asks."""
+"""The addresses where the service listens, and which of them its image's health check uses."""
 
 import asyncio
 import errno
@@ -21,7 +21,7 @@ BOTH = ("127.0.0.1", "[::1]")
 
 
 async def check_health(port, host):
-    """The exit status of the image's health check."""
+    """Return the exit status of the image's health check."""
     text = re.search(
         r"HEALTHCHECK .*?CMD (\[.*?\])\n", (ROOT / "Dockerfile").read_text(), re.DOTALL
     )[1]
@@ -46,8 +46,8 @@ async def check_health(port, host):
 async def test_every_address_of_the_host_is_answered(
     tmp_path, database_address, upstream, host, answered, processes
 ):
-    """By IPv4 and IPv6 at one port, where the host is every interface; and the image's health check
-    finds the service."""
+    """A host that means every interface answers on IPv4 and IPv6 at one port, and the image's
+    health check finds the service."""
     environment = {
         "DATABASE_URL": database_url(database_address),
         "VENICE_API_KEY": "sandbox",
@@ -84,8 +84,8 @@ def no_ipv6(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["::", "::1", "fd00::5"])
-async def test_a_machine_without_ipv6_says_so(database_address, no_ipv6, host):
-    """And how to do without."""
+async def test_a_machine_without_ipv6_is_reported(database_address, no_ipv6, host):
+    """An IPv6 host on a machine without IPv6 is an error that names the setting to change."""
     with pytest.raises(StartupError, match="this machine has no IPv6") as refused:
         await lifecycle.bind(make_settings(database_address, "http://x", host=host))
     assert "Set HOST to 0.0.0.0, or to nothing" in refused.value.hint
@@ -93,7 +93,7 @@ async def test_a_machine_without_ipv6_says_so(database_address, no_ipv6, host):
 
 @pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1"])
 async def test_without_ipv6_there_is_ipv4(database_address, no_ipv6, host):
-    """Where the host is not an IPv6 address."""
+    """A host that is no IPv6 address works on IPv4 on a machine without IPv6."""
     sockets = await lifecycle.bind(make_settings(database_address, "http://x", host=host))
     try:
         assert {one.family for one in sockets} == {socket.AF_INET}

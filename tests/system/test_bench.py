@@ -1,5 +1,5 @@
-"""The bench measures what it says, and takes no answer for good that is not the upstream's. No
-speed is asserted."""
+"""The bench measures what it reports and rejects responses that are not the upstream's. No speed is
+asserted."""
 
 import dataclasses
 import shutil
@@ -25,18 +25,18 @@ SHORTEST = Extent(rounds=1, seconds=0.3, warmup_s=0.1, starts=1, soak_s=0, idle_
 
 
 def changed(name, **changes):
-    """A workload as it is measured, but for what the test is about."""
+    """Return a workload as it is measured, with the test's changes."""
     return dataclasses.replace(WORKLOADS[name], **changes)
 
 
 def measured(sides, *workloads):
-    """The results, and those of each run by workload and side."""
+    """Return the results, and those of each run by workload and side."""
     results = Bench(sides, workloads, SHORTEST).run()
     return results, {(run["workload"], run["side"]): run for run in results["runs"]}
 
 
 def test_results_are_complete(tmp_path, monkeypatch):
-    """Every side has every figure of every workload, in the document and in its charts too."""
+    """The results, the document and its charts have every figure of every workload and side."""
     sides = {"direct", "rialto", "aiohttp"}
 
     results, runs = measured([Direct, Rialto, Aiohttp], WORKLOADS["plain8"], WORKLOADS["stream64"])
@@ -67,8 +67,8 @@ def test_results_are_complete(tmp_path, monkeypatch):
         ElementTree.parse(tmp_path / "charts" / f"{name}.svg")
 
 
-def test_wrong_answers_void_a_run():
-    """A run has no figures when one answer is an error, or not all that the upstream was asked."""
+def test_wrong_responses_void_a_run():
+    """A run has no figures if one response is an error or if the upstream received fewer calls."""
     error = changed("plain8", content="[status=503]")
     chunk_missing = changed("stream64", content="[chunks=199]")
 
@@ -82,9 +82,9 @@ def test_wrong_answers_void_a_run():
     assert plain.rows[0][:2] == stream.rows[0][:2] == ["direct", "void"]
 
 
-def test_an_open_loop_counts_the_wait():
-    """A latency counts from when the request was due, and what was never sent is told: 100 requests
-    a second are due while the one connection is busy for 0.1 s with each."""
+def test_an_open_loop_includes_the_wait():
+    """A latency starts when the request was due, and unsent requests are reported: 100 requests a
+    second are due while one connection takes 0.1 s for each."""
     late = changed(
         "paced64", content="[chunks=200] [pace=2000]", connections=1, rate=100, least_s=0.5
     )
@@ -96,12 +96,12 @@ def test_an_open_loop_counts_the_wait():
     assert run["latency_max_ms"] > 200
 
 
-def test_a_program_is_made_by_several_at_once(tmp_path, monkeypatch):
-    """Each gets one that runs, whoever else is making it."""
+def test_concurrent_builds_of_a_program(tmp_path, monkeypatch):
+    """Each of several concurrent builds of a program gets one that runs."""
     monkeypatch.setattr(programs, "CACHE", tmp_path)
 
     def make_and_run(_):
-        # It ends at once, for want of its lists.
+        # The program ends at once because its lists are missing.
         return subprocess.run([programs.compiled("upstream")], check=False).returncode
 
     with ThreadPoolExecutor(8) as threads:

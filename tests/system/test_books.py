@@ -1,4 +1,4 @@
-"""Money across processes: the same limit on all of them, and through kill -9."""
+"""Limits across processes and after SIGKILL."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from service.sandbox import Fault, FaultKind
 
 @pytest.fixture
 def environment(database_address, upstream):
-    """What a process needs to run."""
+    """The environment that a process needs."""
     return {
         "DATABASE_URL": database_url(database_address),
         "VENICE_API_KEY": "sandbox",
@@ -31,14 +31,14 @@ def environment(database_address, upstream):
 
 @pytest.fixture
 async def connection(database_address):
-    """A connection to look at the books with."""
+    """A connection for looking at the database."""
     connection = await asyncpg.connect(**connect_arguments(database_address))
     yield connection
     await connection.close()
 
 
 async def audited(connection, organization_id):
-    """The limits, after the audit."""
+    """Audit the organization; return its limits."""
     assert await connection.fetch(FIND_FAULTS, organization_id) == []
     return await connection.fetch(
         "SELECT unit, used, held, ceiling FROM limits WHERE organization_id = $1"
@@ -56,7 +56,7 @@ UNITS = [
 
 
 async def room_for(caller, unit, period, count):
-    """A limit with room for so many calls, by what a refusal says that one needs."""
+    """Set a limit with room for so many calls, using the amount that a refusal states for one."""
     facts = {"unit": unit, "period": period} if period else {"unit": unit}
     limit = await set_limit(caller, **facts, ceiling="0" if unit == "usd" else 0)
     async with caller.chat() as response:
@@ -67,13 +67,13 @@ async def room_for(caller, unit, period, count):
 
 
 async def answered(caller):
-    """Status and body of a call."""
+    """Make a call; return the status and the body."""
     async with caller.chat() as response:
         return response.status, await response.json()
 
 
 def check_refusals(answers):
-    """Each refusal proves itself."""
+    """Assert that the numbers of each refusal justify it."""
     for status, body in answers:
         if status != 200:
             assert status in (402, 429)
@@ -88,9 +88,9 @@ def check_refusals(answers):
 async def test_exactly_as_many_reach_venice_as_fit(
     tmp_path, environment, upstream, connection, processes
 ):
-    """For each unit and period: many calls at once against room for 20, while Venice holds every
-    answer back: 20 reach it, on any number of processes. Then as many again without the barrier,
-    when calls end and others take their room: the ceiling is kept all the same."""
+    """Many concurrent calls against room for 20 reach Venice exactly 20 times while it holds its
+    responses back, for each unit, period and number of processes; and the ceiling also holds when
+    calls end and others take their room."""
     async with contextlib.AsyncExitStack() as stack:
         services = []
         for _ in range(processes):
@@ -132,8 +132,8 @@ async def test_exactly_as_many_reach_venice_as_fit(
 
 
 async def test_kill_9_loses_no_call(tmp_path, environment, connection):
-    """A process is killed under load, again and again: what was acknowledged is in the books, what
-    was in flight is settled at its bound by the next process, and the sums agree."""
+    """When a process is killed repeatedly under load, acknowledged calls are in the ledger, calls
+    in flight are settled at their bound by the next process, and the sums agree."""
     acknowledged = 0
     organization = None
     for seed in range(3):

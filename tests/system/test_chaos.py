@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def needs(program):
-    """A mark for what cannot be done without a program."""
+    """Return a mark that skips a test without the program."""
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program}")
 
 
@@ -29,7 +29,8 @@ def needs(program):
     ],
 )
 async def test_the_books_survive(tmp_path, name, count):
-    """Whatever dies: no entry is missing, none is twice, nothing stays held, no limit is passed."""
+    """After each fault no entry is missing or doubled, nothing stays held, and no limit was
+    exceeded."""
     with durable_server("chaos") as (server, address):
         report = await chaos.run(server, address, tmp_path, name, count, seed=count)
 

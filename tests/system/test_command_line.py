@@ -1,4 +1,4 @@
-"""The command line: the operator's verbs, against the same database as the service."""
+"""The command line: the operator's commands, on the same database as the service."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from service.database.connections import connect_arguments
 
 
 async def run(*command, directory, **environment):
-    """Exit status, what was printed, and what was complained of."""
+    """Run a command; return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=directory,
@@ -36,16 +36,16 @@ async def run(*command, directory, **environment):
 
 
 async def rialto(*arguments, directory, **environment):
-    """``python -m service`` with arguments; each printed line decoded."""
+    """Run ``python -m service`` with arguments; decode each printed line."""
     command = [sys.executable, "-m", "service", *arguments]
     status, out, err = await run(*command, directory=directory, **environment)
     assert status == 0, err
     return [json.loads(line) for line in out.splitlines()]
 
 
-async def test_keys_are_made_and_revoked(tmp_path, database_address, upstream):
-    """An organization and a key made on the command line work at once in a service that runs; so
-    does the revocation."""
+async def test_keys_are_created_and_revoked(tmp_path, database_address, upstream):
+    """An organization and a key created on the command line work at once in a running service, and
+    so does the revocation."""
     environment = {"DATABASE_URL": database_url(database_address)}
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
     async with (
@@ -73,8 +73,8 @@ async def test_keys_are_made_and_revoked(tmp_path, database_address, upstream):
 
 
 async def test_aliases_are_set_and_removed(tmp_path, database_address, upstream):
-    """A name set on the command line is known to a service that runs within seconds, and to a key
-    that may use nothing else; what is wrong is one line."""
+    """A running service knows an alias set on the command line within seconds, also for a key that
+    may use nothing else; an error is one line."""
     environment = {"DATABASE_URL": database_url(database_address)}
     command = {"directory": tmp_path, **environment}
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
@@ -114,13 +114,14 @@ async def test_aliases_are_set_and_removed(tmp_path, database_address, upstream)
 
 
 async def listed_ids(caller):
-    """The models that the caller may use."""
+    """Return the ids of the models that the caller may use."""
     async with caller.service.http.get("/v1/models", headers=caller.headers) as response:
         return [model["id"] for model in (await response.json())["data"]]
 
 
 async def test_limits_are_set_and_changed(tmp_path, database_address):
-    """An option for each unit, with a ceiling a period; what does not fit is one line."""
+    """There is an option for each unit, with a ceiling per period; an invalid limit is one line of
+    error."""
     command = {"directory": tmp_path, "DATABASE_URL": database_url(database_address)}
     (organization,) = await rialto("organizations", "create", "acme", **command)
     one = ("--organization", organization["id"])
@@ -156,8 +157,8 @@ async def test_limits_are_set_and_changed(tmp_path, database_address):
 
 
 async def test_the_embedded_database_is_shared(tmp_path):
-    """In development a command reaches the embedded database of a service that runs, and leaves
-    it running."""
+    """In development a command uses the embedded database of a running service and leaves it
+    running."""
     environment = {"DATA_DIRECTORY": str(tmp_path / "data")}
     async with (
         started(tmp_path, **environment) as process,
@@ -174,8 +175,8 @@ async def test_the_embedded_database_is_shared(tmp_path):
         assert await process.ended() == 0
 
 
-async def test_the_answer_stands_alone(tmp_path):
-    """The steps of a command are logged only when they are asked for, and never on standard out."""
+async def test_only_the_result_is_printed(tmp_path):
+    """A command logs its steps only on request, and never to standard output."""
     command = [sys.executable, "-m", "service"]
     status, _, err = await run(*command, "migrate", directory=tmp_path)
     assert status == 0, err
@@ -187,7 +188,7 @@ async def test_the_answer_stands_alone(tmp_path):
 
 
 async def test_mistakes_are_one_line(tmp_path, database_address):
-    """What cannot be done is one line and exit status 1, without a traceback."""
+    """A command that fails prints one line without a traceback and exits with 1."""
     status, out, err = await run(
         *[sys.executable, "-m", "service", "keys", "revoke"],
         "00000000-0000-0000-0000-000000000001",
@@ -214,7 +215,7 @@ async def test_mistakes_are_one_line(tmp_path, database_address):
     ],
 )
 async def test_the_rules_are_the_apis(tmp_path, database_address, service, command, said):
-    """What the API refuses, the command line refuses in the same words, on one line."""
+    """The command line refuses what the API refuses, with the same text in one line."""
     if command[0] == "keys":
         command = (*command, "--organization", (await service.new_caller()).organization_id)
     status, out, err = await run(
@@ -227,8 +228,8 @@ async def test_the_rules_are_the_apis(tmp_path, database_address, service, comma
     assert err.startswith(said)
 
 
-async def test_a_key_that_ends(tmp_path, database_address, service):
-    """--expires-at takes the form that its help shows."""
+async def test_a_key_that_expires(tmp_path, database_address, service):
+    """--expires-at accepts the form that its help shows."""
     caller = await service.new_caller()
     _, text, _ = await run(
         *[sys.executable, "-m", "service", "keys", "create", "--help"], directory=tmp_path
@@ -247,8 +248,8 @@ async def test_a_key_that_ends(tmp_path, database_address, service):
 
 @pytest.mark.parametrize("level", ["info", "debug"])
 async def test_no_row_is_ever_printed(tmp_path, database_address, level):
-    """A refusal of the database's that nobody foresaw is one line with its class; the traceback is
-    for debugging, without the row."""
+    """An unforeseen database error is one line with its class; the traceback is for debugging and
+    does not have the row."""
     connection = await asyncpg.connect(**connect_arguments(database_address))
     await connection.execute(
         "ALTER TABLE public.organizations ADD CONSTRAINT x CHECK (name <> 'private-name')"
@@ -268,7 +269,7 @@ async def test_no_row_is_ever_printed(tmp_path, database_address, level):
 
 
 async def test_no_database(tmp_path, unused_tcp_port):
-    """Without a database a command says so and what to look at."""
+    """Without a database a command reports that, and what to check."""
     status, out, err = await run(
         *[sys.executable, "-m", "service", "organizations", "list"],
         directory=tmp_path,
@@ -281,9 +282,9 @@ async def test_no_database(tmp_path, unused_tcp_port):
     assert "hush" not in err
 
 
-async def test_nothing_is_made_with_another_encryption_key(tmp_path, database_address, service):
-    """A key that opens none of the stored data keys makes no organization and no key; what needs
-    no data key still works."""
+async def test_nothing_is_created_with_another_encryption_key(tmp_path, database_address, service):
+    """With an encryption key that opens no stored data key no organization and no key can be
+    created; commands that need no data key work."""
     caller = await service.new_caller()
     other = {
         "directory": tmp_path,
@@ -305,8 +306,8 @@ async def test_nothing_is_made_with_another_encryption_key(tmp_path, database_ad
 
 
 async def test_migrate_applies_everything(tmp_path, empty_database_address):
-    """scripts/migrate.sh brings an empty database up to date and finds the fourteen tables; again
-    it has nothing to do."""
+    """scripts/migrate.sh migrates an empty database and finds the fourteen tables, and a second run
+    has nothing to do."""
     environment = {"DATABASE_URL": database_url(empty_database_address), "LOG_FORMAT": "json"}
     for applied in (len(MIGRATIONS), 0):
         status, _, err = await run(
@@ -320,7 +321,7 @@ async def test_migrate_applies_everything(tmp_path, empty_database_address):
 
 @pytest.mark.parametrize("url", ["postgresql://u:hush@127.0.0.1:1/x", "mysql://u:hush@h/x"])
 async def test_migrate_fails_loudly(tmp_path, url):
-    """Without a database scripts/migrate.sh says what to do and exits non-zero."""
+    """Without a database scripts/migrate.sh prints what to do and exits non-zero."""
     status, _, err = await run(
         "sh",
         str(ROOT / "scripts" / "migrate.sh"),

@@ -1,4 +1,5 @@
-"""A development database whose files are deleted or moved while it runs; commands without one."""
+"""A development database whose files are deleted or moved while it runs, and commands without a
+database."""
 
 import asyncio
 import os
@@ -25,7 +26,7 @@ COMMANDS = [
 
 
 def servers(directory):
-    """The processes of a PostgreSQL in the directory."""
+    """Return the processes of a PostgreSQL in the directory."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -34,23 +35,23 @@ def servers(directory):
 
 
 def delete(data):
-    """As `rm -rf`, while PostgreSQL deletes files of its own."""
+    """Delete everything as `rm -rf` does, while PostgreSQL deletes files too."""
     while data.exists():
         shutil.rmtree(data, ignore_errors=True)
 
 
 def delete_the_database(data):
-    """Only what PostgreSQL has."""
+    """Delete only PostgreSQL's data."""
     delete(data / "postgres")
 
 
 def move(data):
-    """As `mv`."""
+    """Move the directory as `mv` does."""
     data.rename(data.with_name("elsewhere"))
 
 
 def replace(data):
-    """Another directory is there at once."""
+    """Put another directory in its place at once."""
     move(data)
     shutil.copytree(
         data.with_name("elsewhere"), data, ignore=shutil.ignore_patterns(".s.*", "*.pid")
@@ -59,7 +60,8 @@ def replace(data):
 
 @pytest.mark.parametrize("lose", [delete, delete_the_database, move, replace])
 async def test_a_service_whose_database_is_deleted_ends(tmp_path, lose):
-    """It says why, and neither it nor its server writes on to files that nobody can find."""
+    """A service whose database's files are gone reports that and ends, and neither it nor its
+    server continues to write."""
     async with started(tmp_path) as process:
         async with client_of(process) as service:
             await service.new_caller()
@@ -75,8 +77,8 @@ async def test_a_service_whose_database_is_deleted_ends(tmp_path, lose):
             await asyncio.sleep(0.05)
 
 
-async def test_a_database_that_is_stopped_has_not_lost_its_files(tmp_path):
-    """A server that is down ends nothing: the service waits for it."""
+async def test_a_stopped_database_ends_nothing(tmp_path):
+    """A service whose database server is stopped waits for it."""
     async with started(tmp_path) as process:
         async with client_of(process) as service:
             async with asyncio.timeout(20):
@@ -97,8 +99,8 @@ async def test_a_database_that_is_stopped_has_not_lost_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-async def test_a_command_makes_no_database(tmp_path, command):
-    """Where there is none it says so, with status 1, and what to do."""
+async def test_a_command_creates_no_database(tmp_path, command):
+    """A command without a database exits with 1 and reports what to do."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "service", *command),
         cwd=tmp_path,

@@ -8,8 +8,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("failing", [True, False])
 async def test_the_drill(database_address, tmp_path, failing):
-    """No call is lost, none is charged twice, and the books are right; what can be charged goes to
-    the one key that can be."""
+    """No call is lost, none is charged twice, the audit finds no faults, and all charges are on the
+    one good key."""
     report = await drill.run(database_address, tmp_path, 300, failing=failing)
 
     assert report.problems == []

@@ -1,4 +1,4 @@
-"""The short form of scripts/fuzz.sh: odd calls of every operation, and their answers."""
+"""The short form of scripts/fuzz.sh: odd requests to every operation, and the responses."""
 
 import asyncio
 
@@ -8,12 +8,12 @@ import pytest
 pytestmark = pytest.mark.slow
 
 MAX_NEVER_SUCCEEDED = 13
-"""What needs a job's id, or what the sandbox does not play."""
+"""Operations that need a job's id, or that the sandbox does not play."""
 
 
 async def test_no_answer_contradicts_the_description(service, caller):
-    """Whatever is sent, there is no 500, and no answer that /openapi.json does not describe; and
-    it is not said of refusals alone."""
+    """No request causes a 500 or a response that /openapi.json does not describe, and most
+    operations also succeed."""
     report = await asyncio.to_thread(fuzz.run, service.url, caller.key, number=1, examples=2)
 
     assert report.problems == {}

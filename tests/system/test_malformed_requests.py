@@ -1,4 +1,4 @@
-"""What nobody meant to send: its bytes are in no log line, table, metric or error."""
+"""No byte of a malformed request is in a log line, a table, a metric or an error."""
 
 import asyncio
 import gzip
@@ -15,7 +15,7 @@ PROMPT = "Zq7-words-of-a-prompt-Zq7"
 KEY = "Zq7keyofacaller" * 3
 HEADER = "Zq7valueofaheader"
 MARKER = re.compile(r"Zq7|TWFya2Vy")
-"""In all three, and in no other text; and a second one in base64."""
+"""Strings that are in all requests and in no other text, and one of them in base64."""
 CHAT = "/v1/chat/completions"
 JSON_HEAD = "Content-Type: application/json\r\n"
 VALID = f'{{"model":"{MODEL}","messages":[{{"role":"user","content":"{PROMPT}"}}]}}'
@@ -23,7 +23,7 @@ FORM_HEAD = "Content-Type: multipart/form-data; boundary=b\r\n"
 
 
 def post(body, head=JSON_HEAD, path=CHAT, key="{key}", length=None):
-    """A request of the caller; ``{key}`` is replaced by a key that is in force."""
+    """Return a request of the caller; ``{key}`` is replaced by a valid key."""
     body = body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")
     length = len(body) if length is None else length
     lines = (
@@ -34,7 +34,7 @@ def post(body, head=JSON_HEAD, path=CHAT, key="{key}", length=None):
 
 
 def chunked(body, head=JSON_HEAD):
-    """The same with a body in chunks of the test's own making."""
+    """Return the request with the test's own chunked body."""
     return (
         f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {{key}}\r\n{head}"
         "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
@@ -42,12 +42,12 @@ def chunked(body, head=JSON_HEAD):
 
 
 def get(path, *lines):
-    """A request without a body, with these header lines."""
+    """Return a request without a body, with these header lines."""
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
 
 
 def part(head, content=PROMPT):
-    """A multipart body of one part."""
+    """Return a multipart body of one part."""
     return f"--b\r\n{head}\r\n\r\n{content}\r\n--b--\r\n"
 
 
@@ -117,7 +117,7 @@ REQUESTS = {
 
 
 async def sent(port, request):
-    """All that is answered to the bytes."""
+    """Send the bytes; return everything that is sent back."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = b""
     try:
@@ -134,7 +134,7 @@ async def sent(port, request):
 
 
 async def dump(address):
-    """Every row of every table as text."""
+    """Return every row of every table as text."""
     connection = await asyncpg.connect(**connect_arguments(address))
     try:
         tables = await connection.fetch(
@@ -151,7 +151,8 @@ async def dump(address):
 
 
 async def test_no_byte_of_a_malformed_request_is_kept(tmp_path, database_address, upstream):
-    """Log at its most talkative, database, metrics and every answer."""
+    """No byte of a malformed request is in the log at its lowest level, the database, the metrics
+    or a response."""
     async with started(
         tmp_path,
         DATABASE_URL=database_url(database_address),
@@ -175,7 +176,7 @@ async def test_no_byte_of_a_malformed_request_is_kept(tmp_path, database_address
 
     assert len(rows) > 10
     kept = {"metrics": shown, "log": "".join(process.raw), "database": "\n".join(rows)}
-    # A request that is sound after all is answered, and a completion may quote its prompt.
+    # A request that is valid after all gets a response, and a completion may quote its prompt.
     refusals = {name: text for name, text in answers.items() if " 200 OK" not in text[:20]}
     assert len(refusals) >= 40
     for place, text in {**kept, **refusals}.items():
@@ -184,8 +185,8 @@ async def test_no_byte_of_a_malformed_request_is_kept(tmp_path, database_address
     assert '"level":"error"' not in kept["log"], "a caller must not be able to cause an error"
 
 
-async def test_venices_words_are_not_kept(tmp_path, database_address, upstream):
-    """What Venice says of a failure may quote the request; the log and the books have the kind."""
+async def test_venices_error_texts_are_not_kept(tmp_path, database_address, upstream):
+    """Venice's text about a failure may quote the request, so log and ledger have only the kind."""
     async with started(
         tmp_path,
         DATABASE_URL=database_url(database_address),
@@ -210,7 +211,7 @@ async def test_venices_words_are_not_kept(tmp_path, database_address, upstream):
 
 
 async def test_headers_of_refusals_are_not_kept(tmp_path, database_address):
-    """Of Venice's or of the network before it: whoever writes them may quote the request."""
+    """Headers of a refusal by Venice or its network may quote the request and are not kept."""
     headers = {"cf_ray": PROMPT, "x_request_id": PROMPT, "Retry_After": PROMPT}
     json_body = b'{"error": "no", "code": "%b"}' % PROMPT.encode()
     statuses = ("400 Bad", "403 No", "429 Slow", "500 Oh")
@@ -232,7 +233,8 @@ async def test_headers_of_refusals_are_not_kept(tmp_path, database_address):
             async with client_of(process) as service:
                 await process.wait_for_line("catalogue refreshed")
                 for answer in answers:
-                    # Each has a caller of its own, since some of them rest for it.
+                    # Each request has its own caller, because some of them cause a cooldown for
+                    # their caller.
                     caller = await service.new_caller()
                     venice.answer = answer
                     async with caller.chat(model="m") as response:

@@ -1,4 +1,4 @@
-"""The clients for Node.js, where there is a Node.js."""
+"""The Node.js clients, on machines with Node.js."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ PACKAGES = ("openai@6.49.0", "@anthropic-ai/sdk@1.13.0")
 SCRIPT = Path(__file__).with_name("node_clients.mjs")
 INSTALL_TIMEOUT_S = 90
 CALLS = 11
-"""How many of the script's are admitted; the last is left in the middle."""
+"""How many of the script's calls are admitted; it leaves the last in the middle."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def installed(tmp_path_factory):
 
 
 async def test_node_clients(installed, caller):
-    """Each call is read as it should be, and each has its entry."""
+    """The clients parse the response of each call, and each call has its entry."""
     process = await asyncio.create_subprocess_exec(
         "node",
         SCRIPT.name,

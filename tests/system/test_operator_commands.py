@@ -1,4 +1,4 @@
-"""Credits, repair and retention on the command line, while the service runs."""
+"""Credits, repair and retention on the command line while the service runs."""
 
 import asyncio
 import contextlib
@@ -24,11 +24,11 @@ TEST_ENVIRONMENT = {
 
 @pytest.fixture
 def command(tmp_path, database_address):
-    """How a command is run against the test's database."""
+    """Runs a command on the test's database."""
     return {"directory": tmp_path, "DATABASE_URL": database_url(database_address)}
 
 
-def changed(address, statement):
+def manipulate(address, statement):
     """Change the database behind the service's back."""
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, dbname=address.database
@@ -38,15 +38,15 @@ def changed(address, statement):
 
 
 async def audited(command, *options):
-    """Exit status of ``audit`` and what it printed."""
+    """Return the exit status of ``audit`` and what it printed."""
     status, out, _ = await run(sys.executable, "-m", "service", "audit", *options, **command)
     return status, out
 
 
 @contextlib.asynccontextmanager
 async def calling(caller):
-    """Calls go on for the length of the block, and one has ended when it begins; yields the
-    statuses."""
+    """Make calls for the length of the block, of which one has ended when it begins; yield the list
+    of statuses."""
     statuses = set()
     is_over = False
 
@@ -69,7 +69,8 @@ async def calling(caller):
 
 
 async def test_a_credit_on_the_command_line(service, caller, command):
-    """Prints the entry; again with its id it changes nothing; too much is one line."""
+    """A credit prints its entry, a repetition with the same id changes nothing, and too large a
+    credit is one line of error."""
     async with caller.chat() as response:
         assert response.status == 200
     (call,) = await caller.entries()
@@ -88,8 +89,8 @@ async def test_a_credit_on_the_command_line(service, caller, command):
 
 
 async def test_the_books_are_repaired(database_address, command, tmp_path, upstream):
-    """Under load: the audit finds the harm and fails, the repair tells what stood and mends it,
-    and then the audit is content, with calls still going on."""
+    """Under load the audit finds a manipulated limit and fails, the repair prints and fixes it, and
+    then the audit passes."""
     environment = {
         "DATABASE_URL": command["DATABASE_URL"],
         "VENICE_API_KEY": "sandbox",
@@ -110,7 +111,7 @@ async def test_the_books_are_repaired(database_address, command, tmp_path, upstr
             "UPDATE limits SET buckets[1] = buckets[1] + 9 WHERE unit = 'requests'"
         )
         async with calling(caller) as statuses:
-            changed(database_address, harm)
+            manipulate(database_address, harm)
 
             status, out = await audited(command)
             assert (status, out.count("recorded")) == (1, 4)
@@ -121,20 +122,20 @@ async def test_the_books_are_repaired(database_address, command, tmp_path, upstr
         assert statuses == {200}
     assert (await audited(command))[0] == 0
     chain = "UPDATE audit_events SET actor = 'nobody' WHERE sequence = 2"
-    changed(database_address, chain)
+    manipulate(database_address, chain)
     status, out = await audited(command, "--repair")
     assert (status, "breaks at 2" in out, "repaired" in out) == (1, True, False)
 
 
 async def test_months_are_dropped(database_address, command):
-    """--dry-run tells what would go; then it goes, and nothing is left to do."""
+    """--dry-run prints what would be dropped; the next run drops it, and nothing is left to do."""
     (organization,) = await rialto("organizations", "create", "acme", **command)
-    changed(
+    manipulate(
         database_address,
         "CREATE TABLE ledger_partitions.ledger_entries_2025_01 PARTITION OF ledger_entries"
         " FOR VALUES FROM (uuid7_floor('2025-01-01 00:00Z')) TO (uuid7_floor('2025-02-01 00:00Z'))",
     )
-    changed(
+    manipulate(
         database_address,
         "INSERT INTO ledger_entries (organization_id, id, kind, cost_nanos, cost_source)"
         f" VALUES ('{organization['id']}', uuid7_floor('2025-01-03 00:00Z'), 'unattributed',"
@@ -160,8 +161,8 @@ async def test_months_are_dropped(database_address, command):
 
 
 async def test_months_are_dropped_by_the_service(database_address, tmp_path, upstream, command):
-    """With LEDGER_RETENTION_MONTHS, by itself and with a line in the log."""
-    changed(
+    """With LEDGER_RETENTION_MONTHS the service drops months by itself and logs it."""
+    manipulate(
         database_address,
         "CREATE TABLE ledger_partitions.ledger_entries_2025_01 PARTITION OF ledger_entries"
         " FOR VALUES FROM (uuid7_floor('2025-01-01 00:00Z')) TO (uuid7_floor('2025-02-01 00:00Z'))",
@@ -182,7 +183,8 @@ async def test_months_are_dropped_by_the_service(database_address, tmp_path, ups
 
 
 async def test_upstream_keys(tmp_path, database_address, upstream, command):
-    """They are sealed, listed without themselves, checked, used within seconds, and disabled."""
+    """Upstream keys are sealed, listed without the key, checked, used within seconds, and
+    disabled."""
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
     add = (sys.executable, "-m", "service", "upstream-keys", "add")
 

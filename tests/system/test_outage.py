@@ -1,4 +1,4 @@
-"""A database that goes away: calm, fail closed, and never the end of a serving process."""
+"""A database outage never ends a serving process, and calls fail closed."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def environment(address, upstream):
-    """A process whose watchdog counts in seconds what it otherwise counts in minutes."""
+    """Return the environment of a process whose watchdog counts seconds instead of minutes."""
     return {
         "DATABASE_URL": database_url(address),
         "VENICE_API_KEY": "sandbox",
@@ -22,9 +22,9 @@ def environment(address, upstream):
 
 
 async def test_an_outage_ends_no_process(tmp_path, proxy, proxied_address, upstream):
-    """The database is gone for ten times the watchdog's time, refusing and then hanging: the
-    process stays, new calls are refused with 503, a running stream goes on, and when the database
-    is back everything is booked."""
+    """During an outage ten times as long as the watchdog's timeout, first refusing and then
+    hanging, the process stays, new calls are a 503 and a running stream continues; afterwards
+    everything is recorded."""
     async with (
         started(tmp_path, **environment(proxied_address, upstream)) as process,
         client_of(process) as service,

@@ -1,4 +1,5 @@
-"""A connection pooler in transaction mode that DATABASE_UNPOOLED_URL does not tell of."""
+"""A connection pooler in transaction mode in DATABASE_URL, with and without
+DATABASE_UNPOOLED_URL."""
 
 import asyncio
 import sys
@@ -35,7 +36,8 @@ WAYS = {
 async def test_the_start_names_the_pooler_and_the_variable(
     tmp_path, database_address, upstream, way
 ):
-    """Whatever the pooler does to a connection, the start ends soon, in one sentence and a hint."""
+    """Whatever the pooler does to a connection, the start ends soon with one sentence and a
+    hint."""
     async with Pooler(database_address, **WAYS[way]) as pooler:
         environment = {
             "DATABASE_URL": database_url(pooler.address),
@@ -62,7 +64,8 @@ async def test_the_start_names_the_pooler_and_the_variable(
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_with_the_variable_the_pooler_serves(database_address, way):
-    """Statements of all kinds, and a transaction with its time limits."""
+    """With DATABASE_UNPOOLED_URL all kinds of statements and a transaction with its timeouts work
+    through the pooler."""
     async with Pooler(database_address, **WAYS[way]) as pooler:
         settings = make_settings(pooler.address, "http://x", database_unpooled=database_address)
         async with open_pool(settings, pooler.address) as database:
@@ -73,30 +76,31 @@ async def test_with_the_variable_the_pooler_serves(database_address, way):
                 assert await conn.fetchval(waits) == "3s"
 
 
-async def test_migrations_name_it_too(empty_database_address):
-    """They are applied by another driver, which meets the same."""
+async def test_migrations_name_the_pooler_too(empty_database_address):
+    """The migrations' driver reports the pooler in the same way."""
     async with Pooler(empty_database_address, loses_statements=True) as pooler:
         with pytest.raises(StartupError, match="PgBouncer") as refused:
             await asyncio.to_thread(schema.apply, pooler.address, connect_timeout_s=5)
     assert "DATABASE_UNPOOLED_URL" in refused.value.hint
 
 
-async def test_a_pooler_that_passes_everything_is_told(tmp_path, database_address, upstream):
-    """One that hands on the settings loses notifications alone, which are not all there is."""
+async def test_a_pooler_that_passes_settings_is_reported(tmp_path, database_address, upstream):
+    """A pooler that passes the settings on loses only notifications, and the start warns of it."""
     async with Pooler(database_address, passes=TIMEOUTS) as pooler:
-        await is_told(tmp_path, upstream, DATABASE_URL=database_url(pooler.address))
+        await starts_with_a_warning(tmp_path, upstream, DATABASE_URL=database_url(pooler.address))
 
 
 @pytest.mark.parametrize("way", ["refuses settings", "ignores settings", "loses both"])
-async def test_a_variable_that_leads_to_the_pooler_too(tmp_path, database_address, upstream, way):
-    """It stops the checks of DATABASE_URL, and is not what it says itself."""
+async def test_a_variable_that_also_leads_to_the_pooler(tmp_path, database_address, upstream, way):
+    """A DATABASE_UNPOOLED_URL that leads to the pooler switches the checks of DATABASE_URL off, and
+    the start warns that it is pooled."""
     async with Pooler(database_address, **WAYS[way]) as pooler:
         url = database_url(pooler.address)
-        await is_told(tmp_path, upstream, DATABASE_URL=url, DATABASE_UNPOOLED_URL=url)
+        await starts_with_a_warning(tmp_path, upstream, DATABASE_URL=url, DATABASE_UNPOOLED_URL=url)
 
 
-async def is_told(directory, upstream, **databases):
-    """The start, which goes on, warns of the pooler."""
+async def starts_with_a_warning(directory, upstream, **databases):
+    """Assert that the start warns of the pooler and continues."""
     venice = {"VENICE_API_KEY": "sandbox", "VENICE_BASE_URL": f"{upstream.url}/api/v1"}
     async with started(directory, **databases, **venice) as service:
         await service.listening()
@@ -106,7 +110,8 @@ async def is_told(directory, upstream, **databases):
 
 
 async def test_a_pooler_that_comes_later_is_named_in_the_log(database_address, monkeypatch):
-    """Statements that it breaks are a 503 and a line with the hint; listening goes on trying."""
+    """Statements that a later pooler breaks are a 503 and a log line with the hint, and listening
+    is retried."""
     monkeypatch.setattr(connections, "LISTEN_CHECK_S", 0.05)
     async with Pooler(database_address, loses_statements=True) as pooler:
         async with first_connection(database_address, 5) as connection:
@@ -128,8 +133,8 @@ async def test_a_pooler_that_comes_later_is_named_in_the_log(database_address, m
         assert "DATABASE_UNPOOLED_URL" in lines[0]["hint"]
 
 
-async def test_no_pooler_no_word(database_address):
-    """A plain server is not suspected."""
+async def test_no_pooler_no_warning(database_address):
+    """A start with a plain server does not warn of a pooler."""
     with capture_logs() as lines:
         async with open_pool(make_settings(database_address, "http://x"), database_address):
             pass

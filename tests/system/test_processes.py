@@ -1,4 +1,4 @@
-"""Several processes on one port: one service for its callers, its operator and its platform."""
+"""Several processes on one port act as one service for callers, operator and platform."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ CHAT = "/chat/completions"
 
 @pytest.fixture
 def temporary(tmp_path):
-    """Where they keep their metrics."""
+    """The directory where the processes keep their metrics."""
     directory = tmp_path / "temporary"
     directory.mkdir()
     return directory
@@ -33,7 +33,7 @@ def temporary(tmp_path):
 
 @pytest.fixture
 def environment(database_address, upstream, temporary):
-    """What two processes need to run."""
+    """The environment that two processes need."""
     return {
         "WEB_CONCURRENCY": "2",
         "TMPDIR": str(temporary),
@@ -46,7 +46,7 @@ def environment(database_address, upstream, temporary):
 
 @contextlib.asynccontextmanager
 async def client_of(process):
-    """A client of all processes: each of its requests has a connection of its own."""
+    """Yield a client that opens a connection for each request, so that it reaches all processes."""
     port = await process.listening(60)
     await process.wait_for_line("all processes listen")
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -55,7 +55,7 @@ async def client_of(process):
 
 
 async def samples(service):
-    """Every sample of the metrics, by its name and labels."""
+    """Return every sample of the metrics, by name and labels."""
     async with service.http.get("/metrics", headers=OPERATOR) as response:
         assert response.status == 200
         text = await response.text()
@@ -67,7 +67,7 @@ async def samples(service):
 
 
 async def statuses(caller, count):
-    """How that many calls at a time are answered."""
+    """Make that many concurrent calls; return the statuses."""
 
     async def one():
         async with caller.chat() as response:
@@ -78,7 +78,7 @@ async def statuses(caller, count):
 
 
 def answering(process, path):
-    """The numbers of the processes that have answered requests of that path."""
+    """Return the ids of the processes that have answered requests for that path."""
     return {line["process"] for line in process.lines_with("request") if line["route"] == path}
 
 
@@ -96,13 +96,13 @@ async def gone(pids):
 
 
 def children(process):
-    """The processes that it has started, by their ids."""
+    """Return the ids of the process's children."""
     return [child.pid for child in psutil.Process(process.process.pid).children(recursive=True)]
 
 
 async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
-    """Of 60 calls at a time as many pass as the limit says, not as many on each process; and
-    whichever process is asked says the same of all of them."""
+    """Of 60 concurrent calls as many pass as the limit allows on all processes together, and every
+    process reports the same metrics."""
     async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         await set_limit(caller, unit="requests", period="day", ceiling=25)
@@ -115,7 +115,7 @@ async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
             ("rialto_batch_size_sum", "admission"): 60,
         }
         async with asyncio.timeout(10):
-            # What the process that is not asked has counted is up to a second old.
+            # Counts of the other process are up to a second old.
             while not counted.items() <= (await samples(service)).items():
                 await asyncio.sleep(0.05)
         said = [await samples(service) for _ in range(8)]
@@ -137,12 +137,12 @@ async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
 
 
 async def test_open_calls_are_counted_everywhere(tmp_path, environment, upstream):
-    """What is under way in the process that is not asked is in the sum within seconds."""
+    """The sum includes the calls in flight of the other process within seconds."""
     upstream.faults.push(CHAT, "hang", times=30)
     async with (
         started(tmp_path, **environment) as process,
         client_of(process) as service,
-        # One connection, so always the same process.
+        # One connection always reaches the same process.
         aiohttp.ClientSession(service.url) as http,
     ):
         one = Service(None, http)
@@ -165,8 +165,8 @@ async def test_open_calls_are_counted_everywhere(tmp_path, environment, upstream
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_streams_on_all_processes_are_finished(tmp_path, environment, number):
-    """A signal to the first process drains them all: health says so, the port is let go, and what
-    runs comes to its end."""
+    """A signal to the first process drains all of them: health reports it, the port is released,
+    and running streams end normally."""
     environment["SHUTDOWN_LISTEN_SECONDS"] = "1"
     async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
@@ -181,10 +181,10 @@ async def test_streams_on_all_processes_are_finished(tmp_path, environment, numb
         streams = [asyncio.create_task(stream()) for _ in range(24)]
         for _ in streams:
             await begun.acquire()
-        # Ctrl-C on a terminal is for the group of the first process, which no child is in.
+        # Ctrl-C on a terminal reaches the first process's group, which has none of its children.
         assert os.getpgid(process.process.pid) not in map(os.getpgid, children(process))
         process.send(number)
-        # Either may be asked, and the signal does not reach both in the same instant.
+        # Either process may be asked, and the signal reaches them at different times.
         while len(process.lines_with("draining")) < 2:
             await asyncio.sleep(0.05)
         async with service.http.get("/health") as response:
@@ -204,7 +204,7 @@ async def test_streams_on_all_processes_are_finished(tmp_path, environment, numb
 
 
 async def test_a_second_signal_hurries_all(tmp_path, environment, upstream):
-    """It is passed on like the first."""
+    """A second signal is passed on like the first, and hurries all processes."""
     upstream.faults.push(CHAT, "stall", after=3)
     environment |= {"SHUTDOWN_TIMEOUT": "600", "SHUTDOWN_LISTEN_SECONDS": "60"}
     async with started(tmp_path, **environment) as process, client_of(process) as service:
@@ -220,7 +220,8 @@ async def test_a_second_signal_hurries_all(tmp_path, environment, upstream):
 
 
 async def test_a_child_that_is_killed_ends_the_service(tmp_path, environment):
-    """The other one drains, the log says which it was, and the platform starts it all anew."""
+    """When a child is killed the other one drains, the log names it, and the platform restarts the
+    service."""
     async with started(tmp_path, **environment) as process, client_of(process):
         pids = children(process)
         os.kill(pids[1], signal.SIGKILL)
@@ -233,7 +234,8 @@ async def test_a_child_that_is_killed_ends_the_service(tmp_path, environment):
 
 
 async def test_a_child_that_stops_by_itself_ends_the_service(tmp_path, environment):
-    """However well it ended: nobody has told the service to stop."""
+    """A child that ends by itself, even with status 0, ends the service, because nobody asked it to
+    stop."""
     async with started(tmp_path, **environment) as process, client_of(process):
         os.kill(children(process)[0], signal.SIGTERM)
         assert await process.ended() == 1
@@ -261,7 +263,7 @@ async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
 
 
 async def test_the_parent_is_small(tmp_path, environment):
-    """It has not loaded what only serving needs."""
+    """The parent does not load modules that only serving needs."""
     async with started(tmp_path, **environment) as process, client_of(process):
         parent, child = (
             {Path(one.path).name.partition(".")[0] for one in psutil.Process(pid).memory_maps()}
@@ -276,7 +278,7 @@ async def test_the_parent_is_small(tmp_path, environment):
 
 
 async def test_one_process_is_one_process(tmp_path, environment, temporary):
-    """With WEB_CONCURRENCY at 1 there is no parent, no child and no directory for metrics."""
+    """With WEB_CONCURRENCY=1 there is no parent, no child and no directory for metrics."""
     environment["WEB_CONCURRENCY"] = "1"
     async with started(tmp_path, **environment) as process:
         await process.listening()
@@ -289,8 +291,8 @@ async def test_one_process_is_one_process(tmp_path, environment, temporary):
     assert process.lines_with("processes") == []
 
 
-async def test_a_failed_start_is_said_once(tmp_path, unused_tcp_port):
-    """What keeps all from starting is the last line, and the only one of its kind."""
+async def test_a_failed_start_is_reported_once(tmp_path, unused_tcp_port):
+    """An error that keeps all processes from starting is the last line, and occurs once."""
     async with started(
         tmp_path,
         WEB_CONCURRENCY="3",
@@ -304,9 +306,9 @@ async def test_a_failed_start_is_said_once(tmp_path, unused_tcp_port):
     assert len(process.lines_with("process started")) == 1
 
 
-async def test_a_taken_port_is_said_once(tmp_path, environment):
-    """As with one process, before any child is started; also when it is another service's that has
-    several processes."""
+async def test_a_taken_port_is_reported_once(tmp_path, environment):
+    """A taken port is reported before any child starts, also when another service with several
+    processes has it."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
@@ -321,7 +323,8 @@ async def test_a_taken_port_is_said_once(tmp_path, environment):
 
 
 async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
-    """SIGTERM while the first child waits for the database ends it all at once, cleanly."""
+    """SIGTERM while the first child waits for the database ends all processes at once with status
+    0."""
     async with started(
         tmp_path,
         WEB_CONCURRENCY="2",
@@ -336,8 +339,8 @@ async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
 
 
 async def test_development_has_one_of_each(tmp_path):
-    """One PostgreSQL, one welcome, and one sandbox: a job that is queued through one process is
-    found through each. Ctrl-C stops it all."""
+    """In development the processes share one PostgreSQL, one welcome and one sandbox, so a job
+    queued through one is found through each; Ctrl-C stops everything."""
     async with started(tmp_path, WEB_CONCURRENCY="2", LOG_LEVEL="debug") as process:
         async with client_of(process) as service:
             await process.wait_for_line("catalogue refreshed")
@@ -367,8 +370,9 @@ async def test_development_has_one_of_each(tmp_path):
     assert not (tmp_path / ".rialto" / "postgres" / "postmaster.pid").exists()
 
 
-async def test_files_of_metrics_that_cannot_be_read_are_left_out(tmp_path, environment, temporary):
-    """One that is empty, cut off, or not of ours: the metrics of the others are shown."""
+async def test_unreadable_metric_files_are_skipped(tmp_path, environment, temporary):
+    """Metric files that are empty, truncated or foreign are skipped, and the other metrics are
+    shown."""
     async with started(tmp_path, **environment) as process, client_of(process) as service:
         (directory,) = temporary.glob("rialto-metrics-*")
         whole = next(directory.glob("counter_*.db")).read_bytes()
@@ -387,9 +391,9 @@ async def test_files_of_metrics_that_cannot_be_read_are_left_out(tmp_path, envir
 
 
 @pytest.mark.parametrize("is_emptied", [False, True])
-async def test_files_of_metrics_that_are_gone(tmp_path, environment, temporary, is_emptied):
-    """As a cleaner of /tmp does: the answer names the directory and what to do, and is neither a
-    failure of ours nor a page of nothing. Everything else goes on."""
+async def test_deleted_metric_files(tmp_path, environment, temporary, is_emptied):
+    """After a cleaner deleted the metric files the response names the directory and what to do, and
+    everything else continues."""
     async with started(tmp_path, **environment) as process, client_of(process) as service:
         (directory,) = temporary.glob("rialto-metrics-*")
         for file in directory.iterdir():
@@ -408,8 +412,9 @@ async def test_files_of_metrics_that_are_gone(tmp_path, environment, temporary, 
         assert await process.ended() == 0
 
 
-async def test_no_room_for_metrics_ends_the_start(tmp_path, environment):
-    """In words, before anything listens: a page without room would end a process much later."""
+async def test_a_full_disk_for_metrics_ends_the_start(tmp_path, environment):
+    """Without room for metrics the start fails with a message before it listens, because a later
+    write would crash the process."""
     limited = f"ulimit -f 2048; exec {sys.executable} -m service"
     process = await asyncio.create_subprocess_exec(
         *("sh", "-c", limited),

@@ -1,4 +1,4 @@
-"""Stopping: nothing that is under way is lost, and everything is settled."""
+"""A shutdown loses no call in flight and settles everything."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from support import MODEL
 
 @pytest.fixture
 def environment(database_address, upstream):
-    """What a process needs to run, with the grace of production."""
+    """The environment that a process needs, with production's grace period."""
     return {
         "DATABASE_URL": database_url(database_address),
         "VENICE_API_KEY": "sandbox",
@@ -23,7 +23,7 @@ def environment(database_address, upstream):
 
 
 async def entries(database_address):
-    """Outcome and status of each entry, oldest first, and the number of holds."""
+    """Return outcome and status of each entry, oldest first, and the number of holds."""
     import asyncpg  # noqa: PLC0415
 
     from service.database.connections import connect_arguments  # noqa: PLC0415
@@ -38,13 +38,13 @@ async def entries(database_address):
 
 
 async def events_of(response):
-    """The data of each event."""
+    """Return the data of each event."""
     text = (await response.read()).decode()
     return [block.removeprefix("data: ") for block in text.split("\n\n") if block[:5] == "data:"]
 
 
 async def test_a_stream_is_finished(tmp_path, environment, database_address):
-    """A stream that is under way at SIGTERM runs to its end; then the process leaves with 0."""
+    """A stream that is running at SIGTERM is finished, then the process exits with 0."""
     async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         async with caller.chat("[tokens=20][delay=0.1]", stream=True) as response:
@@ -63,7 +63,8 @@ async def test_a_stream_is_finished(tmp_path, environment, database_address):
 
 
 async def test_new_requests_are_served_for_a_moment(tmp_path, environment):
-    """After SIGTERM health says draining, and what was on its way is still served."""
+    """After SIGTERM health reports draining, and requests that are on their way are still
+    served."""
     async with started(tmp_path, **environment) as process, client_of(process) as service:
         caller = await service.new_caller()
         process.send()
@@ -83,7 +84,7 @@ async def test_new_requests_are_served_for_a_moment(tmp_path, environment):
 
 async def test_an_upload_is_finished(tmp_path, environment, database_address):
     """A request whose second half arrives after SIGTERM, and after the listener has closed, is
-    served like any other."""
+    served."""
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x" * 5000}]})
     halves = body[:2000].encode(), body[2000:].encode()
     async with started(tmp_path, **environment) as process, client_of(process) as service:
@@ -105,8 +106,9 @@ async def test_an_upload_is_finished(tmp_path, environment, database_address):
     assert (entry["outcome"], held) == ("ok", 0)
 
 
-async def test_what_does_not_end_is_ended(tmp_path, environment, database_address, upstream):
-    """Past the deadline a stream gets a last error event, a waiting call a 503; both are booked."""
+async def test_calls_past_the_deadline_are_ended(tmp_path, environment, database_address, upstream):
+    """Past the deadline a stream gets a last error event and a waiting call a 503, and both are
+    recorded."""
     upstream.faults.push("/chat/completions", "stall", after=3, times=1)
     upstream.faults.push("/chat/completions", "hang", times=1)
     environment |= {"SHUTDOWN_TIMEOUT": "0.5", "SHUTDOWN_LISTEN_SECONDS": "0"}
@@ -127,14 +129,14 @@ async def test_what_does_not_end_is_ended(tmp_path, environment, database_addres
     assert events[-1] == "[DONE]"
     rows, held = await entries(database_address)
     assert [row["outcome"] for row in rows] == ["shutdown", "shutdown"]
-    # Of a stream what came was counted; of a plain answer nothing did.
+    # What arrived of the stream was counted; nothing arrived of the plain response.
     assert [row["cost_source"] for row in rows] == ["estimated", "bound"]
     assert (rows[0]["output_tokens"], held) == (3, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_hurries(tmp_path, environment, database_address, upstream, number):
-    """A second signal skips the waiting, not the books."""
+    """A second signal skips the waiting, but not the ledger."""
     upstream.faults.push("/chat/completions", "stall", after=3, times=1)
     environment |= {"SHUTDOWN_TIMEOUT": "600", "SHUTDOWN_LISTEN_SECONDS": "60"}
     async with started(tmp_path, **environment) as process, client_of(process) as service:

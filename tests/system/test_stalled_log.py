@@ -1,4 +1,4 @@
-"""A log that nobody reads, or that is gone, changes nothing for callers and for the books."""
+"""A log that nobody reads, or that is closed, changes nothing for callers and the ledger."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from service.telemetry import logs, metrics
 
 @contextlib.asynccontextmanager
 async def serving(directory, address, upstream, port, **streams):
-    """A service process with the given standard streams; yields it and its Service."""
+    """Run a service process with the given standard streams; yield it and its Service."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -48,7 +48,7 @@ async def serving(directory, address, upstream, port, **streams):
 
 
 async def is_healthy(http):
-    """Whether ``/health`` is 200."""
+    """Return whether ``/health`` is 200."""
     with contextlib.suppress(aiohttp.ClientConnectionError):
         async with http.get("/health") as response:
             return response.status == 200
@@ -57,7 +57,7 @@ async def is_healthy(http):
 
 @pytest.fixture
 def pipe():
-    """A pipe that takes one page, as descriptors to read from and to write to."""
+    """A pipe of one page, as descriptors for reading and for writing."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     yield reading, writing
@@ -67,8 +67,8 @@ def pipe():
 
 
 async def test_a_log_that_nobody_reads(tmp_path, database_address, upstream, unused_tcp_port, pipe):
-    """Standard output and error are one full pipe: calls are answered and booked, health is 200,
-    the dropped lines are counted, and SIGTERM ends the process with 0."""
+    """With standard output and error on one full pipe calls are answered and recorded, health is
+    200, dropped lines are counted, and SIGTERM ends the process with 0."""
     _, writing = pipe
     streams = {"stdout": writing, "stderr": writing}
     async with serving(tmp_path, database_address, upstream, unused_tcp_port, **streams) as (
@@ -86,8 +86,8 @@ async def test_a_log_that_nobody_reads(tmp_path, database_address, upstream, unu
             assert await process.wait() == 0
 
 
-async def test_a_log_that_is_gone(tmp_path, database_address, upstream, unused_tcp_port, pipe):
-    """Standard error is closed by its reader: failures are answered as ever, and SIGTERM ends the
+async def test_a_closed_log(tmp_path, database_address, upstream, unused_tcp_port, pipe):
+    """After the reader closed standard error calls are answered as before, and SIGTERM ends the
     process with 0."""
     reading, writing = pipe
     async with serving(
@@ -107,8 +107,8 @@ async def test_a_log_that_is_gone(tmp_path, database_address, upstream, unused_t
             assert await process.wait() == 0
 
 
-async def test_wrong_settings_end_a_process_whose_errors_nobody_reads(tmp_path, pipe):
-    """The exit status says that the settings are wrong, whatever becomes of the words."""
+async def test_wrong_settings_end_a_process_with_a_full_log(tmp_path, pipe):
+    """The exit status reports wrong settings although nobody reads the messages."""
     reading, writing = pipe
     os.write(writing, b"x" * 4096)
     for _ in ("full", "closed"):
@@ -127,8 +127,8 @@ async def test_wrong_settings_end_a_process_whose_errors_nobody_reads(tmp_path, 
 
 
 async def test_no_standard_streams_at_all(tmp_path, database_address, upstream, unused_tcp_port):
-    """Started with its standard streams closed, the service serves; no connection of its own gets
-    the number of one of them."""
+    """With its standard streams closed the service works, and none of its connections gets the
+    number of one of them."""
     shell = f"exec {sys.executable} -m service <&- >&- 2>&-"
     process = await asyncio.create_subprocess_shell(
         shell,
@@ -153,16 +153,16 @@ async def test_no_standard_streams_at_all(tmp_path, database_address, upstream, 
 
 
 def dropped():
-    """How many lines this process has dropped, as /metrics has it."""
+    """Return how many lines this process has dropped, according to /metrics."""
     metrics.take_over()
     return metrics.REGISTRY.get_sample_value("rialto_log_lines_dropped_total")
 
 
-async def test_background_work_survives_a_log_that_is_gone(
+async def test_background_work_survives_a_closed_log(
     proxy, proxied_address, upstream, pipe, monkeypatch
 ):
-    """While nothing can be logged the database goes away and comes back: each background task is
-    still there, and the lease of a call in flight is renewed."""
+    """After a database outage during which nothing could be logged, each background task still
+    runs, and the lease of a call in flight is renewed."""
     reading, writing = pipe
     os.close(reading)
     monkeypatch.setattr(upkeep, "LEASES_EVERY_S", 0.05)

@@ -1,4 +1,5 @@
-"""Starting: every step is said, nothing is served before it is right, failures say what to do."""
+"""The start logs every step, serves nothing before it is ready, and reports what to do about a
+failure."""
 
 import asyncio
 import os
@@ -37,7 +38,7 @@ TABLES = [
 
 
 def environment(address, upstream):
-    """What a process needs to run against a database and a Venice."""
+    """Return the environment that a process needs for a database and a Venice."""
     return {
         "DATABASE_URL": database_url(address),
         "VENICE_API_KEY": "sandbox",
@@ -45,8 +46,9 @@ def environment(address, upstream):
     }
 
 
-async def test_a_first_start_says_each_step(tmp_path, empty_database_address, upstream):
-    """Settings, database, migrations by name, each of 14 tables, pool, catalogue, listening."""
+async def test_a_first_start_logs_each_step(tmp_path, empty_database_address, upstream):
+    """The first start logs settings, database, migrations by name, each of 14 tables, pool, catalog
+    and listening."""
     async with started(tmp_path, **environment(empty_database_address, upstream)) as service:
         await service.listening()
         await service.wait_for_line("catalogue refreshed")
@@ -67,7 +69,7 @@ async def test_a_first_start_says_each_step(tmp_path, empty_database_address, up
 async def test_a_second_start_imports_nothing_it_does_not_need(
     tmp_path, database_address, upstream
 ):
-    """With nothing pending a serving process has loaded neither the migrator nor the sandbox."""
+    """With nothing pending a serving process loads neither the migrator nor the sandbox."""
     async with started(tmp_path, **environment(database_address, upstream)) as service:
         await service.listening()
         mapped = Path(f"/proc/{service.process.pid}/maps").read_text()
@@ -77,8 +79,9 @@ async def test_a_second_start_imports_nothing_it_does_not_need(
     assert "psycopg" not in mapped
 
 
-async def test_replicas_start_at_once(tmp_path, empty_database_address, upstream):
-    """Four replicas on an empty database: all serve, each migration is applied once."""
+async def test_replicas_start_concurrently(tmp_path, empty_database_address, upstream):
+    """Four replicas that start on an empty database all serve, and each migration is applied
+    once."""
     variables = environment(empty_database_address, upstream)
     async with (
         started(tmp_path, **variables) as one,
@@ -98,7 +101,7 @@ async def test_replicas_start_at_once(tmp_path, empty_database_address, upstream
 
 
 async def test_the_database_comes_later(tmp_path, proxy, proxied_address, upstream):
-    """A start waits for its database, says each attempt, and serves once it is there."""
+    """A start waits for its database, logs each attempt, and serves once it is there."""
     proxy.refuse()
     async with started(tmp_path, **environment(proxied_address, upstream)) as service:
         await service.wait_for_line("database not there yet")
@@ -110,7 +113,7 @@ async def test_the_database_comes_later(tmp_path, proxy, proxied_address, upstre
 
 
 async def test_the_database_never_comes(tmp_path, unused_tcp_port):
-    """A start without a database ends with 1, a traceback, and a line that says what to do."""
+    """A start without a database exits with 1, a traceback and a line that says what to do."""
     async with started(
         tmp_path,
         DATABASE_URL=f"postgresql://u:very-secret-word@127.0.0.1:{unused_tcp_port}/x",
@@ -126,8 +129,8 @@ async def test_the_database_never_comes(tmp_path, unused_tcp_port):
 
 
 async def test_another_encryption_key(tmp_path, database_address, upstream, service):
-    """A master key that opens nothing of what is stored ends the start with 1 before it listens;
-    with the one that was in force behind it in the list the service starts."""
+    """A start with an encryption key that opens nothing stored exits with 1 before it listens; with
+    the old key behind it in the list it serves."""
     await service.new_caller()
     variables = environment(database_address, upstream)
     async with started(tmp_path, **variables, ENCRYPTION_KEY="n" * 32) as process:
@@ -142,7 +145,8 @@ async def test_another_encryption_key(tmp_path, database_address, upstream, serv
 
 
 async def test_another_encryption_key_in_development(tmp_path):
-    """The same with the embedded database, which is stopped again."""
+    """A start in development with another encryption key fails too, and stops the embedded database
+    again."""
     for key, status in (("o" * 32, 0), ("n" * 32, 1)):
         async with started(tmp_path, ENCRYPTION_KEY=key) as process:
             if status == 0:
@@ -174,8 +178,9 @@ async def test_the_port_is_taken(tmp_path, database_address, upstream):
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "nohost.invalid", "a..b"])
-async def test_the_host_is_none_of_ours(tmp_path, database_address, upstream, host):
-    """An address of another machine, an unknown name and what is no name are told to be HOST's."""
+async def test_an_invalid_host(tmp_path, database_address, upstream, host):
+    """An address of another machine, an unknown name and an invalid name are reported as errors of
+    HOST."""
     async with started(tmp_path, **environment(database_address, upstream), HOST=host) as service:
         assert await service.ended() == 1
 
@@ -184,7 +189,7 @@ async def test_the_host_is_none_of_ours(tmp_path, database_address, upstream, ho
 
 
 async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
-    """SIGTERM while it waits for the database ends the process at once, cleanly."""
+    """SIGTERM while the process waits for the database ends it at once with status 0."""
     async with started(
         tmp_path,
         DATABASE_URL=f"postgresql://u@127.0.0.1:{unused_tcp_port}/x",
@@ -197,7 +202,7 @@ async def test_a_start_can_be_stopped(tmp_path, unused_tcp_port):
 
 @pytest.mark.parametrize("module", ["click", "aiohttp.web"])
 async def test_ctrl_c_while_it_imports(tmp_path, module):
-    """Ctrl-C before anything runs ends the process without a traceback."""
+    """Ctrl-C during the imports ends the process without a traceback."""
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-X", "importtime", "-m", "service"],
         cwd=tmp_path,
@@ -218,7 +223,7 @@ async def test_ctrl_c_while_it_imports(tmp_path, module):
 async def test_a_start_can_be_stopped_while_another_migrates(
     tmp_path, empty_database_address, upstream
 ):
-    """SIGTERM while it waits for its turn to migrate ends the process at once, cleanly."""
+    """SIGTERM while the process waits for its turn to migrate ends it at once with status 0."""
     other = await asyncpg.connect(**connect_arguments(empty_database_address))
     await other.fetchval("SELECT pg_advisory_lock($1)", ADVISORY_LOCK)
     async with started(tmp_path, **environment(empty_database_address, upstream)) as service:
@@ -230,8 +235,8 @@ async def test_a_start_can_be_stopped_while_another_migrates(
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one snippet is for curl")
 async def test_the_first_hour_of_a_newcomer(tmp_path):
-    """With no settings at all it starts its own database and a sandbox, and shows a working key;
-    a second start has the same key and the books of the first; Ctrl-C stops the database too."""
+    """Without settings a start makes its own database and a sandbox and shows a working key; a
+    second start has the same key and ledger; Ctrl-C stops the database too."""
     keys = []
     for start in (1, 2):
         async with started(
@@ -257,14 +262,14 @@ async def test_the_first_hour_of_a_newcomer(tmp_path):
 
 
 async def test_the_welcome_keeps_the_users_key(tmp_path):
-    """An operator key of the user's own is not printed; listening everywhere, the lines to paste
-    lead to this machine."""
+    """An operator key of the user's own is not printed, and with every interface as host the lines
+    to paste lead to this machine."""
     async with started(tmp_path, HOST="0.0.0.0") as service:
         await service.listening()
         async with asyncio.timeout(10):
             while not any("Ctrl-C" in line for line in service.raw):
                 await asyncio.sleep(0.05)
-        # Killed, it would leave its database running.
+        # A killed process would leave its database running.
         service.send()
         assert await service.ended() == 0
     shown = "".join(service.raw)
@@ -277,7 +282,7 @@ async def test_the_welcome_keeps_the_users_key(tmp_path):
 
 
 async def output_of(command):
-    """What a shell prints that a newcomer pastes into."""
+    """Return what a shell prints when a newcomer pastes the command."""
     command = command.replace(".venv/bin/python", sys.executable)
     process = await asyncio.create_subprocess_shell(command, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
@@ -286,8 +291,8 @@ async def output_of(command):
 
 
 async def test_production(tmp_path, proxy):
-    """In production it serves without Venice being there, shows no key and makes no file."""
-    # A name that is not one of the loopback's, and leads here all the same.
+    """In production the service serves without Venice, shows no key and writes no file."""
+    # The name is not one of the loopback's, but still leads to this machine.
     host = socket.gethostname()
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, proxy.port, socket.AF_INET)}

@@ -1,4 +1,4 @@
-"""Several processes: the fault of one does not become another's."""
+"""A stopped process does not stop the others."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ IDLE_S = WAITS_MS["idle_in_transaction_session_timeout"] / 1000
 
 @contextlib.asynccontextmanager
 async def stopped_in_a_transaction(address, organization_id):
-    """A process that holds the organization's limits and is stopped; yields it."""
+    """Run a process that holds the organization's limits and is stopped; yield it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(ROOT / "tests" / "stopping.py")),
         *(database_url(address), str(organization_id)),
@@ -41,7 +41,7 @@ async def stopped_in_a_transaction(address, organization_id):
 
 
 async def timed(books, hold):
-    """How long an admission takes, and its outcome."""
+    """Return how long an admission takes, and its outcome."""
     started_at = time.monotonic()
     try:
         outcome = await books.ledger.admit(hold)
@@ -51,8 +51,8 @@ async def timed(books, hold):
 
 
 async def test_a_stopped_process_loses_its_locks(books, database_address):
-    """Calls that wait for them go on, before they would give up. When the process wakes it finds
-    its transaction gone, with everything that it had changed."""
+    """Calls that wait for a stopped process's locks are admitted before they would give up; when it
+    wakes its transaction is rolled back."""
     limit_id = await books.limit("usd", "lifetime", 10**9)
     async with stopped_in_a_transaction(database_address, books.organization_id) as process:
         calls = []
@@ -68,9 +68,9 @@ async def test_a_stopped_process_loses_its_locks(books, database_address):
     assert await books.state(limit_id) == ("0.00", "0.000000005")
 
 
-async def test_no_wait_for_a_lock_is_longer_than_the_timeout(books):
-    """Not even for one that is held by somebody else for ever: then calls are told to come again,
-    those that came while others waited as soon as these."""
+async def test_the_wait_for_a_lock_has_a_timeout(books):
+    """Calls that wait for a lock that is never released are refused with a retry at the timeout,
+    including those that queued behind others."""
     await books.limit("usd", "lifetime", 10**9)
     async with books.connection.transaction():
         await books.connection.fetch("SELECT FROM public.limits FOR NO KEY UPDATE")
@@ -82,12 +82,12 @@ async def test_no_wait_for_a_lock_is_longer_than_the_timeout(books):
 
     assert {type(outcome) for _, outcome in ended} == {Unavailable}
     assert all(outcome.retry_after_s for _, outcome in ended)
-    # A little for a loop that is late.
+    # A margin for an event loop that runs late.
     assert max(seconds for seconds, _ in ended) < LOCK_TIMEOUT_S + 0.5
 
 
-async def test_an_ordinary_report_may_think(books):
-    """What only reads holds nothing that calls wait for, and has its time."""
+async def test_a_slow_report_is_not_cancelled(books):
+    """A slow statement that only reads is not cancelled, because no call waits for it."""
     async with ledger.entries.reading_ledger(books.database, 30) as conn:
         await asyncio.sleep(IDLE_S * 1.5)
         assert (await conn.fetchrow("SELECT 1 AS one"))["one"] == 1
@@ -95,15 +95,15 @@ async def test_an_ordinary_report_may_think(books):
 
 @pytest.mark.timeout(300)
 async def test_stops_and_stalls_lose_nothing(tmp_path, database_address, upstream, books):
-    """A process under load is stopped for two seconds, again and again. The calls of another one
-    hardly notice; its own go on when it wakes, and each is in the books once."""
+    """While a process under load is stopped repeatedly for two seconds another one's calls are
+    hardly delayed; its own continue when it wakes, and each call is recorded once."""
     limit_id = await books.limit("usd", "lifetime", 10**15)
     environment = {
         "DATABASE_URL": database_url(database_address),
         "VENICE_API_KEY": "sandbox",
         "VENICE_BASE_URL": f"{upstream.url}/api/v1",
     }
-    # In one organization with those of the other process, so that they share a limit.
+    # Both processes call for one organization, so that they share a limit.
     async with started(tmp_path, **environment) as process, client_of(process) as service:
         path = f"{ORGANIZATIONS}/{books.organization_id}/keys"
         status, key = await service.operate("POST", path, json={"name": "a"})
@@ -148,7 +148,7 @@ async def test_stops_and_stalls_lose_nothing(tmp_path, database_address, upstrea
 
     assert answered.count(200) > 20
     assert [row["outcome"] for row in outcomes].count("ok") == answered.count(200)
-    # Of a call that was told 503 there is an entry only if it may have been admitted.
+    # A call that got a 503 has an entry only if it may have been admitted.
     assert len(outcomes) <= len(answered)
     assert len(durations) > 100
     assert max(durations) < LOCK_TIMEOUT_S

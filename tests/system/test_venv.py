@@ -1,4 +1,4 @@
-"""scripts/venv.sh, with requirements that need no network."""
+"""scripts/venv.sh with requirements that need no network."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def clone(tmp_path):
 
 
 def source(clone, python=sys.executable):
-    """Exit status and complaints of a script that sources venv.sh."""
+    """Run a script that sources venv.sh; return exit status and standard error."""
     done = subprocess.run(
         ["sh", "-euc", ". scripts/venv.sh"],
         cwd=clone,
@@ -38,7 +38,7 @@ def source(clone, python=sys.executable):
 
 
 def test_an_interrupted_install_heals_itself(clone):
-    """A .venv whose making or whose installation was cut short is made anew; a whole one stays."""
+    """An incomplete .venv of an interrupted run is created again; a complete one stays."""
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=clone, check=True, timeout=60
     )
@@ -63,8 +63,8 @@ def test_an_interrupted_install_heals_itself(clone):
     [("echo 3.10.13; exit 1", "is 3.10.13"), (None, "is not there")],
     ids=["old", "missing"],
 )
-def test_an_old_python_is_told(clone, script, said):
-    """An interpreter that is too old, or none, is one clear line, and nothing is made."""
+def test_an_old_python_is_refused(clone, script, said):
+    """An interpreter that is too old or missing is one clear line, and no .venv is created."""
     python = clone / "python"
     if script:
         python.write_text(f"#!/bin/sh\n{script}\n")
@@ -79,8 +79,8 @@ def test_an_old_python_is_told(clone, script, said):
 
 @pytest.fixture
 def slow_python(clone):
-    """An interpreter that takes a second to make a .venv, and writes down that it did. What it
-    makes has an interpreter that takes whatever it is told for done."""
+    """An interpreter that takes a second to create a .venv and records it; the interpreter in that
+    .venv accepts every command."""
     python = clone / "slow-python"
     python.write_text(
         "#!/bin/sh\n"
@@ -94,7 +94,7 @@ def slow_python(clone):
 
 
 def begin(clone, python):
-    """A script that sources venv.sh and goes on, in a process group of its own."""
+    """Start a script that sources venv.sh and continues, in its own process group."""
     return subprocess.Popen(
         ["sh", "-euc", ". scripts/venv.sh; .venv/bin/python -m pip --version"],
         cwd=clone,
@@ -107,13 +107,13 @@ def begin(clone, python):
 
 
 def finish(process):
-    """Exit status and complaints."""
+    """Return exit status and standard error."""
     _, said = process.communicate(timeout=100)
     return process.returncode, said
 
 
 def wait_for(path):
-    """Until the file is there."""
+    """Wait until the file is there."""
     deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline
@@ -121,12 +121,13 @@ def wait_for(path):
 
 
 def left_over(clone):
-    """Files of the lock."""
+    """Return the lock's files."""
     return sorted(path.name for path in clone.glob(".venv.*"))
 
 
-def test_scripts_that_start_at_once_install_once(clone, slow_python):
-    """One makes .venv, the others say that they wait, and all go on with a whole one."""
+def test_concurrent_scripts_install_once(clone, slow_python):
+    """Of scripts that start concurrently one creates .venv, the others report that they wait, and
+    all continue with a complete one."""
     processes = [begin(clone, slow_python) for _ in range(4)]
     ended = [finish(process) for process in processes]
 
@@ -138,8 +139,8 @@ def test_scripts_that_start_at_once_install_once(clone, slow_python):
     assert left_over(clone) == []
 
 
-def test_a_change_is_installed_once(clone, slow_python):
-    """Also where there is a .venv, and only the requirements have changed since."""
+def test_changed_requirements_are_installed_once(clone, slow_python):
+    """Concurrent scripts install changed requirements once into an existing .venv."""
     assert source(clone, slow_python)[0] == 0
     (clone / "requirements" / "development.txt").write_text("# something else\n")
     ended = [finish(process) for process in [begin(clone, slow_python) for _ in range(3)]]
@@ -151,7 +152,8 @@ def test_a_change_is_installed_once(clone, slow_python):
 
 @pytest.mark.parametrize("is_whole_group", [True, False], ids=["all of it", "its shell alone"])
 def test_the_lock_of_a_killed_process_is_taken_over(clone, slow_python, is_whole_group):
-    """At once where nothing of it is left; else what it had begun is waited for."""
+    """A lock is taken over at once if no process of its holder's group is left; otherwise the
+    others wait for what it started."""
     killed = begin(clone, slow_python)
     wait_for(clone / "begun")
     if is_whole_group:
@@ -170,8 +172,8 @@ def test_the_lock_of_a_killed_process_is_taken_over(clone, slow_python, is_whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_process_that_is_ended_gives_the_lock_back(clone, slow_python, number):
-    """With the status that tells why it ended."""
+def test_a_process_that_is_signalled_releases_the_lock(clone, slow_python, number):
+    """A process that is ended by a signal releases the lock and exits with the signal's status."""
     ended = begin(clone, slow_python)
     wait_for(clone / "begun")
     os.kill(ended.pid, number)
@@ -180,8 +182,8 @@ def test_a_process_that_is_ended_gives_the_lock_back(clone, slow_python, number)
     assert finish(begin(clone, slow_python))[0] == 0
 
 
-def test_nobody_waits_for_ever(clone):
-    """The holder may be of another machine, of which nobody here can tell whether it is at work."""
+def test_nobody_waits_forever(clone):
+    """The wait for the lock ends at a timeout, because its holder may run on another machine."""
     script = clone / "scripts" / "venv.sh"
     script.write_text(script.read_text().replace("max_wait_s=600", "max_wait_s=1"))
     (clone / ".venv.lock").symlink_to("another-host:1")

@@ -1,4 +1,4 @@
-"""Somebody else's calls are answered beside an attack. ``scripts/victims.sh`` measures how fast."""
+"""Other callers are answered during an attack. ``scripts/victims.sh`` measures how fast."""
 
 import pytest
 from attacks import ATTACKS
@@ -7,13 +7,13 @@ from victims import attack, measure_victim, poison, venice  # noqa: F401 - venic
 
 ATTACK_S = 1.0
 SOME = ("bombs_without_a_key", "many_members", "unread_streams", "poisoned_prompts")
-"""One attack of each kind: before the key, on reading, on answers, on what callers share."""
+"""One attack of each kind: before authentication, on parsing, on responses, and on shared state."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 async def test_a_victim_is_answered(tmp_path, database_address, venice, name):  # noqa: F811
-    """Each of its calls and streams, as if nothing went on."""
+    """Each call and stream of the victim succeeds during the attack."""
     assert name in ATTACKS
     if name == "poisoned_prompts":
         await poison(venice)

@@ -1,4 +1,4 @@
-"""The watchdog: what ends a process, and what must not."""
+"""The watchdog: which faults end a process, and which must not."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,8 @@ asyncio.run(main())
 
 
 def test_a_stalled_loop_ends_the_process():
-    """A loop that stands still for longer than the setting: exit 70, with every thread's stack."""
+    """An event loop that stalls for longer than the setting ends the process with 70 and every
+    thread's stack."""
     started = time.monotonic()
     run = subprocess.run(
         [sys.executable, "-c", STALL],
@@ -52,8 +53,9 @@ def test_a_stalled_loop_ends_the_process():
     assert time.monotonic() - started < 15
 
 
-def test_a_stall_that_keeps_pythons_lock_ends_the_process():
-    """No thread of Python's can look then, so the system ends the process."""
+def test_a_stall_that_holds_the_gil_ends_the_process():
+    """A stall that holds Python's lock, so that no Python thread can run, is ended by the operating
+    system."""
     run = subprocess.run(
         [
             sys.executable,
@@ -72,7 +74,7 @@ def test_a_stall_that_keeps_pythons_lock_ends_the_process():
 
 
 def test_a_watchdog_that_is_stopped_ends_nothing():
-    """Nor does its timer."""
+    """A watchdog that was stopped ends nothing, and neither does its timer."""
     stopped = STALL.replace("LoopWatchdog(1).start()", "w = LoopWatchdog(0.5); w.start(); w.stop()")
     run = subprocess.run(
         [sys.executable, "-c", stopped.replace("time.sleep(30)", "sum(range(10**8))")],
@@ -85,8 +87,8 @@ def test_a_watchdog_that_is_stopped_ends_nothing():
     assert run.returncode == 0
 
 
-def test_a_log_that_nobody_reads_does_not_keep_a_stalled_process():
-    """With standard error a full pipe the process ends all the same."""
+def test_a_full_log_does_not_keep_a_stalled_process():
+    """A stalled process ends although standard error is a full pipe."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
@@ -108,7 +110,7 @@ def test_a_log_that_nobody_reads_does_not_keep_a_stalled_process():
 
 
 async def test_a_pool_that_fails_alone_ends_the_process(proxied_address):
-    """All connections leaked while a fresh one succeeds: the process must be replaced."""
+    """A pool whose connections have all leaked, while a new connection works, ends the process."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x")
     async with connections.open_pool(settings, proxied_address) as pool:
@@ -123,7 +125,8 @@ async def test_a_pool_that_fails_alone_ends_the_process(proxied_address):
 
 @pytest.mark.parametrize("outage", ["refuse", "blackhole"])
 async def test_a_database_that_is_down_ends_nothing(proxy, proxied_address, outage):
-    """No pool and no fresh connection either: the database is down, and the process stays."""
+    """When neither the pool nor a new connection works the database is down, and the process
+    stays."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
     async with connections.open_pool(settings, proxied_address) as pool:
@@ -138,8 +141,8 @@ async def test_a_database_that_is_down_ends_nothing(proxy, proxied_address, outa
         watching.cancel()
 
 
-async def test_a_database_that_is_back_gives_the_pool_its_time(proxy, proxied_address):
-    """The pool recovers a moment after the database does: the outage before does not count."""
+async def test_a_recovered_database_gives_the_pool_time(proxy, proxied_address):
+    """A pool that recovers a moment after the database is not blamed for the outage."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
     async with connections.open_pool(settings, proxied_address) as pool:
@@ -158,7 +161,7 @@ async def test_a_database_that_is_back_gives_the_pool_its_time(proxy, proxied_ad
 
 
 async def test_a_pool_that_works_is_left_alone(proxied_address):
-    """Nothing happens to a process whose pool answers."""
+    """A process whose pool works is left alone."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x")
     async with connections.open_pool(settings, proxied_address) as pool:
