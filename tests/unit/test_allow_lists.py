@@ -1,4 +1,4 @@
-"""Lists of origins, as the settings take them."""
+"""Lists of origins in the settings."""
 
 import os
 
@@ -35,8 +35,8 @@ from service.settings.allow_lists import parse_origins
         "https://a.example.com,",
     ],
 )
-def test_what_is_no_list_of_origins(monkeypatch, tmp_path, text):
-    """Is refused at the start, with the name of the variable."""
+def test_invalid_lists_of_origins(monkeypatch, tmp_path, text):
+    """An invalid list of origins is refused at the start with the name of the variable."""
     monkeypatch.setattr(os, "environ", {"CORS_ORIGINS": text})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="CORS_ORIGINS: must be"):
@@ -57,5 +57,6 @@ def test_what_is_no_list_of_origins(monkeypatch, tmp_path, text):
     ],
 )
 def test_origins_are_as_browsers_state_them(text, origins):
-    """Whichever way they are written: browsers compare by characters."""
+    """Origins are normalized to the form that browsers send, because browsers compare
+    characters."""
     assert parse_origins(text) == origins

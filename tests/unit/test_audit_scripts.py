@@ -1,4 +1,4 @@
-"""The bill of materials, and what is made of an audit of it."""
+"""The bill of materials, and how the result of its audit is reported."""
 
 import json
 import re
@@ -13,7 +13,7 @@ SERVE = ROOT / "requirements" / "serve.txt"
 
 
 def run(script, *arguments, text=None):
-    """Exit status and output of a script."""
+    """Return exit status and output of a script."""
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / script, *arguments],
         input=text,
@@ -25,7 +25,8 @@ def run(script, *arguments, text=None):
 
 
 def test_the_bill_has_every_requirement():
-    """With its version and digests, in the form of CycloneDX, and the same each time."""
+    """The bill has every requirement with version and digests, in CycloneDX format, and is the same
+    each time."""
     status, text = run("sbom.py", SERVE)
     bill = json.loads(text)
     assert (status, bill["bomFormat"], bill["specVersion"]) == (0, "CycloneDX", "1.6")
@@ -42,8 +43,8 @@ def test_the_bill_has_every_requirement():
 
 
 @pytest.mark.parametrize("line", ["aiohttp>=3", "aiohttp==3.14.5", "-r other.txt"])
-def test_what_is_not_pinned_is_no_bill(tmp_path, line):
-    """It would be a bill of something else."""
+def test_an_unpinned_requirement_is_refused(tmp_path, line):
+    """A requirement without a pinned version or digest makes no bill."""
     lock = tmp_path / "lock.txt"
     lock.write_text(line + "\n")
     assert run("sbom.py", lock)[0] != 0
@@ -64,13 +65,13 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
     ],
 )
 def test_an_audit(found, status, words):
-    """Fails for a vulnerability alone; what was not audited is said."""
+    """Only a vulnerability fails the audit, and requirements that were not audited are reported."""
     ended, said = run("audited.py", "lock.txt", text=json.dumps({"dependencies": found}))
     assert (ended, words in said) == (status, True), said
 
 
 @pytest.mark.parametrize("text", ["", "no network", "[]", "{}"])
-def test_an_audit_that_could_not_be(text):
-    """Is skipped with a notice."""
+def test_an_audit_that_cannot_run(text):
+    """An audit that cannot run is skipped with a notice."""
     status, said = run("audited.py", "lock.txt", text=text)
     assert (status, "skipped" in said) == (0, True)

@@ -1,4 +1,5 @@
-"""Bodies: read as Venice reads them, changed without being re-encoded; errors name the field."""
+"""Bodies are parsed as Venice parses them and changed without being re-encoded; errors name the
+field."""
 
 import json
 import tracemalloc
@@ -25,7 +26,8 @@ JSON = st.recursive(
 
 
 def edited(content, changes):
-    """What the content becomes, both in one step and by way of a body that was edited before."""
+    """Return the edited content, and check that editing it again in a second step gives the
+    same."""
     document = body.read(content).document
     once = document.edited(changes).content
     again = document.edited({"before": 1}).edited({**changes, "before": UNSET}).content
@@ -41,8 +43,8 @@ def edited(content, changes):
         (b' \n{ "a" : 1.0e5 }\n', b' \n{"user":"p", "a" : 1.0e5 }\n'),
     ],
 )
-def test_a_missing_member_goes_to_the_front(before, after):
-    """All other bytes stay as they were."""
+def test_a_new_member_goes_to_the_front(before, after):
+    """A new member is inserted at the front, and all other bytes stay."""
     assert edited(before, {"user": "p"}) == after
 
 
@@ -59,8 +61,8 @@ def test_a_missing_member_goes_to_the_front(before, after):
         (b'{"m":"\\ud83d \\\\ud83d","user":"x"}', b'{"m":"\\ud83d \\\\ud83d","user":"p"}'),
     ],
 )
-def test_a_member_is_replaced_where_it_stands(before, after):
-    """Only the member itself at the top level is changed, in every spelling."""
+def test_a_member_is_replaced_in_place(before, after):
+    """Only the top-level member is replaced, in every spelling of its name."""
     assert edited(before, {"user": "p"}) == after
 
 
@@ -74,14 +76,15 @@ def test_a_member_is_replaced_where_it_stands(before, after):
         (b'{"g\\u006fne":1,"a":{"gone":2}}', b'{"a":{"gone":2}}'),
     ],
 )
-def test_a_member_is_taken_out(before, after):
-    """At the top level, in every spelling; the others keep their bytes."""
+def test_a_member_is_removed(before, after):
+    """A top-level member is removed in every spelling of its name, and the others keep their
+    bytes."""
     assert edited(before, {"gone": UNSET}) == after
 
 
 @given(st.dictionaries(st.text(), JSON), st.booleans(), st.sampled_from([None, 1]), st.data())
 def test_editing_equals_setting_and_deleting(members, ascii_only, indent, data):
-    """On any JSON object it means what decoding, changing and encoding means."""
+    """Editing any JSON object gives the object that decoding, changing and encoding gives."""
     names = st.sampled_from([*members, "other"])
     changes = data.draw(st.dictionaries(names, st.just(UNSET) | st.integers()))
     content = json.dumps(members, ensure_ascii=ascii_only, indent=indent)
@@ -119,7 +122,7 @@ class Shape(msgspec.Struct):
     ],
 )
 def test_errors_name_the_field(content, param, text):
-    """A body of another shape is answered with the field and the rule."""
+    """A body of the wrong type is an error with the field and the rule."""
     with pytest.raises(ClientError) as caught:
         body.decode(content, Shape)
 
@@ -141,8 +144,8 @@ def test_errors_name_the_field(content, param, text):
         (b'[{"a":1},{"a":1,"a":2}]', "a"),
     ],
 )
-def test_no_object_has_a_member_twice(content, name):
-    """Two parsers could take one of them each."""
+def test_duplicate_members_are_refused(content, name):
+    """A member that occurs twice is refused, because parsers differ in which one they take."""
     with pytest.raises(ClientError) as caught:
         body.read(content)
 
@@ -150,15 +153,15 @@ def test_no_object_has_a_member_twice(content, name):
     assert "twice" in caught.value.message
 
 
-def test_a_large_body_with_a_member_twice_is_refused_too():
-    """Without its name."""
+def test_duplicates_in_a_large_body_are_refused():
+    """A duplicate member of a large body is refused, without its name."""
     with pytest.raises(ClientError, match="twice"):
         body.read(b'{"a":"%b","n":1,"n":2}' % (b"x" * body.MAX_NAMED_DUPLICATE_BYTES))
 
 
 @given(JSON, st.booleans(), st.sampled_from([None, 1]))
-def test_any_json_is_read(value, ascii_only, indent):
-    """Nothing is taken for a duplicate that is none."""
+def test_any_json_is_accepted(value, ascii_only, indent):
+    """No JSON without duplicate members is refused."""
     content = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
     assert body.read(content).value == json.loads(content)
 
@@ -182,8 +185,8 @@ def test_any_json_is_read(value, ascii_only, indent):
         (b'"%b\\ud83d"' % (b"\\uD83D\\uDE00" * 100_000), "200,000 halves"),
     ],
 )
-def test_bodies_that_are_slow_to_read_are_refused(content, rule):
-    """Before anything is made of them: it costs next to no memory."""
+def test_bodies_that_are_slow_to_parse_are_refused(content, rule):
+    """A body that is slow to parse is refused before it is decoded and uses next to no memory."""
     tracemalloc.start()
     try:
         with pytest.raises(PayloadTooLarge, match=rule):
@@ -208,14 +211,14 @@ def test_bodies_that_are_slow_to_read_are_refused(content, rule):
         {"text": "\U0001f600" * 500_000},
     ],
 )
-def test_bodies_of_real_agents_are_read(value):
-    """However long the conversation, and whatever stands in its texts."""
+def test_bodies_of_real_agents_are_accepted(value):
+    """Long conversations with any text are accepted."""
     assert body.read(json.dumps(value).encode()).value == value
 
 
 @given(st.text('\\"\n{,', min_size=12), st.integers(0, 12), st.booleans())
 def test_a_body_is_counted_in_slices_that_cut_no_escape(text, shift, ascii_only):
-    """The text lies across the end of a slice, with each of its bytes there once."""
+    """Counting a text in slices cuts no escape, and counts each byte once at the end of a slice."""
     padding = "x" * (body.SLICE_BYTES - shift - len('{"a":"'))
     members = {"a": padding + text, "b": text, "c": [text]}
     content = json.dumps(members, ensure_ascii=ascii_only, separators=(",", ":")).encode()
@@ -229,7 +232,8 @@ def test_a_body_is_counted_in_slices_that_cut_no_escape(text, shift, ascii_only)
 
 @given(JSON, st.sampled_from([None, 1]))
 def test_one_text_has_one_length(value, indent):
-    """However it is escaped and indented; never less than the bytes of its characters."""
+    """A text has the same length however it is escaped and indented, and never less than its bytes
+    in UTF-8."""
     plain = json.dumps(value, ensure_ascii=False).encode()
     escaped = json.dumps(value, indent=indent).encode()
 
@@ -254,8 +258,9 @@ def test_one_text_has_one_length(value, indent):
         (rb'"\\\ud83d"', "\\\ufffd"),
     ],
 )
-def test_half_a_character_is_read(content, text):
-    """JavaScript writes it for a text that was cut; the bytes pass as they are."""
+def test_a_lone_surrogate_is_accepted(content, text):
+    """A lone surrogate, which JavaScript writes for a truncated text, is accepted, and its bytes
+    pass unchanged."""
     read = body.read(content)
 
     assert read.value == text
@@ -264,7 +269,7 @@ def test_half_a_character_is_read(content, text):
 
 @pytest.mark.parametrize("path", ["", "a"])
 def test_an_error_quotes_little_of_the_body(path):
-    """Neither a name nor a value of megabytes comes back, or is searched for a field."""
+    """An error neither repeats nor searches names and values of megabytes."""
 
     class Inner(msgspec.Struct, forbid_unknown_fields=True):
         kind: Literal["x", "y"] = "x"

@@ -1,4 +1,4 @@
-"""Connections to Venice: whatever comes together, the end of an answer is read."""
+"""The connections to Venice deliver the end of a response however its chunks arrive."""
 
 import asyncio
 
@@ -8,13 +8,13 @@ import pytest
 from service.upstream.connector import Connector
 
 MOST_CHUNKS = 16_384
-"""So many that wait to be read have aiohttp tell a connection to wait."""
+"""aiohttp pauses reading when more chunks than this wait to be read."""
 LAST = b"5\r\nfirst\r\n6\r\nsecond\r\n0\r\n\r\n"
 
 
 @pytest.mark.parametrize("count", [1, 200, MOST_CHUNKS, MOST_CHUNKS + 1, MOST_CHUNKS + 2])
-async def test_a_slow_reader_gets_all_of_an_answer(count):
-    """Also when the chunk that was one too many is the last that has come."""
+async def test_a_slow_reader_gets_the_whole_response(count):
+    """A slow reader gets the whole response, even if the chunk that paused reading was the last."""
     is_read = asyncio.Event()
 
     async def answer(reader, writer):

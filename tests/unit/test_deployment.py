@@ -1,4 +1,4 @@
-"""The deployment files: what each instruction does, as far as it can be done without Docker."""
+"""Checks each instruction of the deployment files, as far as that works without Docker."""
 
 import configparser
 import dataclasses
@@ -47,14 +47,14 @@ class Instruction:
 
     @property
     def exec_form(self) -> list[str] | None:
-        """The command as a list, or None when a shell would run it."""
+        """The command as a list, or None if a shell would run it."""
         _, bracket, rest = self.text.removeprefix("CMD ").partition("[")
         return json.loads(bracket + rest) if bracket else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What stands between one FROM and the next."""
+    """The instructions between one FROM and the next."""
 
     base: str
     name: str
@@ -70,7 +70,7 @@ class Stage:
 
 @functools.cache
 def stages() -> list[Stage]:
-    """The Dockerfile of the repository."""
+    """Return the stages of the repository's Dockerfile."""
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     found: list[Stage] = []
@@ -96,12 +96,13 @@ def final_stage() -> Stage:
 
 
 def environment() -> dict[str, str]:
-    """The variables that the image sets."""
+    """Return the variables that the image sets."""
     return dict(word.split("=", 1) for word in final_stage().only("ENV").words)
 
 
 def in_context(path: str) -> bool:
-    """Whether .dockerignore lets a path into the build; as in Docker, the last match wins."""
+    """Return whether .dockerignore lets a path into the build; as in Docker, the last match
+    wins."""
     parts = PurePosixPath(path).parts
     above = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
     included = True
@@ -123,7 +124,7 @@ def in_context(path: str) -> bool:
 
 
 def load_railway_file() -> dict[str, Any]:
-    """The graph of .railway/railway.py, got the way the CLI gets it: by path, ``main()``, JSON."""
+    """Load .railway/railway.py as the CLI does: by path, ``main()``, JSON."""
     spec = importlib.util.spec_from_file_location("railway_sdk_user", ROOT / ".railway/railway.py")
     assert spec is not None
     assert spec.loader is not None
@@ -146,7 +147,7 @@ def required_variables() -> set[str]:
 
 
 def test_the_image_is_built_in_stages() -> None:
-    """What builds stays behind: the last stage starts anew from the same Python."""
+    """The build tools stay behind: the last stage starts again from the same Python."""
     base, build, final = stages()
 
     assert base.name == build.base == final.base
@@ -164,7 +165,7 @@ def test_the_python_of_the_image_is_supported() -> None:
 
 
 def test_the_last_stage_has_no_build_tools() -> None:
-    """The last stage compiles and installs nothing, and even pip is gone."""
+    """The last stage compiles and installs nothing, and pip is removed."""
     commands = " && ".join(run.text for run in final_stage().all("RUN")).split(" && ")
     programs = [shlex.split(command)[0] for command in commands]
 
@@ -174,7 +175,8 @@ def test_the_last_stage_has_no_build_tools() -> None:
 
 
 def test_only_the_locked_wheels_are_installed() -> None:
-    """Every dependency is a wheel with a known hash; the development server is not among them."""
+    """Every dependency is a wheel with a known hash, and the development server is not among
+    them."""
     (install,) = [run.text for run in build_stage().all("RUN") if "pip" in run.text]
     dockerfile = (ROOT / "Dockerfile").read_text()
 
@@ -186,15 +188,15 @@ def test_only_the_locked_wheels_are_installed() -> None:
 
 
 def test_commands_are_run_without_a_shell() -> None:
-    """The service itself gets SIGTERM: no shell stands between it and the platform."""
+    """No shell runs the service, so that it receives the platform's SIGTERM itself."""
     assert final_stage().only("CMD").exec_form == ["python", "-m", "service"]
     assert final_stage().only("HEALTHCHECK").exec_form is not None
     assert final_stage().only("STOPSIGNAL").text == "SIGTERM"
     assert final_stage().all("ENTRYPOINT") == []
 
 
-def test_the_image_runs_as_an_account_that_it_made() -> None:
-    """The account exists before it is used, is not root, and USER names it."""
+def test_the_image_runs_as_its_own_account() -> None:
+    """The account is created before it is used, is not root, and is named in USER."""
     order = [instruction.keyword for instruction in final_stage().instructions]
     useradd = next(run.text for run in final_stage().all("RUN") if "useradd" in run.text)
     uid = re.search(r"--uid (\d+)", useradd)
@@ -225,7 +227,8 @@ def test_the_account_gets_a_passwd_entry(tmp_path: Path) -> None:
 
 @is_root
 def test_the_account_has_a_name_even_where_passwd_has_none() -> None:
-    """USER answers getpass.getuser(), which yoyo calls, where a platform picks another uid."""
+    """The variable USER names the account for getpass.getuser(), which yoyo calls, on platforms
+    that choose another uid."""
     program = "import getpass, os; os.setuid(54321); print(getpass.getuser())"
 
     named = subprocess.run(
@@ -240,7 +243,7 @@ def test_the_account_has_a_name_even_where_passwd_has_none() -> None:
 
 
 def test_every_copied_file_exists_and_reaches_the_build() -> None:
-    """No COPY of the build stage is of a file that is missing or that .dockerignore holds back."""
+    """Every file that the build stage copies exists and is not in .dockerignore."""
     sources = [source for copy in build_stage().all("COPY") for source in copy.words[:-1]]
 
     assert sources
@@ -266,7 +269,7 @@ def test_nothing_else_reaches_the_build() -> None:
 
 
 def test_the_migration_script_finds_what_it_uses() -> None:
-    """The script that runs before a deployment needs no other file of scripts/ in the image."""
+    """The script that runs before a deployment needs no other file of scripts/."""
     script = (ROOT / "scripts/migrate.sh").read_text()
     code = "\n".join(line.partition("#")[0] for line in script.splitlines()[1:])
 
@@ -289,7 +292,7 @@ class _Health(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def health_port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of a server whose /health has the status and the delay that the test asks for."""
+    """The port of a server whose /health has the test's status and delay."""
     status, delay_s = request.param
     handler = type("Health", (_Health,), {"status": status, "delay_s": delay_s})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -301,7 +304,8 @@ def health_port(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def check_health(port: int) -> int:
-    """The exit status of the image's health check; it has the 5 s that the Dockerfile gives it."""
+    """Return the exit status of the image's health check, which has the Dockerfile's timeout of 5
+    s."""
     command = final_stage().only("HEALTHCHECK").exec_form
     assert command is not None
     checked = subprocess.run(
@@ -316,23 +320,23 @@ def check_health(port: int) -> int:
 
 @pytest.mark.parametrize("health_port", [(200, 0)], indirect=True)
 def test_the_health_check_passes_a_healthy_service(health_port: int) -> None:
-    """200 from /health is healthy, whatever proxy the environment names."""
+    """A 200 from /health is healthy, whatever proxy the environment names."""
     assert check_health(health_port) == 0
 
 
 @pytest.mark.parametrize("health_port", [(503, 0), (200, 4.5)], indirect=True)
 def test_the_health_check_fails_an_unhealthy_service(health_port: int) -> None:
-    """503 is unhealthy, and so is an answer that does not come in time."""
+    """A 503 is unhealthy, and so is a response that comes too late."""
     assert check_health(health_port) == 1
 
 
 def test_the_health_check_fails_without_a_service(unused_tcp_port: int) -> None:
-    """A port where nobody listens is unhealthy."""
+    """A port without a service is unhealthy."""
     assert check_health(unused_tcp_port) == 1
 
 
 def build(root: Path) -> None:
-    """Carry out the build stage below ``root``, with this Python in place of the image's."""
+    """Execute the build stage below ``root`` with this Python in place of the image's."""
     folder = root
     search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for instruction in build_stage().instructions:
@@ -353,7 +357,7 @@ def build(root: Path) -> None:
 
 
 def placed(destination: str, folder: Path, root: Path) -> str:
-    """Where a COPY goes; as in Docker, a slash at the end names a folder."""
+    """Return where a COPY writes; as in Docker, a trailing slash means a directory."""
     below = root / destination.lstrip("/") if destination.startswith("/") else folder / destination
     return f"{below}/" if destination.endswith("/") else str(below)
 
@@ -389,8 +393,9 @@ print(json.dumps([found.name.lower() for found in importlib.metadata.distributio
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_image_serves_with_what_it_has(tmp_path: Path) -> None:
-    """Built from locked wheels alone, all that serves can be imported, and bad settings exit 78."""
+def test_the_image_has_all_that_serving_imports(tmp_path: Path) -> None:
+    """After a build from locked wheels all modules for serving can be imported, and wrong settings
+    exit with 78."""
     build(tmp_path)
     image = environment() | {"PATH": f"{tmp_path}/opt/venv/bin:/usr/bin:/bin"}
 
@@ -413,7 +418,7 @@ def test_the_image_serves_with_what_it_has(tmp_path: Path) -> None:
 
 
 def test_hadolint_finds_nothing() -> None:
-    """The Dockerfile keeps the rules of hadolint."""
+    """The Dockerfile passes hadolint."""
     linted = subprocess.run(
         [Path(sys.executable).parent / "hadolint", ROOT / "Dockerfile"],
         capture_output=True,
@@ -435,8 +440,8 @@ def test_the_railway_project_compiles() -> None:
     assert "partial" not in graph
 
 
-def test_both_railway_files_say_the_same() -> None:
-    """railway.toml and .railway/railway.py hold the same build and deploy settings."""
+def test_both_railway_files_agree() -> None:
+    """railway.toml and .railway/railway.py have the same build and deploy settings."""
     legacy = tomllib.loads((ROOT / "railway.toml").read_text())
     gateway = resource("service.rialto")
 
@@ -445,7 +450,8 @@ def test_both_railway_files_say_the_same() -> None:
 
 
 def test_railway_deploys_as_the_contract_asks() -> None:
-    """Migrations first, /health before traffic, always restarted, two minutes to drain."""
+    """The deployment migrates first, waits for /health before traffic, always restarts, and drains
+    for two minutes."""
     assert resource("service.rialto")["deploy"] == {
         "preDeployCommand": ["scripts/migrate.sh"],
         "healthcheckPath": "/health",
@@ -458,7 +464,8 @@ def test_railway_deploys_as_the_contract_asks() -> None:
 
 
 def test_railway_gets_every_required_variable() -> None:
-    """Each setting that production requires is wired: the database by reference, secrets kept."""
+    """Each setting that production requires is set: the database by reference, and secrets are
+    kept."""
     variables = resource("service.rialto")["variables"]
 
     assert {name: variables.get(name) for name in required_variables()} == {
@@ -476,7 +483,7 @@ def test_railway_gets_every_required_variable() -> None:
 def test_the_service_knows_its_draining_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read in the environment that Railway gives, shutdown ends 12 s before the kill or earlier."""
+    """With Railway's environment the shutdown ends at least 12 s before the kill."""
     gateway = resource("service.rialto")
     for name, variable in gateway["variables"].items():
         monkeypatch.setenv(name, variable.get("value", "k" * 32))
@@ -493,7 +500,8 @@ def test_the_service_knows_its_draining_time(
 
 
 def test_the_variables_repeat_the_deploy_settings() -> None:
-    """A service that is set up by hand from the variables drains, overlaps and waits alike."""
+    """A service that is set up by hand from the variables has the same draining, overlap and
+    timeouts."""
     gateway = resource("service.rialto")
     deploy, variables = gateway["deploy"], gateway["variables"]
     repeated = {
@@ -517,7 +525,7 @@ def test_the_deployment_page_names_every_variable() -> None:
 
 
 def test_the_license_is_apache_2() -> None:
-    """The licence is the one that the package's metadata names, in full."""
+    """The license is the full text of the one in the package's metadata."""
     text = (ROOT / "LICENSE").read_text()
 
     assert "Apache License" in text

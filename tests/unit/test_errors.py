@@ -1,4 +1,4 @@
-"""The error tree: drawn, whole, and the same everywhere."""
+"""The error tree is documented completely, and is the same everywhere."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ TREE_LINE = re.compile(r"^( +)(\w+) +(\d{3}) (\w+)", re.MULTILINE)
 
 
 def drawn(text):
-    """Name → (parent, status, code) of a tree drawn by indentation."""
+    """Parse a tree drawn by indentation into name → (parent, status, code)."""
     found, parents = {}, []
     lines = TREE_LINE.findall(text)
     depth_0 = min(len(indent) for indent, *_ in lines)
@@ -28,7 +28,7 @@ def drawn(text):
 
 
 def real():
-    """The same, of the classes."""
+    """Return the same mapping for the classes."""
     return {
         name: (kind.__bases__[0].__name__, kind.status, kind.code)
         for name, kind in inspect.getmembers(errors, inspect.isclass)
@@ -36,8 +36,8 @@ def real():
     }
 
 
-def test_the_tree_is_drawn_as_it_is():
-    """Every class stands in the docstring, below its parent, with its status and code."""
+def test_the_docstring_draws_the_tree():
+    """The docstring has every class below its parent, with its status and code."""
     assert drawn(errors.__doc__) == real()
 
 
@@ -49,14 +49,14 @@ def test_the_design_draws_the_same_tree():
     assert drawn(tree) == real()
 
 
-def test_every_class_says_what_it_means():
-    """Each class has a docstring of its own."""
+def test_every_class_has_a_docstring():
+    """Each error class has a docstring of its own."""
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         assert kind.__doc__, name
 
 
 def test_every_upstream_error_is_an_outcome():
-    """The ledger has an outcome of the same name for each way in which Venice fails."""
+    """The ledger has an outcome of the same name for each upstream error."""
     codes = {
         kind.code
         for _, kind in inspect.getmembers(errors, inspect.isclass)
@@ -85,13 +85,13 @@ def test_every_upstream_error_is_an_outcome():
         (b"\xff", ""),
     ],
 )
-def test_venices_texts_are_read(body, text):
-    """Whatever shape Venice's error has, its text for people is found, or nothing."""
+def test_venices_texts_are_found(body, text):
+    """The text for people is found in every format of Venice's errors, or None."""
     assert message_of(body) == text
 
 
 def test_no_key_passes_in_a_text():
-    """A text of Venice that repeats a key is cleaned before a caller sees it."""
+    """A key in Venice's text is removed before a caller sees the text."""
     body = b'{"error":"bad key VENICE_INFERENCE_KEY_abc123 and Bearer xyz and rk_%s"}' % (b"A" * 43)
 
     text = message_of(body)
@@ -120,7 +120,8 @@ def test_no_key_passes_in_a_text():
     ],
 )
 def test_statuses_are_translated(status, code, ours):
-    """What is the operator's trouble at Venice is never the caller's fault here."""
+    """A status about the operator's account at Venice becomes an error that does not blame the
+    caller."""
     error = refusal(status, {"Content-Type": "application/json"}, b'{"error":"text"}')
 
     assert (error.code, error.status) == (code, ours)
@@ -156,8 +157,9 @@ def test_statuses_are_translated(status, code, ours):
         ("", b'{"error": "text"}'),
     ],
 )
-def test_what_is_not_venices_own(status, code, ours, content_type, body):
-    """Is about the request: a status that says something of the caller's own key is not kept."""
+def test_an_error_that_is_not_venices_own(status, code, ours, content_type, body):
+    """An error that is not Venice's own concerns the request, and its status is not kept if it
+    would blame the caller's key."""
     error = refusal(status, {"Content-Type": content_type}, body)
 
     assert (error.code, error.status) == (code, ours)
@@ -165,7 +167,7 @@ def test_what_is_not_venices_own(status, code, ours, content_type, body):
 
 
 def test_retry_after_is_kept():
-    """The time that Venice asks for is passed on, within reason."""
+    """Venice's Retry-After is passed on, up to a maximum."""
     assert refusal(429, {"Retry-After": "30"}, b"").retry_after_s == 30
     assert refusal(429, {"Retry-After": "999999"}, b"").retry_after_s == 3600
     assert refusal(429, {"Retry-After": "soon"}, b"").retry_after_s == 5

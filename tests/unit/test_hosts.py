@@ -1,4 +1,4 @@
-"""Hosts are compared by what a resolver makes of them."""
+"""Hosts are compared in the form that a resolver gives them."""
 
 import pytest
 
@@ -47,7 +47,7 @@ THIS_MACHINE = [
 
 @pytest.mark.parametrize("host", THIS_MACHINE)
 def test_this_machine_in_every_spelling(host):
-    """No spelling of a loopback address passes the rule of production."""
+    """No spelling of a loopback address passes the rule for production."""
     with pytest.raises(AddressError, match="points at this machine"):
         parse_database_url(f"postgresql://u:p@{host}/d", production=True)
 
@@ -66,15 +66,15 @@ def test_this_machine_in_every_spelling(host):
         ("notlocalhost", "notlocalhost"),
     ],
 )
-def test_what_is_compared_is_what_is_used(host, used):
-    """The driver gets the host that the rule has seen."""
+def test_the_compared_host_is_the_one_used(host, used):
+    """The driver gets the host that the rule has checked."""
     address = parse_database_url(f"postgresql://u:p@{host}/d", production=True)
     assert address.host == used
 
 
 @pytest.mark.parametrize("host", ["a b", "a..b", "x" * 64, "a\x00b", "\ud800"])
-def test_what_is_no_host(host):
-    """Is refused, and is not taken for another machine."""
+def test_invalid_hosts(host):
+    """An invalid host is refused instead of being taken for another machine."""
     with pytest.raises(ValueError, match="no name of a host"):
         normalize_host(host)
     assert is_loopback(host)

@@ -1,4 +1,4 @@
-"""Compressed bodies are unpacked in bounded steps, or refused."""
+"""Compressed bodies are decompressed in bounded steps, or refused."""
 
 import functools
 import gzip
@@ -16,7 +16,7 @@ NOISE = random.Random(1).randbytes(3 * MEBIBYTE)
 
 
 def unpacked(coding, *chunks):
-    """The whole body, and the size of its largest step."""
+    """Return the whole body and the size of its largest step."""
     inflater, pieces = inflate.Inflater(coding), [b""]
     for chunk in chunks:
         inflater.feed(chunk)
@@ -27,7 +27,7 @@ def unpacked(coding, *chunks):
 
 
 def raw_deflate(content):
-    """``deflate`` without zlib's header, as some clients send it."""
+    """Return ``deflate`` data without zlib's header, as some clients send it."""
     return zlib.compress(content)[2:-4]
 
 
@@ -43,7 +43,7 @@ def raw_deflate(content):
 @pytest.mark.parametrize("content", [b"", b"x", b"x" * 5 * MEBIBYTE, NOISE])
 @pytest.mark.parametrize("size", [7, 65_536, 4 * MEBIBYTE])
 def test_bodies_come_out_whole(coding, compress, content, size):
-    """However they were cut; no step is larger than its bound."""
+    """A body in any pieces is decompressed completely, and no step exceeds its bound."""
     body = compress(content)
     size = max(size, len(body) // 1000)
     chunks = [body[at : at + size] for at in range(0, len(body), size)]
@@ -53,8 +53,9 @@ def test_bodies_come_out_whole(coding, compress, content, size):
     assert largest <= inflate.STEP_BYTES
 
 
-def test_members_that_follow_one_another_are_one_body():
-    """As ``cat a.gz b.gz`` makes them; but not any number."""
+def test_consecutive_members_are_one_body():
+    """Consecutive gzip members, as ``cat a.gz b.gz`` makes them, are one body, up to a maximum
+    number."""
     assert unpacked("gzip", packed(b"a") + packed(b"b"))[0] == b"ab"
     with pytest.raises(ClientError):
         unpacked("gzip", packed(b"") * (inflate.MAX_MEMBERS + 1))
@@ -73,15 +74,15 @@ def test_members_that_follow_one_another_are_one_body():
         ("deflate", b"\xff\xff"),
     ],
 )
-def test_what_is_not_encoded_so_is_refused(coding, body):
-    """Cut, followed by something else, or of another format."""
+def test_invalid_data_is_refused(coding, body):
+    """Data that is truncated, has a trailer or is of another format is refused."""
     with pytest.raises(ClientError) as refusal:
         unpacked(coding, body)
     assert refusal.value.status == 400
 
 
 def test_a_body_that_unpacks_to_far_more_is_given_up():
-    """After a part of it: nobody has to hold the rest to find that out."""
+    """A body that inflates to far more is refused after a part of it."""
     inflater = inflate.Inflater("gzip")
     inflater.feed(packed(b"\0" * 100 * MEBIBYTE))
     size = 0
@@ -93,12 +94,12 @@ def test_a_body_that_unpacks_to_far_more_is_given_up():
 
 @pytest.mark.parametrize("header", ["", "identity", " Identity "])
 def test_a_body_may_be_plain(header):
-    """And say so."""
+    """A body with the encoding ``identity`` is accepted."""
     assert inflate.coding_of(header) is None
 
 
 @pytest.mark.parametrize("header", ["br", "zstd", "compress", "gzip, gzip", "gzip,br", "gzip;q=1"])
 def test_other_codings_are_unsupported(header):
-    """Stacked ones too."""
+    """Other encodings are unsupported, also stacked ones."""
     with pytest.raises(UnsupportedEncoding):
         inflate.coding_of(header)

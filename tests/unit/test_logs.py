@@ -1,4 +1,4 @@
-"""Log lines: JSON for machines, and no secret in any of them."""
+"""Log lines are JSON and have no secret."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ MARKER = "a prompt of somebody"
 
 @pytest.fixture
 def lines():
-    """Logging set up on a stream of the test's own; a function that reads it."""
+    """A function that returns the lines of a logging configured for the test."""
     stream = io.StringIO()
     logs.configure("info", "json", stream)
 
@@ -43,7 +43,7 @@ def lines():
 
 
 def test_a_line_is_an_event_and_its_facts(lines):
-    """Time, level and message come first, then the facts."""
+    """A line has time, level and message first, then the facts."""
     structlog.get_logger().info("pool", size=5)
 
     (line,) = lines()
@@ -52,7 +52,7 @@ def test_a_line_is_an_event_and_its_facts(lines):
 
 
 def test_the_request_id_is_added(lines):
-    """What is logged while a request is at hand carries its id."""
+    """A line that is logged during a request has its id."""
     token = logs.request_id.set("abc")
     structlog.get_logger().info("x")
     logs.request_id.reset(token)
@@ -62,7 +62,7 @@ def test_the_request_id_is_added(lines):
 
 @pytest.mark.parametrize("name", ["password", "operator_key", "api_key", "secret", "Authorization"])
 def test_values_of_secret_names_are_replaced(lines, name):
-    """A fact whose name says secret is not shown."""
+    """The value of a fact whose name suggests a secret is replaced."""
     structlog.get_logger().info("x", **{name: "hush"})
 
     assert "hush" not in str(lines())
@@ -81,7 +81,7 @@ def test_values_of_secret_names_are_replaced(lines, name):
     ],
 )
 def test_values_that_look_secret_are_replaced(lines, text):
-    """What looks like a key, a token or a password in a URL is not shown, wherever it stands."""
+    """Text that looks like a key, a token or a password in a URL is replaced wherever it is."""
     structlog.get_logger().info(f"said {text}", fact=f"of {text}!")
     try:
         raise ValueError(text)
@@ -95,7 +95,8 @@ def test_values_that_look_secret_are_replaced(lines, text):
 
 
 def test_rows_of_the_database_are_not_shown(lines):
-    """What PostgreSQL tells of a refused row goes, over several lines too; the rest stays."""
+    """PostgreSQL's details of a rejected row are removed, also over several lines, and the rest
+    stays."""
     refused = 'new row violates "x"\nDETAIL:  Failing row contains (1, one\n\ntwo).\nHINT:  Look.'
     structlog.get_logger().info("failed", exception=refused, flat=" ".join(refused.split()))
 
@@ -106,8 +107,9 @@ def test_rows_of_the_database_are_not_shown(lines):
         assert "HINT: " in text
 
 
-def test_what_a_library_logs_is_an_event_without_its_words(lines):
-    """Which library, where, how bad, and the type of the exception; texts may quote a request."""
+def test_a_librarys_line_has_no_text(lines):
+    """A library's line has the logger, place, level and exception type, but no text, which may
+    quote a request."""
     try:
         raise ConnectionResetError(errno.ECONNRESET, MARKER)
     except ConnectionResetError:
@@ -127,8 +129,8 @@ def test_what_a_library_logs_is_an_event_without_its_words(lines):
 
 
 def test_a_traceback_has_no_texts(lines):
-    """Types, codes and places of an exception and of its causes; no words, which may quote a row,
-    a prompt or a key."""
+    """A traceback has types, codes and places of the exception and its causes, but no texts, which
+    may quote a row, a prompt or a key."""
 
     class Refused(Exception):
         sqlstate = "22P02"
@@ -150,8 +152,9 @@ def test_a_traceback_has_no_texts(lines):
         assert part in line["exception"]
 
 
-def test_what_nobody_catches_is_logged_without_its_words(lines, monkeypatch):
-    """Warnings, exceptions of the main thread and of others, and those in finalizers."""
+def test_uncaught_errors_are_logged_without_text(lines, monkeypatch):
+    """Warnings and uncaught exceptions, in any thread and in finalizers, are logged without their
+    text."""
     for module, name in (
         (warnings, "showwarning"),
         (sys, "excepthook"),
@@ -177,7 +180,7 @@ def test_what_nobody_catches_is_logged_without_its_words(lines, monkeypatch):
 
 @contextlib.contextmanager
 def written_to_pipe():
-    """Lines that are written to a small pipe, and the pipe's end to read from."""
+    """Lines written to a small pipe, and the pipe's reading end."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:
@@ -188,7 +191,7 @@ def written_to_pipe():
 
 
 def test_lines_are_written_in_order():
-    """Each on a line of its own, in whole lines of 4,096 bytes at most in one write."""
+    """Lines are written in order, as whole lines of 4,096 bytes at most per write."""
     with written_to_pipe() as (lines, reader, _):
         for number in range(200):
             lines.put(f"{number:03} " + "ä" * 100)
@@ -202,8 +205,8 @@ def test_lines_are_written_in_order():
 
 
 def test_a_full_pipe_delays_nobody():
-    """Lines beyond the bound are dropped and counted; once somebody reads, those that were queued
-    are written, and the number of the dropped ones is reported once."""
+    """Lines beyond the bound are dropped and counted; after somebody reads, the queued ones are
+    written and the number of dropped ones is reported once."""
     with written_to_pipe() as (lines, reader, recovered):
         line = "x" * 100_000
         for _ in range(60):
@@ -222,8 +225,8 @@ def test_a_full_pipe_delays_nobody():
         assert recovered.empty()
 
 
-def test_a_pipe_that_does_not_block_loses_nothing():
-    """Standard error may have been made non-blocking by another process that has it too."""
+def test_a_nonblocking_pipe_loses_nothing():
+    """Nothing is lost on standard error that another process has made non-blocking."""
     with written_to_pipe() as (lines, reader, _):
         os.set_blocking(lines._descriptor, False)
         for number in range(100):
@@ -233,7 +236,7 @@ def test_a_pipe_that_does_not_block_loses_nothing():
 
 
 def test_a_closed_pipe_raises_nothing():
-    """EPIPE: the lines are dropped and counted."""
+    """On a closed pipe (EPIPE) lines are dropped and counted."""
     with written_to_pipe() as (lines, reader, _):
         reader.close()
         for _ in range(5):
@@ -243,7 +246,7 @@ def test_a_closed_pipe_raises_nothing():
 
 
 def test_a_full_disk_raises_nothing():
-    """ENOSPC: the lines are dropped and counted."""
+    """On a full disk (ENOSPC) lines are dropped and counted."""
     with Path("/dev/full").open("w") as stream:
         lines = logs.Lines(stream)
         lines.put("x")
@@ -252,8 +255,8 @@ def test_a_full_disk_raises_nothing():
 
 
 @pytest.mark.parametrize("stream", [None, io.StringIO()], ids=["none", "closed"])
-def test_a_stream_that_is_not_there_raises_nothing(stream):
-    """A process without a standard error, or whose standard error was closed."""
+def test_a_missing_stream_raises_nothing(stream):
+    """Without a standard error, or with a closed one, lines are dropped and nothing is raised."""
     if stream is not None:
         stream.close()
     lines = logs.Lines(stream)
@@ -262,8 +265,8 @@ def test_a_stream_that_is_not_there_raises_nothing(stream):
     assert lines.take_dropped() == 1
 
 
-def test_a_line_after_a_torn_one_stands_alone(tmp_path):
-    """A disk that is full in the middle of a line: the next line that fits does not continue it."""
+def test_a_line_after_a_torn_one_is_separate(tmp_path):
+    """After a line that a full disk cut short the next line starts on its own."""
     path = tmp_path / "log"
     recovered = queue.SimpleQueue()
     with path.open("w") as stream:
@@ -282,8 +285,7 @@ def test_a_line_after_a_torn_one_stands_alone(tmp_path):
 
 
 def test_what_cannot_be_rendered_is_dropped(lines):
-    """A fact that fails when it is made a text, a surrogate that UTF-8 does not have: nobody who
-    logs gets an error."""
+    """A fact that cannot be rendered or encoded drops its line, and nothing is raised."""
 
     class Odd:
         def __str__(self):
@@ -298,8 +300,8 @@ def test_what_cannot_be_rendered_is_dropped(lines):
 
 
 def test_the_end_of_a_process_writes_what_is_queued():
-    """A process that ends at once has written its last line; one whose log takes no more ends all
-    the same."""
+    """A process that ends at once writes its last line, and ends even if its log accepts nothing
+    more."""
     code = "import sys; from service.telemetry import logs; lines = logs.Lines(sys.stderr);"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
@@ -323,16 +325,16 @@ def test_the_end_of_a_process_writes_what_is_queued():
         assert reader.read1(10) == b"x" * 10
 
 
-async def test_libraries_lines_come_in_their_turn(lines):
-    """After what the service said before them."""
+async def test_libraries_lines_are_in_order(lines):
+    """A library's line comes after those that the service logged before it."""
     structlog.get_logger().info("one")
     logging.getLogger("aiohttp.server").error("two")
 
     assert [line["message"] for line in lines()] == ["one", "library reports"]
 
 
-def test_a_step_says_how_long_it_took(lines):
-    """A step's line has its duration and the facts that were found on the way."""
+def test_a_step_logs_its_duration(lines):
+    """A step's line has its duration and the facts that were added during it."""
     with logs.step("database connected", host="h") as facts:
         facts["server_version"] = "18.1"
 

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps is given back."""
+"""Memory that the C library keeps is returned to the system."""
 
 import platform
 
@@ -9,10 +9,10 @@ from service.background.memory import give_back
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have no such call")
-def test_free_memory_is_given_back():
-    """What lies free below something that lives on leaves the process."""
+def test_free_memory_is_returned():
+    """Free memory below a block that is still in use is returned to the system."""
     process = psutil.Process()
-    # Below the size from which each block is the system's own, so that they are on the heap.
+    # Each block is below the size from which it would be mapped separately, so all are on the heap.
     blocks = [b"x" * 100_000 for _ in range(500)]
     last = blocks.pop()
     full = process.memory_info().rss

@@ -1,4 +1,4 @@
-"""Files of metrics have their room from the start, and never more."""
+"""Files of metrics have their full size from the start and never grow."""
 
 import os
 
@@ -12,13 +12,14 @@ SIZE = 8192
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """The path of a file that will have little room."""
+    """The path of a file that has a small size."""
     monkeypatch.setattr(metric_files, "METRICS_FILE_BYTES", SIZE)
     return tmp_path / "counter_1.db"
 
 
-def test_a_file_has_its_room_at_once(small):
-    """On the disk, not only as its length: a page without room would end the process."""
+def test_a_file_is_allocated_at_once(small):
+    """A file is allocated on the disk at once, because a page without space would crash the
+    process."""
     _AllocatedFile(str(small)).close()
 
     status = small.stat()
@@ -26,8 +27,9 @@ def test_a_file_has_its_room_at_once(small):
     assert status.st_blocks * 512 >= SIZE
 
 
-def test_what_does_not_fit_is_not_counted(small):
-    """The file does not grow, nobody gets an error, and what fits is right."""
+def test_metrics_beyond_the_size_are_not_counted(small):
+    """Metrics that do not fit are not counted and raise nothing, the file does not grow, and the
+    others are right."""
     file = _AllocatedFile(str(small))
     for number in range(500):
         key = f'["m", "m{number}", {{}}, "help"]'
@@ -42,8 +44,8 @@ def test_what_does_not_fit_is_not_counted(small):
     assert metric_files._is_sound(small)
 
 
-def test_no_room_is_told_in_words(small, monkeypatch):
-    """As a process ends that cannot make the file."""
+def test_a_full_disk_is_reported(small, monkeypatch):
+    """A process that cannot allocate the file ends with an explanation."""
 
     def full(*_):
         raise OSError(28, os.strerror(28))

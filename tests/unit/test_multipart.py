@@ -1,4 +1,4 @@
-"""Multipart bodies: what their fields are called and how long they are."""
+"""Multipart bodies: the names, lengths and texts of their fields."""
 
 import contextlib
 import time
@@ -25,17 +25,17 @@ TYPE = "multipart/form-data; boundary=b"
 
 
 def head(name, more=""):
-    """The head of a part."""
+    """Return the head of a part."""
     return f'Content-Disposition: form-data; name="{name}"{more}'.encode()
 
 
 def parts_of(content, content_type=TYPE):
-    """Name, length and text of each."""
+    """Return name, length and text of each part."""
     return [(part.name, part.length_bytes, part.text) for part in parse(content, content_type)]
 
 
 def body(*parts, end=b"--b--\r\n"):
-    """Heads and contents between boundaries."""
+    """Return heads and contents between boundaries."""
     written = (b"--b\r\n%b\r\n\r\n%b\r\n" % part for part in parts)
     return b"".join(written) + end
 
@@ -45,7 +45,7 @@ CONTENT = st.binary(max_size=60).filter(lambda content: b"--b" not in content)
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), CONTENT, st.booleans())))
 def test_parts_are_read_as_written(fields):
-    """Names and lengths of any content; texts of what is no file."""
+    """Names and lengths are those of the fields, and texts those of fields that are no file."""
     written = body(
         *(
             (head(name, '; filename="x.bin"' if is_file else ""), content)
@@ -68,21 +68,21 @@ def test_parts_are_read_as_written(fields):
         "multipart/form-data; boundary=b; charset=utf-8",
     ],
 )
-def test_ways_to_say_the_boundary(content_type):
-    """Quoted or not, wherever it stands."""
+def test_spellings_of_the_boundary(content_type):
+    """The boundary may be quoted or not and may be in any position."""
     assert is_multipart(content_type)
     assert parts_of(body((head("a"), b"1")), content_type) == [("a", 1, "1")]
 
 
-def test_what_is_too_long_for_a_text():
-    """Is none, and is measured all the same."""
+def test_a_long_text_is_not_kept():
+    """A field that is too long for a text is measured without one."""
     long = b"x" * (TEXT_BYTES + 1)
 
     assert parts_of(body((head("a"), long))) == [("a", len(long), None)]
 
 
 def test_more_headers_and_a_preamble():
-    """What stands before the first boundary says nothing, nor do a part's other headers."""
+    """A preamble and a part's other headers are ignored."""
     odd = b'Content-Type: a/b; name="x"\r\ncontent-disposition: form-data; filename*=x; name="a"'
 
     assert parts_of(b"ignore me\r\n" + body((odd, b"1"))) == [("a", 1, None)]
@@ -102,23 +102,23 @@ def test_more_headers_and_a_preamble():
         (b"", TYPE),
     ],
 )
-def test_what_is_no_form(content, content_type):
-    """Is a clear error."""
+def test_invalid_forms(content, content_type):
+    """An invalid form is a clear error."""
     with pytest.raises(ClientError):
         parse(content, content_type)
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_it(content):
-    """But with the error that says so."""
+def test_any_bytes_are_handled(content):
+    """Any bytes are parsed or refused with the error for forms."""
     for tried in (content, b"--b" + content, b"--b\r\n" + content + b"\r\n--b--"):
         with contextlib.suppress(ClientError):
             assert all(part.length_bytes >= 0 for part in parse(tried, TYPE))
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), CONTENT, st.booleans())))
-def test_texts_are_set_where_they_stand(fields):
-    """Of every field of the name that is no file; all else stays, byte for byte."""
+def test_texts_are_replaced_in_place(fields):
+    """Every text field of the name is replaced in place, and all other bytes stay."""
 
     def written(change):
         return body(
@@ -136,14 +136,15 @@ def test_texts_are_set_where_they_stand(fields):
 
 @pytest.mark.parametrize("boundary", ["\udcff", '"\udcff"', "é", "", '"'])
 def test_a_boundary_is_ascii(boundary):
-    """A boundary of other bytes is refused: as a header's text they cannot even be encoded."""
+    """A boundary with bytes outside ASCII is refused, because it cannot be encoded as a header."""
     with pytest.raises(ClientError, match="needs a boundary"):
         parse(b"--b--", f"multipart/form-data; boundary={boundary}")
 
 
 @given(st.lists(CONTENT, min_size=1, max_size=4), CONTENT)
 def test_another_body_is_written(files, text):
-    """Of texts, and of files under another name, whose bytes and headers are what they were."""
+    """A new body has the given texts and the files under another name with their bytes and
+    headers."""
     name = b'Content-Type: image/png\r\nContent-Disposition: form-data; filename="name"; name="%b"'
     sent = body(*((name % b"a[]", content) for content in files), (head("b"), b"gone"))
     texts = {"c": text.decode(errors="replace")}
@@ -171,8 +172,9 @@ def test_another_body_is_written(files, text):
         "charset",
     ],
 )
-def test_a_boundary_is_said_once(more):
-    """And every other parameter is one: two parsers could take different ones for it."""
+def test_parameters_occur_once(more):
+    """A boundary or any other parameter that occurs twice is refused, because parsers differ in
+    which one they take."""
     for boundary in (b"b", b"aaa"):
         content = body((head("a"), b"1")).replace(b"--b", b"--" + boundary)
         with pytest.raises(ClientError, match="needs a boundary") as refused:
@@ -181,14 +183,14 @@ def test_a_boundary_is_said_once(more):
 
 
 def test_another_parameter_is_not_the_boundary():
-    """However its name ends, and whatever stands in its text."""
+    """A parameter whose name ends in boundary, or whose text has one, is not the boundary."""
     for more in ("xboundary=aaa; boundary=b", 'x="; boundary=aaa"; boundary=b'):
         assert parts_of(body((head("a"), b"1")), f"multipart/form-data; {more}") == [("a", 1, "1")]
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-datax; boundary=b", "multipart/mixed"])
 def test_another_type_is_no_form(content_type):
-    """Though its name begins alike."""
+    """A content type that only begins like multipart/form-data is no form."""
     assert not is_multipart(content_type)
 
 
@@ -226,14 +228,15 @@ NAMED = b'Content-Disposition: form-data; name="a"'
         NAMED + b"\r\nContent-Type: application/octet-stream",
     ],
 )
-def test_what_could_be_read_in_two_ways(odd):
-    """Is refused: the name, the kind and the value of a part are said once and plainly."""
+def test_ambiguous_parts_are_refused(odd):
+    """A part whose name, kind or value could be read in two ways is refused."""
     with pytest.raises(ClientError):
         parse(body((odd, b"1")), TYPE)
 
 
 def test_a_file_is_what_its_disposition_says():
-    """Not what stands in another header, or in a quoted text."""
+    """Only Content-Disposition decides whether a part is a file, not another header or a quoted
+    text."""
     other = b'X: a; filename="x"; name="b"\r\n' + NAMED
     quoted = b'Content-Disposition: form-data; name="a; filename=x"'
 
@@ -257,13 +260,13 @@ def test_a_file_is_what_its_disposition_says():
     ],
 )
 def test_a_boundary_is_a_line(content):
-    """Of its own: what else begins alike is neither the one nor surely the content."""
+    """Only a whole line is a boundary; a line that merely begins like it is refused."""
     with pytest.raises(ClientError, match="boundary"):
         parse(content, TYPE)
 
 
 def test_a_boundary_may_be_padded():
-    """With spaces and tabs, as its RFC allows; the last ends the line or the body."""
+    """A boundary may be followed by spaces and tabs, as the RFC allows."""
     for end in (b"--b--", b"--b-- \t\r\nignored"):
         padded = body((NAMED, b"1"), end=end).replace(b"--b\r\n", b"--b \t\r\n")
         assert parts_of(padded) == [("a", 1, "1")]
@@ -273,18 +276,18 @@ FILE = ("x y;.bin", b"\x00", "application/octet-stream")
 
 
 def of_httpx(name):
-    """A form as httpx writes it."""
+    """Return a form as httpx writes it."""
     made = httpx.Request("POST", "http://x", data={name: "1"}, files={"file": FILE})
     return made.read(), made.headers["Content-Type"]
 
 
 def of_urllib3(name):
-    """A form as urllib3, and so requests, writes it."""
+    """Return a form as urllib3, and so requests, writes it."""
     return urllib3.encode_multipart_formdata({name: "1", "file": FILE})
 
 
 def of_browsers(name):
-    """A form as the HTML standard has it, which undici follows."""
+    """Return a form as the HTML standard specifies it, which undici follows."""
     for character, written in (('"', "%22"), ("\r", "%0D"), ("\n", "%0A")):
         name = name.replace(character, written)
     file = head("file", '; filename="x y;.bin"') + b"\r\nContent-Type: application/octet-stream"
@@ -294,7 +297,7 @@ def of_browsers(name):
 
 
 def of_dotnet(name):
-    """A form as .NET writes it: without quotes where it needs none, and with a name in UTF-8."""
+    """Return a form as .NET writes it: quoted only where necessary, and with names in UTF-8."""
     disposition = "form-data; name=file; filename=\"x y;.bin\"; filename*=utf-8''x%20y%3B.bin"
     text = b"Content-Type: text/plain; charset=utf-8\r\n" + head(name)
     content = body((text, b"1"), (b"Content-Disposition: " + disposition.encode(), b"\x00"))
@@ -303,14 +306,14 @@ def of_dotnet(name):
 
 @pytest.mark.parametrize("name", ["model", "images[]", "a b;c=d", "\u00e9"])
 @pytest.mark.parametrize("made", [of_httpx, of_urllib3, of_browsers, of_dotnet])
-def test_what_clients_write_is_read(made, name):
-    """Name for name; a file is none but by its filename."""
+def test_forms_of_real_clients(made, name):
+    """The names in real clients' forms are read exactly, and only a filename makes a file."""
     assert parts_of(*made(name)) == [(name, 1, "1"), ("file", 1, None)]
 
 
 @pytest.mark.parametrize("made", [of_httpx, of_urllib3, of_browsers])
 def test_quotes_in_names_are_read_as_written(made):
-    """In the one way that clients have for them."""
+    """Quotes in names are read in the one way that clients escape them."""
     assert parts_of(*made('a"; name="b'))[0] == ('a"; name="b', 1, "1")
 
 
@@ -326,13 +329,13 @@ def test_quotes_in_names_are_read_as_written(made):
     ],
 )
 def test_the_headers_of_a_part_are_short(head_of_part):
-    """Whatever makes them long is refused before it is read."""
+    """A part with long headers is refused before they are parsed."""
     with pytest.raises(ClientError, match="bytes of headers"):
         parse(body((head_of_part, b"")), TYPE)
 
 
 def test_a_header_of_spaces_is_read_once():
-    """A value that is refused at its end is not tried again from each of its spaces."""
+    """A header of many spaces is parsed in linear time."""
     line = "a:" + " " * 200_000 + "\x01"
     started_at = time.process_time()
     assert HEADER.fullmatch(line) is None

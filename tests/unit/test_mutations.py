@@ -1,4 +1,4 @@
-"""The list of mutations is current; scripts/mutate.sh makes them."""
+"""The list of mutations is current; scripts/mutate.sh applies them."""
 
 import re
 
@@ -8,8 +8,8 @@ from process import ROOT
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_each_guard_is_where_the_list_says(mutation):
-    """Its line stands once in its file, and the test that must notice is there."""
+def test_each_mutation_can_be_applied(mutation):
+    """A mutation's line occurs once in its file, and the test that must fail exists."""
     path, *_, function = mutation.test.split("::")
 
     assert (ROOT / mutation.file).read_text().count(mutation.old) == 1

@@ -1,4 +1,4 @@
-"""What a caller's name stands for."""
+"""Resolution of the model names that callers use."""
 
 import json
 import time
@@ -18,7 +18,7 @@ WENT = datetime(2026, 11, 3, tzinfo=UTC)
 
 
 def model(name, kind="text", also_named=(), replacement=None, position=0, price=1):
-    """A model as it is stored."""
+    """Return a model as it is stored."""
     spec = {"pricing": {"input": {"usd": price}, "output": {"usd": price}}}
     if replacement is not None:
         spec["deprecation"] = {"replacementModelId": replacement}
@@ -94,13 +94,13 @@ def targets(name, allowed=None, organization_id=ACME, model_type=None, names=NAM
     ],
 )
 def test_names_are_resolved(name, expected):
-    """Name, spelling, trait, other maker's name, retired id and alias lead to models; a suffix
-    stays; what is gone is left out and nothing stands there twice."""
+    """A name, spelling, trait, other maker's name, retired id or alias resolves to models, each
+    once and without retired ones; a suffix is kept."""
     assert targets(name) == expected
 
 
 def test_the_organizations_alias_goes_first():
-    """An organization's own alias goes before everybody's, and both before Venice's names."""
+    """An organization's own alias overrides a shared one, and both override Venice's names."""
     assert targets("fast", organization_id=OTHER) == ("kimi-k2-6", "llama-3.3-70b")
     assert targets("fast:a=b", organization_id=OTHER) == ("kimi-k2-6:a=b", "llama-3.3-70b:a=b")
     assert targets("gpt-4o-mini", organization_id=OTHER) == ("glm-5",)
@@ -108,7 +108,7 @@ def test_the_organizations_alias_goes_first():
 
 
 def test_a_trait_is_of_a_type():
-    """A trait that several types have is the one of the type that is asked for."""
+    """A trait that several types have resolves within the requested type."""
     assert targets("default", model_type="image") == ("sd35",)
     assert targets("default", model_type="text") == ("kimi-k2-6",)
     with pytest.raises(NotFound):
@@ -136,8 +136,8 @@ def test_a_trait_is_of_a_type():
     ],
 )
 def test_what_a_key_may_use(name, allowed, expected):
-    """A target is usable when its model is allowed, or the alias it came through; without one it is
-    a 403."""
+    """A target may be used if its model or the alias that led to it is allowed; if none may, the
+    error is a 403."""
     if expected is not None:
         assert targets(name, allowed, OTHER) == expected
         return
@@ -146,8 +146,9 @@ def test_what_a_key_may_use(name, allowed, expected):
     assert (refused.value.code, refused.value.param) == ("model_not_allowed", "model")
 
 
-def test_an_unknown_name_is_told_the_nearest():
-    """Up to three names that the caller may use, aliases too."""
+def test_an_unknown_name_suggests_similar_ones():
+    """The error for an unknown name has up to three similar names that the caller may use,
+    including aliases."""
     with pytest.raises(NotFound) as refused:
         targets("lama-3.3-70b:a=b")
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
@@ -162,7 +163,7 @@ def test_an_unknown_name_is_told_the_nearest():
 
 @pytest.mark.parametrize("name", ["lama-3.3-70", "alias-of-somebody-", "x" * 100, "zzz"])
 def test_an_unknown_name_costs_little_among_thousands(name):
-    """As many comparisons as among a few."""
+    """An unknown name among thousands takes as few comparisons as among a few."""
     many = [alias(f"alias-of-somebody-{n}-with-a-long-name", "glm-5") for n in range(1000)]
     others = [
         alias(f"alias-{n}", "glm-5", organization_id=uuid.UUID(int=n + 9)) for n in range(5000)
@@ -174,12 +175,13 @@ def test_an_unknown_name_costs_little_among_thousands(name):
         with pytest.raises(NotFound):
             crowded.targets(ACME, name, None, None)
         took.append(time.perf_counter() - began)
-    # It was 374 ms.
+    # It took 374 ms before.
     assert min(took) < 0.01
 
 
-def test_a_retired_name_is_told_so():
-    """Without a replacement that is there it says when the model went; a ring ends."""
+def test_a_retired_name_has_an_error_of_its_own():
+    """A retired name without a replacement is an error with the date, and a ring of replacements
+    ends."""
     for name in ("lost", "ring-a"):
         with pytest.raises(NotFound, match="retired on 2026-11-03") as refused:
             targets(name)
@@ -190,8 +192,8 @@ def test_a_retired_name_is_told_so():
 
 
 def test_before_models_are_known():
-    """The name stands for itself, an alias for its targets; a key with an allow-list waits unless
-    it has the very name."""
+    """Before models are known a name stands for itself and an alias for its targets; a key with a
+    list waits unless the list has the name."""
     names = Names(Models(), [alias("fast", "a", "b")])
 
     assert targets("anything:x=y", names=names) == ("anything:x=y",)
@@ -205,8 +207,8 @@ def test_before_models_are_known():
 @given(
     name=st.text(max_size=30), allowed=st.none() | st.frozensets(st.sampled_from(["fast", "glm-5"]))
 )
-def test_any_name_has_an_answer(name, allowed):
-    """Whatever is asked, there are models of the list, or one of the errors told of."""
+def test_any_name_is_resolved_or_refused(name, allowed):
+    """Any name resolves to listed models or raises one of the documented errors."""
     try:
         found = targets(name, allowed)
     except ServiceError as error:
@@ -219,7 +221,8 @@ def test_any_name_has_an_answer(name, allowed):
 
 
 def test_what_is_new_in_a_list():
-    """Terms that change, models that come, go and come back; only what differs is named."""
+    """Comparing lists names only what differs: changed terms, and models that came, went or
+    returned."""
     same, dearer, moved = model("same"), model("dearer"), model("moved")
     stored = {
         known.model.name: known
@@ -247,14 +250,15 @@ def test_what_is_new_in_a_list():
     "body",
     [b"", b"[]", b"{}", b'{"data":[]}', b'{"data":[{"id":1}]}', b'{"data":[{"id":""}]}', b"\xff"],
 )
-def test_a_list_that_is_none(body):
-    """An answer that is no list, or an empty one, is Venice's error, and forgets nothing."""
+def test_an_invalid_list(body):
+    """A response that is no list, or an empty one, is an upstream error, and changes nothing."""
     with pytest.raises(UpstreamError):
         read_list(body)
 
 
 def test_a_list_is_read_once_for_each_name():
-    """The first of two with the same name counts; Venice's own bytes are kept; prices are exact."""
+    """The first of two models with one name counts, Venice's bytes are kept, and prices are
+    exact."""
     first = '{"id": "a",  "type":"text","model_spec":{"pricing":{"input":{"usd":0.10}}}}'
     (read,) = read_list(f'{{"data":[{first}, {{"id":"a"}}]}}'.encode())
 

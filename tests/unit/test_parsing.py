@@ -1,4 +1,4 @@
-"""Numbers and times in one strict grammar each, wherever people write them."""
+"""Numbers and times have one strict grammar in all places where people write them."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -42,14 +42,14 @@ NO_NUMBERS = [
 
 @pytest.mark.parametrize("text", [*NO_NUMBERS, "5.0", "-1"])
 def test_whole_numbers_are_digits(text):
-    """And nothing that Python would take besides."""
+    """Whole numbers are ASCII digits only, unlike in Python."""
     with pytest.raises(ValueError, match=r"^must be a whole number"):
         parsing.parse_whole(text)
 
 
 @pytest.mark.parametrize("text", NO_NUMBERS)
 def test_decimal_numbers_are_digits_and_a_point(text):
-    """Amounts of money too."""
+    """Decimal numbers, such as amounts of money, are digits and a point only."""
     with pytest.raises(ValueError, match=r"^must be a decimal number"):
         parsing.parse_decimal(text)
     with pytest.raises(ValueError, match="US dollars"):
@@ -58,21 +58,21 @@ def test_decimal_numbers_are_digits_and_a_point(text):
 
 @given(st.decimals(-(10**18), 10**18, allow_nan=False, places=9))
 def test_decimal_numbers_are_exact(number):
-    """To the last place."""
+    """Decimal numbers are exact to the last place."""
     assert parsing.parse_decimal(f"{number:f}") == number
 
 
 @given(st.integers(0, 10**19 - 1))
 def test_whole_numbers_are_read(number):
-    """With leading zeros as long as there is room for them."""
+    """Whole numbers may have leading zeros, up to a length."""
     assert parsing.parse_whole(str(number)) == number
 
 
 @given(
     st.datetimes(timezones=st.timezones() | st.just(UTC)).map(lambda at: at.replace(microsecond=0))
 )
-def test_every_time_with_a_zone_is_read_or_refused(at):
-    """What has a time in UTC is read as that; what has none is a ValueError and nothing else."""
+def test_every_time_with_a_zone_is_parsed_or_refused(at):
+    """A time that exists in UTC is parsed, and any other raises ValueError only."""
     offset = at.utcoffset()
     text = at.isoformat()
     try:
@@ -115,14 +115,15 @@ def test_every_time_with_a_zone_is_read_or_refused(at):
         "",
     ],
 )
-def test_what_is_no_time(text):
-    """Forms that RFC 3339 does not have, and years that UTC does not have."""
+def test_invalid_times(text):
+    """Forms outside RFC 3339 and years outside UTC's are refused."""
     with pytest.raises(ValueError, match="must be"):
         parsing.parse_instant(text)
 
 
 def test_the_ends_of_the_calendar_are_times():
-    """In UTC, and in zones that bring them into it."""
+    """The first and last instant of the calendar are valid, in UTC and in zones that lead into
+    it."""
     for text, at in (
         ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
         ("0001-01-01T00:00:00-14:00", datetime(1, 1, 1, 14, tzinfo=UTC)),
@@ -138,8 +139,8 @@ def test_the_ends_of_the_calendar_are_times():
     "text",
     ["2026-1-5", "2026-02-30", "0000-01-01", "２０２６-01-05", "20260105", " 2026-01-05", ""],
 )
-def test_what_is_no_day(text):
-    """Days have one form."""
+def test_invalid_days(text):
+    """A day has one form only."""
     with pytest.raises(ValueError, match="must be a day"):
         parsing.parse_day(text)
 
@@ -165,7 +166,7 @@ ORGANIZATION = ("--organization", "00000000-0000-0000-0000-000000000000")
     ],
 )
 def test_options_have_the_same_grammar(command, option):
-    """A mistake names the option, before anything is opened."""
+    """An option with an invalid value is reported by name, before anything is opened."""
     group = click.Group(commands={name: Verbs().get_command(None, name) for name in command[:1]})
     result = CliRunner().invoke(group, command)
 
@@ -174,6 +175,6 @@ def test_options_have_the_same_grammar(command, option):
     assert "Traceback" not in result.output
 
 
-def test_numbers_need_no_text():
-    """Venice's own numbers are read as numbers: they may have exponents."""
+def test_venices_numbers_are_json_numbers():
+    """Numbers in Venice's JSON may have exponents."""
     assert money.parse_usd(Decimal("1.2E-7")) == 120

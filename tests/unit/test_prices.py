@@ -13,7 +13,7 @@ from service.sandbox.models import of_type
 
 
 def leaf(usd):
-    """A price in Venice's shape."""
+    """Return a price in Venice's format."""
     return {"usd": usd, "diem": usd}
 
 
@@ -37,7 +37,8 @@ TEXT = {
 
 
 def test_tokens():
-    """Cached tokens at their own rates; past the threshold everything at the extended ones."""
+    """Cached tokens have their own rates, and past the threshold all tokens have the extended
+    ones."""
     price = price_of("text", **TEXT)
 
     def usage(*tokens):
@@ -56,7 +57,8 @@ counts = st.integers(0, 3_000)
 
 @given(counts, counts, st.floats(0, 1), st.floats(0, 1), counts, counts)
 def test_no_usage_costs_more_than_its_bound(most_in, most_out, cached, written, more, extra):
-    """Whatever part of the input is cached or written to a cache."""
+    """No usage costs more than its bound, whatever part of the input is cached or written to a
+    cache."""
     price = price_of("text", **TEXT)
     cached = int(most_in * cached)
     usage = Usage(
@@ -69,8 +71,8 @@ def test_no_usage_costs_more_than_its_bound(most_in, most_out, cached, written, 
     assert price.cost_nanos(usage) <= price.bound_nanos(most_in + more, most_out + extra)
 
 
-def test_what_is_not_stated_is_unknown():
-    """Output without a rate, a tier of a model without one: None, never zero; free is stated."""
+def test_missing_prices_are_unknown():
+    """A missing rate or tier makes the price None, never zero; a stated zero is free."""
     embedding = price_of("embedding", input=leaf(0.15))
     free = price_of("text", input=leaf(0), output=leaf(0))
 
@@ -101,7 +103,7 @@ def test_what_is_not_stated_is_unknown():
     ],
 )
 def test_images(pricing, asked, nanos):
-    """Of the tier that is asked for, else of the dearest."""
+    """An image costs the requested tier, or the dearest one."""
     assert price_of("image", **pricing).images_nanos(**asked) == nanos
 
 
@@ -110,7 +112,8 @@ def test_images(pricing, asked, nanos):
     [("1K", "low", 2), ("1K", None, 27), (None, "low", 5), (None, None, 83), ("1K", "best", 27)],
 )
 def test_images_by_quality(resolution, quality, nanos):
-    """Resolution and quality together; what is left open is the dearest."""
+    """An image costs the tier of its resolution and quality; what is not stated is taken as the
+    dearest."""
     table = {
         "1K": {"low": leaf(0.02), "medium": leaf(0.07), "high": leaf(0.27)},
         "4K": {"low": leaf(0.05), "medium": leaf(0.21), "high": leaf(0.83)},
@@ -122,7 +125,7 @@ def test_images_by_quality(resolution, quality, nanos):
 
 
 def test_input_images_beyond_the_included_ones_are_paid_for():
-    """For each output image."""
+    """Input images beyond the included ones are paid for with each output image."""
     more = {"included": 1, "additional": leaf(0.0045)}
     price = price_of("inpaint", inpaint=leaf(0.04), inputImages=more)
 
@@ -131,7 +134,7 @@ def test_input_images_beyond_the_included_ones_are_paid_for():
 
 
 def test_upscales():
-    """By the scale that is asked for, else the dearest; None without a price."""
+    """An upscale costs the requested scale, or the dearest; without a price it is None."""
     price = price_of("upscale", upscale={"2x": leaf(0.02), "4x": leaf(0.08)})
 
     assert [price.upscale_nanos(scale) for scale in ("2x", "4x", None, "8x")] == [
@@ -156,12 +159,13 @@ def test_upscales():
     ],
 )
 def test_sound(kind, pricing, facts, nanos):
-    """By characters, seconds or the piece, rounded up."""
+    """Sound is paid by characters, seconds or piece, rounded up."""
     assert price_of(kind, **pricing).nanos(**facts) == nanos
 
 
 def test_music_by_length():
-    """The tier that the length is in; the dearest when it is not known; none beyond."""
+    """Music costs the tier of its length, the dearest one if the length is not known, and None
+    beyond the last tier."""
     tiers = {
         "short": {**leaf(0.5), "min_seconds": 1, "max_seconds": 60},
         "long": {**leaf(0.9), "min_seconds": 61, "max_seconds": 240},
@@ -191,13 +195,13 @@ def test_music_by_length():
         b'{"input": {"usd": 1e300}, "generation": {"usd": 1e300}}',
     ],
 )
-def test_what_cannot_be_read_is_no_price(kind, pricing):
-    """And no exception."""
+def test_unreadable_prices_are_none(kind, pricing):
+    """A price that cannot be parsed is None and raises nothing."""
     assert read_price(kind, pricing) is None
 
 
 def test_the_sandboxs_catalogue_is_read():
-    """Each of its models that states a price has one, of its type's kind."""
+    """Each of the sandbox's models that states a price has one of its type's kind."""
     kinds = dict.fromkeys(("image", "inpaint", "upscale"), ImagePrice)
     kinds |= dict.fromkeys(("tts", "asr", "music"), AudioPrice)
     for model in of_type("all"):
@@ -208,7 +212,7 @@ def test_the_sandboxs_catalogue_is_read():
 
 
 def test_a_cost_is_rounded_up_once():
-    """Not for each kind of token: parts of a nano-dollar are summed first."""
+    """A cost is rounded up once, after the parts of all kinds of tokens were summed."""
     price = price_of("text", input=leaf(0.000001), output=leaf(0.000001))
 
     assert price.cost_nanos(Usage(input_tokens=400, output_tokens=600)) == 1

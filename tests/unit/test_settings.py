@@ -1,4 +1,4 @@
-"""Settings: every rule, every mistake at once, and no secret in sight."""
+"""Settings: each rule, all mistakes in one report, and no secret in any output."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ PRODUCTION = {
 
 @pytest.fixture
 def environ(monkeypatch, tmp_path):
-    """An environment with nothing in it, and a directory without a .env file."""
+    """An empty environment, and a directory without a .env file."""
     values = {}
     monkeypatch.setattr(os, "environ", values)
     monkeypatch.chdir(tmp_path)
@@ -34,7 +34,7 @@ def environ(monkeypatch, tmp_path):
 
 
 def mistakes(environ, **values):
-    """What load() says about an environment."""
+    """Return the mistakes that load() reports for an environment."""
     environ.update(values)
     with pytest.raises(SettingsError) as caught:
         settings.load()
@@ -42,7 +42,7 @@ def mistakes(environ, **values):
 
 
 def test_production_takes_its_required_settings(environ):
-    """With the five required variables production starts."""
+    """Production starts with the five required variables."""
     environ.update(PRODUCTION)
 
     loaded = settings.load()
@@ -55,14 +55,14 @@ def test_production_takes_its_required_settings(environ):
 
 
 def test_railway_means_production(environ):
-    """RAILWAY_ENVIRONMENT_NAME makes it production, whatever ENVIRONMENT says."""
+    """RAILWAY_ENVIRONMENT_NAME means production, whatever ENVIRONMENT is."""
     environ.update(PRODUCTION, ENVIRONMENT="development", RAILWAY_ENVIRONMENT_NAME="staging")
 
     assert settings.load().is_production
 
 
 def test_production_names_every_missing_setting(environ):
-    """All that is missing is reported at once, one line each."""
+    """Production reports all missing variables at once, one per line."""
     said = mistakes(environ, ENVIRONMENT="production")
 
     names = [line.partition(":")[0] for line in said]
@@ -70,7 +70,7 @@ def test_production_names_every_missing_setting(environ):
 
 
 def test_an_empty_variable_is_a_missing_one(environ):
-    """A variable that is set to nothing counts as not set."""
+    """An empty variable counts as missing."""
     said = mistakes(environ, **{**PRODUCTION, "VENICE_API_KEY": ""})
 
     assert [line.partition(":")[0] for line in said] == ["VENICE_API_KEY"]
@@ -85,16 +85,17 @@ def test_an_empty_variable_is_a_missing_one(environ):
         ("VENICE_BASE_URL", "venice_base_url"),
     ],
 )
-def test_white_space_around_a_value_is_taken_off(environ, name, field, around):
-    """A form or a file that ends with a line break does not break each call."""
+def test_surrounding_white_space_is_stripped(environ, name, field, around):
+    """White space around a value is stripped, so that a trailing line break from a form or a file
+    breaks no call."""
     value = PRODUCTION.get(name, "https://venice.example/api/v1")
     environ.update(PRODUCTION, **{name: around.format(value)})
 
     assert getattr(settings.load(), field) == value
 
 
-def test_white_space_around_addresses_and_lists_is_taken_off(environ):
-    """Also where a value is parsed."""
+def test_white_space_around_parsed_values_is_stripped(environ):
+    """White space around addresses and lists is stripped before they are parsed."""
     environ.update(PRODUCTION)
     plain = settings.load()
     for name in ("DATABASE_URL", "ENCRYPTION_KEY", "LOG_LEVEL", "HOST", "PORT"):
@@ -109,7 +110,7 @@ def test_white_space_around_addresses_and_lists_is_taken_off(environ):
 
 
 def settings_default(name):
-    """What production takes when the variable is not set."""
+    """Return the default of a setting in production."""
     (found,) = (one for one in settings.variables() if one.name == name)
     return found.production
 
@@ -117,7 +118,8 @@ def settings_default(name):
 @pytest.mark.parametrize("odd", ["\x00", "\n", "\r", "\x7f", " ", "\u00e9", "\u200b", "\ufeff"])
 @pytest.mark.parametrize("name", ["VENICE_API_KEY", "OPERATOR_KEY", "ENCRYPTION_KEY"])
 def test_a_secret_that_no_header_can_carry_is_refused(environ, name, odd):
-    """At the start, by the variable's name, without its value: no call could be made with it."""
+    """A secret that no header can carry is reported at the start by the variable's name, without
+    its value."""
     value = PRODUCTION[name]
     said = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
 
@@ -126,16 +128,17 @@ def test_a_secret_that_no_header_can_carry_is_refused(environ, name, odd):
 
 @pytest.mark.parametrize("odd", ["\x00", "\n", "\r", "\x7f", " ", "\u200b", "\ufeff"])
 @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_UNPOOLED_URL", "VENICE_BASE_URL"])
-def test_an_address_that_is_broken_is_refused(environ, name, odd):
-    """Some parsers pass over a line break, and others do not."""
+def test_a_broken_address_is_refused(environ, name, odd):
+    """An address with a line break inside is refused, because parsers differ in how they treat
+    it."""
     value = PRODUCTION.get(name, "https://venice.example/api/v1")
     said = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
 
     assert said == [f"{name}: must not have spaces or control characters"]
 
 
-def test_dotenv_is_tidied_too(environ, tmp_path):
-    """A value in quotes may end with a line break, or have a character that no header can carry."""
+def test_dotenv_values_are_stripped(environ, tmp_path):
+    """Quoted values in .env are stripped, and checked for characters that no header can carry."""
     environ.update({name: PRODUCTION[name] for name in PRODUCTION if name != "VENICE_API_KEY"})
     (tmp_path / ".env").write_text('VENICE_API_KEY="abc\\n"\n')
     assert settings.load().venice_api_key == "abc"
@@ -147,7 +150,7 @@ def test_dotenv_is_tidied_too(environ, tmp_path):
 
 @pytest.mark.parametrize("name", ["VENICE_API_KEY", "OPERATOR_KEY", "DATABASE_URL"])
 def test_white_space_alone_is_no_value(environ, name):
-    """As nothing at all."""
+    """White space alone counts as a missing value."""
     said = mistakes(environ, **{**PRODUCTION, name: " \n"})
 
     assert [line.partition(":")[0] for line in said] == [name]
@@ -156,7 +159,7 @@ def test_white_space_alone_is_no_value(environ, name):
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 40, b"a" * 20 + b" " + b"a" * 20])
 def test_a_kept_secret_that_is_damaged_is_refused(environ, tmp_path, content):
-    """A disk that was full when it was written: no key is made of what is left."""
+    """A kept secret that a full disk truncated is refused instead of being used."""
     (tmp_path / ".rialto").mkdir()
     (tmp_path / ".rialto" / "encryption_key").write_bytes(content)
 
@@ -179,8 +182,8 @@ def test_a_kept_secret_that_is_damaged_is_refused(environ, tmp_path, content):
     ],
 )
 @pytest.mark.parametrize("place", ["environment", "file"])
-def test_a_misspelt_name_is_noticed(environ, tmp_path, name, meant, place):
-    """In the environment and in .env; by its name, without its value."""
+def test_a_misspelled_name_is_reported(environ, tmp_path, name, meant, place):
+    """A misspelled name in the environment or in .env is reported without its value."""
     environ.update(PRODUCTION)
     if place == "environment":
         environ[name] = SECRET
@@ -192,8 +195,8 @@ def test_a_misspelt_name_is_noticed(environ, tmp_path, name, meant, place):
     assert settings.suspicious_names()[name] in (meant, None)
 
 
-def test_other_names_are_left_alone(environ):
-    """Of the platform, the shell and other programs."""
+def test_other_names_are_ignored(environ):
+    """Variables of the platform, the shell and other programs are ignored."""
     environ.update(PRODUCTION)
     for name in (
         "PATH",
@@ -213,7 +216,7 @@ def test_other_names_are_left_alone(environ):
     assert settings.suspicious_names() == {}
 
 
-def test_mistakes_of_all_kinds_come_together(environ):
+def test_mistakes_of_all_kinds_are_reported_together(environ):
     """Missing, malformed and contradictory settings are one report."""
     said = mistakes(
         environ,
@@ -237,8 +240,8 @@ def test_mistakes_of_all_kinds_come_together(environ):
     }
 
 
-def test_secrets_have_no_repr(environ):
-    """Neither the object nor its parts show a secret."""
+def test_the_repr_has_no_secrets(environ):
+    """The repr of the settings and of their parts has no secret."""
     environ.update(PRODUCTION)
 
     shown = repr(settings.load()) + str(settings.load().database)
@@ -249,7 +252,7 @@ def test_secrets_have_no_repr(environ):
 
 
 def test_settings_are_frozen(environ):
-    """Nobody changes a setting after the start."""
+    """A setting cannot be changed."""
     loaded = settings.load()
 
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -257,7 +260,7 @@ def test_settings_are_frozen(environ):
 
 
 def test_development_keeps_the_secrets_it_makes(environ, tmp_path):
-    """Development makes its keys once, readable by the owner only."""
+    """Development creates its keys once, readable by the owner only."""
     first, second = settings.load(), settings.load()
 
     assert (first.operator_key, first.encryption_keys) == (
@@ -267,8 +270,8 @@ def test_development_keeps_the_secrets_it_makes(environ, tmp_path):
     assert (tmp_path / ".rialto" / "operator_key").stat().st_mode & 0o777 == 0o600
 
 
-def test_dotenv_is_below_the_environment(environ, tmp_path):
-    """.env fills in what the environment does not say."""
+def test_the_environment_overrides_dotenv(environ, tmp_path):
+    """A value of .env is used where the environment has none."""
     (tmp_path / ".env").write_text("PORT=9001\nLOG_LEVEL=debug\n")
     environ["LOG_LEVEL"] = "error"
 
@@ -277,8 +280,8 @@ def test_dotenv_is_below_the_environment(environ, tmp_path):
     assert (loaded.port, loaded.log_level) == (9001, "error")
 
 
-def test_lines_of_dotenv_that_cannot_be_read(environ, tmp_path):
-    """They are mistakes like the others, by their numbers; what stands in them is not shown."""
+def test_unreadable_lines_of_dotenv(environ, tmp_path):
+    """Lines of .env that cannot be parsed are reported by number, without their content."""
     (tmp_path / ".env").write_text(f"PORT=http\n\n# why\n\n{SECRET} 1\nLOG_LEVEL=info\nHOST:x\n")
 
     said = mistakes(environ)
@@ -290,8 +293,8 @@ def test_lines_of_dotenv_that_cannot_be_read(environ, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"PORT=\xff\n"], ids=["directory", "not UTF-8"])
-def test_a_dotenv_that_cannot_be_read(environ, tmp_path, content):
-    """A .env that is no text file is a mistake of its own."""
+def test_an_unreadable_dotenv(environ, tmp_path, content):
+    """A .env that is not a text file is a mistake of its own."""
     if content is None:
         (tmp_path / ".env").mkdir()
     else:
@@ -303,7 +306,8 @@ def test_a_dotenv_that_cannot_be_read(environ, tmp_path, content):
 
 
 def test_an_unknown_environment_is_one_mistake(environ):
-    """It demands nothing of production and forgives nothing that is wrong everywhere."""
+    """An unknown environment is one mistake: production's requirements are not reported, all other
+    mistakes are."""
     url = "postgresql://u:p@localhost/x"
 
     said = mistakes(environ, ENVIRONMENT="prod", PORT="http", DATABASE_URL=url)
@@ -312,7 +316,7 @@ def test_an_unknown_environment_is_one_mistake(environ):
 
 
 def test_a_data_directory_that_is_a_file(environ, tmp_path):
-    """It is in the list with the others, also when the file stands further up."""
+    """A data directory that is a file, or lies below one, is a mistake in the report."""
     (tmp_path / "file").touch()
     for directory in ("file", "file/below"):
         said = mistakes(environ, DATA_DIRECTORY=directory, PORT="http")
@@ -321,14 +325,14 @@ def test_a_data_directory_that_is_a_file(environ, tmp_path):
 
 
 def test_a_data_directory_that_cannot_be_written(environ):
-    """A file system that refuses is a mistake of DATA_DIRECTORY, for root too."""
+    """A data directory that cannot be written is a mistake of DATA_DIRECTORY, also for root."""
     (said,) = mistakes(environ, DATA_DIRECTORY="/proc/rialto")
 
     assert said.startswith("DATA_DIRECTORY: ")
 
 
-def test_production_looks_at_no_data_directory(environ, tmp_path):
-    """Production writes no files, so it needs no place for them."""
+def test_production_ignores_the_data_directory(environ, tmp_path):
+    """Production writes no files and does not check the data directory."""
     (tmp_path / "file").touch()
     environ.update(PRODUCTION, DATA_DIRECTORY="file")
 
@@ -337,14 +341,14 @@ def test_production_looks_at_no_data_directory(environ, tmp_path):
 
 @pytest.mark.parametrize("count", ["0", "65", "two"])
 def test_processes_are_1_to_64(environ, count):
-    """Anything else is a mistake that names the variable."""
+    """Any number of processes outside 1 to 64 is a mistake that names the variable."""
     (said,) = mistakes(environ, WEB_CONCURRENCY=count)
 
     assert said.startswith("WEB_CONCURRENCY: ")
 
 
-def test_the_page_tells_each_rule(environ):
-    """docs/settings.md has the range of a number and every variable that is read besides."""
+def test_the_page_has_each_rule(environ):
+    """docs/settings.md has the range of each number and every other variable that is read."""
     page = markdown()
 
     assert "| `PORT` | integer: 0 to 65535 |" in page
@@ -353,14 +357,15 @@ def test_the_page_tells_each_rule(environ):
 
 
 def test_shutdown_fits_the_platforms_draining_time(environ):
-    """On Railway running calls get the draining time less what surrounds the wait."""
+    """On Railway the shutdown's grace period is the draining time less the steps before and after
+    it."""
     environ.update(PRODUCTION, RAILWAY_DEPLOYMENT_DRAINING_SECONDS="120")
 
     assert settings.load().shutdown_timeout_s == 105
 
 
 def test_encryption_keys_are_a_list(environ):
-    """ENCRYPTION_KEY takes a list, newest first."""
+    """ENCRYPTION_KEY is a list, newest first."""
     environ.update(PRODUCTION, ENCRYPTION_KEY=f"{'n' * 32}, {'o' * 32}")
 
     assert settings.load().encryption_keys == ("n" * 32, "o" * 32)
@@ -393,8 +398,8 @@ def test_encryption_keys_are_a_list(environ):
         "%2Fvar%2Frun%2Fpostgresql",
     ],
 )
-def test_production_refuses_this_machine_in_every_disguise(environ, host):
-    """A database URL in production that means this machine is refused, and no password shown."""
+def test_production_refuses_this_machine_in_every_spelling(environ, host):
+    """A database URL of this machine is refused in production, without showing a password."""
     url = f"postgresql://rialto:{SECRET}@{host}:5432/rialto"
 
     (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
@@ -408,8 +413,8 @@ def test_production_refuses_this_machine_in_every_disguise(environ, host):
     "query",
     ["host=localhost", "host=127.0.0.1", "host=/var/run/postgresql", "host=%3A%3A1", "host=@x"],
 )
-def test_production_looks_behind_the_host_parameter(environ, query):
-    """?host= overrides the host of the URL, so it is held to the same rule."""
+def test_production_checks_the_host_parameter(environ, query):
+    """The host parameter overrides the URL's host, so it must follow the same rule."""
     url = f"postgresql://rialto:{SECRET}@postgres.internal/rialto?{query}"
 
     (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
@@ -420,7 +425,7 @@ def test_production_looks_behind_the_host_parameter(environ, query):
 
 @pytest.mark.parametrize("host", ["postgres.internal,localhost", "localhost,postgres.internal"])
 def test_a_list_of_hosts_is_refused(environ, host):
-    """A list could hide a loopback host; one host is supported."""
+    """A list of hosts, which could hide a loopback host, is refused."""
     url = f"postgresql://rialto:{SECRET}@{host}/rialto"
 
     (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
@@ -430,8 +435,8 @@ def test_a_list_of_hosts_is_refused(environ, host):
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_UNPOOLED_URL"])
-def test_both_urls_are_held_to_the_rule(environ, name):
-    """The way around the pooler is no way around the rule."""
+def test_both_urls_follow_the_rule(environ, name):
+    """The rule applies to DATABASE_URL and DATABASE_UNPOOLED_URL."""
     (said,) = mistakes(environ, **{**PRODUCTION, name: "postgresql://u:p@127.1/x"})
 
     assert said.startswith(f"{name}: points at this machine")
@@ -440,8 +445,8 @@ def test_both_urls_are_held_to_the_rule(environ, name):
 @pytest.mark.parametrize(
     "host", ["postgres.railway.internal", "10.0.0.7", "fd12::1", "localhost.example.com"]
 )
-def test_other_hosts_are_not_this_machine(host):
-    """The rule refuses no host that is another machine."""
+def test_other_hosts_pass(host):
+    """The rule accepts every host that is another machine."""
     assert not is_loopback(host)
 
 
@@ -458,7 +463,7 @@ def test_other_hosts_are_not_this_machine(host):
         ("postgresql://h/x", "must name a user and a database"),
     ],
 )
-def test_a_bad_url_is_told_its_rule(url, rule):
+def test_a_bad_url_is_reported_with_its_rule(url, rule):
     """The error names the rule and shows neither the URL nor the password."""
     with pytest.raises(AddressError) as caught:
         parse_database_url(url, production=True)
@@ -471,7 +476,7 @@ def test_a_bad_url_is_told_its_rule(url, rule):
     "password", ["p@ss", "a/b", "c:d", "50%", "e?f", "g#h", "i j", "k[l]", "ü"]
 )
 def test_a_password_may_hold_anything(password):
-    """Special characters, percent-encoded, arrive as they are."""
+    """Special characters in a password, percent-encoded, arrive unchanged."""
     from urllib.parse import quote  # noqa: PLC0415
 
     url = f"postgres://user:{quote(password, safe='')}@db.internal/x?sslmode=require"
@@ -480,7 +485,7 @@ def test_a_password_may_hold_anything(password):
 
 
 def test_harmless_parameters_are_dropped():
-    """What libpq knows and the server would refuse does not travel."""
+    """Parameters that libpq knows and the server would reject are removed."""
     address = parse_database_url(
         "postgresql://u:p@[fd12::1]:6432/x?connect_timeout=10&channel_binding=prefer",
         production=True,
@@ -490,7 +495,7 @@ def test_harmless_parameters_are_dropped():
 
 
 def test_a_socket_is_fine_in_development():
-    """Development may reach its database through a directory."""
+    """Development may use a database's socket directory."""
     address = parse_database_url("postgresql://u@/x?host=/tmp/pg", production=False)
 
     assert address.host == "/tmp/pg"
@@ -526,7 +531,8 @@ def test_a_missing_setting_that_is_misspelt_is_named(tmp_path, dotenv):
 
 
 def test_bad_settings_end_the_process_before_anything_opens(tmp_path):
-    """python -m service exits with 78, each mistake on a line, and makes no files."""
+    """With wrong settings python -m service prints each mistake on a line, exits with 78 and
+    creates no file."""
     run = started_badly(tmp_path)
 
     assert run.returncode == 78
@@ -543,7 +549,7 @@ def test_bad_settings_end_the_process_before_anything_opens(tmp_path):
 @pytest.mark.parametrize("name", ["PORT", "WATCHDOG_POOL_SECONDS"])
 @pytest.mark.parametrize("text", ["8_080", "8 0", "+80", "８０", "1e3", "inf", "nan", "0x50"])
 def test_numbers_are_digits(environ, name, text):
-    """What Python would read as a number besides is a mistake, and names the variable."""
+    """Numbers that only Python would accept are a mistake that names the variable."""
     assert mistakes(environ, **{name: text})[0].startswith(f"{name}: must be a")
 
 
@@ -572,14 +578,14 @@ def test_numbers_are_digits(environ, name, text):
         "/new,,/other",
     ],
 )
-def test_paths_that_cannot_be_opened(environ, text):
-    """The error names the variable."""
+def test_invalid_open_paths(environ, text):
+    """An invalid path is a mistake that names the variable."""
     (said,) = mistakes(environ, VENICE_OTHER_PATHS=text)
     assert said.startswith("VENICE_OTHER_PATHS: must")
 
 
-def test_paths_that_are_opened(environ):
-    """In the order in which they are stated, each once."""
+def test_open_paths_keep_their_order(environ):
+    """Opened paths keep their order, each once."""
     assert settings.load().venice_other_paths == ()
     environ["VENICE_OTHER_PATHS"] = " /new/*, /x/y.z ,/new/*"
     assert settings.load().venice_other_paths == ("/new/*", "/x/y.z")
@@ -601,8 +607,8 @@ def test_paths_that_are_opened(environ):
         "api.venice.ai",
     ],
 )
-def test_where_venice_answers_is_a_url(environ, url):
-    """And nothing that another parser reads otherwise."""
+def test_venices_address_is_a_plain_url(environ, url):
+    """An address of Venice that another parser would read differently is refused."""
     (said,) = mistakes(environ, VENICE_BASE_URL=url)
     assert said.startswith("VENICE_BASE_URL: must")
     assert "pass" not in said

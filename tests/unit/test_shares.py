@@ -1,4 +1,4 @@
-"""What there is only so much of is shared."""
+"""Shares of resources that are limited in a process."""
 
 from uuid import UUID
 
@@ -11,7 +11,7 @@ KEYS = [UUID(int=number) for number in range(10, 20)]
 
 
 def taken(shares, organization, key):
-    """How much they get, one by one."""
+    """Take amounts one by one; return how many were granted."""
     count = 0
     while shares.take(organization, key, 1):
         count += 1
@@ -19,15 +19,15 @@ def taken(shares, organization, key):
 
 
 def test_a_key_gets_a_third_and_an_organization_half():
-    """When nobody else wants anything."""
+    """Alone, a key gets a third and an organization half of the whole."""
     shares = Shares(1200)
 
     assert taken(shares, A, KEYS[0]) == 400
     assert [taken(shares, A, key) for key in KEYS[1:]] == [200, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_there_is_always_something_left_for_others():
-    """However many have taken all that they may."""
+def test_something_is_always_left_for_others():
+    """A newcomer gets something although many others have taken their full shares."""
     shares = Shares(1200)
     for key in KEYS[:2]:
         taken(shares, A, key)
@@ -37,8 +37,8 @@ def test_there_is_always_something_left_for_others():
     assert taken(shares, C, KEYS[4]) == 100
 
 
-def test_what_is_given_back_is_free_again():
-    """Once, however often a share is closed."""
+def test_a_closed_share_is_free_again():
+    """Closing a share frees it once, however often it is closed."""
     shares = Shares(9)
     with shares.open(A, KEYS[0]) as share:
         assert share.grow(3)
@@ -52,8 +52,8 @@ def test_what_is_given_back_is_free_again():
 
 
 @pytest.mark.parametrize("amount", [4, 10, 10**12])
-def test_too_much_at_once_is_nothing(amount):
-    """It is all or nothing."""
+def test_an_amount_that_does_not_fit_takes_nothing(amount):
+    """An amount is granted as a whole or not at all."""
     shares = Shares(9)
 
     assert not shares.take(A, KEYS[0], amount)

@@ -1,4 +1,4 @@
-"""Halves of surrogate pairs: kept while a text is in pieces, and gone when it is sent."""
+"""Lone surrogates are kept while a text is in pieces and replaced when it is sent."""
 
 import json
 
@@ -14,7 +14,7 @@ TEXTS = st.text(st.sampled_from(["a", "\ud83d", "\ude00", "😀", "\uffff"]), ma
 
 @given(st.lists(TEXTS))
 def test_pieces_make_the_text(texts):
-    """However it was cut, each piece can be sent at once and all together are the whole."""
+    """Each piece can be encoded at once, and all pieces together are the text."""
     pieces = surrogates.Pieces()
     sent = [surrogates.repair(pieces.add(text)) for text in texts]
     sent.append(pieces.rest())
@@ -24,8 +24,8 @@ def test_pieces_make_the_text(texts):
 
 
 @given(TEXTS)
-def test_what_was_decoded_can_be_encoded(text):
-    """With U+FFFD for what is alone."""
+def test_any_decoded_text_can_be_encoded(text):
+    """A decoded text can be encoded, with U+FFFD for a lone surrogate."""
     value = {"first": [text, {"b": text}], text: 1}
     decoded = surrogates.decode(json.dumps(value).encode(), dict)
 
@@ -35,12 +35,12 @@ def test_what_was_decoded_can_be_encoded(text):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b'{"a":"\\ud83d"', b'"\\ud83d"NaN', b"[" * 100_000, b'["\\ud83d",NaN]']
 )
-def test_what_is_no_json(content):
-    """Is none with halves either."""
+def test_invalid_json_stays_invalid(content):
+    """Invalid JSON with lone surrogates is invalid too."""
     with pytest.raises(msgspec.DecodeError):
         surrogates.decode(content, list)
 
 
-def test_bytes_that_are_no_utf8():
-    """Become the same."""
+def test_bytes_that_are_not_utf8():
+    """Bytes that are not UTF-8 become U+FFFD."""
     assert surrogates.decode(b'"a\xff"', str) == "a\ufffd"

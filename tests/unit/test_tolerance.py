@@ -1,4 +1,4 @@
-"""What clients send on their own account and Venice refuses."""
+"""Members that clients send by default and Venice refuses."""
 
 import json
 
@@ -22,13 +22,13 @@ def tolerated(**members):
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_members_that_say_nothing(name):
-    """Are left out, wherever they stand."""
+def test_members_without_effect_are_removed(name):
+    """Members that have no effect are removed, in any position."""
     assert tolerated(a=1, **{name: {"x": [1]}}, b=2) == {"a": 1, "b": 2}
 
 
-def test_nulls():
-    """Say nothing, but within other members."""
+def test_nulls_are_removed():
+    """Members that are null are removed, except within other members."""
     assert tolerated(a=None, b={"c": None}, d=[None]) == {"b": {"c": None}, "d": [None]}
     assert tolerated(a=None) == {}
 
@@ -36,8 +36,8 @@ def test_nulls():
 @pytest.mark.parametrize(
     ("stream", "is_kept"), [({"stream": True}, True), ({"stream": False}, False), ({}, False)]
 )
-def test_options_of_streams(stream, is_kept):
-    """Are for streams."""
+def test_stream_options_need_a_stream(stream, is_kept):
+    """``stream_options`` is kept for streams only."""
     said = tolerated(stream_options={"include_usage": True}, **stream)
 
     assert ("stream_options" in said) is is_kept
@@ -47,8 +47,8 @@ def test_options_of_streams(stream, is_kept):
     ("choice", "said"),
     [("auto", "auto"), ({"name": "look"}, {"type": "function", "function": {"name": "look"}})],
 )
-def test_functions(choice, said):
-    """Are tools by their first name."""
+def test_functions_become_tools(choice, said):
+    """The old ``functions`` and ``function_call`` become tools."""
     function = {"name": "look", "parameters": {"type": "object"}}
 
     assert tolerated(functions=[function], function_call=choice) == {
@@ -67,14 +67,14 @@ def test_functions(choice, said):
         b'{"a": "\\"store\\"", "b": {"metadata": 1}, "stream": true, "stream_options": {}}',
     ],
 )
-def test_nothing_else_is_touched(content):
-    """Not a byte."""
+def test_other_bodies_are_unchanged(content):
+    """A body without such members is not changed by a byte."""
     assert tolerate(json.loads(content)) == {}
 
 
 @given(st.dictionaries(st.text(max_size=4) | st.sampled_from(sorted(LEFT_OUT)), JSON))
-def test_all_others_stay(members):
-    """Whatever they are called and have."""
+def test_all_other_members_stay(members):
+    """All other members stay, whatever their names and values are."""
     kept = {
         name: value for name, value in members.items() if name not in LEFT_OUT and value is not None
     }

@@ -1,4 +1,4 @@
-"""Which key takes a call, which keys cool down, and which attempts are retried."""
+"""The choice of an upstream key, cooldowns, and retries."""
 
 import asyncio
 import contextlib
@@ -33,13 +33,13 @@ CALLER = Source(TENANT, uuid.UUID(int=8))
 
 
 def refusal(status, headers=None, body=b'{"error": "So it is."}'):
-    """An answer of Venice's that is none, JSON unless it is said to be something else."""
+    """Return an error response of Venice, JSON unless another type is given."""
     headers = {"Content-Type": "application/json", **(headers or {})}
     return refusals_of_venice.refusal(status, headers, body)
 
 
 def somebody(organization_id=None):
-    """A caller nobody knows, of an organization of their own unless one is given."""
+    """Return a new caller, in a new organization unless one is given."""
     return Source(organization_id or uuid.uuid4(), uuid.uuid4())
 
 
@@ -51,7 +51,7 @@ def key(name, organization_id=None):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test moves."""
+    """A clock that the test moves."""
 
     class Clock:
         now = 1000.0
@@ -65,8 +65,8 @@ def clock(monkeypatch):
     return clock
 
 
-def test_the_one_with_the_fewest_calls():
-    """Calls spread evenly."""
+def test_calls_are_spread_evenly():
+    """The key with the fewest calls in flight takes the next call."""
     pool = UpstreamKeys([key("a"), key("b"), key("c")])
     for _ in range(30):
         pool.in_flight[pool.choose(CALLER, "m").id] += 1
@@ -74,8 +74,8 @@ def test_the_one_with_the_fewest_calls():
     assert sorted(pool.in_flight.values()) == [10, 10, 10]
 
 
-def test_an_organizations_own():
-    """Has no other calls, and its organization no other keys."""
+def test_an_organizations_own_key():
+    """An organization's own key serves no other calls, and its organization uses no other keys."""
     shared, own = key("shared"), key("own", TENANT)
     pool = UpstreamKeys([shared, own])
 
@@ -87,8 +87,8 @@ def test_an_organizations_own():
 
 
 @pytest.mark.parametrize("status", [401, 402])
-async def test_a_spent_key_is_out_of_service_until_a_probe_finds_it_well(monkeypatch, status):
-    """For every model; the others go on."""
+async def test_a_spent_key_cools_down_until_a_probe_succeeds(monkeypatch, status):
+    """A spent key is not used for any model until a probe succeeds, and the other keys are."""
     monkeypatch.setattr(keys, "PROBE_EVERY_S", 0.001)
     spent, well = key("spent"), key("well")
     pool = UpstreamKeys([spent, well])
@@ -121,8 +121,8 @@ async def test_a_spent_key_is_out_of_service_until_a_probe_finds_it_well(monkeyp
     assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"spent", "well"}
 
 
-def test_an_older_answer_does_not_bring_a_spent_key_back():
-    """It was under way before the key was refused."""
+def test_an_older_success_does_not_revive_a_spent_key():
+    """A success of a call that started before the key was refused does not end the cooldown."""
     spent, well = key("spent"), key("well")
     pool = UpstreamKeys([spent, well])
     pool.put_out_of_service(spent, "status 402")
@@ -131,9 +131,9 @@ def test_an_older_answer_does_not_bring_a_spent_key_back():
     assert pool.resting() == {"spent": "status 402"}
 
 
-def test_one_that_may_not_use_a_model(clock):
-    """Rests for that model, for a while and for the caller that met it: the reason that Venice
-    states may lie in what that caller asked for."""
+def test_a_key_that_may_not_use_a_model(clock):
+    """A key that Venice refuses for a model cools down for a while for that model and caller only,
+    because the reason may lie in the caller's request."""
     one = key("one")
     pool = UpstreamKeys([one])
     body = b'{"error": "No.", "code": "MODEL_PRIVACY_RESTRICTED"}'
@@ -149,7 +149,7 @@ def test_one_that_may_not_use_a_model(clock):
 
 
 def test_a_rate_that_is_used_up(clock, monkeypatch):
-    """Rests until Venice's own time, which is in milliseconds since 1970."""
+    """A key whose rate is used up cools down until Venice's reset time in Unix milliseconds."""
     one = key("one")
     pool = UpstreamKeys([one])
     monkeypatch.setattr("service.upstream.refusals.time.time", lambda: 2000.0)
@@ -163,8 +163,8 @@ def test_a_rate_that_is_used_up(clock, monkeypatch):
     assert pool.choose(CALLER, "m") is one
 
 
-def test_overload_is_no_ones_fault():
-    """Venice names a time, and the key goes on."""
+def test_overload_causes_no_cooldown():
+    """An overload names a time for the retry and does not affect the key."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(20):
@@ -179,8 +179,9 @@ def test_overload_is_no_ones_fault():
 @pytest.mark.parametrize(
     "error", [UpstreamError("500"), UpstreamCut("cut"), UpstreamTimeout("late")]
 )
-def test_the_breaker(clock, error):
-    """Five failures in a row start a cooldown of the model; then one trial call decides."""
+def test_the_circuit_breaker(clock, error):
+    """After five consecutive failures the key cools down for the model, then one trial call
+    decides."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(cooldowns.FAILURES_TO_OPEN - 1):
@@ -207,8 +208,8 @@ def test_the_breaker(clock, error):
     assert [pool.choose(CALLER, "m") for _ in range(3)] == [one] * 3
 
 
-def test_a_callers_mistake_shows_that_a_model_is_well(clock):
-    """Or one bad call would keep all others waiting for the trial's time."""
+def test_a_callers_mistake_ends_a_trial(clock):
+    """A trial call that fails by its caller's mistake shows that the model works."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(cooldowns.FAILURES_TO_OPEN):
@@ -241,7 +242,8 @@ POISON = (
 @pytest.mark.parametrize("is_same_organization", [False, True])
 @pytest.mark.parametrize("error", POISON, ids=lambda error: f"{error.upstream_status}-{error.code}")
 def test_one_callers_failures_bind_no_other(clock, error, is_same_organization):
-    """Whatever they are and however many; nor does it keep a model down that has recovered."""
+    """One caller's failures, of any kind and number, affect no other caller, and do not keep a
+    recovered model down."""
     one = key("one")
     pool = UpstreamKeys([one])
     victim = somebody(TENANT if is_same_organization else None)
@@ -254,8 +256,9 @@ def test_one_callers_failures_bind_no_other(clock, error, is_same_organization):
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 429, 500, 502, 503, 520])
-def test_what_is_not_venices_own_does_not_even_bind_its_caller(status):
-    """Another prompt may pass."""
+def test_an_error_that_is_not_venices_own_binds_nobody(status):
+    """An error that is not Venice's own does not even affect its caller, whose next prompt may
+    pass."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(100):
@@ -266,8 +269,9 @@ def test_what_is_not_venices_own_does_not_even_bind_its_caller(status):
 
 @pytest.mark.parametrize("callers", [2, 5])
 @pytest.mark.parametrize("are_organizations", [False, True])
-def test_the_same_failure_of_several(callers, are_organizations):
-    """Binds those who share what they have in common: the organization, or everybody."""
+def test_a_failure_of_several_callers(callers, are_organizations):
+    """A failure that several callers have affects their organization, or everybody if they are of
+    several organizations."""
     one = key("one")
     pool = UpstreamKeys([one])
     sources = [somebody(None if are_organizations else TENANT) for _ in range(callers)]
@@ -284,7 +288,7 @@ def test_the_same_failure_of_several(callers, are_organizations):
 
 
 def test_failures_hours_apart_are_no_outage(clock):
-    """Each was answered for long ago."""
+    """Failures hours apart, between which the model worked, cause no cooldown."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(10):
@@ -294,8 +298,8 @@ def test_failures_hours_apart_are_no_outage(clock):
     assert pool.choose(somebody(), "m") is one
 
 
-def test_one_whose_calls_all_fail_takes_nobody_elses_trial(clock):
-    """After an outage each caller finds out for itself that it is over."""
+def test_a_failing_caller_takes_no_other_callers_trial(clock):
+    """After an outage each caller has a trial of its own."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(cooldowns.FAILURES_TO_OPEN):
@@ -313,9 +317,9 @@ def test_one_whose_calls_all_fail_takes_nobody_elses_trial(clock):
 
 
 @pytest.mark.parametrize("unit", ["requests", "tokens"])
-def test_an_answer_that_used_up_a_rate(clock, monkeypatch, unit):
-    """Its key cools down for the model until Venice's own time, though answers in flight come
-    in; the others go on, and so does it for other models."""
+def test_a_response_that_used_up_a_rate(clock, monkeypatch, unit):
+    """A key cools down for the model until Venice's reset time, although responses of earlier calls
+    arrive; other keys and models are not affected."""
     monkeypatch.setattr("service.upstream.refusals.time.time", lambda: 2000.0)
     one, other = key("one"), key("other")
     pool = UpstreamKeys([one, other])
@@ -339,12 +343,12 @@ def test_an_answer_that_used_up_a_rate(clock, monkeypatch, unit):
         {"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "9999999999999"},
         {"x-ratelimit-remaining-requests": "0"},
         {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"},
-        # Of failures: these are one user's, not the key's.
+        # These headers of failures count one user, not the key.
         {"x-ratelimit-remaining": "0", "x-ratelimit-resets": "9999999999999"},
     ],
 )
-def test_an_answer_that_used_up_none(said):
-    """Its key goes on."""
+def test_a_response_that_leaves_some_rate(said):
+    """A key with rate left is used."""
     one = key("one")
     pool = UpstreamKeys([one])
     pool.succeeded(one, "m", CALLER, said)
@@ -352,8 +356,9 @@ def test_an_answer_that_used_up_none(said):
     assert pool.choose(CALLER, "m") is one
 
 
-def test_a_rate_that_comes_back_tomorrow(clock):
-    """Is asked for again within a minute: it may be another one by then."""
+def test_a_rate_that_resets_tomorrow(clock):
+    """A rate that resets in a day is tried again within a minute, because it may have been raised
+    by then."""
     one = key("one")
     pool = UpstreamKeys([one])
     far = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 13}
@@ -366,8 +371,9 @@ def test_a_rate_that_comes_back_tomorrow(clock):
     assert pool.choose(CALLER, "m") is one
 
 
-def test_one_with_next_to_nothing_is_the_last_resort():
-    """Whatever is under way on the others; one whose balance nobody knows is taken for well."""
+def test_a_key_with_little_balance_is_the_last_resort():
+    """A key with next to no balance is used last, however busy the others are; one of unknown
+    balance is treated as good."""
     poor, rich, unknown = key("poor"), key("rich"), key("unknown")
     pool = UpstreamKeys([poor, rich, unknown])
     pool.note_state(
@@ -390,7 +396,8 @@ def test_one_with_next_to_nothing_is_the_last_resort():
 
 
 def test_a_fresh_key_goes_before_a_full_one():
-    """One that was tried for this call has just failed it."""
+    """A key that has not been tried for this call goes before one with more balance that just
+    failed it."""
     poor, rich = key("poor"), key("rich")
     pool = UpstreamKeys([poor, rich])
     pool.note_state(poor, UpstreamKeyState(access_permitted=True, balances={"USD": 0.0}))
@@ -399,8 +406,8 @@ def test_a_fresh_key_goes_before_a_full_one():
     assert pool.choose(CALLER, "m", {rich.id}) is poor
 
 
-def test_no_trial_after_a_rate_has_come_back(clock):
-    """Its time is Venice's own: then all may go."""
+def test_no_trial_after_a_rate_reset(clock):
+    """After the reset time of a rate all calls may use the key at once."""
     one = key("one")
     pool = UpstreamKeys([one])
     pool.failed(one, "m", CALLER, refusal(429, {"x-ratelimit-remaining-requests": "0"}))
@@ -409,8 +416,8 @@ def test_no_trial_after_a_rate_has_come_back(clock):
     assert [pool.choose(CALLER, "m") for _ in range(3)] == [one] * 3
 
 
-def test_names_without_end_are_not_kept():
-    """Callers may think of any."""
+def test_cooldowns_are_bounded_in_number():
+    """The number of cooldowns is bounded, because callers may name any model."""
     one = key("one")
     pool = UpstreamKeys([one])
     for number in range(cooldowns.MAX_COOLDOWNS + 10):
@@ -420,7 +427,7 @@ def test_names_without_end_are_not_kept():
 
 
 def test_a_secret_is_not_shown():
-    """Not even in a traceback."""
+    """An upstream key is not shown, even in a traceback."""
     assert "secret of" not in repr(key("a"))
 
 
@@ -445,20 +452,20 @@ BUSY, NAMED = refusal(503), refusal(429, {"Retry-After": "30"})
         (UpstreamRejected("x"), True, True, False),
     ],
 )
-def test_what_is_repeated(error, is_inference, has_key, is_repeated):
-    """Only what was surely not charged."""
+def test_retried_errors(error, is_inference, has_key, is_repeated):
+    """Only errors that were certainly not charged are retried."""
     pause = pause_s(error, 1, is_inference=is_inference, has_key=has_key, has_fresh_key=has_key)
 
     assert (pause is not None) is is_repeated
 
 
 def pause(error, attempt=1, *, has_fresh_key=False):
-    """Of a call of text, with a key at hand."""
+    """Return the pause for a text call with a key available."""
     return pause_s(error, attempt, is_inference=True, has_key=True, has_fresh_key=has_fresh_key)
 
 
 def test_pauses():
-    """Grow, are jittered, and heed the time that Venice names."""
+    """Pauses grow, are jittered, and heed the time that Venice names."""
     pauses = [
         [
             pause_s(BUSY, attempt, is_inference=True, has_key=True, has_fresh_key=False)
@@ -475,7 +482,7 @@ def test_pauses():
 
 
 def test_an_outage_is_not_amplified():
-    """A hundred repetitions, then none until something is answered."""
+    """After a hundred retries there are no more until a call succeeds."""
     budget = RetryBudget()
 
     assert sum(budget.spend() for _ in range(1000)) == MAX_RETRIES
@@ -484,7 +491,8 @@ def test_an_outage_is_not_amplified():
 
 
 def test_each_caller_has_a_budget_of_its_own():
-    """One whose calls always fail uses up no other's; the oldest are forgotten."""
+    """A caller whose calls always fail uses up no other caller's retry budget, and the oldest
+    budgets are forgotten."""
     budgets = RetryBudgets()
     poisoner, victim = uuid.uuid4(), uuid.uuid4()
     while budgets.of(poisoner).spend():
@@ -497,7 +505,8 @@ def test_each_caller_has_a_budget_of_its_own():
 
 
 def test_sealed_keys_open_for_their_owner_alone():
-    """With any master key of the ring, and each time in other bytes."""
+    """A sealed key opens for its owner with any master key of the ring, and its ciphertext differs
+    each time."""
     ring = crypto.Keyring(["new-master-key", "old-master-key"])
     sealed = crypto.Keyring(["old-master-key"]).seal(b"owner", b"secret")
 
