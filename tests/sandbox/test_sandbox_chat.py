@@ -11,8 +11,8 @@ from sandbox_client import CHAT, Client, asking, last_call, refused, stream
 from service.sandbox import CALLS
 
 
-async def test_unknown_field(venice: Client) -> None:
-    """Unknown top-level fields are 400, all of them named in issues and details."""
+async def test_unknown_fields(venice: Client) -> None:
+    """Unknown top-level fields are a 400 that names all of them in issues and details."""
     status, body = await refused(venice, asking(functions=[], function_call="auto"))
 
     assert status == 400
@@ -33,15 +33,15 @@ async def test_unknown_field(venice: Client) -> None:
     ],
 )
 async def test_bad_field(venice: Client, fields: dict[str, Any], path: list[str]) -> None:
-    """A field with a wrong value is 400 with its path."""
+    """A field with an invalid value is a 400 with its path."""
     status, body = await refused(venice, asking() | fields)
 
     assert (status, body["issues"][0]["path"]) == (400, path)
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b"1", b""])
-async def test_not_json(venice: Client, body: bytes) -> None:
-    """A body that is no JSON object is 400, whatever it is."""
+async def test_no_json_object(venice: Client, body: bytes) -> None:
+    """A body that is not a JSON object is a 400."""
     async with venice.post(CHAT, data=body, headers={"Content-Type": "application/json"}) as given:
         assert "error" in await given.json()
 
@@ -49,7 +49,7 @@ async def test_not_json(venice: Client, body: bytes) -> None:
 
 
 async def test_aliases(venice: Client) -> None:
-    """Venice's own aliases of fields are rewritten."""
+    """Venice's aliases of fields are replaced by the fields."""
     body = {
         "model": "default",
         "input": "hello [tokens=9]",
@@ -66,7 +66,7 @@ async def test_aliases(venice: Client) -> None:
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
 async def test_length(venice: Client, limit: str) -> None:
-    """A limit on tokens ends the answer there and says so, plain and streamed."""
+    """A limit on tokens ends the response with finish_reason length, plain and streamed."""
     async with venice.post(CHAT, json=asking(**{limit: 3})) as response:
         plain = await response.json()
     events = await stream(venice, "hello", **{limit: 3})
@@ -78,8 +78,8 @@ async def test_length(venice: Client, limit: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 1000])
-async def test_tokens_asked_for(venice: Client, count: int) -> None:
-    """``[tokens=N]`` makes an answer of exactly N chunks and N tokens."""
+async def test_requested_tokens(venice: Client, count: int) -> None:
+    """``[tokens=N]`` makes a response of exactly N chunks and N tokens."""
     events = await stream(venice, f"please [tokens={count}]")
 
     chunks = [event["choices"][0]["delta"] for event in events[:-2]]
@@ -88,8 +88,8 @@ async def test_tokens_asked_for(venice: Client, count: int) -> None:
     assert events[-1] == "[DONE]"
 
 
-async def test_most_tokens(venice: Client) -> None:
-    """A hundred thousand tokens are the most that an answer has, and leave room for other calls."""
+async def test_max_tokens(venice: Client) -> None:
+    """A response has a hundred thousand tokens at most, and other calls are answered meanwhile."""
     long = asking("[tokens=999999]", stream=True)
     async with venice.post(CHAT, json=long) as response:
         await response.content.readany()
@@ -103,7 +103,7 @@ async def test_most_tokens(venice: Client) -> None:
 
 
 async def test_delay(venice: Client) -> None:
-    """``[delay=S]`` waits between chunks, and as long in all before a plain answer."""
+    """``[delay=S]`` waits between chunks, and as long in total before a plain response."""
     started = time.monotonic()
     await stream(venice, "[tokens=3][delay=0.05]")
     streamed = time.monotonic()
@@ -115,7 +115,7 @@ async def test_delay(venice: Client) -> None:
 
 
 async def test_choices(venice: Client) -> None:
-    """``n`` answers come side by side and are all counted."""
+    """``n`` choices are streamed side by side, and all are counted."""
     events = await stream(venice, "[tokens=2]", n=3)
 
     assert [event["choices"][0]["index"] for event in events[:-2]] == [0, 1, 2, 0, 1, 2]
@@ -123,7 +123,7 @@ async def test_choices(venice: Client) -> None:
 
 
 async def test_exact_cost(venice: Client) -> None:
-    """The cost is the exact price of the tokens, without a float's rounding, plain and streamed."""
+    """The cost is the exact price of the tokens without a float's rounding, plain and streamed."""
     async with venice.post(
         CHAT, json=asking("[tokens=7]") | {"model": "qwen3-coder-480b"}
     ) as response:
@@ -139,7 +139,7 @@ async def test_exact_cost(venice: Client) -> None:
 
 
 async def test_extended_price(venice: Client) -> None:
-    """Past the threshold the whole request costs the extended price."""
+    """Past the threshold the whole call costs the extended price."""
     words = "x " * 32_000
     async with venice.post(
         CHAT, json=asking(f"{words}[tokens=1]", model="claude-opus-4-8")
@@ -151,7 +151,7 @@ async def test_extended_price(venice: Client) -> None:
 
 
 async def test_costs_left_out(venice: Client) -> None:
-    """A model without a price states no cost; an answer without tokens costs nothing."""
+    """A model without a price states no cost, and a response without tokens costs nothing."""
     async with venice.post(CHAT, json=asking(model="unpriced-preview")) as response:
         unpriced = await response.json()
     empty = await stream(venice, "[tokens=0]")
@@ -181,14 +181,14 @@ async def test_tool_call(sdk: Any, choice: Any) -> None:
 
 
 async def test_context_exceeded(venice: Client) -> None:
-    """A prompt beyond the context is refused in OpenAI's shape."""
+    """A prompt longer than the context is refused in OpenAI's format."""
     status, body = await refused(venice, asking("x " * 40_000, model="venice-uncensored"))
 
     assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
 
 
 async def test_e2ee(venice: Client) -> None:
-    """An encrypted model only streams, and names its enclave."""
+    """A model with end-to-end encryption only streams, and names its enclave in a header."""
     status, body = await refused(venice, asking(model="e2ee-qwen3-30b"))
     async with venice.post(CHAT, json=asking(model="e2ee-qwen3-30b", stream=True)) as response:
         await response.read()
@@ -198,7 +198,7 @@ async def test_e2ee(venice: Client) -> None:
 
 
 async def test_gzip(venice: Client) -> None:
-    """JSON is compressed only for those who ask for it, streams never."""
+    """JSON is compressed only for clients that accept it, and streams never are."""
     encodings = []
     for accepted, streams in [("gzip", False), ("identity", False), ("gzip", True)]:
         async with venice.post(

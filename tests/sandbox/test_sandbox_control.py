@@ -1,4 +1,4 @@
-"""The sandbox's records, and its control over HTTP."""
+"""The sandbox's record of calls, and its control over HTTP."""
 
 import asyncio
 import json
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 async def test_calls(venice: Client) -> None:
-    """What reached the sandbox can be read: headers in any case, and the body as it came."""
+    """The record has the calls that reached the sandbox, with case-insensitive headers and
+    unchanged bodies."""
     body = b'{"model": "default",  "messages": [{"role":"user","content":"hi"}]}'
     headers = {"Content-Type": "application/json", "X-Trace": "7"}
     await venice.post(f"{CHAT}?a=b", data=body, headers=headers)
@@ -34,7 +35,7 @@ async def test_calls(venice: Client) -> None:
 
 
 def test_calls_are_bounded() -> None:
-    """The record forgets the oldest calls, by number and by bytes, and keeps the sums."""
+    """The record drops the oldest calls beyond a number and a size, and keeps the sums."""
     calls = Calls()
     for number in range(MAX_CALLS + 10):
         call = Call(method="GET", path=str(number), query={}, headers={}, received_at=0.0)
@@ -82,8 +83,8 @@ async def test_control_over_http(venice: Client) -> None:
         ({"kind": "cut", "tmies": 1}, "tmies", "unknown"),
     ],
 )
-async def test_bad_faults(venice: Client, fault: dict[str, Any], field: str, rule: str) -> None:
-    """A bad fault is 400 and names the field and the rule."""
+async def test_invalid_faults(venice: Client, fault: dict[str, Any], field: str, rule: str) -> None:
+    """An invalid fault is a 400 that names the field and the rule."""
     async with venice.put("/sandbox/faults", json=fault) as response:
         error = (await response.json())["error"]
 
@@ -92,8 +93,8 @@ async def test_bad_faults(venice: Client, fault: dict[str, Any], field: str, rul
     assert rule in error.lower()
 
 
-def test_bad_fault_in_python() -> None:
-    """A bad fault raises in Python, and is not kept."""
+def test_an_invalid_fault_in_python() -> None:
+    """An invalid fault raises in Python and is not kept."""
     faults = Faults()
     with pytest.raises(msgspec.ValidationError, match="after"):
         faults.push("/models", FaultKind.CUT, after=-1)
@@ -102,7 +103,7 @@ def test_bad_fault_in_python() -> None:
 
 
 async def test_calls_over_http(venice: Client) -> None:
-    """Recorded calls are listed without the key; a bad limit is 400."""
+    """Recorded calls are listed over HTTP without the key, and an invalid limit is a 400."""
     for _ in range(3):
         await venice.post(CHAT, json=asking())
     async with venice.get("/sandbox/calls?limit=2") as response:
@@ -115,8 +116,9 @@ async def test_calls_over_http(venice: Client) -> None:
     assert bad.status == 400
 
 
-async def test_alone() -> None:
-    """It runs alone, says in one line where it listens, and ends at SIGTERM even with a call."""
+async def test_standalone() -> None:
+    """As a program the sandbox prints one line with its address, and ends at SIGTERM even during a
+    call."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "service.sandbox", "--port", "0", "--key", "mine"),
         stdout=asyncio.subprocess.PIPE,
@@ -142,9 +144,8 @@ async def test_alone() -> None:
     assert await process.stdout.read() == b""
 
 
-async def test_how_models_are_listed(venice: Client) -> None:
-    """A model's description can be changed and the model taken off every list, and all put back; a
-    bad change is 400."""
+async def test_models_are_changed(venice: Client) -> None:
+    """A model can be changed, removed from every list, and restored; an invalid change is a 400."""
 
     async def listed(path: str = "") -> Any:
         async with venice.get(f"/api/v1/models{path}") as response:

@@ -1,4 +1,4 @@
-"""What the sandbox answers has the form that Venice's own description gives."""
+"""The sandbox's responses conform to Venice's own API description."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,8 @@ TYPES = {
 
 
 def _problems(value: Any, schema: dict[str, Any], root: dict[str, Any], at: str = "$") -> list[str]:
-    """Where a value breaks a schema: types, enums, required and unknown fields, at any depth."""
+    """Return where a value violates a schema: types, enums, required and unknown fields, at any
+    depth."""
     while "$ref" in schema:
         schema = root["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
     if "anyOf" in schema:
@@ -63,7 +64,7 @@ def spec() -> Any:
     """The official description of the API."""
     if not SPEC.exists():
         pytest.skip("the official OpenAPI description is no part of this repository")
-    # YAML 1.2: in 1.1 the values on and off would be booleans.
+    # Parse as YAML 1.2, because in 1.1 the values on and off are booleans.
     return YAML(typ="safe").load(SPEC)
 
 
@@ -98,8 +99,8 @@ def spec() -> Any:
 async def test_conforms(
     venice: Client, spec: Any, method: str, path: str, body: Any, status: int
 ) -> None:
-    """What the sandbox answers has the form that Venice's own description gives, but that models
-    which decide are newer than it."""
+    """The sandbox's responses conform to Venice's description, except those of decision models,
+    which are newer."""
     schema = _schema(spec, path.partition("?")[0], method, status)
 
     async with venice.request(method, f"/api/v1{path}", json=body) as response:
@@ -118,7 +119,8 @@ def _schema(spec: Any, path: str, method: str, status: int) -> Any:
 
 
 def test_every_path_is_played(spec: Any) -> None:
-    """But for the management of the account, which no caller reaches."""
+    """The sandbox plays every described path except the account's management, which no caller
+    reaches."""
     described = {
         (method.upper(), re.sub(r"{[^}]*}", "{}", path))
         for path, methods in spec["paths"].items()
@@ -131,7 +133,7 @@ def test_every_path_is_played(spec: Any) -> None:
 
 
 async def test_refusal_without_key_conforms(aiohttp_client: StartClient, spec: Any) -> None:
-    """The answer to a call without a key has the form that Venice's own description gives."""
+    """The response to a call without a key conforms to Venice's description."""
     client = await aiohttp_client(create_sandbox())
     branches = spec["components"]["schemas"]["X402InferencePaymentRequired"]["anyOf"]
 
@@ -141,7 +143,7 @@ async def test_refusal_without_key_conforms(aiohttp_client: StartClient, spec: A
 
 
 async def test_request_fields_conform(venice: Client, spec: Any) -> None:
-    """Every field of a request that Venice describes is known to the sandbox."""
+    """The sandbox knows every request field that Venice describes."""
     properties = spec["components"]["schemas"]["ChatCompletionRequest"]["properties"]
     _, body = await refused(venice, {"nonsense": 1, **dict.fromkeys(properties)})
 

@@ -1,4 +1,4 @@
-"""The sandbox's other endpoints."""
+"""The sandbox's endpoints other than chat."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from service.sandbox import CALLS
 
 
 async def test_embeddings(venice: Client) -> None:
-    """Vectors depend on the text alone; arrays of tokens are refused."""
+    """An embedding depends on its text only, and arrays of tokens are refused."""
     path = "/api/v1/embeddings"
     asked = {"model": "text-embedding-bge-m3", "input": ["a b", "c", "a b"], "dimensions": 8}
     async with venice.post(path, json=asked) as response:
@@ -32,7 +32,7 @@ async def test_embeddings(venice: Client) -> None:
 
 
 async def test_image_generate(venice: Client) -> None:
-    """Images come as base64 or as bytes, are whole PNGs, and are billed each."""
+    """Generated images are complete PNGs, as base64 or as bytes, and are charged one by one."""
     path = "/api/v1/image/generate"
     asked = {"model": "venice-sd35", "prompt": "a fox"}
     async with venice.post(path, json=asked | {"variants": 2}) as response:
@@ -48,8 +48,8 @@ async def test_image_generate(venice: Client) -> None:
     assert [call.charged_nanos for call in venice.app[CALLS]] == [20_000_000, 10_000_000]
 
 
-async def test_not_there(venice: Client) -> None:
-    """A path that the sandbox does not play is a JSON 404, and is recorded."""
+async def test_unknown_path(venice: Client) -> None:
+    """A path that the sandbox does not play is a JSON 404 and is recorded."""
     assert await refused(venice, {}, "/api/v1/nowhere?a=b") == (404, {"error": "Not Found"})
 
     call = last_call(venice)
@@ -57,7 +57,7 @@ async def test_not_there(venice: Client) -> None:
 
 
 async def test_too_large(venice: Client) -> None:
-    """A body over 35 MB is 413."""
+    """A body over 35 MB is a 413."""
     body = io.BytesIO(b" " * (35 * 1024 * 1024 + 1))
     async with venice.post(CHAT, data=body) as response:
         assert (await response.json())["code"] == "PAYLOAD_TOO_LARGE"
@@ -69,7 +69,7 @@ async def test_too_large(venice: Client) -> None:
 
 
 async def test_responses_plain(sdk: Any, venice: Client) -> None:
-    """OpenAI's SDK reads the answer and its usage."""
+    """OpenAI's SDK parses the response and its usage."""
     response = await sdk.responses.create(
         model="llama-3.3-70b", input="[tokens=3]", max_output_tokens=2
     )
@@ -84,7 +84,7 @@ async def test_responses_plain(sdk: Any, venice: Client) -> None:
 
 
 async def test_responses_stream(sdk: Any) -> None:
-    """OpenAI's SDK reads the typed events, which are numbered; the last one has the usage."""
+    """OpenAI's SDK parses the numbered typed events, and the last one has the usage."""
     stream = await sdk.responses.create(model="llama-3.3-70b", input="[tokens=3]", stream=True)
     events = [event async for event in stream]
 
@@ -96,7 +96,7 @@ async def test_responses_stream(sdk: Any) -> None:
 
 
 async def test_responses_tool(sdk: Any) -> None:
-    """A tool that must be called is called, plain and streamed."""
+    """A required tool is called, plain and streamed."""
     tool = {"type": "function", "name": "look", "parameters": {}, "strict": False}
     asked = {
         "model": "llama-3.3-70b",
@@ -116,14 +116,14 @@ async def test_responses_tool(sdk: Any) -> None:
 
 
 async def test_responses_refuse_e2ee(venice: Client) -> None:
-    """Models with end-to-end encryption are for chat completions alone."""
+    """Models with end-to-end encryption are refused outside chat completions."""
     body = {"model": "e2ee-qwen3-30b", "input": "a"}
     assert (await refused(venice, body, "/api/v1/responses"))[0] == 400
 
 
 @pytest.mark.parametrize("path", ["/decisions", "/systemone"])
 async def test_decisions(venice: Client, path: str) -> None:
-    """Each question has an answer of its kind, and tokens are billed."""
+    """Each question has an answer of its kind, and tokens are charged."""
     kinds = ("noul", "choice", "score")
     asked = {
         "model": "jev-latest",
@@ -138,11 +138,11 @@ async def test_decisions(venice: Client, path: str) -> None:
     assert last_call(venice).charged_nanos > 0
 
 
-# Images made of images
+# Image edits
 
 
 def form(**fields: str | bytes) -> aiohttp.FormData:
-    """A form whose bytes are files."""
+    """Return a form; values of bytes are files."""
     made = aiohttp.FormData()
     for name, value in fields.items():
         filename = f"{name}.bin" if isinstance(value, bytes) else None
@@ -161,7 +161,7 @@ def form(**fields: str | bytes) -> aiohttp.FormData:
     ],
 )
 async def test_edits(venice: Client, path: str, asked: Any, charged_nanos: int) -> None:
-    """Forms and JSON are taken for the same; the answer is a PNG."""
+    """Forms and JSON have the same result, a PNG."""
     as_json = {name: value for name, value in asked.items() if isinstance(value, str)}
     if "scale" in as_json:
         as_json["scale"] = int(as_json["scale"])
@@ -173,8 +173,8 @@ async def test_edits(venice: Client, path: str, asked: Any, charged_nanos: int) 
         assert last_call(venice).charged_nanos == charged_nanos
 
 
-async def test_edits_refuse(venice: Client) -> None:
-    """Without an image, and with a model that edits none."""
+async def test_edits_are_refused(venice: Client) -> None:
+    """An edit without an image, or with a model that cannot edit, is refused."""
     for body in ({"prompt": "b"}, {"prompt": "b", "image": "YQ==", "x": 1}):
         assert (await refused(venice, body, "/api/v1/image/edit"))[0] == 400
     body = {"prompt": "b", "image": "YQ==", "model": "venice-sd35"}
@@ -185,7 +185,7 @@ async def test_edits_refuse(venice: Client) -> None:
 
 
 async def test_speech(sdk: Any, venice: Client) -> None:
-    """A character costs; the sound is whole, also in pieces."""
+    """Speech is charged by the character, and is complete, whole and streamed."""
     whole = await sdk.audio.speech.create(model="tts-kokoro", voice="af_sky", input="a. b. c.")
     asked = {"input": "a. b. c.", "streaming": True}
     async with venice.post("/api/v1/audio/speech", json=asked) as response:
@@ -197,7 +197,7 @@ async def test_speech(sdk: Any, venice: Client) -> None:
 
 
 async def test_transcriptions(sdk: Any, venice: Client) -> None:
-    """A second costs, of which 16,000 bytes make one."""
+    """A transcription is charged by the second, which is 16,000 bytes."""
     answer = await sdk.audio.transcriptions.create(
         model="nvidia/parakeet-tdt-0.6b-v3", file=("a.wav", b"a" * 32_001)
     )
@@ -229,7 +229,7 @@ MUSIC = {"model": "elevenlabs-music", "duration_seconds": 30}
     [("video", VIDEO, "video/mp4"), ("audio", MUSIC, "audio/wav")],
 )
 async def test_queue(venice: Client, family: str, asked: Any, content_type: str) -> None:
-    """What is quoted is charged when it is queued; it is done at the third time of asking."""
+    """A job is charged its quote when it is queued, and is finished at the third retrieval."""
 
     async def post(step: str, body: Any) -> aiohttp.ClientResponse:
         response = await venice.post(f"/api/v1/{family}/{step}", json=body)
@@ -250,7 +250,7 @@ async def test_queue(venice: Client, family: str, asked: Any, content_type: str)
 
 
 async def test_voice_changer(venice: Client) -> None:
-    """It says how many seconds it charges."""
+    """A voice change states how many seconds it charges."""
     path = "/api/v1/audio/voice-changer"
     async with venice.post(f"{path}/quote", json={"duration_seconds": 2}) as response:
         assert (await response.json())["quote"] == 0.02
@@ -261,7 +261,7 @@ async def test_voice_changer(venice: Client) -> None:
 
 
 async def test_consents(venice: Client) -> None:
-    """Some models want a consent; a longer or larger video costs more."""
+    """Some models require a consent, and a longer or larger video costs more."""
     path = "/api/v1/video/quote"
     quotes = []
     for change in ({}, {"duration": "10s"}, {"resolution": "1080p"}):
@@ -272,11 +272,11 @@ async def test_consents(venice: Client) -> None:
     assert (await refused(venice, {}, "/api/v1/video/transcriptions"))[0] == 410
 
 
-# What is paid by the request, and what is free
+# Endpoints paid by the request, and free ones
 
 
 async def test_augment(venice: Client) -> None:
-    """A cent each."""
+    """A search, a scrape and a parsed document cost a cent each."""
     async with venice.post("/api/v1/augment/search", json={"query": "a"}) as response:
         assert len((await response.json())["results"]) == 1
     page = {"url": "https://a.invalid"}
@@ -289,7 +289,7 @@ async def test_augment(venice: Client) -> None:
 
 
 async def test_chain(venice: Client) -> None:
-    """A request costs, and a batch has many; the header says how much."""
+    """Each request in a batch costs, and a header states the amount."""
     batch = [{"jsonrpc": "2.0", "method": "eth_blockNumber", "id": number} for number in (1, 2)]
     path = "/api/v1/crypto/rpc/base-mainnet"
     async with venice.post(path, json=batch) as response:
@@ -317,8 +317,8 @@ async def test_chain(venice: Client) -> None:
         ("/billing/balance", 401),
     ],
 )
-async def test_free(venice: Client, path: str, status: int) -> None:
-    """Nothing of this costs."""
+async def test_free_paths(venice: Client, path: str, status: int) -> None:
+    """Free paths charge nothing."""
     async with venice.get(f"/api/v1{path}") as response:
         assert response.status == status
 

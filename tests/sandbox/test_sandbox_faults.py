@@ -1,4 +1,4 @@
-"""What each fault of the sandbox is on the wire."""
+"""The exact effect of each of the sandbox's faults."""
 
 import asyncio
 import json
@@ -68,10 +68,10 @@ async def test_refusals(venice: Client, kind: FaultKind, status: int, code: str 
         (FaultKind.NEEDS_CONSENT, 409, {"consent_flow": "simulated"}),
     ],
 )
-async def test_shapes_of_refusals(
+async def test_formats_of_refusals(
     venice: Client, kind: FaultKind, status: int, stated: dict[str, Any]
 ) -> None:
-    """There is no uniform shape: these have members that the others lack."""
+    """Refusals do not have one format: these have members that others lack."""
     push(venice, kind)
     answer, body = await refused(venice, asking())
 
@@ -79,8 +79,8 @@ async def test_shapes_of_refusals(
     assert body.items() >= stated.items()
 
 
-async def test_refusal_in_openais_shape(venice: Client) -> None:
-    """One refusal is an object, as OpenAI has it."""
+async def test_refusal_in_openais_format(venice: Client) -> None:
+    """One refusal is an object as OpenAI's are."""
     push(venice, FaultKind.CONTEXT_LENGTH)
     status, body = await refused(venice, asking())
 
@@ -90,7 +90,7 @@ async def test_refusal_in_openais_shape(venice: Client) -> None:
 
 
 async def test_edge_page(venice: Client) -> None:
-    """What is not Venice's own is a page, of any status, and costs nothing."""
+    """A refusal by the edge is an HTML page of the given status, and costs nothing."""
     for status in (403, 502):
         venice.app[FAULTS].push(CHAT, FaultKind.EDGE_PAGE, times=1, status=status)
         async with venice.post(CHAT, json=asking()) as response:
@@ -99,7 +99,7 @@ async def test_edge_page(venice: Client) -> None:
 
 
 async def test_content_violation(venice: Client) -> None:
-    """An image that is withheld is said in a header, and costs nothing."""
+    """A withheld image is marked by a header and costs nothing."""
     venice.app[FAULTS].push("*", FaultKind.CONTENT_VIOLATION)
     asked = {"model": "venice-sd35", "prompt": "a fox"}
     for path in ("/image/generate", "/images/generations"):
@@ -111,7 +111,7 @@ async def test_content_violation(venice: Client) -> None:
 
 
 async def test_job_failed(venice: Client) -> None:
-    """A job that its provider refuses says so when it is asked for, with the way of the refund."""
+    """A failed job reports that when it is retrieved, with its refund."""
     asked = {"model": "wan-2.5-preview-text-to-video", "duration": "5s", "prompt": "a fox"}
     async with venice.post("/api/v1/video/queue", json=asked) as response:
         queue_id = (await response.json())["queue_id"]
@@ -124,8 +124,8 @@ async def test_job_failed(venice: Client) -> None:
     assert body["error"]["type"] == "provider_content_policy"
 
 
-async def test_of_one_key(aiohttp_client: StartClient) -> None:
-    """A fault may be meant for one key, and for some of its calls."""
+async def test_fault_of_one_key(aiohttp_client: StartClient) -> None:
+    """A fault may apply to one key, and to some of its calls."""
     client = await aiohttp_client(create_sandbox(["good", "bad"]))
     client.app[FAULTS].push("*", FaultKind.AT_CAPACITY, key="bad", chance=0.5)
 
@@ -139,7 +139,7 @@ async def test_of_one_key(aiohttp_client: StartClient) -> None:
 
 
 async def test_families_of_headers(venice: Client) -> None:
-    """The three 429s are told apart by their headers."""
+    """The three kinds of 429 differ in their headers."""
     push(venice, FaultKind.RATE_LIMITED, times=1)
     push(venice, FaultKind.MODEL_OVERLOADED, times=1, retry_after=7, message="busy")
     push(venice, FaultKind.ERROR_BUDGET, times=1)
@@ -159,7 +159,7 @@ async def test_families_of_headers(venice: Client) -> None:
 
 
 async def test_order_times_and_paths(venice: Client) -> None:
-    """Faults apply to their path in the order pushed, so many times, then no more."""
+    """Faults apply to their path in the order in which they were pushed, so many times each."""
     faults = venice.app[FAULTS]
     faults.push("/embeddings", "timeout")
     faults.push("/chat/completions", "at_capacity", times=2)
@@ -173,7 +173,8 @@ async def test_order_times_and_paths(venice: Client) -> None:
 
 
 async def test_the_last_of_a_rate(venice: Client) -> None:
-    """The answer is a good one; what is left, and until when, stands in its headers."""
+    """A response that uses up a rate is successful and states remainder and reset time in its
+    headers."""
     push(venice, FaultKind.RATE_SPENT, times=1, seconds=30)
     spent, after = [await venice.post(CHAT, json=asking()) for _ in range(2)]
 
@@ -185,7 +186,7 @@ async def test_the_last_of_a_rate(venice: Client) -> None:
 
 @pytest.mark.parametrize("kind", [FaultKind.HANG, FaultKind.BARRIER])
 async def test_held_until_release(venice: Client, kind: FaultKind) -> None:
-    """Held calls are answered when they are released, all at once."""
+    """Held calls are answered together when they are released."""
     push(venice, kind)
     faults = venice.app[FAULTS]
     calls = [asyncio.create_task(refused(venice, asking())) for _ in range(5)]
@@ -197,8 +198,8 @@ async def test_held_until_release(venice: Client, kind: FaultKind) -> None:
     assert (faults.held, faults.pending()) == (0, [])
 
 
-async def test_hang_and_go(venice: Client) -> None:
-    """A client that leaves a hanging call is noted at once as gone."""
+async def test_hang_and_leave(venice: Client) -> None:
+    """A client that leaves a hanging call is recorded at once."""
     push(venice, FaultKind.HANG)
     with pytest.raises(TimeoutError):
         await venice.post(CHAT, json=asking(), timeout=aiohttp.ClientTimeout(total=0.1))
@@ -210,7 +211,7 @@ async def test_hang_and_go(venice: Client) -> None:
 
 
 async def test_hang_ends(venice: Client) -> None:
-    """A hang has an end, which is a dropped connection."""
+    """A hang ends after its time with a dropped connection."""
     push(venice, FaultKind.HANG, seconds=0.05)
     with pytest.raises(aiohttp.ServerDisconnectedError):
         await venice.post(CHAT, json=asking())
@@ -229,7 +230,7 @@ async def test_disconnect(venice: Client) -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4])
 async def test_cut(venice: Client, after: int) -> None:
-    """A cut stream has so many chunks, then no end; what was sent is billed."""
+    """A cut stream has so many chunks and no end, and what was sent is charged."""
     push(venice, FaultKind.CUT, after=after)
     received = b""
     async with venice.post(CHAT, json=asking("[tokens=4]", stream=True)) as response:
@@ -244,7 +245,7 @@ async def test_cut(venice: Client, after: int) -> None:
 
 
 async def test_cut_plain(venice: Client) -> None:
-    """A plain answer is cut in its middle."""
+    """A cut plain response ends in its middle."""
     push(venice, FaultKind.CUT)
     async with venice.post(CHAT, json=asking()) as response:
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -254,7 +255,7 @@ async def test_cut_plain(venice: Client) -> None:
 
 
 async def test_stall(venice: Client) -> None:
-    """A stalled stream stays open after its chunks, and goes on when it is released."""
+    """A stalled stream stays open after its chunks and continues when it is released."""
     push(venice, FaultKind.STALL, after=2, times=1)
     async with venice.post(CHAT, json=asking("[tokens=4]", stream=True)) as response:
         received = b""
@@ -270,7 +271,7 @@ async def test_stall(venice: Client) -> None:
 
 
 async def test_client_leaves_stream(venice: Client) -> None:
-    """A client that leaves a running stream is noted, and the tokens it got are billed."""
+    """A client that leaves a running stream is recorded, and the tokens it received are charged."""
     async with venice.post(CHAT, json=asking("[tokens=999][delay=0.01]", stream=True)) as response:
         await response.content.readany()
         response.close()
@@ -282,7 +283,8 @@ async def test_client_leaves_stream(venice: Client) -> None:
 
 
 async def test_in_band_error(venice: Client) -> None:
-    """A stream may fail inside a 200: an error event, then [DONE]. A plain answer is 500 then."""
+    """An in-band error is an error event and [DONE] in a stream with status 200, and a 500 for a
+    plain call."""
     push(venice, FaultKind.IN_BAND_ERROR, after=2, message="broken")
     events = await stream(venice)
     status, body = await refused(venice, asking())
@@ -295,7 +297,7 @@ async def test_in_band_error(venice: Client) -> None:
 
 
 async def test_slow_bytes(venice: Client) -> None:
-    """Slow bytes split events in the middle of a line, and lose none."""
+    """Slow bytes split events in the middle of a line and lose none."""
     push(venice, FaultKind.SLOW_BYTES)
     async with venice.post(CHAT, json=asking("[tokens=2]", stream=True)) as response:
         pieces = [piece async for piece in response.content.iter_any()]
@@ -309,7 +311,7 @@ async def test_slow_bytes(venice: Client) -> None:
     ("kind", "stated"), [(FaultKind.MISSING_USAGE, set()), (FaultKind.MISSING_COST, {"usage"})]
 )
 async def test_missing_usage(venice: Client, kind: FaultKind, stated: set[str]) -> None:
-    """Usage and cost may be missing, plain and streamed, and are billed all the same."""
+    """Usage and cost may be missing, plain and streamed, and are charged anyway."""
     push(venice, kind)
     events = await stream(venice)
     async with venice.post(CHAT, json=asking("[tokens=4]")) as response:
@@ -333,7 +335,7 @@ async def test_garbage(venice: Client) -> None:
 
 
 async def test_slow_headers(venice: Client) -> None:
-    """Slow headers are late by so many seconds, and right."""
+    """Slow headers arrive so many seconds later."""
     push(venice, FaultKind.SLOW_HEADERS, seconds=0.15)
     started = time.monotonic()
     async with venice.post(CHAT, json=asking()) as response:
@@ -343,7 +345,7 @@ async def test_slow_headers(venice: Client) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    """A new kind of fault comes with a test of what it is on the wire."""
+    """Each kind of fault has a test in this file."""
     text = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
 
     assert [kind.name for kind in FaultKind if f"FaultKind.{kind.name}" not in text] == []

@@ -1,4 +1,4 @@
-"""Tools that the sandbox calls, and answers in a format that was asked for."""
+"""The sandbox's tool calls, and responses in a requested format."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ PERSON: dict[str, Any] = {
 
 
 def test_an_instance() -> None:
-    """Each property has a value that its schema allows."""
+    """An instance has a value for each property that its schema allows."""
     person = {"name": "simulated", "age": 0}
 
     assert instance(PERSON) == {
@@ -41,13 +41,13 @@ def test_an_instance() -> None:
 
 
 @pytest.mark.parametrize("schema", [None, 7, {}, {"$ref": "#"}, {"$ref": "#/nowhere"}])
-def test_no_instance(schema: Any) -> None:
-    """What says nothing allows null, even if it goes round in circles."""
+def test_null_instances(schema: Any) -> None:
+    """A schema that requires nothing, even if it refers to itself, yields null."""
     assert instance(schema) is None
 
 
 def test_an_endless_schema() -> None:
-    """It ends after some levels."""
+    """A schema that nests endlessly ends after some levels."""
     endless = {"properties": {"more": {"$ref": "#"}}}
 
     assert str(instance(endless)).count("more") == 8
@@ -60,7 +60,8 @@ TOOLS: list[Any] = [
 
 
 async def test_parallel_tools(sdk: Any) -> None:
-    """As many as the message asks for, whole or in pieces; none once there are results."""
+    """As many tools are called as the message requests, whole or in pieces, and none once there are
+    results."""
     asked = {
         "model": "llama-3.3-70b",
         "messages": [{"role": "user", "content": "[tools=3]"}],
@@ -84,7 +85,8 @@ async def test_parallel_tools(sdk: Any) -> None:
 
 
 async def test_formats(sdk: Any) -> None:
-    """An object of the schema, or any; refused where the model knows no schemas."""
+    """A response has the requested schema or is any object, and is refused for models without
+    schemas."""
 
     async def answer(response_format: dict[str, Any], model: str = "llama-3.3-70b") -> Any:
         completion = await sdk.chat.completions.create(
@@ -105,7 +107,7 @@ async def test_formats(sdk: Any) -> None:
 
 
 async def test_stop(sdk: Any) -> None:
-    """The answer ends before the text that ends it."""
+    """The response ends before the stop sequence."""
     completion = await sdk.chat.completions.create(
         model="llama-3.3-70b",
         messages=[{"role": "user", "content": "Hello"}],
@@ -117,7 +119,7 @@ async def test_stop(sdk: Any) -> None:
 
 
 async def test_pictures(sdk: Any) -> None:
-    """Only models that see take them."""
+    """Only models with vision accept pictures."""
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     asked = {"messages": [{"role": "user", "content": [picture]}]}
 

@@ -15,7 +15,7 @@ from service.sandbox import FaultKind, create_sandbox
 
 
 async def test_openai_plain(sdk: Any) -> None:
-    """OpenAI's SDK reads a plain answer that says it is simulated and what it cost."""
+    """OpenAI's SDK parses a plain response, which states that it is simulated and its cost."""
     answer = await sdk.chat.completions.create(**asking("what is a gateway?"))
 
     assert "simulated answer" in answer.choices[0].message.content
@@ -25,7 +25,8 @@ async def test_openai_plain(sdk: Any) -> None:
 
 
 async def test_openai_stream(sdk: Any) -> None:
-    """OpenAI's SDK reads a stream of one token a chunk, then usage and cost unasked."""
+    """OpenAI's SDK parses a stream of one token per chunk, with usage and cost at the end by
+    default."""
     chunks = [chunk async for chunk in await sdk.chat.completions.create(**asking(), stream=True)]
 
     text = "".join(chunk.choices[0].delta.content for chunk in chunks[:-1])
@@ -36,7 +37,7 @@ async def test_openai_stream(sdk: Any) -> None:
 
 
 async def test_openai_models_embeddings_images(sdk: Any) -> None:
-    """OpenAI's SDK lists models, embeds (in its base64) and makes images."""
+    """OpenAI's SDK lists models, embeds (as base64) and generates images."""
     models = await sdk.models.list()
     vectors = await sdk.embeddings.create(model="text-embedding-bge-m3", input=["one", "two"])
     picture = await sdk.images.generate(prompt="a fox", model="no-such-model")
@@ -48,7 +49,7 @@ async def test_openai_models_embeddings_images(sdk: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:pydantic-settings is not installed")
 async def test_venice_py(venice: Client) -> None:
-    """The community's SDK reads answers, streams, models and rate limits."""
+    """The community's SDK parses responses, streams, models and rate limits."""
     venice_ai = pytest.importorskip("venice_ai")
     url = str(venice.make_url("/api/v1"))
 
@@ -69,7 +70,7 @@ async def test_venice_py(venice: Client) -> None:
 
 
 async def test_no_key(aiohttp_client: StartClient) -> None:
-    """Without credentials Venice answers 402 with the ways to pay, in body and header."""
+    """Without credentials Venice returns 402 with the ways to pay, in body and header."""
     client = await aiohttp_client(create_sandbox())
 
     async with client.post(CHAT, json=asking()) as response:
@@ -81,8 +82,8 @@ async def test_no_key(aiohttp_client: StartClient) -> None:
 
 
 @pytest.mark.parametrize("given", ["Bearer other", "Basic sandbox", "sandbox"])
-async def test_bad_key(aiohttp_client: StartClient, given: str) -> None:
-    """A key that is not among the accepted ones is 401, and leaves faults to others."""
+async def test_invalid_key(aiohttp_client: StartClient, given: str) -> None:
+    """An unknown key is a 401 and uses up no fault."""
     client = await aiohttp_client(create_sandbox({"one", "two"}))
     push(client, FaultKind.TIMEOUT, times=1)
 
@@ -96,7 +97,7 @@ async def test_bad_key(aiohttp_client: StartClient, given: str) -> None:
 
 @pytest.mark.parametrize("path", ["/models", "/models/traits", "/models/compatibility_mapping"])
 async def test_public(aiohttp_client: StartClient, path: str) -> None:
-    """The catalogue needs no key; a type that does not exist is 400."""
+    """The catalog needs no key, and an unknown type is a 400."""
     client = await aiohttp_client(create_sandbox())
 
     async with client.get(f"/api/v1{path}") as response:
@@ -108,7 +109,7 @@ async def test_public(aiohttp_client: StartClient, path: str) -> None:
 
 
 async def test_rate_limits(venice: Client) -> None:
-    """The rate limits prove the key and state balances that go down as calls are billed."""
+    """The rate limits identify the key and state balances that decrease with each charge."""
     async with venice.post(CHAT, json=asking()) as response:
         cost = json.loads(await response.text(), parse_float=Decimal)["cost"]["usd"]
     async with venice.get("/api/v1/api_keys/rate_limits") as response:
@@ -124,7 +125,7 @@ async def test_rate_limits(venice: Client) -> None:
 
 
 async def test_prices(venice: Client) -> None:
-    """Prices have Venice's shapes, and one model has none."""
+    """Prices have Venice's formats, and one model has none."""
     async with venice.get("/api/v1/models?type=all") as response:
         listed = (await response.json())["data"]
     pricing = {model["id"]: model["model_spec"].get("pricing") for model in listed}
@@ -140,7 +141,7 @@ async def test_prices(venice: Client) -> None:
 
 
 async def test_types_and_traits(venice: Client) -> None:
-    """Models are listed by type, text by default; traits and old names point to models."""
+    """Models are listed by type, text by default, and traits and old names lead to models."""
 
     async def data(path: str) -> Any:
         async with venice.get(f"/api/v1/models{path}") as response:
@@ -164,7 +165,7 @@ async def test_types_and_traits(venice: Client) -> None:
     ],
 )
 async def test_model_names(venice: Client, name: str, answering: str) -> None:
-    """A trait, an old name, another spelling or a feature suffix all find the model."""
+    """A trait, an old name, another spelling and a feature suffix lead to the model."""
     async with venice.post(CHAT, json=asking() | {"model": name}) as response:
         body = await response.json()
 
@@ -175,7 +176,7 @@ async def test_model_names(venice: Client, name: str, answering: str) -> None:
 
 
 async def test_unknown_model(venice: Client) -> None:
-    """An unknown model is 404 with the nearest name, one of another type 400."""
+    """An unknown model is a 404 with the most similar name, and one of another type is a 400."""
     unknown = await refused(venice, asking() | {"model": "lama-3.3-70"})
     other = await refused(venice, asking() | {"model": "venice-sd35"})
 
@@ -186,7 +187,8 @@ async def test_unknown_model(venice: Client) -> None:
 
 
 async def test_headers(venice: Client) -> None:
-    """Answers carry limits in Unix milliseconds, the balance before the call, and the mark."""
+    """Responses state limits with Unix milliseconds, the balance before the call, and that they are
+    simulated."""
     async with venice.post(CHAT, json=asking() | {"model": "llama-3.2-3b"}) as response:
         headers = response.headers
 
