@@ -1,7 +1,7 @@
 #!/bin/sh
-# Looks for known vulnerabilities in the locked requirements, and writes what they are as an SBOM,
-# dist/sbom.json or the file given. Exit status 1 when there is a vulnerability. Where the registry
-# has no advisories, or cannot be asked, that part is skipped with a notice.
+# Looks for known vulnerabilities in the locked requirements, and writes the requirements as an SBOM
+# to dist/sbom.json or to the given file. Exits with 1 if there is a vulnerability. A part for which
+# the registry has no advisories or cannot be reached is skipped with a notice.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
@@ -11,7 +11,7 @@ mkdir -p "$(dirname "$sbom")"
 echo "$sbom written"
 status=0
 for lock in requirements/serve.txt requirements/development.txt; do
-    # It runs apart: what it needs is not among the locks that it looks at.
+    # pip-audit runs in its own environment, because its requirements are not in the audited locks.
     timeout "${AUDIT_TIMEOUT:-120}" .venv/bin/uvx --quiet pip-audit --format json --progress-spinner off \
         --require-hashes --disable-pip --requirement "$lock" 2>/dev/null |
         .venv/bin/python scripts/audited.py "$lock" || status=1

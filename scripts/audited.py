@@ -1,15 +1,15 @@
-"""Reports what pip-audit said, as JSON on standard input, of the lock that is named."""
+"""Reports the result of pip-audit, JSON on standard input, for the named lock file."""
 
 import json
 import sys
 
 
 def report(lock: str, text: str) -> int:
-    """Print the vulnerabilities; returns the exit status."""
+    """Print the vulnerabilities; return the exit status."""
     try:
         found = json.loads(text)["dependencies"]
     except (ValueError, KeyError, TypeError):
-        print(f"{lock}: skipped, since pip-audit or the registry could not be asked")
+        print(f"{lock}: skipped, because pip-audit or the registry could not be reached")
         return 0
     skipped = [one["name"] for one in found if "skip_reason" in one]
     vulnerable = [one for one in found if one.get("vulns")]

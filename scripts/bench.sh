@@ -1,6 +1,6 @@
 #!/bin/sh
-# Measures Rialto beside other gateways, a bare pass-through and nothing at all: requests a second,
-# latencies, CPU time, memory. Arguments go to scripts/bench (--help lists them).
+# Measures requests per second, latencies, CPU time and memory of Rialto, other gateways, a bare
+# pass-through and the upstream alone. Arguments go to scripts/bench (--help lists them).
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

@@ -1,4 +1,4 @@
-"""Faults under load, each many times; then the books are looked at. See tests/chaos.py."""
+"""Injects many faults under load and audits the books after each scenario. See tests/chaos.py."""
 
 import asyncio
 import logging
@@ -42,14 +42,17 @@ COLUMNS = (
 
 
 @click.command()
-@click.option("--only", type=click.Choice(list(LONG_FORM)), multiple=True, help="These faults.")
-@click.option("--faults", type=click.IntRange(1), help="How many of each; else the long form.")
-@click.option("--seed", type=int, default=1, help="The same choices again.")
+@click.option("--only", type=click.Choice(list(LONG_FORM)), multiple=True, help="Only this fault.")
+@click.option("--faults", type=click.IntRange(1), help="Faults per scenario.")
+@click.option("--seed", type=int, default=1, help="Seed of the random choices.")
 def main(only: tuple[str, ...], faults: int | None, seed: int) -> None:
-    """Kill, cut, stall, freeze and mislead the service and PostgreSQL under load, and check the
-    books after each. Exit status 1 if anything is wrong."""
+    """Kill, cut, stall and freeze the service and PostgreSQL under load, and audit the books after
+    each scenario.
+
+    The exit status is 1 if anything is wrong.
+    """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    # What is cut off on purpose is no news.
+    # The connections are cut on purpose, so their errors are not logged.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     reports = []
     for name, count in LONG_FORM.items():
@@ -60,7 +63,7 @@ def main(only: tuple[str, ...], faults: int | None, seed: int) -> None:
 
 
 async def scenario(name: str, count: int, seed: int) -> chaos.Report:
-    """One scenario on a server of its own, which keeps what it has acknowledged."""
+    """Run a scenario on a server of its own that keeps everything it acknowledged."""
 
     def progress(report: chaos.Report) -> None:
         end = "\n" if report.faults == count or not sys.stderr.isatty() else ""
@@ -79,7 +82,7 @@ async def scenario(name: str, count: int, seed: int) -> chaos.Report:
 
 
 def show(reports: list[chaos.Report], seed: int) -> None:
-    """The table, and whatever is wrong."""
+    """Print the table and every problem."""
     click.echo(f"seed {seed}")
     head = "".join(f" {name:>11}" for name in COLUMNS)
     click.echo(f"{'scenario':18}{head} {'seconds':>8}  books")

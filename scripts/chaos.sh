@@ -1,6 +1,6 @@
 #!/bin/sh
-# Shows that the books stay right whatever dies under load. Without arguments the long form, many
-# minutes; --help tells the others.
+# Checks that the ledger stays right through faults under load. Without arguments this is the long
+# form, which takes half an hour; --help lists the options.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Everything that is checked without running the service: format, lint, types, unchanged
-# migrations, locks and documents that are current. The import rule is a test.
+# Checks everything that does not need the running service: format, lint, types, the import rule
+# (a test), unchanged migrations, and generated documents.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

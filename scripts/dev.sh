@@ -1,5 +1,5 @@
 #!/bin/sh
-# Serves on 127.0.0.1 and starts anew when a file changes (aiohttp-devtools). Arguments go to it.
+# Serves on 127.0.0.1 and restarts when a file changes. Arguments go to aiohttp-devtools.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the generated documents: docs/settings.md and docs/schema.sql. With --check it fails when
-# one is not current.
+# Generates docs/settings.md and docs/schema.sql. With --check it fails if one of them is not
+# current.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

@@ -1,5 +1,5 @@
-"""Many calls through one service whose keys at Venice fail; and the same load with a good one. See
-tests/drill.py."""
+"""Sends many calls through a service with failing upstream keys, then the same load through one
+with a good key. See tests/drill.py."""
 
 import asyncio
 import logging
@@ -17,18 +17,21 @@ from conftest import durable_server  # noqa: E402
 
 
 @click.command()
-@click.option("--calls", type=click.IntRange(100), default=10_000, help="Calls of each load.")
+@click.option("--calls", type=click.IntRange(100), default=10_000, help="Calls per load.")
 def main(calls: int) -> None:
-    """One key invalid, one spent, one overloaded half of the time: no call may be lost, none
-    charged twice. Exit status 1 if anything is wrong."""
+    """Send calls while one upstream key is invalid, one is spent and one is overloaded half of the
+    time: no call may be lost, and none charged twice.
+
+    The exit status is 1 if anything is wrong.
+    """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     reports = []
     for failing in (True, False):
         with durable_server("drill") as (_, address), tempfile.TemporaryDirectory() as directory:
             report = asyncio.run(drill.run(address, Path(directory), calls, failing=failing))
-        reports.append(("three that fail" if failing else "one good", report))
+        reports.append(("three failing" if failing else "one good", report))
     click.echo(
-        "| keys at Venice | calls | attempts | lost | charged twice | books | calls/s | p50 ms"
+        "| upstream keys | calls | attempts | lost | charged twice | books | calls/s | p50 ms"
         " | p99 ms |"
     )
     click.echo("|---|---|---|---|---|---|---|---|---|")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Shows that no call is lost and none is charged twice while keys at Venice fail. Without arguments
-# 10,000 calls with failing keys, and as many with a good one.
+# Checks that no call is lost and none is charged twice while upstream keys fail. Without arguments
+# it makes 10,000 calls with failing keys, and as many with a good one.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

@@ -1,4 +1,4 @@
-"""Odd calls of every operation; then the books are looked at. See tests/fuzz.py."""
+"""Sends odd requests to every operation, then audits the books. See tests/fuzz.py."""
 
 import asyncio
 import dataclasses
@@ -21,17 +21,19 @@ from service.database import schema  # noqa: E402
 
 
 @click.command()
-@click.option("--seed", type=int, default=1, help="The same calls again.")
-@click.option("--examples", type=click.IntRange(1), default=50, help="How many of each kind.")
-@click.option("--only", default="", help="Operations with this in their names.")
+@click.option("--seed", type=int, default=1, help="Seed of the random requests.")
+@click.option("--examples", type=click.IntRange(1), default=50, help="Examples of each kind.")
+@click.option("--only", default="", help="Only operations whose name contains this.")
 def main(seed: int, examples: int, only: str) -> None:
-    """Call every operation with what is described, what is not and what is odd. Exit status 1 for
-    an answer that is a 500 or not described, or if the books do not agree afterwards."""
+    """Send described, undescribed and odd requests to every operation.
+
+    The exit status is 1 if a response is a 500 or is not described, or if the audit finds a fault.
+    """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     report = asyncio.run(fuzzed(seed, examples, only))
     for name, counts in report.statuses.items():
-        told = ", ".join(f"{status}: {count}" for status, count in sorted(counts.items()))
-        click.echo(f"{name:60} {told}")
+        listed = ", ".join(f"{status}: {count}" for status, count in sorted(counts.items()))
+        click.echo(f"{name:60} {listed}")
     for name, problem in report.problems.items():
         click.echo(f"\n{name}\n{problem}")
     click.echo(f"seed {seed}: {report.calls:,} calls, {len(report.problems)} problems")
@@ -39,7 +41,7 @@ def main(seed: int, examples: int, only: str) -> None:
 
 
 async def fuzzed(seed: int, examples: int, only: str) -> fuzz.Report:
-    """The report, from a service and a database of its own."""
+    """Run the requests on a service and a database of their own; return the report."""
     with running_server() as server:
         address = dataclasses.replace(server.address, database="fuzz")
         with psycopg.connect(

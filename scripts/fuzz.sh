@@ -1,6 +1,6 @@
 #!/bin/sh
-# Calls every operation of /openapi.json oddly and looks at the answers. Without arguments the long
-# form, many minutes; --help tells the others.
+# Sends odd requests to every operation of /openapi.json and checks the responses. Without arguments
+# this is the long form, which takes many minutes; --help lists the options.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the hash-locked requirements anew from setup.cfg, for every platform and Python from 3.11.
+# Generates the hash-locked requirements from setup.cfg, for every platform and Python from 3.11.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
@@ -10,5 +10,5 @@ lock() {
         --no-header --no-emit-index-url --quiet --output-file "$output"
 }
 lock requirements/serve.txt
-# What is served is what is tested.
+# The constraint makes the tested versions the served ones.
 lock requirements/development.txt --extra embedded --extra dev --constraint requirements/serve.txt

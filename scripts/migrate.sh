@@ -1,6 +1,6 @@
 #!/bin/sh
-# Deployment: applies pending migrations to DATABASE_URL and checks the tables. Waits up to 90 s for
-# the database; exits non-zero on failure, which stops the deployment.
+# Applies pending migrations to DATABASE_URL and checks the tables, before a deployment. Waits up to
+# 90 s for the database; exits non-zero on failure, which stops the deployment.
 set -eu
 cd "$(dirname "$0")/.."
 python=python

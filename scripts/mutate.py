@@ -1,4 +1,4 @@
-"""Takes out each guard of tests/mutations.py, one at a time, and runs the test that must notice."""
+"""Removes each guard in tests/mutations.py, one at a time, and runs the test that must fail."""
 
 import concurrent.futures
 import os
@@ -18,27 +18,29 @@ from mutations import MUTATIONS, Mutation  # noqa: E402
 COPIED = ("migrations", "scripts", "service", "tests", "setup.cfg", "pyproject.toml")
 TIMEOUT_S = 300
 FAILED = 1
-"""pytest's exit status for tests that failed; others mean that none ran."""
+"""pytest's exit status for failed tests; other statuses mean that no test ran."""
 
 
 @click.command()
-@click.option("--only", help="Mutations whose name has this in it.")
-@click.option("--jobs", type=click.IntRange(1), default=2, help="How many at a time.")
+@click.option("--only", help="Only mutations whose name contains this.")
+@click.option("--jobs", type=click.IntRange(1), default=2, help="Tests that run concurrently.")
 def main(only: str | None, jobs: int) -> None:
-    """Take out each guard that money or tenants depend on, and run the test that must notice. Exit
-    status 1 if a mutation survives, or its line is not found exactly once."""
+    """Remove each guard that protects money or tenants, and run the test that must fail.
+
+    The exit status is 1 if a mutation survives, or if its line does not occur exactly once.
+    """
     chosen = [one for one in MUTATIONS if only is None or only in one.name]
     survivors = 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as executor:
-        for mutation, problem in zip(chosen, executor.map(tried, chosen), strict=True):
+        for mutation, problem in zip(chosen, executor.map(problem_with, chosen), strict=True):
             survivors += problem is not None
-            click.echo(f"{problem or 'noticed'}: {mutation.name}")
-    click.echo(f"{len(chosen)} mutations, {survivors} not noticed")
+            click.echo(f"{problem or 'detected'}: {mutation.name}")
+    click.echo(f"{len(chosen)} mutations, {survivors} not detected")
     sys.exit(survivors > 0)
 
 
-def tried(mutation: Mutation) -> str | None:
-    """What is wrong when the mutation is made in a copy of the tree, or None if its test fails."""
+def problem_with(mutation: Mutation) -> str | None:
+    """Apply the mutation in a copy of the tree; return what is wrong, or None if its test fails."""
     with tempfile.TemporaryDirectory(prefix="rialto-mutant-") as directory:
         copy = Path(directory)
         for name in COPIED:
@@ -52,11 +54,11 @@ def tried(mutation: Mutation) -> str | None:
         if text.count(mutation.old) != 1:
             return f"STALE, found {text.count(mutation.old)} times"
         file.write_text(text.replace(mutation.old, mutation.new))
-        return survived(mutation, copy)
+        return reason_to_survive(mutation, copy)
 
 
-def survived(mutation: Mutation, copy: Path) -> str | None:
-    """Why the test does not show the mutation, or None if it does."""
+def reason_to_survive(mutation: Mutation, copy: Path) -> str | None:
+    """Run the test; return why it does not detect the mutation, or None if it does."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     try:
         done = subprocess.run(
@@ -69,7 +71,7 @@ def survived(mutation: Mutation, copy: Path) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        # It hangs where it must not.
+        # The mutation makes the test hang, so it is detected.
         return None
     if done.returncode == FAILED:
         return None

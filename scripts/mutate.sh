@@ -1,6 +1,6 @@
 #!/bin/sh
-# Shows that the tests notice when a guard is taken out that money or tenants depend on; minutes.
-# --help tells the options.
+# Checks that a test fails for each removed guard that protects money or tenants. Takes minutes;
+# --help lists the options.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

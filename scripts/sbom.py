@@ -1,6 +1,7 @@
-"""The requirements of a hash-locked file as a CycloneDX bill of materials, on standard output.
+"""Writes the requirements in a hash-locked file to standard output as a CycloneDX bill of
+materials.
 
-It has no time and no serial number of its own, so the same lock gives the same bytes.
+The bill has no time and no serial number, so the same lock file gives the same bytes.
 """
 
 import json
@@ -15,9 +16,9 @@ VERSION = re.compile(r'__version__\s*(?::[^=]+)?=\s*"([^"]+)"')
 
 
 def components(lock: str) -> list[dict[str, Any]]:
-    """Each requirement with its version and the digests of its files.
+    """Return each requirement with its version and the digests of its files.
 
-    :raises ValueError: for a requirement that is not pinned with digests.
+    :raises ValueError: if a requirement is not pinned with digests.
     """
     found = []
     for statement in re.sub(r"\\\n", " ", lock).splitlines():
@@ -50,7 +51,7 @@ def components(lock: str) -> list[dict[str, Any]]:
 
 
 def bill(lock: str, version: str) -> dict[str, Any]:
-    """The bill of materials of this project."""
+    """Return the bill of materials of this project."""
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -69,7 +70,7 @@ def bill(lock: str, version: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the bill of the lock that is named."""
+    """Write the bill for the named lock file."""
     text = (Path(__file__).resolve().parents[1] / "service" / "__init__.py").read_text()
     match = VERSION.search(text)
     document = bill(Path(sys.argv[1]).read_text(), match[1] if match else "0")

@@ -1,7 +1,8 @@
-"""Makes docs/schema.sql, the whole schema to read, from a database with every migration applied.
+"""Makes docs/schema.sql, the whole schema for readers, from a database with every migration
+applied.
 
-Written from the catalogue and not by pg_dump, whose text is longer and changes with its version.
-Left out are the partitions of the ledger, which time makes, and the tables of the migrations.
+It reads the catalog instead of using pg_dump, whose text is longer and changes with its version.
+The ledger's partitions, which depend on time, and the migrations' tables are left out.
 """
 
 import re
@@ -32,7 +33,7 @@ SHORTER: Final = (
     (re.compile(r"= ANY \(ARRAY\[([^]]*)\]\)"), r"IN (\1)"),
     (re.compile(r" USING btree"), ""),
 )
-"""What PostgreSQL writes out and people do not. Functions stay as they are."""
+"""Replacements of what PostgreSQL spells out and people omit. Functions stay unchanged."""
 THROWAWAY: Final = "-c fsync=off -c synchronous_commit=off"
 
 SCHEMAS: Final = """
@@ -66,7 +67,7 @@ COLUMNS: Final = """
     WHERE attrelid = %(table)s AND attnum > 0 AND NOT attisdropped
     ORDER BY attnum
 """
-# PostgreSQL 18 keeps NOT NULL as constraints; the columns say it already.
+# PostgreSQL 18 stores NOT NULL as constraints too, but the columns already have it.
 CONSTRAINTS: Final = """
     SELECT format('CONSTRAINT %%I %%s', conname, pg_get_constraintdef(oid, true))
     FROM pg_constraint
@@ -100,11 +101,12 @@ COMMENTS: Final = """
 
 
 def render(address: DatabaseAddress) -> str:
-    """The schema of a database as SQL: the tables in the order of the design, then functions."""
+    """Return the schema of a database as SQL: the tables in the order of the design, then
+    functions."""
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, dbname=address.database
     ) as connection:
-        # So that names are written with their schema.
+        # An empty search path makes PostgreSQL qualify names with their schema.
         connection.execute("SET search_path = ''")
         order = {name: number for number, name in enumerate(schema.TABLES)}
         tables = connection.execute(TABLES).fetchall()
@@ -141,7 +143,7 @@ def _texts(
 
 
 def main() -> None:
-    """Write the page, or with ``--check`` say whether it is current."""
+    """Write the page, or with ``--check`` report whether it is current."""
     logs.configure("warning", "auto")
     with tempfile.TemporaryDirectory(prefix="rialto-schema-") as directory:
         server = Embedded(Path(directory) / "postgres", options=THROWAWAY)

@@ -1,13 +1,13 @@
-# Sourced by the other scripts: makes .venv when it is missing and installs the hash-locked
-# requirements when they have changed since. PYTHON names another interpreter than python3. Of several
-# scripts that start at once one installs, and the others wait for it.
+# The other scripts source this file. It creates .venv if it is missing, and installs the hash-locked
+# requirements if they have changed. PYTHON names an interpreter other than python3. Of several scripts
+# that start concurrently one installs, and the others wait for it.
 requirements=requirements/development.txt
 lock=.venv.lock
 worker_file=.venv.lock.worker
 max_wait_s=600
 
 is_made() {
-    # installed.txt is there only when everything else is: without it an install was cut short.
+    # installed.txt is written last: if it is missing, an installation was interrupted.
     [ -x .venv/bin/python ] && [ -f .venv/installed.txt ]
 }
 
@@ -16,19 +16,19 @@ is_installed() {
 }
 
 is_running() {
-    # The second is for processes of other accounts.
+    # /proc has the processes of other accounts, which kill cannot check.
     [ -n "$1" ] && { kill -0 "$1" 2>/dev/null || [ -d "/proc/$1" ]; }
 }
 
-# Whether the holder of the lock, as HOST:PID, is at work: its shell, or what outlived it when that was
-# killed. Of other hosts nobody can tell.
+# Returns whether the holder of the lock, HOST:PID, is at work: its shell, or an installation that
+# outlived the shell. A holder on another host cannot be checked and counts as at work.
 is_at_work() {
     [ "${1%:*}" != "$(uname -n)" ] || is_running "${1##*:}" ||
         is_running "$(cat "$worker_file" 2>/dev/null)"
 }
 
-# Takes the lock away from a holder that is gone. One process at a time, which looks again: others may
-# have done so, and the lock may be another one's by now.
+# Removes the lock of a holder that is gone. One process at a time does this, and checks the holder
+# again, because another process may have removed the lock and taken it.
 take_over() {
     ln -s "$$" "$lock.taking" 2>/dev/null || {
         is_running "$(readlink "$lock.taking")" || rm -f "$lock.taking"
@@ -38,7 +38,7 @@ take_over() {
     rm -f "$lock.taking"
 }
 
-# A symbolic link is made whole or not at all, with its text, on every system.
+# Every system creates a symbolic link with its text atomically.
 begin_install() {
     waited_s=0
     until ln -s "$(uname -n):$$" "$lock" 2>/dev/null; do
@@ -99,7 +99,7 @@ if ! is_installed; then
         exit 1
     fi
     begin_install
-    # Whoever was waited for may have done it.
+    # The process that held the lock may have installed them.
     if ! is_installed; then
         install_requirements
     fi

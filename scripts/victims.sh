@@ -1,6 +1,6 @@
 #!/bin/sh
-# Shows that no attack of one caller makes another caller's calls slow: one attack after the other,
-# a few minutes. Arguments go to pytest: `-k zip`.
+# Checks that no attack by one caller slows another caller's calls: one attack after the other, in a
+# few minutes. Arguments go to pytest, such as `-k zip`.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh

@@ -1,1 +1,1 @@
-"""Measures Rialto beside what stands in front of a model otherwise. See docs/benchmarks.md."""
+"""Measures Rialto beside other gateways and proxies. See docs/benchmarks.md."""

@@ -27,7 +27,8 @@ ALL = {**OWN, **PEERS}
 
 
 def _names(known):
-    """Reads a list like ``a,b`` of known names; in the order in which they are known."""
+    """Return a click callback that parses a list such as ``a,b``, in the order of the known
+    names."""
 
     def read(_, __, text):
         wanted = text.split(",") if text else list(known)
@@ -66,8 +67,11 @@ def _names(known):
 @click.option("--write", "is_write", is_flag=True, help="Put the results into docs/benchmarks.md.")
 def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
     """Measure Rialto beside others. `quick` takes minutes and has Rialto, a bare pass-through and
-    the upstream itself; `full` takes more than an hour and has every side. `last` measures nothing
-    and shows the last results again. The exit status is 1 if any run was void."""
+    the upstream itself; `full` takes more than an hour and has every side. `last` shows the last
+    results again without measuring.
+
+    The exit status is 1 if any run was void.
+    """
     try:
         if extent != "last":
             names = _names(ALL)(
@@ -90,7 +94,7 @@ def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
 
 
 def _measured(kinds, chosen, planned, python):
-    # So that what was started is ended then too.
+    # Leaving the stack on this signal ends the programs that were started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     return Bench(kinds, chosen, planned, python).run()

@@ -1,7 +1,8 @@
-"""Charts as SVG: a line a side, a dot at the median, a bar from the least to the most of the runs.
+"""Draws charts as SVG: a line per side, a dot at the median, a bar from the lowest to the highest
+run.
 
-The axis is logarithmic, since the sides differ a hundredfold; so there are dots and no columns,
-whose length would lie. Text and lines follow the reader's light or dark colours.
+The axis is logarithmic, because the sides differ a hundredfold; the length of a column would
+mislead on it, so there are dots. Text and lines follow the reader's light or dark colors.
 """
 
 import math
@@ -29,7 +30,7 @@ text.own { stroke: none; font-weight: 600 }
 
 
 def svg(title, unit, values):
-    """The chart of ``values``: a median, a least and a most, all above zero, by side."""
+    """Return the chart of ``values``: median, minimum and maximum, all above zero, by side."""
     least = min(low for _, low, _ in values.values())
     most = max(high for _, _, high in values.values())
     first = math.floor(math.log10(least))
@@ -79,7 +80,7 @@ def _row(side, y, value, at):
 
 
 def _number(value):
-    """Three digits of it."""
+    """Format a number with three digits."""
     if value >= 100:
         digits = 3 - len(str(int(value)))
         return f"{round(value, digits):,.0f}"

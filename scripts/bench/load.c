@@ -1,16 +1,16 @@
-/* The load of scripts/bench.sh: HTTP/1.1 from one thread, epoll, connections kept open.
+/* The load generator of scripts/bench.sh: HTTP/1.1 with one thread, epoll and persistent connections.
  *
  *   load --port N --path P --body FILE --marker TEXT [--markers N] [--header "Name: value"]...
  *        [--connections N] [--warmup-s N] [--seconds N] [--rate N]
  *
- * Without --rate the loop is closed: each connection sends its next request when it has its answer.
- * With it the loop is open: requests are due at fixed times whatever the answers do, wait for a
- * free connection if they must, and their latency counts from when they were due.
+ * Without --rate the loop is closed: each connection sends its next request after its response.
+ * With --rate the loop is open: requests are due at fixed times regardless of the responses, wait for
+ * a free connection if necessary, and their latency starts when they were due.
  *
- * Answers that come between the warm-up and the end are measured. Those still running at the end
- * are waited for and checked, and their latencies stand in where no answer came in time. An answer
- * must be 200 and have the marker at least --markers times; the first that is otherwise ends the
- * run with status 1. One JSON object is printed.
+ * Responses between the warm-up and the end are measured. Those still running at the end are waited
+ * for and checked, and their latencies are used if no response came in time. A response must be a
+ * 200 with the marker at least --markers times; the first other one ends the run with status 1.
+ * The program prints one JSON object.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,10 +29,10 @@
 #include <unistd.h>
 
 #define SECOND_NS 1000000000L
-#define DRAIN_NS (240 * SECOND_NS) /* how long answers may take after the end */
+#define DRAIN_NS (240 * SECOND_NS) /* how long responses may take after the end */
 #define MAX_EVENTS 256
 #define READ_BYTES 65536
-#define SHOWN_BYTES 200 /* of an answer that is wrong */
+#define SHOWN_BYTES 200 /* of a wrong response */
 
 struct buffer {
     char *data;
@@ -200,7 +200,7 @@ static void start_request(struct connection *c, long due_ns) {
     send_rest(c);
 }
 
-/* Give free connections what is due by now, until the end. */
+/* Send the requests that are due on free connections, until the end. */
 static void start_what_is_due(long now) {
     while (free_connections && now < end_ns) {
         long due_ns = options.rate ? start_ns + arrivals * SECOND_NS / options.rate : now;
@@ -212,7 +212,7 @@ static void start_what_is_due(long now) {
     }
 }
 
-/* Wake up when the next request is due; at the end; or when time for answers is over. */
+/* Set the timer for the next due request, the end, or the timeout for responses. */
 static void set_timer(long now) {
     long next = now < end_ns ? end_ns : end_ns + DRAIN_NS;
     if (options.rate && free_connections && now < end_ns) {
@@ -247,7 +247,7 @@ static void finish(struct connection *c, long now) {
     free_connections = c;
 }
 
-/* Body bytes, without HTTP's chunks; markers may lie across two calls. */
+/* Count markers in body bytes without chunked framing; a marker may span two calls. */
 static void take_body(struct connection *c, const char *data, size_t length, long now) {
     size_t width = strlen(options.marker);
     size_t from = c->body.length >= width - 1 ? c->body.length - (width - 1) : 0;
@@ -265,7 +265,7 @@ static void take_body(struct connection *c, const char *data, size_t length, lon
     }
 }
 
-/* The value of a header in a head that ends with a zero, or NULL. */
+/* Return the value of a header in a zero-terminated head, or NULL. */
 static const char *header(const char *head, const char *name) {
     const char *found = strcasestr(head, name);
     return found ? found + strlen(name) : NULL;
@@ -291,7 +291,7 @@ static bool take_head(struct connection *c, size_t *at) {
     return true;
 }
 
-/* A line of the chunked coding: a chunk's size, the end of one, or a trailer. */
+/* Parse a line of the chunked encoding: a chunk's size, the end of a chunk, or a trailer. */
 static bool take_line(struct connection *c, size_t *at, bool *is_over) {
     char *line = c->in.data + *at;
     char *end = memmem(line, c->in.length - *at, "\r\n", 2);
@@ -301,7 +301,7 @@ static bool take_line(struct connection *c, size_t *at, bool *is_over) {
         c->left = strtoul(line, NULL, 16);
         c->state = c->left ? CHUNK_DATA : TRAILER;
     } else if (c->state == CHUNK_END) {
-        if (end != line) fail("a chunk that is longer than it says");
+        if (end != line) fail("a chunk that is longer than its size");
         c->state = CHUNK_SIZE;
     } else {
         *is_over = end == line;
@@ -309,7 +309,7 @@ static bool take_line(struct connection *c, size_t *at, bool *is_over) {
     return true;
 }
 
-/* Take what has come; true when the answer is whole. */
+/* Parse the received bytes; return true when the response is complete. */
 static bool take(struct connection *c, long now) {
     size_t at = 0;
     bool is_over = false, goes_on = true;
@@ -338,7 +338,7 @@ static void receive(struct connection *c) {
     ssize_t n = recv(c->fd, c->in.data + c->in.length, READ_BYTES, MSG_DONTWAIT);
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0 && c->busy) fail("cut off: %s", n ? strerror(errno) : "the connection was closed");
-    if (n <= 0) { /* an idle one */
+    if (n <= 0) { /* the connection was idle */
         close(c->fd);
         open_connection(c);
         return;

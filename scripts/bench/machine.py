@@ -1,4 +1,4 @@
-"""What the bench ran on."""
+"""Describes the machine that the bench ran on."""
 
 import datetime
 import os
@@ -10,7 +10,7 @@ from scripts.bench.sides import SERVING
 
 
 def facts(python):
-    """The machine, the Python and the libraries that Rialto and the pass-through run on."""
+    """Return the machine, and the Python and libraries that Rialto and the pass-through run on."""
     versions = python.versions(SERVING)
     gcc = subprocess.run(["gcc", "-dumpfullversion"], check=False, capture_output=True, text=True)
     return {
@@ -35,7 +35,7 @@ def _cpu():
 
 
 def described(known):
-    """The same as lines of text, from the results."""
+    """Format the facts from the results as lines of text."""
     cores = f"the gateway alone on core {known['gateway_core']}; load, upstream and PostgreSQL on"
     return [
         f"{known['cpu']}, {known['cores']} cores, {known['system']}",

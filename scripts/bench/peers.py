@@ -1,4 +1,4 @@
-"""Gateways and proxies that others have built, each in an environment of its own in the cache."""
+"""Gateways and proxies of others, each in its own environment in the cache."""
 
 import json
 import os
@@ -14,23 +14,23 @@ PRISMA = "0.15.0"
 TENSORZERO = "2026.6.0"
 PORTKEY = "1.15.2"
 HONO_NODE_SERVER = "1.13.5"
-"""Portkey's streams fail with a newer one."""
+"""Portkey's streams fail with a newer version."""
 DEBIAN = ("nginx", "libpcre2-8-0", "libssl3")
 
 
 class Peer(Side):
-    """One that is installed into a directory of its own. ``versions`` are what it is pinned to; a
-    directory made for others is made anew."""
+    """A gateway that is installed into its own directory. ``versions`` are its pinned versions; a
+    directory made for other versions is replaced."""
 
     versions = ()
 
     @property
     def home(self):
-        """Its directory."""
+        """The directory of the installation."""
         return CACHE / "peers" / self.name
 
     def install(self):
-        """Once; an installation that was cut short is made anew."""
+        """Install the gateway once; an interrupted installation is repeated."""
         stamp = self.home / "installed"
         wanted = "\n".join(map(str, [*self.versions, *self._made_with()]))
         if not stamp.exists() or stamp.read_text() != wanted:
@@ -50,14 +50,14 @@ class Peer(Side):
         return f"http://127.0.0.1:{self.place.upstream.port}{path}"
 
     def _write(self, name, text):
-        """A file of its configuration; its path."""
+        """Write a configuration file; return its path."""
         path = self.place.directory / f"{self.name}.{name}"
         path.write_text(text)
         return path
 
 
 class _OfPython(Peer):
-    """One from PyPI."""
+    """A gateway from PyPI."""
 
     def _made_with(self):
         return (self.place.python.path,)
@@ -105,7 +105,7 @@ http {{
 
 
 class Nginx(Peer):
-    """A proxy in C that knows nothing of the calls."""
+    """Nginx, a proxy in C that does not parse the calls."""
 
     name = "nginx"
     about = "a proxy in C that knows nothing of calls, one worker: Debian's package"
@@ -121,14 +121,14 @@ class Nginx(Peer):
         return ":".join(map(str, self.home.glob("root/usr/lib/*-linux-*")))
 
     def install(self):
-        """Debian serves one version; which, it says itself."""
+        """Return the version, which is the one that Debian has."""
         super().install()
         program = self.home / "root/usr/sbin/nginx"
-        said = run_step(program, "-v", LD_LIBRARY_PATH=self._libraries)
-        return said.strip().removeprefix("nginx version: ")
+        output = run_step(program, "-v", LD_LIBRARY_PATH=self._libraries)
+        return output.strip().removeprefix("nginx version: ")
 
     def command(self):
-        """One worker, without a log; streams are passed on as they come."""
+        """One worker without a log, with streams passed on unbuffered."""
         facts = {
             "directory": self.place.directory,
             "upstream": self.place.upstream.port,
@@ -141,7 +141,7 @@ class Nginx(Peer):
 
 
 class Litellm(_OfPython):
-    """LiteLLM's proxy as it starts without a database: it counts nothing."""
+    """LiteLLM's proxy as it starts without a database, which counts nothing."""
 
     name = "litellm"
     about = "its proxy without a database, so without keys, budgets or spend"
@@ -152,12 +152,12 @@ class Litellm(_OfPython):
     key = "sk-bench-0123456789abcdef0123456789abcdef01234567"
 
     def command(self):
-        """One worker; nothing is fetched from elsewhere."""
+        """One worker that downloads nothing."""
         models = [
             {
                 "model_name": model,
                 "litellm_params": {
-                    # Of one named after Llama it would fetch a tokenizer from elsewhere.
+                    # For a model named after Llama it would download a tokenizer.
                     "model": f"openai/{target}",
                     "api_base": self._upstream("/v1"),
                     "api_key": "sandbox",
@@ -165,7 +165,7 @@ class Litellm(_OfPython):
             }
             for model, target in self.targets.items()
         ]
-        # YAML reads JSON.
+        # JSON is valid YAML.
         config = self._write("yaml", json.dumps({"model_list": models, **self._settings()}))
         arguments = ["--config", config, "--host", "127.0.0.1", "--port", self.port]
         environment = {
@@ -178,20 +178,20 @@ class Litellm(_OfPython):
         return [self._tool("litellm"), *arguments, "--num_workers", "1"], environment
 
     def _settings(self):
-        # It does not start without one.
+        # It does not start without this setting.
         self.headers = {"Authorization": f"Bearer {self.key}"}
         return {"general_settings": {"master_key": self.key}}
 
 
 class LitellmDatabase(Litellm):
-    """LiteLLM's proxy with PostgreSQL, so that it counts spend."""
+    """LiteLLM's proxy with PostgreSQL, which counts spend."""
 
     name = "litellm-db"
     about = "its proxy with PostgreSQL and a key, so that it counts spend"
     versions = (f"litellm[proxy]=={LITELLM}", f"prisma=={PRISMA}")
 
     def _install(self):
-        # What may fail comes first: prisma fetches its engines from elsewhere.
+        # Install prisma's engines first, because that download may fail.
         run_step(self.place.python.path, "-m", "venv", self.home / "venv")
         run_step(self._tool("pip"), "install", "--quiet", self.versions[-1])
         path = f"{self._tool('')}:{os.environ['PATH']}"
@@ -202,11 +202,11 @@ class LitellmDatabase(Litellm):
 
     @property
     def _home(self):
-        # Prisma keeps its engines there.
+        # Prisma stores its engines there.
         return {"HOME": str(self.home)}
 
     def start(self):
-        """The first start makes the tables."""
+        """Start it; the first start creates the tables."""
         if self.postgres_pid is None:
             postgres = self.place.postgres()
             self.postgres_pid = postgres.pid
@@ -214,7 +214,7 @@ class LitellmDatabase(Litellm):
         return super().start()
 
     def command(self):
-        """With the database's address in the environment."""
+        """The command with the database's address in the environment."""
         arguments, environment = super().command()
         path = f"{self._tool('')}:{os.environ['PATH']}"
         more = {"DATABASE_URL": self._database_url, "PATH": path, **self._home}
@@ -262,7 +262,7 @@ class Tensorzero(_OfPython):
     embedding_model = f"tensorzero::embedding_model_name::{Side.embedding_model}"
 
     def command(self):
-        """It chooses its port itself, and says it."""
+        """The command; the gateway chooses its port and prints it."""
         self.port = None
         facts = {
             "model": Side.model,
@@ -270,15 +270,15 @@ class Tensorzero(_OfPython):
             "url": self._upstream("/v1/"),
         }
         config = self._write("toml", TENSORZERO_CONFIG.format(**facts))
-        # The last start's words would be taken for this one's.
+        # Output of the last start would be mistaken for this one's.
         (self.place.directory / f"{self.name}.log").unlink(missing_ok=True)
         return [self._tool("python"), "-c", TENSORZERO_PROGRAM, config], {}
 
     def is_ready(self):
-        """Once it has said where it listens."""
+        """Return whether it has printed where it listens."""
         if self.port is None:
-            said = (self.place.directory / f"{self.name}.log").read_text()
-            found = re.search(r"gateway at http://[^:]+:(\d+)", said)
+            output = (self.place.directory / f"{self.name}.log").read_text()
+            found = re.search(r"gateway at http://[^:]+:(\d+)", output)
             if found is None:
                 return False
             self.port = int(found[1])
@@ -303,7 +303,7 @@ class Portkey(Peer):
         run_step("npm", "install", *quiet, cwd=self.home)
 
     def command(self):
-        """Where calls go is told by their headers."""
+        """The command; headers of the calls name the upstream."""
         self.headers = {
             "Authorization": "Bearer sandbox",
             "x-portkey-provider": "openai",

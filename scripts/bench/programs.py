@@ -1,4 +1,4 @@
-"""The programs that take part: made, started on a core, waited for, counted and stopped."""
+"""Builds, starts on a core, waits for, counts and stops the programs that take part."""
 
 import json
 import os
@@ -16,35 +16,35 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = Path(__file__).resolve().parent
 CACHE = ROOT / ".bench"
-"""What is installed and compiled; kept from run to run."""
+"""The directory of installed and compiled programs, kept between runs."""
 KEPT = ("PATH", "HOME")
 POLL_S = 0.005
 STOP_S = 30
 INSTALL_S = 900
 SETTLE_S = 0.3
-"""Work that an answer leaves behind is over by then, and counted."""
+"""How long work may continue after the last response, to be counted with it."""
 
 
 class BenchError(Exception):
-    """The bench cannot go on; the message says why."""
+    """The bench cannot continue; the message has the reason."""
 
 
 def cores():
-    """The core of the load, the upstream and PostgreSQL, and the gateway's own. The same one twice
-    where there is only one."""
+    """Return the core of load, upstream and PostgreSQL, and the gateway's core. They are the same
+    on a machine with one core."""
     allowed = sorted(os.sched_getaffinity(0))
     return allowed[0], allowed[-1]
 
 
 def compiled(name):
-    """The program made of ``name.c``, made anew when that has changed.
+    """Compile ``name.c`` if it has changed; return the program's path.
 
-    :raises BenchError: when gcc does not make it.
+    :raises BenchError: if gcc fails.
     """
     source, program = SOURCES / f"{name}.c", CACHE / "bin" / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         program.parent.mkdir(parents=True, exist_ok=True)
-        # Others may compile it or run it meanwhile: what they see is always a whole program.
+        # Other benches may compile or run it now, so it is replaced as a whole.
         with tempfile.TemporaryDirectory(dir=program.parent) as directory:
             made = Path(directory) / name
             ran = subprocess.run(
@@ -60,9 +60,9 @@ def compiled(name):
 
 
 def run_step(*arguments, cwd=None, **environment):
-    """A step of an installation: what it says, on either output.
+    """Run a step of an installation; return its output.
 
-    :raises BenchError: when it fails, with its last words.
+    :raises BenchError: if it fails, with the end of its output.
     """
     try:
         ran = subprocess.run(
@@ -79,19 +79,19 @@ def run_step(*arguments, cwd=None, **environment):
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BenchError(str(error)) from error
     if ran.returncode:
-        said = " ".join(ran.stdout.split())[-300:]
-        raise BenchError(f"{Path(arguments[0]).name} {arguments[1]} failed: {said}")
+        output = " ".join(ran.stdout.split())[-300:]
+        raise BenchError(f"{Path(arguments[0]).name} {arguments[1]} failed: {output}")
     return ran.stdout
 
 
 def free_port():
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """Return a port of 127.0.0.1 that is not in use."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
 
 def ask(port, path, *, headers=None, body=None, timeout=10):
-    """A request to 127.0.0.1: its status and its body's bytes; status 0 while nobody answers."""
+    """Send a request to 127.0.0.1; return status and body. The status is 0 if nobody answers."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}",
         data=None if body is None else json.dumps(body).encode(),
@@ -107,7 +107,7 @@ def ask(port, path, *, headers=None, body=None, timeout=10):
 
 
 class Program:
-    """A process on one core, with its output in a file."""
+    """A process on one core with its output in a file."""
 
     def __init__(self, arguments, *, core, log_path, environment=None, cwd=ROOT):
         self.log_path = log_path
@@ -116,7 +116,7 @@ class Program:
             self._running = subprocess.Popen(
                 ["taskset", "-c", str(core), *map(str, arguments)],
                 cwd=cwd,
-                # Nothing of the developer's settings.
+                # The environment has none of the developer's settings.
                 env={**{name: os.environ.get(name, "") for name in KEPT}, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -125,24 +125,24 @@ class Program:
         self.pid = self._running.pid
 
     def wait_for(self, is_ready, timeout):
-        """Seconds from the start until ``is_ready()``.
+        """Wait for ``is_ready()``; return the seconds since the start.
 
-        :raises BenchError: when it ends or takes too long, with its last words.
+        :raises BenchError: if the process ends or takes too long, with the end of its output.
         """
         while not is_ready():
             if self._running.poll() is not None:
-                raise BenchError(f"it ended: {self.last_words()}")
+                raise BenchError(f"it ended: {self.end_of_output()}")
             if time.perf_counter() - self.started > timeout:
-                raise BenchError(f"not ready after {timeout} s: {self.last_words()}")
+                raise BenchError(f"not ready after {timeout} s: {self.end_of_output()}")
             time.sleep(POLL_S)
         return time.perf_counter() - self.started
 
-    def last_words(self):
-        """The end of its output."""
+    def end_of_output(self):
+        """Return the end of the output."""
         return " ".join(self.log_path.read_text(errors="replace").split())[-400:]
 
     def stop(self):
-        """End it as an operator would; kill it when that takes too long."""
+        """Stop the process with SIGTERM; kill it if that takes too long."""
         if self._running.poll() is None:
             self._running.terminate()
             try:
@@ -154,7 +154,7 @@ class Program:
 
 
 def _tree(pid):
-    """A process and all below it; nothing once it is gone."""
+    """Return a process and all its descendants; nothing once it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -163,7 +163,8 @@ def _tree(pid):
 
 
 def cpu_s(pid):
-    """CPU seconds of a process and all below it so far, those that have ended included."""
+    """Return the CPU seconds of a process and all its descendants so far, including those that have
+    ended."""
     total = 0.0
     for process in _tree(pid):
         try:
@@ -175,12 +176,12 @@ def cpu_s(pid):
 
 
 def memory_bytes(pid):
-    """Resident memory of a process and all below it."""
+    """Return the resident memory of a process and all its descendants."""
     return sum(process.memory_info().rss for process in _tree(pid))
 
 
 class Double:
-    """The upstream: ``upstream.c`` with the lists that Rialto's sandbox answers."""
+    """The upstream: ``upstream.c`` with the lists that Rialto's sandbox returns."""
 
     def __init__(self, directory, core):
         lists_path = directory / "lists"
@@ -191,12 +192,12 @@ class Double:
         self.pid, self.port = self._program.pid, int(log_path.read_text())
 
     def stop(self):
-        """End it."""
+        """Stop the upstream."""
         self._program.stop()
 
 
 def _lists(directory, core):
-    """Venice's lists as lines for ``upstream.c``; asked of the sandbox once."""
+    """Ask the sandbox once for Venice's lists; return them as lines for ``upstream.c``."""
     port = free_port()
     sandbox = Program(
         [sys.executable, "-m", "service.sandbox", "--port", port],
@@ -204,7 +205,7 @@ def _lists(directory, core):
         log_path=directory / "sandbox.log",
     )
     headers = {"Authorization": "Bearer sandbox"}
-    # Longer targets first: the double takes the first line that a target ends with.
+    # Longer targets come first, because the upstream takes the first line that a target ends with.
     kinds = ("all", "asr", "code", "decision", "embedding", "image", "inpaint", "music", "text")
     kinds += ("tts", "upscale", "video")
     paths = ("/models/compatibility_mapping", "/models/traits", "/models")

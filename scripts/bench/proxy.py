@@ -1,4 +1,4 @@
-"""The least that a gateway of aiohttp does: takes a call, passes it on, passes the answer back.
+"""The minimal aiohttp gateway: receives a call, forwards it, and forwards the response.
 
 ``python scripts/bench/proxy.py PORT UPSTREAM_URL``
 """
@@ -15,7 +15,7 @@ PASSED = ("Content-Type", "Authorization")
 
 
 async def forward(request):
-    """Any call; streams go through as they come."""
+    """Forward a call; streams are forwarded as they arrive."""
     headers = {name: request.headers[name] for name in PASSED if name in request.headers}
     body = await request.read()
     url = f"{sys.argv[2]}{request.path_qs}"
@@ -31,14 +31,14 @@ async def forward(request):
 
 
 async def session(app):
-    """Connections to the upstream, as many as there are calls."""
+    """Connections to the upstream, without a maximum."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as app[UPSTREAM]:
         yield
 
 
 async def main():
-    """The application."""
+    """Run the application."""
     app = web.Application(client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(session)
     app.router.add_post("/{path:.*}", forward)

@@ -1,4 +1,4 @@
-"""The interpreter that every side in Python runs on, and the environments that are made with it."""
+"""The interpreter of all sides in Python, and the environments that are made with it."""
 
 import fcntl
 import functools
@@ -26,22 +26,22 @@ print(json.dumps({name: metadata.version(name) for name in ("aiohttp", "uvloop")
 
 
 class Python:
-    """An interpreter, by its path."""
+    """An interpreter at a path."""
 
     def __init__(self, path):
         self.path = Path(path).resolve()
 
     def environment(self, requirements):
-        """The interpreter of an environment with what the file of requirements names and nothing
-        else: Rialto's own serving environment, as its image has it. Made once.
+        """Return the interpreter of an environment with exactly the named requirements, as Rialto's
+        image has it. It is made once.
 
-        :raises BenchError: when it cannot be made.
+        :raises BenchError: if it cannot be made.
         """
         named = f"{self.path} {self.facts['version']} {requirements.read_text()}"
         home = CACHE / "environments" / hashlib.sha256(named.encode()).hexdigest()[:12]
         stamp, python = home / "installed", home / "bin" / "python"
         home.parent.mkdir(parents=True, exist_ok=True)
-        # Of several benches at a time one makes it, and the others wait.
+        # Of several concurrent benches one makes it, and the others wait.
         with home.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not stamp.exists():
@@ -53,35 +53,35 @@ class Python:
         return python
 
     def versions(self, requirements):
-        """Of aiohttp and uvloop in that environment."""
+        """Return the versions of aiohttp and uvloop in that environment."""
         return _last_line_of(self.environment(requirements), VERSIONS)
 
     @functools.cached_property
     def facts(self):
-        """Its version, and whether its build says that it used a profile (PGO) and optimised across
-        files (LTO).
+        """Return the version, and whether the build reports the use of a profile (PGO) and of
+        optimization across files (LTO).
 
-        :raises BenchError: when it does not run.
+        :raises BenchError: if the interpreter does not run.
         """
         return _last_line_of(self.path, FACTS)
 
     @property
     def build(self):
-        """In a few words; one without PGO and LTO takes a fifth more time than one with them."""
+        """Describe the build in a few words; one without PGO and LTO takes a fifth more time."""
         if (package := _debian_package(self.path)) is not None:
-            # Debian's has both, and its configuration does not say so.
+            # Debian's build has both without reporting it.
             return f"Debian's package {package}"
         pgo, lto = ("with" if self.facts[name] else "WITHOUT" for name in ("has_pgo", "has_lto"))
         return f"built {pgo} PGO and {lto} LTO"
 
 
 def _last_line_of(python, program):
-    """The JSON that the program ends with; before it may come warnings."""
+    """Return the JSON on the program's last line, which warnings may precede."""
     return json.loads(run_step(python, "-c", program).splitlines()[-1])
 
 
 def _debian_package(path):
-    """The package that the file is of, with its version; None where it is of none."""
+    """Return the package with the file and its version, or None if it is not from a package."""
     try:
         owner = run_step("dpkg-query", "--search", path).partition(":")[0]
         return run_step("dpkg-query", "--show", owner).replace("\t", " ").strip()

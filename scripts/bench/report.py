@@ -1,4 +1,4 @@
-"""Tables of the results, for the terminal and for docs/benchmarks.md with its charts."""
+"""Formats tables of the results for the terminal and for docs/benchmarks.md, with charts."""
 
 import dataclasses
 import statistics
@@ -17,7 +17,7 @@ RATE = "{:,.0f}".format
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A column: the runs' median, as text."""
+    """A column, with the runs' median as text."""
 
     title: str
     key: str
@@ -39,8 +39,8 @@ FIRST = (
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What one workload came to: ``rows`` of text by side; and the ``values`` that its chart shows,
-    a median, a least and a most."""
+    """The results of one workload: ``rows`` of text by side, and the ``values`` of its chart
+    (median, minimum and maximum)."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Table:
 
 
 def tables(results):
-    """All tables for which there are results."""
+    """Return all tables for which there are results."""
     for workload in WORKLOADS.values():
         runs = [run for run in results["runs"] if run["workload"] == workload.name]
         void = [one["side"] for one in results["void"] if one["workload"] == workload.name]
@@ -101,7 +101,7 @@ def _cell(figure, runs):
 
 
 def _noise(figure, runs):
-    """Half of what lies between the least and the most, of the median."""
+    """Return half of the range, relative to the median."""
     middle, least, most = _range([run[figure.key] for run in runs])
     return f"{(most - least) / 2 / middle:.0%}" if middle and len(runs) > 1 else "–"
 
@@ -135,7 +135,7 @@ def _of_starts(known):
 
 
 def as_text(table):
-    """For a terminal: aligned columns."""
+    """Format the table for a terminal with aligned columns."""
     lines = [table.head, *table.rows]
     widths = [max(len(line[at]) for line in lines) for at in range(len(table.head))]
     shown = [
@@ -149,15 +149,15 @@ def as_text(table):
 
 
 def as_markdown(table):
-    """For a document."""
+    """Format the table for a document."""
     lines = [table.head, ["---", *["---:"] * (len(table.head) - 1)], *table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(results):
-    """Put the results into docs/benchmarks.md, between its marks, and the charts beside it.
+    """Write the results between the marks in docs/benchmarks.md, and the charts beside it.
 
-    :raises BenchError: when the marks are not there.
+    :raises BenchError: if the marks are missing.
     """
     before, begin, rest = DOCUMENT.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -187,7 +187,7 @@ def write(results):
 
 
 def _quoted(reason):
-    """What a program said, so that a table can hold it."""
+    """Escape a program's output for a table."""
     return f"`{reason.replace('|', '/').replace('`', chr(39))[:160]}`"
 
 

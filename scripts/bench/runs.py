@@ -1,4 +1,4 @@
-"""A whole bench: every side, every workload, in turns."""
+"""A whole bench: every side and every workload, in turns."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,15 @@ from scripts.bench.pythons import Python
 from scripts.bench.sides import Postgres, Rialto
 
 START_S = 4
-"""What a start is reckoned with in the time that is left."""
+"""The estimated duration of a start."""
 OVERHEAD_S = 0.6
-"""What a run takes besides the load."""
+"""The duration of a run beyond its load."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much is measured; ``soak_s`` and ``starts`` may be 0. A process is idle for ``idle_s``
-    before its memory is read."""
+    """How much is measured; ``soak_s`` and ``starts`` may be 0. A process idles for ``idle_s``
+    before its memory is measured."""
 
     rounds: int
     seconds: float
@@ -35,31 +35,31 @@ class Extent:
     idle_s: float = 1
 
     def run_s(self, workload):
-        """How long one run takes."""
+        """Return the duration of one run."""
         return self.warmup_s + max(self.seconds, workload.least_s) + OVERHEAD_S
 
     def planned_s(self, chosen, sides):
-        """How long all takes, for so many sides."""
+        """Return the total duration for so many sides."""
         runs_s = sum(self.run_s(workload) for workload in chosen) * self.rounds * sides
         return runs_s + (self.starts + 1) * sides * START_S + self.soak_s
 
 
 class Place:
-    """Where a bench takes place: its directory, its cores, its Python, its upstream and its
-    PostgreSQL."""
+    """The surroundings of a bench: its directory, cores, Python, upstream and PostgreSQL."""
 
     def __init__(self, directory, stack, python):
         self.directory, self.python = directory, python
         self.load_core, self.gateway_core = cores()
         self._stack, self._postgres = stack, None
-        # This process, and what it starts without saying where: the load and PostgreSQL.
+        # The core of this process and of all that it starts without naming one: the load and
+        # PostgreSQL.
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         os.sched_setaffinity(0, {self.load_core})
         self.upstream = Double(directory, self.load_core)
         stack.callback(self.upstream.stop)
 
     def postgres(self):
-        """The run's server, started when it is first asked for."""
+        """The PostgreSQL of this bench, started on its first use."""
         if self._postgres is None:
             self._postgres = Postgres(self.directory)
             self._stack.callback(self._postgres.stop)
@@ -67,15 +67,15 @@ class Place:
 
     @property
     def postgres_version(self):
-        """None when no side has asked for it."""
+        """The version of PostgreSQL, or None if no side uses it."""
         return self._postgres.version if self._postgres else None
 
 
 class Bench:
-    """Sides and workloads, and what came of them: ``results``, which is JSON.
+    """Sides and workloads with their ``results``, which are JSON.
 
-    ``kinds`` make a side of a Place. ``python`` is the interpreter of the sides in Python, without
-    which it is the one that runs the bench.
+    ``kinds`` make a side from a Place. ``python`` is the interpreter of the sides in Python; by
+    default it is the one that runs the bench.
     """
 
     def __init__(self, kinds, chosen, extent, python=None):
@@ -95,14 +95,14 @@ class Bench:
         }
 
     def run(self):
-        """Measure everything; returns the results.
+        """Measure everything; return the results.
 
-        :raises BenchError: when nothing can be measured.
+        :raises BenchError: if nothing can be measured.
         """
         CACHE.mkdir(exist_ok=True)
         self.results["machine"] = machine.facts(self._python)
         directory = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
-        directory.chmod(0o755)  # the database may run as an account of its own
+        directory.chmod(0o755)  # The database may run under its own account.
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             place = Place(directory, stack, self._python)
@@ -123,13 +123,13 @@ class Bench:
             }
         return self.results
 
-    def _say(self, text):
+    def _log(self, text):
         left_s = max(0, round(self._ends - time.monotonic()))
         click.echo(f"[{left_s // 60:3d}:{left_s % 60:02d} left] {text}", err=True)
 
     def _enter(self, side, stack):
-        """Install and start a side; one that does not is left out, and the reason said."""
-        self._say(f"{side.name}: installing and starting")
+        """Install and start a side; leave it out with the reason if that fails."""
+        self._log(f"{side.name}: installing and starting")
         stack.callback(side.stop)
         try:
             version = side.install()
@@ -143,7 +143,7 @@ class Bench:
             self.results["sides"][side.name] = {"version": version, "about": side.about}
 
     def _weigh(self, when):
-        """The memory of every side that has a process of its own."""
+        """Measure the memory of every side that has its own process."""
         time.sleep(self._extent.idle_s)
         for side in self._sides:
             if side.owns_process:
@@ -154,7 +154,7 @@ class Bench:
         for workload in self._chosen:
             for number in range(self._extent.rounds):
                 for side in self._sides:
-                    self._say(f"{workload.name} {side.name} {number + 1}/{self._extent.rounds}")
+                    self._log(f"{workload.name} {side.name} {number + 1}/{self._extent.rounds}")
                     self._measure(workload, side, number, directory)
 
     def _measure(self, workload, side, number, directory):
@@ -177,11 +177,11 @@ class Bench:
         return self.results["void"]
 
     def _soak(self, directory):
-        """A long, even load on Rialto; its memory is read after it."""
+        """Send a long, even load to Rialto, and measure its memory afterwards."""
         rialto = next((side for side in self._sides if isinstance(side, Rialto)), None)
         if not self._extent.soak_s or rialto is None:
             return
-        self._say(f"soak {rialto.name}, {self._extent.soak_s} s")
+        self._log(f"soak {rialto.name}, {self._extent.soak_s} s")
         soak = workloads.WORKLOADS["plain64"]
         facts = {"workload": "soak", "side": rialto.name, "round": 0}
         try:
@@ -195,7 +195,7 @@ class Bench:
         for number in range(self._extent.starts):
             for side in self._sides:
                 if side.owns_process:
-                    self._say(f"start {side.name} {number + 1}/{self._extent.starts}")
+                    self._log(f"start {side.name} {number + 1}/{self._extent.starts}")
                     side.stop()
                     known = self.results["start_s"].setdefault(side.name, [])
                     try:

@@ -1,5 +1,5 @@
-"""The sides that are compared: Rialto, the double itself, and a bare pass-through. What others have
-built is in ``peers``."""
+"""The sides that are compared: Rialto, the upstream itself and a bare pass-through. Those of others
+are in ``peers``."""
 
 import functools
 import json
@@ -16,19 +16,22 @@ OPERATOR = {"Authorization": f"Bearer {OPERATOR_KEY}"}
 ENCRYPTION_KEY = "encryption-key-of-the-bench-0123456789"
 READY_S = 120
 SERVING = ROOT / "requirements" / "serve.txt"
-"""What Rialto serves with, and nothing else: the pass-through too runs in such an environment."""
+"""The requirements that serve Rialto, and nothing else; the pass-through has them too."""
 PROBE = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 300}
 LIMITS = (
     {"unit": "usd", "period": "month", "ceiling": "1000000"},
     {"unit": "usd", "period": "day", "ceiling": "1000000", "of_key": True},
     {"unit": "requests", "period": "minute", "ceiling": 10**9},
 )
-"""On the organization and on the key, with room for everything."""
+"""Limits on the organization and on the key, with room for everything."""
 
 
 class Side:
-    """Something that answers chat completions; ``port`` and ``pid`` are known once it has started.
-    ``place`` is where the run happens: a directory, the cores, the Python, the upstream's port."""
+    """A server of chat completions.
+
+    ``port`` and ``pid`` are known once it has started. ``place`` is the run's directory, cores,
+    Python and upstream port.
+    """
 
     name = ""
     about = ""
@@ -45,20 +48,20 @@ class Side:
         self.port = self.pid = self._program = None
 
     def install(self):
-        """Make everything that it needs, once; returns its version.
+        """Install everything that it needs once; return its version.
 
-        :raises BenchError: when that is not possible here.
+        :raises BenchError: if that is not possible here.
         """
         raise NotImplementedError
 
     def command(self):
-        """The program's arguments and its environment."""
+        """Return the program's arguments and environment."""
         raise NotImplementedError
 
     def start(self):
-        """Start it; the seconds until it passed a call on and the upstream's answer back.
+        """Start it; return the seconds until a call was answered with the upstream's response.
 
-        :raises BenchError: when it does not.
+        :raises BenchError: if it does not start.
         """
         self.port = free_port()
         arguments, environment = self.command()
@@ -73,48 +76,49 @@ class Side:
         return self._program.wait_for(self.is_ready, READY_S)
 
     def batches(self):
-        """How many calls were admitted so far, and in how many batches; None without books."""
+        """Return how many calls were admitted so far, and in how many batches; None without a
+        ledger."""
 
     def is_ready(self):
-        """Whether a call is answered with what the upstream says."""
+        """Return whether a call is answered with the upstream's response."""
         body = {**PROBE, "model": self.model}
         status, answer = ask(self.port, self.chat_path, headers=self.headers, body=body)
         return status == 200 and MARKER.encode() in answer
 
     def stop(self):
-        """End it."""
+        """Stop it."""
         if self._program is not None:
             self._program.stop()
 
 
 class Direct(Side):
-    """The upstream itself: what the load and the double can do without anything between them."""
+    """The upstream itself, which shows what the load and the upstream can do alone."""
 
     name = "direct"
     about = "the upstream double itself, with the load on the same core"
     owns_process = False
 
     def install(self):
-        """Nothing: it is there."""
+        """Do nothing: the upstream is installed already."""
         return "this repository's"
 
     def start(self):
-        """Nothing: it runs."""
+        """Do nothing: the upstream runs already."""
         self.port, self.pid = self.place.upstream.port, self.place.upstream.pid
         return 0.0
 
     def stop(self):
-        """It belongs to the run."""
+        """Do nothing: the run owns the upstream."""
 
 
 class Aiohttp(Side):
-    """The framework's limit."""
+    """A bare pass-through, which shows the framework's limit."""
 
     name = "aiohttp"
     about = "a bare pass-through in 40 lines of aiohttp with uvloop: the framework's limit"
 
     def install(self):
-        """It runs in Rialto's environment."""
+        """Return the version; it runs in Rialto's environment."""
         versions = self.place.python.versions(SERVING)
         return f"aiohttp {versions['aiohttp']}, uvloop {versions['uvloop']}"
 
@@ -126,7 +130,7 @@ class Aiohttp(Side):
 
 
 class Postgres:
-    """A server of the run's own, on the load's core, as durable as PostgreSQL is by default."""
+    """The run's own PostgreSQL, on the load's core, with PostgreSQL's default durability."""
 
     def __init__(self, directory):
         self._server = Embedded(directory / "postgres")
@@ -141,20 +145,20 @@ class Postgres:
         self.version = f"PostgreSQL {version // 10000}.{version % 10000}"
 
     def new_database(self, name):
-        """The URL of a new, empty database."""
+        """Create an empty database; return its URL."""
         with self._connect(autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}"')
         address = self._server.address
         return f"postgresql://{address.user}@/{name}?host={address.host}"
 
     def stop(self):
-        """End it."""
+        """Stop the server."""
         self._server.stop()
 
 
 class Rialto(Side):
-    """This service with everything on: a key with a limit of money on its organization, one on
-    itself and a rate, the ledger in PostgreSQL, a log."""
+    """This service with everything on: limits of money on organization and key, a limit on
+    requests, the ledger in PostgreSQL, a log."""
 
     name = "rialto"
     about = "with everything on: three limits, the ledger in PostgreSQL, the log in a file"
@@ -169,21 +173,21 @@ class Rialto(Side):
         self._database_url = self._interpreter = None
 
     def install(self):
-        """Which commit it is; each tree has an environment of what it serves with."""
+        """Return the commit; each tree has an environment with its own requirements."""
         if not (self.tree / "service" / "__main__.py").exists():
             raise BenchError(f"{self.tree} is no checkout of Rialto")
         self._interpreter = self.place.python.environment(self.tree / SERVING.relative_to(ROOT))
-        said = subprocess.run(
+        revision = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],
             check=False,
             cwd=self.tree,
             capture_output=True,
             text=True,
         )
-        return f"commit {said.stdout.strip() or 'unknown'}"
+        return f"commit {revision.stdout.strip() or 'unknown'}"
 
     def command(self):
-        """As in production, but for what production demands of addresses."""
+        """Return the command as in production, except for production's rules about addresses."""
         environment = {
             "PYTHONPATH": str(self.tree),
             "ENVIRONMENT": "development",
@@ -200,7 +204,7 @@ class Rialto(Side):
         return [self._interpreter, *self.program], environment
 
     def start(self):
-        """The first start makes the database, and the key with its limits."""
+        """Start the service; the first start creates the database and the key with its limits."""
         if self._database_url is None:
             postgres = self.place.postgres()
             self.postgres_pid = postgres.pid
@@ -208,7 +212,7 @@ class Rialto(Side):
         return super().start()
 
     def is_ready(self):
-        """Whether it answers calls of the key."""
+        """Return whether it answers calls of the key."""
         if not self.headers:
             if ask(self.port, "/health")[0] != 200:
                 return False
@@ -217,8 +221,8 @@ class Rialto(Side):
 
     def batches(self):
         """See :meth:`Side.batches`."""
-        _, said = ask(self.port, "/metrics", headers=OPERATOR)
-        lines = [line.split() for line in said.decode().splitlines()]
+        _, metrics = ask(self.port, "/metrics", headers=OPERATOR)
+        lines = [line.split() for line in metrics.decode().splitlines()]
         values = {line[0]: float(line[1]) for line in lines if len(line) == 2}
         name = 'rialto_batch_size_{}{{kind="admission"}}'
         return [values.get(name.format(part), 0) for part in ("sum", "count")]
@@ -243,7 +247,7 @@ class Rialto(Side):
 
 
 class RialtoTwice(Rialto):
-    """Two processes on one port."""
+    """Rialto with two processes on one port."""
 
     name = "rialto-2"
     about = "Rialto as two processes on the one core: what a further process costs"
@@ -255,7 +259,7 @@ class RialtoTwice(Rialto):
 
 
 class RialtoWithoutBooks(Rialto):
-    """The same service, without what it is there for."""
+    """Rialto without the ledger."""
 
     name = "rialto-no-books"
     about = "Rialto with admission and settlement taken out, for comparison only: what books cost"

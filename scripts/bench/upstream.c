@@ -1,16 +1,16 @@
-/* Plays Venice for scripts/bench.sh: one thread, epoll, answers made beforehand.
+/* Plays Venice for scripts/bench.sh with one thread, epoll and prepared responses.
  *
  *   upstream LISTS
  *
  * LISTS is a file of lines "path?query TAB json", Venice's lists, matched by the end of the target.
- * It prints the port that it listens on, of 127.0.0.1.
+ * It prints its port on 127.0.0.1.
  *
- * What a chat completion is answered with stands in its prompt, so that every gateway passes it on:
+ * The prompt of a chat completion chooses the response, so that every gateway passes the choice on:
  *   [chunks=N]    a stream of N chunks of content, then one of usage, then [DONE]
- *   [pace=N]      N chunks a second; without it all of the stream is sent at once
+ *   [pace=N]      N chunks per second; without it the whole stream is sent at once
  *   [status=N]    an error with that status
  *   nothing       one JSON of about 700 bytes
- * Every answer, each chunk and each embedding has MARKER in it, which no gateway would invent.
+ * Every response, chunk and embedding contains MARKER, which no gateway would produce.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -32,7 +32,7 @@
 #define USAGE                                                                               \
     "\"usage\":{\"prompt_tokens\":25,\"completion_tokens\":100,\"total_tokens\":125,"       \
     "\"prompt_tokens_details\":{\"cached_tokens\":0}},\"cost\":{\"usd\":0.0002975,\"diem\":0}"
-#define SEARCHED 16384 /* bytes of a body in which its wishes are looked for */
+#define SEARCHED 16384 /* bytes of a body that are searched for the choices above */
 #define MAX_LISTS 256
 #define MAX_EVENTS 256
 
@@ -44,7 +44,7 @@ struct buffer {
 struct connection {
     int fd;
     struct buffer in, out;
-    size_t head_length, body_length; /* of the request being read; 0 until its head is there */
+    size_t head_length, body_length; /* of the request being read; 0 until its head is complete */
     size_t sent;                     /* of out */
     int chunks_left;                 /* of a paced stream */
     long gap_ns, next_ns;
@@ -85,7 +85,7 @@ static void append(struct buffer *b, const char *data, size_t length) {
 
 static void append_text(struct buffer *b, const char *text) { append(b, text, strlen(text)); }
 
-/* A whole answer, with its head. */
+/* Return a plain response with its head. */
 static struct buffer answer_of(const char *status, const char *json, size_t length) {
     char head[256];
     struct buffer made = {0};
@@ -98,7 +98,7 @@ static struct buffer answer_of(const char *status, const char *json, size_t leng
     return made;
 }
 
-/* Data of a stream, as one chunk of HTTP's. */
+/* Append data of a stream as one HTTP chunk. */
 static void append_chunk(struct buffer *b, const char *data) {
     char size[32];
     snprintf(size, sizeof size, "%zx\r\n", strlen(data));
@@ -132,7 +132,7 @@ static void make_answers(void) {
 #define CONTENT(word)                                                                       \
     EVENT "\"choices\":[{\"index\":0,\"delta\":{\"content\":\" " MARKER word "\"},"            \
           "\"logprobs\":null,\"finish_reason\":null}]}\n\n"
-    /* Two in turns: some gateways end a stream that says the same again and again. */
+    /* Alternate two texts, because some gateways end a stream that repeats one. */
     append_chunk(&chunks[0], CONTENT(" and"));
     append_chunk(&chunks[1], CONTENT(" on"));
     append_chunk(&stream_end, EVENT "\"choices\":[{\"index\":0,\"delta\":{},\"logprobs\":null,"
@@ -166,7 +166,7 @@ static void watch(struct connection *c, int operation) {
     if (epoll_ctl(poll_fd, operation, c->fd, &event) < 0) die("epoll_ctl");
 }
 
-/* Send what the socket takes; the rest when it takes more. */
+/* Send what the socket accepts, and the rest when it accepts more. */
 static void flush(struct connection *c) {
     while (!c->closed && c->sent < c->out.length) {
         ssize_t n = send(c->fd, c->out.data + c->sent, c->out.length - c->sent, MSG_NOSIGNAL);
@@ -182,7 +182,7 @@ static void flush(struct connection *c) {
     }
 }
 
-/* The number after "[name=" in a body, or 0. */
+/* Return the number after "[name=" in a body, or 0. */
 static int wish(const char *body, size_t length, const char *name) {
     const char *found = memmem(body, length < SEARCHED ? length : SEARCHED, name, strlen(name));
     return found ? atoi(found + strlen(name)) : 0;
@@ -260,13 +260,13 @@ static void answer(struct connection *c) {
     refuse(c, 404);
 }
 
-/* Whether the whole head is there; then its length and the body's are known. */
+/* Return whether the head is complete, and set its length and the body's. */
 static bool read_head(struct connection *c) {
     char *end = memmem(c->in.data, c->in.length, "\r\n\r\n", 4);
     if (!end) return false;
     c->head_length = end + 4 - c->in.data;
     c->body_length = 0;
-    *end = 0; /* for the two searches, then as it was */
+    *end = 0; /* terminates the two searches; restored below */
     char *found = strcasestr(c->in.data, "\r\ncontent-length:");
     if (found) c->body_length = strtoul(found + 17, NULL, 10);
     else if (strcasestr(c->in.data, "\r\ntransfer-encoding:")) c->closed = true; /* not needed */
@@ -297,7 +297,7 @@ static void receive(struct connection *c) {
     flush(c);
 }
 
-/* Send the chunks that are due; set the timer for the next. */
+/* Send the chunks that are due and set the timer for the next one. */
 static void pace_streams(void) {
     long now = now_ns(), next = 0;
     for (struct connection **at = &paced; *at;) {

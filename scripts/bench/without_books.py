@@ -1,5 +1,8 @@
-"""Rialto whose books admit everything and write nothing, to see what they cost. The service has no
-such mode: it is made here, for the bench alone."""
+"""Runs Rialto with a ledger that admits everything and writes nothing, to measure what the ledger
+costs.
+
+The service has no such mode; the bench makes it.
+"""
 
 import asyncio
 import runpy
@@ -8,13 +11,13 @@ from service.ledger import Admission, Ledger, Rates
 
 
 async def admit(_, hold):
-    """As it was asked."""
+    """Admit the call with its bound."""
     rates = Rates(requests=None, tokens=None)
     return Admission(bound_nanos=hold.bound_nanos, bound_tokens=hold.bound_tokens, rates=rates)
 
 
 def settle(*_):
-    """Done at once."""
+    """Settle at once, without writing."""
     done = asyncio.get_running_loop().create_future()
     done.set_result(None)
     return done

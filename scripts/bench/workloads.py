@@ -1,4 +1,4 @@
-"""What is asked of every side, and one run of it."""
+"""The workloads that every side gets, and one run of them."""
 
 import dataclasses
 import json
@@ -8,18 +8,18 @@ import time
 from scripts.bench.programs import SETTLE_S, BenchError, compiled, cpu_s
 
 MARKER = "0.123046875"
-"""In every answer of ``upstream.c`` and every chunk; nobody else would say it."""
+"""A text in every response and chunk of ``upstream.c`` and in nothing else."""
 CHUNKS = 200
 PACE = 50
 WORD = "venice "
 LOAD_TIMEOUT_S = 270
-"""What a run may take beyond its time; the load itself gives up after 240 s."""
+"""How long a run may take beyond its load; the load itself gives up after 240 s."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Requests of one kind. ``main`` is the result that its chart shows, and ``per`` what CPU time
-    is counted by: an answer or a chunk."""
+    """Requests of one kind. ``main`` is the figure in its chart, and ``per`` is the unit of CPU
+    time: a response or a chunk."""
 
     name: str
     title: str
@@ -33,7 +33,7 @@ class Workload:
     per: str = "completed"
 
     def body(self, side):
-        """The request's body for a side."""
+        """Return the request's body for a side."""
         if self.is_embedding:
             return {"model": side.embedding_model, "input": self.content}
         messages = [{"role": "user", "content": self.content}]
@@ -91,10 +91,11 @@ WORKLOADS = {
 
 
 def run(workload, side, directory, *, warmup_s, seconds):
-    """One run: what ``load.c`` says, flat, with the CPU microseconds of the gateway and of
-    PostgreSQL for each answer (or chunk).
+    """Run the load; return what ``load.c`` reports, flat, with the CPU microseconds of gateway and
+    PostgreSQL per response or chunk.
 
-    :raises BenchError: when the run is void: an error, or an answer that is not the upstream's.
+    :raises BenchError: if the run is void because of an error or of a response that is not the
+    upstream's.
     """
     body_path = directory / f"{side.name}.{workload.name}.json"
     body_path.write_text(json.dumps(workload.body(side)))
@@ -125,8 +126,8 @@ def run(workload, side, directory, *, warmup_s, seconds):
         timeout=LOAD_TIMEOUT_S + warmup_s + seconds,
     )
     if ran.returncode:
-        said = json.loads(ran.stdout)["error"] if ran.stdout else f"the load died: {ran.stderr}"
-        raise BenchError(said)
+        problem = json.loads(ran.stdout)["error"] if ran.stdout else f"the load died: {ran.stderr}"
+        raise BenchError(problem)
     time.sleep(SETTLE_S)
     after, batches_after = _cpu_s(side), side.batches()
     results = _results(json.loads(ran.stdout), workload, before, after)
@@ -134,7 +135,7 @@ def run(workload, side, directory, *, warmup_s, seconds):
 
 
 def _mean(before, after):
-    """Of the batches between two looks; None where there were none."""
+    """Return the mean size of the batches between two counts; None if there were none."""
     if before is None or after[1] == before[1]:
         return None
     return (after[0] - before[0]) / (after[1] - before[1])
@@ -144,15 +145,15 @@ def _cpu_s(side):
     return [cpu_s(pid) if pid else None for pid in (side.pid, side.postgres_pid)]
 
 
-def _results(said, workload, before, after):
+def _results(measured, workload, before, after):
     results = {}
-    for name, value in said.items():
+    for name, value in measured.items():
         if isinstance(value, dict):
             kind = name.removesuffix("_ms")
             results |= {f"{kind}_{part}_ms": figure for part, figure in value.items()}
         else:
             results[name] = value
     for who, start, end in zip(("gateway", "postgres"), before, after, strict=True):
-        used = None if start is None else (end - start) / said[workload.per] * 1e6
+        used = None if start is None else (end - start) / measured[workload.per] * 1e6
         results[f"{who}_cpu_us"] = used
     return results
