@@ -1,5 +1,5 @@
-"""Anthropic's Messages API (https://docs.anthropic.com/en/api/messages) in terms of Venice's chat
-completions: requests one way, answers and errors the other. Nothing here waits for anything.
+"""Translates Anthropic's Messages API (https://docs.anthropic.com/en/api/messages) into Venice's
+chat completions and back: requests one way, answers and errors the other. It does no I/O.
 """
 
 from service.anthropic.answer import MessageEvents, message

@@ -1,7 +1,7 @@
-"""A chat completion as a message, whole or as events."""
+"""Translates chat completions into Anthropic messages, whole or as events."""
 
 import uuid
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -22,22 +22,22 @@ Json = dict[str, Any]
 
 
 class Function(Struct):
-    """The function that is called, or a piece of it."""
+    """The function that the model calls, or a piece of it."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCall(Struct):
-    """A call of a tool, or a piece of it."""
+    """A tool call, or a piece of it."""
 
     index: int = 0
     id: str | None = None
     function: Function = msgspec.field(default_factory=Function)
 
 
-class Said(Struct):
-    """A message of the model, or a piece of it."""
+class AssistantMessage(Struct):
+    """A message of the model, or a piece of one from a stream."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -47,29 +47,29 @@ class Said(Struct):
 
 
 class Choice(Struct):
-    """An answer; the first one counts."""
+    """One of the completion's choices. Only the first is translated."""
 
-    message: Said | None = None
-    delta: Said | None = None
+    message: AssistantMessage | None = None
+    delta: AssistantMessage | None = None
     finish_reason: str | None = None
 
 
 class PromptDetails(Struct):
-    """What of the prompt the cache had, or got."""
+    """How many tokens of the prompt were read from the cache and written to it."""
 
     cached_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
 
 
-class Usage(Struct):
-    """What Venice counted."""
+class ChatUsage(Struct):
+    """The tokens that Venice counted."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
 
-    def stated(self) -> Json:
-        """The same in Anthropic's words: there the cache's tokens are not among the input's."""
+    def as_anthropic(self) -> Json:
+        """The same as Anthropic's ``usage``, whose input does not include the cache's tokens."""
         details = self.prompt_tokens_details or PromptDetails()
         read, written = details.cached_tokens or 0, details.cache_creation_input_tokens or 0
         return {
@@ -81,47 +81,48 @@ class Usage(Struct):
 
 
 class Completion(Struct):
-    """A completion, or a chunk of one."""
+    """A chat completion, or a chunk of one."""
 
     id: str = ""
     model: str = ""
     choices: list[Choice] = []
-    usage: Usage | None = None
+    usage: ChatUsage | None = None
     error: Any = None
 
 
 def message(content: bytes, *, with_thinking: bool) -> bytes:
-    """The whole answer.
+    """Translate a whole completion.
 
-    :raises UpstreamError: when it is no completion.
+    :raises UpstreamError: when ``content`` is not a chat completion.
     """
     try:
         completion = surrogates.decode(content, Completion)
     except msgspec.DecodeError as error:
         raise UpstreamError("Venice's answer cannot be read as a completion.") from error
     choice = completion.choices[0] if completion.choices else Choice()
-    said = choice.message or Said()
+    answer = choice.message or AssistantMessage()
     blocks: list[Json] = []
     if with_thinking:
-        kept = _Kept()
-        kept.take(said)
-        if said.reasoning_content or kept.signature():
-            blocks.append(_thinking(said.reasoning_content or "", kept.signature()))
-    if said.content:
-        blocks.append({"type": "text", "text": said.content})
-    blocks += [_tool_use(call) | {"input": _input(call)} for call in said.tool_calls or ()]
+        parts = _SignatureParts()
+        parts.take(answer)
+        signature = parts.join()
+        if answer.reasoning_content or signature:
+            blocks.append(_thinking_block(answer.reasoning_content or "", signature))
+    if answer.content:
+        blocks.append({"type": "text", "text": answer.content})
+    blocks += [_tool_use_block(call) | {"input": _input(call)} for call in answer.tool_calls or ()]
     return surrogates.encode(
-        _message(completion)
+        _empty_message(completion)
         | {
             "content": blocks,
-            "stop_reason": _stop_reason(choice.finish_reason, has_tools=bool(said.tool_calls)),
-            "usage": (completion.usage or Usage()).stated(),
+            "stop_reason": _stop_reason(choice.finish_reason, has_tools=bool(answer.tool_calls)),
+            "usage": (completion.usage or ChatUsage()).as_anthropic(),
         }
     )
 
 
-def _message(completion: Completion) -> Json:
-    """An empty message."""
+def _empty_message(completion: Completion) -> Json:
+    """A message with the completion's id and model, and without content."""
     return {
         "id": completion.id or f"msg_{uuid.uuid4().hex}",
         "type": "message",
@@ -130,22 +131,22 @@ def _message(completion: Completion) -> Json:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": Usage().stated(),
+        "usage": ChatUsage().as_anthropic(),
     }
 
 
 def _stop_reason(finish_reason: str | None, *, has_tools: bool) -> str:
-    # Not every model says tool_calls when it calls some.
+    # Some models stop with another reason than tool_calls although they call tools.
     if has_tools and finish_reason in (None, "stop"):
         return "tool_use"
     return STOP_REASONS.get(finish_reason or "stop", "end_turn")
 
 
-def _thinking(thought: str, signature: str) -> Json:
+def _thinking_block(thought: str, signature: str) -> Json:
     return {"type": "thinking", "thinking": thought, "signature": signature}
 
 
-def _tool_use(call: ToolCall) -> Json:
+def _tool_use_block(call: ToolCall) -> Json:
     return {
         "type": "tool_use",
         "id": call.id or f"toolu_{uuid.uuid4().hex}",
@@ -155,7 +156,7 @@ def _tool_use(call: ToolCall) -> Json:
 
 
 def _input(call: ToolCall) -> Raw | Json:
-    """The arguments, which have to be an object; what is none is kept as a text in one."""
+    """The arguments as a JSON object. Other arguments become its only member, as a text."""
     arguments = surrogates.repair(call.function.arguments or "{}")
     try:
         msgspec.json.decode(arguments, type=dict[str, Raw])
@@ -164,17 +165,17 @@ def _input(call: ToolCall) -> Raw | Json:
     return Raw(arguments.encode())
 
 
-class _Kept:
-    """What the model wants back with its thinking, as it comes in pieces."""
+class _SignatureParts:
+    """Collects what the model needs back with its thinking, which arrives in pieces."""
 
     def __init__(self) -> None:
         self._details: list[Json] = []
         self._thought_signature = ""
 
-    def take(self, said: Said) -> None:
-        """Add a piece. Pieces of one detail have the same index, and their texts make one."""
-        self._thought_signature += said.thought_signature or ""
-        for detail in said.reasoning_details or ():
+    def take(self, piece: AssistantMessage) -> None:
+        """Add a piece. Pieces of one detail have the same index, and their texts are joined."""
+        self._thought_signature += piece.thought_signature or ""
+        for detail in piece.reasoning_details or ():
             last = self._details[-1] if self._details else {}
             if detail.get("index") is None or last.get("index") != detail["index"]:
                 self._details.append(dict(detail))
@@ -184,20 +185,28 @@ class _Kept:
                 is_more = is_text and isinstance(value, str) and isinstance(last.get(name), str)
                 last[name] = last[name] + value if is_more else value
 
-    def signature(self) -> str:
-        """All of it."""
-        kept: Json = {}
+    def join(self) -> str:
+        """The signature that a client sends back with the thinking; empty if there is none."""
+        parts: Json = {}
         if self._details:
-            kept["reasoning_details"] = self._details
+            parts["reasoning_details"] = self._details
         if self._thought_signature:
-            kept["thought_signature"] = self._thought_signature
-        return sign(kept)
+            parts["thought_signature"] = self._thought_signature
+        return sign(parts)
+
+
+class _OpenTool(NamedTuple):
+    """A block of a tool call, which stays open to the end."""
+
+    block: int
+    """The number of the block."""
+    arguments: Pieces
 
 
 class MessageEvents:
-    """Turns the events of a completion into those of a message, one after the other.
+    """Translates the events of a completion into those of a message.
 
-    Blocks of thinking and of text are closed before another begins; calls of tools stay open to the
+    A block of thinking or text is closed before the next block opens. Tool calls stay open to the
     end, since their pieces may alternate.
     """
 
@@ -209,30 +218,29 @@ class MessageEvents:
         self._is_ended = False
         self._blocks = 0
         self._open: str | None = None
-        """The kind of the last block, if it is one of thinking or text that goes on."""
+        """The kind of the last block if it is still open: thinking or text."""
         self._pieces = Pieces()
-        """Those of its text."""
-        self._tools: dict[int, int] = {}
-        self._arguments: dict[int, Pieces] = {}
-        self._kept = _Kept()
+        """The text of the open block."""
+        self._tools: dict[int, _OpenTool] = {}
+        self._signature_parts = _SignatureParts()
         self._finish_reason: str | None = None
-        self._usage = Usage()
+        self._usage = ChatUsage()
 
     def whole(self, content: bytes) -> bytes:
-        """A plain answer: :func:`message`."""
+        """Translate a whole completion; see :func:`message`."""
         return message(content, with_thinking=self._with_thinking)
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes, and return the message's events that follow from them.
+        """Take the next bytes, and return the message events that follow from them.
 
-        :raises UpstreamError: when they are no events of a completion.
+        :raises UpstreamError: when an event is not a chunk of a completion.
         """
         return self._translate(self._reader.feed(chunk))
 
     def end(self) -> bytes:
-        """Return the message's events that follow from the end of the stream.
+        """Return the message events that follow from the end of the stream.
 
-        :raises UpstreamError: when its last bytes are no event of a completion.
+        :raises UpstreamError: when its last event is not a chunk of a completion.
         """
         return self._translate(self._reader.end())
 
@@ -253,7 +261,7 @@ class MessageEvents:
             raise UpstreamError("Venice's stream cannot be read as a completion.") from error
         if chunk.error is not None:
             text = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
-            self._say("error", error={"type": "api_error", "message": str(text)})
+            self._emit("error", error={"type": "api_error", "message": str(text)})
             self._is_ended = True
             return
         self._begin(chunk)
@@ -261,40 +269,40 @@ class MessageEvents:
             self._usage = chunk.usage
         if chunk.choices:
             self._finish_reason = chunk.choices[0].finish_reason or self._finish_reason
-            self._delta(chunk.choices[0].delta or Said())
+            self._delta(chunk.choices[0].delta or AssistantMessage())
 
     def _begin(self, chunk: Completion) -> None:
         if not self._is_begun:
             self._is_begun = True
-            self._say("message_start", message=_message(chunk))
+            self._emit("message_start", message=_empty_message(chunk))
 
-    def _delta(self, said: Said) -> None:
+    def _delta(self, piece: AssistantMessage) -> None:
         if self._with_thinking:
-            self._kept.take(said)
-            if said.reasoning_content:
-                self._continue("thinking", _thinking("", ""))
-                self._piece("thinking_delta", "thinking", said.reasoning_content)
-        if said.content:
-            self._continue("text", {"type": "text", "text": ""})
-            self._piece("text_delta", "text", said.content)
-        for call in said.tool_calls or ():
+            self._signature_parts.take(piece)
+            if piece.reasoning_content:
+                self._open_block("thinking", _thinking_block("", ""))
+                self._piece("thinking_delta", "thinking", piece.reasoning_content)
+        if piece.content:
+            self._open_block("text", {"type": "text", "text": ""})
+            self._piece("text_delta", "text", piece.content)
+        for call in piece.tool_calls or ():
             if call.index not in self._tools:
                 self._close()
-                self._tools[call.index] = self._start(_tool_use(call))
-                self._arguments[call.index] = Pieces()
+                self._tools[call.index] = _OpenTool(self._start(_tool_use_block(call)), Pieces())
             if call.function.arguments:
-                self._argue(call.index, self._arguments[call.index].add(call.function.arguments))
+                tool = self._tools[call.index]
+                self._add_arguments(tool, tool.arguments.add(call.function.arguments))
 
-    def _argue(self, index: int, arguments: str) -> None:
+    def _add_arguments(self, tool: _OpenTool, arguments: str) -> None:
         if arguments:
-            self._say(
+            self._emit(
                 "content_block_delta",
-                index=self._tools[index],
+                index=tool.block,
                 delta={"type": "input_json_delta", "partial_json": arguments},
             )
 
-    def _continue(self, kind: str, empty: Json) -> None:
-        """Begin a block of the kind, if the last is no such."""
+    def _open_block(self, kind: str, empty: Json) -> None:
+        """Open a block of this kind, unless the open block is one."""
         if self._open != kind:
             if kind != "thinking":
                 self._close()
@@ -309,33 +317,34 @@ class MessageEvents:
             self._add(kind, name, text)
 
     def _end_text(self) -> None:
-        """Pass on what waits of the open block's text."""
+        """Emit the text of the open block that still waits."""
         if rest := self._pieces.rest():
             name = "thinking" if self._open == "thinking" else "text"
             self._add(f"{name}_delta", name, rest)
 
     def _add(self, kind: str, name: str, text: str) -> None:
         delta = {"type": kind, name: text}
-        self._say("content_block_delta", index=self._blocks - 1, delta=delta)
+        self._emit("content_block_delta", index=self._blocks - 1, delta=delta)
 
     def _start(self, block: Json) -> int:
         index = self._blocks
         self._blocks += 1
-        self._say("content_block_start", index=index, content_block=block)
+        self._emit("content_block_start", index=index, content_block=block)
         return index
 
     def _stop(self, index: int) -> None:
-        self._say("content_block_stop", index=index)
+        self._emit("content_block_stop", index=index)
 
     def _close(self) -> None:
-        """End the block that goes on, thinking with its signature, for which there may not have
-        been a block yet."""
+        """Close the open block. A signature ends the block of thinking; if there is none, one is
+        opened for it."""
         self._end_text()
         if self._open == "text":
             self._stop(self._blocks - 1)
-        signature, self._kept = self._kept.signature(), _Kept()
+        signature = self._signature_parts.join()
+        self._signature_parts = _SignatureParts()
         if signature and self._open != "thinking":
-            self._start(_thinking("", ""))
+            self._start(_thinking_block("", ""))
             self._open = "thinking"
         if signature:
             self._add("signature_delta", "signature", signature)
@@ -347,17 +356,17 @@ class MessageEvents:
         self._is_ended = True
         self._begin(Completion())
         self._close()
-        for number, index in self._tools.items():
-            self._argue(number, self._arguments[number].rest())
-            self._stop(index)
+        for tool in self._tools.values():
+            self._add_arguments(tool, tool.arguments.rest())
+            self._stop(tool.block)
         stop_reason = _stop_reason(self._finish_reason, has_tools=bool(self._tools))
-        self._say(
+        self._emit(
             "message_delta",
             delta={"stop_reason": stop_reason, "stop_sequence": None},
-            usage=self._usage.stated(),
+            usage=self._usage.as_anthropic(),
         )
-        self._say("message_stop")
+        self._emit("message_stop")
 
-    def _say(self, kind: str, **data: Any) -> None:
+    def _emit(self, kind: str, **data: Any) -> None:
         content = surrogates.encode({"type": kind, **data})
         self._out.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), content))

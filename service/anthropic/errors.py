@@ -1,4 +1,4 @@
-"""Errors in the shape that Anthropic's clients read."""
+"""Errors in the format of Anthropic's API."""
 
 from typing import Any, Final, Literal
 
@@ -20,7 +20,7 @@ TYPES: Final = {
 
 
 class AnthropicErrorDetail(Struct, kw_only=True):
-    """``code``, ``param`` and ``limit`` stand beside Anthropic's members."""
+    """Anthropic's members, and ``code``, ``param`` and ``limit`` of our own."""
 
     type: str
     message: str
@@ -38,7 +38,7 @@ class AnthropicError(Struct, kw_only=True):
 
 
 def error_object(error: ServiceError, request_id: str | None) -> AnthropicError:
-    """The body of ``error``."""
+    """Return the body of a response for ``error``."""
     kind = "invalid_request_error" if error.status < 500 else "api_error"
     detail = AnthropicErrorDetail(
         type=TYPES.get(error.status, kind),

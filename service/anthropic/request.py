@@ -1,4 +1,4 @@
-"""A request of the Messages API as one for a chat completion."""
+"""Translates requests of Anthropic's Messages API into requests for chat completions."""
 
 import base64
 import hashlib
@@ -12,13 +12,13 @@ from service.errors import ClientError
 from service.formats import body
 
 END_USER_LENGTH: Final = 128
-"""A longer name of an end user is replaced by its digest: Claude Code's are longer."""
-MOST_STOP_SEQUENCES: Final = 4
+"""A longer name of an end user is replaced by its digest. Claude Code sends longer ones."""
+MAX_STOP_SEQUENCES: Final = 4
 IMAGE_TOKENS: Final = 1_600
-"""What a large picture has at Anthropic."""
+"""The tokens of a large picture at Anthropic."""
 BYTES_PER_TOKEN: Final = 4
 KEPT_REASONING: Final = ("reasoning_details", "thought_signature")
-"""What a model wants back as it gave it. It travels in the signature of a block of thinking."""
+"""Members that a model needs back unchanged. The signature of a block of thinking carries them."""
 
 Json = dict[str, Any]
 
@@ -38,18 +38,18 @@ class Base64Source(Struct, tag="base64"):
 
     @property
     def url(self) -> str:
-        """The same as a URL."""
+        """The content as a data URL."""
         return f"data:{self.media_type};base64,{self.data}"
 
 
 class UrlSource(Struct, tag="url"):
-    """Where a file is."""
+    """The address of a file."""
 
     url: str
 
 
 class TextSource(Struct, tag="text"):
-    """A document that is text."""
+    """A document of plain text."""
 
     data: str
 
@@ -70,7 +70,7 @@ class Document(Struct, tag="document"):
 
 
 class ToolUse(Struct, tag="tool_use"):
-    """A tool that the model called."""
+    """A call of a tool by the model."""
 
     id: str
     name: str
@@ -78,7 +78,7 @@ class ToolUse(Struct, tag="tool_use"):
 
 
 class ToolResult(Struct, tag="tool_result"):
-    """What the tool said."""
+    """The result of a tool."""
 
     tool_use_id: str
     content: str | list[Text | Image | Document] | None = None
@@ -86,21 +86,21 @@ class ToolResult(Struct, tag="tool_result"):
 
 
 class Thinking(Struct, tag="thinking"):
-    """What the model thought."""
+    """The model's thinking."""
 
     thinking: str
     signature: str = ""
 
 
 class RedactedThinking(Struct, tag="redacted_thinking"):
-    """What it thought and nobody may read; it means nothing to another model."""
+    """Encrypted thinking, which no other model can read."""
 
 
 Block = Text | Image | Document | ToolUse | ToolResult | Thinking | RedactedThinking
 
 
 class Message(Struct):
-    """One of the conversation."""
+    """A message of the conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
@@ -112,7 +112,7 @@ class Message(Struct):
 
 
 class Tool(Struct):
-    """What the model may call."""
+    """A tool that the model may call."""
 
     name: str
     type: str | None = "custom"
@@ -121,7 +121,7 @@ class Tool(Struct):
 
 
 class ToolChoice(Struct):
-    """Which tools are to be called."""
+    """Which tools the model must call."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -129,33 +129,34 @@ class ToolChoice(Struct):
 
 
 class ThinkingConfig(Struct):
-    """Whether thinking is wanted."""
+    """Whether the model should think."""
 
     type: Literal["enabled", "disabled", "adaptive"]
 
 
 class Metadata(Struct):
-    """Who is asking."""
+    """The end user."""
 
     user_id: str | None = None
 
 
 class OutputFormat(Struct):
-    """The shape of the answer."""
+    """The JSON schema of the answer."""
 
     type: Literal["json_schema"]
     schema: Raw
 
 
 class OutputConfig(Struct):
-    """How the answer is to be."""
+    """The effort and the format of the answer."""
 
     effort: str | None = None
     format: OutputFormat | None = None
 
 
 class CountRequest(Struct, kw_only=True):
-    """The members that are read; others, such as those of beta features, are left aside."""
+    """The members of ``POST /v1/messages/count_tokens``. Others, such as beta features, are
+    ignored."""
 
     model: str
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -166,16 +167,16 @@ class CountRequest(Struct, kw_only=True):
 
     @property
     def wants_thinking(self) -> bool:
-        """Whether the answer may have blocks of thinking."""
+        """Whether the answer may contain blocks of thinking."""
         return self.thinking is not None and self.thinking.type != "disabled"
 
 
 class MessagesRequest(CountRequest, kw_only=True):
-    """The members of ``POST /v1/messages``."""
+    """The members of ``POST /v1/messages`` that are translated. Others are ignored."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=2**31)]
     stream: bool | None = None
-    stop_sequences: Annotated[list[str], Meta(max_length=MOST_STOP_SEQUENCES)] | None = None
+    stop_sequences: Annotated[list[str], Meta(max_length=MAX_STOP_SEQUENCES)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -190,9 +191,9 @@ def decode(content: bytes) -> MessagesRequest:
 
 
 def chat_body(request: MessagesRequest, *, takes_effort: bool) -> bytes:
-    """The body of the chat completion; ``takes_effort`` says whether the model knows efforts.
+    """Return the body of the chat completion. ``takes_effort``: whether the model has efforts.
 
-    :raises ClientError: for what a chat completion cannot say.
+    :raises ClientError: for a message that has no equivalent in a chat completion.
     """
     chat: Json = {
         "model": request.model,
@@ -217,7 +218,7 @@ def chat_body(request: MessagesRequest, *, takes_effort: bool) -> bytes:
 
 
 def estimate_tokens(content: bytes) -> int:
-    """About how many tokens a request's input has: nobody but the model's maker can count them.
+    """Estimate the tokens of a request's input. Only the model's maker can count them.
 
     :raises ClientError: naming the field and the rule.
     """
@@ -235,18 +236,20 @@ def estimate_tokens(content: bytes) -> int:
 def _media_tokens(part: Json) -> int:
     if part["type"] == "image_url":
         return IMAGE_TOKENS
-    # Of a document's base64 a good part is no text.
+    # A good part of a document's base64 is not text.
     return IMAGE_TOKENS + len(part["file"]["file_data"]) // (4 * BYTES_PER_TOKEN)
 
 
 def _conversation(request: CountRequest) -> Json:
-    """What the model is to read."""
+    """The members that the model reads, and the Venice parameters that go with them."""
     messages: list[Json] = []
     if request.system:
         blocks = [Text(request.system)] if isinstance(request.system, str) else request.system
         messages.append({"role": "system", "content": _content(list(map(_part, blocks)))})
     for message in request.messages:
-        messages += _assistant(message) if message.role == "assistant" else _others(message)
+        messages += (
+            _assistant_messages(message) if message.role == "assistant" else _user_messages(message)
+        )
     chat: Json = {"messages": messages, **_tools(request)}
     parameters: Json = {}
     if not request.wants_thinking:
@@ -258,8 +261,8 @@ def _conversation(request: CountRequest) -> Json:
     return chat
 
 
-def _others(message: Message) -> Iterator[Json]:
-    """A message of the user, after the results of tools in it."""
+def _user_messages(message: Message) -> Iterator[Json]:
+    """Translate a message of the user: first the tool results in it, then the rest."""
     parts: list[Json] = []
     for block in message.blocks:
         if isinstance(block, ToolResult):
@@ -279,7 +282,7 @@ def _others(message: Message) -> Iterator[Json]:
 
 
 def _result(block: ToolResult) -> tuple[str, list[Json]]:
-    """The text of a tool's result, and what is no text, which the next message has to say."""
+    """A tool's result: its text, and its pictures and documents, for the next message."""
     content = block.content or ""
     blocks = [Text(content)] if isinstance(content, str) else content
     text = "\n".join(part.text for part in blocks if isinstance(part, Text))
@@ -288,8 +291,8 @@ def _result(block: ToolResult) -> tuple[str, list[Json]]:
     return text, [_part(part) for part in blocks if not isinstance(part, Text)]
 
 
-def _assistant(message: Message) -> Iterator[Json]:
-    said: Json = {"role": "assistant", "content": None}
+def _assistant_messages(message: Message) -> Iterator[Json]:
+    translated: Json = {"role": "assistant", "content": None}
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[Json] = []
@@ -299,7 +302,7 @@ def _assistant(message: Message) -> Iterator[Json]:
                 texts.append(block.text)
             case Thinking():
                 thoughts.append(block.thinking)
-                said |= _kept(block.signature)
+                translated |= _decode_signature(block.signature)
             case ToolUse():
                 function = {
                     "name": block.name,
@@ -315,16 +318,16 @@ def _assistant(message: Message) -> Iterator[Json]:
                     param="messages",
                 )
     if texts or not calls:
-        said["content"] = "".join(texts)
+        translated["content"] = "".join(texts)
     if thought := "".join(thoughts):
-        said["reasoning_content"] = thought
+        translated["reasoning_content"] = thought
     if calls:
-        said["tool_calls"] = calls
-    yield said
+        translated["tool_calls"] = calls
+    yield translated
 
 
 def _part(block: Text | Image | Document) -> Json:
-    """A part of a message. A mark for the cache stays, for models that heed it."""
+    """Translate a block. ``cache_control`` is parts for models that use it."""
     part: Json
     match block:
         case Text():
@@ -344,7 +347,7 @@ def _part(block: Text | Image | Document) -> Json:
 
 
 def _content(parts: list[Json]) -> str | list[Json]:
-    """The shortest way to say it; Venice refuses empty texts beside others."""
+    """The parts as a text if there is only one text. Venice refuses empty texts beside others."""
     if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
         text: str = parts[0]["text"]
         return text
@@ -358,7 +361,7 @@ def _tools(request: CountRequest) -> Json:
             continue
         if tool.type not in (None, "custom"):
             raise ClientError(
-                f"tools[{index}].type: {tool.type!r} runs at Anthropic, and is not to be had here.",
+                f"tools[{index}].type: {tool.type!r} runs at Anthropic, and is not available here.",
                 param=f"tools[{index}].type",
             )
         function: Json = {"name": tool.name}
@@ -388,7 +391,7 @@ def _tool_choice(choice: ToolChoice | None) -> Json:
 
 
 def _is_search(tool: Tool) -> bool:
-    """Whether it is Anthropic's own search of the web, in whose place Venice has one."""
+    """Whether the tool is Anthropic's web search, which Venice's own replaces."""
     return (tool.type or "").startswith("web_search_")
 
 
@@ -398,15 +401,15 @@ def _end_user(name: str) -> str:
     return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
-def sign(kept: Json) -> str:
-    """The signature of a block of thinking: what the model wants back."""
-    return base64.b64encode(msgspec.json.encode(kept)).decode() if kept else ""
+def sign(parts: Json) -> str:
+    """Encode what the model needs back as the signature of a block of thinking."""
+    return base64.b64encode(msgspec.json.encode(parts)).decode() if parts else ""
 
 
-def _kept(signature: str) -> Json:
-    """What :func:`sign` put into a signature; nothing where another one made it."""
+def _decode_signature(signature: str) -> Json:
+    """What :func:`sign` put into a signature; empty for a signature of somebody else."""
     try:
-        kept = msgspec.json.decode(base64.b64decode(signature), type=dict[str, Raw])
+        parts = msgspec.json.decode(base64.b64decode(signature), type=dict[str, Raw])
     except (ValueError, msgspec.DecodeError):
         return {}
-    return {name: kept[name] for name in KEPT_REASONING if name in kept}
+    return {name: parts[name] for name in KEPT_REASONING if name in parts}

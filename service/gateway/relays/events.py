@@ -47,8 +47,8 @@ class EventsRelay(StreamRelay):
                 # If the caller leaves now, the work goes on where its key wants that.
                 await self._is_done_within(None)
             open_call.status = OK_STATUS
-            events, is_at_end = self._first_events, False
-            while not is_at_end:
+            events = self._first_events
+            while True:
                 events, error = split_at_error(events)
                 if events:
                     sent_at, self._is_sending = time.monotonic(), True
@@ -58,8 +58,8 @@ class EventsRelay(StreamRelay):
                         self.is_held_up = True
                 if error is not None:
                     await self._fail_in_band(error)
-                chunk = await self._answer.next_chunk()
-                is_at_end = not chunk
+                if not (chunk := await self._answer.next_chunk()):
+                    break
                 events = self.meter.feed(chunk)
             events, error = split_at_error(self.meter.end())
             if error is not None:
