@@ -11,7 +11,7 @@ from service.errors import Evidence, ServiceError
 from service.ledger import Outcome
 from service.upstream.refusals import message_of, refusal
 
-DESIGN = Path(__file__).resolve().parents[2] / "docs" / "design.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 TREE_LINE = re.compile(r"^( +)(\w+) +(\d{3}) (\w+)", re.MULTILINE)
 
 
@@ -41,9 +41,9 @@ def test_the_docstring_draws_the_tree():
     assert drawn(errors.__doc__) == real()
 
 
-def test_the_design_draws_the_same_tree():
-    """docs/design.md has the same tree."""
-    section = DESIGN.read_text().partition("## 7. Errors")[2].partition("## 8.")[0]
+def test_the_page_draws_the_same_tree():
+    """docs/errors.md has the same tree."""
+    section = PAGE.read_text().partition("## The tree")[2].partition("## Faults")[0]
     tree = "\n".join(f"    {line}" for line in section.split("```")[1].splitlines())
 
     assert drawn(tree) == real()
