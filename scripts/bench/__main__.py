@@ -64,7 +64,7 @@ def _names(known):
 )
 @click.option("--rounds", type=click.IntRange(1), help="Runs of each; the median is shown.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="How long a run measures.")
-@click.option("--write", "is_write", is_flag=True, help="Put the results into docs/benchmarks.md.")
+@click.option("--write", "is_write", is_flag=True, help="Write docs/benchmarks-results.md.")
 def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
     """Measure Rialto beside others. `quick` takes minutes and has Rialto, a bare pass-through and
     the upstream itself; `full` takes more than an hour and has every side. `last` shows the last

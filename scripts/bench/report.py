@@ -1,4 +1,4 @@
-"""Formats tables of the results for the terminal and for docs/benchmarks.md, with charts."""
+"""Tables of the results, for the terminal and for docs/benchmarks-results.md with its charts."""
 
 import dataclasses
 import statistics
@@ -8,7 +8,7 @@ from scripts.bench import charts, machine
 from scripts.bench.programs import ROOT, BenchError
 from scripts.bench.workloads import WORKLOADS
 
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
+DOCUMENT = ROOT / "docs" / "benchmarks-results.md"
 CHARTS = ROOT / "docs" / "benchmarks"
 BEGIN, END = "<!-- results: made by scripts/bench.sh --write -->", "<!-- end of results -->"
 
@@ -155,7 +155,7 @@ def as_markdown(table):
 
 
 def write(results):
-    """Write the results between the marks in docs/benchmarks.md, and the charts beside it.
+    """Put the results into docs/benchmarks-results.md, between its marks, and the charts beside it.
 
     :raises BenchError: if the marks are missing.
     """
