@@ -1,6 +1,6 @@
 #!/bin/sh
-# Generates docs/settings.md and docs/schema.sql. With --check it fails if one of them is not
-# current.
+# Generates docs/settings.md, .env.example and docs/schema.sql. With --check it fails if one of them
+# is not current.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
