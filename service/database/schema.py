@@ -92,7 +92,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         "previous_hash hash"
     ),
 }
-"""The tables in the order of docs/design.md, each with the columns that this code needs. A column
+"""The tables in the order of docs/books.md, each with the columns that this code needs. A column
 that is to be dropped leaves this list one release before the migration that drops it."""
 
 

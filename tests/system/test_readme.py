@@ -1,4 +1,4 @@
-"""The README's blocks work as they are pasted."""
+"""The blocks of README.md and docs/ work as they are pasted."""
 
 import json
 import os
@@ -10,19 +10,25 @@ import sys
 import pytest
 from process import ROOT, started
 
-README = (ROOT / "README.md").read_text()
+
+def blocks(page, section=None):
+    """The shell blocks of a section, or of the introduction of a page."""
+    text = f"\n{(ROOT / page).read_text()}"
+    heading = f"\n## {section}\n" if section else "\n# "
+    return re.findall(
+        r"```sh\n(.*?)```", text.partition(heading)[2].partition("\n## ")[0], re.DOTALL
+    )
 
 
-def blocks(section):
-    """The shell blocks of a section."""
-    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+def keys_and_the_ledger():
+    """The block that the others go on from: it sets $ID, $operator and $admin."""
+    return blocks("docs/api.md", "Keys and the ledger")[0]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
 async def test_keys_and_the_ledger(tmp_path):
     """Both blocks make an organization and a key, list what there is, and revoke the key."""
-    over_http, on_the_command_line = blocks("Keys and the ledger")
+    over_http, on_the_command_line = blocks("docs/api.md", "Keys and the ledger")
     async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
         port = await service.listening()
         keys, ledger, status = paste(over_http, tmp_path, port).splitlines()
@@ -42,7 +48,7 @@ async def test_keys_and_the_ledger(tmp_path):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
 async def test_limits(tmp_path):
     """The block goes on where the first one ended."""
-    made, (block,) = blocks("Keys and the ledger")[0], blocks("Limits")
+    made, (block,) = keys_and_the_ledger(), blocks("docs/limits.md")
     async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
         port = await service.listening()
         printed = paste(made + block, tmp_path, port).splitlines()[3:]
@@ -62,7 +68,7 @@ async def test_limits(tmp_path):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
 async def test_models_and_aliases(tmp_path):
     """The block goes on where the first one ended, once Venice has told its models."""
-    made, (block,) = blocks("Keys and the ledger")[0], blocks("Models and aliases")
+    made, (block,) = keys_and_the_ledger(), blocks("docs/models.md")
     async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
         port = await service.listening()
         await service.wait_for_line("catalogue refreshed")
@@ -77,6 +83,75 @@ async def test_models_and_aliases(tmp_path):
     assert fast["targets"] == ["llama-3.3-70b", "kimi-k2-6"]
     assert (theirs["targets"], clever["targets"]) == (["kimi-k2-6"], ["kimi-k2-6"])
     assert (theirs["organization_id"], key["models"]) == (key["organization_id"], ["fast"])
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
+async def test_first_key_call_cost_limit(tmp_path):
+    """The README's blocks, each with what the one before made, lead to a call, its entry and the
+    refusal of a second one that names the limit with its numbers."""
+    block = "".join(blocks("README.md", "First key, call, cost, limit"))
+    async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
+        port = await service.listening()
+        await service.says("catalogue refreshed")
+        printed = paste(block, tmp_path, port).splitlines()
+        service.send()
+        assert await service.ended() == 0
+
+    answer, entry, _, of_model, total, money, rate, refused, *proof = printed
+    assert "simulated" in json.loads(answer)["choices"][0]["message"]["content"]
+    assert json.loads(entry)["outcome"] == "ok"
+    assert of_model.split()[:2] == ["llama-3.3-70b", "1"]
+    assert total.split()[-1] == json.loads(entry)["cost_usd"] != "0.00"
+    assert (json.loads(money)["ceiling"], json.loads(rate)["ceiling"]) == ("0.001", 60)
+    error = json.loads(refused)["error"]
+    assert error["code"] == "limit_exceeded"
+    assert {"ceiling", "used", "held", "needed"} < set(error["limit"])
+    assert proof[-1].split()[-2:] == ["0", "whole"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
+async def test_reports_and_keys_at_venice(tmp_path):
+    """The reports go on from the first block; a key at Venice is stored from standard input."""
+    made, (block,) = keys_and_the_ledger(), blocks("docs/reports.md")
+    (dry_run,) = blocks("docs/reports.md", "Retention")
+    add, listed, _ = blocks("docs/venice-keys.md")[0].splitlines(keepends=True)
+    block += dry_run + "VENICE_SPARE_KEY=sk-spare\n" + add + listed
+    async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
+        port = await service.listening()
+        printed = paste(made + block, tmp_path, port).splitlines()[3:]
+        service.send()
+        assert await service.ended() == 0
+
+    _, total, heading, *proofs, usage, added, environment, spare = printed
+    assert total.split() == ["total", "0", "0", "0", "0.00"]
+    assert heading.split()[-2:] == ["faults", "chain"]
+    assert {tuple(proof.split()[-2:]) for proof in proofs} == {("0", "whole")}
+    assert json.loads(usage)["group_by"] == "end_user"
+    assert json.loads(environment)["name"] == "environment"
+    assert json.loads(added)["id"] == json.loads(spare)["id"]
+    assert (tmp_path / "ledger.csv").read_text().startswith("id,")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
+def test_faults_on_demand(tmp_path, unused_tcp_port):
+    """A sandbox that runs alone takes the fault, lists it with every kind, and forgets it."""
+    run, _, block = (
+        text.replace("9000", str(unused_tcp_port)).replace(".venv/bin/python", sys.executable)
+        for text in blocks("docs/errors.md", "Faults on demand")
+    )
+    first_line, _, rest = block.partition("\n")
+    wait = "until curl -so /dev/null $faults; do sleep 0.1; done"
+    rest = rest.replace("curl ", "curl -s -w '\\n' ")
+    with subprocess.Popen(run.split(), cwd=ROOT, stdout=subprocess.DEVNULL) as sandbox:
+        try:
+            printed = paste(f"{first_line}\n{wait}\n{rest}", tmp_path, unused_tcp_port)
+        finally:
+            sandbox.kill()
+    pushed, listed, cleared = printed.splitlines()
+
+    assert json.loads(pushed)["faults"] == json.loads(listed)["faults"]
+    assert "model_overloaded" in json.loads(listed)["kinds"]
+    assert json.loads(cleared)["faults"] == []
 
 
 def paste(block, directory, port):

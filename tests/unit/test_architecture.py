@@ -1,4 +1,4 @@
-"""The import rule of docs/design.md, section 4, held by walking the syntax trees."""
+"""The import rule of docs/architecture.md, held by walking the syntax trees."""
 
 import ast
 import functools
