@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from ruamel.yaml import YAML
 from test_architecture import LEVELS, SERVICE
 
 from service import errors
 from service.api import add_routes
+from service.database.schema import OLDEST_SERVER
 from service.ledger import CostSource, Outcome
+from service.settings import REQUIRED, variables
 from service.settings.page import dotenv, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +180,22 @@ def test_the_import_rule_is_the_tests():
     there = {path.name.removesuffix(".py") for path in SERVICE.iterdir()}
 
     assert levels[::-1] == [level & there for level in LEVELS]
+
+
+def test_the_compose_file_deploys():
+    """The Compose file of docs/operations.md sets what production requires, gives a process time to
+    drain, and keeps the database's files in a volume."""
+    block = text_of("operations.md").split("```yaml\n")[1].split("```")[0]
+    services = YAML(typ="safe").load(block)["services"]
+    rialto, postgres = services["rialto"], services["postgres"]
+    required = {variable.name for variable in variables() if variable.production == REQUIRED}
+
+    assert set(rialto["environment"]) == required
+    assert rialto["stop_grace_period"] == "40s"
+    assert {service["restart"] for service in services.values()} == {"always"}
+    assert postgres["volumes"] == ["postgres:/var/lib/postgresql"]
+    major = int(postgres["image"].partition(":")[2])
+    assert major >= OLDEST_SERVER
 
 
 def test_the_readme_is_short():
