@@ -1,7 +1,7 @@
-"""The verbs of the command line, each in a module that is imported when it is used.
+"""The operator's commands. Each module is imported only when its command is used.
 
-So a process that serves does not hold what only the operator needs, and the one that starts several
-of them does not hold the service.
+A serving process therefore does not hold the operator's code, and the parent of several processes
+does not hold the service.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-VERBS: Final = {
+COMMANDS: Final = {
     "audit": "audit.audit_books",
     "keys": "keys.keys",
     "ledger": "ledger.ledger_group",
@@ -22,24 +22,25 @@ VERBS: Final = {
     "upstream-keys": "upstream_keys.upstream_keys",
     "usage": "ledger.show_usage",
 }
-"""The module and the name in it."""
+"""The module and the attribute of each command."""
 
 
 class Verbs(click.Group):
-    """The commands of its own, and those of ``VERBS``."""
+    """A click group with its own commands and those of ``COMMANDS``."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """All of them by name."""
-        return sorted([*super().list_commands(context), *VERBS])
+        """List all commands by name."""
+        return sorted([*super().list_commands(context), *COMMANDS])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """One, imported if it is not of its own."""
-        if name not in VERBS:
+        """Return a command, importing it on first use."""
+        if name not in COMMANDS:
             return super().get_command(context, name)
-        name, _, attribute = VERBS[name].partition(".")
+        name, _, attribute = COMMANDS[name].partition(".")
         module = importlib.import_module(f"{__name__}.{name}")
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            # As __main__ has set it for the imports: a verb has things to put in order.
+            # __main__ sets the default handler for the duration of the imports. Commands need
+            # cleanup.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         command: click.Command = getattr(module, attribute)
         return command

@@ -1,4 +1,4 @@
-"""What every command begins with: settings, or what is wrong with them."""
+"""Reads the settings for every command, and reports mistakes in them."""
 
 import sys
 from typing import Any
@@ -11,7 +11,7 @@ from service.telemetry import logs
 
 
 def read_settings(**defaults: Any) -> Settings:
-    """The settings; if they are wrong every mistake is printed and the process ends."""
+    """Read the settings. If any are wrong, print every mistake and exit."""
     try:
         settings = load(**defaults)
     except SettingsError as error:
@@ -20,11 +20,11 @@ def read_settings(**defaults: Any) -> Settings:
             errors.put(f"settings: {mistake}")
         for name, meant in suspicious_names().items():
             hint = f" Did you mean {meant}?" if meant else ""
-            errors.put(f"settings: {name}: is no setting.{hint}")
-        errors.put("Nothing was started. docs/settings.md lists every setting.")
+            errors.put(f"settings: {name}: is not a setting.{hint}")
+        errors.put("Not started. See docs/settings.md for every setting.")
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_level, settings.log_format)
-    logs.take_over()
+    logs.capture_python_output()
     for name, meant in suspicious_names().items():
         structlog.get_logger().warning("unknown setting", name=name, meant=meant)
     return settings

@@ -16,7 +16,7 @@ from service.database.connections import Database
 
 @click.group()
 def keys() -> None:
-    """Keys of callers."""
+    """Manage API keys of callers."""
 
 
 @keys.command("create")
@@ -27,10 +27,10 @@ def keys() -> None:
     "--expires-at",
     type=INSTANT,
     metavar="TIME",
-    help="When the key ends, with a time zone, as in 2030-01-01T00:00:00Z. Without it: never.",
+    help="Expire at this time, with a time zone, such as 2030-01-01T00:00:00Z. Default: never.",
 )
 @click.option(
-    "--model", "models", multiple=True, help="A model or alias that it may use; repeat for more."
+    "--model", "models", multiple=True, help="Allow this model or alias. Repeat for more."
 )
 def create_key(
     organization_id: UUID,
@@ -39,7 +39,7 @@ def create_key(
     expires_at: datetime | None,
     models: tuple[str, ...],
 ) -> None:
-    """Make a key. It is shown this once."""
+    """Create a key. It is shown only once."""
     new = accounts.NewKey(
         name=name, role=role, expires_at=expires_at, models=list(models) if models else None
     )
@@ -67,7 +67,7 @@ def list_keys(organization_id: UUID) -> None:
 @keys.command("revoke")
 @click.argument("api_key_id", type=click.UUID)
 def revoke_key(api_key_id: UUID) -> None:
-    """Put a key out of force, at once and on every replica."""
+    """Revoke a key. Takes effect at once on every replica."""
 
     async def work(database: Database, _: Keyring) -> Any:
         key = await accounts.find_key(database, api_key_id)

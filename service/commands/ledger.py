@@ -16,7 +16,7 @@ from service.database.connections import Database
 
 @click.group("ledger")
 def ledger_group() -> None:
-    """The books."""
+    """Read and amend the ledger."""
 
 
 @ledger_group.command("list")
@@ -32,9 +32,14 @@ def list_ledger(organization_id: UUID, limit: int) -> None:
 @ledger_group.command("export")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
 @click.option("--format", "export_format", type=click.Choice(["csv", "jsonl"]), default="csv")
-@click.option("--from", "start", type=DAY, metavar="DAY", help="The first day, UTC.")
-@click.option("--to", "end", type=DAY, metavar="DAY", help="The day after the last, UTC.")
-@click.option("--output", type=click.File("wb"), default="-", help="A file; else standard output.")
+@click.option("--from", "start", type=DAY, metavar="DAY", help="Start at this day, UTC.")
+@click.option("--to", "end", type=DAY, metavar="DAY", help="End before this day, UTC.")
+@click.option(
+    "--output",
+    type=click.File("wb"),
+    default="-",
+    help="Write to this file instead of standard output.",
+)
 def export_ledger(
     organization_id: UUID,
     export_format: ledger.ExportFormat,
@@ -42,7 +47,7 @@ def export_ledger(
     end: datetime | None,
     output: BinaryIO,
 ) -> None:
-    """Write the entries settled in a period, oldest first; without --from those of this month."""
+    """Export the entries settled in a period, oldest first. Default: this month."""
 
     async def work(database: Database, _: Keyring) -> Any:
         since, until = await _period(database, start, end)
@@ -63,16 +68,16 @@ def export_ledger(
 
 @ledger_group.command("credit")
 @click.argument("entry_id", type=click.UUID)
-@click.option("--usd", required=True, metavar="0.05", help="How much, in US dollars.")
-@click.option("--note", required=True, help="Why; it stands in the ledger.")
+@click.option("--usd", required=True, metavar="0.05", help="Set the amount in US dollars.")
+@click.option("--note", required=True, help="Give the reason. It is recorded in the ledger.")
 @click.option(
     "--id",
     "credit_id",
     type=click.UUID,
-    help="A new UUIDv7 for the entry: the same command again within a day changes nothing.",
+    help="Use this new UUIDv7 for the entry. Repeating the command within a day has no effect.",
 )
 def credit(entry_id: UUID, usd: str, note: str, credit_id: UUID | None) -> None:
-    """Give money of a call back: an entry of its own, and room in the call's limits."""
+    """Credit money of a call. Adds an entry and frees room in the call's limits."""
 
     async def work(database: Database, _: Keyring) -> Any:
         organization_id = await ledger.find_owner(database, entry_id)
@@ -85,11 +90,13 @@ def credit(entry_id: UUID, usd: str, note: str, credit_id: UUID | None) -> None:
 
 
 @ledger_group.command("retain")
-@click.option("--months", type=WholeNumber(1, 1200), required=True, help="What to keep.")
-@click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would be dropped.")
+@click.option("--months", type=WholeNumber(1, 1200), required=True, help="Keep this many months.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Show the months, drop none.")
 def retain(months: int, is_dry_run: bool) -> None:
-    """Drop the months whose last entry is older than that. There is no way back: what is to be kept
-    elsewhere is exported before. Each month is a line with its totals."""
+    """Drop months that ended at least this long ago. This cannot be undone.
+
+    Export the entries first if you need them. Prints each month with its totals.
+    """
 
     async def work(database: Database, _: Keyring) -> Any:
         if is_dry_run:
@@ -102,9 +109,9 @@ def retain(months: int, is_dry_run: bool) -> None:
 @click.command("usage")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
 @click.option("--group-by", type=click.Choice(get_args(ledger.GroupBy)), default="day")
-@click.option("--from", "start", type=DAY, metavar="DAY", help="The first day, UTC.")
-@click.option("--to", "end", type=DAY, metavar="DAY", help="The day after the last, UTC.")
-@click.option("--json", "is_json", is_flag=True, help="One JSON object instead of a table.")
+@click.option("--from", "start", type=DAY, metavar="DAY", help="Start at this day, UTC.")
+@click.option("--to", "end", type=DAY, metavar="DAY", help="End before this day, UTC.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of a table.")
 def show_usage(
     organization_id: UUID,
     group_by: ledger.GroupBy,
@@ -112,7 +119,7 @@ def show_usage(
     end: datetime | None,
     is_json: bool,
 ) -> None:
-    """Sum what was used in a period; without --from in this month."""
+    """Show the usage of a period. Default: this month."""
 
     async def work(database: Database, _: Keyring) -> Any:
         since, until = await _period(database, start, end)
@@ -121,14 +128,14 @@ def show_usage(
         report = await ledger.report(database, organization_id, group_by, wanted)
         if is_json:
             return report
-        _show(report)
+        _print_report(report)
         return []
 
     with_database(work)
 
 
-def _show(report: ledger.Report) -> None:
-    """The report as a table."""
+def _print_report(report: ledger.Report) -> None:
+    """Print the report as a table."""
     rows: list[tuple[str, ledger.Sums]] = [(group.key or "-", group) for group in report.groups]
     rows.append(("total", report.total))
     width = max(len(report.group_by), *(len(key) for key, _ in rows))
@@ -139,9 +146,11 @@ def _show(report: ledger.Report) -> None:
             f" {sums.cost_usd:>18}"
         )
     if report.is_cut:
-        click.echo(f"Only the first {len(report.groups):,} groups; the total is of all.")
+        click.echo(
+            f"Showing the first {len(report.groups):,} groups. The total includes all groups."
+        )
     if report.total.unknown_costs:
-        click.echo(f"The cost of {report.total.unknown_costs:,} calls is not known.")
+        click.echo(f"The cost of {report.total.unknown_costs:,} calls is unknown.")
 
 
 async def _period(

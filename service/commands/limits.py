@@ -17,27 +17,28 @@ from service.formats.parsing import parse_whole
 
 @click.group()
 def limits() -> None:
-    """How much an organization, a key or an end user may use."""
+    """Manage limits on organizations, keys and end users."""
 
 
-def _amount(unit: ledger.Unit) -> Callable[[Any, Any, str | None], ledger.NewLimit | None]:
-    """Reads an option like ``5/month`` (a ceiling a period), or ``10`` for concurrency."""
+def _limit_parser(unit: ledger.Unit) -> Callable[[Any, Any, str | None], ledger.NewLimit | None]:
+    """Return a parser for an option such as ``5/month`` (ceiling and period), or ``10``."""
 
     def read(_: Any, __: Any, text: str | None) -> ledger.NewLimit | None:
         if text is None:
             return None
         ceiling, _, period = text.partition("/")
-        facts = {"unit": unit, "ceiling": _ceiling(unit, ceiling), "period": period or None}
+        facts = {"unit": unit, "ceiling": _parse_ceiling(unit, ceiling), "period": period or None}
         try:
             return msgspec.convert(facts, ledger.NewLimit)
         except msgspec.ValidationError as error:
-            raise click.BadParameter(f"{text!r} is no ceiling and period: {error}") from None
+            raise click.BadParameter(f"{text!r} is not a ceiling and period: {error}") from None
 
     return read
 
 
-def _ceiling(unit: ledger.Unit, text: str) -> str | int:
-    """As the API takes it: money as text, which is checked there, and counts as numbers."""
+def _parse_ceiling(unit: ledger.Unit, text: str) -> str | int:
+    """Parse a ceiling as the API accepts it: money as text, which the ledger checks, counts as
+    numbers."""
     if unit != "usd":
         with contextlib.suppress(ValueError):
             return parse_whole(text)
@@ -46,14 +47,14 @@ def _ceiling(unit: ledger.Unit, text: str) -> str | int:
 
 @limits.command("create")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
-@click.option("--key", "api_key_id", type=click.UUID, help="Bind this key, not the organization.")
-@click.option("--end-user", help="Bind this end user, as calls name it.")
-@click.option("--each-end-user", is_flag=True, help="Bind each end user, with a counter for each.")
+@click.option("--key", "api_key_id", type=click.UUID, help="Limit this key only.")
+@click.option("--end-user", help="Limit the end user with this name.")
+@click.option("--each-end-user", is_flag=True, help="Limit each end user separately.")
 @click.option("--model", help="Count calls of this model only.")
-@click.option("--usd", callback=_amount("usd"), metavar="5.00/month")
-@click.option("--requests", callback=_amount("requests"), metavar="60/minute")
-@click.option("--tokens", callback=_amount("tokens"), metavar="100000/day")
-@click.option("--concurrency", callback=_amount("concurrency"), metavar="10")
+@click.option("--usd", callback=_limit_parser("usd"), metavar="5.00/month")
+@click.option("--requests", callback=_limit_parser("requests"), metavar="60/minute")
+@click.option("--tokens", callback=_limit_parser("tokens"), metavar="100000/day")
+@click.option("--concurrency", callback=_limit_parser("concurrency"), metavar="10")
 def create_limits(
     organization_id: UUID,
     api_key_id: UUID | None,
@@ -62,13 +63,16 @@ def create_limits(
     model: str | None,
     **amounts: ledger.NewLimit | None,
 ) -> None:
-    """Set limits, one for each amount: a ceiling and a period (minute, hour, day, month, lifetime),
-    for concurrency just the number of calls at a time."""
+    """Create limits, one for each amount.
+
+    An amount is a ceiling and a period (minute, hour, day, month or lifetime). For concurrency it
+    is just the number of concurrent calls.
+    """
     new = [limit for limit in amounts.values() if limit is not None]
     if not new:
         raise click.UsageError("Give at least one of --usd, --requests, --tokens, --concurrency.")
 
-    binds = {
+    scope = {
         "api_key_id": api_key_id,
         "end_user": end_user,
         "each_end_user": each_end_user,
@@ -86,7 +90,7 @@ def create_limits(
                     conn,
                     COMMAND_LINE,
                     organization_id,
-                    msgspec.structs.replace(limit, **binds),
+                    msgspec.structs.replace(limit, **scope),
                     digest,
                 )
                 for limit in new
@@ -100,7 +104,7 @@ def create_limits(
 @limits.command("list")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
 def list_limits(organization_id: UUID) -> None:
-    """List an organization's limits with what is used and held."""
+    """List an organization's limits with used and held amounts."""
     with_database(
         lambda database, _: ledger.list_limits(
             database, organization_id, after=FIRST_ID, limit=1000
@@ -112,11 +116,11 @@ def list_limits(organization_id: UUID) -> None:
 @click.argument("limit_id", type=click.UUID)
 @click.argument("ceiling")
 def change_limit(limit_id: UUID, ceiling: str) -> None:
-    """Set another ceiling; what is used and held stays."""
+    """Change the ceiling of a limit. Used and held amounts stay."""
 
     async def work(database: Database, _: Keyring) -> Any:
         limit = await ledger.find_limit(database, limit_id)
-        change = ledger.LimitChange(ceiling=_ceiling(limit.unit, ceiling))
+        change = ledger.LimitChange(ceiling=_parse_ceiling(limit.unit, ceiling))
         async with database.transaction() as conn:
             await ledger.change_limit(conn, COMMAND_LINE, limit, change)
         return await ledger.find_limit(database, limit_id)
@@ -127,7 +131,7 @@ def change_limit(limit_id: UUID, ceiling: str) -> None:
 @limits.command("delete")
 @click.argument("limit_id", type=click.UUID)
 def delete_limit(limit_id: UUID) -> None:
-    """Take a limit out of force."""
+    """Delete a limit."""
 
     async def work(database: Database, _: Keyring) -> Any:
         limit = await ledger.find_limit(database, limit_id)

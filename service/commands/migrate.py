@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from service.commands.console import read_settings
-from service.commands.work import database_address, run_to_the_end
+from service.commands.work import database_address, run_command
 from service.database import schema
 from service.database.connections import first_connection
 
@@ -15,7 +15,7 @@ MIGRATE_TIMEOUT_S: Final = 90.0
 
 @click.command()
 def migrate() -> None:
-    """Apply pending migrations and check the fourteen tables."""
+    """Apply pending migrations and check that all tables exist."""
     settings = read_settings()
     timeout_s = min(MIGRATE_TIMEOUT_S, settings.startup_database_timeout_s)
 
@@ -25,4 +25,4 @@ def migrate() -> None:
             async with first_connection(address, timeout_s) as conn:
                 await schema.verify(conn)
 
-    run_to_the_end(run())
+    run_command(run())

@@ -10,22 +10,27 @@ from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
 from service.database.connections import Database
 
-MOST_LISTED: Final = 100_000
+MAX_LISTED: Final = 100_000
 
 
 @click.group()
 def models() -> None:
-    """What callers may name: Venice's models, and aliases."""
+    """Manage aliases and list models."""
 
 
 @models.command("list")
-@click.option("--kind", type=click.Choice(get_args(catalog.Kind)), help="Only these.")
-@click.option("--organization", "organization_id", type=click.UUID, help="No aliases of others.")
+@click.option("--kind", type=click.Choice(get_args(catalog.Kind)), help="List only this kind.")
+@click.option(
+    "--organization",
+    "organization_id",
+    type=click.UUID,
+    help="Leave out aliases of other organizations.",
+)
 def list_models(kind: catalog.Kind | None, organization_id: UUID | None) -> None:
-    """List models with their prices, retired ones too, and what aliases stand for."""
+    """List models with their prices, retired models, and aliases."""
     with_database(
         lambda database, _: catalog.list_names(
-            database, FIRST_ID, MOST_LISTED, organization_id, kind
+            database, FIRST_ID, MAX_LISTED, organization_id, kind
         )
     )
 
@@ -33,9 +38,14 @@ def list_models(kind: catalog.Kind | None, organization_id: UUID | None) -> None
 @models.command("set")
 @click.argument("alias")
 @click.argument("targets", nargs=-1, required=True)
-@click.option("--organization", "organization_id", type=click.UUID, help="For this one only.")
+@click.option(
+    "--organization",
+    "organization_id",
+    type=click.UUID,
+    help="Set the alias for this organization only.",
+)
 def set_alias(alias: str, targets: tuple[str, ...], organization_id: UUID | None) -> None:
-    """Let ALIAS stand for TARGETS, the best first, on every replica within seconds."""
+    """Point ALIAS at TARGETS, best first. Takes effect on every replica within seconds."""
     new = catalog.NewAlias(targets=list(targets), organization_id=organization_id)
 
     async def work(database: Database, _: Keyring) -> Any:
@@ -50,9 +60,14 @@ def set_alias(alias: str, targets: tuple[str, ...], organization_id: UUID | None
 
 @models.command("remove")
 @click.argument("alias")
-@click.option("--organization", "organization_id", type=click.UUID, help="The one that it is of.")
+@click.option(
+    "--organization",
+    "organization_id",
+    type=click.UUID,
+    help="Remove the alias of this organization.",
+)
 def remove_alias(alias: str, organization_id: UUID | None) -> None:
-    """Let ALIAS stand for nothing again."""
+    """Remove an alias."""
 
     async def work(database: Database, _: Keyring) -> Any:
         if organization_id is not None:

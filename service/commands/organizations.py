@@ -12,13 +12,13 @@ from service.database.connections import Database
 
 @click.group()
 def organizations() -> None:
-    """Tenants."""
+    """Manage organizations."""
 
 
 @organizations.command("create")
 @click.argument("name")
 def create_organization(name: str) -> None:
-    """Make an organization."""
+    """Create an organization."""
 
     async def work(database: Database, keyring: Keyring) -> Any:
         await accounts.check_master_key(database, keyring)
@@ -30,7 +30,7 @@ def create_organization(name: str) -> None:
 
 @organizations.command("list")
 def list_organizations() -> None:
-    """List the organizations, oldest first."""
+    """List organizations, oldest first."""
     with_database(
         lambda database, _: accounts.list_organizations(database, after=FIRST_ID, limit=1000)
     )

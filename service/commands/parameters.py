@@ -1,4 +1,4 @@
-"""Types of options: numbers and times in the grammar that the API has."""
+"""Option types for numbers and times, parsed as the API parses them."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -25,12 +25,12 @@ class WholeNumber(click.ParamType[int]):
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
         if not self.low <= number <= self.high:
-            self.fail(f"must be from {self.low} to {self.high}.", param, ctx)
+            self.fail(f"must be between {self.low} and {self.high}.", param, ctx)
         return number
 
 
 class Time(click.ParamType[datetime]):
-    """A time, as ``parse`` reads it."""
+    """A time, parsed by ``parse``."""
 
     name = "time"
 

@@ -1,4 +1,4 @@
-"""Serving, alone or as one of several processes."""
+"""Commands that serve, as the only process or as one of several."""
 
 import socket
 import sys
@@ -14,15 +14,15 @@ from service.telemetry import logs
 
 
 def alone(settings: Settings) -> int:
-    """Serve as the only process; the exit status."""
+    """Serve as the only process, and return the exit status."""
     return server.run(settings, _welcome(settings))
 
 
 def _welcome(settings: Settings) -> server.OnListening | None:
-    """What prints the lines for a newcomer, in development."""
+    """Return the callback that prints the quick start, in development only."""
 
     async def welcome(app: web.Application, port: int) -> None:
-        # Whoever reads standard output, or does not, must not delay the service.
+        # A reader of standard output that stalls must not delay the service.
         logs.Lines(sys.stdout).put(await demo.welcome(app, port))
 
     return None if settings.is_production else welcome
@@ -30,22 +30,22 @@ def _welcome(settings: Settings) -> server.OnListening | None:
 
 @click.command(hidden=True)
 @click.argument("number", type=int)
-@click.option("--line", type=int, required=True)
+@click.option("--channel", type=int, required=True)
 @click.option("--socket", "sockets", type=int, required=True, multiple=True)
 @click.option("--metrics", "metrics_directory", type=Path, required=True)
 @click.option("--sandbox", "sandbox_url")
 def process(
     number: int,
-    line: int,
+    channel: int,
     sockets: tuple[int, ...],
     metrics_directory: Path,
     sandbox_url: str | None,
 ) -> None:
-    """Serve as one of several processes; started by ``serve``, with descriptors of its own."""
+    """Serve as one of several processes. Started by ``serve`` with inherited descriptors."""
     settings = read_settings()
     logs.configure(settings.log_level, settings.log_format, process=number)
     parent = server.Parent(
-        line=socket.socket(fileno=line),
+        channel=socket.socket(fileno=channel),
         sockets=[socket.socket(fileno=one) for one in sockets],
         metrics_directory=metrics_directory,
         sandbox_url=sandbox_url,

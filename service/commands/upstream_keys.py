@@ -17,18 +17,23 @@ from service.database.connections import Database
 
 @click.group("upstream-keys")
 def upstream_keys() -> None:
-    """The operator's keys at Venice."""
+    """Manage the operator's Venice keys."""
 
 
 @upstream_keys.command("add")
 @click.argument("name")
 @click.option(
-    "--organization", "organization_id", type=click.UUID, help="For the calls of this one only."
+    "--organization",
+    "organization_id",
+    type=click.UUID,
+    help="Use the key for this organization only.",
 )
 def add_upstream_key(name: str, organization_id: UUID | None) -> None:
-    """Store a key of Venice's, sealed. It is asked for, or read from standard input. Venice is
-    asked about it at no cost; a key that it does not take is stored all the same, with a
-    warning."""
+    """Store a Venice key, encrypted. Prompts for it or reads it from standard input.
+
+    Venice is asked about the key at no cost. A key that Venice rejects is stored anyway, with a
+    warning.
+    """
     is_terminal = sys.stdin.isatty()
     secret = click.prompt("Key", hide_input=True) if is_terminal else sys.stdin.readline()
 
@@ -55,17 +60,16 @@ def add_upstream_key(name: str, organization_id: UUID | None) -> None:
 
 @upstream_keys.command("list")
 def list_upstream_keys() -> None:
-    """List them, with the result and the time of the last check."""
+    """List the keys with the result and time of their last check."""
     with_database(lambda database, _: upstream.list_stored(database))
 
 
 @upstream_keys.command("check")
 def check_upstream_keys() -> None:
-    """Ask Venice about each key in use, at no cost, and list what it says. With status 1 when one
-    is not well."""
+    """Check each enabled key with Venice, at no cost. Exits with status 1 if one is unusable."""
     settings = read_settings(log_level="warning")
     if settings.venice_api_key is None:
-        sys.exit("Without VENICE_API_KEY the sandbox plays Venice: there is nothing to check.")
+        sys.exit("Nothing to check: without VENICE_API_KEY the sandbox replaces Venice.")
     secret = settings.venice_api_key
 
     async def work(database: Database, keyring: Keyring) -> Any:
@@ -85,14 +89,14 @@ def check_upstream_keys() -> None:
 @upstream_keys.command("disable")
 @click.argument("key_id", type=click.UUID)
 def disable_upstream_key(key_id: UUID) -> None:
-    """Put a key out of use, on every replica within seconds."""
+    """Disable a key. Takes effect on every replica within seconds."""
     _change_upstream_key(key_id, upstream.disable)
 
 
 @upstream_keys.command("enable")
 @click.argument("key_id", type=click.UUID)
 def enable_upstream_key(key_id: UUID) -> None:
-    """Put a key that was disabled to use again."""
+    """Enable a disabled key."""
     _change_upstream_key(key_id, upstream.enable)
 
 

@@ -1,4 +1,4 @@
-"""How a verb of the operator runs: with a database, and with one line about what went wrong."""
+"""Runs an operator's command with a database, and reports its failure on one line."""
 
 import asyncio
 import contextlib
@@ -26,19 +26,21 @@ log = structlog.get_logger()
 COMMAND_TIMEOUT_S: Final = 5.0
 COMMAND_LINE: Final = Actor(name="command-line")
 FIRST_ID: Final = UUID(int=0)
-"""The one before every id."""
+"""Sorts before every id."""
 
 Work = Callable[[Database, Keyring], Awaitable[Any]]
 
 
 def with_database(work: Work) -> None:
-    """Run one verb and print what it returns: one JSON object, or one a line. It stands alone:
-    steps are logged only when LOG_LEVEL asks for them, and to standard error."""
+    """Run a command and print its result: one JSON object, or one per line.
+
+    Log lines go to standard error, and only warnings unless LOG_LEVEL asks for more.
+    """
     settings = read_settings(log_level="warning")
 
     async def run() -> None:
         async with database_address(settings) as address:
-            # Says why there is none, which a pool cannot.
+            # Reports why the database is unreachable, which a pool cannot.
             async with first_connection(address, COMMAND_TIMEOUT_S):
                 pass
             async with open_pool(settings, address) as database:
@@ -46,14 +48,17 @@ def with_database(work: Work) -> None:
         for line in result if isinstance(result, list) else [result]:
             click.echo(msgspec.json.encode(line).decode())
 
-    run_to_the_end(run())
+    run_command(run())
 
 
 @contextlib.asynccontextmanager
 async def database_address(settings: Settings, *, must_exist: bool = True) -> AsyncIterator[Any]:
-    """The database without a pooler in between; in development the embedded one, shared with a
-    service that runs. Where that does not exist a command finds nothing and changes nothing, so it
-    makes none: the service's own may be elsewhere, or deleted."""
+    """Yield the database's address without a pooler. In development, start or share the embedded
+    one.
+
+    With ``must_exist``, a missing embedded database is not created: the service's own may be
+    elsewhere or deleted, so an empty one would only hide the mistake.
+    """
     if settings.migration_database is not None:
         yield settings.migration_database
         return
@@ -63,8 +68,8 @@ async def database_address(settings: Settings, *, must_exist: bool = True) -> As
         yield address
 
 
-def run_to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; a failure is one line that says what to do, and exit status 1."""
+def run_command(work: Coroutine[Any, Any, None]) -> None:
+    """Run a command to completion. A failure prints one line and exits with status 1."""
     try:
         asyncio.run(work)
     except StartupError as error:
@@ -72,15 +77,15 @@ def run_to_the_end(work: Coroutine[Any, Any, None]) -> None:
     except ServiceError as error:
         _fail(f"{error.code}: {error}")
     except Exception as error:
-        # Its text may hold rows of the database, so it is not printed; a log line is redacted.
+        # The exception's text may hold rows of the database, so only a redacted log line has it.
         log.debug("command failed", exc_info=True)
         _fail(
-            f"internal_error: {type(error).__name__}. `python -m service migrate` brings the tables"
-            " up to date; LOG_LEVEL=debug shows where it happened."
+            f"internal_error: {type(error).__name__}. Run `python -m service migrate` if tables"
+            " are out of date, or set LOG_LEVEL=debug to see the traceback."
         )
 
 
 def _fail(text: str) -> NoReturn:
-    """End with status 1; the text is the last line, after all that was logged."""
+    """Exit with status 1 and print the text after all log lines."""
     logs.flush(logs.EXIT_FLUSH_S)
     sys.exit(text)

@@ -1,1 +1,1 @@
-"""The processes of the service: how they start, serve, drain and end."""
+"""The service's processes: how they start, serve, drain and stop."""

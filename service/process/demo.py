@@ -1,4 +1,4 @@
-"""What a newcomer gets on the first start of a development server: a key, and lines to paste."""
+"""The quick start that a development server prints: a demo key and commands to paste."""
 
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from service.upstream import ENVIRONMENT_KEY_ID, Finding
 
 KEY_FILE: Final = "demo_key"
 ANYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
-"""Hosts that one listens on and does not connect to."""
+"""Addresses to listen on that a client cannot connect to."""
 NAME: Final = "demo"
 
 WELCOME: Final = """
@@ -51,31 +51,31 @@ curl -H "Authorization: Bearer {operator_key}" \\
 
 Ctrl-C stops it.
 """
-"""Not indented, so that each part works as pasted."""
+"""Not indented, so that each part can be pasted as it is."""
 MODEL: Final = "llama-3.3-70b"
-SET_BY_USER: Final = "the one that you set: OPERATOR_KEY in the environment or in .env"
+SET_BY_USER: Final = "the one that you set as OPERATOR_KEY in the environment or in .env"
 SIMULATED: Final = (
-    "The sandbox plays Venice: answers are simulated. Set VENICE_API_KEY for real ones."
+    "The sandbox replaces Venice: responses are simulated. Set VENICE_API_KEY for real ones."
 )
 REAL: Final = "Calls go to {} with your VENICE_API_KEY. {}"
 KEYS: Final = {
-    None: "Whether Venice takes it is being checked: see the log line `upstream key checked`.",
-    Finding.WELL: "Venice takes it: calls cost real money.",
-    Finding.INVALID: "Venice does not take it: calls will fail. Correct VENICE_API_KEY.",
-    Finding.SPENT: "It has nothing left to spend: calls will fail. Top up the account at Venice.",
-    Finding.FORBIDDEN: "Venice lets it make no calls: calls will fail.",
-    Finding.UNREACHABLE: "Venice does not answer now, so nothing is known of the key.",
-    Finding.FAILED: "Venice fails now, so nothing is known of the key.",
+    None: "The key is being checked. See the log line `upstream key checked`.",
+    Finding.WELL: "Venice accepts the key. Calls cost real money.",
+    Finding.INVALID: "Venice rejects the key, so calls will fail. Correct VENICE_API_KEY.",
+    Finding.SPENT: "The account has no balance left, so calls will fail. Top it up at Venice.",
+    Finding.FORBIDDEN: "The key may not make calls, so calls will fail. Check it at Venice.",
+    Finding.UNREACHABLE: "Venice cannot be reached, so the key could not be checked.",
+    Finding.FAILED: "Venice failed, so the key could not be checked.",
 }
 
 
 async def welcome(app: web.Application, port: int) -> str:
-    """The text to print, with a key that works. The key is made on the first start and kept."""
+    """Return the text to print, with a working key. The key is created on the first start."""
     settings = app[api.SETTINGS]
     key = await _key(app, Path(settings.data_directory) / KEY_FILE)
     caller = await app[api.CALLERS].identify(key)
     shown, operator_key = SET_BY_USER, "$OPERATOR_KEY"
-    if settings.operator_key == _made_operator_key(settings):
+    if settings.operator_key == _generated_operator_key(settings):
         shown = operator_key = settings.operator_key
     return WELCOME.format(
         url=f"http://{_host(settings.host)}:{port}",
@@ -94,14 +94,14 @@ def _upstream(app: web.Application) -> str:
 
 
 def _host(host: str) -> str:
-    """Where a client on this machine finds a listener."""
+    """Return an address at which a client on this machine reaches the listener."""
     if host in ANYWHERE:
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
-def _made_operator_key(settings: Settings) -> str | None:
-    """The key that development made for itself. One that a user chose is not ours to show."""
+def _generated_operator_key(settings: Settings) -> str | None:
+    """Return the operator key that development generated. A key that the user set is not shown."""
     path = Path(settings.data_directory) / OPERATOR_KEY_FILE
     return path.read_text().strip() if path.exists() else None
 
@@ -112,7 +112,7 @@ async def _key(app: web.Application, path: Path) -> str:
         try:
             await app[api.CALLERS].identify(key)
         except Unauthenticated:
-            pass  # of another database: the next one takes its place
+            pass  # The key belongs to another database. Create a new one.
         else:
             return key
     actor = Actor(name="demo")

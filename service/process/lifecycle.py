@@ -1,7 +1,6 @@
-"""What a process that serves and one that only starts others have in common: how they are told to
-stop, how they bind the port, and how they say why a start has failed.
+"""Stop signals, port binding and startup errors, shared by serving and parent processes.
 
-It imports nothing of what serving needs, so that the second kind stays small.
+Imports nothing that only serving needs, so that the parent process stays small.
 """
 
 import asyncio
@@ -23,13 +22,15 @@ log = structlog.get_logger()
 EX_FAILED: Final = 1
 EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - the operator's choice
 EVERY_IPV6: Final = "::"
-LISTENS: Final = b"+"
-"""What a process tells the one that started it, once."""
+READY: Final = b"+"
+"""Sent once by a process to its parent when it is ready."""
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks to stop, a second one to hurry. ``also`` is called with
-    the number of each."""
+    """Handles SIGTERM and SIGINT. The first asks to stop, a second one to hurry.
+
+    ``also`` is called with each signal's number.
+    """
 
     def __init__(self, also: Callable[[int], None] = lambda _: None) -> None:
         self.stop = asyncio.Event()
@@ -45,27 +46,26 @@ class StopSignals:
         self._also(number)
 
 
-def say_why(error: Exception) -> None:
-    """The traceback, unless the failure is told in full by its own words; then what to do, last."""
+def log_failed_start(error: Exception) -> None:
+    """Log why the start failed: the traceback if the error needs one, and last what to do."""
     known = isinstance(error, StartupError)
     if not known or error.__cause__ is not None:
-        # With the texts, as there is no request yet that they could quote.
-        log.error(
-            "traceback of the failed start", exception="".join(traceback.format_exception(error))
-        )
-    what = str(error) if known else f"{type(error).__name__}, which is not a known way to fail."
+        # Exception texts are safe to log here, because there is no request yet that they could
+        # quote.
+        log.error("startup traceback", exception="".join(traceback.format_exception(error)))
+    what = str(error) if known else f"{type(error).__name__}, which is unexpected."
     hint = (
-        error.hint if isinstance(error, StartupError) else "The traceback says where it happened."
+        error.hint if isinstance(error, StartupError) else "The traceback shows where it happened."
     )
     log.error("start failed", error=what, hint=hint)
 
 
 async def bind(settings: Settings) -> list[socket.socket]:
-    """A socket for each address of HOST at PORT, all at the same one. They do not listen yet.
+    """Bind a socket for each address of HOST, all at the same port. They do not listen yet.
 
-    Without HOST, and for ``::``, that is every interface, by IPv4 and IPv6.
+    An empty HOST, and ``::``, mean every interface with IPv4 and IPv6.
 
-    :raises StartupError: when the port is taken, or the host is none of this machine.
+    :raises StartupError: when the port is taken, or the host is not an address of this machine.
     """
     loop = asyncio.get_running_loop()
     sockets: list[socket.socket] = []
@@ -74,15 +74,15 @@ async def bind(settings: Settings) -> list[socket.socket]:
         found = await loop.getaddrinfo(
             settings.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        places = [(family, (address[0], *address[2:])) for family, *_, address in found]
-        if any(address[0] == EVERY_IPV6 for _, address in places):
-            places.append((socket.AF_INET, (EVERY_IPV4,)))
+        candidates = [(family, (address[0], *address[2:])) for family, *_, address in found]
+        if any(address[0] == EVERY_IPV6 for _, address in candidates):
+            candidates.append((socket.AF_INET, (EVERY_IPV4,)))
         if ":" not in settings.host and not has_ipv6():
-            # A name, or every interface, is what this machine has of it.
-            places = [place for place in places if place[0] != socket.AF_INET6]
-        for family, (address, *scope) in dict.fromkeys(places):
+            # Names and wildcards resolve to what this machine has.
+            candidates = [candidate for candidate in candidates if candidate[0] != socket.AF_INET6]
+        for family, (address, *scope) in dict.fromkeys(candidates):
             sockets.append(_bound(family, (address, port, *scope)))
-            # Where the system chooses the port, it chooses once.
+            # When the system chooses the port, use the same one for every address.
             port = port or sockets[0].getsockname()[1]
     except (OSError, UnicodeError) as error:
         for one in sockets:
@@ -97,7 +97,7 @@ def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
         one.setblocking(False)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # IPv4 has a socket of its own, in which its addresses look like what they are.
+            # IPv4 has its own socket, so its addresses are not shown as mapped IPv6 addresses.
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.bind(address)
     except OSError:
@@ -107,7 +107,7 @@ def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
 
 
 def has_ipv6() -> bool:
-    """Whether this machine can listen by IPv6 at all."""
+    """Return whether this machine can listen on IPv6."""
     try:
         _bound(socket.AF_INET6, ("::1", 0)).close()
     except OSError:
@@ -116,20 +116,20 @@ def has_ipv6() -> bool:
 
 
 def not_listening(settings: Settings, error: OSError | UnicodeError) -> StartupError:
-    """What to say of a port that cannot be bound or listened on."""
-    hint = "Set HOST to an address of this machine, or to nothing for every interface."
+    """Build the error for a port that cannot be bound or listened on."""
+    hint = "Set HOST to an address of this machine, or leave it empty for every interface."
     reason = "not a host name"
     if ":" in settings.host and isinstance(error, OSError) and not has_ipv6():
         reason = "this machine has no IPv6"
-        hint = f"Set HOST to {EVERY_IPV4}, or to nothing for every interface that there is."
+        hint = f"Set HOST to {EVERY_IPV4}, or leave it empty for every available interface."
     elif isinstance(error, socket.gaierror):
         reason = error.strerror or reason
     elif isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno == errno.EADDRINUSE:
-            hint = "Set PORT to a free port, or stop what listens there."
+            hint = "Set PORT to a free port, or stop the process that uses it."
         elif error.errno == errno.EACCES:
-            hint = "Set PORT to 1024 or above: the ports below belong to root."
+            hint = "Set PORT to 1024 or above. Lower ports need root."
         elif error.errno != errno.EADDRNOTAVAIL:
             hint = "Check HOST and PORT."
     return StartupError(f"Cannot listen on {settings.host or '*'}:{settings.port}: {reason}.", hint)

@@ -1,8 +1,8 @@
-"""The process around the application: start, listen, drain, leave.
+"""Runs the application: starts, listens, drains and stops.
 
-aiohttp's own way to stop closes the listener first and drops body bytes that are still arriving, so
-the drain is ours: go on listening for a moment while ``/health`` says 503, let what is inside
-finish, end what is left with a proper error, and only then close.
+aiohttp closes the listener first and drops request bodies that are still arriving, so we drain
+ourselves. The service keeps listening for a moment while ``/health`` returns 503, lets open
+requests finish, ends the others with a proper error, and only then closes.
 """
 
 import asyncio
@@ -27,26 +27,30 @@ from service.settings import Settings
 
 log = structlog.get_logger()
 
-GOODBYE_S: Final = 4.0
-"""How long calls get to say goodbye when their time is over."""
+FINAL_DRAIN_S: Final = 4.0
+"""The time for ended calls to send their last response bytes."""
 POLL_S: Final = 0.05
 THREAD_SWITCH_S: Final = 0.0005
-"""How long a thread that reads a large body keeps Python's lock while the event loop waits for it.
-Python's own 5 ms, at each of the many points where a call waits, add up to 80 ms a call."""
+"""How long a thread that parses a large body may hold Python's lock while the event loop waits.
+
+Python's default of 5 ms, at each of the many points where a call waits, adds up to 80 ms per call.
+"""
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 50)
-"""How many objects come to be before Python looks for cycles among the youngest, and how often
-older ones are looked at with them. A call makes a thousand objects and hardly a cycle: by Python's
-own thresholds it is looked for twice a call."""
+"""The number of new objects after which Python collects its youngest generation, and how often
+older generations are collected with it.
+
+A call creates a thousand objects and hardly any cycles. Python's default thresholds would collect
+twice per call.
+"""
 OnListening = Callable[[web.Application, int], Awaitable[None]]
 """Called once with the application and the port."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """What one of several processes has from the one that started it. ``line`` leads there: it
-    ends when that process does."""
+    """What a process gets from its parent. ``channel`` reaches its end when the parent exits."""
 
-    line: socket.socket
+    channel: socket.socket
     sockets: Sequence[socket.socket]
     metrics_directory: Path
     sandbox_url: str | None
@@ -55,15 +59,15 @@ class Parent:
 def run(
     settings: Settings, on_listening: OnListening | None = None, parent: Parent | None = None
 ) -> int:
-    """Serve on an event loop of its own until told to stop; the exit status."""
+    """Serve on a new event loop until asked to stop. Returns the exit status."""
     return uvloop.run(serve(settings, on_listening, parent))
 
 
 async def serve(
     settings: Settings, on_listening: OnListening | None = None, parent: Parent | None = None
 ) -> int:
-    """Run until told to stop; returns the exit status."""
-    # Before anything can take long: as the first process of a container, Python would otherwise
+    """Serve until asked to stop. Returns the exit status."""
+    # Install handlers before anything slow. As process 1 of a container, Python would otherwise
     # ignore SIGTERM.
     signals = lifecycle.StopSignals()
     app = create_app(settings)
@@ -71,7 +75,7 @@ async def serve(
         app[api.METRICS_DIRECTORY] = parent.metrics_directory
         if parent.sandbox_url is not None:
             app[SANDBOX_URL] = parent.sandbox_url
-        _stop_with(parent, signals)
+        _stop_with_parent(parent, signals)
     runner = api.make_runner(app)
     try:
         sites = await _start(runner, settings, signals, parent)
@@ -80,15 +84,15 @@ async def serve(
         _tune_python()
         with _watched(app, settings):
             if parent is not None:
-                # One that has ended is heard of by another way.
+                # A parent that has exited is noticed through its channel.
                 with contextlib.suppress(OSError):
-                    parent.line.send(lifecycle.LISTENS)
+                    parent.channel.send(lifecycle.READY)
             if on_listening is not None:
                 await on_listening(app, runner.addresses[0][1])
             await signals.stop.wait()
             await _drain(app, sites, settings, signals)
     except Exception as error:  # noqa: BLE001 - logged with its traceback
-        lifecycle.say_why(error)
+        lifecycle.log_failed_start(error)
         return lifecycle.EX_FAILED
     finally:
         await runner.cleanup()
@@ -97,31 +101,30 @@ async def serve(
 
 
 def _tune_python() -> None:
-    """Collect garbage seldom, never among what was there at the start, and let the event loop have
-    Python's lock soon."""
+    """Collect garbage rarely and never among startup objects, and shorten thread switches."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     sys.setswitchinterval(THREAD_SWITCH_S)
 
 
-def _stop_with(parent: Parent, signals: lifecycle.StopSignals) -> None:
-    """Stop when the process that started this one has ended, however it did."""
+def _stop_with_parent(parent: Parent, signals: lifecycle.StopSignals) -> None:
+    """Stop when the parent process exits, for whatever reason."""
     loop = asyncio.get_running_loop()
 
-    def has_ended() -> None:
-        loop.remove_reader(parent.line)
-        log.error("the process that started this one has ended")
+    def on_parent_exit() -> None:
+        loop.remove_reader(parent.channel)
+        log.error("parent process exited")
         signals.stop.set()
 
-    # It never says anything, so whatever there is to be read is the end.
-    loop.add_reader(parent.line, has_ended)
+    # The parent never sends anything, so a readable channel means that it has exited.
+    loop.add_reader(parent.channel, on_parent_exit)
 
 
 async def _start(
     runner: web.AppRunner, settings: Settings, signals: lifecycle.StopSignals, parent: Parent | None
 ) -> list[web.SockSite]:
-    """The sites that listen; none when the stop came first."""
+    """Start the listening sites. Empty if a stop came first."""
     starting = asyncio.create_task(runner.setup())
     stopping = asyncio.create_task(signals.stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -179,8 +182,10 @@ async def _drain(
     await _until(is_empty, settings.shutdown_timeout_s, signals.hurry)
     if not is_empty():
         ended = gateway.end_open_calls()
-        log.warning("time is over", calls_ended=ended, open_requests=status.open_requests)
-        await _until(is_empty, GOODBYE_S)
+        log.warning(
+            "shutdown timeout reached", calls_ended=ended, open_requests=status.open_requests
+        )
+        await _until(is_empty, FINAL_DRAIN_S)
     log.info("drained", open_requests=status.open_requests, open_calls=gateway.open_calls)
 
 
@@ -189,6 +194,7 @@ async def _until(
 ) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
-            # Two counters are watched; an event for each of their changes would cost every request.
+            # Polling is cheaper: an event for each change of the two counters would cost every
+            # request.
             while not is_true() and not (hurry is not None and hurry.is_set()):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)

@@ -1,11 +1,11 @@
-"""Structured log lines: for people on a terminal, JSON otherwise.
+"""Structured logs: readable on a terminal, JSON otherwise.
 
-A line is an event and its facts: ``log.info("database connected", host=…, duration_ms=…)``. The id
-of the request at hand is added from a context variable. Values of keys that name a secret are
-replaced, and so is everything that looks like one.
+A line is an event with fields: ``log.info("database connected", host=…, duration_ms=…)``. The
+current request's id is added from a context variable. Values of secret fields, and anything that
+looks like a secret, are redacted.
 
-No line has a byte of a request. So no text of an exception or of a library is logged: either may
-quote what it is about. A traceback has types, codes and places.
+No line contains any part of a request. Texts of exceptions and libraries may quote one, so they are
+never logged. A traceback has only types, codes and locations.
 """
 
 import atexit
@@ -45,33 +45,33 @@ ROW_CONTENTS: Final = re.compile(
     r"\bDETAIL:.*?(?=\s+(?:HINT|CONTEXT):|\n\n(?:The above|During handling)|\Z)",
     re.DOTALL,
 )
-"""Where PostgreSQL shows the row that it refused: over several lines when a value has some."""
-SIGNS: Final = ("rk_", "VENICE_", "://", "earer ", "sk-", "DETAIL:")
-"""One of these is in every text that has something to redact; most have none."""
+"""Where PostgreSQL quotes the rejected row. It spans several lines when a value does."""
+SECRET_MARKERS: Final = ("rk_", "VENICE_", "://", "earer ", "sk-", "DETAIL:")
+"""Every text with something to redact contains one of these, and most texts contain none."""
 
 MAX_WRITE_BYTES: Final = 4096
-"""A pipe takes this much in one piece (PIPE_BUF of Linux), so the lines of several processes do not
-run into each other."""
+"""The most that a pipe takes in one piece (PIPE_BUF on Linux), so that lines of several
+processes do not mix."""
 MAX_QUEUED_CHARACTERS: Final = 4 << 20
-"""About 15,000 lines. Beyond them lines are dropped."""
-GATHERING_S: Final = 0.005
-"""The writer lets lines gather for this long, so that it wakes up at most 200 times a second."""
+"""About 15,000 lines. Further lines are dropped."""
+COLLECT_S: Final = 0.005
+"""How long the writer collects lines, so that it wakes up at most 200 times a second."""
 NONBLOCKING_PAUSE_MS: Final = 1000
-MAX_PLACES: Final = 5
+MAX_LOCATIONS: Final = 5
 MAX_CHAINED: Final = 5
 MAX_FRAMES: Final = 40
 EXIT_FLUSH_S: Final = 2.0
-"""How long the end of a process waits for its last lines to be written."""
+"""How long an exiting process waits for its last lines to be written."""
 
 Event = MutableMapping[str, Any]
 
 
 class Lines:
-    """A bounded queue of lines, and the thread that writes them to a stream.
+    """A bounded queue of lines, and a thread that writes them to a stream.
 
-    Nobody who logs waits or gets an error: a stream that takes no more (a full pipe, a stopped
-    terminal) stops the writer thread alone, and then the queue fills and further lines are dropped;
-    a stream that fails (a closed pipe, a full disk) loses what was written to it. Dropped lines are
+    Logging never blocks or fails. A stream that accepts no more (a full pipe, a stopped terminal)
+    blocks only the writer thread; the queue then fills up and further lines are dropped. A stream
+    that fails (a closed pipe, a full disk) loses the lines written to it. Dropped lines are
     counted, and ``on_recovery`` gets their number once lines are written again.
     """
 
@@ -87,7 +87,7 @@ class Lines:
         self._is_idle = True
         self._thread: threading.Thread | None = None
         self._is_line_open = False
-        """A write failed within a line."""
+        """True after a write that failed in the middle of a line."""
         self._unreported = 0
         self._uncounted = 0
         atexit.register(self.flush, EXIT_FLUSH_S)
@@ -107,17 +107,17 @@ class Lines:
     debug = info = warning = error = critical = put
 
     def drop(self) -> None:
-        """Count a line that could not even be made."""
+        """Count a line that could not be rendered."""
         with self._changed:
             self._drop(1)
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until all lines are written, but no longer than ``timeout_s``."""
+        """Wait until all lines are written, for at most ``timeout_s``."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_idle, timeout_s)
 
     def take_dropped(self) -> int:
-        """How many lines were dropped since this was last called."""
+        """Return the number of lines dropped since the last call."""
         with self._changed:
             dropped, self._uncounted = self._uncounted, 0
         return dropped
@@ -127,7 +127,7 @@ class Lines:
         self._uncounted += count
 
     def _can_write(self) -> bool:
-        """Whether there is a stream and a thread; the thread is started when it is needed first."""
+        """Return whether a stream and a writer thread exist. Starts the thread on first use."""
         if self._thread is None and self.stream is not None:
             thread = threading.Thread(target=self._run, name="log writer", daemon=True)
             try:
@@ -144,13 +144,13 @@ class Lines:
                     self._is_idle = True
                     self._changed.notify_all()
                     self._changed.wait()
-            time.sleep(GATHERING_S)
+            time.sleep(COLLECT_S)
             while lines := self._next_lines():
                 is_written = self._write("".join(lines).encode(errors="backslashreplace"))
                 self._note_end(lines, is_written=is_written)
 
     def _next_lines(self) -> list[str]:
-        """As many as go into one write, and at least one if there is one."""
+        """Return the lines for one write: as many as fit, and at least one if any is queued."""
         lines: list[str] = []
         size = 0
         while self._queue:
@@ -174,7 +174,7 @@ class Lines:
             self._on_recovery(recovered)
 
     def _write(self, data: bytes) -> bool:
-        """Whether all of it was written, however long that takes."""
+        """Write all data, however long that takes. Returns False if the stream failed."""
         if self._is_line_open:
             data = b"\n" + data
         written = 0
@@ -196,7 +196,7 @@ class Lines:
         try:
             return os.write(self._descriptor, data)
         except BlockingIOError:
-            # Another process with the same pipe or terminal has made it non-blocking.
+            # Another process that shares the pipe or terminal has made it non-blocking.
             poll = select.poll()
             poll.register(self._descriptor, select.POLLOUT)
             poll.poll(NONBLOCKING_PAUSE_MS)
@@ -204,8 +204,10 @@ class Lines:
 
 
 def _own_descriptor(stream: TextIO | None) -> int | None:
-    """A descriptor that nobody else closes, so it never comes to be a file or connection of another
-    purpose. None when the stream is not one of the system's."""
+    """Duplicate the descriptor, so that nobody else closes it and its number is never reused.
+
+    None when the stream has no descriptor.
+    """
     try:
         return os.dup(stream.fileno()) if stream is not None else None
     except (OSError, ValueError):
@@ -213,33 +215,35 @@ def _own_descriptor(stream: TextIO | None) -> int | None:
 
 
 class _Handler(logging.Handler):
-    """Logs that a library logged something: which one, where, and the kind of its exception. Never
-    its own text, which may quote the request, the key or the row that it is about."""
+    """Logs that a library logged a message: its logger, location and exception type.
+
+    Never logs the library's text, which may quote a request, a key or a row.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log an event of ours for the record."""
+        """Log an event for the record."""
         level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
         error = record.exc_info[1] if record.exc_info else None
         structlog.get_logger().log(
             level,
-            "library reports",
+            "library message",
             logger=record.name,
             at=f"{record.module}:{record.lineno}",
-            **_kind_and_place(error),
+            **_type_and_location(error),
         )
 
 
-def _kind_and_place(error: BaseException | None) -> dict[str, str]:
-    """The type of an exception and its innermost frames, the innermost last."""
+def _type_and_location(error: BaseException | None) -> dict[str, str]:
+    """Return the type of an exception and its innermost frames, the innermost last."""
     if error is None:
         return {}
-    frames = traceback.extract_tb(error.__traceback__)[-MAX_PLACES:]
-    places = [f"{PurePath(frame.filename).stem}:{frame.lineno} {frame.name}" for frame in frames]
-    return {"error": _kind(error), "raised_at": " > ".join(places)}
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_LOCATIONS:]
+    locations = [f"{PurePath(frame.filename).stem}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": _error_type(error), "raised_at": " > ".join(locations)}
 
 
-def _kind(error: BaseException) -> str:
-    """The type, and the code that the database or the system has for it."""
+def _error_type(error: BaseException) -> str:
+    """Return the exception's type, and the database's or system's error code."""
     name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     number = getattr(error, "errno", None)
     code = errno.errorcode.get(number) if isinstance(number, int) else None
@@ -248,23 +252,25 @@ def _kind(error: BaseException) -> str:
 
 
 def _trace(error: BaseException) -> str:
-    """The traceback of an exception and of those it came from, without their texts."""
+    """Format the traceback of an exception and its causes, without their texts."""
     parts: list[str] = []
     link, following = "", error
     for _ in range(MAX_CHAINED):
         frames = "".join(traceback.format_tb(following.__traceback__)[-MAX_FRAMES:])
-        parts.insert(0, f"Traceback (most recent call last):\n{frames}{_kind(following)}\n{link}")
+        parts.insert(
+            0, f"Traceback (most recent call last):\n{frames}{_error_type(following)}\n{link}"
+        )
         if following.__cause__ is not None:
-            link, following = "\nwhich was the cause of:\n\n", following.__cause__
+            link, following = "\nwhich caused:\n\n", following.__cause__
         elif following.__context__ is not None and not following.__suppress_context__:
-            link, following = "\nand while it was handled:\n\n", following.__context__
+            link, following = "\nand while handling it:\n\n", following.__context__
         else:
             break
     return "".join(parts).rstrip("\n")
 
 
 def _add_trace(_: Any, __: str, event: Event) -> Event:
-    """The traceback in place of ``exc_info``."""
+    """Replace ``exc_info`` with the formatted traceback."""
     given = event.pop("exc_info", None)
     if given is True:
         given = sys.exc_info()
@@ -275,10 +281,12 @@ def _add_trace(_: Any, __: str, event: Event) -> Event:
 
 
 def redact(text: str) -> str:
-    """The text without what looks like a key, a password in a URL or a bearer token, and without
-    the rows in what the database says."""
-    for sign in SIGNS:
-        if sign in text:
+    """Remove everything that looks like a key, a password in a URL or a bearer token.
+
+    Rows that PostgreSQL quotes are removed too.
+    """
+    for marker in SECRET_MARKERS:
+        if marker in text:
             break
     else:
         return text
@@ -294,7 +302,7 @@ def _add_request_id(_: Any, __: str, event: Event) -> Event:
 
 @functools.lru_cache(maxsize=1000)
 def _is_secret(name: str) -> bool:
-    """Names are few, and the same in every line."""
+    """Cached, because field names are few and repeat in every line."""
     return SECRET_NAMES.search(name) is not None
 
 
@@ -306,22 +314,24 @@ def _redact_event(_: Any, __: str, event: Event) -> Event:
 
 
 @functools.lru_cache(maxsize=2)
-def _to_the_second(unix_s: int) -> str:
-    """Many lines have the same one."""
+def _format_second(unix_s: int) -> str:
+    """Cached, because many lines share a second."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
 
 
 def _as_json(logger: Any, level: str, event: Event) -> str:
-    """When, how bad, what; then the facts, all without secrets. It does alone what several
-    processors would: a line is a good part of what a call costs."""
+    """Render a line as JSON: timestamp, level and message first, then the redacted fields.
+
+    Does the work of several processors in one, because logging is a large part of a call's cost.
+    """
     if "exc_info" in event:
         event = _add_trace(logger, level, event)
     seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-    now = f"{_to_the_second(seconds)}.{nanos // 1000:06d}Z"
-    said = event.pop("event", None)
-    if isinstance(said, str):
-        said = redact(said)
-    line = {"timestamp": now, "level": level, "message": said}
+    now = f"{_format_second(seconds)}.{nanos // 1000:06d}Z"
+    message = event.pop("event", None)
+    if isinstance(message, str):
+        message = redact(message)
+    line = {"timestamp": now, "level": level, "message": message}
     line.update(_redact_event(logger, level, _add_request_id(logger, level, event)))
     return _encode(line)
 
@@ -330,7 +340,7 @@ def _encode(line: Event) -> str:
     try:
         return msgspec.json.encode(line, enc_hook=str).decode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+        # A lone surrogate, which JSON can represent and UTF-8 cannot.
         return json.dumps(line, default=str)
 
 
@@ -343,18 +353,19 @@ def _numbering(process: int) -> Callable[[Any, str, Event], Event]:
 
 
 _lines: Lines | None = None
-"""What this process logs to."""
+"""The queue that this process logs to."""
 
 
 def configure(
     level: str, form: str, stream: TextIO | None = None, process: int | None = None
 ) -> None:
-    """Set up logging for the process; ``form`` is ``json``, ``console`` or ``auto``. ``process`` is
-    its number among several, which each of its lines then has.
+    """Set up logging for the process.
 
-    What libraries log by the standard ``logging`` becomes events of the same form.
+    ``form`` is ``json``, ``console`` or ``auto``. ``process`` is the number among several
+    processes, added to each line. Messages that libraries log with ``logging`` become events in the
+    same format.
     """
-    # None where the process was started without a standard error.
+    # None if the process was started without a standard error.
     stream = stream or cast("TextIO | None", sys.stderr)
     lines = _lines_to(stream)
     is_terminal = stream is not None and stream.isatty()
@@ -386,18 +397,17 @@ def configure(
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_Handler()], force=True)
 
 
-def take_over() -> None:
-    """Log what Python itself would print, as what libraries log: warnings, and exceptions that
-    nobody caught."""
+def capture_python_output() -> None:
+    """Log Python's own output: warnings and uncaught exceptions."""
 
     def warn(_: object, category: type[Warning], filename: str, lineno: int, *__: Any) -> None:
         at = f"{PurePath(filename).stem}:{lineno}"
-        structlog.get_logger().warning("library warns", category=category.__name__, at=at)
+        structlog.get_logger().warning("library warning", category=category.__name__, at=at)
 
     def uncaught(_: object, error: BaseException, __: object) -> None:
         structlog.get_logger().critical("unhandled exception", exc_info=error)
 
-    warnings.showwarning = warn  # type: ignore[assignment]  # it takes the same arguments
+    warnings.showwarning = warn  # type: ignore[assignment]  # the arguments are the same
     sys.excepthook = uncaught
     threading.excepthook = lambda given: structlog.get_logger().critical(
         "unhandled exception",
@@ -410,18 +420,18 @@ def take_over() -> None:
 
 
 def flush(timeout_s: float) -> None:
-    """Wait until what was logged is written, but no longer than ``timeout_s``."""
+    """Wait until everything logged is written, for at most ``timeout_s``."""
     if _lines is not None:
         _lines.flush(timeout_s)
 
 
 def take_dropped() -> int:
-    """How many lines were dropped since this was last called."""
+    """Return the number of lines dropped since the last call."""
     return _lines.take_dropped() if _lines is not None else 0
 
 
 def _lines_to(stream: TextIO | None) -> Lines:
-    """The same ones for the same stream: loggers that are in use keep theirs."""
+    """Return the queue for a stream, reusing the current one because loggers keep it."""
     global _lines  # noqa: PLW0603 - a process has one log
     if _lines is None or _lines.stream is not stream:
         _lines = Lines(stream, _report_recovery)
@@ -433,9 +443,9 @@ def _report_recovery(dropped: int) -> None:
 
 
 def _never_raising(kind: Any, lines: Lines) -> Any:
-    """A kind of logger that drops what it cannot render."""
+    """Return a logger class that drops lines it cannot render."""
 
-    class Logger(kind):  # type: ignore[misc]  # it is made by structlog, and has no type
+    class Logger(kind):  # type: ignore[misc]  # structlog creates it without a type
         def _proxy_to_logger(self, *arguments: Any, **facts: Any) -> Any:
             try:
                 return super()._proxy_to_logger(*arguments, **facts)
@@ -447,7 +457,7 @@ def _never_raising(kind: Any, lines: Lines) -> Any:
 
 @contextlib.contextmanager
 def step(event: str, **facts: Any) -> Iterator[dict[str, Any]]:
-    """Logs ``event`` with its duration when the block is done; the block may add facts."""
+    """Log ``event`` with its duration when the block ends. The block may add fields."""
     started = time.perf_counter()
     yield facts
     duration_ms = round((time.perf_counter() - started) * 1000, 1)

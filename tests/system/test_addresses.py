@@ -88,7 +88,7 @@ async def test_a_machine_without_ipv6_is_reported(database_address, no_ipv6, hos
     """An IPv6 host on a machine without IPv6 is an error that names the setting to change."""
     with pytest.raises(StartupError, match="this machine has no IPv6") as refused:
         await lifecycle.bind(make_settings(database_address, "http://x", host=host))
-    assert "Set HOST to 0.0.0.0, or to nothing" in refused.value.hint
+    assert "Set HOST to 0.0.0.0, or leave it empty" in refused.value.hint
 
 
 @pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1"])

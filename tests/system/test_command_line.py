@@ -105,7 +105,7 @@ async def test_aliases_are_set_and_removed(tmp_path, database_address, upstream)
     program = [sys.executable, "-m", "service", "models"]
     for bad, said in (
         (["remove", "fast"], "not_found: There is no such alias."),
-        (["set", "fast", "lama"], "invalid_request: targets: 'lama' is no model"),
+        (["set", "fast", "lama"], "invalid_request: targets: 'lama' is not a model"),
         (["set", "fast", MODEL, "--organization", str(uuid.uuid4())], "not_found: There is no"),
     ):
         status, _, err = await run(*program, *bad, **command)
@@ -142,10 +142,10 @@ async def test_limits_are_set_and_changed(tmp_path, database_address):
 
     status, out, _ = await run(sys.executable, "-m", "service", "audit", **command)
     assert status == 0
-    assert re.search(rf"{organization['id']} +3 +0 +0 +0 whole", out)
+    assert re.search(rf"{organization['id']} +3 +0 +0 +0 intact", out)
     program = [sys.executable, "-m", "service", "limits", "create", *one]
     for bad, said in (
-        (["--usd", "5/year"], "'5/year' is no ceiling and period"),
+        (["--usd", "5/year"], "'5/year' is not a ceiling and period"),
         (["--usd", "five/day"], "invalid_request: ceiling: must be a decimal number"),
         (["--requests", "60"], "invalid_request: period: must be"),
         ([], "Give at least one of --usd"),
@@ -234,7 +234,7 @@ async def test_a_key_that_expires(tmp_path, database_address, service):
     _, text, _ = await run(
         *[sys.executable, "-m", "service", "keys", "create", "--help"], directory=tmp_path
     )
-    example = re.search(r"as\s+in\s+(\S+Z)", text)[1]
+    example = re.search(r"such\s+as\s+(\S+Z)", text)[1]
 
     (key,) = await rialto(
         *("keys", "create", "--organization", caller.organization_id, "--name", "app"),

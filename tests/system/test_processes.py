@@ -48,7 +48,7 @@ def environment(database_address, upstream, temporary):
 async def client_of(process):
     """Yield a client that opens a connection for each request, so that it reaches all processes."""
     port = await process.listening(60)
-    await process.wait_for_line("all processes listen")
+    await process.wait_for_line("all processes listening")
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as http:
         yield Service(None, http)
@@ -200,7 +200,7 @@ async def test_streams_on_all_processes_are_finished(tmp_path, environment, numb
     assert sum(draining.values()) == 24
     assert all(draining[number] > 0 for number in (1, 2))
     assert {line["process"] for line in process.lines_with("stopped")} == {1, 2}
-    assert process.lines[-1]["message"] == "all processes have stopped"
+    assert process.lines[-1]["message"] == "all processes stopped"
 
 
 async def test_a_second_signal_hurries_all(tmp_path, environment, upstream):
@@ -257,7 +257,7 @@ async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
             assert (await stream.read()).endswith(b"data: [DONE]\n\n")
         await gone(pids)
 
-    said = process.lines_with("the process that started this one has ended")
+    said = process.lines_with("parent process exited")
     assert {line["process"] for line in said} == {1, 2}
     assert len(process.lines_with("drained")) == 2
 
@@ -425,6 +425,6 @@ async def test_a_full_disk_for_metrics_ends_the_start(tmp_path, environment):
     _, err = await process.communicate()
 
     assert process.returncode == 1
-    assert b"No directory for the metrics of several processes" in err
+    assert b"Cannot create the metrics directory" in err
     assert b"TMPDIR" in err
     assert b'"listening"' not in err

@@ -121,7 +121,7 @@ async def test_the_database_never_comes(tmp_path, unused_tcp_port):
     ) as service:
         assert await service.ended() == 1
 
-    (traceback,) = service.lines_with("traceback of the failed start")
+    (traceback,) = service.lines_with("startup traceback")
     assert "Traceback" in traceback["exception"]
     failed = service.lines[-1]
     assert (failed["message"], "DATABASE_URL" in failed["hint"]) == ("start failed", True)

@@ -117,7 +117,7 @@ def test_a_librarys_line_has_no_text(lines):
     logging.getLogger("odd").log(35, MARKER)
 
     broken, odd = lines()
-    assert (broken["level"], broken["message"]) == ("error", "library reports")
+    assert (broken["level"], broken["message"]) == ("error", "library message")
     assert (broken["logger"], broken["error"]) == (
         "aiohttp.server",
         "ConnectionResetError [ECONNRESET]",
@@ -162,7 +162,7 @@ def test_uncaught_errors_are_logged_without_text(lines, monkeypatch):
         (threading, "excepthook"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
-    logs.take_over()
+    logs.capture_python_output()
     error = ValueError(MARKER)
     warnings.showwarning(UserWarning(MARKER), UserWarning, "/x/some.py", 7)
     sys.excepthook(ValueError, error, None)
@@ -330,7 +330,7 @@ async def test_libraries_lines_are_in_order(lines):
     structlog.get_logger().info("one")
     logging.getLogger("aiohttp.server").error("two")
 
-    assert [line["message"] for line in lines()] == ["one", "library reports"]
+    assert [line["message"] for line in lines()] == ["one", "library message"]
 
 
 def test_a_step_logs_its_duration(lines):

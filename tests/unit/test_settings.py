@@ -525,8 +525,8 @@ def test_a_missing_setting_that_is_misspelt_is_named(tmp_path, dotenv):
 
     assert run.returncode == 78
     assert "settings: DATABASE_URL: " in run.stderr
-    assert "settings: DATABSE_URL: is no setting. Did you mean DATABASE_URL?" in run.stderr
-    assert ("DATABSE_UR: is no setting" in run.stderr) == (dotenv == b"DATABSE_UR=x\n")
+    assert "settings: DATABSE_URL: is not a setting. Did you mean DATABASE_URL?" in run.stderr
+    assert ("DATABSE_UR: is not a setting" in run.stderr) == (dotenv == b"DATABSE_UR=x\n")
     assert "nowhere" not in run.stderr
 
 
