@@ -1,1 +1,1 @@
-"""Logs and metrics, and the files that metrics of several processes are kept in."""
+"""Logs, metrics, and the files in which several processes keep their metrics."""

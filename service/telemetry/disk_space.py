@@ -1,19 +1,19 @@
-"""Allocates disk space before it is needed, so that a full disk fails a start and no call."""
+"""Allocates disk space ahead of time, so that a full disk fails the start instead of calls."""
 
 import os
 from pathlib import Path
 from typing import Final
 
 METRICS_FILE_BYTES: Final = 2 * 1024 * 1024
-"""Some 10,000 values, with their names."""
+"""Enough for about 10,000 values and their names."""
 METRICS_FILES: Final = 5
-"""Of a process: counters, histograms, and gauges for each way to put several processes together."""
+"""The files of one process: counters, histograms, and gauges for each multiprocess mode."""
 
 
 def allocate(path: Path, size: int) -> None:
-    """Make a file with ``size`` bytes allocated on the disk.
+    """Create a file with ``size`` bytes allocated on disk.
 
-    :raises OSError: when there is no room.
+    :raises OSError: when there is not enough space.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -23,9 +23,9 @@ def allocate(path: Path, size: int) -> None:
 
 
 def check_room_for_metrics(directory: Path, processes: int) -> None:
-    """Check that the directory has room for the metrics of so many processes.
+    """Check that the directory has space for the metrics of ``processes`` processes.
 
-    :raises OSError: when there is no room for them.
+    :raises OSError: when there is not enough space.
     """
     trial = directory / "trial"
     try:

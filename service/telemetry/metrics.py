@@ -1,10 +1,10 @@
-"""Prometheus instruments of this process, on a registry of their own.
+"""Prometheus instruments of this process, on their own registry.
 
-They are for watching, and count from the start of the process: the books are the ledger. No label
-takes what a caller can choose. ``docs/metrics.md`` tells what each is for.
+They count from the start of the process and are meant for monitoring; the ledger holds the exact
+amounts. No label has a value that a caller can choose. ``docs/metrics.md`` describes each of them.
 
-Where several processes serve on one port, PROMETHEUS_MULTIPROC_DIR is set for each of them, and the
-Prometheus client keeps every value in a file there. Whichever process is asked adds them up.
+When several processes serve one port, PROMETHEUS_MULTIPROC_DIR is set for each, and the Prometheus
+client keeps every value in a file there. The process that is scraped adds them up.
 """
 
 import functools
@@ -36,26 +36,26 @@ REGISTRY: Final = CollectorRegistry()
 MILLISECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5, 1, 5)
 SECONDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-MOST_NOTED: Final = 256
-"""Which are taken over in less than a millisecond."""
+MAX_NOTED: Final = 256
+"""Recording this many takes less than a millisecond."""
 
 
 _noted: Final[list[tuple[Counter | Histogram, float, tuple[str | int, ...]]]] = []
 
 
 def note(instrument: Counter | Histogram, amount: float, *labels: str | int) -> None:
-    """Count, or observe, the amount before the instruments are looked at next. What a call has for
-    them is taken over together with what many others have: the instruments of several processes are
-    in files, and going there and back for each cost a call some 4 % more. For the event loop's
-    thread alone.
+    """Queue an increment or observation until the next scrape or :data:`MAX_NOTED` entries.
+
+    The instruments of several processes are in files, and updating each one at once cost about 4 %
+    more per call. Only the event loop's thread may call this.
     """
     _noted.append((instrument, amount, labels))
-    if len(_noted) >= MOST_NOTED:
+    if len(_noted) >= MAX_NOTED:
         take_over()
 
 
 def take_over() -> None:
-    """Let the instruments have what was noted."""
+    """Apply the queued increments and observations to the instruments."""
     LOG_LINES_DROPPED.inc(logs.take_dropped())
     noted = _noted.copy()
     _noted.clear()
@@ -69,8 +69,7 @@ def take_over() -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _child(instrument: I, *labels: str | int) -> I:
-    """The instrument for these labels, looked up once: its own ``labels`` takes a lock and makes
-    texts of them each time."""
+    """Return the instrument for these labels, cached because ``labels`` locks and formats them."""
     found: I = instrument.labels(*labels)
     return found
 
@@ -82,7 +81,7 @@ def _counter(name: str, text: str, *labels: str) -> Counter:
 def _gauge(
     name: str, text: str, *labels: str, of_all: Literal["sum", "max", "mostrecent"]
 ) -> Gauge:
-    """``of_all`` tells what the values of several processes make together."""
+    """Create a gauge. ``of_all`` is how the values of several processes are combined."""
     return Gauge(name, text, labels, registry=REGISTRY, multiprocess_mode=of_all)
 
 
@@ -90,15 +89,15 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
     return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
 
 
-# Not an Info, which looks the same and does not work with several processes.
-BUILD: Final = _gauge("rialto_build_info", "The version that runs.", "version", of_all="max")
+# Not an Info, which looks the same but does not work with several processes.
+BUILD: Final = _gauge("rialto_build_info", "The running version.", "version", of_all="max")
 BUILD.labels(__version__).set(1)
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
 REQUEST_SECONDS: Final = _histogram(
     "rialto_request_duration_seconds",
-    "Requests, from their headers to the end of their answer.",
+    "Requests, from their headers to the end of the response.",
     SECONDS,
     "method",
     "route",
@@ -106,105 +105,100 @@ REQUEST_SECONDS: Final = _histogram(
 )
 TURNED_AWAY: Final = _counter(
     "rialto_turned_away_total",
-    "Requests and connections that were ended so that others have room.",
+    "Requests and connections ended to make room for others.",
     "reason",
 )
-MALFORMED: Final = _counter(
-    "rialto_malformed_requests_total", "What came in place of a request.", "code"
-)
-CALLS: Final = _counter(
-    "rialto_calls_total", "Admitted calls that have ended.", "endpoint", "outcome"
-)
-OPEN_CALLS: Final = _gauge("rialto_open_calls", "Calls under way.", of_all="sum")
+MALFORMED: Final = _counter("rialto_malformed_requests_total", "Malformed requests.", "code")
+CALLS: Final = _counter("rialto_calls_total", "Admitted calls that ended.", "endpoint", "outcome")
+OPEN_CALLS: Final = _gauge("rialto_open_calls", "Calls in flight.", of_all="sum")
 FIRST_BYTE_SECONDS: Final = _histogram(
     "rialto_first_byte_seconds", "From admission to Venice's first byte.", SECONDS, "endpoint"
 )
 ADMISSION_SECONDS: Final = _histogram(
-    "rialto_admission_seconds", "How long calls waited for their admission.", MILLISECONDS
+    "rialto_admission_seconds", "Time that calls waited for admission.", MILLISECONDS
 )
 BATCH_SIZE: Final = _histogram(
-    "rialto_batch_size", "Calls that went to the database together.", SIZES, "kind"
+    "rialto_batch_size", "Calls written to the database in one batch.", SIZES, "kind"
 )
 REFUSALS: Final = _counter(
-    "rialto_refusals_total", "Calls that a limit refused.", "code", "unit", "scope"
+    "rialto_refusals_total", "Calls refused by a limit.", "code", "unit", "scope"
 )
-SETTLED_USD: Final = _counter(
-    "rialto_settled_usd_total", "What calls cost, in US dollars, as far as it is known."
-)
+SETTLED_USD: Final = _counter("rialto_settled_usd_total", "Known cost of calls in US dollars.")
 ABOVE_BOUND: Final = _counter(
-    "rialto_above_bound_total", "Calls that cost more than the most they could by the catalogue."
+    "rialto_above_bound_total", "Calls that cost more than their bound by the catalogue."
 )
 IMPLAUSIBLE: Final = _counter(
     "rialto_implausible_total",
-    "Counts, and costs, that Venice stated and the model cannot have.",
+    "Token counts and costs that Venice reported above the model's maximum.",
     "what",
 )
 SETTLEMENT_RETRIES: Final = _counter(
-    "rialto_settlement_retries_total", "Batches of settlements that had to wait for the database."
+    "rialto_settlement_retries_total", "Batches of settlements that waited for the database."
 )
 UNWRITTEN: Final = _counter(
-    "rialto_settlements_unwritten_total", "Settlements that the books could not take."
+    "rialto_settlements_unwritten_total", "Settlements that the ledger could not write."
 )
 CORRECTIONS: Final = _counter(
-    "rialto_corrections_total", "Settlements that came after the sweeper's and corrected it."
+    "rialto_corrections_total", "Settlements that corrected an earlier one by the sweeper."
 )
-SWEPT: Final = _counter(
-    "rialto_swept_total", "Calls whose process had gone, settled at their bound."
-)
+SWEPT: Final = _counter("rialto_swept_total", "Calls of dead processes, settled at their bound.")
 ALERTS: Final = _counter(
-    "rialto_limit_alerts_total", "Thresholds that limits of money have reached.", "percent"
+    "rialto_limit_alerts_total", "Alert thresholds reached by money limits.", "percent"
 )
 UPSTREAM: Final = _counter(
-    "rialto_upstream_answers_total", "What Venice answered: a status, or how it failed.", "status"
+    "rialto_upstream_answers_total", "Venice's responses, by status or kind of failure.", "status"
 )
 UPSTREAM_BALANCE_USD: Final = _gauge(
     "rialto_upstream_balance_usd",
-    "What a Venice key may still spend, when last asked.",
+    "Balance of a Venice key when last checked.",
     "key",
     of_all="mostrecent",
 )
 UPSTREAM_RESTING: Final = _gauge(
-    "rialto_upstream_keys_resting", "Venice keys that are invalid or spent.", of_all="max"
+    "rialto_upstream_keys_resting", "Venice keys that are out of service.", of_all="max"
 )
 LOG_LINES_DROPPED: Final = _counter(
-    "rialto_log_lines_dropped_total", "Log lines that could not be written in time, or at all."
+    "rialto_log_lines_dropped_total", "Log lines that were dropped."
 )
-POOL: Final = _gauge("rialto_pool_connections", "Connections of the pool.", "state", of_all="sum")
+POOL: Final = _gauge(
+    "rialto_pool_connections", "Connections in the database pool.", "state", of_all="sum"
+)
 STRAY_ENTRIES: Final = _gauge(
     "rialto_ledger_stray_entries",
-    "Entries outside of any month: there should be none.",
+    "Entries without a monthly partition. Should be 0.",
     of_all="mostrecent",
 )
 CLOCK_AHEAD: Final = _gauge(
     "rialto_clock_ahead_seconds",
-    "How far this machine's clock is ahead of the database's, when last compared.",
+    "Seconds that this machine's clock is ahead of the database's.",
     of_all="mostrecent",
 )
 AUDIT_FAULTS: Final = _gauge(
-    "rialto_audit_faults", "Faults that the last audit found.", of_all="mostrecent"
+    "rialto_audit_faults", "Faults found by the last audit.", of_all="mostrecent"
 )
 AUDIT_FINISHED: Final = _gauge(
     "rialto_audit_finished_timestamp_seconds",
-    "When the last audit ended, in Unix time.",
+    "Unix time when the last audit ended.",
     of_all="mostrecent",
 )
 AUDIT_SECONDS: Final = _gauge(
-    "rialto_audit_duration_seconds", "How long the last audit took.", of_all="mostrecent"
+    "rialto_audit_duration_seconds", "Duration of the last audit.", of_all="mostrecent"
 )
 
 
 def exposition(directory: Path | None = None) -> bytes:
-    """The instruments in Prometheus's text format: those of this process, or of all that keep their
-    values in ``directory``, added up.
+    """Render the instruments in Prometheus's text format.
 
-    :raises Unavailable: when the files of this process are gone, and so may be those of others.
+    With ``directory``, the values of all processes that keep them there are added up.
+
+    :raises Unavailable: when this process's files are gone, as those of others may be.
     """
     if directory is None:
         return generate_latest(REGISTRY)
     if not any(directory.glob(f"*_{os.getpid()}.db")):
         raise Unavailable(
-            f"The files of the metrics in {directory} were deleted. Start the service again, and"
-            " set TMPDIR to a directory that nothing cleans."
+            f"The metrics files in {directory} were deleted. Restart the service, and set"
+            " TMPDIR to a directory that is never cleaned up."
         )
     registry = CollectorRegistry()
     registry.register(metric_files.Values(directory))
@@ -214,26 +208,28 @@ def exposition(directory: Path | None = None) -> bytes:
 
 
 class _Processes(Collector):
-    """What ProcessCollector says of one process, of all that serve and the one that started them:
-    the earliest start, and the sums of everything else."""
+    """ProcessCollector's metrics over all serving processes and their parent.
+
+    The start time is the earliest one; all other values are sums.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def collect(self) -> Iterable[Metric]:
         files = self._directory.glob("counter_*.db")
-        together: dict[str, Metric] = {}
+        combined: dict[str, Metric] = {}
         for pid in (str(os.getppid()), *(file.stem.rpartition("_")[2] for file in files)):
             for metric in _of_process(pid):
-                known = together.setdefault(metric.name, metric)
+                known = combined.setdefault(metric.name, metric)
                 if known is not metric:
                     (one,), (other,) = known.samples, metric.samples
                     is_start = metric.name == "process_start_time_seconds"
                     value = min(one.value, other.value) if is_start else one.value + other.value
                     known.samples = [one._replace(value=value)]
-        return together.values()
+        return combined.values()
 
 
 def _of_process(pid: str) -> Iterable[Metric]:
-    """Nothing of one that has ended."""
+    """Return the metrics of a process, or none if it has exited."""
     return ProcessCollector(pid=lambda: pid, registry=None).collect()

@@ -41,7 +41,7 @@ def test_metrics_beyond_the_size_are_not_counted(small):
     assert 50 < len(written) < 500
     assert [value for _, value in written] == [float(number) for number in range(len(written))]
     assert small.stat().st_size == SIZE
-    assert metric_files._is_sound(small)
+    assert metric_files._is_readable(small)
 
 
 def test_a_full_disk_is_reported(small, monkeypatch):
@@ -53,5 +53,5 @@ def test_a_full_disk_is_reported(small, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(SystemExit) as ended:
         _AllocatedFile(str(small))
-    assert "No room for metrics" in str(ended.value)
+    assert "No space for metrics" in str(ended.value)
     assert "TMPDIR" in str(ended.value)
