@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree. Each class is a status and a stable code.
+"""The tree of errors. Each class has a status and a stable code.
 
 ::
 
@@ -25,9 +25,9 @@
         UpstreamTimeout           504 upstream_timeout
       Unavailable                 503 unavailable
 
-``str(error)`` is safe to show to the caller: no secrets, no internals, no text of the database.
-The cause goes to the log by ``raise … from cause``. Raise where it is known, translate a foreign
-library's errors once at its border (``db``, ``upstream``), render once (``api.middleware``).
+``str(error)`` is safe to show to callers: it has no secrets, internals or database text. The cause
+goes to the log with ``raise … from cause``. Raise an error where it is known, translate a library's
+errors once at its boundary (``database``, ``upstream``), and render once (``api.middleware``).
 """
 
 import enum
@@ -37,17 +37,17 @@ from typing import Any
 
 
 class ServiceError(Exception):
-    """Anything the service answers with an error body.
+    """An error that the service returns with an error body.
 
-    ``message`` is for people, ``code`` and ``param`` (the field at fault) are for programs,
-    ``retry_after_s`` becomes the Retry-After header. A refusal by a limit says in ``limit`` which,
-    with the numbers that prove it, and in ``rates`` what is left of the caller's.
+    ``message`` is for people; ``code`` and ``param`` (the invalid field) are for programs.
+    ``retry_after_s`` becomes the Retry-After header. A refusal by a limit has in ``limit`` the
+    limit with the numbers that prove it, and in ``rates`` what the caller has left.
     """
 
     status: int = 500
     code: str = "internal_error"
     reasons: tuple[str, ...] = ()
-    """The codes that stand in its place where the reason is known."""
+    """More specific codes that replace ``code`` where the reason is known."""
 
     def __init__(
         self,
@@ -73,22 +73,22 @@ class ServiceError(Exception):
 
     @property
     def is_final(self) -> bool:
-        """Whether the same request would fail again, so that a client should not repeat it."""
+        """True if the same request would fail again, so that a client should not retry it."""
         return self.status < 500 and self.status != RequestTimeout.status and not self.retry_after_s
 
     def advise(self, text: str) -> None:
-        """Add to the message what the caller can do."""
+        """Append advice for the caller to the message."""
         self.message = f"{self.message} {text}"
         self.args = (self.message,)
 
     @classmethod
     def codes(cls) -> tuple[str, ...]:
-        """Every code that an error of this very class has."""
+        """Return every code that an error of exactly this class can have."""
         return (cls.code, *vars(cls).get("reasons", ()))
 
 
 class ClientError(ServiceError):
-    """The request is at fault and will fail again as it is."""
+    """The request is invalid and will fail again unchanged."""
 
     status = 400
     code = "invalid_request"
@@ -96,7 +96,7 @@ class ClientError(ServiceError):
 
 
 class Unauthenticated(ClientError):
-    """No key, or one that is not in force."""
+    """The API key is missing, unknown or no longer valid."""
 
     status = 401
     code = "unauthenticated"
@@ -110,7 +110,7 @@ class Unauthenticated(ClientError):
 
 
 class LimitExceeded(ClientError):
-    """A money limit has no room for this call, and waiting makes none before it resets."""
+    """A money limit has no room for this call and will have none before it resets."""
 
     status = 402
     code = "limit_exceeded"
@@ -118,7 +118,7 @@ class LimitExceeded(ClientError):
 
 
 class Forbidden(ClientError):
-    """The key is in force but may not do this."""
+    """The key is valid but may not do this."""
 
     status = 403
     code = "forbidden"
@@ -126,7 +126,7 @@ class Forbidden(ClientError):
 
 
 class NotFound(ClientError):
-    """Nothing by that name is visible to this caller."""
+    """The caller can see nothing by that name."""
 
     status = 404
     code = "not_found"
@@ -134,7 +134,7 @@ class NotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists, the method does not."""
+    """The path exists, but not with this method."""
 
     status = 405
     code = "method_not_allowed"
@@ -148,7 +148,7 @@ class RequestTimeout(ClientError):
 
 
 class Conflict(ClientError):
-    """The request contradicts what is stored."""
+    """The request conflicts with the stored state."""
 
     status = 409
     code = "conflict"
@@ -163,7 +163,7 @@ class PayloadTooLarge(ClientError):
 
 
 class UnsupportedEncoding(ClientError):
-    """The body has a Content-Encoding that the service does not unpack."""
+    """The body has a Content-Encoding that the service does not support."""
 
     status = 415
     code = "unsupported_encoding"
@@ -177,8 +177,11 @@ class HeadTooLarge(ClientError):
 
 
 class RateLimited(ClientError):
-    """A limit on requests, tokens or concurrency has no room for this call now; or one on money has
-    none only because of what other calls hold (``limit_held``)."""
+    """A limit has no room for this call now.
+
+    Limits on requests, tokens or concurrency use ``rate_limited``. A money limit uses
+    ``limit_held`` when only the holds of other calls are in the way.
+    """
 
     status = 429
     code = "rate_limited"
@@ -186,7 +189,7 @@ class RateLimited(ClientError):
 
 
 class CallTooLarge(RateLimited):
-    """The call needs more than a limit on requests, tokens or concurrency ever has room for."""
+    """The call needs more requests, tokens or concurrency than the limit's ceiling."""
 
     status = 400
     code = "call_too_large"
@@ -194,34 +197,35 @@ class CallTooLarge(RateLimited):
 
 
 class Evidence(enum.Enum):
-    """What a failed attempt proves about what callers share: the operator's key, the model."""
+    """What a failed attempt proves about state shared by callers: the operator's key and the
+    model."""
 
     NONE = enum.auto()
-    """Nothing: there was no connection, or something before Venice refused this very request."""
+    """Nothing. There was no connection, or a proxy before Venice refused this request."""
     REQUEST_REFUSED = enum.auto()
-    """Venice read the request and refused it, so key and model are well."""
+    """Venice parsed the request and refused it, so key and model work."""
     CALLER_REFUSED = enum.auto()
-    """Venice refused the call in a way that may be about its caller alone."""
+    """Venice refused the call for a reason that may concern only its caller."""
     KEY_REFUSED = enum.auto()
-    """Venice refused the key, or what this call asked of it."""
+    """Venice refused the key, or this call's use of it."""
     MODEL_FORBIDDEN = enum.auto()
-    """Venice states that the key may not use the model, perhaps because of what this call asked."""
+    """Venice states that the key may not use the model, perhaps only in this call."""
     RATE_SPENT = enum.auto()
-    """Venice states that the key has used up its rate of the model."""
+    """Venice states that the key has used up its rate limit for the model."""
     FAILED = enum.auto()
     """Venice failed, perhaps because of this request."""
     EDGE_FAILED = enum.auto()
-    """Something before Venice failed, perhaps because of this request."""
+    """A proxy before Venice failed, perhaps because of this request."""
 
 
 class UpstreamError(ServiceError):
-    """Venice failed, or answered what cannot be understood.
+    """Venice failed, or its response cannot be parsed.
 
-    ``evidence`` is what that proves beyond this call. ``upstream_status`` is Venice's own,
-    ``named_retry_after_s`` the time it named, ``rate_reset_s`` that until a used up rate is there
-    again; ``cost_usd`` is what Venice states that the failure costs; ``is_refunded`` means that
-    Venice gave back what the job had cost that it was asked for, ``is_charge_kept`` that it gives
-    nothing back; ``attempts`` are the codes of all that was tried.
+    ``evidence`` is what the failure proves beyond this call. ``upstream_status`` and
+    ``named_retry_after_s`` are Venice's own status and retry time, and ``rate_reset_s`` is the time
+    until a used-up rate limit resets. ``cost_usd`` is what Venice charged for the failure.
+    ``is_refunded`` means that Venice refunded the job in question, ``is_charge_kept`` that it
+    refunds nothing. ``attempts`` holds the codes of all attempts.
     """
 
     status = 502
@@ -237,20 +241,20 @@ class UpstreamError(ServiceError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection to Venice was made, so nothing was sent and nothing is charged."""
+    """No connection to Venice was established, so nothing was sent or charged."""
 
     code = "upstream_unreachable"
     evidence = Evidence.NONE
 
 
 class UpstreamCut(UpstreamError):
-    """Venice closed the connection before its answer was complete."""
+    """Venice closed the connection before its response was complete."""
 
     code = "upstream_cut"
 
 
 class UpstreamRejected(UpstreamError):
-    """Venice refused the request itself; its text and its 4xx status are kept."""
+    """Venice refused the request itself. Its text and 4xx status are kept."""
 
     status = 400
     code = "upstream_rejected"
@@ -258,7 +262,7 @@ class UpstreamRejected(UpstreamError):
 
 
 class UpstreamExhausted(UpstreamError):
-    """The operator's Venice key or balance is spent: nothing the caller can mend."""
+    """The operator's Venice key or balance is used up. The caller cannot fix this."""
 
     status = 503
     code = "upstream_exhausted"
@@ -266,7 +270,7 @@ class UpstreamExhausted(UpstreamError):
 
 
 class UpstreamBusy(UpstreamError):
-    """Venice is overloaded or limits the operator's rate; Retry-After is kept."""
+    """Venice is overloaded or limits the operator's rate. Retry-After is kept."""
 
     status = 503
     code = "upstream_busy"
@@ -281,14 +285,14 @@ class UpstreamTimeout(UpstreamError):
 
 
 class Unavailable(ServiceError):
-    """The service cannot do this now: database trouble, or it is shutting down."""
+    """The service is temporarily unable to do this: database trouble, or a shutdown."""
 
     status = 503
     code = "unavailable"
 
 
 class SettingsError(Exception):
-    """The environment does not make a valid configuration. One line a mistake, no secrets."""
+    """The environment is not a valid configuration. Has one line per mistake, without secrets."""
 
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))
@@ -296,7 +300,7 @@ class SettingsError(Exception):
 
 
 class StartupError(Exception):
-    """The service cannot start. ``hint`` says what to do about it."""
+    """The service cannot start. ``hint`` describes the fix."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""A bounded resource, shared so that no organization and no key can hold all of it.
+"""Shares a bounded resource so that no organization or key can take all of it.
 
-An organization may hold as much as is still free, and a key half of that. So one organization alone
+An organization may hold as much as is still free, and a key half of that. So a single organization
 gets half of the whole, the next one half of the remainder, and a newcomer always gets something.
 """
 
@@ -10,23 +10,25 @@ from uuid import UUID
 
 
 class Shares:
-    """How much of a resource is free, and how much each organization and key holds."""
+    """The free amount of a resource, and the amounts that organizations and keys hold."""
 
     def __init__(self, total: int) -> None:
         self._free = total
         self._held: Counter[UUID] = Counter()
 
     def held(self, holder: UUID) -> int:
-        """How much an organization or a key holds."""
+        """Return the amount that an organization or key holds."""
         return self._held[holder]
 
     def open(self, organization_id: UUID, key_id: UUID) -> "Share":
-        """Open a share that holds nothing yet."""
+        """Open an empty share."""
         return Share(self, organization_id, key_id)
 
     def take(self, organization_id: UUID, key_id: UUID, amount: int) -> bool:
-        """Take ``amount`` more. Returns False, and takes nothing, where the organization or the key
-        may not hold that much."""
+        """Take ``amount`` more.
+
+        Returns False, and takes nothing, if the organization or the key may not hold that much.
+        """
         free, held = self._free - amount, self._held
         if held[organization_id] + amount > free or 2 * (held[key_id] + amount) > free:
             return False
@@ -36,7 +38,7 @@ class Shares:
         return True
 
     def give_back(self, organization_id: UUID, key_id: UUID, amount: int) -> None:
-        """Return what was taken."""
+        """Return an amount to the resource."""
         self._free += amount
         for holder in (organization_id, key_id):
             self._held[holder] -= amount
@@ -45,7 +47,7 @@ class Shares:
 
 
 class Share:
-    """What one request holds."""
+    """The amount that one request holds."""
 
     __slots__ = ("_amount", "_key_id", "_organization_id", "_shares")
 
@@ -63,7 +65,7 @@ class Share:
         return True
 
     def close(self) -> None:
-        """Return all that the request holds."""
+        """Return everything that the request holds."""
         amount, self._amount = self._amount, 0
         if amount:
             self._shares.give_back(self._organization_id, self._key_id, amount)

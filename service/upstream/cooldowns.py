@@ -186,7 +186,7 @@ class Cooldowns:
 
 
 def _scopes(key_id: UUID, model: str, source: Source) -> list[tuple[_Scope, UUID | None]]:
-    """Return the scopes of a call, each with the identity that tells its sources apart."""
+    """Return the scopes of a call, each with the id that distinguishes its sources."""
     organization_id, api_key_id = source
     scopes: list[tuple[_Scope, UUID | None]] = [
         (_Scope(key_id, model, None), organization_id),
