@@ -1,4 +1,4 @@
-"""JSON bodies: read once, with errors that name the field, and changed without being re-encoded.
+"""Reads JSON bodies once, with errors that name the field, and edits them without re-encoding.
 
 Venice reads the same bytes with a parser of its own, and both must read the same. So ``read``
 refuses an object that has a member twice, however the name is spelled. It also refuses a body that
@@ -35,20 +35,20 @@ LONE_HALF: Final = re.compile(
     % (LOW_HALF, HIGH_HALF)
 )
 """Half of a surrogate pair, which JavaScript writes for a text that was cut within a character.
-Both alternatives have one beginning: the engine seeks that, and tries nothing at other bytes."""
+Both alternatives start with the same bytes, so the engine can search for these."""
 REPLACEMENT: Final = rb"\\ufffd"
 ESCAPED_BACKSLASH: Final = b"\\\\"
 DIGITS_AS_ZERO: Final = bytes.maketrans(b"123456789", b"000000000")
 SLICE_BYTES: Final = 64 * 1024
 UNCOUNTED_BYTES: Final = 16 * 1024
-"""A body up to this size is read in a few milliseconds, whatever it holds."""
+"""A body up to this size is read in a few milliseconds, whatever it contains."""
 NO_JSON: Final = b"\0\0"
-"""As long as an escaped backslash, and in no JSON."""
+"""As long as an escaped backslash, and never part of JSON."""
 
 
 class Limits(NamedTuple):
-    """How much a body may hold beside its bytes. At these limits no single step of reading takes
-    longer than about 100 ms, and the values take less than 100 MB."""
+    """How much a body may contain. At these limits no single step of reading takes longer than
+    about 100 ms, and the decoded values take less than 100 MB."""
 
     values: int = 250_000
     """Members and items of all objects and lists."""
@@ -57,18 +57,18 @@ class Limits(NamedTuple):
     escapes: int = 4_000_000
     """Backslashes in texts."""
     exponents: int = 4_000
-    """Numbers with an exponent, which take up to 25 µs each near the ends of the range."""
+    """Numbers with an exponent, each of which takes up to 25 µs near the ends of the range."""
     digits: int = 50
-    """Digits of a number in a row; the time that they take grows with their square."""
+    """Digits of one number in a row. The time to decode them grows with their square."""
     half_pairs: int = 200_000
-    """Escaped halves of surrogate pairs in a body in which one stands alone."""
+    """Escaped halves of surrogate pairs, in a body with a lone half."""
 
 
 LIMITS: Final = Limits()
 
 
 class Document:
-    """A JSON object as bytes, whose own members can be replaced and removed; all other bytes stay
+    """A JSON object as bytes. Its own members can be replaced and removed, and all other bytes stay
     as they are."""
 
     __slots__ = ("_spans", "content", "names")
@@ -81,7 +81,7 @@ class Document:
         self._spans = spans
 
     def locate(self) -> "dict[str, _Span]":
-        """Where each member stands. The answer is kept."""
+        """The position of each member. The result is cached."""
         if self._spans is None:
             try:
                 self._spans = _spans(self.content)
@@ -90,8 +90,8 @@ class Document:
         return self._spans
 
     def edited(self, changes: Mapping[str, Any]) -> "Document":
-        """The object with ``changes`` made: a member that is there is replaced where it stands,
-        or removed if its new value is ``UNSET``; a new one goes to the front."""
+        """Return the object with ``changes`` made. A member that exists is replaced in place, or
+        removed if its new value is ``UNSET``. A new member goes to the front."""
         added = {
             name: value
             for name, value in changes.items()
@@ -115,19 +115,19 @@ class Document:
         return pieces.document()
 
     def _with_front(self, added: Mapping[str, Any]) -> "Document":
-        """The object with new members only, which needs to know of no other where it stands."""
+        """Add new members, which does not need the positions of the others."""
         start = self.content.index(b"{") + 1
         inner = msgspec.json.encode(added)[1:-1] + (b"," if self.names else b"")
-        # In one go: the body may be large, and is not to be copied for each piece.
+        # One join, since copying a large body for each piece is slow.
         content = b"".join([self.content[:start], inner, memoryview(self.content)[start:]])
         return Document(content, self.names | added.keys())
 
 
 class JsonBody:
-    """A body that was read: its value, and the bytes it came in.
+    """A body that was read: its value and its bytes.
 
-    ``text_bytes`` is its length when each character stands for itself and nothing is indented, so
-    that one text has one length however it was escaped.
+    ``text_bytes`` is its length without escapes and white space, so that a text has the same length
+    however it was written.
     """
 
     __slots__ = ("document", "text_bytes", "value")
@@ -139,28 +139,28 @@ class JsonBody:
 
     @property
     def content(self) -> bytes:
-        """The bytes."""
+        """The body's bytes."""
         return self.document.content
 
     @property
     def members(self) -> dict[str, Any]:
         """The members of the object.
 
-        :raises ClientError: when it is none.
+        :raises ClientError: when the body is not an object.
         """
         if isinstance(self.value, dict):
             return self.value
         return convert(self.value, dict[str, Any])
 
     def convert(self, shape: type[T]) -> T:
-        """The body as ``shape``.
+        """Return the body as ``shape``.
 
         :raises ClientError: naming the field and the rule.
         """
         return convert(self.value, shape)
 
     def edited(self, changes: Mapping[str, Any]) -> "JsonBody":
-        """The body with ``changes`` made, as :meth:`Document.edited` makes them."""
+        """Return the body with ``changes`` made as in :meth:`Document.edited`."""
         document = self.document.edited(changes)
         if document is self.document:
             return self
@@ -173,7 +173,7 @@ def read(content: bytes, limits: Limits = LIMITS) -> JsonBody:
     """Read a JSON body.
 
     :raises ClientError: when it is not valid JSON, or has a member twice.
-    :raises PayloadTooLarge: when it holds more than ``limits`` allow.
+    :raises PayloadTooLarge: when it contains more than ``limits`` allow.
     """
     strings = _check_counts(content, limits)
     try:
@@ -181,7 +181,7 @@ def read(content: bytes, limits: Limits = LIMITS) -> JsonBody:
     except msgspec.DecodeError:
         value = _decode_or_refuse(_without_lone_halves(content))
     canonical = msgspec.json.encode(value)
-    # A decoder keeps one of two members of the same name, so the other's name is missing here.
+    # The decoder keeps one of two members of the same name, so the value has fewer strings.
     if strings != _count_strings(canonical):
         raise _duplicate(content)
     names = frozenset(value) if isinstance(value, dict) else frozenset()
@@ -191,9 +191,9 @@ def read(content: bytes, limits: Limits = LIMITS) -> JsonBody:
 
 
 def decode(content: bytes, shape: type[T], limits: Limits = LIMITS) -> T:
-    """The JSON body as ``shape``, whose parts may be ``msgspec.Raw``: bytes as they came.
+    """Read a JSON body as ``shape``, whose parts may be ``msgspec.Raw``: the bytes as they came.
 
-    :raises ClientError: naming the field and the rule, when it is not JSON of that shape.
+    :raises ClientError: naming the field and the rule.
     """
     read(content, limits)
     try:
@@ -208,7 +208,7 @@ def decode(content: bytes, shape: type[T], limits: Limits = LIMITS) -> T:
 
 
 def convert(value: Any, shape: type[T]) -> T:
-    """A decoded value as ``shape``.
+    """Convert a decoded value to ``shape``.
 
     :raises ClientError: naming the field and the rule.
     """
@@ -219,8 +219,8 @@ def convert(value: Any, shape: type[T]) -> T:
 
 
 def at_fault(text: str) -> ClientError:
-    """Our error for msgspec's ``Expected `str`, got `int` - at `$.model```. What it quotes of the
-    body may be long, and is cut."""
+    """Translate msgspec's error ``Expected `str`, got `int` - at `$.model```. Long quotes of the
+    body are cut."""
     if len(text) > MAX_FAULT_CHARACTERS:
         half = MAX_FAULT_CHARACTERS // 2
         text = f"{text[:half]}…{text[-half:]}"
@@ -233,9 +233,9 @@ def at_fault(text: str) -> ClientError:
 
 
 def _check_counts(content: bytes, limits: Limits) -> int:
-    """How many strings the body has, names among them.
+    """Count the strings of the body, names included.
 
-    :raises PayloadTooLarge: when it has too much of anything.
+    :raises PayloadTooLarge: when the body exceeds one of the limits.
     """
     if len(content) <= UNCOUNTED_BYTES:
         return _count_strings(content)
@@ -243,7 +243,7 @@ def _check_counts(content: bytes, limits: Limits) -> int:
     if escapes > limits.escapes:
         raise PayloadTooLarge(f"The body has more than {limits.escapes:,} escaped characters.")
     strings = _count_strings(content)
-    # An item has one string at most, a member has two.
+    # An item has at most one string, and a member at most two.
     if strings > 2 * limits.values:
         raise _too_many("values", limits.values)
     outside = _outside_strings(content)
@@ -262,7 +262,7 @@ def _too_many(what: str, limit: int) -> PayloadTooLarge:
 
 
 def _slices(content: bytes) -> Iterator[bytes]:
-    """The body in slices, none of which begins within an escape.
+    """Cut the body into slices, none of which begins within an escape.
 
     One call of compiled code over a body of 14 MB holds Python's lock, and with it the event loop,
     for milliseconds. Between two slices the lock is free.
@@ -290,7 +290,7 @@ def _count_strings(content: bytes) -> int:
 
 
 def _outside_strings(content: bytes) -> bytes:
-    """The body without its strings, which may have anything in them."""
+    """The body without its strings, whose content does not matter."""
     outside: list[bytes] = []
     is_in_string = False
     for piece in _slices(content):
@@ -323,13 +323,13 @@ def _decode_or_refuse(content: bytes) -> Any:
 
 
 def _without_lone_halves(content: bytes) -> bytes:
-    """The body with U+FFFD for each lone half of a surrogate pair. Every byte else stays where it
-    is."""
+    """The body with U+FFFD for each lone half of a surrogate pair. All other bytes keep their
+    position."""
     if b"\\u" not in content or b"\0" in content:
         return content
     if content.count(b"\\ud") + content.count(b"\\uD") > LIMITS.half_pairs:
         raise _too_many("halves of surrogate pairs, of which one stands alone", LIMITS.half_pairs)
-    # A backslash that is escaped itself must not be taken for the beginning of an escape.
+    # An escaped backslash does not begin an escape.
     marked = content.replace(ESCAPED_BACKSLASH, NO_JSON)
     return LONE_HALF.sub(REPLACEMENT, marked).replace(NO_JSON, ESCAPED_BACKSLASH)
 
@@ -360,7 +360,7 @@ def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
 
 
 class _Span(NamedTuple):
-    """Where a member stands, with the space around it."""
+    """The position of a member, with the white space around it."""
 
     start: int
     value_start: int
@@ -372,7 +372,7 @@ _KEPT: Final = object()
 
 
 class _Pieces:
-    """An object that is put together, mostly of what stands in another."""
+    """Builds an object, mostly from pieces of another."""
 
     def __init__(self, source: bytes) -> None:
         self.read_to = 0
@@ -382,19 +382,19 @@ class _Pieces:
         self._spans: dict[str, _Span] = {}
 
     def copy(self, start: int, end: int | None = None) -> None:
-        """Add bytes of the source, to its end if no other is given."""
+        """Add bytes of the source, up to its end unless ``end`` is given."""
         self._add(self._source[start:end])
         self.read_to = start if end is None else end
 
     def keep_member(self, name: str, span: _Span) -> None:
-        """Add a member as it stands in the source."""
+        """Add a member of the source unchanged."""
         self._separate()
         offset = self._length - span.start
         self._spans[name] = _Span(*[at + offset for at in span])
         self._add(self._source[span.start : span.end])
 
     def add_member(self, name: str, head: bytes, value: Any, tail: bytes = b"") -> None:
-        """Add a member: what stands before its value, the value, what stands behind it."""
+        """Add a member: the bytes before its value, the value, the bytes after it."""
         self._separate()
         start = self._length
         self._add(head)
@@ -405,7 +405,7 @@ class _Pieces:
         self._spans[name] = _Span(start, value_start, value_end, self._length)
 
     def document(self) -> Document:
-        """All of it, copied once."""
+        """Join the pieces, which copies them once."""
         return Document(b"".join(self._pieces), frozenset(self._spans), self._spans)
 
     def _separate(self) -> None:
@@ -418,7 +418,7 @@ class _Pieces:
 
 
 def _spans(content: bytes) -> dict[str, _Span]:
-    """Where the members of a valid JSON object stand, in their order."""
+    """The positions of the members of a valid JSON object, in their order."""
     values = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     spans: dict[str, _Span] = {}
     at = content.index(b"{") + 1

@@ -1,7 +1,7 @@
-"""Compressed request bodies, unpacked step by step within bounds.
+"""Unpacks compressed bodies step by step, within limits.
 
-A small body can unpack to a thousand times its size, so whoever unpacks one decides after each step
-whether to go on.
+A small body can unpack to a thousand times its size, so the caller decides after each step whether
+to go on.
 """
 
 import zlib
@@ -10,23 +10,23 @@ from typing import Final
 from service.errors import ClientError, PayloadTooLarge, UnsupportedEncoding
 
 CODINGS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": 0}
-"""The codings that are unpacked, with zlib's number for their format."""
+"""The supported codings, with zlib's number for their format."""
 ACCEPTED: Final = "gzip, deflate"
 STEP_BYTES: Final = 128 * 1024
-"""The most that one step unpacks: less than a millisecond of work."""
+"""One step unpacks at most this, which takes less than a millisecond."""
 MAX_RATIO: Final = 100
-"""How many times its compressed size a body may have. JSON that repeats itself shrinks to a
+"""A body may unpack to this many times its compressed size. Repetitive JSON shrinks to a
 twentieth."""
 UNRATED_BYTES: Final = 8 * 1024 * 1024
-"""Up to this size the ratio does not matter."""
+"""The ratio is not checked up to this size."""
 MAX_MEMBERS: Final = 1000
-"""How many gzip members may follow one another in a body."""
+"""The most gzip members in one body."""
 
 
 def coding_of(header: str) -> str | None:
-    """The coding that a Content-Encoding header names; None when the body is not encoded.
+    """The coding that a Content-Encoding header names; None if the body is not encoded.
 
-    :raises UnsupportedEncoding: for any other coding, and for one on top of another.
+    :raises UnsupportedEncoding: for any other coding, and for several codings.
     """
     coding = header.strip().lower()
     if coding in ("", "identity"):
@@ -40,7 +40,7 @@ def coding_of(header: str) -> str | None:
 
 
 class Inflater:
-    """Unpacks one body: ``feed`` it what has arrived, then ``step`` until a step gives nothing."""
+    """Unpacks one body: ``feed`` what has arrived, then ``step`` until a step returns nothing."""
 
     def __init__(self, coding: str) -> None:
         self._window_bits = CODINGS[coding]
@@ -48,7 +48,7 @@ class Inflater:
         self._members = 1
         self._pending = b""
         self._is_full = False
-        """Whether the last step ended at its bound, so zlib may hold more of what it was fed."""
+        """Whether the last step stopped at ``STEP_BYTES``, so zlib may hold more output."""
         self._fed_bytes = 0
         self._unpacked_bytes = 0
 
@@ -61,10 +61,10 @@ class Inflater:
         self._pending += chunk
 
     def step(self) -> bytes:
-        """The next part of the body, at most ``STEP_BYTES``; nothing when more must be fed first.
+        """Return the next part of the body, at most ``STEP_BYTES``; empty if more must be fed.
 
         :raises ClientError: when the body does not match its header.
-        :raises PayloadTooLarge: when it unpacks to far more than it is.
+        :raises PayloadTooLarge: when it unpacks to more than ``MAX_RATIO`` times its size.
         """
         piece = b""
         while not piece and (self._pending or self._is_full):
@@ -84,7 +84,7 @@ class Inflater:
         return piece
 
     def _first_deflate(self) -> "zlib._Decompress":
-        """``deflate`` has a header of zlib's, but some clients send it without one."""
+        """Detect whether ``deflate`` has zlib's header, which some clients leave out."""
         has_header = self._pending[0] & 0xF == zlib.DEFLATED
         return zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
 
@@ -95,7 +95,7 @@ class Inflater:
         return self._next_member()
 
     def end(self) -> None:
-        """Check that the body is whole.
+        """Check that the body is complete.
 
         :raises ClientError: when it ends too early.
         """
@@ -104,5 +104,5 @@ class Inflater:
 
 
 def not_as_encoded() -> ClientError:
-    """The error for a body that its headers describe wrongly."""
+    """The error for a body that does not match its headers."""
     return ClientError("The body does not match its Content-Encoding or Transfer-Encoding.")

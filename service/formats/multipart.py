@@ -1,7 +1,7 @@
-"""Bodies of type ``multipart/form-data``: what their fields are called and how long they are.
+"""Parses bodies of type ``multipart/form-data`` into fields, by name and length.
 
-Venice reads the same bytes with a parser of its own, so what two parsers could take for different
-fields is refused. All that browsers and HTTP clients write is plain.
+Venice reads the same bytes with a parser of its own. So a body that two parsers could read
+differently is refused. No browser or HTTP client writes such a body.
 """
 
 import re
@@ -12,7 +12,7 @@ from service.errors import ClientError
 
 FORM: Final = "multipart/form-data"
 _NAME_OF_PARAMETER: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-# Where a backslash stands before a quote, some parsers end the text and others do not.
+# Parsers disagree on whether a quote after a backslash ends the text.
 PARAMETER: Final = re.compile(
     rf'[ \t]*;[ \t]*({_NAME_OF_PARAMETER})=(?:"((?:[^"\\\x00-\x1f\x7f]|\\[^"\x00-\x1f\x7f])*)"'
     r'|([^\s";,\\]+))'
@@ -22,39 +22,39 @@ HEADER: Final = re.compile(rf"({_NAME_OF_PARAMETER}):[ \t]*+([^\x00-\x08\x0a-\x1
 PADDING: Final = re.compile(rb"[ \t]{0,100}\r\n")
 LAST_PADDING: Final = re.compile(rb"--[ \t]{0,100}(?:\r\n|\Z)")
 WRITTEN_BY_BROWSERS: Final = {"%22": '"', "%0D": "\r", "%0A": "\n"}
-# Letters, digits and - . _ are never written so, and some parsers read them.
+# No client escapes letters, digits and - . _ like this, but some parsers decode them.
 HIDDEN: Final = re.compile(r"\\|%(?:2[DE]|3[0-9]|[46][1-9A-F]|[57][0-9A]|5F)", re.IGNORECASE)
 DISPOSITION_PARAMETERS: Final = frozenset({"name", "filename", "filename*"})
 PLAIN_ENCODINGS: Final = frozenset({"7bit", "8bit", "binary"})
 PLAIN_CHARSETS: Final = frozenset({"utf-8", "us-ascii", "iso-8859-1"})
-"""In which a name of a model is the same bytes."""
+"""Charsets in which the name of a model has the same bytes."""
 MOST_PARTS: Final = 100
 MAX_HEAD_BYTES: Final = 8192
-"""The headers of a part, which are slow to read for their size."""
+"""The headers of one part. They are slow to parse for their size."""
 TEXT_BYTES: Final = 65_536
 
 
 class Part(NamedTuple):
-    """A field. ``text`` is its value; None for a file, or for what is too long for a text."""
+    """A field. ``text`` is its value; None for a file and for a value over ``TEXT_BYTES``."""
 
     name: str
     length_bytes: int
     text: str | None
     start: int
-    """Where its value begins in the body."""
+    """The offset of its value in the body."""
     head: bytes
-    """Its headers, without the empty line after them."""
+    """Its headers, without the empty line that ends them."""
 
 
 def is_multipart(content_type: str) -> bool:
-    """Whether a body of this type has parts."""
+    """Whether the type is ``multipart/form-data``."""
     return content_type.partition(";")[0].strip().lower() == FORM
 
 
 def parse(content: bytes, content_type: str) -> list[Part]:
-    """The parts in the order they stand (RFC 7578); nothing of a file is copied.
+    """Return the parts in their order (RFC 7578). Files are not copied.
 
-    :raises ClientError: when it is no such body, has too many parts, or could be read in two ways.
+    :raises ClientError: when the body is malformed, ambiguous, or has too many parts.
     """
     delimiter = b"--" + _boundary(content_type)
     parts: list[Part] = []
@@ -82,7 +82,7 @@ def parse(content: bytes, content_type: str) -> list[Part]:
 
 
 def set_texts(content: bytes, content_type: str, texts: Mapping[str, str]) -> bytes:
-    """The body with other values for the fields of these names, every other byte as it was."""
+    """Return the body with new values for the fields of these names, and otherwise unchanged."""
     pieces, kept_from = [], 0
     for part in parse(content, content_type):
         if part.text is not None and part.name in texts:
@@ -94,8 +94,8 @@ def set_texts(content: bytes, content_type: str, texts: Mapping[str, str]) -> by
 def write(
     content: bytes, content_type: str, texts: Mapping[str, str], files: Iterable[tuple[str, Part]]
 ) -> bytes:
-    """Another body of the same type: texts, and files of this one under the names that are given.
-    The texts may hold nothing that this one could not."""
+    """Return another body with the same boundary, made of texts and of files of this body under new
+    names. The texts must not contain the boundary."""
     delimiter, view = b"--" + _boundary(content_type), memoryview(content)
     pieces: list[bytes | memoryview] = []
     for name, text in texts.items():
@@ -108,7 +108,7 @@ def write(
 
 
 def _renamed(head: bytes, name: str) -> bytes:
-    """The headers of a part with another name in its Content-Disposition."""
+    """The headers of a part, with this name in its Content-Disposition."""
     lines = head.decode("latin-1").split("\r\n")
     for number, line in enumerate(lines):
         if line.lower().startswith("content-disposition:"):
@@ -123,7 +123,7 @@ def _renamed(head: bytes, name: str) -> bytes:
 def _boundary(content_type: str) -> bytes:
     named = _parameters(content_type.strip()[len(FORM) :]) or {}
     boundary = named.get("boundary", "")
-    # What some parsers would put together: boundary*0, boundary*1.
+    # Some parsers join boundary*0 and boundary*1 into one.
     is_in_pieces = any(name.startswith("boundary*") for name in named)
     if is_in_pieces or not BOUNDARY.fullmatch(boundary):
         raise ClientError(
@@ -134,8 +134,8 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _parameters(text: str) -> dict[str, str] | None:
-    """``; name=value; other="value"`` by names in lower case, quoted texts as they are written;
-    None when it is something else, or has a name twice."""
+    """Parse ``; name=value; other="value"``. Names are lower case, and quoted texts keep their
+    escapes. None when the text is malformed or repeats a name."""
     found: dict[str, str] = {}
     at = 0
     while (match := PARAMETER.match(text, at)) is not None:
@@ -148,7 +148,7 @@ def _parameters(text: str) -> dict[str, str] | None:
 
 
 def _find(content: bytes, delimiter: bytes, start: int) -> int:
-    """Where the next delimiter stands, which must begin a line; -1 when there is none."""
+    """The offset of the next delimiter, which must begin a line; -1 if there is none."""
     at = content.find(delimiter, start)
     if at > 0 and content[max(0, at - 2) : at] != b"\r\n":
         raise ClientError("The boundary of the multipart body stands within a line.")
@@ -160,24 +160,24 @@ def _part(content: bytes, head: bytes, start: int, end: int) -> Part:
     if "content-disposition" not in headers:
         raise ClientError("A part of the multipart body has no Content-Disposition.")
     kind, semicolon, more = headers["content-disposition"].partition(";")
-    said = _parameters(semicolon + more)
+    parameters = _parameters(semicolon + more)
     is_form_data = kind.strip().lower() == "form-data"
-    if not is_form_data or said is None or not said.keys() <= DISPOSITION_PARAMETERS:
+    if not is_form_data or parameters is None or not parameters.keys() <= DISPOSITION_PARAMETERS:
         raise ClientError(
             "Content-Disposition of a part must be form-data with a name and, for a file, a"
             ' filename, each said once, quotes within written as %22: form-data; name="file";'
             ' filename="a.wav".'
         )
-    if not said.get("name"):
+    if not parameters.get("name"):
         raise ClientError("A part of the multipart body has no name.")
-    name = said["name"]
+    name = parameters["name"]
     if HIDDEN.search(name):
         raise ClientError("A name of the multipart body has a backslash, or letters written as %.")
     for written, character in WRITTEN_BY_BROWSERS.items():
         name = name.replace(written, character).replace(written.lower(), character)
-    _must_be_plain(name[:100], headers, is_file=len(said) > 1)
+    _must_be_plain(name[:100], headers, is_file=len(parameters) > 1)
     text = None
-    if len(said) == 1 and end - start <= TEXT_BYTES:
+    if len(parameters) == 1 and end - start <= TEXT_BYTES:
         text = content[start:end].decode(errors="replace")
     return Part(name, end - start, text, start, head)
 
@@ -185,7 +185,7 @@ def _part(content: bytes, head: bytes, start: int, end: int) -> Part:
 def _headers(head: bytes) -> dict[str, str]:
     """The headers of a part by their names in lower case.
 
-    :raises ClientError: when one is none, or is there twice.
+    :raises ClientError: when a header is malformed or repeated.
     """
     headers: dict[str, str] = {}
     for line in head.decode(errors="replace").split("\r\n"):
@@ -200,18 +200,17 @@ def _headers(head: bytes) -> dict[str, str]:
 
 
 def _must_be_plain(name: str, headers: Mapping[str, str], *, is_file: bool) -> None:
-    """:raises ClientError: when the value is not what its bytes are, or no text though it is no
-    file."""
+    """:raises ClientError: when the value is encoded, or is neither a file nor a UTF-8 text."""
     encoding = headers.get("content-transfer-encoding", "binary")
     if encoding.lower() not in PLAIN_ENCODINGS:
         raise ClientError(f"{name}: must have no Content-Transfer-Encoding.", param=name)
     if is_file or "content-type" not in headers:
         return
     kind, semicolon, more = headers["content-type"].partition(";")
-    said = _parameters(semicolon + more)
-    if said is None or not said.keys() <= {"charset"}:
+    parameters = _parameters(semicolon + more)
+    if parameters is None or not parameters.keys() <= {"charset"}:
         raise ClientError(f"{name}: has a Content-Type that cannot be read.", param=name)
-    if said.get("charset", "utf-8").lower() not in PLAIN_CHARSETS:
+    if parameters.get("charset", "utf-8").lower() not in PLAIN_CHARSETS:
         raise ClientError(f"{name}: must be UTF-8.", param=name)
     if kind.strip().lower() == "application/octet-stream":
         raise ClientError(f"{name}: a file needs a filename.", param=name)

@@ -1,8 +1,8 @@
-"""Numbers and times as people write them, in one strict grammar each (pure).
+"""Parses numbers and times that people write, each by one strict grammar. Pure functions.
 
-Python's own ``int()``, ``Decimal()`` and ``fromisoformat()`` take more than is documented anywhere:
-``1_000``, ``+5``, `` 5 ``, digits of other scripts, ``NaN``. What one reader takes and another
-refuses, or reads differently, is refused here.
+Python's own ``int()``, ``Decimal()`` and ``fromisoformat()`` accept more than people expect:
+``1_000``, ``+5``, `` 5 ``, digits of other scripts, ``NaN``. A value that another parser would
+refuse or read differently is refused here.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Final
 from service.errors import ClientError
 
 MAX_DIGITS: Final = 19
-"""As many as the largest number of a bigint has."""
+"""The digits of the largest bigint."""
 _WHOLE: Final = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?")
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -26,7 +26,7 @@ _INSTANT: Final = re.compile(
 
 
 def parse_whole(text: str) -> int:
-    """A whole number of ASCII digits.
+    """Parse a whole number of ASCII digits.
 
     :raises ValueError: when it is written in another way.
     """
@@ -36,7 +36,7 @@ def parse_whole(text: str) -> int:
 
 
 def parse_decimal(text: str) -> Decimal:
-    """A decimal number: ASCII digits, with a point and more of them or without.
+    """Parse a decimal number: ASCII digits, and optionally a point and more digits.
 
     :raises ValueError: when it is written in another way.
     """
@@ -46,9 +46,9 @@ def parse_decimal(text: str) -> Decimal:
 
 
 def parse_day(text: str) -> datetime:
-    """The start, in UTC, of a day.
+    """Parse a day. Returns its start in UTC.
 
-    :raises ValueError: when it is no day of the calendar.
+    :raises ValueError: when the calendar does not have the day.
     """
     if _DAY.fullmatch(text):
         with contextlib.suppress(ValueError):
@@ -57,9 +57,9 @@ def parse_day(text: str) -> datetime:
 
 
 def parse_instant(text: str) -> datetime:
-    """The time, in UTC, of RFC 3339 with its zone.
+    """Parse a time of RFC 3339 with a time zone. Returns it in UTC.
 
-    :raises ValueError: when it is none, or not of the years 1 to 9999 in UTC.
+    :raises ValueError: when it is malformed, or outside the years 1 to 9999 in UTC.
     """
     at = None
     if _INSTANT.fullmatch(text):
@@ -71,7 +71,7 @@ def parse_instant(text: str) -> datetime:
 
 
 def check_future(field: str, at: datetime, now: datetime) -> datetime:
-    """The time of a field in UTC.
+    """Return the time of a field in UTC.
 
     :raises ClientError: when it has no time zone or no year in UTC, or is not after ``now``.
     """

@@ -1,8 +1,8 @@
-"""Halves of surrogate pairs in JSON.
+"""Decodes and encodes JSON that has halves of surrogate pairs.
 
 JavaScript cuts texts within a character and writes the half as ``\\ud83d``. That is valid JSON but
-no text of Unicode, and most decoders refuse it. Where an answer is translated, halves that arrive
-in two pieces are joined, and one that stays alone becomes U+FFFD.
+not valid Unicode, so most decoders refuse it. In translated answers, halves that arrive in two
+pieces are joined, and a lone half becomes U+FFFD.
 """
 
 import json
@@ -14,10 +14,9 @@ T = TypeVar("T")
 
 
 def decode(content: bytes, shape: type[T]) -> T:
-    """The JSON as ``shape``; texts keep the halves that they have, and bytes that are no UTF-8
-    become U+FFFD.
+    """Decode JSON as ``shape``. Texts keep their halves; bytes that are not UTF-8 become U+FFFD.
 
-    :raises msgspec.DecodeError: when it is no JSON of that shape, or nested too deeply.
+    :raises msgspec.DecodeError: when it is not JSON of that shape, or nested too deeply.
     """
     try:
         return msgspec.json.decode(content, type=shape)
@@ -38,7 +37,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def encode(value: Any) -> bytes:
-    """The value as JSON, whatever halves its texts have."""
+    """Encode the value as JSON. Halves in its texts are joined or become U+FFFD."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
@@ -56,12 +55,12 @@ def _repaired(value: Any) -> Any:
 
 
 def repair(text: str) -> str:
-    """The text with its pairs joined, and U+FFFD in place of each half that is alone."""
+    """Join the pairs of a text, and replace each lone half with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class Pieces:
-    """A text that comes in pieces, some of which may end within a pair."""
+    """Joins a text that arrives in pieces, some of which may end within a surrogate pair."""
 
     __slots__ = ("_half",)
 
@@ -69,12 +68,12 @@ class Pieces:
         self._half = ""
 
     def add(self, piece: str) -> str:
-        """What of the text can be passed on now; the first half of a pair waits for the second."""
+        """Take a piece, and return the text that is complete: a first half waits for the second."""
         text = self._half + piece
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         return text[:-1] if self._half else text
 
     def rest(self) -> str:
-        """What waits at the end of the text: U+FFFD, or nothing."""
+        """Return what still waits at the end of the text: U+FFFD or nothing."""
         half, self._half = self._half, ""
         return repair(half)

@@ -1,7 +1,8 @@
-"""A stream of events as the one answer it amounts to, put together as they come (pure).
+"""Assembles a stream of events into the one answer that the caller asked for. Pure functions.
 
-A plain answer that takes minutes is asked for as a stream, since a connection that is silent for
-five minutes is cut on its way. What comes in pieces is joined; what is said again is said once.
+Proxies cut a connection that is silent for five minutes. So Venice is asked for a stream where a
+plain answer may take longer. Texts that arrive in pieces are joined; of repeated members the last
+counts.
 """
 
 from typing import Any, Final, TypeVar
@@ -28,23 +29,24 @@ JOINED: Final = frozenset(
         "text",
     }
 )
-"""Members of a delta whose texts are pieces of one; others are whole whenever they are there."""
+"""Members of a delta whose texts are pieces of one text. Any other member is complete."""
 ENDS: Final = frozenset({"response.completed", "response.incomplete"})
 UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 ABSENT: Final = msgspec.Raw(b"null")
 
 
 class Assembly:
-    """Takes the events of a stream as they come, and gives the answer at its end.
+    """Takes the events of a stream, and returns the answer at its end.
 
-    An event that cannot be read is an error at the end, so that the stream is read on for its cost.
+    ``result`` raises the error of an event that cannot be read, so the stream is read to its end
+    for its cost.
     """
 
     def __init__(self) -> None:
         self._error: Exception | None = None
 
     def feed(self, events: bytes) -> None:
-        """Take the next events, each of them whole."""
+        """Take the next events, all of them complete."""
         for data in sse.parse(events):
             if data.strip() == sse.DONE or self._error is not None:
                 continue
@@ -54,9 +56,9 @@ class Assembly:
                 self._error = error
 
     def result(self) -> bytes:
-        """The answer that the events amount to, as JSON.
+        """Return the answer as JSON.
 
-        :raises UpstreamError: when they make none.
+        :raises UpstreamError: when the events do not make an answer.
         """
         if self._error is not None:
             raise UpstreamError("Venice's stream cannot be read.") from self._error
@@ -77,7 +79,7 @@ class Assembly:
 
 
 class ChatCompletion(Assembly):
-    """The chat completion that the chunks are pieces of."""
+    """Assembles a chat completion from its chunks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class ChatCompletion(Assembly):
 
 
 class Response(Assembly):
-    """The answer of the Responses API, which its last event repeats."""
+    """Assembles an answer of the Responses API: its last event repeats all of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +117,7 @@ class Response(Assembly):
         try:
             event = msgspec.json.decode(data, type=_Event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # Its bytes need no translation.
+            # The answer can be cut out even if it cannot be decoded.
             kind, answer = raw_members(data, ("type", "response"))
         else:
             kind, answer = bytes(event.type), bytes(event.response)
@@ -132,8 +134,8 @@ class _Event(msgspec.Struct):
 
 
 class _Choice:
-    """One of a completion's choices: its message and probabilities are joined, else the last word
-    counts."""
+    """One of a completion's choices. The pieces of its message and of its log probabilities are
+    joined; of any other member the last value counts."""
 
     def __init__(self, index: int) -> None:
         self._members: Json = {"index": index, "logprobs": None, "finish_reason": None}
@@ -150,7 +152,7 @@ class _Choice:
         self._members |= {name: value for name, value in piece.items() if value is not None}
 
     def whole(self) -> Json:
-        """As plain answers have it: calls of tools do not say their index there."""
+        """The choice as in a plain answer, where tool calls have no index."""
         message = {"role": "assistant", "content": None, **self._message.whole()}
         for call in _expect(list, message.get("tool_calls") or []):
             _expect(dict, call).pop("index", None)
@@ -188,7 +190,7 @@ class _Object:
                 self._members[name] = value
 
     def _inner(self, name: str, kind: type[P]) -> P:
-        """What is there by the name, or else a new one."""
+        """The value of that name, or a new one of this kind."""
         there = self._members.get(name)
         if not isinstance(there, kind):
             there = self._members[name] = kind()
@@ -202,8 +204,8 @@ class _Object:
 
 
 class _List:
-    """A list whose elements that say their index are pieces of the one that has it; any other is
-    whole, and kept as JSON, which takes less room."""
+    """A list. Elements with the same index are pieces of one element. An element without an index
+    is complete, and kept as JSON, which takes less memory."""
 
     def __init__(self) -> None:
         self._elements: list[_Object | msgspec.Raw] = []

@@ -9,22 +9,23 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from service.formats.sse import BYTE_ORDER_MARK
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 ABSENT: Final = msgspec.Raw(b"null")
-BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-# Of a pair or alone: what stands in the texts does not matter where only numbers and names are
-# read. An escaped backslash before it stays one.
+# Any half of a surrogate pair. Only numbers and names are read, so the texts do not matter. The
+# replacement keeps an escaped backslash before it valid.
 SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 REPLACEMENT: Final = rb"\\ufffd"
 MAX_TOKENS: Final = 100_000
-"""JSON that the decoder does not take is gone through token by token, and no further than this."""
+"""JSON that the decoder refuses is read token by token, up to this many."""
 TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+|[:,]', re.DOTALL)
 
 
 class _Value:
-    """Reads a value of a plain type; a whole number also where it is written with a fraction."""
+    """Decodes a value of a plain type. A whole number may be written with a zero fraction."""
 
     def __init__(self, shape: Any) -> None:
         self._decoder = msgspec.json.Decoder(shape)
@@ -58,7 +59,7 @@ class Lenient(Generic[T]):
     def decode(self, content: bytes | msgspec.Raw) -> T:
         """Decode the object.
 
-        :raises msgspec.DecodeError, UnicodeDecodeError, RecursionError: when it is no JSON object.
+        :raises msgspec.DecodeError, UnicodeDecodeError, RecursionError: when it is not an object.
         """
         try:
             return self._decoder.decode(content)
@@ -87,27 +88,28 @@ class Lenient(Generic[T]):
         return members
 
     def decode_first(self, content: bytes) -> T:
-        """Decode the object that the content begins with, whatever follows it.
+        """Decode the object at the start of the content, whatever follows it.
 
-        :raises msgspec.DecodeError: when it begins with none.
+        :raises msgspec.DecodeError: when the content does not start with an object.
         """
         members, _ = _first_object(content, self._readers)
         return self._read(members)
 
 
 def raw_members(content: bytes, names: Sequence[str]) -> list[bytes]:
-    """The members of a JSON object by these names, byte for byte; ``null`` where there is none.
+    """Return the members of a JSON object by these names, byte for byte; ``null`` for each that is
+    missing.
 
-    :raises msgspec.DecodeError: when there is no object, or none that ends soon.
+    :raises msgspec.DecodeError: when there is no object, or it has more than ``MAX_TOKENS``.
     """
     members, _ = _first_object(content, names)
     return [members.get(name, b"null") for name in names]
 
 
 def _first_object(content: bytes, names: Collection[str]) -> tuple[dict[str, bytes], int]:
-    """The top-level members of these names, as they stand, and where the object ends.
+    """Return the top-level members of these names, byte for byte, and where the object ends.
 
-    :raises msgspec.DecodeError: when there is none, or none that ends soon.
+    :raises msgspec.DecodeError: when there is no object, or it has more than ``MAX_TOKENS``.
     """
     if not content.lstrip().startswith(b"{"):
         raise msgspec.DecodeError("no JSON object")
@@ -120,7 +122,7 @@ def _first_object(content: bytes, names: Collection[str]) -> tuple[dict[str, byt
         is_closing = first in (b"}", b"]")
         is_end = is_closing and len(text) >= depth
         if name is not None and (is_end or (depth == 1 and first == b",")):
-            # Of several that close at once, the last is the object's own.
+            # If several brackets close at once, the last is the object's own.
             members[name] = content[start : token.start() + is_end * (depth - 1)].strip()
             name = None
         if is_end:

@@ -1,8 +1,8 @@
-"""Usage and cost, read off an answer without re-encoding it.
+"""Reads usage and cost from Venice's answers without re-encoding them.
 
-Venice ends every stream with a chunk that has ``usage`` and ``cost``, so a stream needs no decoding
-on its way: a tail is kept, and its last events are decoded once at the end. When the numbers are
-missing, the events that went by are what there is to go on: they are counted in the bytes.
+Venice ends every stream with an event that has ``usage`` and ``cost``. So the events of a stream
+are not decoded as they arrive: the meter keeps a tail, and decodes its last events once at the end.
+When the numbers are missing, the output is estimated by the number of events.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ from service.upstream.lenient import ABSENT, UNREADABLE, Lenient
 
 TAIL_BYTES: Final = 64 * 1024
 LAST_EVENTS: Final = 8
-"""How many events from the end are looked at for usage."""
+"""How many events from the end are searched for usage."""
 FIRST_LINES: Final = (sse.DATA, sse.BYTE_ORDER_MARK + sse.DATA)
-"""How a run of events starts whose first line is one of data."""
+"""How a run of events starts if its first line is data."""
 MAX_HELD_BYTES: Final = 1024 * 1024
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
-MOST_USD: Final = Decimal(1_000_000)
-"""Nothing costs as much; a cost beyond it is no cost."""
-MOST_NAME_CHARACTERS: Final = 256
+MAX_USD: Final = Decimal(1_000_000)
+"""No call costs as much. A higher stated cost is ignored."""
+MAX_NAME_CHARACTERS: Final = 256
 MAX_SECONDS: Final = Decimal(10**7)
 LAST_EVENT_TYPES: Final = frozenset(
     {"response.completed", "response.incomplete", "response.failed"}
 )
 """The events that end a stream of the Responses API."""
-# Of the Responses API the last event repeats the whole answer, which no tail may hold; a quote
-# within a text would be escaped, so this is a member.
+# The last event of the Responses API repeats the whole answer, so the tail may hold only a part of
+# it. A quote within a text would be escaped, so a match is a member.
 USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-# Something that a model made: a text that is not empty, a call of a tool, an answer to a question.
+# Output of a model: a text that is not empty, a tool call, an answer to a question.
 OUTPUT: Final = re.compile(
     rb'"(?:content|reasoning|reasoning_content|refusal|arguments|text|delta|encrypted_content)"'
     rb'\s*:\s*"(?!")'
@@ -53,8 +53,8 @@ OPENINGS: Final = {
     "answers": b"{",
     "text": b'"',
 }
-"""With which byte the members begin that make an answer one."""
-# An id stands before everything that a model wrote.
+"""The first byte of the member that an answer must have."""
+# An id precedes all output of the model.
 FIRST_ID: Final = re.compile(rb'"id"\s*:\s*"([\w.:-]{1,256})"')
 FIRST_BYTES: Final = 4096
 MODEL_HEADER: Final = "x-venice-model-id"
@@ -63,14 +63,14 @@ WITHHELD_HEADER: Final = "x-venice-is-content-violation"
 
 
 class CachedDetails(msgspec.Struct):
-    """Parts of the input tokens."""
+    """The input tokens that were read from the cache or written to it."""
 
     cached_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
 
 
 class UsageObject(msgspec.Struct):
-    """``usage``: of a chat completion or embeddings, or by the names of a response's."""
+    """``usage``, by the names of chat completions and embeddings or by those of responses."""
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
@@ -81,17 +81,17 @@ class UsageObject(msgspec.Struct):
 
     @property
     def all_input_tokens(self) -> int | None:
-        """Tokens of the prompt, the cached ones among them; None where that is not stated."""
+        """Tokens of the prompt, cached tokens included; None if not stated."""
         return self.prompt_tokens or self.input_tokens or self.prompt_tokens
 
     @property
     def all_output_tokens(self) -> int | None:
-        """Tokens that were made, those of reasoning among them; None where that is not stated."""
+        """Generated tokens, reasoning included; None if not stated."""
         return self.completion_tokens or self.output_tokens or self.completion_tokens
 
     @property
     def all_tokens(self) -> int:
-        """Input and output, as far as they are stated."""
+        """The sum of input and output. What is not stated counts as zero."""
         return (self.all_input_tokens or 0) + (self.all_output_tokens or 0)
 
     @property
@@ -101,12 +101,12 @@ class UsageObject(msgspec.Struct):
 
     @property
     def cached_tokens(self) -> int:
-        """How much of the input came from a cache."""
+        """Input tokens that were read from the cache."""
         return self._details.cached_tokens or 0
 
     @property
     def cache_write_tokens(self) -> int:
-        """How much of the input was written to a cache."""
+        """Input tokens that were written to the cache."""
         return self._details.cache_creation_input_tokens or 0
 
     @property
@@ -114,7 +114,7 @@ class UsageObject(msgspec.Struct):
         return self.prompt_tokens_details or self.input_tokens_details or CachedDetails()
 
     def add(self, earlier: "UsageObject") -> None:
-        """Take the counts that an earlier event stated and this one does not."""
+        """Take the counts that are missing here from an earlier event."""
         for name in self.__struct_fields__:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(earlier, name))
@@ -124,14 +124,14 @@ AMOUNT: Final = msgspec.json.Decoder(Decimal)
 
 
 class CostObject(msgspec.Struct):
-    """``cost``: what was charged, split by currency. One DIEM is one dollar of credit."""
+    """``cost``: the charge, split by currency. One DIEM is one dollar of credit."""
 
     usd: msgspec.Raw = ABSENT
     diem: msgspec.Raw = ABSENT
 
     def total_usd(self) -> Decimal | None:
-        """The sum of what can be read. None when nothing is stated, when an amount is none that
-        anything costs, or when zero is all that can be read of two amounts."""
+        """The sum of the amounts that can be read. None if there is no amount, if one is negative
+        or too high, or if the sum is zero and one amount cannot be read."""
         amounts = []
         is_partial = False
         for raw in (self.usd, self.diem):
@@ -146,17 +146,17 @@ class CostObject(msgspec.Struct):
 
 
 def _sum_usd(amounts: Sequence[Decimal]) -> Decimal | None:
-    # Checked before they are added: there are numbers that no sum can have.
+    # Check before adding: Decimal cannot add some of the numbers that JSON can hold.
     if not amounts or not all(map(Decimal.is_finite, amounts)):
         return None
-    if min(amounts) < 0 or max(amounts) > MOST_USD:
+    if min(amounts) < 0 or max(amounts) > MAX_USD:
         return None
     total = sum(amounts, Decimal(0))
-    return total if total <= MOST_USD else None
+    return total if total <= MAX_USD else None
 
 
 class Facts(msgspec.Struct):
-    """What is read of an answer or of a stream's chunk."""
+    """The members of an answer, or of an event, that the meter reads."""
 
     id: str | None = None
     queue_id: str | None = None
@@ -174,21 +174,21 @@ class Facts(msgspec.Struct):
     text: msgspec.Raw = ABSENT
 
 
-# Made once: they are asked of every answer.
+# Built once, since every answer needs them.
 FACTS: Final = Lenient(Facts)
 USAGE_OBJECT: Final = Lenient(UsageObject)
 
 
 def _name(stated: str | None) -> str | None:
-    """A name that the books can take: text of PostgreSQL holds no NUL."""
-    return stated[:MOST_NAME_CHARACTERS].replace("\0", "") or None if stated else None
+    """The name as PostgreSQL can store it: not too long, and without NUL."""
+    return stated[:MAX_NAME_CHARACTERS].replace("\0", "") or None if stated else None
 
 
 class Metered(msgspec.Struct, kw_only=True):
     """What an answer states about its usage and cost.
 
-    ``counted_tokens`` is the output that went by, for want of usage; None where it was not counted,
-    so that it may be all that the call was allowed.
+    ``counted_tokens`` estimates the output if there is no usage. None: the output was not counted,
+    so it may be as much as the call was allowed.
     """
 
     upstream_request_id: str | None = None
@@ -196,44 +196,44 @@ class Metered(msgspec.Struct, kw_only=True):
     usage: UsageObject | None = None
     cost_usd: Decimal | None = None
     duration_s: Decimal | None = None
-    """Seconds of sound that were heard."""
+    """Seconds of audio that were transcribed."""
     counted_tokens: int | None = 0
     has_output: bool = False
-    """Whether output went by, where usage states that there is none."""
+    """Whether there was output, although the usage states none."""
     is_error: bool = False
     is_complete: bool = False
-    """Whether the answer came to its end."""
+    """Whether the answer arrived in full."""
     is_final: bool = False
-    """Whether nothing that is charged comes after what was read, be there an end or not."""
+    """Whether all that is charged was read, whether or not the answer arrived in full."""
     is_withheld: bool = False
-    """Whether Venice gave something else than was asked for, and charged nothing."""
+    """Whether Venice withheld the answer and charged nothing."""
 
     @property
     def output_tokens(self) -> int | None:
-        """The output by Venice's count, if it states one."""
+        """Venice's count of the output; None if not stated."""
         return None if self.usage is None else self.usage.all_output_tokens
 
     def without_counts(self) -> "Metered":
-        """A copy without usage and cost, for an answer that was left before its end: what it stated
-        by then is not final."""
+        """A copy without usage and cost, for an answer that was abandoned: the numbers that it has
+        stated so far are not final."""
         return msgspec.structs.replace(self, usage=None, cost_usd=None, counted_tokens=None)
 
     def take(self, facts: Facts) -> None:
-        """Note what an object says. What is known already, from later on, stays."""
+        """Take the facts of an event. Facts of later events, which come first, are kept."""
         if facts.type in LAST_EVENT_TYPES:
             self.is_complete = self.is_final = True
             self.is_error = self.is_error or facts.type == "response.failed"
         if facts.response is not None:
             self.take(facts.response)
             return
-        # A job is asked for by the id of the queue, whatever else its answer names.
+        # Jobs are looked up by their queue id, even if the answer has another id.
         self.upstream_request_id = (
             self.upstream_request_id or _name(facts.queue_id) or _name(facts.id)
         )
         self.model = self.model or _name(facts.model)
         if self.usage is None:
             self.usage = facts.usage
-            # Some streams state what was used by then, time and again.
+            # Some streams repeat the usage so far, again and again.
             is_last = facts.cost is not None or FINISHED.search(facts.choices) is not None
             self.is_final = self.is_final or (self.usage is not None and is_last)
         elif facts.usage is not None:
@@ -248,7 +248,7 @@ class Metered(msgspec.Struct, kw_only=True):
 
 
 def read_headers(headers: Mapping[str, str]) -> Metered:
-    """What the headers of an answer say of it, where its body says nothing."""
+    """Meter an answer by its headers, for bodies that state no usage."""
     metered = Metered(is_complete=True, is_final=True, model=headers.get(MODEL_HEADER))
     metered.is_withheld = headers.get(WITHHELD_HEADER, "").lower() == "true"
     metered.cost_usd = _header_cost(headers)
@@ -263,7 +263,7 @@ def _header_cost(headers: Mapping[str, str]) -> Decimal | None:
 
 
 def stated_cost(headers: Mapping[str, str], body: bytes) -> Decimal | None:
-    """The cost that a failed answer states, in US dollars."""
+    """The cost in US dollars that a failed answer states; None if it states none."""
     try:
         cost = FACTS.decode(body).cost
     except UNREADABLE:
@@ -272,9 +272,9 @@ def stated_cost(headers: Mapping[str, str], body: bytes) -> Decimal | None:
 
 
 def read_plain(body: bytes, member: str | None = None) -> Metered:
-    """Read the usage and cost of a plain answer. One that is no JSON object, that states an error,
-    or that has no ``member`` of its kind, is an error."""
-    # No token has less than a byte.
+    """Meter a plain answer. It is an error if it is not a JSON object, if it states an error, or if
+    it lacks ``member``."""
+    # A token has at least one byte.
     metered = Metered(is_complete=True, is_final=True, counted_tokens=len(body))
     try:
         facts = FACTS.decode(body)
@@ -291,8 +291,8 @@ def read_plain(body: bytes, member: str | None = None) -> Metered:
 
 
 def _read_odd(body: bytes) -> Metered:
-    """What is stated by a body that is no JSON object, if it begins with one or is made of events.
-    Usage alone may be part of a text."""
+    """Meter a body that is not a JSON object, if it begins with one or consists of events. Usage
+    without a cost is ignored, since it may be part of a text."""
     try:
         metered = Metered()
         metered.take(FACTS.decode_first(body))
@@ -315,8 +315,11 @@ def _has(facts: Facts, member: str) -> bool:
 
 
 class StreamMeter:
-    """Reads a stream of server-sent events: gives its whole events, and keeps the last of them for
-    what they state. An event that is longer than ``max_held_bytes`` is given in pieces."""
+    """Reads a stream of server-sent events and meters it.
+
+    ``feed`` and ``end`` return the events byte for byte. The last of them are kept for ``result``.
+    An event longer than ``max_held_bytes`` is returned in pieces.
+    """
 
     def __init__(self, max_held_bytes: int = MAX_HELD_BYTES) -> None:
         self._reader = EventReader(max_held_bytes)
@@ -325,8 +328,7 @@ class StreamMeter:
         self._events_before_tail = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes, which may end anywhere, and return the events that are whole by now,
-        byte for byte."""
+        """Take the next bytes, which may end anywhere, and return all events that are complete."""
         events = self._reader.feed(chunk)
         if events:
             self._tail.append(events)
@@ -338,31 +340,31 @@ class StreamMeter:
         return events
 
     def end(self) -> bytes:
-        """Return what is left when the stream has ended: an event without its end."""
+        """Return what is left when the stream has ended: an event without its empty line."""
         left = self._reader.end()
         self._tail.append(left)
         self._tail_bytes += len(left)
         return left
 
     def first_id(self) -> str | None:
-        """The id of the answer, if the first bytes have it whole."""
+        """The id of the answer, if the first bytes contain it."""
         first = b"".join([*self._tail, self._reader.held])
         found = FIRST_ID.search(first[:FIRST_BYTES])
         return found[1].decode() if found else None
 
     def result(self) -> Metered:
-        """What the stream states by now, from its last events."""
+        """What the stream has stated so far."""
         tail = b"".join([*self._tail, self._reader.held])
         metered, least_output_tokens = _read_last_events(tail)
         if tail[:1] == b"{":
-            # A plain answer may come with another type than its own, or with none.
+            # A plain answer may have the wrong content type, or none.
             with contextlib.suppress(*UNREADABLE):
                 metered.take(FACTS.decode(tail))
         if not metered.is_complete and ENDED.search(tail):
-            # Something came after the end.
+            # There are events after the end.
             metered.is_complete = metered.is_final = True
         if metered.usage is None:
-            # What a caller wrote may be repeated there too, so the most counts.
+            # The answer may repeat text of the caller that looks like usage, so the most counts.
             usages = []
             for stated in USAGE.findall(tail):
                 with contextlib.suppress(*UNREADABLE):
@@ -371,7 +373,7 @@ class StreamMeter:
             if metered.usage is not None and tail.endswith(sse.EVENT_ENDS):
                 metered.is_complete = metered.is_final = True
         if not metered.output_tokens:
-            # Each event carries a token or more, save [DONE].
+            # Each event except [DONE] carries at least one token.
             events = self._events_before_tail + _count_events(tail)
             metered.counted_tokens = max(least_output_tokens, events - metered.is_complete)
             metered.has_output = self._events_before_tail > 0 or OUTPUT.search(tail) is not None
@@ -379,14 +381,14 @@ class StreamMeter:
 
 
 def _count_events(events: bytes) -> int:
-    """Count lines of data. An event has one, as a rule."""
+    """Count the lines of data, of which an event usually has one."""
     count = events.count(b"\ndata:") + events.startswith(FIRST_LINES)
     return count + events.count(b"\rdata:") if b"\r" in events else count
 
 
 def _read_last_events(tail: bytes) -> tuple[Metered, int]:
-    """What the last few events of a stream state, and those before them where it is nothing; and
-    how much output was stated before more of it came, if that was all that is stated."""
+    """Meter a stream by its last events, going back until usage and cost are found. If more output
+    follows the usage, its count of output is returned apart: there is at least that much."""
     metered = Metered()
     decoded, least_output_tokens = 0, 0
     is_output_later = is_output_old = False
@@ -413,8 +415,8 @@ def _read_last_events(tail: bytes) -> tuple[Metered, int]:
 
 
 def _facts_from_the_end(tail: bytes) -> Iterator[tuple[Facts | None, bytes]]:
-    """What each event states that can be read, the last one first; None of the end. A stream that
-    is cut ends within an event, which then states nothing."""
+    """The facts and the text of each event that can be decoded, the last event first; None for the
+    facts of ``[DONE]``. A stream that is cut ends within an event, which cannot be decoded."""
     for event in sse.split_backwards(tail):
         for number, text in enumerate(sse.texts_of(event)):
             if text.strip() == sse.DONE:

@@ -1,4 +1,4 @@
-"""The table of what Venice gets otherwise than the caller sent it."""
+"""The table of members that are changed before Venice gets a body."""
 
 import pytest
 

@@ -17,22 +17,21 @@ from service.upstream import Metered
 DEFAULT_SPEECH_MODEL: Final = "tts-kokoro"
 DEFAULT_TRANSCRIPTION_MODEL: Final = "nvidia/parakeet-tdt-0.6b-v3"
 DEFAULT_VOICE_MODEL: Final = "tts-chatterbox-hd"
-LEAST_BYTES_PER_S: Final = 500
-"""Sound that says anything takes more: the leanest codecs for speech need about 600 (AMR at 4.75
-kbit/s)."""
+MIN_BYTES_PER_S: Final = 500
+"""Speech needs more: the leanest codecs take about 600 (AMR at 4.75 kbit/s)."""
 
 SpokenText = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
 
 class AudioCall(Call, frozen=True, kw_only=True):
-    """A call that is paid by the character or by the second."""
+    """A call that is charged by the character or by the second."""
 
     characters: int | None = None
     most_seconds: int | None = None
 
 
 class AudioEndpoint(UnitEndpoint[AudioCall]):
-    """Priced by what the model's price goes by."""
+    """An endpoint that charges by the character or by the second, as its model does."""
 
     def nanos(
         self, call: AudioCall, catalog: Catalog, metered: Metered | None = None
@@ -54,14 +53,14 @@ class SpeechRequest(msgspec.Struct):
 
 
 class SpeechEndpoint(AudioEndpoint):
-    """``POST /audio/speech``: sound, as it comes."""
+    """``POST /audio/speech``: speech from text, passed on as it arrives."""
 
     path = "/audio/speech"
     model_type = "tts"
     request_type = SpeechRequest
 
     def parse(self, inbound: Inbound) -> AudioCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         json = body.read(inbound.content, self.body_limits)
         request = json.convert(SpeechRequest)
         return AudioCall(
@@ -84,7 +83,7 @@ class TranscriptionRequest(msgspec.Struct):
 
 
 class TranscriptionEndpoint(AudioEndpoint):
-    """``POST /audio/transcriptions``: the text of a sound file, and how long that was."""
+    """``POST /audio/transcriptions``: the text of a sound file, and its duration."""
 
     path = "/audio/transcriptions"
     answer_member = "text"
@@ -94,7 +93,7 @@ class TranscriptionEndpoint(AudioEndpoint):
     takes_json = False
 
     def parse(self, inbound: Inbound) -> AudioCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         form = read_form(inbound, TranscriptionRequest)
         request, json, parts = form
         files = [part for part in parts if part.name == "file" and part.text is None]
@@ -109,7 +108,7 @@ class TranscriptionEndpoint(AudioEndpoint):
             model_members=("model",) if request.model else (),
             relay=Relay.WHOLE if is_json else Relay.PASSED,
             **price_facts(form.members, members.TRANSCRIPTION),
-            most_seconds=-(-files[0].length_bytes // LEAST_BYTES_PER_S),
+            most_seconds=-(-files[0].length_bytes // MIN_BYTES_PER_S),
         )
 
 
@@ -120,14 +119,14 @@ class VoiceRequest(msgspec.Struct):
 
 
 class VoiceEndpoint(AudioEndpoint):
-    """``POST /audio/voices``: a voice made after a recording."""
+    """``POST /audio/voices``: a voice cloned from a recording."""
 
     path = "/audio/voices"
     request_type = VoiceRequest
     file_names = ("file",)
 
     def parse(self, inbound: Inbound) -> AudioCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         request, json, _ = read_form(inbound, VoiceRequest)
         return AudioCall(
             endpoint=self,
@@ -135,7 +134,7 @@ class VoiceEndpoint(AudioEndpoint):
             content_type=inbound.read_type(),
             model=plain_model(request.model or DEFAULT_VOICE_MODEL),
             model_members=("model",) if request.model else (),
-            # Venice states what the model's speech costs, not what its voices do.
+            # Venice states a price for the model's speech, but not for its voices.
             has_price=False,
         )
 

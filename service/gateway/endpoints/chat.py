@@ -20,13 +20,13 @@ Maximum = Count | msgspec.UnsetType | None
 
 
 class Message(msgspec.Struct, gc=False):
-    """One of the conversation; made to be counted."""
+    """A message of the conversation; gives the count of messages."""
 
     role: str
 
 
 class ChatRequest(TokenRequest, kw_only=True):
-    """The members of a request that are read here; all others pass unread."""
+    """The members that are read here. All others are passed on."""
 
     messages: list[Message]
     n: Choices | None = None
@@ -46,7 +46,7 @@ class ChatEndpoint(TokenEndpoint[TokenCall]):
     cap_member = "max_completion_tokens"
 
     def parse(self, inbound: Inbound) -> TokenCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         _, request, facts = read(inbound, self, ChatRequest)
         if not request.messages:
             raise ClientError("messages: must have at least one message.", param="messages")

@@ -1,4 +1,4 @@
-"""What a conversation holds beside text: pictures, and what has no bound but the model's window."""
+"""Finds what a conversation contains beside text: pictures, and media of unknown length."""
 
 import re
 from typing import Any, Final
@@ -6,8 +6,8 @@ from typing import Any, Final
 import msgspec
 
 PICTURE_TOKENS: Final = 16_384
-"""The most that one picture is to a model. Models that see scale pictures down: Qwen's take the
-most, 16,384 pieces by default; Claude's and OpenAI's take under 5,000."""
+"""The most tokens of one picture. Models scale pictures down: Qwen's models use the most, 16,384
+patches by default; Claude's and OpenAI's use under 5,000 tokens."""
 TEXT_TYPES: Final = frozenset(
     {
         "text",
@@ -20,13 +20,13 @@ TEXT_TYPES: Final = frozenset(
         "redacted_thinking",
     }
 )
-"""Parts of a message that are no more than their text."""
+"""Types of message parts that consist of their text."""
 PICTURE_TYPES: Final = frozenset({"image_url", "input_image", "computer_screenshot"})
 PARTS: Final = frozenset({"content", "output"})
 MEDIA: Final = re.compile(
     r"image|picture|audio|video|(?<!pro)file|document|media(?!t)|item_reference", re.IGNORECASE
 )
-"""In names of members and types of what is more than its text; not in profile or immediate."""
+"""Matches names and types of media, but not ``profile`` and ``immediate``."""
 CLIENT_ITEMS: Final = {
     "function_call": "arguments",
     "custom_tool_call": "input",
@@ -38,28 +38,28 @@ CLIENT_ITEMS: Final = {
     "tool_search_call": "arguments",
     "ghost_snapshot": "ghost_commit",
 }
-"""What the client did or was asked to do, by the type of the item: JSON that stays its text."""
+"""For each type of item that the client runs: the member whose JSON is read as text."""
 UNREAD: Final = frozenset(
     {"role", "name", "id", "call_id", "tool_call_id", "status", "type", "text", "annotations"}
     | {"logprobs", "reasoning_content", "refusal", "cache_control", "phase"}
 )
-"""Members that are no media by their names."""
+"""Members that are not media, whatever their value."""
 EMPTY: Final[tuple[Any, ...]] = (None, False, "", [], {})
 URL: Final = re.compile(r"https?://", re.IGNORECASE)
 DATA_URL: Final = "data:image/"
 
 
 class Content(msgspec.Struct):
-    """What stands in a conversation."""
+    """What a conversation contains."""
 
     pictures: int = 0
     picture_bytes: int = 0
-    """The length of the pictures that the body itself holds, which are no text."""
+    """The length of the pictures within the body, which do not count as text."""
     is_unbounded: bool = False
-    """Whether it holds what is more tokens than bytes: sound, video, files, or something that is
-    not known here."""
+    """Whether it contains media that may have more tokens than bytes: sound, video, files, or parts
+    of an unknown type. Only the model's window bounds these."""
     tools: list[Any] = []
-    """Tools that stand within the conversation."""
+    """Tools that are defined within the conversation."""
 
     def read(self, conversation: Any) -> None:
         """Read messages, or the items of a response's input."""
@@ -115,7 +115,7 @@ class Content(msgspec.Struct):
         if name == "tools" and isinstance(item, list):
             self.tools += item
         elif name in PARTS:
-            # A text, or a shape that no API has.
+            # Anything but a text has a shape that no API has.
             self.is_unbounded |= not isinstance(item, str)
         elif MEDIA.search(name):
             self.is_unbounded = True

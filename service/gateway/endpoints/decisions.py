@@ -1,4 +1,4 @@
-"""Decisions: questions about a state, answered by the token."""
+"""Decisions: answers to questions about a state, charged by the token."""
 
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ from service.gateway.endpoints.tokens import TokenCall, TokenEndpoint, TokenRequ
 
 
 class DecisionsRequest(TokenRequest, kw_only=True):
-    """The members of a request that are read here; all others pass unread."""
+    """The members that are read here. All others are passed on."""
 
     questions: dict[str, Any]
 
@@ -23,7 +23,7 @@ class DecisionsEndpoint(TokenEndpoint[TokenCall]):
     table = members.DECISIONS
 
     def parse(self, inbound: Inbound) -> TokenCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         facts = read(inbound, self, DecisionsRequest).facts
         return TokenCall(**{**facts, "path": inbound.path, "has_venice_prompt": False})
 

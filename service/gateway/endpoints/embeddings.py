@@ -14,7 +14,7 @@ from service.gateway.endpoints.tokens import (
     read,
 )
 
-MOST_INPUTS: Final = 2048
+MAX_INPUTS: Final = 2048
 
 
 class EmbeddingsRequest(TokenRequest, kw_only=True):
@@ -34,17 +34,17 @@ class EmbeddingsEndpoint(TokenEndpoint[TokenCall]):
     table = members.EMBEDDINGS
 
     def parse(self, inbound: Inbound) -> TokenCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         _, request, facts = read(inbound, self, EmbeddingsRequest)
         facts["parts"] = _count(request.input)
-        # Nothing of Venice's is added to what is embedded.
+        # Venice adds no prompt of its own to embedded texts.
         return TokenCall(**{**facts, "has_venice_prompt": False})
 
 
 def _count(stated: Any) -> int:
-    """How many texts there are.
+    """Count the texts.
 
-    :raises ClientError: when there are none, too many, or something else.
+    :raises ClientError: when the input is not a text or a list of 1 to ``MAX_INPUTS`` texts.
     """
     if isinstance(stated, str):
         return 1
@@ -56,8 +56,8 @@ def _count(stated: Any) -> int:
             " sends texts with check_embedding_ctx_length=False.",
             param="input",
         ) from None
-    if not 1 <= len(texts) <= MOST_INPUTS:
-        raise ClientError(f"input: must have 1 to {MOST_INPUTS:,} texts.", param="input")
+    if not 1 <= len(texts) <= MAX_INPUTS:
+        raise ClientError(f"input: must have 1 to {MAX_INPUTS:,} texts.", param="input")
     return len(texts)
 
 

@@ -1,4 +1,4 @@
-"""Images: made, edited, enlarged, cut out."""
+"""Images: generated, edited, upscaled, cut out."""
 
 from typing import Annotated, Any, ClassVar, Final
 
@@ -15,7 +15,7 @@ from service.gateway.endpoints.units import UnitEndpoint, read_form
 from service.upstream import Metered
 
 ENHANCE_NANOS: Final = 40_000_000
-"""USD 0.04 for a prompt that Venice writes anew."""
+"""USD 0.04 for a prompt that Venice rewrites."""
 DEFAULT_EDIT_MODEL: Final = "firered-image-edit"
 DEFAULT: Final = "default"
 
@@ -27,19 +27,19 @@ Scale = Annotated[float, msgspec.Meta(ge=1, le=4)]
 
 
 class ImageCall(Call, frozen=True, kw_only=True):
-    """A call that is paid by the image."""
+    """A call that is charged by the image."""
 
     count: int = 1
     resolution: str | None = None
     quality: str | None = None
     input_images: int = 0
     model_type: str = "image"
-    """Of which type the model is, should the caller leave the choice to Venice."""
+    """The type of model from which Venice chooses if the caller does not."""
     scale: str | None = None
 
 
 class ImageEndpoint(UnitEndpoint[ImageCall]):
-    """An image is charged by its tier; where the caller names none, at the dearest."""
+    """An endpoint that charges images by their tier; without a stated tier by the highest price."""
 
     def nanos(
         self, call: ImageCall, catalog: Catalog, metered: Metered | None = None
@@ -82,19 +82,19 @@ class GenerateRequest(msgspec.Struct):
 
 
 class GenerateEndpoint(ImageEndpoint):
-    """``POST /image/generate``: images, as base64 in JSON or as they are."""
+    """``POST /image/generate``: images, as base64 in JSON or as binary."""
 
     path = "/image/generate"
     model_type = "image"
     request_type = GenerateRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         json = body.read(inbound.content, self.body_limits)
         request = json.convert(GenerateRequest)
         facts = price_facts(json.members, members.IMAGE_GENERATE)
         if request.style_references not in (None, []):
-            # Venice charges for them and publishes no price.
+            # Venice charges for them, but publishes no price.
             facts |= {"has_price": False, "unpriced": "style_references"}
         anonymous = request.anon_user_id
         return ImageCall(
@@ -122,14 +122,14 @@ class GenerationsRequest(msgspec.Struct):
 
 
 class GenerationsEndpoint(ImageEndpoint):
-    """``POST /images/generations``: images, in OpenAI's shape."""
+    """``POST /images/generations``: images, in OpenAI's format."""
 
     path = "/images/generations"
     model_type = "image"
     request_type = GenerationsRequest
 
     def parse(self, inbound: Inbound) -> ImageCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         json = body.read(inbound.content, self.body_limits)
         request = json.convert(GenerationsRequest)
         model = plain_model(request.model or DEFAULT)
@@ -139,18 +139,18 @@ class GenerationsEndpoint(ImageEndpoint):
             **inbound.facts(json),
             model=model,
             model_members=("model",) if request.model else (),
-            # Venice takes a name that it does not know for its default.
+            # Venice uses its default model for an unknown name.
             is_default_model=True,
             relay=Relay.PASSED,
             end_user=check_end_user(user, "user") if user else None,
             count=request.n or 1,
-            # Venice takes a quality here and leaves it aside, so any may be charged.
+            # Venice accepts a quality here and ignores it, so any quality may be charged.
             **price_facts(json.members, members.IMAGE_GENERATIONS),
         )
 
 
 class EditRequest(msgspec.Struct):
-    """The members of the two ways to edit that are read here."""
+    """The members of the two endpoints for edits that are read here."""
 
     prompt: Prompt
     model: str | None = None
@@ -170,12 +170,12 @@ class EditEndpoint(ImageEndpoint):
     file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         form = read_form(inbound, EditRequest, MEDIA)
         request, json, parts = form
         names = {name for name in (request.model, request.modelId) if name}
         if len(names) > 1:
-            raise ClientError("model: modelId says something else.", param="model")
+            raise ClientError("model: modelId names another model.", param="model")
         stated = [(part.name, part.text or b"") for part in parts] or list(form.members.items())
         input_images = sum(_count_pictures(name, value) for name, value in stated if name in MEDIA)
         return ImageCall(
@@ -194,9 +194,9 @@ class EditEndpoint(ImageEndpoint):
 
 
 def _count_pictures(name: str, value: Any) -> int:
-    """How many pictures a member states: a file, a text or a list of texts.
+    """Count the pictures of a member: a file, a text or a list of texts.
 
-    :raises ClientError: for a list within a text, of which only its reader knows the length.
+    :raises ClientError: for a list within a text, which Venice may read as any number of pictures.
     """
     if isinstance(value, list):
         return len(value)
@@ -208,7 +208,7 @@ def _count_pictures(name: str, value: Any) -> int:
 
 
 class MultiEditEndpoint(EditEndpoint):
-    """``POST /image/multi-edit``: one image out of several."""
+    """``POST /image/multi-edit``: one image made from several."""
 
     path = "/image/multi-edit"
     file_names = ("images",)
@@ -221,14 +221,14 @@ class UpscaleRequest(msgspec.Struct):
 
 
 class UpscaleEndpoint(ImageEndpoint):
-    """``POST /image/upscale``: the enlarged image, a PNG."""
+    """``POST /image/upscale``: the upscaled image, a PNG."""
 
     path = "/image/upscale"
     request_type = UpscaleRequest
     file_names = ("image",)
 
     def parse(self, inbound: Inbound) -> ImageCall:
-        """:raises ClientError: for what Venice would surely refuse."""
+        """:raises ClientError: when Venice would certainly refuse the body."""
         form = read_form(inbound, UpscaleRequest)
         request, json, _ = form
         return ImageCall(
@@ -237,7 +237,7 @@ class UpscaleEndpoint(ImageEndpoint):
             content_type=inbound.read_type(),
             model="upscaler",
             has_model=False,
-            # Of whatever model of its type Venice takes.
+            # Venice chooses the model.
             is_default_model=True,
             relay=Relay.PASSED,
             model_type="upscale",
@@ -255,7 +255,7 @@ class CutOutEndpoint(ImageEndpoint):
     model: ClassVar[str] = "background-remove"
 
     def parse(self, inbound: Inbound) -> ImageCall:
-        """Whatever the body is; Venice states no price for it."""
+        """Accepts any body. Venice states no price for it."""
         return ImageCall(
             endpoint=self,
             **inbound.facts(),

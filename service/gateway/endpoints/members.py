@@ -1,8 +1,8 @@
-"""What the members of a body ask for: one table, by which calls are bounded, allowed and changed.
+"""The effects of the members of a body: one table for bounds, allow-lists, changes and prices.
 
-A member that Venice may heed stands in the table with its effect. One that does not stand there may
-cost anything: its call has no known price, so no limit of money admits it. The same holds for
-Venice's own parameters, be they in the body or behind the model's name, and for tools.
+The table lists every member that Venice may read. A member that is not listed may cost anything:
+its call has no known price, so no limit of money admits it. The same applies to Venice's own
+parameters, in the body or behind the model's name, and to tools.
 """
 
 import enum
@@ -25,38 +25,38 @@ MAX_MODELS_NAMED: Final = 100
 
 
 class Effect(enum.Enum):
-    """What a member does to what a call may use or cost."""
+    """The effect of a member on what a call may use or cost."""
 
     NONE = enum.auto()
-    """Costs no more than its bytes, or is read by the endpoint itself."""
+    """Costs no more than its bytes, or the endpoint reads it itself."""
     MODEL = enum.auto()
     FALLBACKS = enum.auto()
-    """Names models that may answer in place of the first."""
+    """Names models that may answer instead of the first."""
     SEARCH = enum.auto()
-    """Asks for a search of the web or of X; stated twice it may be made twice."""
+    """Asks for a search of the web or of X. If stated twice, Venice may search twice."""
     SCRAPE = enum.auto()
     EXTENDS_PROMPT = enum.auto()
-    """Has Venice add to the prompt what only the window bounds."""
+    """Makes Venice extend the prompt, bounded only by the window."""
     VENICE_PROMPT = enum.auto()
-    """Whether Venice adds a system prompt of its own."""
+    """Decides whether Venice adds a system prompt of its own."""
     CHOICES = enum.auto()
     """Multiplies the output."""
     MAXIMUM = enum.auto()
-    """Is the most output of one choice."""
+    """Sets the most output of one choice."""
     THINKING = enum.auto()
-    """Allows output for thoughts beside that maximum."""
+    """Allows tokens of thinking beside that maximum."""
     PREDICTION = enum.auto()
-    """Is text that the model may reject, which is then charged as output beside the maximum."""
+    """Predicts text. What the model rejects is charged as output beside the maximum."""
     MODALITIES = enum.auto()
-    """What the answer is made of. Only text has the price of the tokens."""
+    """Selects the media of the answer. Only text is charged by the token."""
     TIER = enum.auto()
-    """Asks for another way to be served, at another price."""
+    """Asks for another service tier, at another price."""
     TOOLS = enum.auto()
     TOOL_CHOICE = enum.auto()
     PARAMETERS = enum.auto()
-    """Venice's own parameters, which have a table of their own."""
+    """Contains Venice's own parameters, which have a table of their own."""
     REASONING = enum.auto()
-    """How to think; has a table of its own."""
+    """Configures thinking; has a table of its own."""
 
 
 Table = Mapping[str, Effect]
@@ -168,14 +168,14 @@ AUDIO_QUEUE: Final = _table(
 AUGMENT_SEARCH: Final = _table("query limit search_provider")
 AUGMENT_SCRAPE: Final = _table("url")
 LEAVES_OUT: Final = ("strip", "disable", "hide")
-"""How Venice's own parameters begin that add nothing; it drops those that it does not know."""
+"""Prefixes of Venice parameters that only leave things out. Venice ignores unknown ones."""
 OFF: Final[tuple[Any, ...]] = (None, False, "", "off", [], msgspec.UNSET)
-"""Values that ask for nothing, whatever their member is called."""
+"""Values that ask for nothing, whatever the member."""
 USUAL: Final[Mapping[Effect, tuple[Any, ...]]] = {
     Effect.TIER: ("auto", "default", "standard"),
     Effect.MODALITIES: (["text"], []),
 }
-"""Values for which a call has the price of its tokens."""
+"""Values that do not change the price of a call."""
 CLIENT_TOOLS: Final = frozenset(
     {
         "function",
@@ -187,7 +187,7 @@ CLIENT_TOOLS: Final = frozenset(
         "computer_use_preview",
     }
 )
-"""Types of tools that the client always runs itself."""
+"""Types of tools that always run at the client."""
 PLAIN_CHOICES: Final = CLIENT_TOOLS | {"auto", "any", "none", "required", "tool", "allowed_tools"}
 SEARCH_TOOL: Final = re.compile(
     r"web_?search(?:_preview)?(?:_\d{4}_?\d{2}_?\d{2})?|x_?search", re.IGNORECASE
@@ -195,7 +195,7 @@ SEARCH_TOOL: Final = re.compile(
 SPELLS_MODEL: Final = ("model", "fallback", "route")
 PARAMETER_IN_NAME: Final = re.compile(r"([A-Za-z0-9_]{1,64})=([A-Za-z0-9_.-]{0,256})")
 PLAIN_NAME: Final = re.compile(r"[!-$&-9;-~]{1,256}")
-"""Printable, without ``%``, which would be another name to whoever decodes it, and ``:``."""
+"""Printable, without ``:`` and ``%``, which would be another name after decoding."""
 
 MAX_COUNT: Final = 2**31
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
@@ -211,35 +211,35 @@ TABLES: Final = {Effect.PARAMETERS: PARAMETERS, Effect.REASONING: REASONING}
 
 
 class Asked(msgspec.Struct):
-    """What the members of a body ask for together."""
+    """What all members of a body ask for together."""
 
     searches: int = 0
-    """How often each is asked for: whether Venice heeds one of two wishes or both is not known."""
+    """How often a search is asked for. Venice may run each of them."""
     scrapes: int = 0
     extensions: int = 0
     has_venice_prompt: bool | None = None
-    """None where nothing is stated."""
+    """None if not stated."""
     choices: int = 1
     maxima: dict[str, int] = {}
     thinking_tokens: int = 0
     fallbacks: tuple[str, ...] = ()
     other_models: tuple[str, ...] = ()
-    """Names of models in places where no model is expected."""
+    """Names of models in unexpected places."""
     unpriced: str | None = None
-    """The first member of which nobody knows what it costs."""
+    """The first member whose cost is unknown."""
 
     @property
     def surcharge_nanos(self) -> int:
-        """What is charged beside the tokens at most."""
+        """The most that is charged beside the tokens."""
         return SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)
 
     @property
     def has_extras(self) -> bool:
-        """Whether Venice adds to the prompt what only the window bounds."""
+        """Whether Venice extends the prompt, bounded only by the window."""
         return bool(self.surcharge_nanos) or self.extensions > 0
 
     def read(self, members: Mapping[str, Any], table: Table, within: str = "") -> None:
-        """Read members that are all in one object.
+        """Read the members of one object.
 
         :raises ClientError: naming the member and the rule.
         """
@@ -283,18 +283,18 @@ class Asked(msgspec.Struct):
         elif effect is Effect.MAXIMUM:
             self.maxima[field] = count
         else:
-            # A budget below zero leaves it to the model.
+            # A negative budget leaves the amount to the model.
             self.thinking_tokens += count if count >= 0 else MAX_COUNT
 
     def read_parameters_in_name(self, parameters: Mapping[str, str]) -> None:
-        """Read Venice's own parameters that stand behind the model's name, each a text."""
+        """Read the parameters behind the model's name, which are all texts."""
         self.read(parameters, PARAMETERS, "model:")
 
     def _note_prompt(self, value: Any) -> None:
         if isinstance(value, bool):
             self.has_venice_prompt = bool(self.has_venice_prompt) or value
         elif isinstance(value, str):
-            # Behind a name every value is a text; what Venice makes of "false" is not known.
+            # Behind a name every value is a text, and how Venice reads "false" is unknown.
             self.has_venice_prompt = True
 
     def _note_unpriced(self, field: str) -> None:
@@ -319,7 +319,7 @@ class Asked(msgspec.Struct):
             self.read_tool(f"{field}[{index}]", tool)
 
     def read_tool(self, field: str, tool: Any) -> None:
-        """Read one tool, whoever runs it."""
+        """Read one tool, wherever it runs."""
         if not isinstance(tool, dict):
             self._note_unpriced(field)
             return
@@ -336,7 +336,7 @@ class Asked(msgspec.Struct):
         self._read_beside_function(field, tool)
 
     def _read_beside_function(self, field: str, tool: Mapping[str, Any]) -> None:
-        """Some read a tool by the name of its member, whatever its type."""
+        """Read the other members, since Venice may recognize a tool by a member's name."""
         for name in tool.keys() - {"type", "function"}:
             if SEARCH_TOOL.fullmatch(name):
                 self.searches += 1
@@ -357,7 +357,7 @@ class Asked(msgspec.Struct):
 
 
 def _is_run_by_client(kind: str, tool: Mapping[str, Any]) -> bool:
-    """Some tools run at the client or in the API; a member of the tool selects which."""
+    """Whether the tool runs at the client. For some types a member of the tool decides."""
     if kind == "shell":
         environment = tool.get("environment")
         return environment is None or (
@@ -369,8 +369,8 @@ def _is_run_by_client(kind: str, tool: Mapping[str, Any]) -> bool:
 
 
 def is_idle_search(tool: Any) -> bool:
-    """Whether a tool is a search that may not leave the client's own index: Venice has none, so it
-    is left out."""
+    """Whether a tool is a search without access to the web. Venice has no index to search, so the
+    tool is left out."""
     return (
         isinstance(tool, dict)
         and tool.get("external_web_access") is False
@@ -380,10 +380,10 @@ def is_idle_search(tool: Any) -> bool:
 
 
 def split_model(name: str, field: str = "model") -> tuple[str, dict[str, str]]:
-    """A model's name without and with the parameters behind it: ``name:enable_web_search=on``.
-    They are read as Venice reads the query of a URL: percent-encoded, joined by ``&``.
+    """Split ``name:enable_web_search=on`` into the plain name and the parameters behind it. Venice
+    reads these like the query of a URL: percent-encoded, joined by ``&``.
 
-    :raises ClientError: when it could be read in two ways.
+    :raises ClientError: when the name is ambiguous.
     """
     plain, _, behind = name.partition(":")
     if not PLAIN_NAME.fullmatch(plain):
@@ -407,9 +407,9 @@ def split_model(name: str, field: str = "model") -> tuple[str, dict[str, str]]:
 
 
 def plain_model(name: str, field: str = "model") -> str:
-    """The name of a model that takes no parameters behind it.
+    """Check the name of a model that takes no parameters.
 
-    :raises ClientError: when there are some, or the name is none.
+    :raises ClientError: when it has parameters, or is malformed.
     """
     plain, parameters = split_model(name, field)
     if parameters or plain != name:
@@ -418,7 +418,7 @@ def plain_model(name: str, field: str = "model") -> str:
 
 
 def joined_model(plain: str, parameters: Mapping[str, str]) -> str:
-    """The name with its parameters in the one spelling that Venice gets."""
+    """Join the name and its parameters, in the one spelling that Venice gets."""
     if not parameters:
         return plain
     behind = "&".join(f"{name}={value}" for name, value in parameters.items())
@@ -426,8 +426,8 @@ def joined_model(plain: str, parameters: Mapping[str, str]) -> str:
 
 
 def price_facts(members: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    """What a call that is paid by the piece takes over from the members of its body, be it JSON or
-    a form: whether all of them have a price, and which names of models they have in odd places."""
+    """The fields of a call that is charged by the piece, from the members of its body or form:
+    whether all of them have a price, and the names of models in unexpected places."""
     unknown = {name: value for name, value in members.items() if name not in table}
     asked = Asked()
     asked.read(unknown, {})
@@ -439,13 +439,13 @@ def price_facts(members: Mapping[str, Any], table: Table) -> dict[str, Any]:
 
 
 def spells_model(name: str) -> bool:
-    """Whether somebody could take the member for one that names models."""
+    """Whether a member of this name might name models."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     return any(word in folded for word in SPELLS_MODEL)
 
 
 def _models_in(value: Any) -> Iterator[str]:
-    """The texts in all members that may name models, however deep."""
+    """The texts of all members that may name models, at any depth."""
     waiting = [(value, False)]
     while waiting:
         inner, is_model = waiting.pop()

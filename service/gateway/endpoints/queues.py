@@ -1,8 +1,8 @@
-"""Video and long audio: queued at Venice, charged when queued, fetched later.
+"""Jobs of video and long audio: Venice charges them when it queues them.
 
-The bound is Venice's own quote, asked for before the call is admitted; Venice charges it when it
-takes the job, so the books are right whether or not the caller ever asks for the result. Asking for
-it, and for a quote, costs nothing.
+The bound is Venice's own quote, which is requested before admission. Venice charges it when it
+accepts the job, so the cost is right whether or not the caller fetches the result. Quotes and
+results are free.
 """
 
 from collections.abc import Mapping
@@ -33,21 +33,21 @@ FREE_PATHS: Final = (
     "/audio/voice-changer/retrieve",
     "/audio/voice-changer/complete",
 )
-"""What Venice charges nothing for; retrieving is of what was charged when it was queued."""
+"""Paths that Venice does not charge for: a job was paid when it was queued."""
 
 
 class Quote(msgspec.Struct):
-    """Venice's answer to a request for a price, in US dollars."""
+    """Venice's quote, in US dollars."""
 
     quote: Decimal
 
 
 class QueueCall(Call, frozen=True, kw_only=True):
-    """A job for Venice's queue. ``quote_nanos`` is its price once Venice has said it."""
+    """A job for Venice's queue. ``quote_nanos`` is its price; None before the quote is known."""
 
     quote_path: str
     quoted: Mapping[str, Any]
-    """What its price is asked for."""
+    """The body of the request for the quote."""
     quote_nanos: int | None = None
 
     def for_model(self, name: str) -> "QueueCall":
@@ -74,7 +74,7 @@ class QueueCall(Call, frozen=True, kw_only=True):
 
 
 class QueueEndpoint(UnitEndpoint[QueueCall]):
-    """Jobs cost their quote."""
+    """An endpoint that queues jobs, which cost their quote."""
 
     quote_path: ClassVar[str]
     answer_member = "queue_id"
@@ -90,7 +90,7 @@ class QueueEndpoint(UnitEndpoint[QueueCall]):
 
 
 class VideoRequest(msgspec.Struct):
-    """The members of ``POST /video/queue`` that its price goes by."""
+    """The members of ``POST /video/queue`` that determine its price."""
 
     model: str
     duration: Any = msgspec.UNSET
@@ -107,7 +107,7 @@ QUOTED: Final = ("model", "duration", "aspect_ratio", "resolution", "upscale_fac
 
 
 class VideoEndpoint(QueueEndpoint):
-    """``POST /video/queue``: a video, to be fetched when it is made."""
+    """``POST /video/queue``: a video, which the caller fetches later."""
 
     path = "/video/queue"
     model_type = "video"
@@ -120,7 +120,7 @@ class VideoEndpoint(QueueEndpoint):
         request = json.convert(VideoRequest)
         plain_model(request.model)
         quoted = _stated(request, QUOTED)
-        # How long a video is that Venice has not seen, no quote can know.
+        # The quote cannot know the length of a video that Venice has not seen.
         facts = price_facts(json.members, members.VIDEO_QUEUE)
         if request.reference_video_urls not in (msgspec.UNSET, None, []):
             facts |= {"has_price": False, "unpriced": "reference_video_urls"}
@@ -141,7 +141,7 @@ class VideoEndpoint(QueueEndpoint):
 
 
 class AudioRequest(msgspec.Struct):
-    """The members of ``POST /audio/queue`` that its price goes by."""
+    """The members of ``POST /audio/queue`` that determine its price."""
 
     model: str
     prompt: str
@@ -172,8 +172,8 @@ class AudioQueueEndpoint(QueueEndpoint):
 
 
 class VoiceChangerEndpoint(QueueEndpoint):
-    """``POST /audio/voice-changer/queue``: a recording in another voice. No price is known for it
-    before its length is."""
+    """``POST /audio/voice-changer/queue``: a recording in another voice. Its price depends on the
+    length of the recording, which is not known here."""
 
     path = "/audio/voice-changer/queue"
     reads_body = False
@@ -181,7 +181,7 @@ class VoiceChangerEndpoint(QueueEndpoint):
     quote_path = "/audio/voice-changer/quote"
 
     def parse(self, inbound: Inbound) -> QueueCall:
-        """Whatever the body is."""
+        """Accepts any body."""
         return QueueCall(
             endpoint=self,
             **inbound.facts(),

@@ -1,5 +1,5 @@
-"""Calls that are paid by the request: searches, pages, documents, blockchains; and paths of Venice
-that are not known here."""
+"""Endpoints that charge by the request: searches, pages, documents, blockchains, and paths that
+Rialto does not know."""
 
 import re
 from typing import Annotated, Any, ClassVar, Final
@@ -17,27 +17,27 @@ from service.upstream import Metered
 AUGMENT_NANOS: Final = 10_000_000
 """USD 0.01 for a search, a page, a document."""
 RPC_NANOS: Final = 120_000
-"""The dearest method on the dearest chain: 4 × 30 credits of at most USD 10⁻⁶."""
-MOST_RPC_REQUESTS: Final = 100
+"""The most expensive method on the most expensive chain: 4 × 30 credits of at most USD 10⁻⁶."""
+MAX_RPC_REQUESTS: Final = 100
 RPC_PATH: Final = re.compile(r"/crypto/rpc/[a-z0-9]{1,20}(?:-[a-z0-9]{1,20}){0,3}")
-"""As networks are called: what the books keep is not any text."""
+"""The form of network names. The ledger keeps the path, which must not be arbitrary text."""
 
 Query = Annotated[str, msgspec.Meta(min_length=1, max_length=400)]
 
 
 class RequestCall(Call, frozen=True, kw_only=True):
-    """A call that is paid by the request; of a batch by each."""
+    """A call that is charged by the request. In a batch each request is charged."""
 
     count: int = 1
 
 
 class RequestEndpoint(UnitEndpoint[RequestCall]):
-    """``nanos_each`` is the most that one costs; None where that is not known."""
+    """``nanos_each`` is the most that one request costs; None if unknown."""
 
     nanos_each: ClassVar[int | None] = AUGMENT_NANOS
 
     def parse(self, inbound: Inbound) -> RequestCall:
-        """Whatever the body is."""
+        """Accepts any body."""
         return RequestCall(
             endpoint=self,
             **inbound.facts(),
@@ -48,7 +48,7 @@ class RequestEndpoint(UnitEndpoint[RequestCall]):
         )
 
     def _of_json(self, inbound: Inbound, shape: Any, table: members.Table) -> RequestCall:
-        """The call whose body must be JSON of this shape."""
+        """Parse a call whose body must be JSON of this shape."""
         json = body.read(inbound.content, self.body_limits)
         json.convert(shape)
         return msgspec.structs.replace(
@@ -68,7 +68,7 @@ class RequestEndpoint(UnitEndpoint[RequestCall]):
 
 
 class SearchRequest(msgspec.Struct):
-    """What is read of ``POST /augment/search``."""
+    """The members of ``POST /augment/search`` that are read here."""
 
     query: Query
 
@@ -85,7 +85,7 @@ class SearchEndpoint(RequestEndpoint):
 
 
 class ScrapeRequest(msgspec.Struct):
-    """What is read of ``POST /augment/scrape``."""
+    """The members of ``POST /augment/scrape`` that are read here."""
 
     url: str
 
@@ -127,15 +127,15 @@ class RpcEndpoint(RequestEndpoint):
     may_state_error = True
 
     def parse(self, inbound: Inbound) -> RequestCall:
-        """:raises ClientError: for what is no JSON-RPC, or too much of it.
-        :raises NotFound: when no network can be called so.
+        """:raises ClientError: when the body is not JSON-RPC, or a batch is too large.
+        :raises NotFound: when no network can have this name.
         """
         if not RPC_PATH.fullmatch(inbound.path):
             raise NotFound("There is no such network. GET /crypto/rpc/networks lists them.")
         requests = body.decode(inbound.content, REQUEST_OR_BATCH, self.body_limits)
         count = len(requests) if isinstance(requests, list) else 1
-        if not 1 <= count <= MOST_RPC_REQUESTS:
-            raise ClientError(f"A batch has 1 to {MOST_RPC_REQUESTS} requests.")
+        if not 1 <= count <= MAX_RPC_REQUESTS:
+            raise ClientError(f"A batch has 1 to {MAX_RPC_REQUESTS} requests.")
         return RequestCall(
             endpoint=self,
             **inbound.facts(),
@@ -148,7 +148,7 @@ class RpcEndpoint(RequestEndpoint):
 
 
 class OtherEndpoint(RequestEndpoint):
-    """A path of Venice that is not known here: nobody knows what it costs."""
+    """Any path that Rialto does not know, so its cost is unknown, too."""
 
     path = "/{other}"
     is_known = False
@@ -156,7 +156,7 @@ class OtherEndpoint(RequestEndpoint):
     nanos_each = None
 
     def parse(self, inbound: Inbound) -> RequestCall:
-        """:raises ClientError: for a path that no API has."""
+        """:raises ClientError: when the path is malformed."""
         check_model(inbound.path.partition("?")[0].lstrip("/"), "path")
         return RequestCall(
             endpoint=self,

@@ -1,4 +1,4 @@
-"""The Responses API, whole and as typed events."""
+"""The Responses API."""
 
 from typing import Any, Final
 
@@ -16,11 +16,11 @@ from service.gateway.endpoints.tokens import (
     relay_of,
 )
 
-NOTHING: Final = (None, False, msgspec.UNSET)
+UNSET_VALUES: Final = (None, False, msgspec.UNSET)
 
 
 class ResponsesRequest(TokenRequest, kw_only=True):
-    """The members of a request that are read here; all others pass unread."""
+    """The members that are read here. All others are passed on."""
 
     input: str | list[dict[str, Any]]
     max_output_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
@@ -30,7 +30,7 @@ class ResponsesRequest(TokenRequest, kw_only=True):
 
 
 class ResponsesEndpoint(TokenEndpoint[TokenCall]):
-    """``POST /responses``: a response, whole or as typed events; nothing is stored."""
+    """``POST /responses``: a response, streamed or not. Venice stores nothing."""
 
     path = "/responses"
     answer_member = "output"
@@ -41,10 +41,10 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
     needs_cap_member = True
 
     def parse(self, inbound: Inbound) -> TokenCall:
-        """:raises ClientError: for what Venice would surely refuse, or silently ignore."""
+        """:raises ClientError: when Venice would certainly refuse or silently ignore a member."""
         _, request, facts = read(inbound, self, ResponsesRequest)
         for name in ("previous_response_id", "conversation", "background"):
-            if getattr(request, name) not in NOTHING:
+            if getattr(request, name) not in UNSET_VALUES:
                 raise ClientError(
                     f"{name}: responses are not stored; send the whole conversation as input.",
                     param=name,

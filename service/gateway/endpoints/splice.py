@@ -1,4 +1,4 @@
-"""The members of a body that Venice gets otherwise than the caller sent them: one table.
+"""The members of a body that are changed before Venice gets it: one table.
 
 Venice counts bad requests per key, model and ``user``, and locks out everybody in that bucket. With
 a pseudonym for each key and end user, callers share no bucket and Venice learns no names.
@@ -22,8 +22,8 @@ class Value(enum.Enum):
     """The pseudonym of the end user; all end users whom the caller does not name share one."""
     PSEUDONYM_IF_NAMED = enum.auto()
     """The pseudonym, where the caller names an end user."""
-    NOTHING = enum.auto()
-    """The member is removed."""
+    REMOVED = enum.auto()
+    """The member is left out."""
     OUTPUT_CAP = enum.auto()
     """The cap on the output of one choice, where the bound has one."""
     NO_VENICE_PROMPT = enum.auto()
@@ -36,7 +36,7 @@ class Splice(NamedTuple):
     """The members of one kind of body that change."""
 
     added: Mapping[str, Value] = {}
-    """Set, be the member present or not."""
+    """Set whether or not the member is present."""
     replaced: Mapping[str, Value] = {}
     """Set only where the member is present."""
 
@@ -52,8 +52,8 @@ SPLICES: Final[Mapping[str, Splice]] = {
         replaced={
             "anon_user_id": Value.PSEUDONYM,
             # OpenAI's name for the end user, which Venice does not know.
-            "safety_identifier": Value.NOTHING,
-            # Other APIs call the cap so: Venice may heed these names too, or not.
+            "safety_identifier": Value.REMOVED,
+            # The cap's names in other APIs, which Venice may read as well.
             "max_tokens": Value.OUTPUT_CAP,
             "max_output_tokens": Value.OUTPUT_CAP,
         },
@@ -67,32 +67,32 @@ SPLICES: Final[Mapping[str, Splice]] = {
         },
         replaced={
             "anon_user_id": Value.PSEUDONYM,
-            "safety_identifier": Value.NOTHING,
+            "safety_identifier": Value.REMOVED,
             "max_completion_tokens": Value.OUTPUT_CAP,
             "max_tokens": Value.OUTPUT_CAP,
         },
     ),
     "/embeddings": Splice(
         added={"user": Value.PSEUDONYM},
-        replaced={"anon_user_id": Value.NOTHING, "safety_identifier": Value.NOTHING},
+        replaced={"anon_user_id": Value.REMOVED, "safety_identifier": Value.REMOVED},
     ),
     "/image/generate": Splice(replaced={"anon_user_id": Value.PSEUDONYM_IF_NAMED}),
     "/images/generations": Splice(replaced={"user": Value.PSEUDONYM_IF_NAMED}),
 }
-"""By the path of the endpoint. An endpoint that is not listed sends the caller's body unchanged."""
+"""By the endpoint's path. Venice gets the bodies of other endpoints unchanged."""
 
 
 def upstream_body(call: Call, caller: Caller, bound: Bound) -> bytes:
-    """The body that Venice gets: the caller's bytes with the changes that the table names."""
+    """Return the body that Venice gets: the caller's bytes with the changes of the table."""
     splice, document = SPLICES.get(call.endpoint.path), call.document
-    # Only the model may read a body that is end-to-end encrypted, so no byte of it is touched.
+    # A body that is end-to-end encrypted is never changed.
     if splice is None or document is None or call.model.startswith(END_TO_END_ENCRYPTED):
         return call.body
     pseudonym = caller.pseudonym(call.end_user or "")
     values: dict[Value, Any] = {
         Value.PSEUDONYM: pseudonym,
         Value.PSEUDONYM_IF_NAMED: pseudonym if call.end_user else None,
-        Value.NOTHING: UNSET,
+        Value.REMOVED: UNSET,
         Value.OUTPUT_CAP: bound.output_cap,
         Value.NO_VENICE_PROMPT: _without_venice_prompt(call, bound),
         Value.STREAM: True if call.relay is Relay.ASSEMBLED else None,
@@ -108,7 +108,7 @@ def upstream_body(call: Call, caller: Caller, bound: Bound) -> bytes:
 
 
 def _without_venice_prompt(call: Call, bound: Bound) -> dict[str, Any] | None:
-    """The parameters that leave Venice's own prompt out; None where nothing is to be changed."""
+    """Return parameters that leave Venice's own prompt out; None for no change."""
     if not isinstance(call, TokenCall) or call.has_venice_prompt is not None:
         return None
     if bound.has_venice_prompt:

@@ -1,4 +1,4 @@
-"""What calls that are paid by the token have in common."""
+"""The base of endpoints that charge by the token."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -44,26 +44,26 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LONG_OUTPUT_TOKENS: Final = 8_192
-"""A plain answer that may be longer than this is asked for as a stream: at 28 tokens a second it
-takes the five minutes after which a silent connection is cut."""
+"""A longer plain answer is requested as a stream. At 28 tokens a second it takes five minutes,
+after which proxies cut a silent connection."""
 PART_TOKENS: Final = 16
-"""What a template puts around a message or a tool, at most."""
+"""The most tokens that a model's template adds to a message or a tool."""
 UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
-"""For a model whose window is not stated."""
+"""The context window of a model that states none."""
 END_TO_END_ENCRYPTED: Final = "e2ee-"
-"""How the names of models begin whose calls only they may read."""
+"""The prefix of models with end-to-end encryption, whose bodies only the model can read."""
 NO_MEMBERS: Final[Mapping[str, Any]] = {}
 NO_USAGE: Final = UsageObject()
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
-"""Where a caller may name its end user, the one that counts first."""
+"""The members that may name the end user, by precedence."""
 CONVERSATIONS: Final = ("messages", "input", "instructions")
 OF_TOOLS: Final = ("tool_choice", "parallel_tool_calls")
-"""Members that mean nothing without tools."""
+"""Members that have no meaning without tools."""
 Text = str | msgspec.UnsetType | None
 
 
 class TokenRequest(msgspec.Struct, kw_only=True):
-    """The members whose types are checked of every request that is paid by the token."""
+    """The members that every endpoint which charges by the token reads."""
 
     model: str
     stream: bool | msgspec.UnsetType | None = msgspec.UNSET
@@ -75,23 +75,23 @@ class TokenRequest(msgspec.Struct, kw_only=True):
 
 
 class TokenCall(Call, frozen=True, kw_only=True):
-    """A call that is paid by the token."""
+    """A call that is charged by the token."""
 
     text_bytes: int = 0
-    """The length of all its text: each character for itself, and no pictures."""
+    """The length of all its text, without escapes and pictures."""
     pictures: int = 0
     parts: int = 1
-    """Messages and tools: each costs a few tokens beside its text."""
+    """Messages and tools. Each costs a few tokens beside its text."""
     choices: int = 1
     max_output_tokens: int | None = None
-    """What the caller allows for one choice; None where they set nothing."""
+    """The most output of one choice that the caller allows; None if they set no maximum."""
     thinking_tokens: int = 0
-    """What they allow for thoughts beside that."""
+    """The tokens of thinking that the caller allows beside that."""
     has_extras: bool = False
-    """Whether Venice adds what only the model's window bounds, such as results, pages or a
-    character, or the caller sends it, such as sound or files."""
+    """Whether the input is bounded only by the model's window: Venice adds search results, pages or
+    a character, or the caller sends sound or files."""
     has_venice_prompt: bool | None = None
-    """Whether Venice's own system prompt is wanted; None where the caller does not say."""
+    """Whether the caller wants Venice's own system prompt; None if they do not state it."""
     venice_parameters: Mapping[str, Any] = NO_MEMBERS
 
     @property
@@ -100,7 +100,7 @@ class TokenCall(Call, frozen=True, kw_only=True):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All that may answer."""
+        """The models that may answer."""
         return (self.model, *self.fallbacks)
 
     def for_model(self, name: str) -> "Self":
@@ -129,12 +129,12 @@ class TokenCall(Call, frozen=True, kw_only=True):
 
     @property
     def is_end_to_end_encrypted(self) -> bool:
-        """Whether only the model may read the body; then no byte of it is touched."""
+        """Whether only the model can read the body, which is then never changed."""
         return self.model.startswith(END_TO_END_ENCRYPTED)
 
 
 def _must_be_readable(name: str, field: str) -> None:
-    """Calls that are end-to-end encrypted are treated otherwise from their first byte on."""
+    """:raises ClientError: for a model with end-to-end encryption, which needs another body."""
     if name.startswith(END_TO_END_ENCRYPTED):
         raise ClientError(f"{field}: must be {name!r} itself, to be encrypted.", param=field)
 
@@ -144,21 +144,22 @@ R = TypeVar("R", bound=TokenRequest)
 
 
 class TokenEndpoint(Endpoint[T], Generic[T]):
-    """A kind of call that is paid by the token."""
+    """An endpoint that charges by the token."""
 
     is_inference = True
     answer_types: ClassVar[tuple[str, ...]] = (JSON,)
     gives_output: ClassVar[bool] = True
     cap_member: ClassVar[str | None] = None
-    """The member that caps the output, where there is one."""
+    """The member that caps the output, if the endpoint has one."""
     needs_cap_member: ClassVar[bool] = False
-    """Whether no other member does."""
+    """Whether other names for that member have no effect."""
     table: ClassVar[Table] = TEXT
-    """What the members of a body do."""
+    """The effects of the body's members."""
 
     def bound(self, call: T, caller: Caller, catalog: Catalog) -> Bound:
-        """Every byte of text a token and as many for each picture as it can be, at most the
-        model's window; and all the output allowed. Of several models the dearest counts."""
+        """See :meth:`Endpoint.bound`. Each byte of text counts as a token and each picture as the
+        most that it can be, up to the model's window. All allowed output is added. Of several
+        models the most expensive counts."""
         models = call.models
         prices = [catalog.token_price(name) for name in models]
         window, most_output = _maxima(prices)
@@ -200,8 +201,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         )
 
     def _output(self, call: T, caller: Caller, most: int) -> tuple[int, int | None]:
-        """The most output of one choice, of which its models give ``most``, and the cap that makes
-        it the most."""
+        """Return the most output of one choice, and the cap to set for it, if any. ``most`` is what
+        its models give at most."""
         if not self.gives_output:
             return 0, None
         if call.max_output_tokens is not None:
@@ -212,13 +213,13 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         return min(cap + call.thinking_tokens, most), cap
 
     def cut(self, call: T, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
-        """The bound with the most output for each choice that stays within what was granted."""
+        """See :meth:`Endpoint.cut`."""
         if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
             return bound
         most = self.max_output_within(
             call, bound, granted.bound_nanos, granted.bound_tokens, catalog
         )
-        # Venice takes a maximum of nothing for none at all.
+        # Venice reads a maximum of 0 as no maximum.
         return msgspec.structs.replace(bound, output_cap=max(1, most))
 
     def max_output_within(
@@ -230,7 +231,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         prices = [catalog.token_price(name) for name in call.models]
         most = max(0, (tokens - bound.input_tokens) // call.choices)
         if nanos is not None:
-            # The cost never falls with more output: the last that is within the money is the most.
+            # The cost never falls with more output, so a binary search finds the most.
             most = bisect_right(
                 range(1, most + 1),
                 nanos,
@@ -239,8 +240,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         return max(0, most - call.thinking_tokens)
 
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
-        """What Venice states; else its counts at the catalogue's price. Counts that are needed and
-        missing are estimated, input at its bound, and make the cost an estimate."""
+        """The cost that Venice states, else Venice's counts at the catalogue's price. A missing
+        count is estimated, the input at its bound, which makes the cost an estimate."""
         price = catalog.token_price(metered.model or "", call.model)
         prices = [price, *[catalog.token_price(name) for name in call.models]]
         stated = self._plausible(call, prices, metered.usage or NO_USAGE)
@@ -252,7 +253,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         if price is None or not call.has_price:
             return Cost(usage, None, CostSource.UNKNOWN)
         if source is CostSource.ESTIMATED:
-            # Which model answered, and how much of the input was cached, nobody knows.
+            # The model that answered and the cached part of the input are unknown.
             nanos = _dearest(prices, usage.input_tokens, usage.output_tokens)
         else:
             nanos = price.cost_nanos(usage)
@@ -264,7 +265,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         return Cost(usage, nanos, source)
 
     def most_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
-        """That of a full window and the longest output."""
+        """The cost of a full window and the longest output."""
         prices = [catalog.token_price(name) for name in call.models]
         most_input, most_output = _maxima(prices)
         nanos = _dearest(prices, most_input, most_output * call.choices)
@@ -273,7 +274,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     def _plausible(
         self, call: T, prices: Sequence[TokenPrice | None], stated: UsageObject
     ) -> UsageObject:
-        """The usage; none where a count is beyond what the model takes or gives."""
+        """The usage, or ``NO_USAGE`` if a count is above what the model can take or give."""
         most_input, most_output = _maxima(prices)
         input_tokens, output_tokens = stated.all_input_tokens or 0, stated.all_output_tokens or 0
         if input_tokens <= most_input and output_tokens <= most_output * call.choices:
@@ -289,8 +290,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
 
 
 def _maxima(prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
-    """The most input that any of the models takes, and the most output of one choice that any
-    gives."""
+    """Return the most input that any of the models takes, and the most output of one choice that
+    any of them gives."""
     most_input = most_output = 0
     for price in prices:
         window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
@@ -302,7 +303,7 @@ def _maxima(prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
 def _dearest(
     prices: Sequence[TokenPrice | None], input_tokens: int, output_tokens: int
 ) -> int | None:
-    """What so many tokens cost at most, whichever of the models took them; None without a price."""
+    """The most that these tokens cost with any of the models; None if one has no price."""
     found = []
     for price in prices:
         nanos = None if price is None else price.bound_nanos(input_tokens, output_tokens)
@@ -315,8 +316,8 @@ def _dearest(
 def _usage(
     call: TokenCall, bound: Bound, metered: Metered, stated: UsageObject, *, gives_output: bool
 ) -> tuple[Usage, CostSource]:
-    """What Venice counted; where a count that is needed is missing, an estimate within the bound
-    that is not below what may have been charged."""
+    """Return Venice's counts. A missing count is estimated: within the bound, and not below what
+    may have been charged."""
     input_tokens, output_tokens = stated.all_input_tokens, stated.all_output_tokens
     if not gives_output:
         output_tokens = output_tokens or 0
@@ -342,7 +343,7 @@ def _usage(
 
 
 def _learn(call: TokenCall, bound: Bound, usage: Usage, catalog: Catalog) -> None:
-    """See to it that the organization's next bounds know what Venice adds to a prompt."""
+    """Teach the catalogue how much Venice adds to this organization's prompts."""
     if bound.prompt_tokens is not None and bound.organization_id is not None:
         catalog.learn_overhead(
             call.model,
@@ -355,7 +356,7 @@ def _learn(call: TokenCall, bound: Bound, usage: Usage, catalog: Catalog) -> Non
 def _nanos(
     call: TokenCall, prices: Sequence[TokenPrice | None], input_tokens: int, output_tokens: int
 ) -> int | None:
-    """The most that a call with so much output for each choice can cost."""
+    """The most that a call with this output for each choice can cost; None if unknown."""
     if not call.has_price:
         return None
     nanos = _dearest(prices, input_tokens, output_tokens * call.choices)
@@ -363,9 +364,9 @@ def _nanos(
 
 
 def relay_of(request: TokenRequest, inbound: Inbound, most_output: int | None) -> Relay:
-    """How the answer reaches the caller.
+    """Choose how the answer reaches the caller.
 
-    :raises ClientError: for a plain call of a model that only its caller can read.
+    :raises ClientError: for a plain call with end-to-end encryption, which has to be a stream.
     """
     if request.stream is True:
         return Relay.EVENTS
@@ -376,7 +377,7 @@ def relay_of(request: TokenRequest, inbound: Inbound, most_output: int | None) -
 
 
 def end_user(request: TokenRequest) -> str | None:
-    """Whom the request names as its end user.
+    """Return the end user that the request names.
 
     :raises ClientError: when a name is too long.
     """
@@ -390,18 +391,17 @@ def end_user(request: TokenRequest) -> str | None:
 
 
 class Reading(NamedTuple, Generic[R]):
-    """A body that was read."""
+    """A body that was read: ``json`` with the defaults of the caller's key."""
 
     json: body.JsonBody
-    """The body with the defaults of the caller's key."""
     request: R
     facts: dict[str, Any]
-    """What every call that is paid by the token takes over."""
+    """The fields of :class:`TokenCall`."""
 
 
 def read(inbound: Inbound, endpoint: TokenEndpoint[Any], shape: type[R]) -> Reading[R]:
-    """Read a body by the endpoint's table: what it asks for, with members left out that Venice
-    refuses, and parameters of Venice's set that the call does not state.
+    """Read a body by the endpoint's table. Members that Venice refuses are left out, and the
+    key's ``venice_parameters`` are set where the call does not state them.
 
     :raises ClientError: naming the field and the rule.
     """
@@ -469,7 +469,7 @@ def _parts(members: Mapping[str, Any]) -> int:
 def _changes(
     members: Mapping[str, Any], settings: KeySettings, table: Table, model: str
 ) -> dict[str, Any]:
-    """What is changed in a body before it is anything else than read."""
+    """Return the changes to make before the body is bounded and priced."""
     changes = tolerate(members) if settings.tolerant and table is not DECISIONS else {}
     if model != members["model"]:
         changes["model"] = model

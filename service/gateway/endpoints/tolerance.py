@@ -1,6 +1,6 @@
-"""What clients send on their own account and Venice refuses: left out, or said in Venice's words.
+"""Members that clients send unasked and Venice refuses: they are left out or renamed.
 
-A key's setting ``tolerant`` turns it off; what is encrypted end to end is never touched.
+A key's setting ``tolerant`` turns this off. Bodies that are end-to-end encrypted are never changed.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ LEFT_OUT: Final = {
     "service_tier": "OpenAI's own tiers",
     "store": "nothing is stored",
 }
-"""Members that say nothing to Venice, and why they can be left out. So can every null."""
+"""Members that do nothing at Venice, and why they can be left out. So can every null."""
 STREAM_OPTIONS: Final = "stream_options"
-"""Left out of calls that are no streams; streams always end with their usage."""
+"""Left out of calls that do not stream. Streams always end with their usage."""
 MODALITIES: Final = "modalities"
-"""Left out where it asks for text alone, which is what Venice answers with."""
+"""Left out where it asks for text alone, which is all that Venice answers with."""
 TEXT_ALONE: Final = ["text"]
 FUNCTIONS: Final = {"functions": "tools", "function_call": "tool_choice"}
 """OpenAI's first names for tools."""
 
 
 def tolerate(members: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes that leave such members out (``UNSET``) or rename them; none for most bodies."""
+    """Return the changes that leave such members out (``UNSET``) or rename them."""
     changes: dict[str, Any] = {
         name: UNSET
         for name, value in members.items()

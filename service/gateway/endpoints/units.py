@@ -1,4 +1,4 @@
-"""What calls that are paid by the piece have in common: an image, a second, a request."""
+"""The base of endpoints that charge by the piece: an image, a second, a request."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -19,24 +19,24 @@ S = TypeVar("S")
 
 
 class Form(NamedTuple, Generic[S]):
-    """A body that was read, be it JSON or a form."""
+    """A body that was read, as JSON or as a form."""
 
     request: S
     json: body.JsonBody | None
     parts: Sequence[multipart.Part]
-    """Those of the form."""
+    """The fields of the form; empty for JSON."""
 
     @property
     def members(self) -> Mapping[str, Any]:
-        """The members of the body; of a file only that it is there."""
+        """The members of the body. The value of a file is True."""
         if self.json is not None:
             return self.json.members
         return {part.name: True if part.text is None else part.text for part in self.parts}
 
 
 def read_form(inbound: Inbound, shape: type[S], media: Collection[str] = ()) -> Form[S]:
-    """A body that may be JSON or ``multipart/form-data`` as ``shape``; parts of names in ``media``
-    are no part of the shape.
+    """Read a body of JSON or ``multipart/form-data`` as ``shape``. Fields whose names are in
+    ``media`` are left out of the shape.
 
     :raises ClientError: naming the field and the rule.
     """
@@ -69,19 +69,19 @@ def read_form(inbound: Inbound, shape: type[S], media: Collection[str] = ()) -> 
 
 
 class UnitEndpoint(Endpoint[T], Generic[T]):
-    """A kind of call whose price follows from what was asked for."""
+    """An endpoint whose price follows from the request."""
 
     def nanos(self, call: T, catalog: Catalog, metered: Metered | None = None) -> int | None:
-        """What the call costs: at most, or with what its answer says. None without a price."""
+        """The most that the call can cost, or with ``metered`` its cost; None if unknown."""
         raise NotImplementedError
 
     def bound(self, call: T, caller: Caller, catalog: Catalog) -> Bound:
-        """What is asked for, at the dearest it can be."""
+        """See :meth:`Endpoint.bound`."""
         return Bound(nanos=self._all(call, catalog))
 
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
-        """What Venice states, in full; else what was asked for, or what Venice states of it, at
-        the catalogue's price."""
+        """The cost that Venice states, in full. Without one: the pieces that Venice states, else
+        those of the request, at the catalogue's price."""
         if metered.cost_usd is not None:
             return Cost(None, money.parse_usd(metered.cost_usd), CostSource.REPORTED)
         nanos = self._all(call, catalog, metered)
