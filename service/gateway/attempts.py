@@ -1,5 +1,5 @@
-"""Sending a call: to one key after another, then to the next model, until it is answered or may not
-be repeated."""
+"""Sends a call to one key after another, then to the next model, until Venice answers or the call
+may not be retried."""
 
 import asyncio
 import math
@@ -36,7 +36,7 @@ FREE_OUTCOMES: Final = frozenset(
         Outcome.UPSTREAM_BUSY,
     }
 )
-"""Venice surely charged nothing: it was never reached, or refused before any work."""
+"""Outcomes for which Venice charges nothing: it was not reached, or refused before any work."""
 
 
 class Attempts:
@@ -63,10 +63,10 @@ class Attempts:
         """Whether an attempt before the last one failed in a way that may have been charged."""
 
     async def send(self, accept: str) -> Answer:
-        """The answer, whose status is 2xx. Nothing is tried again for a caller who, by what they
-        said, has given up.
+        """Send the call and return the answer, whose status is 2xx. Nothing is retried after the
+        timeout that the caller stated.
 
-        :raises UpstreamError: the last one, with all codes as its ``attempts``.
+        :raises UpstreamError: of the last attempt, with the codes of all in ``attempts``.
         """
         began_at = time.monotonic()
         left_at = began_at + (self._route.call.timeout_s or math.inf)
@@ -75,13 +75,13 @@ class Attempts:
             try:
                 answer = await self._attempt(accept)
             except UpstreamError as error:
-                if time.monotonic() >= left_at or not await self._goes_on(error, ends_at):
-                    self._log_repetition()
+                if time.monotonic() >= left_at or not await self._prepare_retry(error, ends_at):
+                    self._log_retries()
                     error.attempts = tuple(self.codes)
                     raise
             else:
                 self._budget.earn()
-                self._log_repetition()
+                self._log_retries()
                 return answer
 
     @property
@@ -100,9 +100,9 @@ class Attempts:
             self._venice.keys.in_flight[self._key.id] -= 1
             self._key = None
 
-    async def _goes_on(self, error: UpstreamError, ends_at: float) -> bool:
-        """Whether there is another attempt, after the pause before it. Another key comes first,
-        then another model; to wait for this one is what is left."""
+    async def _prepare_retry(self, error: UpstreamError, ends_at: float) -> bool:
+        """Choose the next attempt and wait until it is due; False if there is none. Another key
+        comes first, then another model, then the same model after a pause."""
         route, budget = self._route, self._budget
         is_sent = route.call.upload is not None and route.call.upload.is_begun
         if is_sent or not route.call.endpoint.is_known:
@@ -191,7 +191,7 @@ class Attempts:
             has_fresh_key=any(key.id not in self._ids for key in ready),
         )
 
-    def _log_repetition(self) -> None:
+    def _log_retries(self) -> None:
         if len(self.codes) > 1:
             tried = [(*pair, code) for pair, code in zip(self._tried, self.codes, strict=True)]
             log.info("attempts", tried=tried)

@@ -1,4 +1,4 @@
-"""A paid call, as it was asked for, and what the kinds of call differ in."""
+"""A paid call as its caller requested it, and the differences between the kinds of call."""
 
 import enum
 import re
@@ -27,18 +27,18 @@ PASSED_HEADERS: Final = (
     "x-venice-tee-model-pub-key",
     "x-venice-tee-signing-algo",
 )
-"""What of a caller's headers Venice gets."""
+"""The headers of a caller that Venice gets."""
 TAGS_HEADER: Final = "x-rialto-tags"
-MOST_TAGS: Final = 10
+MAX_TAGS: Final = 10
 TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([A-Za-z0-9_.:/@+-]{1,128})")
-# What the books can take, and more than any model is called.
+# The ledger can keep such a name, and no model has a longer one.
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}")
 END_USER_LENGTH: Final = 128
 JSON: Final = "application/json"
 JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json", re.ASCII | re.IGNORECASE)
 EVENTS: Final = "text/event-stream"
 TIMEOUT_HEADERS: Final = ("x-stainless-timeout", "x-stainless-read-timeout")
-"""In which SDKs say for how many seconds they wait."""
+"""Headers in which SDKs state their timeout in seconds."""
 SECONDS: Final = re.compile(r"\d{1,6}(?:\.\d{1,9})?", re.ASCII)
 
 
@@ -61,13 +61,13 @@ def parse_tags(stated: str) -> dict[str, str] | None:
         if match[1] in tags:
             raise ClientError(f"{TAGS_HEADER}: {match[1]} is there twice.", param=TAGS_HEADER)
         tags[match[1]] = match[2]
-    if len(tags) > MOST_TAGS:
-        raise ClientError(f"{TAGS_HEADER}: at most {MOST_TAGS} tags.", param=TAGS_HEADER)
+    if len(tags) > MAX_TAGS:
+        raise ClientError(f"{TAGS_HEADER}: at most {MAX_TAGS} tags.", param=TAGS_HEADER)
     return tags
 
 
 def parse_timeout_s(headers: Mapping[str, str]) -> float | None:
-    """After how many seconds the caller gives up, where their SDK says so in numbers."""
+    """The timeout of the caller's SDK in seconds; None where it states no number."""
     for name in TIMEOUT_HEADERS:
         if SECONDS.fullmatch(stated := headers.get(name, "")):
             return float(stated)
@@ -75,7 +75,7 @@ def parse_timeout_s(headers: Mapping[str, str]) -> float | None:
 
 
 def check_model(name: str, field: str = "model") -> str:
-    """:raises ClientError: when no model can be called so."""
+    """:raises ClientError: when no model can have this name."""
     if not MODEL_NAME.fullmatch(name):
         raise ClientError(
             f"{field}: must be 1 to 256 printable ASCII characters without spaces.", param=field
@@ -96,18 +96,18 @@ class Relay(enum.Enum):
     WHOLE = "whole"
     """JSON that is read for its usage and then sent."""
     EVENTS = "events"
-    """Server-sent events, passed on as they come and read on their way."""
+    """Server-sent events, passed on as they arrive and metered on their way."""
     PASSED = "passed"
-    """Bytes that say nothing of usage, passed on as they come."""
+    """Bytes that do not state their usage, passed on as they arrive."""
     ASSEMBLED = "assembled"
-    """JSON that takes so long that Venice is asked for events, which are put together."""
+    """JSON that takes so long that Venice is asked for events, which are assembled here."""
 
 
 class Upload:
-    """A body that nothing here reads: it is passed on as it arrives, and so can be sent once.
+    """A body that is passed on as it arrives, unread, and so can be sent only once.
 
-    ``chunks`` raise the service's own errors, of which Venice's client would make another one:
-    ``error`` keeps it. ``length_bytes`` is how many bytes they have together, where that is known.
+    Venice's client replaces the service's own errors that ``chunks`` raise; ``error`` keeps the
+    original. ``length_bytes`` is the length of the whole body, where that is known.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], length_bytes: int | None) -> None:
@@ -139,20 +139,20 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
     method: str = "POST"
     opened_by: str = ""
-    """The operator's entry that opens the path, where it is none that Rialto knows. The books keep
-    the entry, since the path may have any text."""
+    """The entry of the operator's list that allows a path that Rialto does not know. The ledger
+    keeps the entry, since the path may have any text."""
     settings: KeySettings = KeySettings()
     """Those of the caller's key."""
 
     @property
     def content_type(self) -> str:
-        """What the body is said to be; JSON where nothing is said."""
+        """The stated type of the body; JSON where none is stated."""
         return self.headers.get("Content-Type", JSON)
 
     def read_type(self, *, takes_form: bool = True) -> str:
-        """What Venice is told of a body that was read here: a form's own type, or plain JSON.
+        """The type that Venice gets for a body that was read here: a form's own, or plain JSON.
 
-        :raises ClientError: when it is said to be neither, and so could be read otherwise there.
+        :raises ClientError: when another type is stated, so that Venice could read it differently.
         """
         if takes_form and multipart.is_multipart(self.content_type):
             return self.content_type
@@ -162,7 +162,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
         return JSON
 
     def facts(self, json: json_body.JsonBody | None = None) -> dict[str, Any]:
-        """What every call takes over; ``json`` is the body, if it was read as that."""
+        """The fields of every call; ``json`` is the body, if it was read as JSON."""
         return {
             "request_id": self.request_id,
             "headers": {
@@ -198,17 +198,17 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call could cost, and what admission would say to it."""
+    """What a call could cost, and whether it would be admitted."""
 
     call: "Call"
-    """As it would be made."""
+    """The call as it would be sent."""
     bound: Bound
     limits: Sequence[Limit]
     refusal: ServiceError | None
 
 
 class Cost(NamedTuple):
-    """What a call used, and where that is known from."""
+    """What a call used and cost, and the source of these numbers."""
 
     usage: Usage | None
     nanos: int | None
@@ -227,11 +227,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The body, where it was read as JSON."""
     upload: Upload | None = None
     tags: dict[str, str] | None = None
-    """The caller's own words for the call, for reports."""
+    """The caller's tags of the call, for reports."""
     end_user: str | None = None
     """The end user as the caller names them."""
     timeout_s: float | None = None
-    """After how many seconds the caller gives up, where they say so."""
+    """After how many seconds the caller gives up, where that is stated."""
     relay: Relay = Relay.WHOLE
     output_field: str = ""
     """The member that caps the output, by the name that the caller knows it by."""
@@ -239,41 +239,41 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str = JSON
     method: str = "POST"
     path: str = ""
-    """Where it is not the endpoint's own."""
+    """Venice's path, where it is not the endpoint's own."""
     has_model: bool = True
-    """Whether ``model`` is the name of one, and not of what is done without any."""
+    """Whether ``model`` names a model; false for operations that use none."""
     model_members: tuple[str, ...] = ("model",)
     """The body's members that name the model, where it does."""
     is_default_model: bool = False
     """Whether Venice takes a model of its own choice where it does not know the name."""
     requested_model: str | None = None
-    """By which name the caller asked for the model, where that is not its own."""
+    """The name by which the caller asked for the model, where it is not the model's own."""
     surcharge_nanos: int = 0
-    """What is charged beside the model's price, at most."""
+    """The most that is charged beside the model's price."""
     has_price: bool = True
-    """Whether the model's price is that of the call."""
+    """Whether the model's price is the price of the call."""
     unpriced: str | None = None
-    """The member of the body for which it is not, where it is one."""
+    """The member of the body that makes the price unknown, if one does."""
     fallbacks: tuple[str, ...] = ()
     """Other models that the body allows to answer."""
     other_models: tuple[str, ...] = ()
-    """Names of models that the body has in places where none is expected."""
+    """Names of models in places of the body where none is expected."""
 
     def __repr__(self) -> str:
         return f"<Call {self.request_id} {self.endpoint.path} {self.model}>"
 
     @property
     def model_name(self) -> str:
-        """The model without a suffix, which may have any text: this is what is logged and kept."""
+        """The model without its suffix, for logs and the ledger: a suffix may have any text."""
         return self.model.partition(":")[0]
 
     @property
     def upstream_path(self) -> str:
-        """Where Venice takes the call, below ``/api/v1``."""
+        """Venice's path for the call, below ``/api/v1``."""
         return self.path or self.endpoint.path
 
     def for_model(self, name: str) -> "Self":
-        """The same call to the model of this name, which the body then says too."""
+        """The same call to the model of this name, in the body too."""
         if name == self.model:
             return self
         content, document = self.body, self.document
@@ -301,9 +301,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     async def priced(self, venice: Venice) -> "Self":
-        """The call with what only Venice knows of its price.
+        """The call with the price that only Venice knows.
 
-        :raises UpstreamError: when Venice does not say.
+        :raises UpstreamError: when Venice does not state it.
         """
         return self
 
@@ -312,31 +312,31 @@ C = TypeVar("C", bound=Call)
 
 
 class Endpoint(Generic[C]):
-    """What the kinds of call differ in; the methods are called in the order they stand."""
+    """The differences between the kinds of call; the methods are called in this order."""
 
     path: ClassVar[str]
     """Venice's own path below ``/api/v1``; also the ledger's name for the kind of call."""
     model_type: ClassVar[str | None] = None
-    """Of which type its models are, by Venice's name for it; None where they may be of several."""
+    """Venice's name for the type of its models; None where they may have several types."""
     reads_body: ClassVar[bool] = True
-    """Whether anything here depends on the body; where not, a large one is passed on unread."""
+    """Whether the body is read here; if not, a large body is passed on unread."""
     body_limits: ClassVar[json_body.Limits] = json_body.LIMITS
     """How much a JSON body may hold."""
     request_type: ClassVar[Any] = Any
-    """What of a JSON body is read here."""
+    """The members of a JSON body that are read here."""
     file_names: ClassVar[tuple[str, ...]] = ()
-    """What the files of a form are called; a form is taken where there are any."""
+    """The names of a form's files. An endpoint without names accepts no form."""
     takes_json: ClassVar[bool] = True
     answer_types: ClassVar[tuple[str, ...]] = ("*/*",)
     """The media types of Venice's answers."""
     answer_member: ClassVar[str | None] = None
-    """What a plain JSON answer has to have to be one."""
+    """The member without which a plain JSON answer counts as an error."""
     may_state_error: ClassVar[bool] = False
-    """Whether an answer that states an error is one, as in JSON-RPC."""
+    """Whether an answer that states an error is a valid answer, as in JSON-RPC."""
     is_known: ClassVar[bool] = True
-    """Whether it is known what Venice does there, and so what its refusals say of a key."""
+    """Whether Rialto knows the endpoint, so that Venice's refusals concern the key."""
     is_inference: ClassVar[bool] = False
-    """Whether a call that Venice was too busy for can be repeated: it is charged after it ran."""
+    """Whether a call that Venice was too busy for can be retried: it is charged after it ran."""
 
     def parse(self, inbound: Inbound) -> C:
         """:raises ClientError: when Venice would surely refuse the body."""
@@ -353,19 +353,18 @@ class Endpoint(Generic[C]):
     def max_output_within(
         self, call: C, bound: Bound, nanos: int | None, tokens: int, catalog: Catalog
     ) -> int:
-        """The most tokens of output, for each choice, with which the call stays within so much
-        money and so many tokens; 0 where there are none, or where nothing caps the output."""
+        """The most output tokens, for each choice, with which the call stays within the money and
+        the tokens; 0 where no output fits, or where nothing caps it."""
         return 0
 
     def assembly(self) -> Assembly:
-        """What puts a stream of events together, where a plain answer is asked for that way."""
+        """The assembly of a stream of events into the plain answer that the caller asked for."""
         raise NotImplementedError
 
     def cost(self, call: C, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
-        """What the call cost, from the best source there is; an estimate is never above the
-        bound."""
+        """What the call cost, by the best source; an estimate is never above the bound."""
         raise NotImplementedError
 
     def most_nanos(self, call: C, bound: Bound, catalog: Catalog) -> int | None:
-        """The most that any call of the model, or of what is asked for, can cost."""
+        """The most that any call of this kind to the model can cost."""
         return bound.nanos

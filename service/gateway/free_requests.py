@@ -1,8 +1,8 @@
-"""Requests that cost nothing, but make the database or Venice work.
+"""Counts requests that cost nothing, but use the database or Venice.
 
-The books count calls that are paid. What is free is counted here, in memory, against the same
-limits on requests of a minute or an hour, so that a caller over its rate does not reach Venice by
-another door. Each process counts its own.
+The ledger counts paid calls. Free requests are counted here, in memory, against the same limits on
+requests of a minute or an hour, so that a caller over its rate does not reach Venice by another
+route. Each process counts its own.
 """
 
 import time
@@ -21,15 +21,15 @@ from service.telemetry import metrics
 PERIODS_S: Final = {"minute": 60, "hour": 3600}
 SCOPES: Final = frozenset({"organization", "api_key"})
 BUCKETS: Final = 60
-"""Into how many parts a period is cut: a request counts for the period and one of them at most."""
+"""How many parts a period has. A request counts for the period and at most one part more."""
 MAX_LIMITS: Final = 10_000
-"""Of how many limits something is kept before those with nothing to count are forgotten."""
+"""How many limits have a count before those without recent requests are dropped."""
 MAX_RETRY_AFTER_S: Final = 60
 NO_END_USER: Final = b""
 
 
 class _Recent:
-    """How many requests there were within a period, by parts of it."""
+    """The number of requests within a period, by parts of it."""
 
     def __init__(self, period_s: int) -> None:
         self._bucket_s = period_s / BUCKETS
@@ -43,7 +43,7 @@ class _Recent:
         self.count += 1
 
     def remove(self) -> None:
-        """Take back what was added last."""
+        """Remove the request that was added last."""
         if not self._buckets:
             return
         bucket, count = self._buckets.pop()
@@ -58,7 +58,7 @@ class _Recent:
 
     @property
     def retry_after_s(self) -> int:
-        """After how many seconds the oldest of them counts no more."""
+        """After how many seconds the oldest request counts no more."""
         if not self._buckets:
             return MAX_RETRY_AFTER_S
         ends_at = (self._buckets[0][0] + BUCKETS + 1) * self._bucket_s
@@ -66,17 +66,17 @@ class _Recent:
 
 
 class FreeRequests:
-    """What callers have asked for nothing of late, by the limits that count it."""
+    """The recent free requests of callers, by the limits that count them."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self._recent: dict[UUID, _Recent] = {}
         self._organizations: dict[UUID, float] = {}
-        """Which have asked for something free, and until when that may count."""
+        """Until when the free requests of an organization may count."""
 
     async def take(self, caller: Caller, model: str | None = None) -> Sequence[Limit]:
-        """Count a request that costs nothing, and return the limits that count it. ``model`` is the
-        one that it is about, where it is a paid call whose price Venice is asked for.
+        """Count a free request, and return the limits that count it. ``model`` is given for a paid
+        call whose price Venice is asked for.
 
         :raises RateLimited: when a limit of its key or organization has no room for it.
         """
@@ -93,15 +93,15 @@ class FreeRequests:
         return rates
 
     def give_back(self, limits: Sequence[Limit]) -> None:
-        """Stop counting a request that was taken, since the books count it."""
+        """Stop counting a request, since the ledger counts it now."""
         for limit in limits:
             if (recent := self._recent.get(limit.id)) is not None:
                 recent.remove()
 
     async def check(self, caller: Caller, model: str, *, asks_venice: bool) -> Sequence[Limit]:
-        """Check that a paid call of the model has room beside what was free; the books know only of
-        the paid. One for which Venice is asked before it is admitted counts as free until then;
-        returns the limits that count it.
+        """Check that a paid call has room beside the free requests, which the ledger does not know.
+        A call whose price Venice is asked for counts as a free request until it is admitted.
+        Returns the limits that count it.
 
         :raises RateLimited: when it has none.
         """
@@ -116,7 +116,7 @@ class FreeRequests:
         return ()
 
     async def _rates_with_room(self, caller: Caller, model: str | None) -> Sequence[Limit]:
-        """The limits that count the request: those of all models, and those of its own."""
+        """The limits that count the request: those for all models, and those for its model."""
         organization_id = caller.organization_id
         if caller.api_key_id is None:
             # The operator's own key has no limits.
@@ -130,11 +130,11 @@ class FreeRequests:
             if limit.unit == "requests"
             and limit.period in PERIODS_S
             and limit.scope in SCOPES
-            # Without a model the database lists the limits of each model too.
+            # Without a model the database also lists the limits of single models.
             and (model is not None or limit.model is None)
         ]
         if any(limit.id not in self._recent for limit in rates):
-            # Before the loop, so that it forgets nothing that the loop has looked at.
+            # Before the loop, so that no count is dropped that the loop has checked.
             self._forget_idle()
         for limit in rates:
             recent = self._recent.get(limit.id)

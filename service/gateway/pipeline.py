@@ -28,16 +28,16 @@ log = structlog.get_logger()
 MAX_OPEN_CALLS: Final = 10_000
 MAX_FINISHING_OF_KEY: Final = 32
 MAX_FINISHING_OF_ORGANIZATION: Final = 100
-"""How many answers are read on at a time for callers that have gone; any other is booked at its
-bound."""
+"""How many answers are read to their end at a time for callers that have left. Other calls are
+booked at their bound."""
 FINISHING_BODY_BYTES: Final = 128 * 1024 * 1024
-"""How much memory the bodies of these calls may take together. Organizations and keys share it."""
+"""How much memory the bodies of these calls may use together. Organizations and keys share it."""
 SETTLE_WAIT_S: Final = 5.0
-"""How long the end of a body waits for its entry to be written; the writing goes on after that."""
+"""How long the end of a body waits for its ledger entry. The entry is written even after that."""
 
 
 class Gateway:
-    """Takes paid calls."""
+    """Admits, sends and settles paid calls."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Gateway:
         self._open_calls: set[OpenCall] = set()
         self._finishing: set[asyncio.Task[None]] = set()
         self._finishing_of: Counter[UUID | None] = Counter()
-        """How many of them there are of each key and organization."""
+        """How many calls of each key and organization are being finished."""
         self._finishing_bytes = Shares(FINISHING_BODY_BYTES)
 
     @property
@@ -96,8 +96,8 @@ class Gateway:
         return relay
 
     async def quote(self, caller: Caller, call: Call) -> Quote:
-        """What the call could cost at most, the limits that it would meet, and whether it would be
-        made now. Venice hears nothing of it, and nothing is held.
+        """Compute what the call could cost at most, which limits it would meet, and whether it
+        would be admitted now. The call is not sent, and nothing is held.
 
         :raises Unavailable: when the books cannot decide.
         """
@@ -115,13 +115,13 @@ class Gateway:
         return Route(self._ledger, self._catalog, self._venice, caller, calls)
 
     def _resolved(self, caller: Caller, call: Call) -> Sequence[Call]:
-        """The call by the own names of the models that it may go to, since limits and prices go by
-        them: a name that only Venice knows for another would pass by both.
+        """The call for each model that it may go to, by the model's own name. Limits and prices go
+        by that name: a name that only Venice translates would evade both.
 
         :raises NotFound, Forbidden: when there is no such model, or none for this key.
         """
-        is_choosy = caller.has_model_limit or caller.allowed_models is not None
-        if is_choosy and not call.endpoint.is_known:
+        is_restricted = caller.has_model_limit or caller.allowed_models is not None
+        if is_restricted and not call.endpoint.is_known:
             raise Forbidden(
                 "Which model that is a call of is not known here, and not every model is allowed.",
                 code="model_not_allowed",
@@ -138,13 +138,13 @@ class Gateway:
                 call.endpoint.model_type,
             )
         except NotFound:
-            if call.is_default_model and not is_choosy:
+            if call.is_default_model and not is_restricted:
                 return (call,)
             raise
         return [call.for_model(name) for name in names]
 
     def _with_other_models(self, caller: Caller, call: Call) -> Call:
-        """The call by the own names of the other models that may answer.
+        """The call with the own names of the other models that may answer.
 
         :raises NotFound, Forbidden: when there is no such model, or none for this key.
         """
@@ -195,7 +195,7 @@ class Gateway:
         finishing.add_done_callback(self._finishing.discard)
 
     def _share_to_finish(self, open_call: OpenCall) -> Share | None:
-        """The room that the call's body takes, if one more answer may be read on for the books."""
+        """Take memory for the call's body, if one more answer may be finished; else None."""
         caller = open_call.route.caller
         if (
             self._finishing_of[caller.api_key_id] >= MAX_FINISHING_OF_KEY
@@ -233,7 +233,7 @@ class Gateway:
         try:
             entry = relay.entry()
         except BaseException:
-            # The sweeper settles the hold; what the call keeps in this process is released here.
+            # The sweeper settles the hold; the connection and the memory are released here.
             self._open_calls.discard(open_call)
             await relay.close()
             raise
@@ -242,7 +242,7 @@ class Gateway:
             # knows.
             self._open_calls.discard(open_call)
             return
-        # A task of its own: neither a hang-up nor a shutdown of the handler takes the entry along.
+        # The ledger writes it in a task of its own, so a cancelled handler loses no entry.
         settling = self._ledger.settle(entry)
         try:
             endpoint = entry.hold.endpoint
@@ -258,8 +258,8 @@ class Gateway:
                 settling.add_done_callback(lambda _: self._open_calls.discard(open_call))
 
     def end_open_calls(self) -> int:
-        """End what is still under way, for the shutdown; each caller gets an error and
-        each call is settled."""
+        """End the calls in flight for the shutdown, and return how many. Each caller gets an error,
+        and each call is settled."""
         ended = 0
         for open_call in list(self._open_calls):
             if open_call.task is not None and not open_call.is_ended_by_shutdown:
@@ -269,7 +269,7 @@ class Gateway:
         return ended
 
     async def close(self) -> None:
-        """End what is still under way, and wait for what is read for the books alone."""
+        """End the calls in flight, and wait for answers that are read for the books alone."""
         self.end_open_calls()
         if self._finishing:
             await asyncio.wait(set(self._finishing), timeout=SETTLE_WAIT_S)

@@ -1,4 +1,4 @@
-"""Large bodies are read in threads of their own, so that no caller holds the event loop."""
+"""Reads large bodies in a thread, so that no caller blocks the event loop."""
 
 import asyncio
 import functools
@@ -12,15 +12,15 @@ from service.gateway.call import Call, Endpoint, Inbound
 T = TypeVar("T")
 
 LARGE_BYTES: Final = 256 * 1024
-"""Larger bodies are read outside the event loop, which they would hold for milliseconds."""
+"""Larger bodies are read outside the event loop, which they would block for milliseconds."""
 MAX_READERS: Final = 1
-"""Reading holds Python's lock most of the time, so more threads would wait for each other, and the
-event loop for each of them."""
+"""Reading holds the interpreter lock most of the time, so more threads would only wait for each
+other, and delay the event loop."""
 MAX_WAIT_S: Final = 60.0
 
 
 async def parse(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
-    """The call that a request makes.
+    """Parse a request into the call that it makes.
 
     :raises ClientError: naming the field and the rule.
     :raises Unavailable: when too many large bodies are being read.
@@ -33,7 +33,7 @@ async def parse(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
 
 
 async def read_large(size_bytes: int, function: Callable[..., T], *arguments: Any) -> T:
-    """What the function makes of a body of this size. Where that is large it runs in a thread.
+    """Run the function on a body of this size, in a thread if the body is large.
 
     :raises Unavailable: when too many large bodies are being read.
     """

@@ -27,13 +27,13 @@ from service.upstream import Venice
 log = structlog.get_logger()
 
 NUMBER_BYTES: Final = 16
-"""Of a number in JSON with what stands around it and its name."""
+"""The length of a number in JSON with the punctuation around it."""
 REFUSED: Final = (LimitExceeded, RateLimited, UpstreamError)
-"""What keeps a call from one model and may let it have another."""
+"""Refusals after which the call may go to another model."""
 
 
 class Route:
-    """The models that a call may go to, in order, and the one that it is at."""
+    """The models that a call may go to, in order, and the current one."""
 
     def __init__(
         self,
@@ -118,8 +118,8 @@ class Route:
         return False
 
     async def quote(self) -> Quote:
-        """What the call could cost, for the first of the models that has room for it, else for the
-        first; nothing is held.
+        """Quote the call for the first model that would admit it, else for the first model.
+        Nothing is held.
 
         :raises Unavailable: when the books cannot decide.
         """
@@ -172,27 +172,27 @@ class Route:
     def _advise(
         self, refusal: ServiceError, call: Call, bound: Bound, limits: Sequence[Limit]
     ) -> None:
-        """Add with how much output the call would be admitted now, if with any."""
+        """Add to the refusal how much output would be admitted now, if any would."""
         attempts = self._attempts
         nanos, tokens = left_of(limits)
         if call.max_output is None:
             # The member that the caller will add is text that is bounded, too.
             input_tokens = bound.input_tokens + len(call.output_field) + NUMBER_BYTES
             bound = msgspec.structs.replace(bound, input_tokens=input_tokens)
-        most = call.endpoint.max_output_within(
+        max_output = call.endpoint.max_output_within(
             call,
             bound,
             None if nanos is None else nanos // attempts,
             bound.tokens if tokens is None else min(bound.tokens, tokens // attempts),
             self.catalog,
         )
-        if most:
-            refusal.advise(f"With {call.output_field} ≤ {most} it fits.")
+        if max_output:
+            refusal.advise(f"With {call.output_field} ≤ {max_output} it fits.")
 
     def _hold(self, call: Call, bound: Bound) -> Hold:
-        """What the call asks admission for.
+        """The hold that the call asks admission for.
 
-        :raises Forbidden: when the caller is not one of calls.
+        :raises Forbidden: when the caller's key makes no calls.
         """
         caller = self.caller
         if caller.role != "inference" or caller.api_key_id is None:
@@ -239,8 +239,8 @@ def _part(admission: Admission, attempts: int) -> Admission:
 def _as_answered(refusal: ServiceError, call: Call, *, are_prices_known: bool) -> ServiceError:
     """The error that the caller of a refused call gets."""
     if isinstance(refusal, LimitExceeded | RateLimited) and not are_prices_known:
-        # Without prices and windows the bound is no bound to refuse a call by, even if they have
-        # come since.
+        # The bound was computed without prices and windows, so it proves nothing, even if they are
+        # known by now.
         return Unavailable("The prices are not known yet.", retry_after_s=1)
     if refusal.code == "price_unknown" and call.unpriced is not None:
         return LimitExceeded(

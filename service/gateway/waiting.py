@@ -1,13 +1,15 @@
-"""Waiting for one thing, for a while."""
+"""Waits for a future without cancelling it."""
 
 import asyncio
 from typing import Any
 
 
 async def is_done_within(future: asyncio.Future[Any], timeout: float | None) -> bool:
-    """Whether the future is done after so many seconds at most; without a number, when it is. What
-    it stands for goes on, even if this is cancelled: ``asyncio.wait`` for one future alone, for
-    which that takes twice as long."""
+    """Wait until the future is done, for ``timeout`` seconds at most, and return whether it is.
+
+    The future goes on, even if the wait is cancelled. ``asyncio.wait`` does the same for any number
+    of futures, and takes twice as long for one.
+    """
     if future.done():
         return True
     loop = future.get_loop()
