@@ -77,7 +77,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("sent", MALFORMED, ids=range(len(MALFORMED)))
-async def test_an_invalid_request_with_an_origin(service, sent):
+async def test_an_invalid_request_is_answered_safely(service, sent):
     """The response to an invalid request has the security headers and does not name the server's
     software."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))

@@ -1,4 +1,4 @@
-"""Money: integer nano-dollars, exact both ways."""
+"""Money is integer nano-dollars, converted exactly in both directions."""
 
 import pytest
 from hypothesis import given
@@ -18,22 +18,22 @@ from service import money
     ],
 )
 def test_parse(text, nanos):
-    """Decimal text becomes nano-dollars; less than one of them is rounded up."""
+    """A decimal text becomes nano-dollars, and a fraction of one is rounded up."""
     assert money.parse_usd(text) == nanos
 
 
 @pytest.mark.parametrize(
     "text", ["", "five", "NaN", "Infinity", "1e30", "1_000", "+5", "９", "9" * 30]
 )
-def test_parse_refuses(text):
-    """What is no amount is refused."""
+def test_invalid_amounts(text):
+    """A text that is no amount is refused."""
     with pytest.raises(ValueError, match="US dollars"):
         money.parse_usd(text)
 
 
 @given(st.integers(-money.MAX_NANOS, money.MAX_NANOS))
 def test_format_and_parse_are_inverse(nanos):
-    """An amount survives being shown and read again, to the nano-dollar."""
+    """An amount is the same after formatting and parsing, to the nano-dollar."""
     assert money.parse_usd(money.format_usd(nanos)) == nanos
 
 
@@ -42,5 +42,5 @@ def test_format_and_parse_are_inverse(nanos):
     [(0, "0.00"), (12_300, "0.0000123"), (5 * 10**9, "5.00"), (-1, "-0.000000001")],
 )
 def test_format(nanos, text):
-    """Amounts are plain decimals with two places or more."""
+    """An amount is formatted as a plain decimal with two places or more."""
     assert money.format_usd(nanos) == text
