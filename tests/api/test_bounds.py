@@ -460,12 +460,12 @@ async def test_structure_decides_rather_than_bytes(caller):
     schema = {"type": "object", "properties": {"file": {"type": "string"}, "image_url": {}}}
     tool = {"type": "function", "function": {"name": "Read", "parameters": schema}}
     assert await tokens(caller, TEXT, tools=[tool]) < 10_000
-    said = {"role": "assistant", "content": None, "tool_calls": []}
-    said["tool_calls"] = [
+    tool_call = {"role": "assistant", "content": None, "tool_calls": []}
+    tool_call["tool_calls"] = [
         {"id": "a", "type": "function", "function": {"name": "Read", "arguments": '{"file":"a"}'}}
     ]
     answer = {"role": "tool", "tool_call_id": "a", "content": '{"image_url":"input_audio"}'}
-    body = body_of(CHAT, model=OPUS, messages=[*MESSAGES, said, answer, *MESSAGES])
+    body = body_of(CHAT, model=OPUS, messages=[*MESSAGES, tool_call, answer, *MESSAGES])
     assert (await quoted(caller, CHAT, body))["max_tokens"] < 10_000
 
 

@@ -64,8 +64,8 @@ async def test_an_alias_is_set_changed_and_removed(service, caller):
     assert (await service.operate("DELETE", f"{MODELS}/org/fast"))[0] == 404
     assert catalog.targets(organization_id, MODEL, None) == (MODEL,)
     assert (await set_alias(service, "org/fast", [MODEL]))["version"] == 3
-    told = [(event["action"], event["target"], event["detail"]) for event in await events(service)]
-    assert told == [
+    rows = [(event["action"], event["target"], event["detail"]) for event in await events(service)]
+    assert rows == [
         (
             "model_alias.set",
             "org/fast",

@@ -136,7 +136,7 @@ async def test_a_key_is_checked_when_it_is_added(service, upstream, kind):
 
 
 async def test_a_change_is_an_event_once(service, upstream):
-    """Refusal and recovery of a key are one event each; a failure to reach Venice is neither."""
+    """Each new state of a key is one event, and a failure to reach Venice is none."""
     venice = service.app[application.api.VENICE]
     key = venice.keys.find(ENVIRONMENT_KEY_ID)
     for kind in ("insufficient_balance", "disconnect", "insufficient_balance", "invalid_key"):

@@ -117,16 +117,16 @@ READ_AS_JSON = {
     "/video/retrieve": {"model": "x", "queue_id": "x"},
     "/audio/voice-changer/complete": {"model": "x", "queue_id": "x"},
 }
-"""Content types of JSON whose type Venice gets to know."""
+"""JSON bodies of paths whose content type is sent to Venice."""
 
 
 @pytest.mark.parametrize("path", READ_AS_JSON)
 @pytest.mark.parametrize(
     "content_type", ["application/x-www-form-urlencoded", "text/plain", "application/jsonx", "json"]
 )
-async def test_a_body_read_as_json_is_declared_as_json(service, upstream, path, content_type):
-    """A body that the service reads as JSON is declared as JSON to Venice, which could otherwise
-    find another model in it."""
+async def test_json_under_another_content_type_is_refused(service, upstream, path, content_type):
+    """A JSON body with another content type is refused, because Venice could read something else in
+    it, such as another model."""
     caller = await service.new_caller()
     content = json.dumps(READ_AS_JSON[path]).encode()
 

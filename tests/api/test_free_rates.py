@@ -75,7 +75,8 @@ async def test_paid_calls_count_for_free_requests(caller, upstream):
 
 
 async def test_other_callers_and_limits_do_not_count(service, caller):
-    """Limits of a day, of money, or of another organization do not refuse a free request."""
+    """Limits of a day, of money, of end users, or of another organization do not refuse a free
+    request."""
     other = await service.new_caller("other")
     await set_limit(other, unit="requests", period="minute", ceiling=0)
     await set_limit(caller, unit="requests", period="day", ceiling=1)

@@ -80,7 +80,7 @@ async def test_full_health_is_asked_once(upstream, service):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "expected"),
     [
         ("invalid_key", "error: upstream_exhausted (environment: invalid)"),
         ("insufficient_balance", "error: upstream_exhausted (environment: spent)"),
@@ -88,7 +88,7 @@ async def test_full_health_is_asked_once(upstream, service):
         ("disconnect", "error: upstream_cut"),
     ],
 )
-async def test_full_health_reports_venices_problem(upstream, service, kind, said):
+async def test_full_health_reports_venices_problem(upstream, service, kind, expected):
     """The full health is a 503 when Venice fails or refuses the key."""
     upstream.faults.push("/api_keys/rate_limits", kind)
 
@@ -96,7 +96,7 @@ async def test_full_health_reports_venices_problem(upstream, service, kind, said
 
     assert status == 503
     assert body == (
-        f'{{"backend":"ok","database":"ok","venice_api":"{said}","environment":"development"}}'
+        f'{{"backend":"ok","database":"ok","venice_api":"{expected}","environment":"development"}}'
     )
     assert (await read(service, "/health"))[0] == 200
 

@@ -88,8 +88,8 @@ async def test_a_cost_beyond_the_model(odd):
     path = f"{ORGANIZATIONS}/{OPERATOR}/audit-events"
     async with asyncio.timeout(5):
         while True:
-            _, said = await caller.service.operate("GET", path)
-            events = [e for e in said["events"] if e["action"] == "ledger.implausible_cost"]
+            _, page = await caller.service.operate("GET", path)
+            events = [e for e in page["events"] if e["action"] == "ledger.implausible_cost"]
             if events:
                 break
             await asyncio.sleep(0.05)

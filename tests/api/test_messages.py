@@ -300,8 +300,8 @@ async def test_a_picture(client, upstream):
         **asking(model="kimi-k2-6", system=system, messages=messages)
     )
 
-    said, shown = json.loads(upstream.posts[-1].body)["messages"]
-    assert said == {"role": "system", "content": system}
+    instruction, shown = json.loads(upstream.posts[-1].body)["messages"]
+    assert instruction == {"role": "system", "content": system}
     assert shown["content"][0]["image_url"]["url"] == f"data:image/png;base64,{PNG}"
     assert shown["content"][1] == content[1]
 
@@ -348,19 +348,19 @@ async def test_the_sdk_waits_for_retry_after(client, caller):
 async def test_a_quote(client, caller, upstream):
     """A quote for a message equals that of the chat completion it is translated into."""
     await set_limit(caller, unit="usd", period="day", ceiling="0.000000001")
-    http, said = caller.service.http, asking(system="Be short.")
-    async with http.post("/v1/quote/messages", json=said, headers=caller.headers) as response:
+    http, request = caller.service.http, asking(system="Be short.")
+    async with http.post("/v1/quote/messages", json=request, headers=caller.headers) as response:
         quote = await response.json()
     with pytest.raises(anthropic.APIStatusError) as caught:
-        await client.messages.create(**said)
+        await client.messages.create(**request)
 
     assert (response.status, quote["endpoint"], quote["model"]) == (200, "/chat/completions", MODEL)
     assert (quote["max_output_tokens"], quote["would_pass"]) == (100, False)
-    told = caught.value.body["error"]["message"]
-    assert quote["refusal"]["message"] == told
-    assert quote["max_cost_usd"] in told
+    message = caught.value.body["error"]["message"]
+    assert quote["refusal"]["message"] == message
+    assert quote["max_cost_usd"] in message
     assert upstream.calls.to("/chat/completions") == []
     async with http.post(
-        "/v1/quote/messages", json={**said, "messages": 1}, headers=caller.headers
+        "/v1/quote/messages", json={**request, "messages": 1}, headers=caller.headers
     ) as response:
         assert (await response.json())["error"]["param"] == "messages"

@@ -796,8 +796,8 @@ NONE = {
 
 @pytest.mark.parametrize("path", PASSED)
 async def test_a_passed_response_must_be_one(odd, path):
-    """An odd response on a passed-through path is an error for the caller and may still be
-    charged."""
+    """A response on a passed-through path that is no result is an error for the caller, and is
+    recorded at the call's bound."""
     venice, caller = odd
     for name, answer in NONE.items():
         venice.answer = answer
@@ -814,9 +814,9 @@ async def test_a_passed_response_must_be_one(odd, path):
 async def test_an_error_of_json_rpc_is_an_answer(odd):
     """A JSON-RPC error is passed on as a response, because the chain sent it."""
     venice, caller = odd
-    said = b'{"error":{"code":-32601,"message":"no"},"id":1,"jsonrpc":"2.0"}'
-    venice.answer = whole(said)
+    answer = b'{"error":{"code":-32601,"message":"no"},"id":1,"jsonrpc":"2.0"}'
+    venice.answer = whole(answer)
     body = {"jsonrpc": "2.0", "id": 1, "method": "eth_none"}
     url = "/v1/crypto/rpc/base-mainnet"
     async with caller.service.http.post(url, json=body, headers=caller.headers) as response:
-        assert (response.status, await response.read()) == (200, said)
+        assert (response.status, await response.read()) == (200, answer)

@@ -58,7 +58,7 @@ async def test_a_body_that_contradicts_its_content_encoding_is_refused(service, 
         assert (await response.json())["error"]["code"] == "invalid_request"
 
 
-async def said(service, head, body=b""):
+async def first_bytes(service, head, body=b""):
     """Send a hand-written request; return the first bytes of the response."""
     host, port = service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -76,7 +76,7 @@ async def test_an_unknown_expectation_is_ignored(service):
     """An unknown Expect header is ignored, and the route answers."""
     head = "GET /health HTTP/1.1\r\nHost: x\r\nExpect: nonsense"
 
-    assert (await said(service, head)).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (await first_bytes(service, head)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 async def test_expect_continue_gets_100_continue(service, caller):
@@ -86,7 +86,7 @@ async def test_expect_continue_gets_100_continue(service, caller):
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
         f"Authorization: Bearer {caller.key}\r\nContent-Length: {len(body)}"
     )
-    answer = await said(service, head, body)
+    answer = await first_bytes(service, head, body)
 
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
 

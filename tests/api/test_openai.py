@@ -189,12 +189,12 @@ async def test_responses(client, caller, upstream):
     tool = {"type": "function", **LOOK["function"]}
     called = await client.responses.create(**asked, tools=[tool], tool_choice="required")
     async with client.responses.stream(**asked, tools=[tool], tool_choice="required") as stream:
-        (said,) = (await stream.get_final_response()).output
+        (item,) = (await stream.get_final_response()).output
 
     assert whole.output_text == streamed.output_text == "".join(pieces)
     (call,) = called.output
-    assert (call.type, call.name) == (said.type, said.name) == ("function_call", "look")
-    assert json.loads(call.arguments) == json.loads(said.arguments)
+    assert (call.type, call.name) == (item.type, item.name) == ("function_call", "look")
+    assert json.loads(call.arguments) == json.loads(item.arguments)
     assert json.loads(call.arguments) == {"where": "simulated", "times": 0}
     with pytest.raises(openai.BadRequestError) as caught:
         await client.responses.create(**asked, previous_response_id="resp_1")

@@ -178,8 +178,8 @@ async def test_venice_gets_the_job_id_that_was_checked(service, caller, upstream
 
 
 async def test_a_job_whose_entry_is_not_written_yet(service, caller, upstream):
-    """A retrieval before the job's entry is written gets an error to retry; one with an entry is
-    not delayed."""
+    """While a job is being queued, a retrieval of an unknown job is a 503 to retry, because it may
+    be that job; a job with an entry is retrieved at once."""
     ticket, _ = await queued(caller)
     unknown = ticket | {"queue_id": "01a2-no-such-job"}
     upstream.faults.push("/audio/queue", "barrier")

@@ -406,7 +406,7 @@ async def test_a_quote_predicts_the_call(service, upstream, caller):
     refused = await set_limit(caller, unit="usd", period="day", ceiling="0.000000001")
     _, other = await quoted(caller, max_tokens=100, user="alice")
     async with caller.chat("x", max_tokens=100, user="alice") as response:
-        told = (await response.json())["error"]
+        refusal = (await response.json())["error"]
 
     assert (status, quote["would_pass"], quote["refusal"]) == (200, True, None)
     assert (quote["endpoint"], quote["model"]) == ("/chat/completions", MODEL)
@@ -415,7 +415,7 @@ async def test_a_quote_predicts_the_call(service, upstream, caller):
     assert other["would_pass"] is False
     assert other["refusal"]["limit"]["id"] == refused["id"]
     assert other["refusal"]["limit"]["needed"] == quote["max_cost_usd"]
-    assert {**other["refusal"], "request_id": None} == {**told, "request_id": None}
+    assert {**other["refusal"], "request_id": None} == {**refusal, "request_id": None}
     assert upstream.calls.to("/chat/completions") == []
     database = service.app[application.api.DATABASE]
     assert await database.fetchval("SELECT count(*) FROM public.holds") == 0

@@ -74,8 +74,8 @@ async def test_speech_is_counted_as_venice_does(caller, venice, text):
 @pytest.mark.parametrize("status", [422, 400])
 async def test_a_refusal_that_keeps_its_charge(caller, venice, status, is_refunded, source):
     """A refusal that Venice states to be charged is recorded at its cost."""
-    said = b'{"error":{"message":"no","credits_refunded":%b}}' % is_refunded.encode()
-    venice.answer = whole(said, f"{status} No")
+    refusal = b'{"error":{"message":"no","credits_refunded":%b}}' % is_refunded.encode()
+    venice.answer = whole(refusal, f"{status} No")
     body = {"model": "brush", "prompt": "x"}
     url = "/v1/image/generate"
     async with caller.service.http.post(url, json=body, headers=caller.headers) as response:

@@ -227,17 +227,17 @@ async def test_each_admission_times_out_at_its_own_deadline(monkeypatch):
         skipped_s += 300
     await writing.wait()
 
-    told = []
+    timed_out = []
     for _ in range(3):
         skipped_s += 300
         # The timer is due; the event loop runs what is due before it reads the clock again.
         await asyncio.sleep(0.01)
-        told.append(
+        timed_out.append(
             [isinstance(future.exception(), TimeoutError) for future in waiting if future.done()]
         )
     batches.close()
 
-    assert told == [[True], [True] * 2, [True] * 3]
+    assert timed_out == [[True], [True] * 2, [True] * 3]
 
 
 async def test_an_admission_decided_after_its_deadline_is_undone(books, monkeypatch):
@@ -250,8 +250,8 @@ async def test_an_admission_decided_after_its_deadline_is_undone(books, monkeypa
     async with books.connection.transaction():
         await books.connection.execute("SELECT FROM limits FOR UPDATE")
         waiting = [impatient.admit(books.hold()) for _ in range(4)]
-        told = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [type(error) for error in told] == [Unavailable] * 4
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(error) for error in outcomes] == [Unavailable] * 4
 
     undone = "SELECT count(*) = 4 FROM ledger_entries WHERE outcome = 'not_sent'"
     await books.wait_for(undone)

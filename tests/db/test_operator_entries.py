@@ -338,9 +338,9 @@ async def test_the_repair_sets_the_proven_values(books, database_address, statem
     assert sorted(map(str, repaired)) == sorted(map(str, found))
     assert await faults(books) == []
     assert await books.connection.fetch("SELECT * FROM ledger_entries") == entries
-    said = {target for target, _ in await events(books, "limit.repair")}
-    said |= {target for target, _ in await events(books, "hold.remove")}
-    assert said == {str(fault.id) for fault in found}
+    reported = {target for target, _ in await events(books, "limit.repair")}
+    reported |= {target for target, _ in await events(books, "hold.remove")}
+    assert reported == {str(fault.id) for fault in found}
     assert await repair(books) == []
 
 

@@ -69,9 +69,9 @@ async def test_a_service_whose_database_is_deleted_ends(tmp_path, lose):
         lose(tmp_path / ".rialto")
         assert await process.ended(timeout=20) == EX_WEDGED
 
-    (said,) = [line for line in process.lines if line["level"] == "critical"]
-    assert "deleted or moved" in said["message"]
-    assert ".rialto/postgres" in said["directory"]
+    (line,) = [one for one in process.lines if one["level"] == "critical"]
+    assert "deleted or moved" in line["message"]
+    assert ".rialto/postgres" in line["directory"]
     async with asyncio.timeout(10):
         while servers(tmp_path / ".rialto"):
             await asyncio.sleep(0.05)

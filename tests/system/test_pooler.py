@@ -56,10 +56,10 @@ async def test_the_start_names_the_pooler_and_the_variable(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, said = await command.communicate()
+        _, output = await command.communicate()
     assert command.returncode == 1
-    assert b"PgBouncer" in said
-    assert b"DATABASE_UNPOOLED_URL" in said
+    assert b"PgBouncer" in output
+    assert b"DATABASE_UNPOOLED_URL" in output
 
 
 @pytest.mark.parametrize("way", WAYS)

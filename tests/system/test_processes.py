@@ -118,9 +118,9 @@ async def test_limits_and_metrics_are_of_all(tmp_path, environment, temporary):
             # Counts of the other process are up to a second old.
             while not counted.items() <= (await samples(service)).items():
                 await asyncio.sleep(0.05)
-        said = [await samples(service) for _ in range(8)]
-        together = next(iter(said))
-        for one in said:
+        pages = [await samples(service) for _ in range(8)]
+        together = next(iter(pages))
+        for one in pages:
             assert counted.items() <= one.items()
             assert sum(one["rialto_pool_connections", state] for state in ("idle", "used")) == 10
         assert [key for key in together if key[0] == "rialto_build_info"]
@@ -257,8 +257,8 @@ async def test_no_child_outlives_its_parent(tmp_path, environment, upstream):
             assert (await stream.read()).endswith(b"data: [DONE]\n\n")
         await gone(pids)
 
-    said = process.lines_with("parent process exited")
-    assert {line["process"] for line in said} == {1, 2}
+    lines = process.lines_with("parent process exited")
+    assert {line["process"] for line in lines} == {1, 2}
     assert len(process.lines_with("drained")) == 2
 
 

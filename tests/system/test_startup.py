@@ -213,10 +213,10 @@ async def test_ctrl_c_while_it_imports(tmp_path, module):
         while f" {module}\n".encode() not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
-        said = await process.stderr.read()
+        output = await process.stderr.read()
         assert await process.wait() == -signal.SIGINT
 
-    assert b"Traceback" not in said
+    assert b"Traceback" not in output
     assert not (tmp_path / ".rialto" / "postgres").exists()
 
 

@@ -66,12 +66,12 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
 )
 def test_an_audit(found, status, words):
     """Only a vulnerability fails the audit, and requirements that were not audited are reported."""
-    ended, said = run("audited.py", "lock.txt", text=json.dumps({"dependencies": found}))
-    assert (ended, words in said) == (status, True), said
+    ended, output = run("audited.py", "lock.txt", text=json.dumps({"dependencies": found}))
+    assert (ended, words in output) == (status, True), output
 
 
 @pytest.mark.parametrize("text", ["", "no network", "[]", "{}"])
 def test_an_audit_that_cannot_run(text):
     """An audit that cannot run is skipped with a notice."""
-    status, said = run("audited.py", "lock.txt", text=text)
-    assert (status, "skipped" in said) == (0, True)
+    status, output = run("audited.py", "lock.txt", text=text)
+    assert (status, "skipped" in output) == (0, True)

@@ -38,22 +38,22 @@ def test_nulls_are_removed():
 )
 def test_stream_options_need_a_stream(stream, is_kept):
     """``stream_options`` is kept for streams only."""
-    said = tolerated(stream_options={"include_usage": True}, **stream)
+    members = tolerated(stream_options={"include_usage": True}, **stream)
 
-    assert ("stream_options" in said) is is_kept
+    assert ("stream_options" in members) is is_kept
 
 
 @pytest.mark.parametrize(
-    ("choice", "said"),
+    ("choice", "expected"),
     [("auto", "auto"), ({"name": "look"}, {"type": "function", "function": {"name": "look"}})],
 )
-def test_functions_become_tools(choice, said):
+def test_functions_become_tools(choice, expected):
     """The old ``functions`` and ``function_call`` become tools."""
     function = {"name": "look", "parameters": {"type": "object"}}
 
     assert tolerated(functions=[function], function_call=choice) == {
         "tools": [{"type": "function", "function": function}],
-        "tool_choice": said,
+        "tool_choice": expected,
     }
     assert tolerated(functions=[function], tools=[]) == {"tools": []}
     assert tolerated(functions=1) == {"tools": 1}

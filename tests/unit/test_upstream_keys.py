@@ -288,7 +288,7 @@ def test_a_failure_of_several_callers(callers, are_organizations):
 
 
 def test_failures_hours_apart_are_no_outage(clock):
-    """Failures hours apart, between which the model worked, cause no cooldown."""
+    """Failures hours apart cause no cooldown, because each is forgotten before the next."""
     one = key("one")
     pool = UpstreamKeys([one])
     for _ in range(10):
@@ -323,8 +323,8 @@ def test_a_response_that_used_up_a_rate(clock, monkeypatch, unit):
     monkeypatch.setattr("service.upstream.refusals.time.time", lambda: 2000.0)
     one, other = key("one"), key("other")
     pool = UpstreamKeys([one, other])
-    said = {f"x-ratelimit-remaining-{unit}": "0", f"x-ratelimit-reset-{unit}": "2012500"}
-    pool.succeeded(one, "m", CALLER, said)
+    headers = {f"x-ratelimit-remaining-{unit}": "0", f"x-ratelimit-reset-{unit}": "2012500"}
+    pool.succeeded(one, "m", CALLER, headers)
     pool.succeeded(one, "m", CALLER, {f"x-ratelimit-remaining-{unit}": "3"})
 
     assert {pool.choose(CALLER, "m").name for _ in range(20)} == {"other"}
@@ -337,7 +337,7 @@ def test_a_response_that_used_up_a_rate(clock, monkeypatch, unit):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "headers",
     [
         {},
         {"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "9999999999999"},
@@ -347,11 +347,11 @@ def test_a_response_that_used_up_a_rate(clock, monkeypatch, unit):
         {"x-ratelimit-remaining": "0", "x-ratelimit-resets": "9999999999999"},
     ],
 )
-def test_a_response_that_leaves_some_rate(said):
-    """A key with rate left is used."""
+def test_a_response_without_a_used_up_rate(headers):
+    """A key stays in use unless a response states that a rate is used up and when it resets."""
     one = key("one")
     pool = UpstreamKeys([one])
-    pool.succeeded(one, "m", CALLER, said)
+    pool.succeeded(one, "m", CALLER, headers)
 
     assert pool.choose(CALLER, "m") is one
 
