@@ -174,7 +174,7 @@ def in_thread(function, *arguments, **options):
 
 def test_every_migration_has_a_rollback():
     """Beside each migration stands the way back, and nothing else stands there."""
-    names = {path.name for path in schema.MIGRATIONS_DIRECTORY.iterdir()}
+    names = {path.name for path in schema.MIGRATIONS_DIRECTORY.iterdir() if path.is_file()}
 
     assert names == {f"{name}{end}" for name in REAL for end in (".sql", ".rollback.sql")}
 

@@ -1,0 +1,42 @@
+-- Drop a frozen month, and add what its entries counted to limits whose window still runs.
+--
+-- Returns false, and changes nothing, when every attempt met a session that reads the ledger.
+--
+-- The drop needs the ledger exclusively, and every session that comes later waits behind it. So
+-- each attempt waits for at most 0.1 s, then lets the others pass. The partition is locked first,
+-- since no call waits for it; the wait for the limits is half as long.
+CREATE OR REPLACE FUNCTION public.drop_ledger_month(
+    month timestamptz, organization_ids uuid[], limit_ids uuid[], windows timestamptz[],
+    amounts bigint[], attempts integer
+) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    name CONSTANT text := 'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
+BEGIN
+    FOR attempt IN 1 .. attempts LOOP
+        BEGIN
+            PERFORM set_config('lock_timeout', '100ms', true);
+            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
+            LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
+            PERFORM set_config('lock_timeout', '50ms', true);
+            PERFORM
+            FROM public.limits l
+            WHERE (l.organization_id, l.id) IN (SELECT * FROM unnest(organization_ids, limit_ids))
+            ORDER BY l.organization_id, l.id
+            FOR NO KEY UPDATE;
+            UPDATE public.limits l
+            SET carried = l.carried + c.amount
+            FROM unnest(organization_ids, limit_ids, windows, amounts)
+                AS c (organization_id, limit_id, window_at, amount)
+            WHERE l.organization_id = c.organization_id
+              AND l.id = c.limit_id
+              AND l.window_start = c.window_at;
+            EXECUTE format('DROP TABLE ledger_partitions.%I', name);
+            RETURN true;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            PERFORM pg_sleep(0.5);
+        END;
+    END LOOP;
+    RETURN false;
+END
+$$;
