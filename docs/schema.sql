@@ -53,7 +53,7 @@ CREATE TABLE public.api_keys (
 );
 CREATE INDEX api_keys_organization_id_idx ON public.api_keys (organization_id, id);
 CREATE UNIQUE INDEX api_keys_previous_digest_idx ON public.api_keys (previous_digest) WHERE (previous_digest IS NOT NULL);
-COMMENT ON COLUMN public.api_keys.set_by IS 'Who said last what the key may use: the operator, or an administrator of the organization.';
+COMMENT ON COLUMN public.api_keys.set_by IS 'Who last set what the key may use: the operator, or an administrator of the organization.';
 
 CREATE TABLE public.limits (
     organization_id uuid NOT NULL,
@@ -136,7 +136,7 @@ CREATE TABLE public.upstream_keys (
     CONSTRAINT upstream_keys_source CHECK (source IN ('environment', 'database')),
     CONSTRAINT upstream_keys_status CHECK (status IN ('active', 'set_aside', 'disabled'))
 );
-COMMENT ON COLUMN public.upstream_keys.condition IS 'What Venice itself last said of the key; a check that did not reach Venice leaves it.';
+COMMENT ON COLUMN public.upstream_keys.condition IS 'What Venice itself last reported of the key; a check that did not reach Venice leaves it.';
 
 CREATE TABLE public.models (
     id uuid NOT NULL,
@@ -150,8 +150,6 @@ CREATE TABLE public.models (
     prices jsonb,
     context_tokens integer,
     max_output_tokens integer,
-    overhead_tokens integer,
-    overhead_tokens_with_venice_prompt integer,
     deprecation jsonb,
     targets text[],
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -197,7 +195,7 @@ CREATE TABLE public.holds (
     CONSTRAINT holds_bound_nanos CHECK (bound_nanos >= 0),
     CONSTRAINT holds_bound_tokens CHECK (bound_tokens >= 0)
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
-COMMENT ON COLUMN public.holds.requested_model IS 'By which name the caller asked for the model; null where that is the model''s own.';
+COMMENT ON COLUMN public.holds.requested_model IS 'The name by which the caller asked for the model; null where that is the model''s own.';
 
 CREATE TABLE public.ledger_entries (
     organization_id uuid NOT NULL,
@@ -379,19 +377,6 @@ CREATE TABLE public.audit_events (
 CREATE INDEX audit_events_implausible_idx ON public.audit_events (((detail ->> 'organization_id')), sequence) WHERE (action = 'ledger.implausible_cost');
 CREATE TRIGGER audit_events_insert_only BEFORE DELETE OR UPDATE ON public.audit_events FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
-
-CREATE OR REPLACE FUNCTION public.admit(calls jsonb, admitting_process_id uuid, lease interval, most_end_users integer)
- RETURNS TABLE(number integer, verdict text, limit_id uuid, scope text, model text, unit text, period text, used bigint, held bigint, ceiling bigint, needed bigint, resets_at timestamp with time zone, retry_after_s integer, granted_nanos bigint, granted_tokens bigint, requests_ceiling bigint, requests_left bigint, requests_reset_s integer, tokens_ceiling bigint, tokens_left bigint, tokens_reset_s integer)
- LANGUAGE sql
-AS $function$
-    SELECT b.number, b.verdict, b.limit_id, b.scope, b.model, b.unit, b.period, b.used, b.held,
-           b.ceiling, b.needed, b.resets_at, b.retry_after_s, b.granted_nanos, b.granted_tokens,
-           b.requests_ceiling, b.requests_left, b.requests_reset_s, b.tokens_ceiling,
-           b.tokens_left, b.tokens_reset_s
-    FROM public.settle_and_admit(
-        NULL, false, calls, admitting_process_id, lease, most_end_users
-    ) b
-$function$;
 
 CREATE OR REPLACE FUNCTION public.credit(call_organization_id uuid, call_id uuid, credit_id uuid, credit_nanos bigint, credit_note text)
  RETURNS TABLE(verdict text, left_nanos bigint)
@@ -804,29 +789,6 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.make_ledger_partitions(months_ahead integer)
- RETURNS integer
- LANGUAGE plpgsql
-AS $function$
-DECLARE
-    made integer := 0;
-BEGIN
-    IF NOT pg_try_advisory_xact_lock(hashtext('rialto.ledger_partitions')) THEN
-        RETURN 0;
-    END IF;
-    FOR ahead IN 0 .. months_ahead LOOP
-        IF public.make_ledger_partition(
-            (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => ahead))
-                AT TIME ZONE 'UTC',
-            5000
-        ) THEN
-            made := made + 1;
-        END IF;
-    END LOOP;
-    RETURN made;
-END
-$function$;
-
 CREATE OR REPLACE FUNCTION public.refuse_change()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -895,14 +857,6 @@ BEGIN
 
     PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
 END
-$function$;
-
-CREATE OR REPLACE FUNCTION public.settle(entries jsonb, only_expired boolean)
- RETURNS TABLE(id uuid, kind text, cost_nanos bigint, bound_nanos bigint)
- LANGUAGE sql
-AS $function$
-    SELECT b.id, b.kind, b.cost_nanos, b.bound_nanos
-    FROM public.settle_and_admit(entries, only_expired, NULL, NULL, NULL, NULL) b
 $function$;
 
 CREATE OR REPLACE FUNCTION public.settle_and_admit(entries jsonb, only_expired boolean, calls jsonb, admitting_process_id uuid, lease interval, most_end_users integer)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Applies pending migrations to DATABASE_URL and checks the tables, before a deployment. Waits up to
-# 90 s for the database; exits non-zero on failure, which stops the deployment.
+# Applies pending migrations and the functions of this release to DATABASE_URL and checks the tables,
+# before a deployment. Waits up to 90 s for the database; exits non-zero on failure, which stops the
+# deployment.
 set -eu
 cd "$(dirname "$0")/.."
 python=python

@@ -1,8 +1,12 @@
 #!/bin/sh
 # Refuses a merged migration that was edited or deleted: databases that have it would never see the
-# change. Each file in migrations/ must be as the commit left it that brought it to main.
+# change. Each migration must be as the commit left it that brought it to main. Functions, in
+# migrations/functions/, may change: the migrator applies the new text.
 set -eu
 cd "$(dirname "$0")/.."
+# The first migration of the baseline. Those that were merged before it are forgotten: a database that
+# has them is refused at start.
+BASELINE=migrations/0001_organizations.sql
 if [ ! -e .git ]; then
     echo "migrations: this is no git clone, so there is nothing to compare with" >&2
     exit 0
@@ -12,22 +16,37 @@ if [ "$(git rev-parse --is-shallow-repository)" = true ]; then
     echo "migrations: a shallow clone does not know what was merged: git fetch --unshallow" >&2
     exit 1
 fi
-# On a branch, its own migrations may still change: what counts is main.
-main=HEAD
+# A branch is compared with the commit of main that it began at: its own migrations may still change,
+# and it lacks those that main has got since.
+merged=HEAD
 if [ "$(git symbolic-ref --quiet --short HEAD || true)" != main ]; then
     for name in refs/remotes/origin/main refs/heads/main; do
         if git rev-parse --quiet --verify "$name" >/dev/null; then
-            main=$name
+            merged=$(git merge-base HEAD "$name")
             break
         fi
     done
 fi
-if ! git rev-parse --quiet --verify "$main" >/dev/null; then
+if ! git rev-parse --quiet --verify "$merged" >/dev/null; then
     exit 0
 fi
-changed=$(
+added() {
     git -c core.quotePath=false log --first-parent -m --reverse --no-renames --diff-filter=A \
-        --format='commit %H' --name-only "$main" -- migrations/ |
+        --format='commit %H' --name-only "$@"
+}
+since=
+if [ -e "$BASELINE" ] || git rev-parse --quiet --verify "$merged:$BASELINE" >/dev/null; then
+    baseline=$(added "$merged" -- "$BASELINE" | awk '/^commit / { print $2; exit }')
+    if [ -z "$baseline" ]; then
+        # The branch that brings the baseline.
+        exit 0
+    fi
+    if git rev-parse --quiet --verify "$baseline^" >/dev/null; then
+        since=^$baseline^
+    fi
+fi
+changed=$(
+    added "$merged" $since -- migrations/ ':(exclude)migrations/functions/' |
         awk '/^commit / { commit = $2; next } NF && !seen[$0]++ { print commit, $0 }' |
         while read -r commit path; do
             if [ ! -f "$path" ]; then

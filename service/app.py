@@ -36,6 +36,7 @@ from service.ids import uuid7
 from service.ledger import Ledger
 from service.settings import Settings, load
 from service.settings.address import DatabaseAddress
+from service.settings.rules import Environment
 from service.shares import Shares
 from service.telemetry import logs
 from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open_venice
@@ -115,9 +116,11 @@ async def ready_schema(app: web.Application) -> AsyncIterator[None]:
             address, settings.startup_database_timeout_s, must_write=True
         ) as conn:
             facts["server_version"] = conn.get_settings().server_version
-            pending, _ = await schema.pending(conn)
-    if pending:
-        await _migrate(address, settings.startup_database_timeout_s)
+            lacking, newer = await schema.pending(conn)
+    # In development, whoever goes back to an earlier commit wants the functions of that commit.
+    restore = settings.environment is Environment.DEVELOPMENT
+    if lacking or (newer and restore):
+        await _migrate(address, settings.startup_database_timeout_s, restore=restore)
     else:
         log.info("migrations", pending=0)
     async with first_connection(address, settings.startup_database_timeout_s) as conn:
@@ -125,10 +128,12 @@ async def ready_schema(app: web.Application) -> AsyncIterator[None]:
     yield
 
 
-async def _migrate(address: DatabaseAddress, timeout: float) -> None:
+async def _migrate(address: DatabaseAddress, timeout: float, *, restore: bool) -> None:
     stopped = threading.Event()
     try:
-        await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout, stopped=stopped)
+        await asyncio.to_thread(
+            schema.apply, address, connect_timeout_s=timeout, stopped=stopped, restore=restore
+        )
     finally:
         # A thread cannot be cancelled: when the start is, it is told to wait no longer.
         stopped.set()

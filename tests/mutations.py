@@ -6,7 +6,7 @@ scripts/mutate.sh applies the mutations, one by one, in a copy of the tree.
 
 import dataclasses
 
-BATCH_SQL = "migrations/0017_one_transaction.sql"
+BATCH_SQL = "migrations/functions/settle_and_admit.sql"
 
 
 @dataclasses.dataclass(frozen=True)

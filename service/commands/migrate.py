@@ -15,13 +15,15 @@ MIGRATE_TIMEOUT_S: Final = 90.0
 
 @click.command()
 def migrate() -> None:
-    """Apply pending migrations and check that all tables exist."""
+    """Apply pending migrations and functions, and check that all tables exist."""
     settings = read_settings()
     timeout_s = min(MIGRATE_TIMEOUT_S, settings.startup_database_timeout_s)
 
     async def run() -> None:
         async with database_address(settings, must_exist=False) as address:
-            await asyncio.to_thread(schema.apply, address, connect_timeout_s=timeout_s)
+            await asyncio.to_thread(
+                schema.apply, address, connect_timeout_s=timeout_s, restore=True
+            )
             async with first_connection(address, timeout_s) as conn:
                 await schema.verify(conn)
 

@@ -10,6 +10,9 @@ tenth of a second only, since everybody else queues up behind the wait, and then
 A migration with ``-- transactional: false`` is refused: it cannot be taken back when it is cut
 short. So are files that begin or end transactions themselves. While its statements run the search
 path is empty, so that an object without ``public.`` before it is an error.
+
+After the migrations come the functions, all in one transaction, so that no session finds functions
+of two releases.
 """
 
 import logging
@@ -22,6 +25,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +38,13 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.migrations import read_sql_migration
 
 from service.database.errors import behind_pooler
-from service.database.schema import check_server_version, migration_ids
+from service.database.functions import RECORDED, Function, compare, read_functions
+from service.database.schema import (
+    APPLIED,
+    check_server_version,
+    migration_ids,
+    refuse_old_chain,
+)
 from service.errors import StartupError
 from service.settings.address import DatabaseAddress
 
@@ -80,6 +90,44 @@ LOCK_TABLE: Final = """
         locked int DEFAULT 1, ctime timestamp, pid int NOT NULL, PRIMARY KEY (locked)
     )
 """
+FUNCTIONS_TABLE: Final = """
+    CREATE TABLE IF NOT EXISTS yoyo.functions (
+        name text NOT NULL,
+        checksum text NOT NULL,
+        applied_at timestamptz NOT NULL,
+        PRIMARY KEY (name, checksum)
+    )
+"""
+RECORD_FUNCTION: Final = """
+    INSERT INTO yoyo.functions (name, checksum, applied_at)
+    VALUES (:name, :checksum, clock_timestamp())
+    ON CONFLICT (name, checksum) DO UPDATE SET applied_at = excluded.applied_at
+"""
+COUNT_SIGNATURES: Final = """
+    SELECT count(*) FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace AND proname = :name
+"""
+DROP_FUNCTIONS: Final = """
+    DO $$
+    DECLARE
+        signature text;
+    BEGIN
+        FOR signature IN
+            SELECT p.oid::regprocedure
+            FROM pg_proc p
+            WHERE p.pronamespace = 'public'::regnamespace
+              AND p.proname IN (SELECT name FROM yoyo.functions)
+        LOOP
+            EXECUTE 'DROP FUNCTION ' || signature;
+        END LOOP;
+        DELETE FROM yoyo.functions;
+    END
+    $$
+"""
+NEW_NAME: Final = (
+    "A function whose signature changes gets a new name, such as {0}_v2. The old file stays for one"
+    " release."
+)
 
 
 class Migrator:
@@ -103,22 +151,31 @@ class Migrator:
         # What yoyo says is said here, in the form of our lines.
         logging.getLogger("yoyo").setLevel(logging.CRITICAL)
 
-    def apply(self) -> list[str]:
-        """Apply what is pending."""
+    def apply(self, *, restore: bool = False) -> list[str]:
+        """Apply what is pending; with ``restore``, functions that were replaced as well."""
         done: list[str] = []
 
         def work(backend: Backend) -> None:
-            migrations = _read(self._directory)
+            migrations, functions = _read(self._directory), read_functions(self._directory)
             applied = set(backend.get_applied_migration_hashes())
+            refuse_old_chain({row[0] for row in backend.execute(APPLIED).fetchall()})
             if unknown := applied.difference(one.hash for one in migrations):
                 log.warning("database is newer than the code", migrations=len(unknown))
+            lacking, replaced = compare(functions, dict(backend.execute(RECORDED).fetchall()))
+            if restore:
+                lacking += replaced
             _check(one for one in migrations if one.hash not in applied)
+            _check_functions(lacking)
             pending = backend.to_apply(migrations)
             log.info("migrations", pending=len(pending), names=[one.id for one in pending])
             for migration in pending:
-                duration_ms = self._run_one(backend.apply_one, migration)
+                duration_ms = self._run_one(backend, partial(backend.apply_one, migration))
                 log.info("migration applied", migration=migration.id, duration_ms=duration_ms)
                 done.append(migration.id)
+            if lacking:
+                duration_ms = self._run_one(backend, partial(backend.apply_functions, lacking))
+                names = [one.name for one in lacking]
+                log.info("functions applied", names=names, duration_ms=duration_ms)
 
         self._in_turn(work)
         return done
@@ -134,9 +191,11 @@ class Migrator:
             applied = list(backend.to_rollback(migrations))
             if not chosen:
                 chosen.extend(_choose([one.id for one in applied], count, migration))
+            if chosen:
+                self._run_one(backend, backend.drop_functions)
             for one in applied:
                 if one.id in chosen:
-                    duration_ms = self._run_one(backend.rollback_one, one)
+                    duration_ms = self._run_one(backend, partial(backend.rollback_one, one))
                     log.info("migration rolled back", migration=one.id, duration_ms=duration_ms)
 
         self._in_turn(work)
@@ -201,8 +260,8 @@ class Migrator:
             if self._stopped.wait(TURN_POLL_S * random.uniform(0.5, 1.5)):  # noqa: S311
                 raise StartupError("Stopped while another process migrates.", "Start again.")
 
-    def _run_one(self, run: Callable[[Any], None], migration: Any) -> float:
-        """Run one migration, again after a pause when a table's lock is not to be had.
+    def _run_one(self, backend: "Backend", run: Callable[[], None]) -> float:
+        """Run one transaction, and again after a pause when it did not get the lock of a table.
 
         Returns its duration in milliseconds.
         """
@@ -219,12 +278,14 @@ class Migrator:
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
             sleep=tenacity.sleep_using_event(self._stopped),
             before_sleep=lambda state: log.warning(
-                "migration waits for a lock", migration=migration.id, attempt=state.attempt_number
+                "migration waits for a lock",
+                attempt=state.attempt_number,
+                **{backend.kind: backend.name},
             ),
             reraise=True,
         )
         try:
-            retrying(run, migration)
+            retrying(run)
         except psycopg.Error as error:
             if _is_lost(error) or _is_pooled(error):
                 raise
@@ -232,9 +293,11 @@ class Migrator:
             hint = "Mend what the message names and start again; earlier migrations stay applied."
             if isinstance(error, errors.LockNotAvailable):
                 hint = "A session holds a table's lock for long: see pg_locks, pg_stat_activity."
+            if isinstance(error, errors.InvalidFunctionDefinition):
+                hint = NEW_NAME.format(backend.name)
             raise StartupError(
-                f"Migration {migration.id} failed: {message} ({error.sqlstate}). Nothing of it is"
-                " applied.",
+                f"{backend.kind.capitalize()} {backend.name} failed: {message} ({error.sqlstate})."
+                " Nothing of it is applied.",
                 hint,
             ) from error
         return round((time.perf_counter() - started) * 1000, 1)
@@ -309,6 +372,15 @@ def _check(migrations: Iterable[Any]) -> None:
         _refuse_transactions(_rollback_path(migration))
 
 
+def _check_functions(functions: Iterable[Function]) -> None:
+    for function in functions:
+        if len(read_sql_migration(str(function.path))[2]) != 1:
+            raise StartupError(
+                f"{function.path.name} has more than one statement.",
+                "A file creates one function. All else is for migrations.",
+            )
+
+
 def _rollback_path(migration: Any) -> Path:
     return Path(migration.path).with_suffix(".rollback.sql")
 
@@ -335,6 +407,8 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
     """yoyo's way to the database, in one connection and one transaction for each migration."""
 
     schema = "yoyo"
+    kind = name = "migration"
+    """What is being applied, for messages: a migration or a function, and its name."""
 
     def __init__(self, address: DatabaseAddress, lock_timeout_s: float) -> None:
         self.lock_timeout_ms = int(lock_timeout_s * 1000)
@@ -357,6 +431,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
             if self.execute("SELECT to_regnamespace('yoyo')").fetchone()[0] is None:
                 self.execute("CREATE SCHEMA yoyo")
             self.execute(LOCK_TABLE)
+            self.execute(FUNCTIONS_TABLE)
 
     def ensure_internal_schema_updated(self) -> None:
         super().ensure_internal_schema_updated()
@@ -367,6 +442,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
         self.execute(f"SET LOCAL lock_timeout = {self.lock_timeout_ms}")
 
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
+        self.kind, self.name = "migration", migration.id
         self.ensure_internal_schema_updated()
         with self.transaction():
             self._run_steps(migration, "apply", force=force)
@@ -377,11 +453,43 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
     def rollback_one(self, migration: Any, force: bool = False) -> None:
         if not _rollback_path(migration).exists():
             raise StartupError(f"{migration.id} has no rollback.", "Write one beside it.")
+        self.kind, self.name = "migration", migration.id
         self.ensure_internal_schema_updated()
         with self.transaction():
             self._run_steps(migration, "rollback", force=force)
             self.log_migration(migration, "rollback")
             self.unmark_one(migration, log=False)
+
+    def apply_functions(self, functions: list[Function]) -> None:
+        """Create the functions, in one transaction.
+
+        :raises StartupError: when a function exists with other arguments.
+        """
+        self.kind = "function"
+        with self.transaction():
+            self.execute("SET LOCAL search_path = ''")
+            # Functions call each other, so their bodies are checked when all of them exist.
+            for is_checked in ("off", "on"):
+                self.execute(f"SET LOCAL check_function_bodies = {is_checked}")
+                for function in functions:
+                    self.name = function.name
+                    self.connection.execute(function.text)
+            for function in functions:
+                self._record(function)
+
+    def _record(self, function: Function) -> None:
+        if self.execute(COUNT_SIGNATURES, {"name": function.name}).fetchone()[0] > 1:
+            raise StartupError(
+                f"Function {function.name} exists with other arguments. Nothing is applied.",
+                NEW_NAME.format(function.name),
+            )
+        self.execute(RECORD_FUNCTION, {"name": function.name, "checksum": function.checksum})
+
+    def drop_functions(self) -> None:
+        """Drop all functions that were applied, whichever release they are of."""
+        self.kind = self.name = "functions"
+        with self.transaction():
+            self.connection.execute(DROP_FUNCTIONS)
 
     def _run_steps(self, migration: Any, direction: str, *, force: bool) -> None:
         self.execute("SET LOCAL search_path = ''")

@@ -1,16 +1,18 @@
-"""The schema: migrations applied in safety, and the fourteen tables found before serving.
+"""The schema: apply migrations and functions safely, and find the fourteen tables before serving.
 
 Serving with nothing pending imports neither yoyo nor psycopg: only ``migrator`` does, and it is
 imported when there is something to apply.
 """
 
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 import asyncpg
 import structlog
 
+from service.database.functions import RECORDED, compare, read_functions
 from service.errors import StartupError
 from service.settings.address import DatabaseAddress
 
@@ -21,6 +23,8 @@ OLDEST_SERVER: Final = 16
 TURN_TIMEOUT_S: Final = 300.0
 LOCK_TIMEOUT_S: Final = 0.1
 """Processes of the release before serve calls meanwhile, which queue behind the wait."""
+OLD_CHAIN: Final = "0001_accounts"
+"""The first of the migrations that the baseline, 0001 to 0004, has replaced."""
 
 
 def _columns(names: str) -> tuple[str, ...]:
@@ -50,9 +54,8 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "models": _columns(
         "id organization_id name version is_current kind type capabilities prices "
-        "context_tokens max_output_tokens overhead_tokens overhead_tokens_with_venice_prompt "
-        "deprecation targets created_at listing position also_named retired_at "
-        "set_by"
+        "context_tokens max_output_tokens deprecation targets created_at listing position "
+        "also_named retired_at set_by"
     ),
     "holds": _columns(
         "organization_id id api_key_id end_user request_id endpoint model is_stream "
@@ -119,12 +122,34 @@ APPLIED: Final = "SELECT migration_id FROM yoyo._yoyo_migration"
 async def pending(
     conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTORY
 ) -> tuple[list[str], list[str]]:
-    """The migrations that the database lacks, and those of it that this code does not know."""
-    ids = migration_ids(directory)
+    """Return what the database lacks, and what it has that is newer than this code.
+
+    Each is a list of the ids of migrations, then of functions as ``function NAME``.
+
+    :raises StartupError: when the database is of the old chain.
+    """
+    ids, functions = migration_ids(directory), read_functions(directory)
     applied: set[str] = set()
+    recorded: dict[str, list[str]] = {}
     if await conn.fetchval(TABLE_IS_THERE):
         applied = {row["migration_id"] for row in await conn.fetch(APPLIED)}
-    return [name for name in ids if name not in applied], sorted(applied.difference(ids))
+        refuse_old_chain(applied)
+        recorded = {row["name"]: row["checksums"] for row in await conn.fetch(RECORDED)}
+    lacking, replaced = compare(functions, recorded)
+    return (
+        [name for name in ids if name not in applied] + [f"function {one.name}" for one in lacking],
+        sorted(applied.difference(ids)) + [f"function {one.name}" for one in replaced],
+    )
+
+
+def refuse_old_chain(applied: Collection[str]) -> None:
+    """:raises StartupError: when migrations were applied that the baseline has replaced."""
+    if OLD_CHAIN in applied:
+        raise StartupError(
+            "The database was made by the migrations before the baseline, which no longer exist.",
+            "In development, stop the service and remove .rialto/. Elsewhere, start with an empty"
+            " database.",
+        )
 
 
 COLUMNS: Final = """
@@ -190,8 +215,11 @@ def apply(
     turn_timeout_s: float = TURN_TIMEOUT_S,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
     stopped: threading.Event | None = None,
+    restore: bool = False,
 ) -> list[str]:
-    """Apply what is pending and return its names. Any number of processes may do so at once.
+    """Apply what is pending and return the migrations. Any number of processes may do so at once.
+
+    ``restore`` also brings back the functions of this code that another release has replaced.
 
     A connection that cannot be made, or is lost, is made again with backoff until
     ``connect_timeout_s`` have passed; a migration is applied whole or not at all, so going on is
@@ -206,7 +234,7 @@ def apply(
     migrator = Migrator(
         address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s, stopped
     )
-    return migrator.apply()
+    return migrator.apply(restore=restore)
 
 
 def rollback(
@@ -220,6 +248,8 @@ def rollback(
     lock_timeout_s: float = LOCK_TIMEOUT_S,
 ) -> list[str]:
     """Take back the newest ``count`` migrations, or ``migration`` and all that came after it.
+
+    All functions go first, since they may use what the migrations made. ``apply`` makes them again.
 
     :raises StartupError: as :func:`apply` does.
     """

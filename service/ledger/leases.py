@@ -25,7 +25,7 @@ FIND_EXPIRED: Final = """
 """
 SETTLE_EXPIRED: Final = """
     SELECT id, kind
-    FROM public.settle($1::text::jsonb, true)
+    FROM public.settle_and_admit($1::text::jsonb, true, NULL, NULL, NULL, NULL)
 """
 
 

@@ -7,9 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support import MODELS, ORGANIZATIONS, set_alias, set_limit
 
-from service.api import DATABASE
 from service.api.wire import MAX_SMALL_BODY_BYTES
-from service.database import schema
 from service.ledger.limits import MAX_ADMINISTRATOR_LIMITS_PER_SCOPE
 
 pytestmark = pytest.mark.shares_service
@@ -263,46 +261,6 @@ class TestAliases:
                 assert (status, error["param"]) == (403, "targets")
         status, _ = await second.ask("PUT", f"{MODELS}/other", targets=["llama-3.3-70b"], **own)
         assert status == 200
-
-
-async def test_objects_made_before_set_by_was_recorded(service, caller, admin):
-    """Old objects belong to the administrator that made them, unless the operator has changed them
-    since; all others belong to the operator."""
-    new = {"unit": "usd", "period": "day", "ceiling": "5"}
-    ours = await set_limit(caller, **new)
-    theirs, touched = [(await admin.ask("POST", f"{admin.path}/limits", **new))[1] for _ in "ab"]
-    await admin.ask("PATCH", f"/admin/v1/limits/{ours['id']}", ceiling="4")
-    await admin.ask("PATCH", f"/admin/v1/limits/{theirs['id']}", ceiling="6")
-    await service.operate("PATCH", f"/admin/v1/limits/{touched['id']}", json={"ceiling": "3"})
-    _, key = await admin.ask("POST", f"{admin.path}/keys", name="k")
-    body = {"targets": ["kimi-k2-6"], "organization_id": admin.organization_id}
-    await admin.ask("PUT", f"{MODELS}/own", **body)
-    await set_alias(service, "fast", ["llama-3.3-70b"], admin.organization_id)
-    database = service.app[DATABASE]
-
-    statements = (schema.MIGRATIONS_DIRECTORY / "0024_set_by.sql").read_text()
-    down = (schema.MIGRATIONS_DIRECTORY / "0024_set_by.rollback.sql").read_text()
-    async with database.transaction() as conn:
-        await conn.execute(down)
-        await conn.execute(statements)
-
-    limits = await database.fetch("SELECT id::text, set_by FROM public.limits")
-    assert {row["id"]: row["set_by"] for row in limits} == {
-        ours["id"]: "operator",
-        theirs["id"]: "administrator",
-        touched["id"]: "operator",
-    }
-    keys = await database.fetch("SELECT id::text, set_by FROM public.api_keys")
-    assert {row["id"]: row["set_by"] for row in keys} == {
-        caller.key_id: "operator",
-        admin.key_id: "operator",
-        key["id"]: "administrator",
-    }
-    aliases = await database.fetch("SELECT name, set_by FROM public.models WHERE kind = 'alias'")
-    assert {row["name"]: row["set_by"] for row in aliases} == {
-        "own": "administrator",
-        "fast": "operator",
-    }
 
 
 @pytest.mark.parametrize(("encoding", "is_chunked"), [("", False), ("", True), ("gzip", False)])

@@ -56,6 +56,7 @@ backend = yoyo.get_backend(sys.argv[1])
 with backend.lock(timeout=1):
     backend.apply_migrations(backend.to_apply(yoyo.read_migrations(sys.argv[2])))
 """
+FUNCTIONS = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
 # Sleeps where a test has told the database to, so that the same file can be applied afterwards.
 SLEEP = "DO $$ BEGIN PERFORM pg_sleep(current_setting('test.sleep_s', true)::float); END $$;"
 
@@ -243,6 +244,7 @@ def test_all_the_way_down_and_up(database_address):
     assert schema.rollback(database_address, migration=REAL[-2]) == [REAL[-1], REAL[-2]]
     assert schema.rollback(database_address, count=100) == REAL[-3::-1]
     assert tables(database_address) == set()
+    assert ask(database_address, FUNCTIONS) == []
     assert schema.apply(database_address) == REAL
     assert render(database_address) == before
 
@@ -294,14 +296,16 @@ def test_an_older_server_is_refused():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_many_at_once(address, count):
-    """Replicas that start together on an empty database: each migration is applied once."""
+    """Replicas that start together on an empty database: each migration is applied once, and so is
+    each function."""
     processes = [migrating(address, schema.MIGRATIONS_DIRECTORY) for _ in range(count)]
     for process in processes:
         go(process)
-    applied = [finish(process)[0] for process in processes]
+    applied, logs = zip(*(finish(process) for process in processes), strict=True)
 
     assert sorted(applied) == [[]] * (count - 1) + [REAL]
     assert tables(address) == set(schema.TABLES)
+    assert "".join(logs).count("functions applied") == 1
 
 
 def test_a_kill_in_the_middle_of_a_statement(address, directory):
@@ -621,7 +625,7 @@ async def test_a_database_that_lacks_something_is_refused(database_address):
 
 async def test_pending_migrations_are_refused(database_address, address):
     """The service does not serve on a schema that is behind the code."""
-    schema.rollback(database_address, migration="0008_audit_events")
+    schema.rollback(database_address, migration=REAL[0])
     with pytest.raises(StartupError, match="table audit_events") as raised:
         await verify(database_address)
     assert "scripts/migrate.sh" in raised.value.hint
@@ -764,6 +768,21 @@ def test_a_directory_of_any_name(address, directory):
     write(odd, a=create("a"))
 
     assert schema.apply(address, directory=odd) == ["a"]
+
+
+async def test_a_database_of_the_old_chain_is_refused(address, directory):
+    """A database that was made by the migrations before the baseline is left alone, and the error
+    says what to do."""
+    write(directory, **{schema.OLD_CHAIN: create("a")})
+    schema.apply(address, directory=directory)
+
+    with pytest.raises(StartupError, match="before the baseline") as raised:
+        schema.apply(address)
+    assert "remove .rialto/" in raised.value.hint
+    with pytest.raises(StartupError, match="before the baseline"):
+        await verify(address)
+    assert tables(address) == {"a"}
+    assert marked(address) == {schema.OLD_CHAIN}
 
 
 def test_serving_does_not_import_what_only_migrating_needs():

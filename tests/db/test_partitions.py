@@ -222,15 +222,3 @@ async def test_retries_come_less_and_less_often(books, reader, monkeypatch):
 async def ledger_is_complete(books):
     """Return whether every month has its partition."""
     return len(await books.connection.fetchval(MONTHS)) == 4
-
-
-async def test_the_previous_release_delays_nobody_either(books, reader):
-    """The function that processes of the previous release call waits 0.1 s at most."""
-    await books.connection.execute(f"DROP TABLE {partition(3)}")
-    make = "SELECT public.make_ledger_partitions(3)"
-    async with reader.transaction():
-        await reader.execute(READ_LEDGER)
-        with pytest.raises(asyncpg.LockNotAvailableError):
-            await books.connection.execute(make)
-    assert await books.connection.fetchval(make) == 1
-    assert await books.connection.fetchval(make) == 0

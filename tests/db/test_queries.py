@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 
 import asyncpg
 import pytest
@@ -11,6 +12,8 @@ import service
 from service.database.connections import connect_arguments
 
 STATEMENT = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+NAMED_PARAMETER = re.compile(r"(?<![:\w]):[a-z]")
+"""The migrator's statements have these, which yoyo replaces."""
 
 
 def statements():
@@ -20,7 +23,7 @@ def statements():
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             words = value.split() if name.isupper() and isinstance(value, str) else []
-            if words and words[0] in STATEMENT and ":key" not in value:
+            if words and words[0] in STATEMENT and not NAMED_PARAMETER.search(value):
                 yield pytest.param(value, id=f"{module.name}.{name}")
 
 

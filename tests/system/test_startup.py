@@ -18,6 +18,7 @@ from support import ENCRYPTION_KEY, OPERATOR_KEY
 
 from service.database.connections import connect_arguments
 from service.database.migrator import ADVISORY_LOCK
+from service.database.schema import OLD_CHAIN
 
 TABLES = [
     "organizations",
@@ -126,6 +127,24 @@ async def test_the_database_never_comes(tmp_path, unused_tcp_port):
     failed = service.lines[-1]
     assert (failed["message"], "DATABASE_URL" in failed["hint"]) == ("start failed", True)
     assert "very-secret-word" not in "".join(service.raw)
+
+
+async def test_a_database_of_the_old_chain(tmp_path, database_address, upstream):
+    """A start on a database from before the baseline ends with 1 and says what to do."""
+    connection = await asyncpg.connect(**connect_arguments(database_address))
+    await connection.execute(
+        "INSERT INTO yoyo._yoyo_migration (migration_hash, migration_id, applied_at_utc)"
+        " VALUES ('old', $1, now() AT TIME ZONE 'UTC')",
+        OLD_CHAIN,
+    )
+    await connection.close()
+    async with started(tmp_path, **environment(database_address, upstream)) as service:
+        assert await service.ended() == 1
+
+    failed = service.lines[-1]
+    assert failed["message"] == "start failed"
+    assert "before the baseline" in failed["error"]
+    assert "remove .rialto/" in failed["hint"]
 
 
 async def test_another_encryption_key(tmp_path, database_address, upstream, service):

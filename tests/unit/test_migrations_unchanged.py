@@ -9,6 +9,7 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "migrations_unchanged.sh"
 FIRST = "migrations/0001_first.sql"
+BASELINE = "0001_organizations"
 
 
 def git(repository, *arguments):
@@ -120,6 +121,61 @@ def test_a_branch_may_change_its_own(repository):
     said = check(repository)[1]
     assert "0001_first.sql was changed" in said
     assert "0002_second.sql was changed; it came with" in said
+
+
+def test_what_main_got_since_is_no_deletion(repository):
+    """A branch lacks the migrations that main has got since it began."""
+    git(repository, "checkout", "-b", "branch")
+    commit(repository, **{"0002_second": "SELECT 2;\n"})
+    git(repository, "checkout", "main")
+    commit(repository, **{"0003_third": "SELECT 3;\n"})
+    git(repository, "checkout", "branch")
+    assert check(repository) == (0, "")
+
+    (repository / FIRST).write_text("SELECT 2;\n")
+    assert "0001_first.sql was changed" in check(repository)[1]
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_the_baseline_replaces_what_was_before_it(repository, is_merged):
+    """The branch that brings the baseline may delete all migrations and edit its own, and so may
+    main take it; from then on merged migrations do not change, those of the baseline neither."""
+    git(repository, "checkout", "-b", "branch")
+    (repository / FIRST).unlink()
+    commit(repository, **{BASELINE: "SELECT 1;\n", "0002_second": "SELECT 2;\n"})
+    commit(repository, **{"0002_second": "SELECT 3;\n"})
+    assert check(repository) == (0, "")
+
+    git(repository, "checkout", "main")
+    if is_merged:
+        git(repository, "merge", "--no-ff", "-m", "Merges branch", "branch")
+    else:
+        git(repository, "merge", "--ff-only", "branch")
+        # Not merged as one, so what main saw first of the second counts.
+        commit(repository, **{"0002_second": "SELECT 2;\n"})
+    assert check(repository) == (0, "")
+    commit(repository, **{"0003_third": "SELECT 3;\n"})
+    assert check(repository) == (0, "")
+
+    for name in (BASELINE, "0002_second", "0003_third"):
+        path = repository / "migrations" / f"{name}.sql"
+        text = path.read_text()
+        path.write_text("SELECT 4;\n")
+        assert f"{name}.sql was changed" in check(repository)[1]
+        path.unlink()
+        assert f"{name}.sql was deleted" in check(repository)[1]
+        path.write_text(text)
+    assert check(repository) == (0, "")
+
+
+def test_functions_may_change(repository):
+    """The text of a function is applied again when it changes, and a migration drops one."""
+    (repository / "migrations/functions").mkdir()
+    commit(repository, **{"functions/one": "SELECT 1;\n"})
+    commit(repository, **{"functions/one": "SELECT 2;\n"})
+    (repository / "migrations/functions/one.sql").unlink()
+
+    assert check(repository) == (0, "")
 
 
 def test_a_clone_knows_and_a_shallow_one_says_so(repository, tmp_path):

@@ -1,1 +1,2 @@
+DROP TABLE public.models;
 DROP TABLE public.upstream_keys;

@@ -1,2 +1,0 @@
-DROP TABLE public.api_keys;
-DROP TABLE public.organizations;

@@ -1,3 +1,0 @@
-DROP TABLE public.items;
-DROP TABLE public.conversations;
-DROP TABLE public.generations;

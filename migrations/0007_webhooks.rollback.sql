@@ -1,2 +1,0 @@
-DROP TABLE public.webhook_deliveries;
-DROP TABLE public.webhook_endpoints;

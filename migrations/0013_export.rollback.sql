@@ -1,2 +1,0 @@
-DROP FUNCTION public.csv_cell(text);
-DROP FUNCTION public.usd_text(bigint);

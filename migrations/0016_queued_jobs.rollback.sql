@@ -1,1 +1,0 @@
-DROP INDEX public.ledger_entries_queued_idx;

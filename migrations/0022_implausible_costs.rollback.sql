@@ -1,1 +1,0 @@
-DROP INDEX public.audit_events_implausible_idx;
