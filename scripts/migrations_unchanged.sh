@@ -1,7 +1,8 @@
 #!/bin/sh
 # Refuses a merged migration that was edited or deleted: databases that have it would never see the
 # change. Each migration must be as the commit left it that brought it to main. Functions, in
-# migrations/functions/, may change: the migrator applies the new text.
+# migrations/functions/, may change, since the migrator applies the new text; but those that the
+# newest release calls stay, with their signatures, since it serves while the next one is rolled out.
 set -eu
 cd "$(dirname "$0")/.."
 # The first migration of the baseline. Those that were merged before it are forgotten: a database that
@@ -63,5 +64,33 @@ if [ -n "$changed" ]; then
     echo "migrations: merged ones must stay as they are:" >&2
     echo "$changed" >&2
     echo "Restore them and write a new migration with the change." >&2
+    exit 1
+fi
+signature() {
+    awk '/^CREATE OR REPLACE/ { on = 1 } on { print } /LANGUAGE/ { exit }' |
+        sed 's/LANGUAGE.*//' | tr -s ' \n' ' '
+}
+release=$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || true)
+if [ -z "$release" ]; then
+    exit 0
+fi
+changed=$(
+    git -c core.quotePath=false ls-tree --name-only "$release" migrations/functions/ |
+        while read -r path; do
+            name=public.$(basename "$path" .sql)
+            if [ ! -f "$path" ]; then
+                # The release may have kept it for the one before.
+                if git grep -qwF "$name" "$release" -- service migrations ":(exclude)$path"; then
+                    echo "  $path was deleted"
+                fi
+            elif [ "$(git show "$release:$path" | signature)" != "$(signature <"$path")" ]; then
+                echo "  $path has another signature"
+            fi
+        done
+)
+if [ -n "$changed" ]; then
+    echo "migrations: processes of $release call its functions while the next release starts:" >&2
+    echo "$changed" >&2
+    echo "Restore them, and give a new signature a new name, such as credit_v2." >&2
     exit 1
 fi

@@ -178,6 +178,43 @@ def test_functions_may_change(repository):
     assert check(repository) == (0, "")
 
 
+@pytest.fixture
+def released(repository):
+    """A repository with a release that calls one function and keeps another for the one before."""
+    for name in ("migrations/functions", "service"):
+        (repository / name).mkdir()
+    (repository / "service/calls.py").write_text('"SELECT public.one(1)"')
+    head = "CREATE OR REPLACE FUNCTION public.{}(a int)\nRETURNS int\nLANGUAGE sql AS"
+    names = ("one", "two")
+    functions = {f"functions/{name}": f"-- x\n{head.format(name)} 'SELECT 1';\n" for name in names}
+    commit(repository, **functions)
+    git(repository, "tag", "v0.1.0")
+    return repository
+
+
+def test_a_release_goes_on_beside_the_next(released):
+    """Bodies, functions that the release does not call, and those of no release may change."""
+    commit(released, **{"functions/three": "-- x\nCREATE OR REPLACE FUNCTION public.three()"})
+    commit(released, **{"functions/three": "-- x\nCREATE OR REPLACE FUNCTION public.three(a int)"})
+    one = released / "migrations/functions/one.sql"
+    one.write_text(one.read_text().replace("-- x", "-- y").replace("SELECT 1", "SELECT 2"))
+    (released / "migrations/functions/two.sql").unlink()
+
+    assert check(released) == (0, "")
+
+
+def test_what_a_release_calls_stays(released):
+    """A function that the newest release calls keeps its signature until the release after."""
+    one = released / "migrations/functions/one.sql"
+    one.write_text(one.read_text().replace("a int", "a int, b int"))
+    status, output = check(released)
+    assert status == 1
+    assert "functions/one.sql has another signature" in output
+    assert "v0.1.0" in output
+    one.unlink()
+    assert "functions/one.sql was deleted" in check(released)[1]
+
+
 def test_a_clone_knows_and_a_shallow_one_says_so(repository, tmp_path):
     """A fresh clone checks as well; a shallow one cannot, and fails with what to do."""
     commit(repository, **{"0002_second": "SELECT 2;\n"})
