@@ -1,15 +1,19 @@
-"""Migrations: SQL files read by yoyo, applied in safety.
+"""Migrations: SQL files that yoyo reads, applied safely.
 
-What yoyo leaves open is closed here. Its change, its log and its mark are one transaction, so that
-a run that is killed at any point leaves nothing half done. Its lock is a row that a killed run
-leaves behind, so the lock that counts is an advisory one, held by the very session that migrates:
-it ends with it and not before, so that a killed process whose last statement still runs keeps
-everybody else out. Its tables live in a schema of their own. The lock of a table is waited for a
-tenth of a second only, since everybody else queues up behind the wait, and then tried again.
+This module closes the gaps that yoyo leaves:
 
-A migration with ``-- transactional: false`` is refused: it cannot be taken back when it is cut
-short. So are files that begin or end transactions themselves. While its statements run the search
-path is empty, so that an object without ``public.`` before it is an error.
+- The change, yoyo's log and yoyo's mark are one transaction, so a run that is killed at any point
+  leaves nothing half done.
+- yoyo's lock is a row, which a killed run leaves behind. So an advisory lock counts instead. The
+  session that migrates holds it, so a killed process whose last statement still runs keeps all
+  others out.
+- yoyo's tables are in a schema of their own.
+- A migration waits for the lock of a table for 0.1 s, since all other sessions queue behind it, and
+  then tries again.
+
+A migration with ``-- transactional: false`` is refused, since it cannot be undone when it is
+interrupted. So are files that begin or end transactions themselves. The search path is empty while
+statements run, so that an object without ``public.`` before it is an error.
 
 After the migrations come the functions, all in one transaction, so that no session finds functions
 of two releases.
@@ -62,8 +66,8 @@ HOPELESS: Final = re.compile(
     r"authentication failed|no pg_hba\.conf entry|(role|database) \".*\" does not exist"
     r"|certificate verify failed|root certificate|no password supplied|does not support SSL"
 )
-"""What waiting does not mend. libpq gives no error code for a failed connection, only its text; one
-that is not recognized here is waited for until the deadline."""
+"""Failures that another attempt does not cure. libpq gives no error code for a failed connection,
+only a text; attempts go on until the deadline when this does not match it."""
 POOLED: Final = (
     errors.ProtocolViolation,
     errors.InvalidSqlStatementName,
@@ -72,7 +76,7 @@ POOLED: Final = (
 """As :data:`service.database.errors.POOLED`."""
 UNSUPPORTED: Final = "unsupported startup parameter"
 LOST_STATES: Final = ("08", "57P01", "57P02", "57P03", "53300")
-"""Error codes of a server that goes away, is not there yet, or has no connection to spare."""
+"""Error codes of a server that shuts down, is not up yet, or has no connection to spare."""
 TRANSACTION_WORDS: Final = frozenset(
     {"ABORT", "BEGIN", "COMMIT", "END", "PREPARE", "RELEASE", "ROLLBACK", "SAVEPOINT", "START"}
 )
@@ -148,7 +152,7 @@ class Migrator:
         self._turn_timeout_s = turn_timeout_s
         self._lock_timeout_s = lock_timeout_s
         self._stopped = stopped or threading.Event()
-        # What yoyo says is said here, in the form of our lines.
+        # This module logs the same events, in the format of the service.
         logging.getLogger("yoyo").setLevel(logging.CRITICAL)
 
     def apply(self, *, restore: bool = False) -> list[str]:
@@ -181,8 +185,8 @@ class Migrator:
         return done
 
     def rollback(self, count: int, migration: str | None) -> list[str]:
-        """Take back the newest ``count``, or ``migration`` and all that came after it."""
-        # Chosen once: after a lost connection, a second choice might take back one too many.
+        """Roll back the newest ``count``, or ``migration`` and all that came after it."""
+        # Chosen once: after a lost connection, a second choice might roll back one too many.
         chosen: list[str] = []
 
         def work(backend: Backend) -> None:
@@ -202,7 +206,7 @@ class Migrator:
         return chosen
 
     def _in_turn(self, work: Callable[["Backend"], None]) -> None:
-        """Run ``work`` when it is our turn; again, with backoff, when the connection is lost."""
+        """Run ``work`` in turn, and again, with backoff, when the connection is lost."""
 
         def attempt() -> None:
             with Backend(self._address, self._lock_timeout_s) as backend:
@@ -222,7 +226,7 @@ class Migrator:
             ),
             wait=_pause_s,
             sleep=tenacity.sleep_using_event(self._stopped),
-            before_sleep=_say_not_there,
+            before_sleep=_log_not_there,
             reraise=True,
         )
         try:
@@ -244,7 +248,7 @@ class Migrator:
 
     def _wait_for_turn(self, backend: "Backend") -> None:
         started = time.monotonic()
-        said_at = -TURN_LOG_EVERY_S
+        logged_at = -TURN_LOG_EVERY_S
         while not backend.execute(TRY_LOCK, {"key": ADVISORY_LOCK}).fetchone()[0]:
             waited_s = time.monotonic() - started
             row = backend.execute(HOLDER, {"key": ADVISORY_LOCK}).fetchone()
@@ -254,8 +258,8 @@ class Migrator:
                     f"Another process has been migrating for {waited_s:.1f} s (backend {holder}).",
                     "Let it end, or end it with pg_terminate_backend(); then start again.",
                 )
-            if waited_s - said_at >= TURN_LOG_EVERY_S:
-                said_at = waited_s
+            if waited_s - logged_at >= TURN_LOG_EVERY_S:
+                logged_at = waited_s
                 log.info("another process migrates", backend=holder, waited_s=round(waited_s, 1))
             if self._stopped.wait(TURN_POLL_S * random.uniform(0.5, 1.5)):  # noqa: S311
                 raise StartupError("Stopped while another process migrates.", "Start again.")
@@ -274,7 +278,7 @@ class Migrator:
                 tenacity.stop_after_attempt(LOCK_ATTEMPTS),
                 tenacity.stop_when_event_set(self._stopped),
             ),
-            # Those who queued up behind the attempt get their turn in the pause.
+            # Sessions that queued behind the attempt get their turn in the pause.
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
             sleep=tenacity.sleep_using_event(self._stopped),
             before_sleep=lambda state: log.warning(
@@ -304,7 +308,7 @@ class Migrator:
 
 
 def _choose(applied: list[str], count: int, migration: str | None) -> list[str]:
-    """Of what is applied, newest first, what is to be taken back."""
+    """Choose the migrations to roll back from those that are applied, newest first."""
     if migration is None:
         return applied[:count]
     if migration not in applied:
@@ -316,7 +320,7 @@ def _pause_s(state: Any) -> float:
     return float(min(5.0, 0.1 * 2**state.attempt_number) * random.uniform(0.8, 1.2))  # noqa: S311
 
 
-def _say_not_there(state: Any) -> None:
+def _log_not_there(state: Any) -> None:
     log.warning(
         "database not there yet",
         attempt=state.attempt_number,
@@ -327,14 +331,14 @@ def _say_not_there(state: Any) -> None:
 
 
 def _is_pooled(error: BaseException) -> bool:
-    """Whether it is what only a pooler makes of a connection, or came while that was handled."""
+    """Whether only a pooler causes the error, or it was raised while such an error was handled."""
     if isinstance(error, POOLED) or UNSUPPORTED in str(error):
         return True
     return error.__context__ is not None and _is_pooled(error.__context__)
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether another connection may do better."""
+    """Whether another connection may succeed."""
     if not isinstance(error, psycopg.OperationalError) or _is_pooled(error):
         return False
     if error.sqlstate is None:
@@ -343,19 +347,19 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    """What libpq says, which has host and user in it and never a password."""
+    """Return libpq's message, which contains host and user and never a password."""
     return " ".join(str(error).split())[:400]
 
 
 def _read(directory: Path) -> Any:
-    """yoyo's list of the files."""
+    """Return yoyo's list of the files."""
     migration_ids(directory)
-    # yoyo takes a directory for a glob pattern.
+    # yoyo reads a directory's name as a glob pattern.
     return read_migrations(re.sub(r"([*?[])", r"[\1]", str(directory)))
 
 
 def _check(migrations: Iterable[Any]) -> None:
-    """A mistake in one of the files stops the run before it starts."""
+    """Refuse a mistake in one of the files before anything is applied."""
     for migration in migrations:
         try:
             migration.load()
@@ -366,7 +370,7 @@ def _check(migrations: Iterable[Any]) -> None:
         if not migration.use_transactions:
             raise StartupError(
                 f"Migration {migration.id} is marked as not transactional.",
-                "Only what can be taken back whole is applied. Remove the mark.",
+                "A migration is applied whole or not at all. Remove the mark.",
             )
         _refuse_transactions(Path(migration.path))
         _refuse_transactions(_rollback_path(migration))
@@ -396,7 +400,7 @@ def _refuse_transactions(path: Path) -> None:
 
 
 class Cursor(psycopg.Cursor[Any]):
-    """yoyo prints what a statement returns to stdout, unless the cursor has no description."""
+    """A cursor without a description: yoyo prints the rows of any other to stdout."""
 
     @property
     def description(self) -> None:
@@ -404,7 +408,7 @@ class Cursor(psycopg.Cursor[Any]):
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
-    """yoyo's way to the database, in one connection and one transaction for each migration."""
+    """yoyo's connection to the database, with one transaction for each migration."""
 
     schema = "yoyo"
     kind = name = "migration"
@@ -419,15 +423,15 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
             **_connect_arguments(dburi), autocommit=True, cursor_factory=Cursor
         )
         try:
-            # The server looks each second whether we still live while it runs a statement.
+            # While it runs a statement, the server checks each second that the client is alive.
             connection.execute("SET client_connection_check_interval = '1s'")
         except psycopg.errors.InvalidParameterValue:
-            log.debug("the server's system cannot look for lost clients")
+            log.debug("the server's system cannot detect lost clients")
         return connection
 
     def init_database(self) -> None:
         with self.transaction():
-            # IF NOT EXISTS wants the right to create schemas even where there is one.
+            # IF NOT EXISTS requires the right to create schemas even if the schema exists.
             if self.execute("SELECT to_regnamespace('yoyo')").fetchone()[0] is None:
                 self.execute("CREATE SCHEMA yoyo")
             self.execute(LOCK_TABLE)
@@ -514,7 +518,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
 def _connect_arguments(address: DatabaseAddress) -> dict[str, Any]:
     root_certificate = address.sslrootcert
     if root_certificate is None and address.sslmode in ("verify-ca", "verify-full"):
-        # libpq would look in the home directory; asyncpg is given the system's certificates too.
+        # libpq would look in the home directory. asyncpg gets the system's certificates too.
         root_certificate = ssl.get_default_verify_paths().cafile
     return {
         "host": address.host,

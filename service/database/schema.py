@@ -22,7 +22,7 @@ MIGRATIONS_DIRECTORY: Final = Path(__file__).resolve().parents[2] / "migrations"
 OLDEST_SERVER: Final = 16
 TURN_TIMEOUT_S: Final = 300.0
 LOCK_TIMEOUT_S: Final = 0.1
-"""Processes of the release before serve calls meanwhile, which queue behind the wait."""
+"""Calls of the release before queue behind a session that waits for a lock."""
 OLD_CHAIN: Final = "0001_accounts"
 """The first of the migrations that the baseline, 0001 to 0004, has replaced."""
 
@@ -96,11 +96,11 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 """The tables in the order of docs/books.md, each with the columns that this code needs. A column
-that is to be dropped leaves this list one release before the migration that drops it."""
+leaves this list one release before the migration that drops it."""
 
 
 def migration_ids(directory: Path = MIGRATIONS_DIRECTORY) -> list[str]:
-    """The migrations that this code brings: their file names without the ending, in order.
+    """Return the migrations of this code: their file names without the ending, in order.
 
     :raises StartupError: when there are none.
     """
@@ -110,7 +110,7 @@ def migration_ids(directory: Path = MIGRATIONS_DIRECTORY) -> list[str]:
     if not ids:
         raise StartupError(
             f"There are no migrations in {directory}.",
-            "The installation is not complete: the directory belongs beside the package.",
+            "The installation is incomplete: the directory belongs beside the package.",
         )
     return ids
 
@@ -165,7 +165,7 @@ COLUMNS: Final = """
 
 
 async def verify(conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTORY) -> None:
-    """Find the fourteen tables, each in a log line. The service does not serve without them.
+    """Find the fourteen tables, and log each of them. The service does not serve without them.
 
     A database that is newer than the code is accepted while it has what the code needs.
 
@@ -219,15 +219,14 @@ def apply(
 ) -> list[str]:
     """Apply what is pending and return the migrations. Any number of processes may do so at once.
 
-    ``restore`` also brings back the functions of this code that another release has replaced.
+    With ``restore``, functions of this code that another release has replaced are applied too.
 
-    A connection that cannot be made, or is lost, is made again with backoff until
-    ``connect_timeout_s`` have passed; a migration is applied whole or not at all, so going on is
-    safe. ``turn_timeout_s`` is the wait for another process that migrates, ``lock_timeout_s`` the
-    wait for the lock of a table, which is tried a few times. Setting ``stopped`` ends every wait
-    between statements.
+    A connection that fails or is lost is made again with backoff for ``connect_timeout_s``. That is
+    safe, since a migration is applied whole or not at all. ``turn_timeout_s`` is the wait for
+    another process that migrates, ``lock_timeout_s`` that for the lock of a table, which is tried a
+    few times. Setting ``stopped`` ends every wait between statements.
 
-    :raises StartupError: saying which migration failed and why; the ones before it stay applied.
+    :raises StartupError: naming the migration that failed, and why; earlier ones stay applied.
     """
     from service.database.migrator import Migrator  # noqa: PLC0415
 
@@ -247,9 +246,10 @@ def rollback(
     turn_timeout_s: float = TURN_TIMEOUT_S,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
 ) -> list[str]:
-    """Take back the newest ``count`` migrations, or ``migration`` and all that came after it.
+    """Roll back the newest ``count`` migrations, or ``migration`` and all that came after it.
 
-    All functions go first, since they may use what the migrations made. ``apply`` makes them again.
+    Functions are dropped first, since they may use what the migrations made; ``apply`` makes them
+    again.
 
     :raises StartupError: as :func:`apply` does.
     """

@@ -1,4 +1,4 @@
-"""Migrations: whatever happens while they run, nothing is left half done and nobody is blocked."""
+"""Migrations: an interrupted run leaves nothing half done, and blocks no other session."""
 
 import asyncio
 import contextlib
@@ -57,13 +57,13 @@ with backend.lock(timeout=1):
     backend.apply_migrations(backend.to_apply(yoyo.read_migrations(sys.argv[2])))
 """
 FUNCTIONS = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-# Sleeps where a test has told the database to, so that the same file can be applied afterwards.
+# Sleeps when a test sets the duration, so that the same file can be applied afterwards.
 SLEEP = "DO $$ BEGIN PERFORM pg_sleep(current_setting('test.sleep_s', true)::float); END $$;"
 
 
 @pytest.fixture
 def directory(tmp_path):
-    """A directory for migrations of the test's own."""
+    """A directory for the test's migrations."""
     return tmp_path
 
 
@@ -84,28 +84,28 @@ def create(name):
 
 
 def connect(address):
-    """A connection of the test's own."""
+    """Open a connection."""
     return psycopg.connect(**migrator._connect_arguments(address), autocommit=True)
 
 
 def ask(address, query):
-    """The first column of what a query returns."""
+    """Return the first column of a query's rows."""
     with connect(address) as connection:
         return [row[0] for row in connection.execute(query)]
 
 
 def tables(address):
-    """What is in ``public``."""
+    """Return the tables of ``public``."""
     return set(ask(address, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"))
 
 
 def marked(address):
-    """What is marked as applied."""
+    """Return the migrations that are marked as applied."""
     return set(ask(address, schema.APPLIED))
 
 
 def migrating(address, directory, before="", program=MIGRATE, **options):
-    """A process that migrates once it is told to go."""
+    """Start a process that migrates when ``go`` is called."""
     order = {
         "address": dataclasses.asdict(address),
         "directory": str(directory),
@@ -134,14 +134,14 @@ def go(process):
 
 
 def finish(process):
-    """What it applied, and what it said."""
+    """Return the migrations that it applied, and its log."""
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     return json.loads(output), errors
 
 
 def kill(process):
-    """kill -9, and take its pipes away."""
+    """kill -9, and close its pipes."""
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=10)
 
@@ -174,15 +174,15 @@ def in_thread(function, *arguments, **options):
 
 
 def test_every_migration_has_a_rollback():
-    """Beside each migration stands the way back, and nothing else stands there."""
+    """Each migration has a rollback beside it, and the directory has no other files."""
     names = {path.name for path in schema.MIGRATIONS_DIRECTORY.iterdir() if path.is_file()}
 
     assert names == {f"{name}{end}" for name in REAL for end in (".sql", ".rollback.sql")}
 
 
 class Growing:
-    """A database that has the migrations before the one that is asked for. It only grows; for an
-    earlier one, which another worker may leave over, there is a new one."""
+    """A database with the migrations before a given one. It only grows: for an earlier one, which
+    another worker may leave over, it makes a new database."""
 
     def __init__(self, server, directories):
         self.server, self.directories = server, directories
@@ -190,7 +190,7 @@ class Growing:
         self.applied = None
 
     def before(self, name):
-        """The name of the database, with all earlier migrations applied."""
+        """Return the name of the database, with all earlier migrations applied."""
         earlier = REAL[: REAL.index(name)]
         if self.applied is None or len(self.applied) > len(earlier):
             self.address = self.stack.enter_context(new_database(self.server))
@@ -205,7 +205,7 @@ class Growing:
 
 @pytest.fixture(scope="module")
 def growing(server, tmp_path_factory):
-    """Each case clones it, so that no migration is applied for every case after it."""
+    """Each case clones it, so that no case applies all earlier migrations."""
     growing = Growing(server, tmp_path_factory)
     with growing.stack:
         yield growing
@@ -238,7 +238,7 @@ def goes_up_down_up(address, directory, name):
 
 
 def test_all_the_way_down_and_up(database_address):
-    """Named, a migration goes with all that came after it; down to nothing, and up again."""
+    """A rollback of a named migration takes all later ones; then down to nothing, and up again."""
     before = render(database_address)
 
     assert schema.rollback(database_address, migration=REAL[-2]) == [REAL[-1], REAL[-2]]
@@ -274,7 +274,7 @@ async def test_public_holds_the_fourteen_tables(database_address):
 
 
 async def test_the_oldest_server_will_do(database_address):
-    """PostgreSQL 16 takes every migration and ends with the same schema as 18, there and back."""
+    """PostgreSQL 16 applies all migrations, ends with the schema of 18, and rolls all back."""
     with (
         running_server(version=16, options=NO_DURABILITY) as server,
         new_database(server) as address,
@@ -288,7 +288,7 @@ async def test_the_oldest_server_will_do(database_address):
 
 
 def test_an_older_server_is_refused():
-    """PostgreSQL 15 is named, and so is what would do."""
+    """The error names PostgreSQL 15 and the oldest version that is supported."""
     schema.check_server_version(16)
     with pytest.raises(StartupError, match="PostgreSQL 15; 16 is the oldest"):
         schema.check_server_version(15)
@@ -296,8 +296,7 @@ def test_an_older_server_is_refused():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_many_at_once(address, count):
-    """Replicas that start together on an empty database: each migration is applied once, and so is
-    each function."""
+    """Replicas that start together on an empty database apply each migration and function once."""
     processes = [migrating(address, schema.MIGRATIONS_DIRECTORY) for _ in range(count)]
     for process in processes:
         go(process)
@@ -329,7 +328,7 @@ def test_a_kill_in_the_middle_of_a_statement(address, directory):
 
 
 def kill_before_the_mark(address, directory, program, bookkeeping):
-    """Kill a run when its change is done and its mark has to wait for the test's lock."""
+    """Kill a run that has made its change and whose mark waits for the test's lock."""
     with connect(address) as connection, connection.transaction():
         connection.execute(f"LOCK TABLE {bookkeeping}._yoyo_migration IN EXCLUSIVE MODE")
         process = migrating(address, directory, program=program)
@@ -345,8 +344,7 @@ def kill_before_the_mark(address, directory, program, bookkeeping):
 
 
 def test_a_kill_between_the_change_and_its_mark(address, directory):
-    """kill -9 when the change is made and not yet marked: both are gone, and the next run makes
-    both."""
+    """kill -9 between the change and its mark undoes both, and the next run makes both."""
     write(directory, a=create("a"))
     schema.apply(address, directory=directory)
     write(directory, b=create("b"))
@@ -377,7 +375,7 @@ def test_the_same_kill_and_yoyo_alone(address, directory):
 
 
 def test_a_stale_row_in_the_lock_table(address, directory):
-    """A row that a killed run left in yoyo's lock table blocks nobody, at any age of its tables."""
+    """A row that a killed run left in yoyo's lock table blocks no later run."""
     write(directory, a=create("a"))
     schema.apply(address, directory=directory)
     write(directory, b=create("b"))
@@ -398,7 +396,7 @@ def test_a_stale_row_in_the_lock_table(address, directory):
 
 
 def test_another_process_migrates(address, directory):
-    """The lock of a process that migrates is waited for; the log says whose it is."""
+    """A run waits for another process that migrates, and logs whose lock it is."""
     write(directory, a=create("a"))
     with capture_logs() as lines, connect(address) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [migrator.ADVISORY_LOCK])
@@ -414,7 +412,7 @@ def test_another_process_migrates(address, directory):
 
 
 def test_another_process_migrates_for_ever(address, directory):
-    """The wait for another process ends, with its backend's id and what to do."""
+    """The wait for another process ends with an error: its backend's id, and what to do."""
     write(directory, a=create("a"))
     with connect(address) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [migrator.ADVISORY_LOCK])
@@ -425,7 +423,7 @@ def test_another_process_migrates_for_ever(address, directory):
 
 
 def test_a_stop_ends_the_waits(address, directory, unused_tcp_port):
-    """A process that is told to stop while it waits, for its turn or for the server, does so."""
+    """A process that is stopped while it waits, for its turn or for the server, ends at once."""
     write(directory, a=create("a"))
     nowhere = dataclasses.replace(address, host="127.0.0.1", port=unused_tcp_port)
     with connect(address) as other:
@@ -445,7 +443,7 @@ def test_a_stop_ends_the_waits(address, directory, unused_tcp_port):
 
 
 def test_a_table_is_locked_for_a_while(address, directory):
-    """A table that is in use is not queued up for: the attempt is given up and made again."""
+    """A migration does not queue for a table that is in use: it gives up and tries again."""
     write(directory, a=create("a"))
     schema.apply(address, directory=directory)
     write(directory, b=f"{create('b')}\nALTER TABLE public.a ADD COLUMN name text;")
@@ -481,7 +479,7 @@ def test_nobody_queues_behind_a_migration_for_long(address, directory):
 
 
 def test_a_table_is_locked_for_long(address, directory, monkeypatch):
-    """A lock that is not to be had ends the run, with nothing applied."""
+    """A lock that stays taken ends the run, with nothing applied."""
     monkeypatch.setattr(migrator, "LOCK_ATTEMPTS", 2)
     write(directory, a=create("a"))
     schema.apply(address, directory=directory)
@@ -496,7 +494,7 @@ def test_a_table_is_locked_for_long(address, directory, monkeypatch):
 
 
 async def test_the_server_comes_later(address, directory):
-    """A server that is not there yet is waited for, and each attempt is logged."""
+    """A run waits for a server that is not up yet, and logs each attempt."""
     write(directory, a=create("a"))
     proxy = TcpProxy(address)
     proxy.refuse()
@@ -516,8 +514,7 @@ async def test_the_server_comes_later(address, directory):
 
 
 async def test_the_connection_is_lost(address, directory):
-    """A connection that is cut in the middle of a migration is made again, and the migration too,
-    from its start."""
+    """After a connection was cut in the middle of a migration, a new one runs it from its start."""
     write(directory, a=create("a"), b=f"{create('b')}\n{SLEEP}")
     with connect(address) as connection:
         connection.execute(f"ALTER DATABASE {address.database} SET test.sleep_s = '1'")
@@ -535,7 +532,7 @@ async def test_the_connection_is_lost(address, directory):
 
 
 def test_the_server_never_comes(unused_tcp_port, address):
-    """The wait for the server has an end, with a line that says what to do."""
+    """The wait for the server ends with an error that says what to do."""
     nowhere = dataclasses.replace(address, host="127.0.0.1", port=unused_tcp_port)
     with pytest.raises(StartupError, match=r"within 0\.5 s: .*Connection refused") as raised:
         schema.apply(nowhere, connect_timeout_s=0.5)
@@ -544,8 +541,7 @@ def test_the_server_never_comes(unused_tcp_port, address):
 
 
 def test_passwords_are_never_shown(own_server, unused_tcp_port):
-    """Neither errors nor log lines have the password, right or wrong; a wrong one is not waited
-    for."""
+    """Errors and log lines contain no password, right or wrong; a wrong one fails at once."""
     with connect(own_server.address) as connection:
         connection.execute(f"ALTER USER postgres PASSWORD '{PASSWORD}'")
     hba = own_server.directory / "pg_hba.conf"
@@ -583,7 +579,7 @@ def _fails(address):
 
 
 async def verify(address):
-    """Verify; returns the log lines."""
+    """Verify, and return the log lines."""
     connection = await asyncpg.connect(**connect_arguments(address))
     try:
         with capture_logs() as lines:
@@ -612,7 +608,7 @@ async def test_a_newer_database_will_do(database_address, directory):
 
 
 async def test_a_database_that_lacks_something_is_refused(database_address):
-    """Each missing table and column is named, all at once."""
+    """One error names every missing table and column."""
     with connect(database_address) as connection:
         connection.execute("ALTER TABLE public.items DROP COLUMN sealed")
         connection.execute("ALTER TABLE public.holds RENAME TO something")
@@ -660,7 +656,7 @@ else:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without a name")
 async def test_a_user_without_a_name(address):
-    """In a container the process's user id may have no name: nobody asks for it."""
+    """The user id of a container's process may have no name, and none is looked up."""
     # The server's socket is its own account's; the files must be everybody's to read.
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -704,8 +700,7 @@ def test_a_migration_that_fails(address, directory):
     ],
 )
 def test_files_that_cannot_be_applied_whole_are_refused(address, directory, text, reason):
-    """What would be applied in part, or somewhere else, is refused before anything is applied, or
-    rolled back."""
+    """A file that would be applied in part, or to another schema, is refused or rolled back."""
     write(directory, a=create("a"))
     (directory / "b.sql").write_text(text)
     with pytest.raises(StartupError, match=reason):
@@ -715,7 +710,7 @@ def test_files_that_cannot_be_applied_whole_are_refused(address, directory, text
 
 
 def test_no_rollback_without_a_file(address, directory):
-    """A migration without a way back stays applied."""
+    """A migration without a rollback stays applied."""
     write(directory, a=create("a"))
     schema.apply(address, directory=directory)
     (directory / "a.rollback.sql").unlink()
@@ -728,7 +723,7 @@ def test_no_rollback_without_a_file(address, directory):
 
 
 def test_nothing_is_printed(address, directory, capfd):
-    """A statement that returns rows does not spoil the log; percent signs are nothing special."""
+    """A statement that returns rows prints nothing, and percent signs have no meaning."""
     write(directory, a=f"{create('a')}\nSELECT 'a%sb' AS name, 5 %% 3;".replace("%%", "%"))
     with capture_logs():
         schema.apply(address, directory=directory)
@@ -755,14 +750,14 @@ def test_each_step_is_logged(address, directory):
     assert all(line["duration_ms"] > 0 for line in lines[1:])
 
 
-def test_an_incomplete_installation_is_said(address, directory):
-    """Without migration files nothing passes for up to date."""
+def test_an_incomplete_installation_is_refused(address, directory):
+    """Without migration files no database counts as up to date."""
     with pytest.raises(StartupError, match="no migrations"):
         schema.apply(address, directory=directory)
 
 
 def test_a_directory_of_any_name(address, directory):
-    """Characters that mean something in a file pattern do not in a directory's name."""
+    """A directory's name may contain the characters of a glob pattern."""
     odd = directory / "a [b]* c"
     odd.mkdir()
     write(odd, a=create("a"))
@@ -797,5 +792,5 @@ def test_serving_does_not_import_what_only_migrating_needs():
 
 
 def test_the_page_is_current(database_address):
-    """docs/schema.sql shows the schema as it is."""
+    """docs/schema.sql shows the current schema."""
     assert (ROOT / "docs" / "schema.sql").read_text() == render(database_address)
