@@ -378,23 +378,213 @@ CREATE INDEX audit_events_implausible_idx ON public.audit_events (((detail ->> '
 CREATE TRIGGER audit_events_insert_only BEFORE DELETE OR UPDATE ON public.audit_events FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
+CREATE TYPE public.applying_limits AS (
+    ids uuid[],
+    template_ids uuid[],
+    template_users bytea[],
+    left_ids uuid[]
+);
+
+CREATE TYPE public.batch_result AS (
+    id uuid,
+    kind text,
+    cost_nanos bigint,
+    bound_nanos bigint,
+    number integer,
+    verdict text,
+    limit_id uuid,
+    scope text,
+    model text,
+    unit text,
+    period text,
+    used bigint,
+    held bigint,
+    ceiling bigint,
+    needed bigint,
+    resets_at timestamptz,
+    retry_after_s integer,
+    granted_nanos bigint,
+    granted_tokens bigint,
+    requests_ceiling bigint,
+    requests_left bigint,
+    requests_reset_s integer,
+    tokens_ceiling bigint,
+    tokens_left bigint,
+    tokens_reset_s integer
+);
+
+CREATE TYPE public.limit_state AS (
+    organization_id uuid,
+    id uuid,
+    template_id uuid,
+    scope text,
+    api_key_id uuid,
+    end_user bytea,
+    model text,
+    unit text,
+    period text,
+    ceiling bigint,
+    used bigint,
+    held bigint,
+    bucket_s integer,
+    window_at timestamptz,
+    resets_at timestamptz,
+    ring bigint[],
+    alert_at bigint,
+    is_changed boolean
+);
+
+CREATE TYPE public.settled_holds AS (
+    organization_ids uuid[],
+    ids uuid[],
+    seen_ids uuid[],
+    interrupted_ids uuid[],
+    limit_ids uuid[]
+);
+
+CREATE OR REPLACE FUNCTION public.affordable(limits public.limit_state[], places integer[], least_nanos bigint, least_tokens bigint, INOUT nanos bigint, INOUT tokens bigint)
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    place integer;
+    remaining bigint;
+BEGIN
+    FOREACH place IN ARRAY places LOOP
+        remaining := limits[place].ceiling - limits[place].used - limits[place].held;
+        IF limits[place].unit = 'usd' AND nanos IS NOT NULL THEN
+            nanos := least(nanos, greatest(remaining, least_nanos));
+        ELSIF limits[place].unit = 'tokens' THEN
+            tokens := least(tokens, greatest(remaining, least_tokens));
+        END IF;
+    END LOOP;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.amount_of(unit text, nanos bigint, tokens bigint, calls integer)
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE
+AS $function$
+    SELECT CASE unit WHEN 'usd' THEN nanos WHEN 'tokens' THEN tokens ELSE calls END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.corrections_of(entries jsonb, settled public.settled_holds, decided_at timestamp with time zone)
+ RETURNS public.ledger_entries[]
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    -- In the order of the table's columns.
+    RETURN ARRAY(
+        SELECT ROW(
+            x.organization_id, e.correction_id, 'correction', x.id, x.api_key_id, x.end_user,
+            x.request_id, x.endpoint, e.model, x.requested_model, x.is_stream, e.outcome, e.status,
+            0,
+            e.input_tokens - coalesce(x.input_tokens, 0), e.cached_input_tokens,
+            e.output_tokens - coalesce(x.output_tokens, 0),
+            e.cost_nanos - coalesce(x.cost_nanos, 0), e.cost_source, x.bound_nanos, x.bound_tokens,
+            x.price_version, x.limit_ids, x.limit_windows, decided_at,
+            coalesce(e.upstream_key_id, x.upstream_key_id), e.upstream_request_id, e.first_byte_ms,
+            e.duration_ms, x.tags, NULL, decided_at,
+            CASE WHEN e.cost_source = 'not_charged' THEN 0
+                 ELSE coalesce(e.input_tokens + e.output_tokens, x.tokens) END - x.tokens
+        )::public.ledger_entries
+        FROM (
+            SELECT DISTINCT ON (e.organization_id, e.id) e.*
+            FROM jsonb_to_recordset(entries) AS e (
+                organization_id uuid, id uuid, correction_id uuid, model text, outcome text,
+                status smallint, input_tokens bigint, cached_input_tokens bigint,
+                output_tokens bigint, cost_nanos bigint, cost_source text, upstream_key_id uuid,
+                upstream_request_id text, first_byte_ms integer, duration_ms integer
+            )
+            WHERE e.cost_nanos IS NOT NULL
+            ORDER BY e.organization_id, e.id
+        ) e
+        CROSS JOIN LATERAL (
+            SELECT x.*
+            FROM public.ledger_entries x
+            WHERE x.organization_id = e.organization_id
+              AND x.id = e.id
+              AND x.outcome = 'interrupted'
+              AND (x.id = ANY (settled.interrupted_ids) OR x.id = ANY (settled.seen_ids))
+              AND NOT EXISTS (
+                  SELECT
+                  FROM public.ledger_entries y
+                  WHERE y.organization_id = x.organization_id
+                    AND y.amends_id = x.id
+                    AND y.kind = 'correction'
+                  OFFSET 0
+              )
+            OFFSET 0  -- by its key, never by a join of all
+        ) x
+    );
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.count_entries(INOUT limits public.limit_state[], INOUT entries public.ledger_entries[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    limit_ids uuid[];
+    entry public.ledger_entries;
+    state public.limit_state;
+    used bigint;
+    held bigint;
+    place integer;
+    slot integer;
+BEGIN
+    FOREACH state IN ARRAY limits LOOP
+        limit_ids := limit_ids || state.id;
+    END LOOP;
+    FOR m IN 1 .. cardinality(entries) LOOP
+        entry := entries[m];
+        FOR n IN 1 .. cardinality(entry.limit_ids) LOOP
+            place := array_position(limit_ids, entry.limit_ids[n]);
+            CONTINUE WHEN place IS NULL;
+            state := limits[place];
+            used := CASE WHEN state.unit = 'concurrency' THEN 0
+                         ELSE public.amount_of(
+                             state.unit, entry.cost_nanos, entry.tokens, entry.requests
+                         ) END;
+            held := CASE WHEN entry.kind <> 'call' THEN 0
+                         ELSE public.amount_of(
+                             state.unit, entry.bound_nanos, entry.bound_tokens, 1
+                         ) END;
+            IF state.bucket_s IS NULL THEN
+                state.used := state.used + used;
+                state.held := state.held - held;
+                entry.limit_windows[n] := state.window_at;
+            ELSIF entry.limit_windows[n]
+                > state.window_at - 61 * state.bucket_s * interval '1 second'
+            THEN
+                -- Its bound was counted as used when it was admitted. What was not used is given
+                -- back in the same bucket.
+                slot := public.slot_of(entry.limit_windows[n], state.bucket_s);
+                state.ring[slot] := state.ring[slot] + used - held;
+                state.used := state.used + used - held;
+            END IF;
+            state.is_changed := true;
+            limits[place] := state;
+        END LOOP;
+        entries[m] := entry;
+    END LOOP;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.credit(call_organization_id uuid, call_id uuid, credit_id uuid, credit_nanos bigint, credit_note text)
  RETURNS TABLE(verdict text, left_nanos bigint)
  LANGUAGE plpgsql
+ SET enable_seqscan TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 #variable_conflict use_column
 DECLARE
     call public.ledger_entries;
     same public.ledger_entries;
-    locked uuid[];
-    credited_at timestamptz;
-    ids uuid[];
-    useds bigint[];
-    helds bigint[];
-    bucket_ss integer[];
-    windows timestamptz[];
-    rings bigint[];
-    touched boolean[];
+    locked record;
+    credited public.ledger_entries;
+    counted record;
 BEGIN
     -- One credit of an organization at a time; before the ledger is touched, as in every change.
     PERFORM FROM public.organizations o WHERE o.id = call_organization_id FOR NO KEY UPDATE;
@@ -409,17 +599,16 @@ BEGIN
         RETURN;
     END IF;
 
-    SELECT array_agg(l.id) INTO locked
-    FROM (
-        SELECT l.id
-        FROM public.limits l
-        WHERE l.organization_id = call_organization_id
-          AND l.id = ANY (call.limit_ids)
-          AND l.unit = 'usd'
-        ORDER BY l.organization_id, l.id
-        FOR NO KEY UPDATE
-    ) l;
-    credited_at := clock_timestamp();
+    locked := public.lock_limits(
+        ARRAY(
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.organization_id = call_organization_id
+              AND l.id = ANY (call.limit_ids)
+              AND l.unit = 'usd'
+        ),
+        NULL, NULL, NULL
+    );
 
     SELECT x.* INTO same
     FROM public.ledger_entries x
@@ -441,10 +630,14 @@ BEGIN
         RETURN;
     END IF;
 
-    SELECT array_agg(l.id), array_agg(l.used - credit_nanos), array_agg(l.held),
-           array_agg(l.bucket_s), array_agg(l.window_at), array_agg(l.ring), array_agg(true)
-    INTO ids, useds, helds, bucket_ss, windows, rings, touched
-    FROM public.limits_as_of(locked, credited_at) l;
+    -- A credit counts as a correction does: it holds nothing.
+    credited := call;
+    credited.id := credit_id;
+    credited.kind := 'credit';
+    credited.amends_id := call_id;
+    credited.cost_nanos := -credit_nanos;
+    counted := public.count_entries(locked.limits, ARRAY[credited]);
+    credited := counted.entries[1];
 
     INSERT INTO public.ledger_entries (
         organization_id, id, kind, amends_id, api_key_id, end_user, request_id, endpoint, model,
@@ -454,17 +647,11 @@ BEGIN
     VALUES (
         call_organization_id, credit_id, 'credit', call_id, call.api_key_id, call.end_user,
         call.request_id, call.endpoint, call.model, call.requested_model, call.is_stream,
-        -credit_nanos, 'manual', call.price_version, call.limit_ids,
-        ARRAY(
-            SELECT coalesce(windows[array_position(ids, c.limit_id)], c.window_at)
-            FROM unnest(call.limit_ids, call.limit_windows)
-                WITH ORDINALITY AS c (limit_id, window_at, place)
-            ORDER BY c.place
-        ),
-        credited_at, call.tags, credit_note
+        -credit_nanos, 'manual', call.price_version, call.limit_ids, credited.limit_windows,
+        locked.decided_at, call.tags, credit_note
     );
 
-    PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+    PERFORM public.write_limits(counted.limits);
 END
 $function$;
 
@@ -517,6 +704,97 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.end_calls(entries jsonb, only_expired boolean, settled public.settled_holds, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT written public.ledger_entries[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    gone record;
+    call record;
+    hold public.holds;
+    released public.ledger_entries[] := '{}';
+    counted record;
+    place integer;
+BEGIN
+    written := '{}';
+    gone := public.end_holds(settled, only_expired, decided_at);
+    FOR call IN
+        SELECT e.*
+        FROM jsonb_to_recordset(entries) AS e (
+            organization_id uuid, id uuid, model text, outcome text, status smallint,
+            input_tokens bigint, cached_input_tokens bigint, output_tokens bigint,
+            cost_nanos bigint, cost_source text, upstream_key_id uuid, upstream_request_id text,
+            first_byte_ms integer, duration_ms integer
+        )
+    LOOP
+        place := array_position(gone.ids, call.id);
+        CONTINUE WHEN place IS NULL;
+        gone.ids[place] := NULL;
+        hold := gone.ended[place];
+        IF only_expired AND public.is_over(hold) THEN
+            released := released || public.released(hold);
+            CONTINUE;
+        END IF;
+        IF call.cost_nanos IS NULL AND hold.bound_nanos IS NOT NULL THEN
+            call.cost_nanos := hold.bound_nanos;
+            call.cost_source := 'bound';
+        ELSIF call.cost_source = 'estimated' THEN
+            call.cost_nanos := least(call.cost_nanos, hold.bound_nanos);
+        END IF;
+        -- In the order of the table's columns.
+        written := written || ROW(
+            hold.organization_id, hold.id, 'call', NULL, hold.api_key_id, hold.end_user,
+            hold.request_id, hold.endpoint, call.model, coalesce(hold.requested_model, hold.model),
+            hold.is_stream, call.outcome, call.status, 1, call.input_tokens,
+            call.cached_input_tokens, call.output_tokens, call.cost_nanos, call.cost_source,
+            hold.bound_nanos, hold.bound_tokens, hold.price_version, hold.limit_ids,
+            hold.limit_windows, decided_at, coalesce(call.upstream_key_id, hold.upstream_key_id),
+            coalesce(call.upstream_request_id, hold.upstream_request_id), call.first_byte_ms,
+            call.duration_ms, hold.tags, NULL, decided_at,
+            CASE WHEN call.cost_source = 'not_charged' THEN 0
+                 ELSE coalesce(call.input_tokens + call.output_tokens, hold.bound_tokens, 0) END
+        )::public.ledger_entries;
+    END LOOP;
+    IF NOT only_expired AND cardinality(written) < cardinality(settled.ids) THEN
+        written := written || public.corrections_of(entries, settled, decided_at);
+    END IF;
+    counted := public.count_entries(limits, written || released);
+    limits := counted.limits;
+    written := counted.entries[1 : cardinality(written)];
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.end_holds(settled public.settled_holds, only_expired boolean, decided_at timestamp with time zone, OUT ended public.holds[], OUT ids uuid[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    locked CONSTANT uuid[] := coalesce(settled.limit_ids, '{}');
+BEGIN
+    WITH gone AS (
+        DELETE FROM public.holds h
+        WHERE h.organization_id = ANY (settled.organization_ids)
+          AND h.id = ANY (settled.seen_ids)
+          AND h.organization_id = settled.organization_ids[array_position(settled.ids, h.id)]
+          AND (NOT only_expired OR h.lease_until < decided_at)
+          AND h.limit_ids <@ locked
+        RETURNING h AS hold
+    )
+    SELECT array_agg(g.hold), array_agg((g.hold).id) INTO ended, ids FROM gone g;
+    IF NOT settled.seen_ids <@ coalesce(ids, '{}') AND EXISTS (
+        SELECT
+        FROM public.holds h
+        WHERE h.organization_id = ANY (settled.organization_ids)
+          AND h.id = ANY (settled.seen_ids)
+          AND NOT h.limit_ids <@ locked
+          AND (NOT only_expired OR h.lease_until < decided_at)
+    ) THEN
+        -- It was moved since its limits were read, so the whole batch is done again.
+        RAISE EXCEPTION 'a hold was moved' USING ERRCODE = 'serialization_failure';
+    END IF;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.freeze_ledger_month(month timestamp with time zone)
  RETURNS void
  LANGUAGE plpgsql
@@ -526,6 +804,23 @@ BEGIN
         'LOCK TABLE ledger_partitions.%I IN SHARE MODE',
         'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM')
     );
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.is_over(hold public.holds)
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    -- As in standing_of_calls().
+    RETURN (
+        SELECT true
+        FROM public.ledger_entries x
+        WHERE x.organization_id = hold.organization_id
+          AND x.id BETWEEN hold.id AND hold.id
+        ORDER BY x.id
+        LIMIT 1
+    ) IS NOT NULL;
 END
 $function$;
 
@@ -593,9 +888,6 @@ DECLARE
     newest bigint := floor(extract(epoch FROM bucket_at) / bucket_s);
     running bigint := floor(extract(epoch FROM instant) / bucket_s);
 BEGIN
-    IF bucket_s IS NULL THEN
-        RETURN array_fill(0::bigint, ARRAY[61]);
-    END IF;
     IF buckets IS NULL OR running - newest > 60 THEN
         RETURN array_fill(0::bigint, ARRAY[61]);
     END IF;
@@ -639,7 +931,7 @@ AS $function$
                     ELSE 0 END AS used_now
         FROM (
             SELECT l.*,
-                   CASE WHEN l.bucket_s IS NULL THEN array_fill(0::bigint, ARRAY[61])
+                   CASE WHEN l.bucket_s IS NULL THEN NULL
                         WHEN l.bucket_at = l.window_at AND l.buckets IS NOT NULL THEN l.buckets
                         ELSE public.limit_ring(l.buckets, l.bucket_at, l.bucket_s, l.window_at)
                         END AS ring
@@ -676,6 +968,140 @@ AS $function$
         OFFSET 0
     ) l
     ORDER BY l.organization_id, l.id
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limits_binding(call_organization_id uuid, call_api_key_id uuid, call_end_user bytea)
+ RETURNS TABLE(id uuid, scope text)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT l.id, l.scope
+    FROM public.limits l
+    WHERE l.organization_id = call_organization_id
+      AND l.api_key_id IS NULL
+      AND l.end_user IS NULL
+      AND l.template_id IS NULL
+      AND l.deleted_at IS NULL
+    UNION ALL
+    SELECT l.id, l.scope
+    FROM public.limits l
+    WHERE l.organization_id = call_organization_id
+      AND l.api_key_id = call_api_key_id
+      AND l.end_user IS NULL
+      AND l.template_id IS NULL
+      AND l.deleted_at IS NULL
+    UNION ALL
+    SELECT l.id, l.scope
+    FROM public.limits l
+    WHERE l.organization_id = call_organization_id
+      AND l.api_key_id IS NULL
+      AND l.end_user = call_end_user
+      AND l.template_id IS NULL
+      AND l.deleted_at IS NULL
+    UNION ALL
+    SELECT l.id, l.scope
+    FROM public.limits l
+    WHERE l.organization_id = call_organization_id
+      AND l.api_key_id = call_api_key_id
+      AND l.end_user = call_end_user
+      AND l.template_id IS NULL
+      AND l.deleted_at IS NULL
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limits_of_calls(calls jsonb, OUT applying public.applying_limits)
+ RETURNS public.applying_limits
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    SELECT array_agg(DISTINCT l.id) FILTER (WHERE l.scope <> 'each_end_user'),
+           array_agg(l.id) FILTER (WHERE l.scope = 'each_end_user'),
+           array_agg(coalesce(c.end_user, '')) FILTER (WHERE l.scope = 'each_end_user')
+    INTO applying.ids, applying.template_ids, applying.template_users
+    FROM (
+        SELECT DISTINCT c.organization_id, c.api_key_id, decode(c.end_user, 'hex') AS end_user
+        FROM jsonb_to_recordset(calls)
+            AS c (organization_id uuid, api_key_id uuid, end_user text)
+    ) c
+    CROSS JOIN LATERAL public.limits_binding(c.organization_id, c.api_key_id, c.end_user) l;
+    IF calls @> '[{"is_moved": true}]' THEN
+        SELECT array_agg(DISTINCT o.limit_id) INTO applying.left_ids
+        FROM jsonb_to_recordset(calls) AS c (organization_id uuid, id uuid, is_moved boolean)
+        CROSS JOIN LATERAL (
+            SELECT h.limit_ids
+            FROM public.holds h
+            WHERE h.organization_id = c.organization_id
+              AND h.id = c.id
+            OFFSET 0  -- by its key, never by a join of all
+        ) h
+        CROSS JOIN LATERAL unnest(h.limit_ids) AS o (limit_id)
+        WHERE c.is_moved;
+    END IF;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limits_of_entries(entries jsonb, only_expired boolean, OUT settled public.settled_holds)
+ RETURNS public.settled_holds
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    settled.organization_ids := public.uuids_of(entries, '$[*].organization_id');
+    settled.ids := public.uuids_of(entries, '$[*].id');
+    SELECT array_agg(DISTINCT h.id), array_agg(DISTINCT c.limit_id)
+    INTO settled.seen_ids, settled.limit_ids
+    FROM public.holds h
+    LEFT JOIN LATERAL unnest(h.limit_ids) AS c (limit_id) ON true
+    WHERE h.organization_id = ANY (settled.organization_ids)
+      AND h.id = ANY (settled.ids);
+    IF NOT only_expired AND NOT settled.ids <@ coalesce(settled.seen_ids, '{}') THEN
+        -- These calls ended already, or never began. Where the sweeper ended one, its entry may
+        -- need a correction.
+        SELECT array_agg(DISTINCT x.id), settled.limit_ids || array_agg(DISTINCT c.limit_id)
+        INTO settled.interrupted_ids, settled.limit_ids
+        FROM public.ledger_entries x
+        LEFT JOIN LATERAL unnest(x.limit_ids) AS c (limit_id) ON true
+        WHERE x.organization_id = ANY (settled.organization_ids)
+          AND x.id = ANY (settled.ids)
+          AND x.outcome = 'interrupted'
+          AND x.kind = 'call';
+    END IF;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.lock_limits(limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer, OUT child_ids uuid[], OUT decided_at timestamp with time zone, OUT limits public.limit_state[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    locked uuid[];
+BEGIN
+    LOOP
+        IF template_ids IS NOT NULL THEN
+            child_ids := public.make_children(template_ids, template_users, most_end_users);
+        END IF;
+        SELECT array_agg(l.id) INTO locked
+        FROM (
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.id = ANY (limit_ids || child_ids)
+            -- Everybody locks in this order, so that no two wait for each other.
+            ORDER BY l.organization_id, l.id
+            FOR NO KEY UPDATE
+        ) l;
+        -- A counter that was idle may have been swept before its lock was taken: it is made again.
+        EXIT WHEN child_ids IS NULL OR child_ids <@ locked;
+    END LOOP;
+    -- The wait for the locks is over: what is decided is decided as of now.
+    decided_at := clock_timestamp();
+    limits := '{}';
+    IF locked IS NOT NULL THEN
+        SELECT array_agg(ROW(
+            l.organization_id, l.id, l.template_id, l.scope, l.api_key_id, l.end_user, l.model,
+            l.unit, l.period, l.ceiling, l.used, l.held, l.bucket_s, l.window_at, l.resets_at,
+            l.ring, l.alert_at, false
+        )::public.limit_state) INTO limits
+        FROM public.limits_as_of(locked, decided_at) l;
+    END IF;
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.make_children(template_ids uuid[], end_users bytea[], most_children integer)
@@ -789,6 +1215,59 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.refusal_of(limits public.limit_state[], places integer[], nanos bigint, tokens bigint, decided_at timestamp with time zone)
+ RETURNS public.batch_result
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    verdicts CONSTANT text[] := '{limit_held,rate_limited,limit_exceeded,price_unknown}';
+    place integer;
+    state public.limit_state;
+    need bigint;
+    rank integer;
+    retry_at timestamptz;
+    worst public.limit_state;
+    worst_need bigint;
+    worst_rank integer := 0;
+    worst_retry_at timestamptz;
+    refusal public.batch_result;
+BEGIN
+    FOREACH place IN ARRAY places LOOP
+        state := limits[place];
+        need := public.amount_of(state.unit, nanos, tokens, 1);
+        CONTINUE WHEN state.used + state.held + need <= state.ceiling;
+        rank := CASE WHEN need IS NULL THEN 4
+                     WHEN state.unit <> 'usd' THEN 2
+                     WHEN state.used + need > state.ceiling THEN 3
+                     ELSE 1 END;
+        retry_at := CASE WHEN rank > 2 OR need > state.ceiling THEN 'infinity'
+                         ELSE public.room_at(state, need, decided_at) END;
+        IF rank > worst_rank OR rank = worst_rank AND retry_at > worst_retry_at THEN
+            worst := state;
+            worst_need := need;
+            worst_rank := rank;
+            worst_retry_at := retry_at;
+        END IF;
+    END LOOP;
+    IF worst_rank > 0 THEN
+        refusal.verdict := verdicts[worst_rank];
+        refusal.limit_id := coalesce(worst.template_id, worst.id);
+        refusal.scope := worst.scope;
+        refusal.model := worst.model;
+        refusal.unit := worst.unit;
+        refusal.period := worst.period;
+        refusal.used := worst.used;
+        refusal.held := worst.held;
+        refusal.ceiling := worst.ceiling;
+        refusal.needed := worst_need;
+        refusal.resets_at := CASE WHEN worst.bucket_s IS NULL THEN worst.resets_at END;
+        refusal.retry_after_s :=
+            ceil(extract(epoch FROM nullif(worst_retry_at, 'infinity') - decided_at));
+    END IF;
+    RETURN refusal;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.refuse_change()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -799,691 +1278,264 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.released(hold public.holds)
+ RETURNS public.ledger_entries
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    entry public.ledger_entries;
+BEGIN
+    entry.kind := 'call';
+    entry.requests := 0;
+    entry.tokens := 0;
+    entry.cost_nanos := 0;
+    entry.bound_nanos := hold.bound_nanos;
+    entry.bound_tokens := hold.bound_tokens;
+    entry.limit_ids := hold.limit_ids;
+    entry.limit_windows := hold.limit_windows;
+    RETURN entry;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.repair_limits(repaired_organization_id uuid, limit_ids uuid[], counters text[], counted timestamp with time zone[], drifts bigint[])
  RETURNS TABLE(limit_id uuid, counter text, window_at timestamp with time zone, stands bigint, proven bigint)
  LANGUAGE plpgsql
+ SET enable_seqscan TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 #variable_conflict use_column
 DECLARE
-    locked uuid[];
+    limits public.limit_state[];
     ids uuid[];
-    useds bigint[];
-    helds bigint[];
-    bucket_ss integer[];
-    windows timestamptz[];
-    rings bigint[];
-    touched boolean[];
+    state public.limit_state;
     i integer;
     slot integer;
 BEGIN
-    SELECT array_agg(l.id) INTO locked
-    FROM (
-        SELECT l.id
-        FROM public.limits l
-        WHERE l.organization_id = repaired_organization_id
-          AND l.id = ANY (limit_ids)
-        ORDER BY l.organization_id, l.id
-        FOR NO KEY UPDATE
+    SELECT l.limits INTO limits
+    FROM public.lock_limits(
+        ARRAY(
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.organization_id = repaired_organization_id
+              AND l.id = ANY (limit_ids)
+        ),
+        NULL, NULL, NULL
     ) l;
-
-    SELECT array_agg(l.id), array_agg(l.used), array_agg(l.held), array_agg(l.bucket_s),
-           array_agg(l.window_at), array_agg(l.ring), array_agg(false)
-    INTO ids, useds, helds, bucket_ss, windows, rings, touched
-    FROM public.limits_as_of(locked, clock_timestamp()) l;
+    SELECT array_agg(l.id) INTO ids FROM unnest(limits) l;
 
     FOR n IN 1 .. cardinality(limit_ids) LOOP
         i := array_position(ids, limit_ids[n]);
         CONTINUE WHEN i IS NULL;
+        state := limits[i];
         limit_id := limit_ids[n];
         counter := counters[n];
         window_at := counted[n];
         IF counters[n] = 'held' THEN
-            stands := helds[i];
-            helds[i] := stands - drifts[n];
-        ELSIF bucket_ss[i] IS NULL THEN
-            CONTINUE WHEN windows[i] <> counted[n];
-            stands := useds[i];
-            useds[i] := stands - drifts[n];
+            stands := state.held;
+            state.held := stands - drifts[n];
+        ELSIF state.bucket_s IS NULL THEN
+            CONTINUE WHEN state.window_at <> counted[n];
+            stands := state.used;
+            state.used := stands - drifts[n];
         ELSE
-            CONTINUE WHEN counted[n] <= windows[i] - 61 * bucket_ss[i] * interval '1 second';
-            slot := extract(epoch FROM counted[n])::bigint / bucket_ss[i] % 61 + 1;
-            stands := rings[i][slot];
-            rings[i][slot] := stands - drifts[n];
+            CONTINUE WHEN counted[n]
+                <= state.window_at - 61 * state.bucket_s * interval '1 second';
+            slot := public.slot_of(counted[n], state.bucket_s);
+            stands := state.ring[slot];
+            state.ring[slot] := stands - drifts[n];
         END IF;
-        touched[i] := true;
+        state.is_changed := true;
+        limits[i] := state;
         proven := stands - drifts[n];
         RETURN NEXT;
     END LOOP;
 
-    PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+    PERFORM public.write_limits(limits);
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.settle_and_admit(entries jsonb, only_expired boolean, calls jsonb, admitting_process_id uuid, lease interval, most_end_users integer)
- RETURNS TABLE(id uuid, kind text, cost_nanos bigint, bound_nanos bigint, number integer, verdict text, limit_id uuid, scope text, model text, unit text, period text, used bigint, held bigint, ceiling bigint, needed bigint, resets_at timestamp with time zone, retry_after_s integer, granted_nanos bigint, granted_tokens bigint, requests_ceiling bigint, requests_left bigint, requests_reset_s integer, tokens_ceiling bigint, tokens_left bigint, tokens_reset_s integer)
+CREATE OR REPLACE FUNCTION public.room_at(state public.limit_state, need bigint, decided_at timestamp with time zone)
+ RETURNS timestamp with time zone
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    missing bigint := state.used + need - state.ceiling;
+    running bigint := extract(epoch FROM state.window_at)::bigint / state.bucket_s;
+BEGIN
+    IF state.bucket_s IS NULL THEN
+        -- Where only what other calls hold is in the way, it may be free at any time.
+        RETURN CASE WHEN missing > 0 THEN coalesce(state.resets_at, 'infinity')
+                    ELSE decided_at + interval '1 second' END;
+    END IF;
+    FOR bucket IN running - 60 .. running LOOP
+        missing := missing - state.ring[bucket % 61 + 1];
+        IF missing <= 0 OR bucket = running THEN
+            RETURN to_timestamp((bucket + 61) * state.bucket_s);
+        END IF;
+    END LOOP;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.settle_and_admit(entries jsonb, only_expired boolean, calls jsonb, process_id uuid, lease interval, most_end_users integer)
+ RETURNS SETOF public.batch_result
  LANGUAGE plpgsql
  SET enable_seqscan TO 'off'
  SET plan_cache_mode TO 'force_generic_plan'
  SET lock_timeout TO '1500ms'
 AS $function$
-#variable_conflict use_column
 DECLARE
-    ranks CONSTANT text[] := '{limit_held,rate_limited,limit_exceeded,price_unknown}';
-    decided_at timestamptz;
-    -- Of settlements.
-    callers uuid[];         -- the organizations
-    hold_ids uuid[];
-    seen uuid[];
-    counted uuid[];         -- the limits that they count on
-    interrupted uuid[];
-    ended public.holds[];
-    ended_ids uuid[];
-    earlier public.ledger_entries;
-    written public.ledger_entries[] := '{}';
-    is_over boolean;
-    entry_id uuid;
-    amended_id uuid;
-    requests integer;
-    tokens bigint;
-    used_more bigint;
-    held_less bigint;
-    -- Of admissions.
-    wanted uuid[];
-    template_ids uuid[];
-    template_users bytea[];
-    child_ids uuid[];
-    left_ids uuid[];        -- the limits that moved calls count on
-    call_ids uuid[];
-    first_id uuid;
-    last_id uuid;
-    repeated uuid[];
-    moved public.holds;
-    taken public.holds[] := '{}';
-    taken_ids uuid[];
-    taken_windows timestamptz[];
-    useds_before bigint[];
-    helds_before bigint[];
-    rings_before bigint[];
-    -- The limits, one place each.
-    locked uuid[];
-    organization_ids uuid[];
-    ids uuid[];
-    origins uuid[];         -- the template of a child, else the limit itself
-    scopes text[];
-    api_key_ids uuid[];
-    end_users bytea[];
-    models text[];
-    units text[];
-    periods text[];
-    ceilings bigint[];
-    useds bigint[];         -- in the window, or in the whole ring
-    helds bigint[];
-    bucket_ss integer[];
-    windows timestamptz[];  -- the window's start, or the running bucket's
-    rings bigint[];
-    alerts_at bigint[];
-    touched boolean[];
-    -- What a turn of a loop is about.
-    call record;
-    hold public.holds;
-    i integer;
-    need bigint;
-    slot integer;
-    running bigint;
-    missing bigint;
-    rank integer;
-    retry_at timestamptz;
-    worst_rank integer;
-    worst_retry_at timestamptz;
-    remaining bigint;
+    settled public.settled_holds;
+    applying public.applying_limits;
+    locked record;
+    limits public.limit_state[];
+    ended record;
+    admitted record;
+    entry public.ledger_entries;
+    state public.limit_state;
+    result public.batch_result;
 BEGIN
     IF entries IS NOT NULL THEN
         -- Before the limits, as does whoever drops a month.
         LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
-        callers := public.uuids_of(entries, '$[*].organization_id');
-        hold_ids := public.uuids_of(entries, '$[*].id');
-        SELECT array_agg(DISTINCT h.id), array_agg(DISTINCT c.limit_id) INTO seen, counted
-        FROM public.holds h
-        LEFT JOIN LATERAL unnest(h.limit_ids) AS c (limit_id) ON true
-        WHERE h.organization_id = ANY (callers)
-          AND h.id = ANY (hold_ids);
-        IF NOT only_expired AND NOT hold_ids <@ coalesce(seen, '{}') THEN
-            -- Ended already, or never begun: if the sweeper ended one, its entry may want a correction.
-            SELECT array_agg(DISTINCT x.id), counted || array_agg(DISTINCT c.limit_id)
-            INTO interrupted, counted
-            FROM public.ledger_entries x
-            LEFT JOIN LATERAL unnest(x.limit_ids) AS c (limit_id) ON true
-            WHERE x.organization_id = ANY (callers)
-              AND x.id = ANY (hold_ids)
-              AND x.outcome = 'interrupted'
-              AND x.kind = 'call';
-        END IF;
+        settled := public.limits_of_entries(entries, only_expired);
     END IF;
-
     IF calls IS NOT NULL THEN
-        SELECT array_agg(DISTINCT l.id) FILTER (WHERE l.scope <> 'each_end_user'),
-               array_agg(l.id) FILTER (WHERE l.scope = 'each_end_user'),
-               array_agg(c.end_user) FILTER (WHERE l.scope = 'each_end_user')
-        INTO wanted, template_ids, template_users
-        FROM (
-            SELECT DISTINCT c.organization_id, c.api_key_id, coalesce(decode(c.end_user, 'hex'), '')
-            FROM jsonb_to_recordset(calls)
-                AS c (organization_id uuid, api_key_id uuid, end_user text)
-        ) c (organization_id, api_key_id, end_user)
-        CROSS JOIN LATERAL (
-            SELECT l.id, l.scope
-            FROM public.limits l
-            WHERE l.organization_id = c.organization_id
-              AND l.api_key_id IS NULL
-              AND l.end_user IS NULL
-              AND l.template_id IS NULL
-              AND l.deleted_at IS NULL
-            UNION ALL
-            SELECT l.id, l.scope
-            FROM public.limits l
-            WHERE l.organization_id = c.organization_id
-              AND l.api_key_id = c.api_key_id
-              AND l.end_user IS NULL
-              AND l.template_id IS NULL
-              AND l.deleted_at IS NULL
-        ) l;
-        IF calls @? '$[*].end_user ? (@ != null)' THEN
-            -- The limits of one end user alone.
-            SELECT wanted || array_agg(DISTINCT l.id) INTO wanted
-            FROM (
-                SELECT DISTINCT c.organization_id, c.api_key_id, decode(c.end_user, 'hex')
-                FROM jsonb_to_recordset(calls)
-                    AS c (organization_id uuid, api_key_id uuid, end_user text)
-            ) c (organization_id, api_key_id, end_user)
-            CROSS JOIN LATERAL (
-                SELECT l.id
-                FROM public.limits l
-                WHERE l.organization_id = c.organization_id
-                  AND l.api_key_id IS NULL
-                  AND l.end_user = c.end_user
-                  AND l.template_id IS NULL
-                  AND l.deleted_at IS NULL
-                UNION ALL
-                SELECT l.id
-                FROM public.limits l
-                WHERE l.organization_id = c.organization_id
-                  AND l.api_key_id = c.api_key_id
-                  AND l.end_user = c.end_user
-                  AND l.template_id IS NULL
-                  AND l.deleted_at IS NULL
-            ) l;
-        END IF;
-        IF calls @> '[{"is_moved": true}]' THEN
-            SELECT array_agg(DISTINCT o.limit_id) INTO left_ids
-            FROM jsonb_to_recordset(calls) AS c (organization_id uuid, id uuid, is_moved boolean)
-            CROSS JOIN LATERAL (
-                SELECT h.limit_ids
-                FROM public.holds h
-                WHERE h.organization_id = c.organization_id
-                  AND h.id = c.id
-                OFFSET 0
-            ) h
-            CROSS JOIN LATERAL unnest(h.limit_ids) AS o (limit_id)
-            WHERE c.is_moved;
-        END IF;
+        applying := public.limits_of_calls(calls);
     END IF;
+    locked := public.lock_limits(
+        settled.limit_ids || applying.ids || applying.left_ids,
+        applying.template_ids, applying.template_users, most_end_users
+    );
+    limits := locked.limits;
 
-    LOOP
-        IF template_ids IS NOT NULL THEN
-            child_ids := public.make_children(template_ids, template_users, most_end_users);
-        END IF;
-        SELECT array_agg(l.id) INTO locked
-        FROM (
-            SELECT l.id
-            FROM public.limits l
-            WHERE l.id = ANY (counted || wanted || child_ids || left_ids)
-            ORDER BY l.organization_id, l.id
-            FOR NO KEY UPDATE
-        ) l;
-        -- A counter that was idle may have been swept before its lock was taken: it is made again.
-        EXIT WHEN child_ids IS NULL OR child_ids <@ locked;
-    END LOOP;
-    -- The wait for the locks is over: what is decided is decided as of now.
-    decided_at := clock_timestamp();
-
-    IF locked IS NOT NULL THEN
-        SELECT array_agg(l.organization_id), array_agg(l.id),
-               array_agg(coalesce(l.template_id, l.id)), array_agg(l.scope),
-               array_agg(l.api_key_id), array_agg(l.end_user), array_agg(l.model),
-               array_agg(l.unit), array_agg(l.period), array_agg(l.ceiling), array_agg(l.used),
-               array_agg(l.held), array_agg(l.bucket_s), array_agg(l.window_at),
-               array_agg(l.ring), array_agg(l.alert_at), array_agg(false)
-        INTO organization_ids, ids, origins, scopes, api_key_ids, end_users, models, units, periods,
-             ceilings, useds, helds, bucket_ss, windows, rings, alerts_at, touched
-        FROM public.limits_as_of(locked, decided_at) l;
-    END IF;
-
+    -- Settlements come first: what they free is room for the admissions.
     IF entries IS NOT NULL THEN
-        IF seen IS NOT NULL THEN
-            -- A hold that was taken after the locks were is left for the next time.
-            WITH gone AS (
-                DELETE FROM public.holds h
-                WHERE h.organization_id = ANY (callers)
-                  AND h.id = ANY (seen)
-                  AND h.organization_id = callers[array_position(hold_ids, h.id)]
-                  AND (NOT only_expired OR h.lease_until < decided_at)
-                  AND h.limit_ids <@ coalesce(counted, '{}')
-                RETURNING h AS hold
-            )
-            SELECT array_agg(g.hold), array_agg((g.hold).id) INTO ended, ended_ids FROM gone g;
-            IF NOT seen <@ coalesce(ended_ids, '{}') AND EXISTS (
-                SELECT
-                FROM public.holds h
-                WHERE h.organization_id = ANY (callers)
-                  AND h.id = ANY (seen)
-                  AND NOT h.limit_ids <@ coalesce(counted, '{}')
-                  AND (NOT only_expired OR h.lease_until < decided_at)
-            ) THEN
-                -- It was moved since its limits were read: all of the batch is done again.
-                RAISE EXCEPTION 'a hold was moved' USING ERRCODE = 'serialization_failure';
-            END IF;
-        END IF;
-        FOR call IN
-            SELECT e.*
-            FROM jsonb_to_recordset(entries) AS e (
-                organization_id uuid, id uuid, correction_id uuid, model text, outcome text,
-                status smallint, input_tokens bigint, cached_input_tokens bigint,
-                output_tokens bigint, cost_nanos bigint, cost_source text, upstream_key_id uuid,
-                upstream_request_id text, first_byte_ms integer, duration_ms integer
-            )
-        LOOP
-            i := array_position(ended_ids, call.id);
-            is_over := false;
-            IF i IS NOT NULL THEN
-                hold := ended[i];
-                ended_ids[i] := NULL;
-                kind := 'call';
-                entry_id := hold.id;
-                amended_id := NULL;
-                IF only_expired THEN
-                    -- A late repetition of an admission can just miss that the call is over.
-                    is_over := EXISTS (
-                        SELECT
-                        FROM public.ledger_entries x
-                        WHERE x.organization_id = hold.organization_id AND x.id = hold.id
-                    );
-                END IF;
-                IF is_over THEN
-                    call.cost_nanos := 0;
-                ELSIF call.cost_nanos IS NULL AND hold.bound_nanos IS NOT NULL THEN
-                    call.cost_nanos := hold.bound_nanos;
-                    call.cost_source := 'bound';
-                ELSIF call.cost_source = 'estimated' THEN
-                    call.cost_nanos := least(call.cost_nanos, hold.bound_nanos);
-                END IF;
-                requests := CASE WHEN is_over THEN 0 ELSE 1 END;
-                tokens := CASE
-                    WHEN is_over OR call.cost_source = 'not_charged' THEN 0
-                    ELSE coalesce(call.input_tokens + call.output_tokens, hold.bound_tokens, 0)
-                END;
-            ELSE
-                -- What is no better known than before needs no correction.
-                CONTINUE WHEN only_expired OR call.cost_nanos IS NULL;
-                SELECT x.* INTO earlier
-                FROM public.ledger_entries x
-                WHERE x.organization_id = call.organization_id
-                  AND x.id = call.id
-                  AND x.outcome = 'interrupted'
-                  AND (x.id = ANY (interrupted) OR x.id = ANY (seen))
-                  AND NOT EXISTS (
-                      SELECT
-                      FROM public.ledger_entries y
-                      WHERE y.organization_id = x.organization_id
-                        AND y.amends_id = x.id
-                        AND y.kind = 'correction'
-                  );
-                CONTINUE WHEN NOT FOUND;
-                kind := 'correction';
-                entry_id := call.correction_id;
-                amended_id := earlier.id;
-                hold := NULL;
-                hold.organization_id := earlier.organization_id;
-                hold.id := earlier.id;
-                hold.api_key_id := earlier.api_key_id;
-                hold.end_user := earlier.end_user;
-                hold.request_id := earlier.request_id;
-                hold.endpoint := earlier.endpoint;
-                hold.requested_model := earlier.requested_model;
-                hold.is_stream := earlier.is_stream;
-                hold.bound_nanos := earlier.bound_nanos;
-                hold.bound_tokens := earlier.bound_tokens;
-                hold.limit_ids := earlier.limit_ids;
-                hold.limit_windows := earlier.limit_windows;
-                hold.price_version := earlier.price_version;
-                hold.upstream_key_id := earlier.upstream_key_id;
-                hold.tags := earlier.tags;
-                requests := 0;
-                tokens := CASE
-                    WHEN call.cost_source = 'not_charged' THEN 0
-                    ELSE coalesce(call.input_tokens + call.output_tokens, earlier.tokens)
-                END - earlier.tokens;
-                call.cost_nanos := call.cost_nanos - coalesce(earlier.cost_nanos, 0);
-                call.input_tokens := call.input_tokens - coalesce(earlier.input_tokens, 0);
-                call.output_tokens := call.output_tokens - coalesce(earlier.output_tokens, 0);
-            END IF;
-
-            FOR n IN 1 .. cardinality(hold.limit_ids) LOOP
-                i := array_position(ids, hold.limit_ids[n]);
-                CONTINUE WHEN i IS NULL;
-                touched[i] := true;
-                used_more := CASE units[i] WHEN 'usd' THEN call.cost_nanos
-                                           WHEN 'tokens' THEN tokens
-                                           WHEN 'requests' THEN requests
-                                           ELSE 0 END;
-                held_less := CASE WHEN kind = 'correction' THEN 0
-                                  WHEN units[i] = 'usd' THEN hold.bound_nanos
-                                  WHEN units[i] = 'tokens' THEN hold.bound_tokens
-                                  ELSE 1 END;
-                IF bucket_ss[i] IS NULL THEN
-                    useds[i] := useds[i] + used_more;
-                    helds[i] := helds[i] - held_less;
-                    hold.limit_windows[n] := windows[i];
-                ELSIF hold.limit_windows[n] > windows[i] - 61 * bucket_ss[i] * interval '1 second' THEN
-                    -- Counted in full when it was admitted; what was not used is given back there.
-                    slot := extract(epoch FROM hold.limit_windows[n])::bigint / bucket_ss[i] % 61 + 1;
-                    rings[i][slot] := rings[i][slot] + used_more - held_less;
-                    useds[i] := useds[i] + used_more - held_less;
-                END IF;
-            END LOOP;
-            CONTINUE WHEN is_over;
-
-            -- As the columns of the table stand.
-            written := written || ROW(
-                hold.organization_id, entry_id, kind, amended_id, hold.api_key_id, hold.end_user,
-                hold.request_id, hold.endpoint, call.model, coalesce(hold.requested_model, hold.model),
-                hold.is_stream, call.outcome, call.status, requests, call.input_tokens,
-                call.cached_input_tokens, call.output_tokens, call.cost_nanos, call.cost_source,
-                hold.bound_nanos, hold.bound_tokens, hold.price_version, hold.limit_ids,
-                hold.limit_windows, decided_at, coalesce(call.upstream_key_id, hold.upstream_key_id),
-                coalesce(call.upstream_request_id, hold.upstream_request_id), call.first_byte_ms,
-                call.duration_ms, hold.tags, NULL, decided_at, tokens
-            )::public.ledger_entries;
-            id := hold.id;
-            cost_nanos := call.cost_nanos;
-            bound_nanos := hold.bound_nanos;
-            RETURN NEXT;
+        ended := public.end_calls(entries, only_expired, settled, locked.decided_at, limits);
+        limits := ended.limits;
+        INSERT INTO public.ledger_entries SELECT e.* FROM unnest(ended.written) e;
+        FOREACH entry IN ARRAY ended.written LOOP
+            result.id := coalesce(entry.amends_id, entry.id);
+            result.kind := entry.kind;
+            result.cost_nanos := entry.cost_nanos;
+            result.bound_nanos := entry.bound_nanos;
+            RETURN NEXT result;
         END LOOP;
-        INSERT INTO public.ledger_entries SELECT e.* FROM unnest(written) e;
-        FOR n IN 1 .. coalesce(cardinality(ids), 0) LOOP
-            IF useds[n] >= alerts_at[n] AND touched[n] THEN
-                id := ids[n];
-                kind := 'alert';
-                cost_nanos := NULL;
-                bound_nanos := NULL;
-                RETURN NEXT;
+        result := NULL;
+        result.kind := 'alert';
+        FOREACH state IN ARRAY limits LOOP
+            IF state.used >= state.alert_at AND state.is_changed THEN
+                result.id := state.id;
+                RETURN NEXT result;
             END IF;
         END LOOP;
-        id := NULL;
-        kind := NULL;
     END IF;
-
     IF calls IS NOT NULL THEN
-        -- An admission whose connection broke is repeated, and the server may come to the first
-        -- statement when the call is long over.
-        callers := public.uuids_of(calls, '$[*].organization_id');
-        call_ids := public.uuids_of(calls, '$[*].id');
-        FOREACH entry_id IN ARRAY call_ids LOOP
-            first_id := least(first_id, entry_id);
-            last_id := greatest(last_id, entry_id);
+        admitted := public.take_calls(
+            calls, applying, locked.child_ids, process_id, lease, locked.decided_at, limits
+        );
+        limits := admitted.limits;
+        INSERT INTO public.holds SELECT h.* FROM unnest(admitted.taken) h;
+        FOREACH result IN ARRAY admitted.results LOOP
+            RETURN NEXT result;
         END LOOP;
-        SELECT array_agg(known.id) INTO repeated
-        FROM (
-            SELECT h.id
-            FROM public.holds h
-            WHERE h.organization_id = ANY (callers)
-              AND h.id = ANY (call_ids)
-            UNION ALL
-            SELECT x.id
-            FROM public.ledger_entries x
-            WHERE x.organization_id = ANY (callers)
-              AND x.id = ANY (call_ids)
-              -- No other months are looked at.
-              AND x.id BETWEEN first_id AND last_id
-        ) known;
-        FOR call IN
-            SELECT c.*,
-                   c.id = ANY (repeated) AS is_repeated,
-                   coalesce((
-                       SELECT CASE
-                           WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
-                           WHEN k.expires_at <= decided_at THEN 'expired_api_key'
-                           WHEN o.status <> 'active' THEN 'organization_inactive'
-                           ELSE 'admitted'
-                       END
-                       FROM public.api_keys k
-                       JOIN public.organizations o ON o.id = k.organization_id
-                       WHERE k.id = c.api_key_id AND k.organization_id = c.organization_id
-                   ), 'invalid_api_key') AS standing,
-                   ARRAY(
-                       SELECT l.place::integer
-                       FROM unnest(ids, organization_ids, api_key_ids, end_users, models, scopes)
-                           WITH ORDINALITY AS l (
-                               id, organization_id, api_key_id, end_user, model, scope, place
-                           )
-                       WHERE l.organization_id = c.organization_id
-                         AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
-                         AND (l.model IS NULL OR l.model IN (c.model, split_part(c.model, ':', 1)))
-                         -- The end user's own limits, and the templates' counters for them.
-                         AND CASE
-                             WHEN l.scope <> 'end_user' THEN l.id = ANY (wanted)
-                             WHEN l.id = ANY (wanted) THEN l.end_user = decode(c.end_user, 'hex')
-                             ELSE l.id = ANY (own.child_ids)
-                         END
-                       ORDER BY l.place
-                   ) AS places
-            FROM ROWS FROM (
-                jsonb_to_recordset(calls) AS (
-                    organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
-                    endpoint text, model text, is_stream boolean, bound_nanos bigint,
-                    bound_tokens bigint, least_nanos bigint, least_tokens bigint,
-                    requested_model text, price_version integer, tags jsonb, is_moved boolean
-                )
-            ) WITH ORDINALITY AS c (
-                organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
-                bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model,
-                price_version, tags, is_moved, place
-            )
-            CROSS JOIN LATERAL (
-                SELECT CASE WHEN child_ids IS NOT NULL THEN ARRAY(
-                    SELECT p.child_id
-                    FROM unnest(template_users, child_ids) AS p (end_user, child_id)
-                    WHERE p.end_user = coalesce(decode(c.end_user, 'hex'), '')
-                ) END AS child_ids
-            ) own
-            ORDER BY c.place
-        LOOP
-            number := call.place;
-            IF call.is_moved THEN
-                SELECT h.* INTO moved
-                FROM public.holds h
-                WHERE h.organization_id = call.organization_id AND h.id = call.id;
-                call.is_repeated := false;
-            END IF;
-            verdict := CASE WHEN call.is_moved AND moved.id IS NULL THEN 'not_held'
-                            WHEN call.is_repeated THEN 'admitted'
-                            ELSE call.standing END;
-            limit_id := NULL;
-            resets_at := NULL;
-            retry_after_s := NULL;
-            granted_nanos := call.bound_nanos;
-            granted_tokens := call.bound_tokens;
-            requests_left := NULL;
-            tokens_left := NULL;
-            IF call.is_repeated OR verdict <> 'admitted' THEN
-                IF call.is_repeated THEN
-                    SELECT h.bound_nanos, h.bound_tokens INTO granted_nanos, granted_tokens
-                    FROM public.holds h
-                    WHERE h.organization_id = call.organization_id AND h.id = call.id;
-                END IF;
-                RETURN NEXT;
-                CONTINUE;
-            END IF;
-
-            IF call.is_moved THEN
-                useds_before := useds;
-                helds_before := helds;
-                rings_before := rings;
-                FOR n IN 1 .. cardinality(moved.limit_ids) LOOP
-                    i := array_position(ids, moved.limit_ids[n]);
-                    CONTINUE WHEN i IS NULL;
-                    touched[i] := true;
-                    need := CASE units[i] WHEN 'usd' THEN moved.bound_nanos
-                                          WHEN 'tokens' THEN moved.bound_tokens
-                                          ELSE 1 END;
-                    IF bucket_ss[i] IS NULL THEN
-                        helds[i] := helds[i] - need;
-                    ELSIF moved.limit_windows[n] > windows[i] - 61 * bucket_ss[i] * interval '1 second'
-                    THEN
-                        slot := extract(epoch FROM moved.limit_windows[n])::bigint / bucket_ss[i] % 61 + 1;
-                        rings[i][slot] := rings[i][slot] - need;
-                        useds[i] := useds[i] - need;
-                    END IF;
-                END LOOP;
-            END IF;
-
-            IF call.least_tokens IS NOT NULL THEN
-                FOREACH i IN ARRAY call.places LOOP
-                    remaining := ceilings[i] - useds[i] - helds[i];
-                    -- A bound that is not known stays unknown, whatever is left.
-                    IF units[i] = 'usd' AND call.bound_nanos IS NOT NULL THEN
-                        granted_nanos := least(granted_nanos, greatest(remaining, call.least_nanos));
-                    ELSIF units[i] = 'tokens' THEN
-                        granted_tokens := least(granted_tokens, greatest(remaining, call.least_tokens));
-                    END IF;
-                END LOOP;
-            END IF;
-
-            worst_rank := 0;
-            FOREACH i IN ARRAY call.places LOOP
-                need := CASE units[i] WHEN 'usd' THEN granted_nanos
-                                      WHEN 'tokens' THEN granted_tokens
-                                      ELSE 1 END;
-                CONTINUE WHEN useds[i] + helds[i] + need <= ceilings[i];
-                retry_at := NULL;
-                IF need IS NULL THEN
-                    rank := 4;
-                ELSIF units[i] = 'usd' THEN
-                    rank := CASE WHEN useds[i] + need > ceilings[i] THEN 3 ELSE 1 END;
-                ELSE
-                    rank := 2;
-                END IF;
-                IF rank > 2 OR need > ceilings[i] THEN
-                    retry_at := 'infinity';
-                ELSIF bucket_ss[i] IS NOT NULL THEN
-                    -- When the bucket has gone by that makes room enough.
-                    missing := useds[i] + need - ceilings[i];
-                    running := extract(epoch FROM windows[i])::bigint / bucket_ss[i];
-                    FOR bucket IN running - 60 .. running LOOP
-                        missing := missing - rings[i][bucket % 61 + 1];
-                        retry_at := to_timestamp((bucket + 61) * bucket_ss[i]);
-                        EXIT WHEN missing <= 0;
-                    END LOOP;
-                ELSIF useds[i] + need > ceilings[i] THEN
-                    retry_at := coalesce(
-                        public.limit_resets_at(periods[i], windows[i]), 'infinity'
-                    );
-                ELSE
-                    -- Only what others hold stands in the way.
-                    retry_at := decided_at + interval '1 second';
-                END IF;
-                IF rank > worst_rank OR rank = worst_rank AND retry_at > worst_retry_at THEN
-                    worst_rank := rank;
-                    worst_retry_at := retry_at;
-                    verdict := ranks[rank];
-                    limit_id := origins[i];
-                    scope := scopes[i];
-                    model := models[i];
-                    unit := units[i];
-                    period := periods[i];
-                    used := useds[i];
-                    held := helds[i];
-                    ceiling := ceilings[i];
-                    needed := need;
-                    resets_at := CASE WHEN bucket_ss[i] IS NULL
-                                      THEN public.limit_resets_at(periods[i], windows[i]) END;
-                    retry_after_s := ceil(extract(epoch FROM nullif(retry_at, 'infinity') - decided_at));
-                END IF;
-            END LOOP;
-
-            IF verdict = 'admitted' THEN
-                taken_ids := '{}';
-                taken_windows := '{}';
-                FOREACH i IN ARRAY call.places LOOP
-                    need := CASE units[i] WHEN 'usd' THEN granted_nanos
-                                          WHEN 'tokens' THEN granted_tokens
-                                          ELSE 1 END;
-                    touched[i] := true;
-                    taken_ids := taken_ids || ids[i];
-                    taken_windows := taken_windows || windows[i];
-                    IF bucket_ss[i] IS NULL THEN
-                        helds[i] := helds[i] + need;
-                    ELSE
-                        slot := extract(epoch FROM windows[i])::bigint / bucket_ss[i] % 61 + 1;
-                        rings[i][slot] := rings[i][slot] + need;
-                        useds[i] := useds[i] + need;
-                    END IF;
-                END LOOP;
-                IF call.is_moved THEN
-                    -- In its place, so that a settlement that waits for the row finds what it became.
-                    UPDATE public.holds h
-                    SET model = call.model,
-                        is_stream = call.is_stream,
-                        bound_nanos = granted_nanos,
-                        bound_tokens = granted_tokens,
-                        limit_ids = taken_ids,
-                        limit_windows = taken_windows,
-                        lease_until = decided_at + lease,
-                        requested_model = call.requested_model,
-                        price_version = call.price_version
-                    WHERE h.organization_id = call.organization_id
-                      AND h.id = call.id;
-                ELSE
-                    -- As the columns of the table stand.
-                    taken := taken || ROW(
-                        call.organization_id, call.id, call.api_key_id, decode(call.end_user, 'hex'),
-                        call.request_id, call.endpoint, call.model, call.is_stream, granted_nanos,
-                        granted_tokens, taken_ids, taken_windows, admitting_process_id,
-                        decided_at + lease, call.price_version, NULL, NULL, call.tags, decided_at,
-                        call.requested_model
-                    )::public.holds;
-                END IF;
-            ELSIF call.is_moved THEN
-                useds := useds_before;
-                helds := helds_before;
-                rings := rings_before;
-            END IF;
-
-            -- The tightest rates of the caller, as they stand after this call.
-            FOREACH i IN ARRAY call.places LOOP
-                CONTINUE WHEN units[i] NOT IN ('requests', 'tokens');
-                remaining := greatest(0, ceilings[i] - useds[i] - helds[i]);
-                retry_at := CASE WHEN bucket_ss[i] IS NULL
-                                 THEN public.limit_resets_at(periods[i], windows[i])
-                                 ELSE windows[i] + 61 * bucket_ss[i] * interval '1 second' END;
-                IF units[i] = 'requests' AND remaining < coalesce(requests_left, remaining + 1) THEN
-                    requests_ceiling := ceilings[i];
-                    requests_left := remaining;
-                    requests_reset_s := ceil(extract(epoch FROM retry_at - decided_at));
-                ELSIF units[i] = 'tokens' AND remaining < coalesce(tokens_left, remaining + 1) THEN
-                    tokens_ceiling := ceilings[i];
-                    tokens_left := remaining;
-                    tokens_reset_s := ceil(extract(epoch FROM retry_at - decided_at));
-                END IF;
-            END LOOP;
-            RETURN NEXT;
-        END LOOP;
-        INSERT INTO public.holds SELECT h.* FROM unnest(taken) h;
     END IF;
-
-    IF true = ANY (touched) THEN
-        PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+    IF cardinality(limits) > 0 THEN
+        PERFORM public.write_limits(limits);
     END IF;
 END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.slot_of(bucket_at timestamp with time zone, bucket_s integer)
+ RETURNS integer
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT (extract(epoch FROM bucket_at)::bigint / bucket_s % 61 + 1)::integer
+$function$;
+
+CREATE OR REPLACE FUNCTION public.standing_of_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], limits public.limit_state[], decided_at timestamp with time zone)
+ RETURNS TABLE(place bigint, organization_id uuid, id uuid, api_key_id uuid, end_user bytea, request_id text, endpoint text, model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text, price_version integer, tags jsonb, is_moved boolean, standing text, limit_places integer[], limit_ids uuid[], limit_windows timestamp with time zone[])
+ LANGUAGE sql
+ STABLE
+AS $function$
+    WITH states AS MATERIALIZED (
+        SELECT l.organization_id, l.id, l.scope, l.api_key_id, l.end_user, l.model, l.window_at,
+               l.place::integer
+        FROM unnest(limits) WITH ORDINALITY AS l (
+            organization_id, id, template_id, scope, api_key_id, end_user, model, unit, period,
+            ceiling, used, held, bucket_s, window_at, resets_at, ring, alert_at, is_changed, place
+        )
+    )
+    SELECT c.place, c.organization_id, c.id, c.api_key_id, decode(c.end_user, 'hex'), c.request_id,
+           c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
+           c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
+           coalesce(
+               CASE WHEN c.is_moved THEN CASE WHEN NOT own.is_held THEN 'not_held' END
+                    WHEN own.is_held OR own.is_over THEN 'repeated' END,
+               (
+                   SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+                               WHEN k.expires_at <= decided_at THEN 'expired_api_key'
+                               WHEN o.status <> 'active' THEN 'organization_inactive'
+                               ELSE 'admitted' END
+                   FROM public.api_keys k
+                   JOIN public.organizations o ON o.id = k.organization_id
+                   WHERE k.id = c.api_key_id
+                     AND k.organization_id = c.organization_id
+               ),
+               'invalid_api_key'
+           ),
+           coalesce(a.places, '{}'), coalesce(a.ids, '{}'), coalesce(a.windows, '{}')
+    FROM ROWS FROM (
+        jsonb_to_recordset(calls) AS (
+            organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
+            endpoint text, model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint,
+            least_nanos bigint, least_tokens bigint, requested_model text, price_version integer,
+            tags jsonb, is_moved boolean
+        )
+    ) WITH ORDINALITY AS c (
+        organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
+        bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model, price_version, tags,
+        is_moved, place
+    )
+    CROSS JOIN LATERAL (
+        SELECT EXISTS (
+                   SELECT
+                   FROM public.holds h
+                   WHERE h.organization_id = c.organization_id
+                     AND h.id = c.id
+                   OFFSET 0
+               ) AS is_held,
+               -- A range in order, since only the primary key serves it. For an equality every
+               -- index costs the same while the table is empty, and a plan made then may read all
+               -- entries of the organization when there are many.
+               (
+                   SELECT true
+                   FROM public.ledger_entries x
+                   WHERE x.organization_id = c.organization_id
+                     AND x.id BETWEEN c.id AND c.id
+                   ORDER BY x.id
+                   LIMIT 1
+               ) IS NOT NULL AS is_over,
+               CASE WHEN child_ids IS NOT NULL THEN ARRAY(
+                   SELECT p.child_id
+                   FROM unnest((applying).template_users, child_ids) AS p (end_user, child_id)
+                   WHERE p.end_user = coalesce(decode(c.end_user, 'hex'), '')
+               ) END AS child_ids
+        OFFSET 0  -- so that each of these is computed once
+    ) own
+    CROSS JOIN LATERAL (
+        SELECT array_agg(l.place) AS places, array_agg(l.id) AS ids,
+               array_agg(l.window_at) AS windows
+        FROM states l
+        WHERE l.organization_id = c.organization_id
+          AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
+          AND (l.model IS NULL OR l.model IN (c.model, split_part(c.model, ':', 1)))
+          -- The end user's own limits, and the templates' counters for them.
+          AND CASE WHEN l.scope <> 'end_user' THEN l.id = ANY ((applying).ids)
+                   WHEN l.id = ANY ((applying).ids) THEN l.end_user = decode(c.end_user, 'hex')
+                   ELSE l.id = ANY (own.child_ids) END
+    ) a
+    ORDER BY c.place
 $function$;
 
 CREATE OR REPLACE FUNCTION public.sweep_children(most integer)
@@ -1542,6 +1594,111 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.take_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], process_id uuid, lease interval, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT taken public.holds[], OUT results public.batch_result[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    call record;
+    hold public.holds;  -- the one that the call has already
+    before public.limit_state[];
+    counted record;
+    bounds record;
+    result public.batch_result;
+    place integer;
+    state public.limit_state;
+    need bigint;
+    slot integer;
+BEGIN
+    results := '{}';
+    FOR call IN
+        SELECT c.*
+        FROM public.standing_of_calls(calls, applying, child_ids, limits, decided_at) c
+    LOOP
+        IF call.is_moved OR call.standing = 'repeated' THEN
+            SELECT h.* INTO hold
+            FROM public.holds h
+            WHERE h.organization_id = call.organization_id
+              AND h.id = call.id;
+        END IF;
+        IF call.standing <> 'admitted' THEN
+            result := NULL;
+            result.number := call.place;
+            result.verdict := call.standing;
+            IF call.standing = 'repeated' THEN
+                result.verdict := 'admitted';
+                result.granted_nanos := hold.bound_nanos;
+                result.granted_tokens := hold.bound_tokens;
+            END IF;
+            results := results || result;
+            CONTINUE;
+        END IF;
+
+        IF call.is_moved THEN
+            before := limits;
+            counted := public.count_entries(limits, ARRAY[public.released(hold)]);
+            limits := counted.limits;
+        END IF;
+        IF call.least_tokens IS NOT NULL THEN
+            bounds := public.affordable(
+                limits, call.limit_places, call.least_nanos, call.least_tokens,
+                call.bound_nanos, call.bound_tokens
+            );
+            call.bound_nanos := bounds.nanos;
+            call.bound_tokens := bounds.tokens;
+        END IF;
+        result := public.refusal_of(
+            limits, call.limit_places, call.bound_nanos, call.bound_tokens, decided_at
+        );
+        IF result.verdict IS NULL THEN
+            result.verdict := 'admitted';
+            FOREACH place IN ARRAY call.limit_places LOOP
+                state := limits[place];
+                need := public.amount_of(state.unit, call.bound_nanos, call.bound_tokens, 1);
+                IF state.bucket_s IS NULL THEN
+                    state.held := state.held + need;
+                ELSE
+                    slot := public.slot_of(state.window_at, state.bucket_s);
+                    state.ring[slot] := state.ring[slot] + need;
+                    state.used := state.used + need;
+                END IF;
+                state.is_changed := true;
+                limits[place] := state;
+            END LOOP;
+            IF call.is_moved THEN
+                -- Changed in its place, so that a settlement that waits for the row finds it.
+                UPDATE public.holds h
+                SET model = call.model,
+                    is_stream = call.is_stream,
+                    bound_nanos = call.bound_nanos,
+                    bound_tokens = call.bound_tokens,
+                    limit_ids = call.limit_ids,
+                    limit_windows = call.limit_windows,
+                    lease_until = decided_at + lease,
+                    requested_model = call.requested_model,
+                    price_version = call.price_version
+                WHERE h.organization_id = call.organization_id
+                  AND h.id = call.id;
+            ELSE
+                -- In the order of the table's columns.
+                taken := taken || ROW(
+                    call.organization_id, call.id, call.api_key_id, call.end_user, call.request_id,
+                    call.endpoint, call.model, call.is_stream, call.bound_nanos, call.bound_tokens,
+                    call.limit_ids, call.limit_windows, process_id, decided_at + lease,
+                    call.price_version, NULL, NULL, call.tags, decided_at, call.requested_model
+                )::public.holds;
+            END IF;
+        ELSIF call.is_moved THEN
+            limits := before;
+        END IF;
+        result.number := call.place;
+        result.granted_nanos := call.bound_nanos;
+        result.granted_tokens := call.bound_tokens;
+        results := results || public.with_rates(result, limits, call.limit_places, decided_at);
+    END LOOP;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.usd_text(nanos bigint)
  RETURNS text
  LANGUAGE sql
@@ -1569,11 +1726,36 @@ AS $function$
     SELECT translate(jsonb_path_query_array(document, path)::text, '[]"', '{}')::uuid[]
 $function$;
 
-CREATE OR REPLACE FUNCTION public.write_limits(ids uuid[], useds bigint[], helds bigint[], bucket_ss integer[], windows timestamp with time zone[], rings bigint[], touched boolean[])
+CREATE OR REPLACE FUNCTION public.with_rates(result public.batch_result, limits public.limit_state[], places integer[], decided_at timestamp with time zone)
+ RETURNS public.batch_result
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    place integer;
+    state public.limit_state;
+    remaining bigint;
+BEGIN
+    FOREACH place IN ARRAY places LOOP
+        state := limits[place];
+        remaining := greatest(0, state.ceiling - state.used - state.held);
+        IF state.unit = 'requests'
+           AND remaining < coalesce(result.requests_left, remaining + 1) THEN
+            result.requests_ceiling := state.ceiling;
+            result.requests_left := remaining;
+            result.requests_reset_s := ceil(extract(epoch FROM state.resets_at - decided_at));
+        ELSIF state.unit = 'tokens' AND remaining < coalesce(result.tokens_left, remaining + 1) THEN
+            result.tokens_ceiling := state.ceiling;
+            result.tokens_left := remaining;
+            result.tokens_reset_s := ceil(extract(epoch FROM state.resets_at - decided_at));
+        END IF;
+    END LOOP;
+    RETURN result;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.write_limits(limits public.limit_state[])
  RETURNS void
  LANGUAGE plpgsql
- SET enable_seqscan TO 'off'
- SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 BEGIN
     UPDATE public.limits l
@@ -1585,13 +1767,10 @@ BEGIN
                                THEN l.alerted_percent
                                ELSE 0 END,
         window_start = CASE WHEN n.bucket_s IS NULL THEN n.window_at ELSE l.window_start END,
-        -- Number by number: a slice would copy all rings each time.
-        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets
-                       ELSE ARRAY(SELECT rings[n.place][at] FROM generate_series(1, 61) at) END,
+        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets ELSE n.ring END,
         bucket_at = CASE WHEN n.bucket_s IS NULL THEN l.bucket_at ELSE n.window_at END
-    FROM unnest(ids, useds, helds, bucket_ss, windows, touched)
-        WITH ORDINALITY AS n (id, used, held, bucket_s, window_at, is_touched, place)
+    FROM unnest(limits) n
     WHERE l.id = n.id
-      AND n.is_touched;
+      AND n.is_changed;
 END
 $function$;

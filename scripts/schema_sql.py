@@ -42,6 +42,16 @@ SCHEMAS: Final = """
     WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('information_schema', 'public', 'yoyo')
     ORDER BY nspname
 """
+TYPES: Final = """
+    SELECT format(E'CREATE TYPE %s AS (\\n    %s\\n);', reltype::regtype, string_agg(
+        format('%I %s', attname, format_type(atttypid, atttypmod)), E',\\n    ' ORDER BY attnum
+    ))
+    FROM pg_class
+    JOIN pg_attribute ON attrelid = pg_class.oid
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'c'
+    GROUP BY reltype, relname
+    ORDER BY relname
+"""
 FUNCTIONS: Final = """
     SELECT rtrim(pg_get_functiondef(oid), E'\\n') || ';'
     FROM pg_proc
@@ -101,7 +111,7 @@ COMMENTS: Final = """
 
 
 def render(address: DatabaseAddress) -> str:
-    """Return the schema of a database as SQL: the tables in the order of the design, then
+    """Return the schema of a database as SQL: the tables in the order of docs/books.md, then types,
     functions."""
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, dbname=address.database
@@ -113,7 +123,7 @@ def render(address: DatabaseAddress) -> str:
         tables.sort(key=lambda row: (order.get(row[1], len(order)), row[1]))
         parts = [HEAD.rstrip(), *_texts(connection, SCHEMAS)]
         parts += [_table(connection, *row) for row in tables]
-        parts += _texts(connection, FUNCTIONS)
+        parts += [*_texts(connection, TYPES), *_texts(connection, FUNCTIONS)]
     return "\n\n".join(parts) + "\n"
 
 

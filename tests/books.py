@@ -91,22 +91,22 @@ class Books:
             while not await self.connection.fetchval(condition):
                 await asyncio.sleep(0.02)
 
-    async def slow_down(
-        self,
-        function="settle_and_admit",
-        before="INSERT INTO public.holds",
-        without="",
-        instead="",
-    ):
-        """Make a database function wait 0.3 s before a statement, and optionally remove a guard
-        from it."""
+    async def change(self, function, old, new):
+        """Replace a piece of a database function's text."""
         source = await self.connection.fetchval(
             f"SELECT pg_get_functiondef('public.{function}'::regproc)"
         )
-        assert before in source
-        assert without in source
-        slow = source.replace(before, f"PERFORM pg_sleep(0.3);\n    {before}", 1)
-        await self.connection.execute(slow.replace(without, instead) if without else slow)
+        assert old in source
+        await self.connection.execute(source.replace(old, new, 1))
+
+    async def slow_down(
+        self, function="settle_and_admit", before="INSERT INTO public.holds", without="", instead=""
+    ):
+        """Make a database function wait 0.3 s before a statement, and optionally remove a guard
+        from it."""
+        await self.change(function, before, f"PERFORM pg_sleep(0.3);\n    {before}")
+        if without:
+            await self.change(function, without, instead)
 
     async def age_by_a_day(self, end_user=None):
         """Move everything that was counted for the end user, or for no end user, a day into the

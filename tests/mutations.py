@@ -6,7 +6,7 @@ scripts/mutate.sh applies the mutations, one by one, in a copy of the tree.
 
 import dataclasses
 
-BATCH_SQL = "migrations/functions/settle_and_admit.sql"
+SQL = "migrations/functions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +25,21 @@ MUTATIONS = (
     # Hard limits.
     Mutation(
         "limits are read without a row lock",
-        BATCH_SQL,
+        f"{SQL}/lock_limits.sql",
         "            FOR NO KEY UPDATE\n",
         "",
         "tests/db/test_admission.py::test_the_lock_is_what_keeps_replicas_apart",
     ),
     Mutation(
         "what other calls hold is ignored",
-        BATCH_SQL,
-        "CONTINUE WHEN useds[i] + helds[i] + need <= ceilings[i];",
-        "CONTINUE WHEN useds[i] + need <= ceilings[i];",
+        f"{SQL}/refusal_of.sql",
+        "CONTINUE WHEN state.used + state.held + need <= state.ceiling;",
+        "CONTINUE WHEN state.used + need <= state.ceiling;",
         "tests/db/test_admission.py::test_exactly_as_many_as_fit",
     ),
     Mutation(
         "a revoked key is admitted while a cache still knows it",
-        BATCH_SQL,
+        f"{SQL}/standing_of_calls.sql",
         "WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'",
         "WHEN false THEN 'revoked_api_key'",
         "tests/api/test_auth.py::test_a_stale_cache_lets_no_paid_call_through",
@@ -54,27 +54,27 @@ MUTATIONS = (
     # Settlement.
     Mutation(
         "an admission that is repeated is one more",
-        BATCH_SQL,
-        "c.id = ANY (repeated) AS is_repeated",
-        "false AS is_repeated",
+        f"{SQL}/standing_of_calls.sql",
+        "WHEN own.is_held OR own.is_over THEN",
+        "WHEN false THEN",
         "tests/db/test_settlement.py::test_repetitions_change_nothing",
     ),
     Mutation(
         "a settled call keeps its hold",
-        BATCH_SQL,
-        """                DELETE FROM public.holds h
-                WHERE h.organization_id = ANY (callers)
+        f"{SQL}/end_holds.sql",
+        """        DELETE FROM public.holds h
+        WHERE h.organization_id = ANY (settled.organization_ids)
 """,
-        """                UPDATE public.holds h SET id = h.id
-                WHERE h.organization_id = ANY (callers)
+        """        UPDATE public.holds h SET id = h.id
+        WHERE h.organization_id = ANY (settled.organization_ids)
 """,
         "tests/db/test_settlement.py::test_repetitions_change_nothing",
     ),
     Mutation(
         "late news corrects an entry twice",
-        BATCH_SQL,
-        "                        AND y.kind = 'correction'\n",
-        "                        AND false\n",
+        f"{SQL}/corrections_of.sql",
+        "                    AND y.kind = 'correction'\n",
+        "                    AND false\n",
         "tests/db/test_settlement.py::test_the_sweeper_settles_at_the_bound_and_a_late_settlement_corrects_it",
     ),
     Mutation(

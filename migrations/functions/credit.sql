@@ -9,20 +9,16 @@
 CREATE OR REPLACE FUNCTION public.credit(
     call_organization_id uuid, call_id uuid, credit_id uuid, credit_nanos bigint, credit_note text
 ) RETURNS TABLE (verdict text, left_nanos bigint)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     call public.ledger_entries;
     same public.ledger_entries;
-    locked uuid[];
-    credited_at timestamptz;
-    ids uuid[];
-    useds bigint[];
-    helds bigint[];
-    bucket_ss integer[];
-    windows timestamptz[];
-    rings bigint[];
-    touched boolean[];
+    locked record;
+    credited public.ledger_entries;
+    counted record;
 BEGIN
     -- One credit of an organization at a time; before the ledger is touched, as in every change.
     PERFORM FROM public.organizations o WHERE o.id = call_organization_id FOR NO KEY UPDATE;
@@ -37,17 +33,16 @@ BEGIN
         RETURN;
     END IF;
 
-    SELECT array_agg(l.id) INTO locked
-    FROM (
-        SELECT l.id
-        FROM public.limits l
-        WHERE l.organization_id = call_organization_id
-          AND l.id = ANY (call.limit_ids)
-          AND l.unit = 'usd'
-        ORDER BY l.organization_id, l.id
-        FOR NO KEY UPDATE
-    ) l;
-    credited_at := clock_timestamp();
+    locked := public.lock_limits(
+        ARRAY(
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.organization_id = call_organization_id
+              AND l.id = ANY (call.limit_ids)
+              AND l.unit = 'usd'
+        ),
+        NULL, NULL, NULL
+    );
 
     SELECT x.* INTO same
     FROM public.ledger_entries x
@@ -69,10 +64,14 @@ BEGIN
         RETURN;
     END IF;
 
-    SELECT array_agg(l.id), array_agg(l.used - credit_nanos), array_agg(l.held),
-           array_agg(l.bucket_s), array_agg(l.window_at), array_agg(l.ring), array_agg(true)
-    INTO ids, useds, helds, bucket_ss, windows, rings, touched
-    FROM public.limits_as_of(locked, credited_at) l;
+    -- A credit counts as a correction does: it holds nothing.
+    credited := call;
+    credited.id := credit_id;
+    credited.kind := 'credit';
+    credited.amends_id := call_id;
+    credited.cost_nanos := -credit_nanos;
+    counted := public.count_entries(locked.limits, ARRAY[credited]);
+    credited := counted.entries[1];
 
     INSERT INTO public.ledger_entries (
         organization_id, id, kind, amends_id, api_key_id, end_user, request_id, endpoint, model,
@@ -82,16 +81,10 @@ BEGIN
     VALUES (
         call_organization_id, credit_id, 'credit', call_id, call.api_key_id, call.end_user,
         call.request_id, call.endpoint, call.model, call.requested_model, call.is_stream,
-        -credit_nanos, 'manual', call.price_version, call.limit_ids,
-        ARRAY(
-            SELECT coalesce(windows[array_position(ids, c.limit_id)], c.window_at)
-            FROM unnest(call.limit_ids, call.limit_windows)
-                WITH ORDINALITY AS c (limit_id, window_at, place)
-            ORDER BY c.place
-        ),
-        credited_at, call.tags, credit_note
+        -credit_nanos, 'manual', call.price_version, call.limit_ids, credited.limit_windows,
+        locked.decided_at, call.tags, credit_note
     );
 
-    PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+    PERFORM public.write_limits(counted.limits);
 END
 $$;

@@ -7,9 +7,6 @@ DECLARE
     newest bigint := floor(extract(epoch FROM bucket_at) / bucket_s);
     running bigint := floor(extract(epoch FROM instant) / bucket_s);
 BEGIN
-    IF bucket_s IS NULL THEN
-        RETURN array_fill(0::bigint, ARRAY[61]);
-    END IF;
     IF buckets IS NULL OR running - newest > 60 THEN
         RETURN array_fill(0::bigint, ARRAY[61]);
     END IF;

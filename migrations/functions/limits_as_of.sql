@@ -28,7 +28,7 @@ LANGUAGE sql STABLE AS $$
                     ELSE 0 END AS used_now
         FROM (
             SELECT l.*,
-                   CASE WHEN l.bucket_s IS NULL THEN array_fill(0::bigint, ARRAY[61])
+                   CASE WHEN l.bucket_s IS NULL THEN NULL
                         WHEN l.bucket_at = l.window_at AND l.buckets IS NOT NULL THEN l.buckets
                         ELSE public.limit_ring(l.buckets, l.bucket_at, l.bucket_s, l.window_at)
                         END AS ring

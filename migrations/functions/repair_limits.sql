@@ -10,59 +10,56 @@ CREATE OR REPLACE FUNCTION public.repair_limits(
 ) RETURNS TABLE (
     limit_id uuid, counter text, window_at timestamptz, stands bigint, proven bigint
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-    locked uuid[];
+    limits public.limit_state[];
     ids uuid[];
-    useds bigint[];
-    helds bigint[];
-    bucket_ss integer[];
-    windows timestamptz[];
-    rings bigint[];
-    touched boolean[];
+    state public.limit_state;
     i integer;
     slot integer;
 BEGIN
-    SELECT array_agg(l.id) INTO locked
-    FROM (
-        SELECT l.id
-        FROM public.limits l
-        WHERE l.organization_id = repaired_organization_id
-          AND l.id = ANY (limit_ids)
-        ORDER BY l.organization_id, l.id
-        FOR NO KEY UPDATE
+    SELECT l.limits INTO limits
+    FROM public.lock_limits(
+        ARRAY(
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.organization_id = repaired_organization_id
+              AND l.id = ANY (limit_ids)
+        ),
+        NULL, NULL, NULL
     ) l;
-
-    SELECT array_agg(l.id), array_agg(l.used), array_agg(l.held), array_agg(l.bucket_s),
-           array_agg(l.window_at), array_agg(l.ring), array_agg(false)
-    INTO ids, useds, helds, bucket_ss, windows, rings, touched
-    FROM public.limits_as_of(locked, clock_timestamp()) l;
+    SELECT array_agg(l.id) INTO ids FROM unnest(limits) l;
 
     FOR n IN 1 .. cardinality(limit_ids) LOOP
         i := array_position(ids, limit_ids[n]);
         CONTINUE WHEN i IS NULL;
+        state := limits[i];
         limit_id := limit_ids[n];
         counter := counters[n];
         window_at := counted[n];
         IF counters[n] = 'held' THEN
-            stands := helds[i];
-            helds[i] := stands - drifts[n];
-        ELSIF bucket_ss[i] IS NULL THEN
-            CONTINUE WHEN windows[i] <> counted[n];
-            stands := useds[i];
-            useds[i] := stands - drifts[n];
+            stands := state.held;
+            state.held := stands - drifts[n];
+        ELSIF state.bucket_s IS NULL THEN
+            CONTINUE WHEN state.window_at <> counted[n];
+            stands := state.used;
+            state.used := stands - drifts[n];
         ELSE
-            CONTINUE WHEN counted[n] <= windows[i] - 61 * bucket_ss[i] * interval '1 second';
-            slot := extract(epoch FROM counted[n])::bigint / bucket_ss[i] % 61 + 1;
-            stands := rings[i][slot];
-            rings[i][slot] := stands - drifts[n];
+            CONTINUE WHEN counted[n]
+                <= state.window_at - 61 * state.bucket_s * interval '1 second';
+            slot := public.slot_of(counted[n], state.bucket_s);
+            stands := state.ring[slot];
+            state.ring[slot] := stands - drifts[n];
         END IF;
-        touched[i] := true;
+        state.is_changed := true;
+        limits[i] := state;
         proven := stands - drifts[n];
         RETURN NEXT;
     END LOOP;
 
-    PERFORM public.write_limits(ids, useds, helds, bucket_ss, windows, rings, touched);
+    PERFORM public.write_limits(limits);
 END
 $$;

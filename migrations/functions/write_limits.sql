@@ -1,13 +1,9 @@
--- Write the counters of locked limits back where they were touched.
+-- Write the counters of locked limits back where they have changed.
 --
--- A window that has rolled begins without carried use and without alerts.
-CREATE OR REPLACE FUNCTION public.write_limits(
-    ids uuid[], useds bigint[], helds bigint[], bucket_ss integer[], windows timestamptz[],
-    rings bigint[], touched boolean[]
-) RETURNS void
-LANGUAGE plpgsql
-SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan AS $$
+-- A window that has rolled begins without carried use and without alerts. How plans are made is set
+-- by the function that calls this one, as for all steps of settle_and_admit().
+CREATE OR REPLACE FUNCTION public.write_limits(limits public.limit_state[]) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE public.limits l
     SET held = n.held,
@@ -18,13 +14,10 @@ BEGIN
                                THEN l.alerted_percent
                                ELSE 0 END,
         window_start = CASE WHEN n.bucket_s IS NULL THEN n.window_at ELSE l.window_start END,
-        -- Number by number: a slice would copy all rings each time.
-        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets
-                       ELSE ARRAY(SELECT rings[n.place][at] FROM generate_series(1, 61) at) END,
+        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets ELSE n.ring END,
         bucket_at = CASE WHEN n.bucket_s IS NULL THEN l.bucket_at ELSE n.window_at END
-    FROM unnest(ids, useds, helds, bucket_ss, windows, touched)
-        WITH ORDINALITY AS n (id, used, held, bucket_s, window_at, is_touched, place)
+    FROM unnest(limits) n
     WHERE l.id = n.id
-      AND n.is_touched;
+      AND n.is_changed;
 END
 $$;

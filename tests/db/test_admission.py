@@ -60,7 +60,9 @@ async def test_exactly_as_many_as_fit_on_several_processes(books, processes, uni
 @pytest.mark.parametrize("is_guarded", [True, False])
 async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
     """Without the row lock two replicas that decide concurrently would both use the same room."""
-    await books.slow_down(without="" if is_guarded else "FOR NO KEY UPDATE")
+    await books.slow_down()
+    if not is_guarded:
+        await books.change("lock_limits", "FOR NO KEY UPDATE", "")
     await books.limit("usd", "month", 100)
     ledgers = [Ledger(books.database, uuid7()) for _ in range(2)]
 
@@ -240,6 +242,7 @@ async def test_a_counter_swept_before_its_lock_is_created_again(books, is_guarde
     await books.settle(first)
     await books.age_by_a_day("alice")
     await books.slow_down(
+        "lock_limits",
         before="SELECT array_agg(l.id) INTO locked",
         without="" if is_guarded else "EXIT WHEN child_ids IS NULL OR child_ids <@ locked;",
         instead="EXIT;",
