@@ -112,7 +112,7 @@ COMMENTS: Final = """
 
 def render(address: DatabaseAddress) -> str:
     """Return the schema of a database as SQL: the tables in the order of docs/books.md, then types,
-    functions."""
+    then functions."""
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, dbname=address.database
     ) as connection:
