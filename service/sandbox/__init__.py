@@ -1,16 +1,17 @@
-"""Venice over HTTP without Venice: for offline use, tests and benchmarks.
+"""Simulates Venice's HTTP API for offline use, tests and benchmarks.
 
-Every answer says that it is simulated, in its text or in ``x-rialto-sandbox``. Nothing outside
-this package is imported. An endpoint is a function from :class:`Exchange` to :class:`Plain` or
+Every response is marked as simulated, in its text or in ``x-rialto-sandbox``. The package imports
+nothing else from the service. An endpoint is a function from :class:`Exchange` to :class:`Plain` or
 :class:`Stream`, and a line in ``ROUTES``.
 
-A test in the same process reaches into the application::
+A test in the same process uses the application directly::
 
     app[FAULTS].push("/chat/completions", FaultKind.RATE_LIMITED, times=3)
     app[CALLS].to("/chat/completions")[-1].body
     app[LISTING].change("llama-3.3-70b", {"pricing": {…}})
 
-Others use ``/sandbox/faults``, ``/sandbox/models``, ``/sandbox/release`` and ``/sandbox/calls``.
+Other processes use ``/sandbox/faults``, ``/sandbox/models``, ``/sandbox/release`` and
+``/sandbox/calls``.
 """
 
 from collections.abc import Collection
@@ -107,8 +108,10 @@ ROUTES: Final = (
 
 
 def create_sandbox(api_keys: Collection[str] = ("sandbox",)) -> web.Application:
-    """The application. Serve it with ``handler_cancellation=True``, so that hang-ups are noticed
-    at once."""
+    """Create the application.
+
+    Serve it with ``handler_cancellation=True``, so that it notices disconnects at once.
+    """
     app = web.Application(middlewares=[record], client_max_size=MAX_BODY_BYTES)
     app[API_KEYS] = frozenset(api_keys)
     app[FAULTS] = Faults()
@@ -116,7 +119,7 @@ def create_sandbox(api_keys: Collection[str] = ("sandbox",)) -> web.Application:
     app[LISTING] = Listing()
     app[queues.JOBS] = {}
     app.on_response_prepare.append(add_headers)
-    app.on_shutdown.append(_let_go)
+    app.on_shutdown.append(_release_held)
     for method, path, handler in ROUTES:
         app.router.add_route(method, f"/api/v1{path}", handler)
     app.router.add_put("/sandbox/faults", control.push_fault)
@@ -130,6 +133,6 @@ def create_sandbox(api_keys: Collection[str] = ("sandbox",)) -> web.Application:
     return app
 
 
-async def _let_go(app: web.Application) -> None:
-    """A held call must not hold up the end of the server."""
+async def _release_held(app: web.Application) -> None:
+    """Held calls must not delay the server's shutdown."""
     app[FAULTS].clear()

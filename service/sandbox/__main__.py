@@ -1,4 +1,4 @@
-"""``python -m service.sandbox``: the sandbox alone."""
+"""``python -m service.sandbox``: serves the sandbox alone."""
 
 import argparse
 import asyncio
@@ -13,10 +13,10 @@ def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m service.sandbox", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=9000, help="0 for any that is free")
-    parser.add_argument("--key", action="append", help="an accepted API key; may be repeated")
-    given = parser.parse_args()
-    asyncio.run(_serve(given.host, given.port, given.key or ["sandbox"]))
+    parser.add_argument("--port", type=int, default=9000, help="Use 0 for any free port.")
+    parser.add_argument("--key", action="append", help="Accept this API key. Repeat for more.")
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.host, arguments.port, arguments.key or ["sandbox"]))
 
 
 async def _serve(host: str, port: int, keys: list[str]) -> None:
@@ -31,7 +31,7 @@ async def _serve(host: str, port: int, keys: list[str]) -> None:
         await web.TCPSite(runner, host, port).start()
         bound = runner.addresses[0]
         url = f"http://{host}:{bound[1]}/api/v1"
-        print(f"Rialto's sandbox plays Venice at {url} (API key: {keys[0]})", flush=True)
+        print(f"Rialto's sandbox simulates Venice at {url} (API key: {keys[0]})", flush=True)
         await stopped.wait()
     finally:
         await runner.cleanup()

@@ -1,4 +1,4 @@
-"""What costs nothing: the lists of models, and what a key may do."""
+"""Free endpoints: the model lists, and the limits of a key."""
 
 import datetime
 from collections.abc import Callable, Collection
@@ -9,7 +9,7 @@ from aiohttp import web
 
 from service.sandbox import models
 from service.sandbox.calls import CALLS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE
-from service.sandbox.exchange import Exchange, Plain, Reply
+from service.sandbox.exchange import Exchange, Plain, Response
 from service.sandbox.middleware import START_BALANCE_NANOS
 from service.sandbox.model import usd
 from service.sandbox.refusals import Refusal, invalid, issue
@@ -22,15 +22,14 @@ def _list(kind: str, data: object) -> bytes:
 
 
 class Listing:
-    """How the models are listed: as they are, but for what a test has changed. What a call costs
-    stays as it was."""
+    """The model lists, with changes made by tests. Prices charged to calls do not change."""
 
     def __init__(self) -> None:
         self._specs: dict[str, dict[str, Any] | None] = {}
         self._bodies: dict[tuple[str, str], bytes] = {}
 
     def change(self, model_id: str, spec: dict[str, Any] | None) -> None:
-        """List a model with these members of ``model_spec``, or with None no more.
+        """Override members of a model's ``model_spec``, or remove the model with None.
 
         :raises ValueError: when there is no such model.
         """
@@ -40,17 +39,17 @@ class Listing:
         self._bodies.clear()
 
     def reset(self) -> None:
-        """List everything as it was."""
+        """Undo all changes."""
         self._specs.clear()
         self._bodies.clear()
 
     @property
     def changed(self) -> dict[str, dict[str, Any] | None]:
-        """What was changed, by model."""
+        """The changes by model."""
         return dict(self._specs)
 
     def body(self, path: str, kind: str) -> bytes:
-        """The answer of one of ``_LISTS``."""
+        """Return the body of an endpoint in ``_LISTS``."""
         key = (path, kind)
         if key not in self._bodies:
             self._bodies[key] = _list(kind, _LISTS[path](self, kind))
@@ -66,12 +65,12 @@ class Listing:
         return entries
 
     def traits(self, kind: str) -> dict[str, str]:
-        return self._there(models.traits(kind))
+        return self._listed_only(models.traits(kind))
 
     def compatible(self, kind: str) -> dict[str, str]:
-        return self._there(models.COMPATIBLE.get(kind, {}))
+        return self._listed_only(models.COMPATIBLE.get(kind, {}))
 
-    def _there(self, names: dict[str, str]) -> dict[str, str]:
+    def _listed_only(self, names: dict[str, str]) -> dict[str, str]:
         return {name: to for name, to in names.items() if self._specs.get(to, {}) is not None}
 
 
@@ -97,22 +96,22 @@ _RATE_LIMITS: Final = msgspec.Raw(
 )
 
 
-def list_models(exchange: Exchange) -> Reply:
-    """``GET /models?type=``: text models unless another type is asked for."""
+def list_models(exchange: Exchange) -> Response:
+    """``GET /models?type=``. Lists text models by default."""
     return _of_type(exchange, "/models", _KINDS)
 
 
-def list_traits(exchange: Exchange) -> Reply:
+def list_traits(exchange: Exchange) -> Response:
     """``GET /models/traits?type=``."""
     return _of_type(exchange, "/models/traits", models.TYPES)
 
 
-def list_compatible(exchange: Exchange) -> Reply:
+def list_compatible(exchange: Exchange) -> Response:
     """``GET /models/compatibility_mapping?type=``."""
     return _of_type(exchange, "/models/compatibility_mapping", models.TYPES)
 
 
-def _of_type(exchange: Exchange, path: str, kinds: Collection[str]) -> Reply:
+def _of_type(exchange: Exchange, path: str, kinds: Collection[str]) -> Response:
     kind = exchange.call.query.get("type", "text")
     if kind not in kinds:
         text = f"Expected one of {', '.join(sorted(kinds))}"
@@ -120,20 +119,20 @@ def _of_type(exchange: Exchange, path: str, kinds: Collection[str]) -> Reply:
     return Plain(body=exchange.request.app[LISTING].body(path, kind))
 
 
-def balance(_: Exchange) -> Reply:
-    """``GET /billing/balance``: not with a key of this kind."""
+def balance(_: Exchange) -> Response:
+    """``GET /billing/balance``. Refused for keys of this kind."""
     raise Refusal(401, {"error": "Admin API key required"})
 
 
-def rate_limits(exchange: Exchange) -> Reply:
-    """``GET /api_keys/rate_limits``: proves the key and costs nothing."""
+def rate_limits(exchange: Exchange) -> Response:
+    """``GET /api_keys/rate_limits``. Free, and proves that the key is valid."""
     today = datetime.datetime.now(datetime.UTC).date()
     next_epoch = f"{today + datetime.timedelta(days=1)}T00:00:00.000Z"
-    left = START_BALANCE_NANOS - exchange.request.app[CALLS].charged_nanos
+    remaining = START_BALANCE_NANOS - exchange.request.app[CALLS].charged_nanos
     data: dict[str, Any] = {
-        "accessPermitted": left > 0,
+        "accessPermitted": remaining > 0,
         "apiTier": {"id": "paid", "isCharged": True},
-        "balances": {"USD": usd(max(0, left)), "DIEM": 0},
+        "balances": {"USD": usd(max(0, remaining)), "DIEM": 0},
         "keyExpiration": None,
         "nextEpochBegins": next_epoch,
         "rateLimits": _RATE_LIMITS,

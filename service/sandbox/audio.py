@@ -1,4 +1,4 @@
-"""Speech, transcriptions and voices. Every sound is silence."""
+"""Speech, transcription and voices. Every sound is silence."""
 
 import io
 import uuid
@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.sandbox import models
-from service.sandbox.exchange import Exchange, Plain, Reply, Stream
+from service.sandbox.exchange import Exchange, Plain, Response, Stream
 from service.sandbox.model import nanos, nanos_of
 from service.sandbox.refusals import Refusal
 
@@ -25,7 +25,7 @@ SAMPLE_RATE: Final = 8_000
 
 
 class SpeechRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Every field of ``/audio/speech``."""
+    """All fields of ``/audio/speech``."""
 
     input: Annotated[str, Meta(min_length=1, max_length=4096)]
     model: str = DEFAULT_SPEECH_MODEL
@@ -42,16 +42,16 @@ class SpeechRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 _SPEECH: Final = msgspec.json.Decoder(SpeechRequest)
 
 
-def speak(exchange: Exchange) -> Reply:
-    """``POST /audio/speech``: a WAV whatever the format, whole or sentence by sentence."""
-    asked = exchange.decode(_SPEECH)
-    model = models.get(asked.model, "tts")
+def speak(exchange: Exchange) -> Response:
+    """``POST /audio/speech``. Returns a WAV in any format, whole or sentence by sentence."""
+    payload = exchange.decode(_SPEECH)
+    model = models.get(payload.model, "tts")
     price = nanos_of(model.spec["pricing"]["input"])
-    exchange.charge_nanos(-(-len(asked.input) * price // MILLION))
+    exchange.charge_nanos(-(-len(payload.input) * price // MILLION))
     sound = silence(1)
     headers = {**model.headers(), "x-venice-audio-format": "wav"}
-    if asked.streaming:
-        pieces = _pieces(sound, asked.input.count(".") + 1)
+    if payload.streaming:
+        pieces = _pieces(sound, payload.input.count(".") + 1)
         return Stream(pieces=pieces, content_type="audio/wav", headers=headers)
     return Plain(body=sound, content_type="audio/wav", headers=headers)
 
@@ -62,8 +62,8 @@ def _pieces(sound: bytes, count: int) -> Generator[bytes, None, None]:
         yield sound[start : start + size]
 
 
-def transcribe(exchange: Exchange) -> Reply:
-    """``POST /audio/transcriptions``: a second for every 16,000 bytes."""
+def transcribe(exchange: Exchange) -> Response:
+    """``POST /audio/transcriptions``. Counts a second per 16,000 bytes."""
     form = exchange.form()
     sound = form.file("file")
     if len(sound) > MAX_FILE_BYTES:
@@ -80,8 +80,8 @@ def transcribe(exchange: Exchange) -> Reply:
     return Plain(body=msgspec.json.encode(answer), headers=model.headers())
 
 
-def clone(exchange: Exchange) -> Reply:
-    """``POST /audio/voices``: a voice that is known to nobody."""
+def clone(exchange: Exchange) -> Response:
+    """``POST /audio/voices``. Returns the id of a voice that is not stored."""
     form = exchange.form()
     form.file("file")
     model = models.get(form.texts.get("model", DEFAULT_VOICE_MODEL), "tts")
@@ -91,7 +91,7 @@ def clone(exchange: Exchange) -> Reply:
 
 
 def silence(seconds: int) -> bytes:
-    """A WAV in which nothing is to be heard."""
+    """Create a WAV file of silence."""
     file = io.BytesIO()
     with wave.open(file, "wb") as sound:
         sound.setnchannels(1)

@@ -1,4 +1,4 @@
-"""What reached the sandbox, kept so that a test can look at it."""
+"""Records the calls that reach the sandbox, for tests to inspect."""
 
 import time
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 
 MAX_CALLS: Final = 10_000
-KEPT_BODY_BYTES: Final = 64 * 1024
+MAX_BODY_KEPT_BYTES: Final = 64 * 1024
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 REQUESTS_PER_MINUTE: Final = 500
 TOKENS_PER_MINUTE: Final = 5_000_000
@@ -17,39 +17,39 @@ TOKENS_PER_MINUTE: Final = 5_000_000
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """A request, and what became of it."""
+    """A received request and its outcome."""
 
     method: str
     path: str
-    """As Venice's reference has it: without ``/api/v1``."""
+    """The path as in Venice's reference, without ``/api/v1``."""
     query: Mapping[str, str]
     headers: Mapping[str, str]
-    """A CIMultiDict with everything that was sent, the key too."""
+    """All headers that were sent, including the key, as a CIMultiDict."""
     received_at: float
     body: bytes = b""
-    """At most its first 64 KiB."""
+    """At most the first 64 KiB."""
     body_bytes: int = 0
     status: int | None = None
     finished_at: float | None = None
     cut_at: float | None = None
-    """When the client was found gone before it had the whole answer."""
+    """When the client was found to have left before the response was complete."""
     is_dropped: bool = False
-    """Whether a fault closed the connection."""
+    """True if a fault closed the connection."""
     charged_nanos: int = 0
 
-    def keep(self, body: bytes) -> None:
-        """Note the body, but no more of it than may be kept."""
-        self.body = body[:KEPT_BODY_BYTES]
+    def record_body(self, body: bytes) -> None:
+        """Record the body, truncated to the limit."""
+        self.body = body[:MAX_BODY_KEPT_BYTES]
         self.body_bytes = len(body)
 
     def note_cut(self) -> None:
-        """The client is gone."""
+        """Record that the client has left."""
         if self.cut_at is None and not self.is_dropped:
             self.cut_at = time.time()
 
 
 class Calls:
-    """The last calls, oldest first, bounded in number and in bytes; and sums over all of them."""
+    """The latest calls, oldest first, bounded in number and bytes, and sums over all calls."""
 
     def __init__(self) -> None:
         self._calls: deque[Call] = deque()
@@ -70,16 +70,16 @@ class Calls:
         return self._calls[index]
 
     def to(self, path: str) -> list[Call]:
-        """The kept calls to a path, oldest first."""
+        """Return the recorded calls to a path, oldest first."""
         return [call for call in self._calls if call.path == path]
 
     def clear(self) -> None:
-        """Forget all calls and sums."""
+        """Delete all recorded calls and sums."""
         self._calls.clear()
         self._kept_bytes = self.received = self.charged_nanos = 0
 
     def add(self, call: Call) -> None:
-        """Keep a call, at the cost of the oldest."""
+        """Record a call, dropping the oldest if necessary."""
         self.received += 1
         self._calls.append(call)
         self._kept_bytes += len(call.body)
@@ -89,7 +89,7 @@ class Calls:
         self._minute_requests += 1
 
     def charge(self, call: Call, tokens: int, cost_nanos: int) -> None:
-        """Bill a call."""
+        """Charge a call."""
         call.charged_nanos += cost_nanos
         self.charged_nanos += cost_nanos
         self._roll()
@@ -101,8 +101,11 @@ class Calls:
             self._minute, self._minute_requests, self._minute_tokens = minute, 0, 0
 
     def rate_headers(self) -> dict[str, str]:
-        """The limits that Venice tells; told only, so that the sandbox can be a benchmark: what is
-        left never comes to nothing."""
+        """Return Venice's rate limit headers.
+
+        The limits are not enforced, so that the sandbox can serve benchmarks: the remaining amounts
+        never reach zero.
+        """
         reset_ms = str((self._minute + 1) * 60_000)
         return {
             "x-ratelimit-limit-requests": str(REQUESTS_PER_MINUTE),

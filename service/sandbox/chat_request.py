@@ -1,4 +1,4 @@
-"""The body of ``POST /chat/completions``, field by field."""
+"""The request body of ``POST /chat/completions``."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,41 +11,41 @@ Count = Annotated[int, Meta(ge=1)] | UnsetType
 
 
 class Message(Struct):
-    """A message; what it has beside its text does not matter here."""
+    """A message. Only its role and text are used."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
 
     @property
     def has_picture(self) -> bool:
-        """Whether it shows something."""
+        """True if the message contains an image."""
         parts = self.content if isinstance(self.content, list) else ()
         return any(part.get("type") == "image_url" for part in parts)
 
     def texts(self) -> list[str]:
-        """The parts that are text."""
+        """Return the text parts."""
         if isinstance(self.content, str):
             return [self.content]
         found = (part.get("text") for part in self.content or ())
         return [text for text in found if isinstance(text, str)]
 
 
-class Named(Struct):
-    """Something with a name."""
+class FunctionDefinition(Struct):
+    """A function with its name and parameters."""
 
     name: str
     parameters: Any = None
 
 
 class Tool(Struct):
-    """A tool, or the choice of one."""
+    """A tool, or the choice of a tool."""
 
     type: str = "function"
-    function: Named | None = None
+    function: FunctionDefinition | None = None
 
 
 class VeniceParameters(Struct):
-    """Venice's own parameters. Unknown ones are dropped, as at Venice."""
+    """Venice's own parameters. Unknown ones are ignored, as by Venice."""
 
     enable_e2ee: bool = True
     enable_web_search: Literal["auto", "off", "on"] = "off"
@@ -61,7 +61,7 @@ class VeniceParameters(Struct):
 
 
 class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Every top-level field that Venice takes; nulls only where it takes them."""
+    """All top-level fields that Venice accepts, with null only where Venice accepts it."""
 
     model: str
     messages: Annotated[list[Message], Meta(min_length=1)] | UnsetType = UNSET

@@ -1,5 +1,4 @@
-"""``/sandbox/…``: faults, recorded calls and how models are listed, over HTTP, for tests of whole
-processes."""
+"""``/sandbox/…``: controls faults, recorded calls and model lists over HTTP, for system tests."""
 
 from typing import Annotated, Any, Final
 
@@ -16,7 +15,7 @@ _SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorizat
 
 
 class CallsQuery(Struct, forbid_unknown_fields=True):
-    """How many calls are listed, the newest last."""
+    """The number of calls to list, newest last."""
 
     limit: Annotated[int, Meta(ge=1, le=MAX_CALLS)] = 100
 
@@ -26,7 +25,7 @@ async def push_fault(request: web.Request) -> web.Response:
     try:
         request.app[FAULTS].add(_FAULT.decode(await request.read()))
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        return _bad(str(error), kinds=_kinds())
+        return _bad_request(str(error), kinds=_kinds())
     return _faults(request.app[FAULTS])
 
 
@@ -42,27 +41,27 @@ async def clear_faults(request: web.Request) -> web.Response:
 
 
 async def change_model(request: web.Request) -> web.Response:
-    """``PUT /sandbox/models/{id}`` with members of its ``model_spec``, as ``pricing`` and
-    ``deprecation``: list it so."""
+    """``PUT /sandbox/models/{id}``. Overrides members of its ``model_spec``, such as
+    ``pricing``."""
     try:
         spec = msgspec.json.decode(await request.read(), type=dict[str, Any])
         request.app[LISTING].change(request.match_info["id"], spec)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        return _bad(str(error))
+        return _bad_request(str(error))
     return _listed(request.app[LISTING])
 
 
 async def remove_model(request: web.Request) -> web.Response:
-    """``DELETE /sandbox/models/{id}``: list it no more."""
+    """``DELETE /sandbox/models/{id}``. Removes the model from the lists."""
     try:
         request.app[LISTING].change(request.match_info["id"], None)
     except ValueError as error:
-        return _bad(str(error))
+        return _bad_request(str(error))
     return _listed(request.app[LISTING])
 
 
 async def reset_models(request: web.Request) -> web.Response:
-    """``DELETE /sandbox/models``: list all as they were."""
+    """``DELETE /sandbox/models``. Undoes all changes."""
     request.app[LISTING].reset()
     return _listed(request.app[LISTING])
 
@@ -73,21 +72,21 @@ async def release(request: web.Request) -> web.Response:
 
 
 async def list_calls(request: web.Request) -> web.Response:
-    """``GET /sandbox/calls?limit=``: without the keys."""
+    """``GET /sandbox/calls?limit=``. Leaves out the keys."""
     try:
         query = msgspec.convert(dict(request.query), CallsQuery, strict=False)
     except msgspec.ValidationError as error:
-        return _bad(str(error))
+        return _bad_request(str(error))
     calls = request.app[CALLS]
     return _json(
         {
             "received": calls.received,
-            "calls": [_described(call) for call in list(calls)[-query.limit :]],
+            "calls": [_describe(call) for call in list(calls)[-query.limit :]],
         }
     )
 
 
-def _described(call: Call) -> dict[str, Any]:
+def _describe(call: Call) -> dict[str, Any]:
     headers = {
         name: "[redacted]" if name.lower() in _SECRET_HEADERS else value
         for name, value in call.headers.items()
@@ -120,7 +119,7 @@ def _listed(listing: Listing) -> web.Response:
     return _json({"changed": listing.changed})
 
 
-def _bad(error: str, **more: object) -> web.Response:
+def _bad_request(error: str, **more: object) -> web.Response:
     return _json({"error": error, **more}, status=400)
 
 

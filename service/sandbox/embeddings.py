@@ -1,4 +1,4 @@
-"""``POST /embeddings``: vectors of unit length that depend on nothing but the text."""
+"""``POST /embeddings``: unit vectors that depend only on the text."""
 
 import array
 import base64
@@ -11,13 +11,13 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.sandbox import models
-from service.sandbox.exchange import Exchange, Plain, Reply
+from service.sandbox.exchange import Exchange, Plain, Response
 
 Text = Annotated[str, Meta(min_length=1)]
 
 
 class EmbeddingsRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Every field that Venice takes. Arrays of tokens are refused, as there."""
+    """All fields that Venice accepts. Arrays of tokens are refused, as by Venice."""
 
     model: str
     input: Text | Annotated[list[str], Meta(min_length=1, max_length=2048)]
@@ -29,14 +29,14 @@ class EmbeddingsRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 _DECODER: Final = msgspec.json.Decoder(EmbeddingsRequest)
 
 
-def embed(exchange: Exchange) -> Reply:
-    """Vectors for the texts."""
-    asked = exchange.decode(_DECODER)
-    model = models.get(asked.model, "embedding")
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+def embed(exchange: Exchange) -> Response:
+    """Return vectors for the texts."""
+    payload = exchange.decode(_DECODER)
+    model = models.get(payload.model, "embedding")
+    texts = [payload.input] if isinstance(payload.input, str) else payload.input
     size = int(model.spec["embeddingDimensions"])
-    if asked.dimensions is not UNSET:
-        size = min(size, asked.dimensions)
+    if payload.dimensions is not UNSET:
+        size = min(size, payload.dimensions)
     tokens = sum(len(text.split()) for text in texts)
     exchange.charge(model, tokens)
     answer: dict[str, Any] = {
@@ -46,7 +46,7 @@ def embed(exchange: Exchange) -> Reply:
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _encoded(_vector(text, size), asked.encoding_format),
+                "embedding": _encoded(_vector(text, size), payload.encoding_format),
             }
             for index, text in enumerate(texts)
         ],

@@ -1,4 +1,4 @@
-"""One call and its answer on the wire: recorded, authenticated, and spoiled as the faults say."""
+"""One call and its response: recorded, authenticated and altered by faults."""
 
 import asyncio
 import contextlib
@@ -22,9 +22,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 GZIP_FROM_BYTES: Final = 1024
 SLOW_PIECE_BYTES: Final = 7
-# Often enough that a long stream leaves room for other calls, seldom enough to cost nothing.
+# Often enough to let other calls run during a long stream, and rarely enough to cost nothing.
 YIELD_EVERY: Final = 32
-GARBAGE: Final = b"<html>This is not JSON, says the Rialto sandbox.</html>"
+GARBAGE: Final = b"<html>This is not JSON. It comes from the Rialto sandbox.</html>"
 EDGE_PAGE: Final = b"<html><title>Blocked</title>This is a page of the Rialto sandbox.</html>"
 DONE: Final = b"data: [DONE]\n\n"
 API_KEYS: Final = web.AppKey("API_KEYS", frozenset[str])
@@ -32,7 +32,7 @@ API_KEYS: Final = web.AppKey("API_KEYS", frozenset[str])
 
 @dataclass(slots=True, kw_only=True)
 class Plain:
-    """An answer in one piece."""
+    """A response in one piece."""
 
     body: bytes
     content_type: str = "application/json"
@@ -42,7 +42,7 @@ class Plain:
 
 @dataclass(slots=True, kw_only=True)
 class Stream:
-    """An answer in pieces, made as they are sent."""
+    """A streamed response, generated while it is sent."""
 
     pieces: Generator[bytes, None, None]
     content_type: str = "text/event-stream"
@@ -51,12 +51,12 @@ class Stream:
     length: int | None = None
 
 
-Reply = Plain | Stream
+Response = Plain | Stream
 
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """What an endpoint needs to know to answer a call."""
+    """What an endpoint needs to answer a call."""
 
     request: web.Request
     call: Call
@@ -64,39 +64,39 @@ class Exchange:
     fault: Fault | None
 
     def decode(self, decoder: msgspec.json.Decoder[T]) -> T:
-        """The JSON body.
+        """Decode the JSON body.
 
-        :raises Refusal: when it is anything else than what the decoder takes.
+        :raises Refusal: when it does not match the decoder's type.
         """
         if self.request.content_type != "application/json":
             raise Refusal(400, {"error": "Content-Type must be application/json"})
         return refusals.decode(self.body, decoder)
 
     def charge(self, model: Model, prompt_tokens: int, completion_tokens: int = 0) -> None:
-        """Bill tokens at the model's price."""
+        """Charge tokens at the model's price."""
         cost = model.cost_nanos(prompt_tokens, completion_tokens) or 0
         self.request.app[CALLS].charge(self.call, prompt_tokens + completion_tokens, cost)
 
     def charge_units(self, model: Model, units: int) -> None:
-        """Bill images, unless they are withheld."""
+        """Charge images, unless they are withheld."""
         if not self.is_withheld:
             self.charge_nanos(nanos(model.unit_price) * units)
 
     def charge_nanos(self, cost_nanos: int) -> None:
-        """Bill what is not counted in tokens."""
+        """Charge an amount that is not counted in tokens."""
         self.request.app[CALLS].charge(self.call, 0, cost_nanos)
 
     def form(self) -> Form:
-        """The body as a form.
+        """Parse the body as a form.
 
-        :raises Refusal: when it is none.
+        :raises Refusal: when it is not a form.
         """
         return form.parse(self.body, self.request.headers.get("Content-Type", ""))
 
     def decode_form(self, shape: type[T]) -> tuple[T, dict[str, list[bytes]]]:
-        """The body, JSON or a form, and the files of the latter.
+        """Decode the body from JSON or a form, and return it with the form's files.
 
-        :raises Refusal: when it is anything else than what the shape says.
+        :raises Refusal: when it does not match the type.
         """
         if self.request.content_type != "multipart/form-data":
             return self.decode(msgspec.json.Decoder(shape)), {}
@@ -108,58 +108,58 @@ class Exchange:
 
     @property
     def is_withheld(self) -> bool:
-        """Whether a black image is given instead of what was asked for, for nothing."""
+        """True if a free black image replaces the requested one."""
         return self.has(FaultKind.CONTENT_VIOLATION)
 
     def withheld_headers(self) -> dict[str, str]:
-        """What says so."""
+        """Return the headers that mark a withheld image."""
         return {"x-venice-is-content-violation": "true"} if self.is_withheld else {}
 
     @property
     def states_usage(self) -> bool:
-        """Whether the answer has ``usage``."""
+        """True if the response has ``usage``."""
         return not self.has(FaultKind.MISSING_USAGE)
 
     @property
     def states_cost(self) -> bool:
-        """Whether the answer has ``cost``."""
+        """True if the response has ``cost``."""
         return not self.has(FaultKind.MISSING_USAGE, FaultKind.MISSING_COST)
 
     def has(self, *kinds: FaultKind) -> bool:
-        """Whether the call has one of these faults."""
+        """Return whether the call has one of these faults."""
         return self.fault is not None and self.fault.kind in kinds
 
-    def drop(self, *, unsent_too: bool = False) -> None:
-        """Close the connection under the client."""
+    def drop(self, *, discard_unsent: bool = False) -> None:
+        """Close the connection to the client, discarding unsent data if asked."""
         transport = self.request.transport
         if transport is None:
             self.call.note_cut()
             return
         self.call.is_dropped = True
-        if unsent_too:
+        if discard_unsent:
             transport.abort()
         else:
             transport.close()
 
 
-Answer = Callable[[Exchange], Reply]
+Responder = Callable[[Exchange], Response]
 
 
-def endpoint(answer: Answer, *, is_public: bool = False) -> Handler:
-    """The handler of an endpoint, given the function that makes its answers."""
+def endpoint(answer: Responder, *, is_public: bool = False) -> Handler:
+    """Create the request handler of an endpoint from the function that builds its responses."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         if not is_public:
             _authenticate(request)
         call = request[CALL]
         fault = request.app[FAULTS].take(call.path, key_of(request))
-        # The body was read, and is kept by aiohttp, when the call was recorded.
+        # The body was read when the call was recorded, and aiohttp keeps it.
         body = await request.read()
         exchange = Exchange(request=request, call=call, body=body, fault=fault)
         if fault is not None:
-            spoiled = await _before(exchange, fault)
-            if spoiled is not None:
-                return spoiled
+            replacement = await _apply_fault(exchange, fault)
+            if replacement is not None:
+                return replacement
         reply = answer(exchange)
         if fault is not None and fault.kind is FaultKind.RATE_SPENT:
             reply.headers = {**reply.headers, **spent_rate(fault)}
@@ -172,17 +172,17 @@ def _authenticate(request: web.Request) -> None:
     if "Authorization" not in request.headers:
         raise refusals.unauthenticated()
     if key_of(request) not in request.app[API_KEYS]:
-        raise refusals.bad_key()
+        raise refusals.unknown_key()
 
 
 def key_of(request: web.Request) -> str:
-    """The key of a call; an empty text where there is none."""
+    """Return the key of a call, or an empty string."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-async def _before(exchange: Exchange, fault: Fault) -> web.StreamResponse | None:
-    """What a fault does before the answer is made; the response if that is all."""
+async def _apply_fault(exchange: Exchange, fault: Fault) -> web.StreamResponse | None:
+    """Apply a fault before the response is built. Returns a response if the fault replaces it."""
     refused = refusal(fault)
     if refused is not None:
         raise refused
@@ -194,7 +194,7 @@ async def _before(exchange: Exchange, fault: Fault) -> web.StreamResponse | None
         case FaultKind.SLOW_HEADERS:
             await asyncio.sleep(1.0 if fault.seconds is None else fault.seconds)
         case FaultKind.DISCONNECT:
-            exchange.drop(unsent_too=True)
+            exchange.drop(discard_unsent=True)
             return web.Response()
         case FaultKind.HANG | FaultKind.BARRIER:
             if not await exchange.request.app[FAULTS].hold(exchange.request, fault.seconds):
@@ -205,7 +205,7 @@ async def _before(exchange: Exchange, fault: Fault) -> web.StreamResponse | None
     return None
 
 
-async def _send(exchange: Exchange, reply: Reply) -> web.StreamResponse:
+async def _send(exchange: Exchange, reply: Response) -> web.StreamResponse:
     if isinstance(reply, Stream):
         return await _send_pieces(exchange, reply)
     if reply.after_s:
@@ -256,15 +256,17 @@ async def _send_pieces(exchange: Exchange, reply: Stream) -> web.StreamResponse:
                 await asyncio.sleep(0)
             if fault is None:
                 await response.write(piece)
-            elif index == fault.after and not await _goes_on(exchange, response, fault):
+            elif index == fault.after and not await _apply_fault_midway(exchange, response, fault):
                 break
             else:
                 await _write(response, piece, fault)
     return response
 
 
-async def _goes_on(exchange: Exchange, response: web.StreamResponse, fault: Fault) -> bool:
-    """What a fault does in the middle of a body, and whether the body goes on after it."""
+async def _apply_fault_midway(
+    exchange: Exchange, response: web.StreamResponse, fault: Fault
+) -> bool:
+    """Apply a fault in the middle of a body. Returns whether the body continues."""
     match fault.kind:
         case FaultKind.CUT:
             exchange.drop()
@@ -297,5 +299,5 @@ async def _write(response: web.StreamResponse, piece: bytes, fault: Fault) -> No
 
 
 def event(data: object) -> bytes:
-    """A server-sent event."""
+    """Encode a server-sent event."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"

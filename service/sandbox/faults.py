@@ -1,4 +1,4 @@
-"""Everything that can go wrong at Venice or on the way to it, on demand."""
+"""Simulated failures of Venice and of the network in front of it."""
 
 import asyncio
 import random
@@ -10,57 +10,63 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from service.sandbox.refusals import Refusal, bad_key, context_exceeded, issue, unauthenticated
+from service.sandbox.refusals import Refusal, context_exceeded, issue, unauthenticated, unknown_key
 
 EVERY_PATH: Final = "*"
 MAX_HOLD_S: Final = 600.0
-MAX_PUSHED: Final = 1000
-# Only for servers that do not cancel a handler when its client goes.
+MAX_PENDING: Final = 1000
+# Only needed for servers that do not cancel a handler when its client leaves.
 _POLL_S: Final = 0.25
 
 
 class FaultKind(Enum):
-    """What goes wrong; ``doc`` says how it looks from outside."""
+    """A kind of failure. ``doc`` describes its visible effect."""
 
     _value_: str
     doc: str
 
     RATE_LIMITED = "rate_limited", "429 with code RATE_LIMIT_EXCEEDED."
     MODEL_OVERLOADED = "model_overloaded", "429 with a Retry-After of retry_after seconds (30)."
-    ERROR_BUDGET = "error_budget", "429 with x-ratelimit-remaining and -resets (ms), no code."
+    ERROR_BUDGET = (
+        "error_budget",
+        "429 with x-ratelimit-remaining and -resets (ms), without a code.",
+    )
     INSUFFICIENT_BALANCE = "insufficient_balance", "402 with code INSUFFICIENT_BALANCE."
-    KEY_SPEND_LIMIT = "key_spend_limit", "402 of a key's own ceiling: a message and no code."
+    KEY_SPEND_LIMIT = (
+        "key_spend_limit",
+        "402 for the key's own ceiling, with a message and no code.",
+    )
     INVALID_KEY = "invalid_key", "401 Authentication failed."
     INFERENCE_FAILED = "inference_failed", "500 with code INFERENCE_FAILED."
     BAD_GATEWAY = "bad_gateway", "502 with a request_id."
     AT_CAPACITY = "at_capacity", "503 with code MODEL_AT_CAPACITY."
     TIMEOUT = "timeout", "504 with code REQUEST_TIMEOUT."
-    HANG = "hang", "No answer until release or seconds (600) pass, which drops the connection."
-    BARRIER = "barrier", "Holds every call until release, then answers; release removes it."
-    SLOW_HEADERS = "slow_headers", "Waits seconds (1) before it answers."
-    DISCONNECT = "disconnect", "Closes the connection without an answer."
+    HANG = "hang", "No response until release or seconds (600), then drops the connection."
+    BARRIER = "barrier", "Holds every call until release, then responds. Release removes it."
+    SLOW_HEADERS = "slow_headers", "Waits seconds (1) before responding."
+    DISCONNECT = "disconnect", "Closes the connection without a response."
     GARBAGE = "garbage", "200 with a body that is not JSON."
-    STALL = "stall", "The body stops after `after` chunks (1) and stays open; release resumes it."
+    STALL = "stall", "The body pauses after `after` chunks (1) until release."
     CUT = "cut", "The connection is closed after `after` chunks (1) of the body."
     IN_BAND_ERROR = "in_band_error", "An error event after `after` chunks (1); 500 when plain."
-    SLOW_BYTES = "slow_bytes", "The body comes in pieces of 7 bytes, seconds (0.001) apart."
-    MISSING_USAGE = "missing_usage", "Neither usage nor cost is stated."
-    MISSING_COST = "missing_cost", "Usage is stated, cost is not."
-    RATE_SPENT = "rate_spent", "Answers, and says that it was the last for seconds (60)."
-    CONTENT_VIOLATION = "content_violation", "Images: a black one, not charged, said in a header."
-    JOB_FAILED = "job_failed", "Queues: retrieving says that the provider refused; refunded."
+    SLOW_BYTES = "slow_bytes", "The body arrives in pieces of 7 bytes, seconds (0.001) apart."
+    MISSING_USAGE = "missing_usage", "The response has neither usage nor cost."
+    MISSING_COST = "missing_cost", "The response has usage but no cost."
+    RATE_SPENT = "rate_spent", "Responds and reports the rate used up for seconds (60)."
+    CONTENT_VIOLATION = "content_violation", "Images: a free black image, marked by a header."
+    JOB_FAILED = "job_failed", "Queues: retrieving fails with a refund."
     CONTENT_POLICY = "content_policy", "422 with a suggested_prompt."
     NEEDS_CONSENT = "needs_consent", "409 whose error is an object, with consent_flow."
     CONTEXT_LENGTH = "context_length", "400 in OpenAI's shape."
     DETAILED = "detailed", "400 with a text as details and issues."
     TOO_LARGE = "too_large", "413 with code PAYLOAD_TOO_LARGE."
     PRIVACY_RESTRICTED = "privacy_restricted", "403 with code MODEL_PRIVACY_RESTRICTED."
-    RETIRED = "retired", "410 of a model that is gone."
-    EDGE_PAGE = "edge_page", "A page of the network before Venice, with `status` (403)."
+    RETIRED = "retired", "410 for a retired model."
+    EDGE_PAGE = "edge_page", "A page of the network in front of Venice, with `status` (403)."
     WALLET_REQUIRED = "wallet_required", "402 that offers payment by wallet, as without a key."
 
     def __new__(cls, value: str, doc: str) -> "FaultKind":
-        """Keep the sentence beside the value."""
+        """Attach the description to the value."""
         member = object.__new__(cls)
         member._value_ = value
         member.doc = doc
@@ -72,7 +78,7 @@ Seconds = Annotated[float, Meta(ge=0, le=MAX_HOLD_S)]
 
 
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One fault, for the calls of a path and for so many of them; without ``times``, for all."""
+    """A fault for calls to a path, for ``times`` calls or, without it, for all."""
 
     kind: FaultKind
     path: Path = EVERY_PATH
@@ -83,31 +89,31 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     status: Annotated[int, Meta(ge=400, le=599)] = 403
     message: Annotated[str, Meta(max_length=1000)] | None = None
     key: Annotated[str, Meta(max_length=200)] | None = None
-    """Only calls with this key."""
+    """Restricts the fault to calls with this key."""
     chance: Annotated[float, Meta(gt=0, le=1)] = 1
-    """How likely it is that a call has the fault."""
+    """The probability that a call has the fault."""
 
     def __post_init__(self) -> None:
-        # Paths are Venice's own; the prefix is what people copy from a log.
+        # Paths are Venice's own. The prefix is removed because people copy it from logs.
         self.path = self.path.removeprefix("/api/v1") or EVERY_PATH
 
 
 class Faults:
-    """The faults that wait for their calls, in the order in which they were pushed."""
+    """The pending faults, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
         self._released = asyncio.Event()
         self._arrived = asyncio.Event()
-        # The same faults for the same calls, as far as these come in the same order.
+        # Seeded, so that calls in the same order get the same faults.
         self._random = random.Random(1)
         self.held = 0
-        """How many calls stand at a barrier, hang or stall now."""
+        """The number of calls held by a barrier, hang or stall."""
 
     def push(self, path: str, kind: FaultKind | str, **options: object) -> Fault:
-        """Add a fault. ``options`` are the fields of :class:`Fault`.
+        """Add a fault. ``options`` are fields of :class:`Fault`.
 
-        :raises msgspec.ValidationError: naming the field and its rule.
+        :raises msgspec.ValidationError: when a field is invalid; the error names it.
         """
         name = kind.value if isinstance(kind, FaultKind) else kind
         fault = msgspec.convert({"path": path, "kind": name, **options}, Fault)
@@ -115,22 +121,22 @@ class Faults:
         return fault
 
     def add(self, fault: Fault) -> None:
-        """Add a fault that is known to be valid."""
-        if len(self._faults) >= MAX_PUSHED:
-            raise ValueError(f"at most {MAX_PUSHED} faults wait at a time")
+        """Add a valid fault."""
+        if len(self._faults) >= MAX_PENDING:
+            raise ValueError(f"at most {MAX_PENDING} faults can be pending")
         self._faults.append(fault)
 
     def pending(self) -> list[Fault]:
-        """The faults that still wait, with the times that are left."""
+        """Return the pending faults with their remaining times."""
         return list(self._faults)
 
     def clear(self) -> None:
-        """Forget all faults and let every held call go."""
+        """Remove all faults and release every held call."""
         self._faults.clear()
         self.release()
 
     def release(self) -> int:
-        """Let every held call go and take the barriers away. Says how many were held."""
+        """Release every held call and remove the barriers. Returns the number of held calls."""
         self._faults = [fault for fault in self._faults if fault.kind is not FaultKind.BARRIER]
         self._released.set()
         self._released = asyncio.Event()
@@ -139,7 +145,7 @@ class Faults:
     async def wait_held(self, count: int, timeout: float = 10.0) -> None:
         """Wait until that many calls are held.
 
-        :raises TimeoutError: when they are not in time.
+        :raises TimeoutError: when they are not held in time.
         """
         async with asyncio.timeout(timeout):
             while self.held < count:
@@ -147,10 +153,10 @@ class Faults:
                 await self._arrived.wait()
 
     def take(self, path: str, key: str = "") -> Fault | None:
-        """The fault of the next call to a path with a key, used up by one."""
+        """Take the fault for the next call to a path with a key. Reduces its remaining times."""
         for fault in self._faults:
-            is_meant = fault.path in (path, EVERY_PATH) and fault.key in (key, None)
-            if is_meant and (fault.chance == 1 or self._random.random() < fault.chance):
+            matches = fault.path in (path, EVERY_PATH) and fault.key in (key, None)
+            if matches and (fault.chance == 1 or self._random.random() < fault.chance):
                 if fault.times is not None:
                     fault.times -= 1
                     if fault.times == 0:
@@ -159,15 +165,15 @@ class Faults:
         return None
 
     async def hold(self, request: web.Request, seconds: float | None) -> bool:
-        """Wait for the release. False when the client went or the time passed first."""
+        """Hold a call until the release. False if the client leaves or the time passes first."""
         released = self._released
         ends_at = time.monotonic() + (MAX_HOLD_S if seconds is None else seconds)
         self.held += 1
         self._arrived.set()
         try:
-            while (left := ends_at - time.monotonic()) > 0 and request.transport is not None:
+            while (remaining_s := ends_at - time.monotonic()) > 0 and request.transport is not None:
                 try:
-                    async with asyncio.timeout(min(left, _POLL_S)):
+                    async with asyncio.timeout(min(remaining_s, _POLL_S)):
                         return await released.wait()
                 except TimeoutError:
                     continue
@@ -180,10 +186,10 @@ FAULTS: Final = web.AppKey("FAULTS", Faults)
 
 
 def refusal(fault: Fault) -> Refusal | None:
-    """The refusal that a fault stands for, if it is one."""
+    """Return the refusal that a fault simulates, or None."""
     match fault.kind:
         case FaultKind.INVALID_KEY:
-            return bad_key()
+            return unknown_key()
         case FaultKind.WALLET_REQUIRED:
             return unauthenticated()
         case FaultKind.CONTEXT_LENGTH:
@@ -206,7 +212,7 @@ def refusal(fault: Fault) -> Refusal | None:
 
 
 def spent_rate(fault: Fault) -> dict[str, str]:
-    """The headers of an answer that used up the rate of requests."""
+    """Return the headers of a response that used up the request rate."""
     reset_s = time.time() + (60 if fault.seconds is None else fault.seconds)
     return {
         "x-ratelimit-remaining-requests": "0",

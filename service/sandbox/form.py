@@ -1,4 +1,4 @@
-"""Bodies of type ``multipart/form-data``, read with the standard library's parser of mail."""
+"""Parses ``multipart/form-data`` with the standard library's email parser."""
 
 import email
 import email.message
@@ -10,15 +10,15 @@ from service.sandbox.refusals import Refusal
 
 @dataclass(slots=True, kw_only=True)
 class Form:
-    """Texts and files by the names of their fields."""
+    """The texts and files of a form by field name."""
 
     texts: dict[str, str] = field(default_factory=dict)
     files: dict[str, list[bytes]] = field(default_factory=dict)
 
     def file(self, name: str) -> bytes:
-        """The one file of a name.
+        """Return the only file of a field.
 
-        :raises Refusal: when there is none, or more.
+        :raises Refusal: when the field does not have exactly one file.
         """
         files = self.files.get(name, [])
         if len(files) != 1:
@@ -27,16 +27,18 @@ class Form:
 
 
 def parse(body: bytes, content_type: str) -> Form:
-    """The fields of a form.
+    """Parse the fields of a form.
 
-    :raises Refusal: 400 when it is none.
+    :raises Refusal: 400 when the body is not a valid form.
     """
     head = b"Content-Type: " + content_type.encode(errors="replace") + b"\r\n\r\n"
     message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
     if message.get_content_type() != "multipart/form-data" or not message.is_multipart():
         raise Refusal(400, {"error": "Content-Type must be multipart/form-data"})
     if message.defects:
-        raise Refusal(400, {"error": "The form cannot be read", "details": "Malformed multipart"})
+        raise Refusal(
+            400, {"error": "The form could not be parsed", "details": "Malformed multipart"}
+        )
     form = Form()
     for part in message.iter_parts():
         name = part.get_param("name", header="content-disposition")

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.sandbox import models
-from service.sandbox.exchange import Exchange, Plain, Reply
+from service.sandbox.exchange import Exchange, Plain, Response
 from service.sandbox.refusals import invalid, issue
 
 SIDE: Final = 8
@@ -23,7 +23,7 @@ Side = Annotated[int, Meta(gt=0, le=1280)] | UnsetType
 
 
 class GenerateRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Every field of Venice's own endpoint."""
+    """All fields of Venice's own endpoint."""
 
     model: str
     prompt: Annotated[str, Meta(min_length=1)]
@@ -53,7 +53,7 @@ class GenerateRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class OpenAIRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Every field of the endpoint in OpenAI's shape."""
+    """All fields of the endpoint in OpenAI's format."""
 
     prompt: Annotated[str, Meta(min_length=1, max_length=1500)]
     model: str = "default"
@@ -73,21 +73,21 @@ _GENERATE: Final = msgspec.json.Decoder(GenerateRequest)
 _OPENAI: Final = msgspec.json.Decoder(OpenAIRequest)
 
 
-def generate(exchange: Exchange) -> Reply:
-    """Images as base64 in JSON, or one as it is. It is a PNG whatever the format asked for."""
-    asked = exchange.decode(_GENERATE)
-    model = models.get(asked.model, "image")
-    if asked.return_binary and asked.variants > 1:
+def generate(exchange: Exchange) -> Response:
+    """Return images as base64 in JSON, or a single one as bytes. Always PNG."""
+    payload = exchange.decode(_GENERATE)
+    model = models.get(payload.model, "image")
+    if payload.return_binary and payload.variants > 1:
         raise invalid(issue("return_binary allows one variant", "variants"))
-    exchange.charge_units(model, asked.variants)
-    pictures = [png(f"{asked.prompt} {index}") for index in range(asked.variants)]
+    exchange.charge_units(model, payload.variants)
+    pictures = [png(f"{payload.prompt} {index}") for index in range(payload.variants)]
     headers = {**model.headers(), **exchange.withheld_headers()}
-    if asked.return_binary:
+    if payload.return_binary:
         return Plain(body=pictures[0], content_type="image/png", headers=headers)
     answer = {
         "id": f"generate-image-{uuid.uuid4().hex}",
         "images": [base64.b64encode(picture).decode() for picture in pictures],
-        "request": asked,
+        "request": payload,
         "timing": {
             "inferenceDuration": 0,
             "inferencePreprocessingTime": 0,
@@ -98,22 +98,22 @@ def generate(exchange: Exchange) -> Reply:
     return Plain(body=msgspec.json.encode(answer), headers=headers)
 
 
-def generations(exchange: Exchange) -> Reply:
-    """The same for OpenAI's clients; an unknown model is the default one here."""
-    asked = exchange.decode(_OPENAI)
-    model = models.find(asked.model, "image") or models.get("default", "image")
+def generations(exchange: Exchange) -> Response:
+    """Return an image in OpenAI's format. An unknown model falls back to the default one."""
+    payload = exchange.decode(_OPENAI)
+    model = models.find(payload.model, "image") or models.get("default", "image")
     exchange.charge_units(model, 1)
     headers = {**model.headers(), **exchange.withheld_headers()}
-    encoded = base64.b64encode(png(f"{asked.prompt} 0")).decode()
+    encoded = base64.b64encode(png(f"{payload.prompt} 0")).decode()
     picture = {"b64_json": encoded}
-    if asked.response_format == "url":
+    if payload.response_format == "url":
         picture = {"url": f"data:image/png;base64,{encoded}"}
     answer = {"created": int(time.time()), "data": [picture]}
     return Plain(body=msgspec.json.encode(answer), headers=headers)
 
 
 def png(seed: str) -> bytes:
-    """A small square in the seed's colour."""
+    """Create a small square in the seed's colour."""
     colour = hashlib.sha256(seed.encode()).digest()[:3]
     rows = (b"\0" + colour * SIDE) * SIDE
     return b"".join(

@@ -1,19 +1,19 @@
-"""Values that a JSON schema allows: the arguments of tools, and answers that have a format."""
+"""Generates values for a JSON schema, for tool arguments and formatted responses."""
 
 from typing import Any, Final
 
 TEXT: Final = "simulated"
-MOST_DEPTH: Final = 8
-MOST_ELEMENTS: Final = 100
+MAX_DEPTH: Final = 8
+MAX_ELEMENTS: Final = 100
 
 
 def instance(schema: Any) -> Any:
-    """The plainest value of a schema: every property, one element of every array."""
-    return _value(schema, schema, MOST_DEPTH)
+    """Return the simplest value of a schema: every property, one element per array."""
+    return _value(schema, schema, MAX_DEPTH)
 
 
 def _value(schema: Any, root: Any, depth: int) -> Any:
-    schema = _resolved(schema, root)
+    schema = _resolve(schema, root)
     if "enum" in schema or depth == 0:
         return next(iter(schema.get("enum", ())), None)
     match _type(schema):
@@ -22,7 +22,7 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
             return {name: _value(part, root, depth - 1) for name, part in properties.items()}
         case "array":
             count = schema.get("minItems", 1 if "items" in schema else 0)
-            return [_value(schema.get("items"), root, depth - 1)] * min(count, MOST_ELEMENTS)
+            return [_value(schema.get("items"), root, depth - 1)] * min(count, MAX_ELEMENTS)
         case kind:
             return {
                 "string": TEXT.ljust(schema.get("minLength", 0))[: schema.get("maxLength")],
@@ -32,16 +32,16 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
             }.get(kind)
 
 
-def _resolved(schema: Any, root: Any) -> dict[str, Any]:
-    """The first of alternatives, and what references stand for."""
-    for _ in range(MOST_DEPTH):
+def _resolve(schema: Any, root: Any) -> dict[str, Any]:
+    """Resolve references, and the first of alternatives."""
+    for _ in range(MAX_DEPTH):
         if not isinstance(schema, dict):
             return {}
         if "const" in schema:
             return {"enum": [schema["const"]]}
         options = next((schema[name] for name in ("anyOf", "oneOf", "allOf") if name in schema), ())
         if "$ref" in schema:
-            schema = _referred(str(schema["$ref"]), root)
+            schema = _follow_reference(str(schema["$ref"]), root)
         elif options:
             schema = options[0]
         else:
@@ -49,7 +49,7 @@ def _resolved(schema: Any, root: Any) -> dict[str, Any]:
     return {}
 
 
-def _referred(reference: str, root: Any) -> Any:
+def _follow_reference(reference: str, root: Any) -> Any:
     found = root
     for step in filter(None, reference.removeprefix("#").split("/")):
         found = found.get(step) if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""What happens to every call, whichever endpoint answers it."""
+"""Middleware that applies to every call."""
 
 import asyncio
 import secrets
@@ -19,7 +19,7 @@ START_BALANCE_NANOS: Final = nanos("1000000")
 
 @web.middleware
 async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keep every call to Venice's part of the sandbox, and see what becomes of it."""
+    """Record each call to the simulated Venice, and its outcome."""
     if request.path.startswith("/sandbox/"):
         return await handler(request)
     call = Call(
@@ -31,13 +31,13 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     )
     request[CALL] = call
     try:
-        response = await _answer(request, handler, call)
+        response = await _respond(request, handler, call)
     except ConnectionError:
         call.note_cut()
-        # Nobody is there to read it; raising would only be logged as a fault of the sandbox.
+        # The client has left. Raising would only be logged as an error of the sandbox.
         return web.Response()
     except asyncio.CancelledError:
-        # A server that shuts down cancels as well; then the connection is still there.
+        # A shutdown also cancels handlers, but leaves the connection open.
         if request.transport is None or request.transport.is_closing():
             call.note_cut()
         raise
@@ -49,21 +49,21 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
-async def _answer(request: web.Request, handler: Handler, call: Call) -> web.StreamResponse:
+async def _respond(request: web.Request, handler: Handler, call: Call) -> web.StreamResponse:
     try:
-        await _take_body(request, call)
+        await _record_body(request, call)
         return await handler(request)
     except Refusal as error:
-        return _refused(error)
+        return _to_response(error)
     except web.HTTPRequestEntityTooLarge:
         text = f"Request body exceeds the maximum allowed size of {MAX_BODY_BYTES} bytes"
-        return _refused(Refusal(413, {"code": "PAYLOAD_TOO_LARGE", "error": text}))
+        return _to_response(Refusal(413, {"code": "PAYLOAD_TOO_LARGE", "error": text}))
     except web.HTTPException as error:
-        return _refused(Refusal(error.status, {"error": error.reason}))
+        return _to_response(Refusal(error.status, {"error": error.reason}))
 
 
-def _refused(refusal_: Refusal) -> web.Response:
-    """A refusal as a response."""
+def _to_response(refusal_: Refusal) -> web.Response:
+    """Convert a refusal to a response."""
     return web.Response(
         status=refusal_.status,
         body=msgspec.json.encode(refusal_.body),
@@ -72,16 +72,16 @@ def _refused(refusal_: Refusal) -> web.Response:
     )
 
 
-async def _take_body(request: web.Request, call: Call) -> None:
+async def _record_body(request: web.Request, call: Call) -> None:
     try:
         body = await request.read()
-        call.keep(body)
+        call.record_body(body)
     finally:
         request.app[CALLS].add(call)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """What Venice and its edge put on every answer, and the sandbox's own mark."""
+    """Add the headers that Venice and its edge send with every response, and the sandbox's mark."""
     headers = response.headers
     headers["x-rialto-sandbox"] = "simulated"
     headers["CF-RAY"] = f"{secrets.token_hex(8)}-SIM"
@@ -92,7 +92,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     headers["x-venice-version"] = "20261123.000000"
     for name, value in calls.rate_headers().items():
         headers.setdefault(name, value)
-    # As at Venice: what was there before this call.
+    # Venice reports the balance before the current call.
     before = START_BALANCE_NANOS - calls.charged_nanos + call.charged_nanos
     headers["x-venice-balance-usd"] = bytes(usd(max(0, before))).decode()
     headers["x-venice-balance-diem"] = "0"

@@ -1,4 +1,4 @@
-"""A model of the sandbox: what it costs and how Venice lists it."""
+"""A simulated model: its prices and its entry in Venice's list."""
 
 import functools
 from dataclasses import dataclass, field
@@ -15,30 +15,30 @@ CREATED: Final = 1_767_225_600
 
 @functools.cache
 def nanos(usd: str) -> int:
-    """A price in USD as nano-dollars."""
+    """Convert a price in USD to nano-dollars."""
     return int(Decimal(usd) * NANOS_PER_USD)
 
 
 def usd(amount_nanos: int) -> msgspec.Raw:
-    """Nano-dollars as a JSON number in plain decimals: no float comes between."""
-    dollars, rest = divmod(amount_nanos, NANOS_PER_USD)
-    decimals = f".{rest:09d}".rstrip("0") if rest else ""
+    """Format nano-dollars as a decimal JSON number, without a float."""
+    dollars, fraction = divmod(amount_nanos, NANOS_PER_USD)
+    decimals = f".{fraction:09d}".rstrip("0") if fraction else ""
     return msgspec.Raw(f"{dollars}{decimals}".encode())
 
 
 def leaf(price: str) -> dict[str, msgspec.Raw]:
-    """A price as Venice states it."""
+    """Return a price in Venice's format."""
     return {"usd": usd(nanos(price)), "diem": usd(nanos(price))}
 
 
 def nanos_of(price: dict[str, msgspec.Raw]) -> int:
-    """The same in nano-dollars."""
+    """Convert a price in Venice's format to nano-dollars."""
     return nanos(bytes(price["usd"]).decode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Prices in USD of a million tokens."""
+    """Prices in USD per million tokens."""
 
     input: str
     output: str
@@ -46,7 +46,7 @@ class Rates:
     cache_write: str | None = None
 
     def entry(self) -> dict[str, Any]:
-        """As ``model_spec.pricing`` states them."""
+        """Return the prices as in ``model_spec.pricing``."""
         names = ("input", "output", "cache_input", "cache_write")
         prices = {name: getattr(self, name) for name in names}
         return {name: leaf(price) for name, price in prices.items() if price is not None}
@@ -54,7 +54,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model with what it costs and how Venice lists it."""
+    """A model with its prices and its entry in Venice's list."""
 
     id: str
     name: str
@@ -70,7 +70,7 @@ class Model:
     spec: dict[str, Any] = field(default_factory=dict)
 
     def cost_nanos(self, prompt_tokens: int, completion_tokens: int) -> int | None:
-        """What a call costs, rounded up to a nano-dollar; None where no price is stated."""
+        """Return a call's cost in nano-dollars, rounded up; None without a price."""
         rates = self.rates
         if self.extended is not None and prompt_tokens > self.extended_above:
             rates = self.extended
@@ -80,7 +80,7 @@ class Model:
         return -(-sum_ // TOKENS_PER_PRICE)
 
     def entry(self) -> dict[str, Any]:
-        """The model as ``GET /models`` lists it."""
+        """Return the model's entry in ``GET /models``."""
         spec: dict[str, Any] = {
             "name": f"{self.name} (simulated)",
             "modelSource": "https://sandbox.invalid",
@@ -125,14 +125,14 @@ class Model:
         }
 
     def headers(self) -> dict[str, str]:
-        """What Venice says of the model beside each of its answers."""
-        told = {"x-venice-model-id": self.id, "x-venice-model-name": f"{self.name} (simulated)"}
+        """Return the headers about the model that Venice sends with each response."""
+        headers = {"x-venice-model-id": self.id, "x-venice-model-name": f"{self.name} (simulated)"}
         deprecation = self.spec.get("deprecation")
         if deprecation is not None:
             replacement = deprecation["replacementModelId"]
             text = f"{self.id} will be removed; use {replacement}"
-            told["x-venice-model-deprecation-warning"] = text
-            told["x-venice-model-deprecation-date"] = deprecation["date"]
-            told["x-venice-deprecated"] = "true"
-            told["x-venice-deprecated-replacement"] = replacement
-        return told
+            headers["x-venice-model-deprecation-warning"] = text
+            headers["x-venice-model-deprecation-date"] = deprecation["date"]
+            headers["x-venice-deprecated"] = "true"
+            headers["x-venice-deprecated-replacement"] = replacement
+        return headers

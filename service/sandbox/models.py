@@ -1,4 +1,4 @@
-"""The sandbox's models: names as Venice has them, prices invented but of Venice's shapes."""
+"""The simulated models. The names are Venice's; the prices are invented but in Venice's formats."""
 
 import difflib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from service.sandbox.refusals import Refusal, model_not_found
 TYPES: Final = frozenset(
     {"asr", "decision", "embedding", "image", "inpaint", "music", "text", "tts", "upscale", "video"}
 )
-_NEAREST_LENGTH: Final = 100
+_MAX_COMPARED_LENGTH: Final = 100
 
 MODELS: Final = (
     Model(
@@ -203,25 +203,25 @@ COMPATIBLE: Final = {
 
 
 def of_type(kind: str) -> Iterator[Model]:
-    """The models of a type; ``all`` and ``code`` are types here as at Venice."""
+    """Yield the models of a type. ``all`` and ``code`` also work, as at Venice."""
     for model in MODELS:
         if kind in (model.type, "all") or (kind == "code" and "Code" in model.capabilities):
             yield model
 
 
 def traits(kind: str) -> dict[str, str]:
-    """Which model has which trait."""
+    """Map traits to model ids."""
     return {trait: model.id for model in MODELS if model.type == kind for trait in model.traits}
 
 
-def _folded(name: str) -> str:
-    for sign in "._ ":
-        name = name.replace(sign, "-")
+def _normalize(name: str) -> str:
+    for separator in "._ ":
+        name = name.replace(separator, "-")
     return name.lower()
 
 
 _BY_ID: Final = {model.id: model for model in MODELS}
-_BY_FOLDED: Final = {_folded(model.id): model for model in MODELS}
+_BY_NORMALIZED: Final = {_normalize(model.id): model for model in MODELS}
 _ALIASES: Final = {
     kind: {name: _BY_ID[to] for name, to in {**COMPATIBLE.get(kind, {}), **traits(kind)}.items()}
     for kind in TYPES
@@ -229,16 +229,18 @@ _ALIASES: Final = {
 
 
 def find(name: str, kind: str) -> Model | None:
-    """The model of a type by id, trait, compatible name or a tolerated spelling."""
+    """Find a model of a type by id, trait, compatible name or an accepted spelling."""
     model = _BY_ID.get(name) or _ALIASES[kind].get(name)
     if model is None:
-        folded = _folded(name)
-        model = _BY_FOLDED.get(folded) or _BY_FOLDED.get(folded.removeprefix("venice-"))
+        normalized = _normalize(name)
+        model = _BY_NORMALIZED.get(normalized) or _BY_NORMALIZED.get(
+            normalized.removeprefix("venice-")
+        )
     return model if model is not None and model.type == kind else None
 
 
 def get(name: str, kind: str) -> Model:
-    """The same.
+    """Find a model like :func:`find`.
 
     :raises Refusal: 400 for a model of another type, 404 when there is none.
     """
@@ -249,5 +251,5 @@ def get(name: str, kind: str) -> Model:
         text = f"The model '{name}' is not a model of type {kind}."
         raise Refusal(400, {"error": text, "code": "INVALID_MODEL"})
     names = [model.id for model in MODELS if model.type == kind]
-    nearest = difflib.get_close_matches(name[:_NEAREST_LENGTH], names, n=1, cutoff=0.4)
+    nearest = difflib.get_close_matches(name[:_MAX_COMPARED_LENGTH], names, n=1, cutoff=0.4)
     raise model_not_found(name, nearest[0] if nearest else None)

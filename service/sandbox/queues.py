@@ -1,7 +1,6 @@
-"""Video, long audio and changed voices: quoted, queued, fetched, forgotten.
+"""Queued jobs for video, long audio and voice changes: quote, queue, retrieve and complete.
 
-A job is charged when it is queued and done after it was asked for ``POLLS`` times; its id is known
-for 24 hours.
+A job is charged when it is queued, and is done after ``POLLS`` polls. Its id is valid for 24 hours.
 """
 
 import time
@@ -15,7 +14,7 @@ from msgspec import Meta, Struct
 
 from service.sandbox import models
 from service.sandbox.audio import BYTES_PER_S, silence
-from service.sandbox.exchange import Exchange, Plain, Reply, key_of
+from service.sandbox.exchange import Exchange, Plain, Response, key_of
 from service.sandbox.faults import FaultKind
 from service.sandbox.model import nanos, nanos_of, usd
 from service.sandbox.refusals import Refusal, invalid, issue
@@ -26,12 +25,12 @@ MAX_JOBS: Final = 10_000
 AVERAGE_MS: Final = 60_000
 SECOND_NANOS: Final = nanos("0.05")
 VOICE_SECOND_NANOS: Final = nanos("0.01")
-# The smallest thing that calls itself an MP4.
+# A minimal MP4 header.
 MP4: Final = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomsimu"
 
 
 class VideoQuote(Struct, kw_only=True):
-    """The fields of ``/video/quote``; unknown ones are dropped silently, as there."""
+    """The fields of ``/video/quote``. Unknown ones are ignored, as by Venice."""
 
     model: str
     duration: str
@@ -44,7 +43,7 @@ class VideoQuote(Struct, kw_only=True):
 
 
 class VideoQueue(VideoQuote, forbid_unknown_fields=True, kw_only=True):
-    """The fields of ``/video/queue`` that are known here."""
+    """The supported fields of ``/video/queue``."""
 
     prompt: Annotated[str, Meta(min_length=1)]
     negative_prompt: str | None = None
@@ -55,7 +54,7 @@ class VideoQueue(VideoQuote, forbid_unknown_fields=True, kw_only=True):
 
 
 class AudioQuote(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Every field of ``/audio/quote``."""
+    """All fields of ``/audio/quote``."""
 
     model: str
     duration_seconds: int | str | None = None
@@ -63,7 +62,7 @@ class AudioQuote(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class AudioQueue(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The fields of ``/audio/queue`` that are known here."""
+    """The supported fields of ``/audio/queue``."""
 
     model: str
     prompt: Annotated[str, Meta(min_length=1)]
@@ -74,7 +73,7 @@ class AudioQueue(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Ticket(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a job is fetched and forgotten with."""
+    """Identifies a job for retrieval and completion."""
 
     model: str
     queue_id: str
@@ -102,28 +101,28 @@ _AUDIO_QUEUE: Final = msgspec.json.Decoder(AudioQueue)
 _TICKET: Final = msgspec.json.Decoder(Ticket)
 
 
-def _video_nanos(asked: VideoQuote) -> int:
-    models.get(asked.model, "video")
+def _video_nanos(payload: VideoQuote) -> int:
+    models.get(payload.model, "video")
     try:
-        seconds = int(asked.duration.removesuffix("s"))
+        seconds = int(payload.duration.removesuffix("s"))
     except ValueError:
         raise invalid(issue("Invalid enum value", "duration")) from None
-    scale = 2 if asked.resolution == "1080p" else 1
+    scale = 2 if payload.resolution == "1080p" else 1
     return seconds * SECOND_NANOS * scale
 
 
-def quote_video(exchange: Exchange) -> Reply:
+def quote_video(exchange: Exchange) -> Response:
     """``POST /video/quote``."""
-    return _quoted(_video_nanos(exchange.decode(_VIDEO_QUOTE)))
+    return _quote(_video_nanos(exchange.decode(_VIDEO_QUOTE)))
 
 
-def queue_video(exchange: Exchange) -> Reply:
+def queue_video(exchange: Exchange) -> Response:
     """``POST /video/queue``."""
-    asked = exchange.decode(_VIDEO_QUEUE)
-    cost_nanos = _video_nanos(asked)
-    if asked.model.startswith("seedance") and asked.consents is None:
+    payload = exchange.decode(_VIDEO_QUEUE)
+    cost_nanos = _video_nanos(payload)
+    if payload.model.startswith("seedance") and payload.consents is None:
         raise Refusal(409, {"error": {"code": "needs_consent"}, "consent_flow": "simulated"})
-    return _queued(exchange, asked.model, cost_nanos, MP4, "video/mp4")
+    return _queue(exchange, payload.model, cost_nanos, MP4, "video/mp4")
 
 
 def _audio_nanos(model_name: str, seconds: int | str | None) -> int:
@@ -139,37 +138,37 @@ def _audio_nanos(model_name: str, seconds: int | str | None) -> int:
     raise invalid(issue("Too long", "duration_seconds"))
 
 
-def quote_audio(exchange: Exchange) -> Reply:
+def quote_audio(exchange: Exchange) -> Response:
     """``POST /audio/quote``."""
-    asked = exchange.decode(_AUDIO_QUOTE)
-    return _quoted(_audio_nanos(asked.model, asked.duration_seconds))
+    payload = exchange.decode(_AUDIO_QUOTE)
+    return _quote(_audio_nanos(payload.model, payload.duration_seconds))
 
 
-def queue_audio(exchange: Exchange) -> Reply:
+def queue_audio(exchange: Exchange) -> Response:
     """``POST /audio/queue``."""
-    asked = exchange.decode(_AUDIO_QUEUE)
-    cost_nanos = _audio_nanos(asked.model, asked.duration_seconds)
-    return _queued(exchange, asked.model, cost_nanos, silence(1), "audio/wav", status="QUEUED")
+    payload = exchange.decode(_AUDIO_QUEUE)
+    cost_nanos = _audio_nanos(payload.model, payload.duration_seconds)
+    return _queue(exchange, payload.model, cost_nanos, silence(1), "audio/wav", status="QUEUED")
 
 
-def quote_voice(exchange: Exchange) -> Reply:
+def quote_voice(exchange: Exchange) -> Response:
     """``POST /audio/voice-changer/quote``."""
-    asked = exchange.decode(msgspec.json.Decoder(dict[str, Any]))
-    seconds = asked.get("duration_seconds", 0)
+    payload = exchange.decode(msgspec.json.Decoder(dict[str, Any]))
+    seconds = payload.get("duration_seconds", 0)
     if not isinstance(seconds, int | float):
         raise invalid(issue("Expected a number", "duration_seconds"))
-    return _quoted(int(seconds) * VOICE_SECOND_NANOS)
+    return _quote(int(seconds) * VOICE_SECOND_NANOS)
 
 
-def transcribe_video(_: Exchange) -> Reply:
-    """``POST /video/transcriptions``: retired, though the description still has it."""
+def transcribe_video(_: Exchange) -> Response:
+    """``POST /video/transcriptions``. Retired, although Venice's description still has it."""
     raise Refusal(410, {"error": "This endpoint was retired. Use /audio/transcriptions."})
 
 
-def queue_voice(exchange: Exchange) -> Reply:
-    """``POST /audio/voice-changer/queue``: it says how long the sound is that it charges."""
+def queue_voice(exchange: Exchange) -> Response:
+    """``POST /audio/voice-changer/queue``. Reports the charged length of the sound."""
     seconds = -(-len(exchange.form().file("audio")) // BYTES_PER_S)
-    return _queued(
+    return _queue(
         exchange,
         "voice-changer",
         seconds * VOICE_SECOND_NANOS,
@@ -180,18 +179,18 @@ def queue_voice(exchange: Exchange) -> Reply:
     )
 
 
-def _quoted(cost_nanos: int) -> Reply:
+def _quote(cost_nanos: int) -> Response:
     return Plain(body=msgspec.json.encode({"quote": usd(cost_nanos)}))
 
 
-def _queued(
+def _queue(
     exchange: Exchange,
     model: str,
     cost_nanos: int,
     body: bytes,
     content_type: str,
     **more: object,
-) -> Reply:
+) -> Response:
     jobs = exchange.request.app[JOBS]
     while len(jobs) >= MAX_JOBS:
         del jobs[next(iter(jobs))]
@@ -208,8 +207,8 @@ def _queued(
     return Plain(body=msgspec.json.encode(answer))
 
 
-def retrieve(exchange: Exchange) -> Reply:
-    """``POST …/retrieve``: how far a job is, or what it made."""
+def retrieve(exchange: Exchange) -> Response:
+    """``POST …/retrieve``. Returns a job's progress or its result."""
     ticket = exchange.decode(_TICKET)
     job = _job(exchange, ticket)
     job.polls += 1
@@ -237,8 +236,8 @@ def retrieve(exchange: Exchange) -> Reply:
     return Plain(body=job.body, content_type=job.content_type)
 
 
-def complete(exchange: Exchange) -> Reply:
-    """``POST …/complete``: forget a job."""
+def complete(exchange: Exchange) -> Response:
+    """``POST …/complete``. Deletes a job."""
     ticket = exchange.decode(_TICKET)
     _job(exchange, ticket)
     del exchange.request.app[JOBS][ticket.queue_id]
@@ -247,7 +246,7 @@ def complete(exchange: Exchange) -> Reply:
 
 def _job(exchange: Exchange, ticket: Ticket) -> Job:
     job = exchange.request.app[JOBS].get(ticket.queue_id)
-    asked = (key_of(exchange.request), ticket.model)
-    if job is None or (job.key, job.model) != asked or time.time() - job.queued_at > LIFETIME_S:
+    expected = (key_of(exchange.request), ticket.model)
+    if job is None or (job.key, job.model) != expected or time.time() - job.queued_at > LIFETIME_S:
         raise Refusal(400, {"error": "Request ID is invalid.", "code": "REQUEST_ID_NOT_FOUND"})
     return job

@@ -1,10 +1,10 @@
-"""What is read for nothing: characters, their reviews, and proofs of enclaves."""
+"""Free read-only endpoints: characters, reviews and TEE attestations."""
 
 from typing import Any, Final
 
 import msgspec
 
-from service.sandbox.exchange import Exchange, Plain, Reply
+from service.sandbox.exchange import Exchange, Plain, Response
 from service.sandbox.refusals import Refusal, invalid, issue
 
 CREATED: Final = "2026-01-01T00:00:00.000Z"
@@ -12,7 +12,7 @@ CHARACTER: Final[dict[str, Any]] = {
     "id": "4f6c1b1e-0000-4000-8000-000000000001",
     "slug": "simulated-sage",
     "name": "Simulated Sage",
-    "description": "Knows that nothing was asked.",
+    "description": "Knows that this is a simulation.",
     "author": "sandbox",
     "adult": False,
     "featured": False,
@@ -37,27 +37,27 @@ REVIEW: Final = {
     "createdAt": CREATED,
     "isOwner": False,
     "locale": "en",
-    "message": "Says so itself.",
+    "message": "A simulated review.",
     "rating": 5,
     "userAvatarUrl": None,
     "username": "sandbox",
 }
 
 
-def characters(_: Exchange) -> Reply:
+def characters(_: Exchange) -> Response:
     """``GET /characters``."""
     return Plain(body=msgspec.json.encode({"object": "list", "data": [CHARACTER]}))
 
 
-def character(exchange: Exchange) -> Reply:
+def character(exchange: Exchange) -> Response:
     """``GET /characters/{slug}``."""
-    _must_exist(exchange)
+    _require_character(exchange)
     return Plain(body=msgspec.json.encode({"object": "character", "data": CHARACTER}))
 
 
-def reviews(exchange: Exchange) -> Reply:
+def reviews(exchange: Exchange) -> Response:
     """``GET /characters/{slug}/reviews``."""
-    _must_exist(exchange)
+    _require_character(exchange)
     answer = {
         "object": "list",
         "data": [REVIEW],
@@ -67,13 +67,13 @@ def reviews(exchange: Exchange) -> Reply:
     return Plain(body=msgspec.json.encode(answer), headers={"x-pagination-total": "1"})
 
 
-def _must_exist(exchange: Exchange) -> None:
+def _require_character(exchange: Exchange) -> None:
     if exchange.request.match_info["slug"] != CHARACTER["slug"]:
         raise Refusal(404, {"error": "Character not found", "code": "CHARACTER_NOT_FOUND"})
 
 
-def attestation(exchange: Exchange) -> Reply:
-    """``GET /tee/attestation``: of an enclave that does not exist."""
+def attestation(exchange: Exchange) -> Response:
+    """``GET /tee/attestation``. The enclave does not exist."""
     query = exchange.call.query
     if "model" not in query:
         raise invalid(issue("Required", "model", code="invalid_type"))
@@ -81,8 +81,8 @@ def attestation(exchange: Exchange) -> Reply:
     return Plain(body=msgspec.json.encode({**answer, "simulated": True}))
 
 
-def signature(exchange: Exchange) -> Reply:
-    """``GET /tee/signature``: the same."""
+def signature(exchange: Exchange) -> Response:
+    """``GET /tee/signature``. The enclave does not exist."""
     query = exchange.call.query
     if "request_id" not in query:
         raise invalid(issue("Required", "request_id", code="invalid_type"))

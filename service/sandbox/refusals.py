@@ -1,4 +1,4 @@
-"""How Venice refuses: there is no uniform error body, and these are not made uniform either."""
+"""Venice's error responses. They have no uniform format, and the sandbox keeps it that way."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ _SANDBOX_URL: Final = "https://sandbox.invalid"
 
 
 class Refusal(Exception):
-    """An answer other than 200."""
+    """An error response."""
 
     def __init__(
         self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
@@ -25,12 +25,12 @@ class Refusal(Exception):
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The request body as the decoder's struct.
+    """Decode the request body into the decoder's struct.
 
-    :raises Refusal: 400 with ``issues`` and ``details`` when it is anything else.
+    :raises Refusal: 400 with ``issues`` and ``details`` when it does not match.
     """
     if b"\\u" in body:
-        body = _with_whole_characters(body)
+        body = _replace_lone_surrogates(body)
     try:
         try:
             return decoder.decode(body)
@@ -40,8 +40,8 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise Refusal(400, {"error": "Request body is not valid JSON"}) from None
 
 
-def _with_whole_characters(body: bytes) -> bytes:
-    """JSON as JavaScript reads it, which takes half of a surrogate pair for a character."""
+def _replace_lone_surrogates(body: bytes) -> bytes:
+    """Replace lone surrogates in JSON, as JavaScript accepts them."""
     try:
         return json.dumps(json.loads(body), ensure_ascii=False).encode(errors="replace")
     except (ValueError, RecursionError):
@@ -49,7 +49,7 @@ def _with_whole_characters(body: bytes) -> bytes:
 
 
 def invalid(*issues: dict[str, Any]) -> Refusal:
-    """The refusal of a body whose fields are wrong."""
+    """Build the refusal of a body with invalid fields."""
     details: dict[str, Any] = {"_errors": []}
     for found in issues:
         place = details
@@ -62,12 +62,13 @@ def invalid(*issues: dict[str, Any]) -> Refusal:
 
 
 def issue(message: str, *path: str | int, code: str = "custom", **more: object) -> dict[str, Any]:
-    """One entry of ``issues``."""
+    """Build an entry of ``issues``."""
     return {"code": code, "message": message, "path": list(path), **more}
 
 
 def _issues(body: bytes, kind: type, message: str) -> list[dict[str, Any]]:
-    """What is wrong with the body, the unknown fields all at once as Venice names them."""
+    """Describe what is invalid in the body, with all unknown fields in one issue, as Venice
+    does."""
     sent = msgspec.json.decode(body)
     if isinstance(sent, dict):
         known = {field.encode_name for field in msgspec.structs.fields(kind)}
@@ -81,13 +82,13 @@ def _issues(body: bytes, kind: type, message: str) -> list[dict[str, Any]]:
 
 
 def unauthenticated() -> Refusal:
-    """402 and not 401: without credentials Venice offers payment by wallet."""
+    """Build the refusal without credentials: 402 instead of 401, offering payment by wallet."""
     body = {
         "x402Version": 2,
         "error": "Authentication required",
         "resource": {
             "url": f"{_SANDBOX_URL}/api/v1",
-            "description": "The Rialto sandbox: nothing can be bought here.",
+            "description": "The Rialto sandbox accepts no payment.",
             "mimeType": "application/json",
         },
         "accepts": [
@@ -120,13 +121,13 @@ def unauthenticated() -> Refusal:
     return Refusal(402, body, {"PAYMENT-REQUIRED": encoded})
 
 
-def bad_key() -> Refusal:
-    """A key that Venice does not know."""
+def unknown_key() -> Refusal:
+    """Build the refusal of an unknown key."""
     return Refusal(401, {"error": "Authentication failed"})
 
 
 def model_not_found(name: str, nearest: str | None) -> Refusal:
-    """A model that Venice does not know, with the nearest name that it does."""
+    """Build the refusal of an unknown model, with the nearest known name."""
     hint = f" Did you mean '{nearest}'?" if nearest else ""
     return Refusal(
         404,
@@ -135,8 +136,8 @@ def model_not_found(name: str, nearest: str | None) -> Refusal:
 
 
 def context_exceeded(tokens: int, limit: int) -> Refusal:
-    """The one refusal in OpenAI's shape."""
-    text = f"The prompt has {tokens} tokens; this model's context holds {limit}."
+    """Build the refusal of a prompt that is too long, the only one in OpenAI's format."""
+    text = f"The prompt has {tokens} tokens, but this model's context holds {limit}."
     return Refusal(
         400,
         {

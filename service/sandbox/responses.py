@@ -1,7 +1,7 @@
-"""``POST /responses``: whole, or as the typed events of OpenAI's Responses API.
+"""``POST /responses``, plain or as the typed events of OpenAI's Responses API.
 
-As in Venice's translated mode, unknown members are taken and ignored, nothing is stored, and there
-is usage but no cost.
+As in Venice's translated mode, unknown members are ignored, nothing is stored, and the response has
+usage but no cost.
 """
 
 import time
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct, UnsetType
 
 from service.sandbox import chat, models
-from service.sandbox.exchange import Exchange, Plain, Reply, Stream
+from service.sandbox.exchange import Exchange, Plain, Response, Stream
 from service.sandbox.instances import instance
 from service.sandbox.model import Model
 from service.sandbox.refusals import invalid, issue
@@ -22,13 +22,13 @@ Text = str | UnsetType
 
 
 class Item(Struct):
-    """A part of the conversation; only its text matters here."""
+    """A part of the conversation. Only its role and text are used."""
 
     role: str = "user"
     content: str | list[dict[str, Any]] | None = None
 
     def texts(self) -> list[str]:
-        """The parts that are text."""
+        """Return the text parts."""
         if isinstance(self.content, str):
             return [self.content]
         found = (part.get("text") for part in self.content or ())
@@ -36,7 +36,7 @@ class Item(Struct):
 
 
 class Tool(Struct):
-    """A tool; here its name stands beside its type."""
+    """A tool. In this API its name is beside its type."""
 
     type: str = "function"
     name: str = ""
@@ -44,7 +44,7 @@ class Tool(Struct):
 
 
 class ResponsesRequest(Struct, kw_only=True):
-    """What matters here of a request."""
+    """The supported members of a request."""
 
     model: str
     input: str | Annotated[list[Item], Meta(min_length=1)]
@@ -55,29 +55,29 @@ class ResponsesRequest(Struct, kw_only=True):
 
 
 class Plan(Struct, kw_only=True):
-    """What will be answered."""
+    """The planned response."""
 
     model: Model
     id: str
     item_id: str
     created_at: int
     input_tokens: int
-    words: list[str]
+    tokens: list[str]
     tool: Tool | None
     is_whole: bool
     pause_s: float
 
     @property
     def output_tokens(self) -> int:
-        return 2 if self.tool else len(self.words)
+        return 2 if self.tool else len(self.tokens)
 
     @property
     def arguments(self) -> str:
-        """Of the tool that is called."""
+        """The arguments of the tool call, as JSON."""
         return msgspec.json.encode((self.tool and instance(self.tool.parameters)) or {}).decode()
 
     def item(self, status: str) -> dict[str, Any]:
-        """The one item of the output."""
+        """Return the only item of the output."""
         if self.tool is not None:
             return {
                 "type": "function_call",
@@ -97,11 +97,11 @@ class Plan(Struct, kw_only=True):
         }
 
     def part(self) -> dict[str, Any]:
-        """The text of the output."""
-        return {"type": "output_text", "text": "".join(self.words), "annotations": []}
+        """Return the text part of the output."""
+        return {"type": "output_text", "text": "".join(self.tokens), "annotations": []}
 
     def response(self, exchange: Exchange, status: str) -> dict[str, Any]:
-        """The response object in one of its states."""
+        """Return the response object in one of its states."""
         is_done = status in ("completed", "incomplete")
         stated: dict[str, Any] = {
             "id": self.id,
@@ -141,14 +141,14 @@ class Plan(Struct, kw_only=True):
 _DECODER: Final = msgspec.json.Decoder(ResponsesRequest)
 
 
-def respond(exchange: Exchange) -> Reply:
-    """The same answer as a chat completion's, in the other shape."""
-    asked = exchange.decode(_DECODER)
-    model = models.get(asked.model.partition(":")[0], "text")
+def respond(exchange: Exchange) -> Response:
+    """Return the same response as a chat completion, in this API's format."""
+    payload = exchange.decode(_DECODER)
+    model = models.get(payload.model.partition(":")[0], "text")
     if "E2EE" in model.capabilities:
         raise invalid(issue("E2EE models are not available here", "model"))
-    plan = _plan(asked, model)
-    if asked.stream:
+    plan = _plan(payload, model)
+    if payload.stream:
         return Stream(pieces=_events(exchange, plan), headers=model.headers(), pause_s=plan.pause_s)
     exchange.charge(model, plan.input_tokens, plan.output_tokens)
     return Plain(
@@ -158,13 +158,13 @@ def respond(exchange: Exchange) -> Reply:
     )
 
 
-def _plan(asked: ResponsesRequest, model: Model) -> Plan:
-    items = [Item(content=asked.input)] if isinstance(asked.input, str) else asked.input
-    said = next((item.texts() for item in reversed(items) if item.role == "user"), [])
-    words, pause_s = chat.words_for(" ".join(said))
-    limit = asked.max_output_tokens or chat.MAX_TOKENS
-    tools = [tool for tool in asked.tools or () if tool.type == "function"]
-    is_tool = asked.tool_choice == "required" or isinstance(asked.tool_choice, dict)
+def _plan(payload: ResponsesRequest, model: Model) -> Plan:
+    items = [Item(content=payload.input)] if isinstance(payload.input, str) else payload.input
+    prompt = next((item.texts() for item in reversed(items) if item.role == "user"), [])
+    tokens, pause_s = chat.generate_tokens(" ".join(prompt))
+    limit = payload.max_output_tokens or chat.MAX_TOKENS
+    tools = [tool for tool in payload.tools or () if tool.type == "function"]
+    is_tool = payload.tool_choice == "required" or isinstance(payload.tool_choice, dict)
     return Plan(
         model=model,
         id=f"resp_{uuid.uuid4().hex}",
@@ -174,18 +174,18 @@ def _plan(asked: ResponsesRequest, model: Model) -> Plan:
             chat.TOKENS_PER_MESSAGE + sum(len(text.split()) for text in item.texts())
             for item in items
         ),
-        words=words[:limit],
+        tokens=tokens[:limit],
         tool=tools[0] if tools and is_tool else None,
-        is_whole=len(words) <= limit,
+        is_whole=len(tokens) <= limit,
         pause_s=pause_s,
     )
 
 
 def _events(exchange: Exchange, plan: Plan) -> Generator[bytes, None, None]:
-    """Each event with its number, the last one with usage. There is no ``[DONE]``."""
+    """Yield numbered events, the last one with usage. There is no ``[DONE]``."""
     sent = 0
     try:
-        for number, (kind, data) in enumerate(_typed(exchange, plan)):
+        for number, (kind, data) in enumerate(_typed_events(exchange, plan)):
             content = msgspec.json.encode({"type": kind, "sequence_number": number, **data})
             yield b"event: %b\ndata: %b\n\n" % (kind.encode(), content)
             sent += kind.endswith(".delta")
@@ -194,12 +194,14 @@ def _events(exchange: Exchange, plan: Plan) -> Generator[bytes, None, None]:
         exchange.charge(plan.model, plan.input_tokens if sent else 0, sent)
 
 
-def _typed(exchange: Exchange, plan: Plan) -> Generator[tuple[str, dict[str, Any]], None, None]:
+def _typed_events(
+    exchange: Exchange, plan: Plan
+) -> Generator[tuple[str, dict[str, Any]], None, None]:
     yield "response.created", {"response": plan.response(exchange, "in_progress")}
     yield "response.in_progress", {"response": plan.response(exchange, "in_progress")}
-    place = {"output_index": 0}
-    yield "response.output_item.added", {**place, "item": plan.item("in_progress")}
-    within = {**place, "item_id": plan.item_id}
+    position = {"output_index": 0}
+    yield "response.output_item.added", {**position, "item": plan.item("in_progress")}
+    within = {**position, "item_id": plan.item_id}
     if plan.tool is not None:
         yield "response.function_call_arguments.delta", {**within, "delta": plan.arguments}
         yield (
@@ -210,11 +212,11 @@ def _typed(exchange: Exchange, plan: Plan) -> Generator[tuple[str, dict[str, Any
         within["content_index"] = 0
         empty = {**plan.part(), "text": ""}
         yield "response.content_part.added", {**within, "part": empty}
-        for word in plan.words:
-            yield "response.output_text.delta", {**within, "delta": word, "logprobs": []}
+        for token in plan.tokens:
+            yield "response.output_text.delta", {**within, "delta": token, "logprobs": []}
         text = plan.part()["text"]
         yield "response.output_text.done", {**within, "text": text, "logprobs": []}
         yield "response.content_part.done", {**within, "part": plan.part()}
-    yield "response.output_item.done", {**place, "item": plan.item("completed")}
+    yield "response.output_item.done", {**position, "item": plan.item("completed")}
     last = plan.last_status
     yield f"response.{last}", {"response": plan.response(exchange, last)}

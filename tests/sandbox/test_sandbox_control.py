@@ -13,7 +13,7 @@ import pytest
 from sandbox_client import CHAT, Client, asking, last_call, refused
 
 from service.sandbox import CALLS, FAULTS, FaultKind, Faults
-from service.sandbox.calls import KEPT_BODY_BYTES, MAX_CALLS, Call, Calls
+from service.sandbox.calls import MAX_BODY_KEPT_BYTES, MAX_CALLS, Call, Calls
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,13 +39,16 @@ def test_calls_are_bounded() -> None:
     calls = Calls()
     for number in range(MAX_CALLS + 10):
         call = Call(method="GET", path=str(number), query={}, headers={}, received_at=0.0)
-        call.keep(b"x" * (KEPT_BODY_BYTES + 1 if number > MAX_CALLS else 1))
+        call.record_body(b"x" * (MAX_BODY_KEPT_BYTES + 1 if number > MAX_CALLS else 1))
         calls.add(call)
     assert (len(calls), calls[0].path, calls.received) == (MAX_CALLS, "10", MAX_CALLS + 10)
-    assert (len(calls[-1].body), calls[-1].body_bytes) == (KEPT_BODY_BYTES, KEPT_BODY_BYTES + 1)
+    assert (len(calls[-1].body), calls[-1].body_bytes) == (
+        MAX_BODY_KEPT_BYTES,
+        MAX_BODY_KEPT_BYTES + 1,
+    )
     for _ in range(1100):
         call = Call(method="GET", path="/", query={}, headers={}, received_at=0.0)
-        call.keep(b"x" * KEPT_BODY_BYTES)
+        call.record_body(b"x" * MAX_BODY_KEPT_BYTES)
         calls.add(call)
 
     assert len(calls) == 1024
