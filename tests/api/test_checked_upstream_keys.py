@@ -32,9 +32,9 @@ ANSWER = json.dumps(
     }
 ).encode()
 CONDITIONS = {
-    "invalid_key": ("invalid", "Venice does not take it"),
+    "invalid_key": ("invalid", "Venice rejects the key"),
     "insufficient_balance": ("spent", "no balance left"),
-    "disconnect": ("unreachable", "does not answer"),
+    "disconnect": ("unreachable", "so the key could not be checked"),
 }
 
 
@@ -115,7 +115,7 @@ async def test_a_key_is_checked_at_the_start(tmp_path, database_address, upstrea
     shown = "".join(process.raw)
     known = [words for _, words in CONDITIONS.values()] + ["is being checked"]
     assert sum(words in shown for words in known) == 1
-    assert "calls cost real money" not in shown
+    assert "Calls cost real money" not in shown
     assert upstream.calls.charged_nanos == 0
 
 
