@@ -168,9 +168,9 @@ class TokenPrice(msgspec.Struct, frozen=True):
                 continue
             if rates.output is None and output_tokens:
                 return None
-            dearest = max(rates.input, rates.cache_input, rates.cache_write)
+            highest = max(rates.input, rates.cache_input, rates.cache_write)
             bounds.append(
-                money.cost_of_tokens((input_tokens, dearest), (output_tokens, rates.output or 0))
+                money.cost_of_tokens((input_tokens, highest), (output_tokens, rates.output or 0))
             )
         return max(bounds)
 
