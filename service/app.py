@@ -28,8 +28,10 @@ from service.background.repeated import every
 from service.catalog import ALIASES_EVERY_S, Catalog
 from service.crypto import Keyring
 from service.database import embedded, schema
-from service.database.connections import first_connection, listen, open_pool
+from service.database.first_connection import first_connection
 from service.database.lanes import Lanes
+from service.database.listening import listen
+from service.database.pool import open_pool
 from service.errors import StartupError
 from service.gateway import FreeRequests, Gateway
 from service.ids import uuid7

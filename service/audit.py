@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from service.database.connections import Database
+from service.database.database import Database
 from service.ids import uuid7
 
 CHAIN_PAGE: Final = 1000

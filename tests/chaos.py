@@ -30,7 +30,7 @@ from support import MODEL, Caller, make_settings, set_limit
 from upstream import running_sandbox
 
 from service import ledger
-from service.database.connections import open_pool
+from service.database.pool import open_pool
 from service.errors import Unavailable
 from service.sandbox import Fault, FaultKind
 

@@ -21,7 +21,8 @@ from support import MODEL, make_settings, running, set_limit
 from upstream import running_sandbox
 
 from service.database import schema
-from service.database.connections import connect_arguments, open_pool
+from service.database.connections import connect_arguments
+from service.database.pool import open_pool
 from service.sandbox import create_sandbox
 
 # Deadlines would measure the machine, not the code.

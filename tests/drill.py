@@ -16,7 +16,7 @@ from upstream import KEYS, running_sandbox
 
 from service import audit, ledger
 from service.audit import OPERATOR_ORGANIZATION_ID
-from service.database.connections import open_pool
+from service.database.pool import open_pool
 
 CONNECTIONS = 64
 UPSTREAM_KEYS = "/admin/v1/upstream-keys"

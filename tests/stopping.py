@@ -11,7 +11,7 @@ from uuid import UUID
 
 from support import make_settings
 
-from service.database.connections import open_pool
+from service.database.pool import open_pool
 from service.errors import Unavailable
 from service.settings.address import parse_database_url
 

@@ -12,6 +12,7 @@ from service.accounts.keys import (
     is_on_list_of_operator,
     list_keys,
     must_be_among,
+    must_have_key,
     revoke_key,
 )
 from service.accounts.organizations import (
@@ -61,5 +62,6 @@ __all__ = [
     "list_keys",
     "list_organizations",
     "must_be_among",
+    "must_have_key",
     "revoke_key",
 ]

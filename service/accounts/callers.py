@@ -19,47 +19,21 @@ from service.accounts.organizations import END_USERS
 from service.accounts.settings import KeySettings, OrganizationSettings, Role
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.database.lanes import STRANGERS, Lanes
-from service.errors import (
-    Forbidden,
-    Unauthenticated,
-)
+from service.errors import Forbidden, Unauthenticated
+from service.ledger import HAS_LIMITS
 
 CACHED_CALLERS: Final = 10_000
-FIND_CALLER: Final = """
+FIND_CALLER: Final = f"""
     SELECT k.id, k.organization_id, k.name, k.role, k.digest, k.previous_digest, k.previous_until,
            k.expires_at, k.revoked_at, k.settings::text AS settings, k.allowed_models,
            o.status AS organization_status, o.wrapped_data_key,
            o.settings::text AS organization_settings,
-           EXISTS (
-               SELECT
-               FROM public.limits l
-               WHERE l.organization_id = o.id
-                 AND l.template_id IS NULL
-                 AND l.deleted_at IS NULL
-                 AND l.unit = 'usd'
-           ) AS has_money_limit,
-           EXISTS (
-               SELECT
-               FROM public.limits l
-               WHERE l.organization_id = o.id
-                 AND l.template_id IS NULL
-                 AND l.deleted_at IS NULL
-                 AND l.model IS NOT NULL
-           ) AS has_model_limit,
-           EXISTS (
-               SELECT
-               FROM public.limits l
-               WHERE l.organization_id = o.id
-                 AND l.template_id IS NULL
-                 AND l.deleted_at IS NULL
-                 AND l.unit = 'requests'
-                 AND l.period IN ('minute', 'hour')
-           ) AS has_rate_limit
+           {HAS_LIMITS}
     FROM public.api_keys k
     JOIN public.organizations o ON o.id = k.organization_id
     WHERE k.digest = $1
        OR k.previous_digest = $1
-"""
+"""  # noqa: S608 - put together from constants
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from service import audit, crypto
 from service.accounts.organizations import NAME_LENGTH, announce, check_name
 from service.accounts.settings import KeySettings, Role, StatedKeySettings
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
-from service.database.connections import NOW, Database
+from service.database.database import NOW, Database
 from service.errors import (
     ClientError,
     Conflict,
@@ -54,6 +54,11 @@ CHANGE_KEY: Final = """
         allowed_models = CASE WHEN $3::boolean THEN $4::text[] ELSE allowed_models END,
         set_by = CASE WHEN $3::boolean THEN $6 ELSE set_by END,
         updated_at = $5
+    WHERE id = $1
+"""
+OWNER_OF_KEY: Final = """
+    SELECT organization_id
+    FROM public.api_keys
     WHERE id = $1
 """
 READ_ALLOWED: Final = """
@@ -229,6 +234,15 @@ async def find_key(database: Database, api_key_id: UUID) -> ApiKey:
     if row is None:
         raise NotFound("There is no such API key.")
     return _key(row)
+
+
+async def must_have_key(conn: Any, organization_id: UUID, api_key_id: UUID | None) -> None:
+    """The rule for what names a key of an organization; None names no key.
+
+    :raises NotFound: when the key is not one of the organization's.
+    """
+    if api_key_id is not None and await conn.fetchval(OWNER_OF_KEY, api_key_id) != organization_id:
+        raise NotFound("The organization has no such API key.", param="api_key_id")
 
 
 async def change_key(conn: Any, actor: Actor, key: ApiKey, change: KeyChange) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from service import audit, crypto
 from service.accounts.settings import OrganizationSettings
 from service.audit import Actor
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import (
     ClientError,
     NotFound,

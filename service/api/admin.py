@@ -197,6 +197,7 @@ async def create_limit(operation: Operation) -> Limit:
     if new.end_user is not None:
         end_user = await _digest(operation, organization_id, new.end_user)
     async with operation.caller_change() as conn:
+        await accounts.must_have_key(conn, organization_id, new.api_key_id)
         limit_id = await ledger.create_limit(conn, operation.actor, organization_id, new, end_user)
         await accounts.announce(conn, organization_id)
     return await ledger.find_limit(operation.database, limit_id)

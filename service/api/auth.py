@@ -19,7 +19,7 @@ from service.api.state import (
     PLACE,
     SETTINGS,
 )
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 from service.telemetry import metrics
 

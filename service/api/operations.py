@@ -21,7 +21,7 @@ from service.api.queries import read_query
 from service.api.state import CALLERS
 from service.api.wire import REQUEST_ID, Handler, json_response, path_id, read_as
 from service.audit import Actor
-from service.database.connections import Database
+from service.database.database import Database
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=msgspec.Struct)

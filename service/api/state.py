@@ -9,7 +9,7 @@ from service.accounts import Callers
 from service.api.intake import Intake
 from service.catalog import Catalog
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 from service.database.lanes import Lanes
 from service.gateway import Gateway
 from service.ledger import Ledger

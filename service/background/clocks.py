@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from service.background.repeated import every
-from service.database.connections import Database
+from service.database.database import Database
 from service.telemetry import metrics
 
 log = structlog.get_logger()

@@ -13,7 +13,7 @@ import structlog
 from service import accounts, audit, ledger
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.background.repeated import every
-from service.database.connections import Database
+from service.database.database import Database
 from service.telemetry import metrics
 
 log = structlog.get_logger()

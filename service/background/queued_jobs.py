@@ -10,7 +10,7 @@ import msgspec
 
 from service import ledger, stored
 from service.background.repeated import every
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import ServiceError, UpstreamError, UpstreamRejected
 from service.stored import Generation, GenerationStatus
 from service.upstream import Venice

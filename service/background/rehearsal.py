@@ -9,7 +9,7 @@ import structlog
 
 from service import accounts
 from service.background.repeated import every
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import StartupError, Unavailable
 from service.ledger import Ledger
 

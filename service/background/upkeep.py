@@ -7,7 +7,7 @@ from typing import Final
 from service import ledger
 from service.audit import Actor
 from service.background.repeated import every
-from service.database.connections import Database
+from service.database.database import Database
 from service.ledger import Ledger
 
 LEASES_EVERY_S: Final = 15.0

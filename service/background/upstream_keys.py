@@ -12,7 +12,7 @@ from service import audit, upstream
 from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO
 from service.background.repeated import every
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 from service.telemetry import metrics
 from service.upstream import UpstreamKey, UpstreamKeys, Venice
 

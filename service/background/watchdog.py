@@ -19,7 +19,8 @@ from typing import Final
 
 import structlog
 
-from service.database.connections import Database, connect_once
+from service.database.connections import connect_once
+from service.database.database import Database
 from service.settings.address import DatabaseAddress
 from service.telemetry import logs
 

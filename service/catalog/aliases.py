@@ -16,7 +16,7 @@ import msgspec
 from service import audit
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.catalog.names import Alias
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import ClientError, Conflict, Forbidden, NotFound
 from service.ids import uuid7
 

@@ -15,7 +15,7 @@ from service.catalog.copy import Copy
 from service.catalog.models import Model, read_list
 from service.catalog.names import Alias, Models, Names
 from service.catalog.prices import Price, TokenPrice
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import (
     ClientError,
     Forbidden,

@@ -13,7 +13,7 @@ import structlog
 from service import audit
 from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO
 from service.catalog.models import Changes, Model, Stored, compare, read_model
-from service.database.connections import Database
+from service.database.database import Database
 from service.ids import uuid7
 
 log = structlog.get_logger()

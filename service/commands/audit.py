@@ -9,7 +9,7 @@ from service import accounts, audit, ledger
 from service.background import proofs
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import Conflict
 
 

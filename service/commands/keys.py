@@ -11,7 +11,7 @@ from service import accounts
 from service.commands.parameters import INSTANT
 from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 
 
 @click.group()

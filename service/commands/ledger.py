@@ -11,7 +11,7 @@ from service import accounts, ledger
 from service.commands.parameters import DAY, WholeNumber
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 
 
 @click.group("ledger")

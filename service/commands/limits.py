@@ -11,7 +11,7 @@ import msgspec
 from service import accounts, ledger
 from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 from service.formats.parsing import parse_whole
 
 
@@ -85,6 +85,7 @@ def create_limits(
         if end_user is not None:
             digest = await accounts.end_user_digest(database, keyring, organization_id, end_user)
         async with database.transaction() as conn:
+            await accounts.must_have_key(conn, organization_id, api_key_id)
             made = [
                 await ledger.create_limit(
                     conn,

@@ -8,7 +8,7 @@ import click
 from service.commands.console import read_settings
 from service.commands.work import database_address, run_command
 from service.database import schema
-from service.database.connections import first_connection
+from service.database.first_connection import first_connection
 
 MIGRATE_TIMEOUT_S: Final = 90.0
 

@@ -8,7 +8,7 @@ import click
 from service import accounts, catalog
 from service.commands.work import COMMAND_LINE, FIRST_ID, with_database
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 
 MAX_LISTED: Final = 100_000
 

@@ -12,7 +12,7 @@ from service.audit import Actor
 from service.commands.console import read_settings
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 
 
 @click.group("upstream-keys")

@@ -16,7 +16,9 @@ from service.audit import Actor
 from service.commands.console import read_settings
 from service.crypto import Keyring
 from service.database import embedded
-from service.database.connections import Database, first_connection, open_pool
+from service.database.database import Database
+from service.database.first_connection import first_connection
+from service.database.pool import open_pool
 from service.errors import ServiceError, StartupError
 from service.settings import Settings
 from service.telemetry import logs

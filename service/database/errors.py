@@ -59,6 +59,7 @@ POOLER_HINT: Final = (
 )
 CONSTRAINTS: Final[dict[str, tuple[type[ServiceError], str]]] = {
     "api_keys_organization_id_fkey": (NotFound, "There is no such organization."),
+    "upstream_keys_organization_id_fkey": (NotFound, "There is no such organization."),
     "upstream_keys_name_key": (Conflict, "An upstream key of this name exists."),
     "models_current_idx": (Conflict, "A model or an alias of this name exists."),
 }

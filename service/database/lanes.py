@@ -12,7 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from service.database.connections import READ_TIMEOUT_S, Database
+from service.database.database import READ_TIMEOUT_S, Database
 from service.database.errors import translated
 
 STRANGERS: Final = UUID(int=2)

@@ -22,6 +22,7 @@ from service.ledger.entries import (
 from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
 from service.ledger.leases import sweep
 from service.ledger.limits import (
+    HAS_LIMITS,
     MOST_COUNT,
     MOST_NANOS,
     Limit,
@@ -46,6 +47,7 @@ from service.ledger.retention import Month, expired, retain
 
 __all__ = [
     "CONTENT_TYPES",
+    "HAS_LIMITS",
     "MOST_COUNT",
     "MOST_NANOS",
     "Admission",

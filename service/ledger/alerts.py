@@ -8,7 +8,7 @@ import structlog
 
 from service import audit
 from service.audit import RIALTO
-from service.database.connections import Database
+from service.database.database import Database
 from service.ledger.refusals import amount
 from service.telemetry import metrics
 

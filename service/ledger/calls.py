@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from service.audit import OPERATOR_ORGANIZATION_ID
-from service.database.connections import Database, Kept
+from service.database.database import Database, Kept
 from service.errors import (
     Forbidden,
     LimitExceeded,

@@ -10,7 +10,7 @@ import structlog
 
 from service import audit, money
 from service.audit import Actor
-from service.database.connections import NOW, Database
+from service.database.database import NOW, Database
 from service.errors import ClientError, Conflict, NotFound
 from service.ids import uuid7
 from service.ledger.limits import MOST_NANOS

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from service.database.connections import Database
+from service.database.database import Database
 
 MAX_PER_SWEEP: Final = 1_000
 

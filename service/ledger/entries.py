@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from service import money
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import NotFound, Unavailable
 
 # ruff: noqa: S608 - statements are built from constants

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final, Literal
 from uuid import UUID
 
-from service.database.connections import Database
+from service.database.database import Database
 from service.ledger.entries import LedgerEntry
 
 ExportFormat = Literal["csv", "jsonl"]

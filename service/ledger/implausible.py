@@ -13,7 +13,7 @@ import structlog
 
 from service import audit, money
 from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import LimitExceeded, Unavailable
 
 log = structlog.get_logger()

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import Unavailable
 from service.ids import uuid7
 from service.ledger.records import CostSource, Outcome

@@ -9,7 +9,7 @@ import msgspec
 
 from service import audit, money
 from service.audit import Actor
-from service.database.connections import NOW, Database
+from service.database.database import NOW, Database
 from service.errors import ClientError, Conflict, Forbidden, NotFound
 from service.formats.parsing import check_future
 from service.ids import uuid7
@@ -41,11 +41,34 @@ COUNT_IN_SCOPE: Final = """
       AND api_key_id IS NOT DISTINCT FROM $2
       AND end_user IS NOT DISTINCT FROM $3
 """
-OWNER_OF_KEY: Final = """
-    SELECT organization_id
-    FROM public.api_keys
-    WHERE id = $1
-"""
+HAS_LIMITS: Final = """
+EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.unit = 'usd'
+           ) AS has_money_limit,
+           EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.model IS NOT NULL
+           ) AS has_model_limit,
+           EXISTS (
+               SELECT
+               FROM public.limits l
+               WHERE l.organization_id = o.id
+                 AND l.template_id IS NULL
+                 AND l.deleted_at IS NULL
+                 AND l.unit = 'requests'
+                 AND l.period IN ('minute', 'hour')
+           ) AS has_rate_limit
+""".strip()
+"""Columns of a statement in which ``o`` is an organization: the kinds of limits that it has."""
 LIST_IDS: Final = """
     SELECT id
     FROM public.limits
@@ -256,7 +279,8 @@ async def create_limit(
     Usage before its creation does not count. ``end_user`` is the digest of the named end user.
 
     :raises ClientError: when the fields are invalid or do not fit together.
-    :raises NotFound: when the organization or key does not exist, or the key belongs elsewhere.
+    :raises NotFound: when the organization does not exist. The caller checks that the key is one
+        of its keys.
     :raises Conflict: when an administrator sets too many limits for the same calls.
     """
     if (new.unit == "concurrency") != (new.period is None):
@@ -266,10 +290,6 @@ async def create_limit(
         raise ClientError("each_end_user: cannot be combined with end_user.", param="end_user")
     if new.alert_percents and new.unit != "usd":
         raise ClientError("alert_percents: only limits in usd have alerts.", param="alert_percents")
-    if new.api_key_id is not None:
-        owner = await conn.fetchval(OWNER_OF_KEY, new.api_key_id)
-        if owner != organization_id:
-            raise NotFound("The organization has no such API key.", param="api_key_id")
     limit_id = uuid7()
     ceiling = parse_ceiling(new.unit, new.ceiling)
     detail = msgspec.to_builtins(new)

@@ -15,7 +15,7 @@ import msgspec
 
 from service import audit
 from service.audit import Actor
-from service.database.connections import Database
+from service.database.database import Database
 from service.ledger.entries import reading_ledger
 
 PROOF_TIMEOUT_S: Final = 300.0

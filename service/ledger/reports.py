@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from service import money
-from service.database.connections import Database
+from service.database.database import Database
 from service.ledger.entries import reading_ledger
 
 GroupBy = Literal["day", "model", "key", "end_user", "endpoint", "tag"]

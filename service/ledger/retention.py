@@ -10,7 +10,7 @@ import structlog
 
 from service import audit, money
 from service.audit import Actor
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import Unavailable
 
 log = structlog.get_logger()

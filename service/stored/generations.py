@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from service.database.connections import Database
+from service.database.database import Database
 
 LIFETIME: Final = timedelta(hours=24)
 """How long Venice remembers a job."""

@@ -14,7 +14,7 @@ import structlog
 from service import audit, crypto, money
 from service.audit import OPERATOR_ORGANIZATION_ID, RIALTO, Actor
 from service.crypto import Keyring
-from service.database.connections import Database
+from service.database.database import Database
 from service.errors import ClientError, Conflict, NotFound
 from service.ids import uuid7
 from service.upstream.client import KEY_TIMEOUT_S, Venice
@@ -101,7 +101,6 @@ ENABLE_KEY: Final = """
     WHERE id = $1
       AND status = 'disabled'
 """
-HAS_ORGANIZATION: Final = "SELECT EXISTS (SELECT FROM public.organizations WHERE id = $1)"
 HAS_KEY: Final = "SELECT EXISTS (SELECT FROM public.upstream_keys WHERE id = $1)"
 
 
@@ -139,8 +138,6 @@ async def add(
     if not 1 <= len(secret) <= SECRET_LENGTH or not SECRET.fullmatch(secret):
         rule = f"must be 1 to {SECRET_LENGTH} printable ASCII characters without spaces."
         raise ClientError(f"key: {rule}", param="key")
-    if organization_id and not await conn.fetchval(HAS_ORGANIZATION, organization_id):
-        raise NotFound("There is no such organization.")
     if name.strip() == ENVIRONMENT:
         # The settings' key may not be stored yet, and would later find its name taken.
         raise Conflict(

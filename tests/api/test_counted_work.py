@@ -19,7 +19,7 @@ import service as package
 from service import api, ledger
 from service import app as application
 from service.accounts import Callers
-from service.database.connections import Database, Kept
+from service.database.database import Database, Kept
 from service.gateway.open_call import OpenCall
 from service.upstream.connector import VeniceProtocol
 

@@ -7,7 +7,7 @@ import pytest
 from support import make_settings, running
 
 from service import api
-from service.database.connections import Database
+from service.database.database import Database
 
 
 async def read(service, path, method="GET"):

@@ -14,7 +14,8 @@ from support import make_settings
 
 from service import ledger
 from service.audit import Actor
-from service.database.connections import connect_arguments, open_pool
+from service.database.connections import connect_arguments
+from service.database.pool import open_pool
 from service.errors import LimitExceeded, RateLimited
 from service.ids import uuid7
 from service.ledger import CostSource, Ledger, LimitChange, NewLimit

@@ -13,7 +13,7 @@ from service import audit, catalog
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.background.repeated import every
 from service.catalog import Catalog, NewAlias
-from service.database.connections import open_pool
+from service.database.pool import open_pool
 from service.errors import ClientError, Conflict, NotFound, UpstreamError, UpstreamUnreachable
 from service.upstream import UpstreamKey, UpstreamKeys, open_venice
 

@@ -8,7 +8,8 @@ import pytest
 from support import make_settings
 
 from service import ledger
-from service.database.connections import connect_arguments, open_pool
+from service.database.connections import connect_arguments
+from service.database.pool import open_pool
 from service.ids import uuid7
 
 INSERT = """

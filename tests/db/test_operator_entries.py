@@ -14,7 +14,8 @@ from test_admission import UNITS
 
 from service import audit, ledger
 from service.audit import Actor
-from service.database.connections import connect_arguments, open_pool
+from service.database.connections import connect_arguments
+from service.database.pool import open_pool
 from service.errors import ClientError, Conflict, NotFound, Unavailable
 from service.ids import uuid7
 from service.ledger import CostSource, NewCredit

@@ -14,7 +14,8 @@ from test_operator_entries import continuous_calls
 
 from service import ledger
 from service.background import upkeep
-from service.database.connections import connect_arguments, open_pool
+from service.database.connections import connect_arguments
+from service.database.pool import open_pool
 from service.errors import Unavailable
 
 INSERT = """

@@ -7,7 +7,10 @@ import asyncpg
 import pytest
 from support import make_settings
 
-from service.database import connections
+from service.database.connections import PING_TIMEOUT_S, connect_arguments
+from service.database.database import TRUSTED_IDLE_S
+from service.database.listening import listen
+from service.database.pool import CLOSE_TIMEOUT_S, open_pool
 from service.errors import NotFound, Unavailable
 from service.ids import uuid7
 
@@ -18,7 +21,7 @@ BACKEND = "SELECT pg_backend_pid()"
 async def pool(proxied_address):
     """A pool behind a proxy that breaks connections."""
     settings = make_settings(proxied_address, "http://venice.invalid")
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         yield pool
 
 
@@ -33,7 +36,7 @@ async def all_backends(pool):
 
 async def terminate_all(server, address):
     """Terminate every backend of the database from outside the pool."""
-    connection = await asyncpg.connect(**connections.connect_arguments(server.address))
+    connection = await asyncpg.connect(**connect_arguments(server.address))
     try:
         await connection.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1",
@@ -81,12 +84,12 @@ async def test_connections_are_half_open(proxy, pool):
     """A peer that vanished delays one statement by a ping's timeout, and the other connections not
     at all."""
     await all_backends(pool)
-    await asyncio.sleep(connections.TRUSTED_IDLE_S + 0.1)
+    await asyncio.sleep(TRUSTED_IDLE_S + 0.1)
     proxy.blackhole(new=False)
 
     started = time.monotonic()
     assert await pool.fetchval("SELECT 7") == 7
-    assert time.monotonic() - started < connections.PING_TIMEOUT_S + 1
+    assert time.monotonic() - started < PING_TIMEOUT_S + 1
 
     started = time.monotonic()
     assert len(await all_backends(pool)) == 5
@@ -96,7 +99,7 @@ async def test_connections_are_half_open(proxy, pool):
 async def test_everything_is_half_open(proxy, pool):
     """When new connections hang too, a statement ends within its deadline, and later ones work."""
     await all_backends(pool)
-    await asyncio.sleep(connections.TRUSTED_IDLE_S + 0.1)
+    await asyncio.sleep(TRUSTED_IDLE_S + 0.1)
     proxy.blackhole()
 
     started = time.monotonic()
@@ -126,7 +129,7 @@ async def test_the_server_restarts_under_load(own_server):
             await asyncio.sleep(0.01)
 
     settings = make_settings(own_server.address, "http://venice.invalid")
-    async with connections.open_pool(settings, own_server.address) as pool:
+    async with open_pool(settings, own_server.address) as pool:
         asking = [asyncio.create_task(ask(pool)) for _ in range(10)]
         await asyncio.sleep(0.3)
         before = done
@@ -143,7 +146,7 @@ async def test_a_connection_that_dies_after_its_statement_raises_nothing(own_ser
     """A connection whose statement was answered and that breaks when it is released raises
     nothing."""
     settings = make_settings(own_server.address, "http://venice.invalid")
-    async with connections.open_pool(settings, own_server.address) as pool:
+    async with open_pool(settings, own_server.address) as pool:
         async with pool._connection(certain=False) as connection:
             assert await connection.fetchval("SELECT 7") == 7
             await pool._pool.expire_connections()
@@ -156,7 +159,7 @@ async def test_a_connection_that_dies_after_its_statement_raises_nothing(own_ser
 async def test_age_retires_a_connection(proxied_address):
     """A connection that is too old is replaced before its next use, although min equals max."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         first = await all_backends(pool)
         await asyncio.sleep(0.4)
 
@@ -166,7 +169,7 @@ async def test_age_retires_a_connection(proxied_address):
 async def test_idleness_retires_a_connection(proxied_address):
     """A connection that was idle for too long is replaced before its next use."""
     settings = make_settings(proxied_address, "http://x", database_max_inactive_s=0.3)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         first = await all_backends(pool)
         await asyncio.sleep(0.4)
 
@@ -176,7 +179,7 @@ async def test_idleness_retires_a_connection(proxied_address):
 async def test_an_exhausted_pool_is_a_503(proxied_address):
     """A user that gets no connection within the deadline gets a 503, and later statements work."""
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         busy = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(0.6)")) for _ in range(5)]
         await asyncio.sleep(0.05)
 
@@ -190,7 +193,7 @@ async def test_a_sticky_connection_is_released_when_others_wait(proxied_address)
     """Consecutive statements share a connection until the pool has no other, when a waiting user
     gets it."""
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.5)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         kept = pool.kept()
         backends = {(await kept.fetch(BACKEND))[0][0] for _ in range(20)}
         assert len(backends) == 1
@@ -233,7 +236,7 @@ async def test_a_lost_sticky_connection_is_replaced(server, proxy, proxied_addre
 async def test_an_old_sticky_connection_is_replaced(proxied_address):
     """A sticky connection that is too old is replaced, however busy it is."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         kept = pool.kept()
         first = await kept.fetch(BACKEND)
         await asyncio.sleep(0.4)
@@ -244,7 +247,7 @@ async def test_an_old_sticky_connection_is_replaced(proxied_address):
 async def test_a_statement_has_a_deadline(proxied_address):
     """The server cancels a statement that takes too long, and the connection lives on."""
     settings = make_settings(proxied_address, "http://x", database_command_timeout_s=2.2)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         with pytest.raises(Unavailable):
             await pool.fetchval("SELECT pg_sleep(5)")
         assert await pool.fetchval("SELECT 7") == 7
@@ -291,19 +294,19 @@ async def test_constraints_are_translated(proxied_address, pool):
 async def test_closing_has_a_deadline(proxy, proxied_address):
     """Closing does not wait for a dead peer."""
     settings = make_settings(proxied_address, "http://x")
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         await all_backends(pool)
         proxy.blackhole()
         started = time.monotonic()
 
-    assert time.monotonic() - started < connections.CLOSE_TIMEOUT_S + 1
+    assert time.monotonic() - started < CLOSE_TIMEOUT_S + 1
 
 
 async def test_listening_recovers(proxy, proxied_address):
     """The listening connection receives notifications, and after a loss reports that it may have
     missed some."""
     heard = []
-    listening = asyncio.create_task(connections.listen(proxied_address, "channel", heard.append))
+    listening = asyncio.create_task(listen(proxied_address, "channel", heard.append))
     settings = make_settings(proxied_address, "http://x")
 
     async def until(count):
@@ -311,7 +314,7 @@ async def test_listening_recovers(proxy, proxied_address):
             while len(heard) < count:
                 await asyncio.sleep(0.01)
 
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         await until(1)
         await pool.fetchval("SELECT pg_notify('channel', 'one')")
         await until(2)

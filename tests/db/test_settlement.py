@@ -9,7 +9,7 @@ from books import entry_of
 from support import make_settings
 
 from service import ledger
-from service.database.connections import open_pool
+from service.database.pool import open_pool
 from service.errors import RateLimited, Unavailable
 from service.ids import uuid7
 from service.ledger import Ledger

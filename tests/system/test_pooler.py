@@ -10,9 +10,11 @@ from process import database_url, started, variables
 from structlog.testing import capture_logs
 from support import make_settings
 
-from service.database import connections, schema
-from service.database.connections import first_connection, listen, open_pool
+from service.database import schema
 from service.database.errors import POOLED, translated
+from service.database.first_connection import first_connection
+from service.database.listening import listen
+from service.database.pool import open_pool
 from service.errors import StartupError, Unavailable
 
 TIMEOUTS = (
@@ -112,7 +114,7 @@ async def starts_with_a_warning(directory, upstream, **databases):
 async def test_a_pooler_that_comes_later_is_named_in_the_log(database_address, monkeypatch):
     """Statements that a later pooler breaks are a 503 and a log line with the hint, and listening
     is retried."""
-    monkeypatch.setattr(connections, "LISTEN_CHECK_S", 0.05)
+    monkeypatch.setattr("service.database.listening.CHECK_S", 0.05)
     async with Pooler(database_address, loses_statements=True) as pooler:
         async with first_connection(database_address, 5) as connection:
             assert await connection.fetchval("SELECT 1") == 1
