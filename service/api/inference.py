@@ -33,13 +33,13 @@ from service.settings import allow_lists
 from service.upstream import Answer
 
 JOB_STEPS: Final = ("/retrieve", "/complete")
-"""How the paths end where a job is asked for that was queued."""
+"""The ends of the paths that ask for a queued job."""
 QUEUE_ID: Final = re.compile(r"[!-~]{1,256}")
-IN_OTHER_WORDS: Final[Mapping[str, Callable[[web.Request, Caller], Awaitable[Call]]]] = {
+TRANSLATED_PATHS: Final[Mapping[str, Callable[[web.Request, Caller], Awaitable[Call]]]] = {
     "messages": messages.read_call,
     "images/edits": media.read_edit,
 }
-"""Paid paths that Venice does not have, and what is meant there."""
+"""Paid paths that Venice does not have, with the functions that translate their requests."""
 
 
 class QuoteAnswer(msgspec.Struct, kw_only=True):
@@ -56,13 +56,13 @@ class QuoteAnswer(msgspec.Struct, kw_only=True):
 
 
 class ModelsQuery(msgspec.Struct):
-    """Of which type the models are to be, as at Venice."""
+    """The type of the models to list, by Venice's name for it."""
 
     type: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def paid(endpoint: Endpoint[Any]) -> Handler:
-    """The handler of an endpoint that costs money."""
+    """The handler of a paid endpoint."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate(request)
@@ -75,7 +75,7 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
 
 
 def free(path: str) -> Handler:
-    """The handler of a path of Venice that costs nothing: passed on and back as it is."""
+    """The handler of a free path of Venice: the request and the answer are passed on unchanged."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate_free(request)
@@ -101,11 +101,11 @@ def free(path: str) -> Handler:
 async def _ask_for_job(
     request: web.Request, caller: Caller, path: str, content: bytes, headers: Mapping[str, str]
 ) -> Answer:
-    """Venice's answer about a job that the caller's organization queued, by the key that it was
-    queued with. When Venice states a refund, the books credit the job.
+    """Ask Venice for a job that the caller's organization queued, with the key that queued it. When
+    Venice states a refund, the ledger credits the job.
 
-    :raises NotFound: when the organization queued no such job. Venice is not asked: its own answer
-        is for the whole account, whoever asks.
+    :raises NotFound: when the organization queued no such job. Venice is not asked, since it
+        answers for the whole account.
     """
     ticket = await read_large(len(content), body.decode, content, dict[str, Any])
     queue_id = ticket.get("queue_id")
@@ -116,25 +116,25 @@ async def _ask_for_job(
         )
     database, organization_id = database_of(request), caller.organization_id
     job = await ledger.find_job(database, organization_id, queue_id)
-    # Encoded again, so that Venice reads the one id that was read here.
+    # Encoded again, so that Venice reads the same id as this function.
     asked = msgspec.json.encode(ticket)
     key_id = job.upstream_key_id
     try:
         return await request.app[VENICE].of_a_job(path, asked, headers, organization_id, key_id)
     except UpstreamError as error:
         if error.is_refunded:
-            # Where the books cannot be reached now, the job is followed all the same.
+            # If the ledger cannot be reached now, the watch over the job credits it later.
             with contextlib.suppress(Unavailable):
                 await ledger.refund(database, organization_id, job.call_id)
         raise
 
 
 class OtherPaths:
-    """Paths of Venice that Rialto does not know and the operator has opened: calls whose price
-    nobody knows.
+    """Paths of Venice that Rialto does not know and the operator has allowed. The price of these
+    calls is unknown.
 
-    ``known_paths`` are those that it knows, with names in braces. What another method or another
-    case of letters makes of them is none of these.
+    ``known_paths`` are the paths that Rialto knows, with names in braces. They stay known with
+    another method or in another case of letters.
     """
 
     def __init__(self, known_paths: Iterable[str]) -> None:
@@ -142,7 +142,7 @@ class OtherPaths:
         self._known = re.compile("|".join(patterns), re.IGNORECASE)
 
     async def call(self, request: web.Request) -> web.StreamResponse:
-        """Any path that is on the operator's list."""
+        """Any path on the operator's list."""
         caller = await authenticate(request)
         path = "/" + request.match_info["other"]
         paths = request.app[SETTINGS].venice_other_paths
@@ -167,7 +167,7 @@ class OtherPaths:
 
 
 def _must_be_plain(path: str) -> None:
-    """Nothing that a caller puts into a path may make it another one at Venice."""
+    """Refuse names that would turn the path into another one at Venice."""
     parts = path.split("/")[1:]
     if any(part in ("", ".", "..") or "\\" in part for part in parts):
         raise NotFound(f"There is nothing at {path}.")
@@ -180,7 +180,7 @@ async def _inbound(
     endpoint: Endpoint[Any] = CHAT,
     names: Mapping[str, str] | None = None,
 ) -> Inbound:
-    """``names`` are those in the path, where it is not the request's own."""
+    """``names`` are the names in the path, if it is not the path of the request."""
     names = request.match_info if names is None else names
     if names:
         _must_be_plain(path.format(**names))
@@ -206,10 +206,10 @@ def _with_query(request: web.Request, path: str) -> str:
 async def quote(request: web.Request) -> web.Response:
     """``POST /v1/quote``: what a call could cost, which limits it would meet, and whether it would
     pass. The body is that of a chat completion; below ``/v1/quote/{path}`` that of another paid
-    call. Nothing is made and nothing held."""
+    call. No call is made and nothing is held."""
     caller = await authenticate_free(request)
     path = request.match_info.get("path")
-    if (read := IN_OTHER_WORDS.get(path or "")) is not None:
+    if (read := TRANSLATED_PATHS.get(path or "")) is not None:
         asked = await read(request, caller)
     else:
         endpoint, names = _quotable(path)
@@ -232,7 +232,7 @@ async def quote(request: web.Request) -> web.Response:
 
 
 def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
-    """The endpoint that has the path, and the names in it."""
+    """The endpoint of the path, and the names in the path."""
     if path is None:
         return CHAT, {}
     for endpoint in ENDPOINTS:
@@ -243,8 +243,8 @@ def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
 
 
 async def models(request: web.Request) -> web.Response:
-    """``GET /v1/models?type=``: what the caller's key may use, text models unless another type is
-    asked for."""
+    """``GET /v1/models?type=``: the models that the caller's key may use, those for text unless
+    another type is asked for."""
     caller = await authenticate_free(request)
     body = await request.app[CATALOG].listing(
         caller.organization_id, caller.allowed_models, request.query.get("type", "text")
@@ -253,7 +253,7 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def model(request: web.Request) -> web.Response:
-    """``GET /v1/models/{model}``: one of them, by any of its names."""
+    """``GET /v1/models/{model}``: one model that the caller's key may use, by any of its names."""
     caller = await authenticate_free(request)
     body = await request.app[CATALOG].entry(
         caller.organization_id, caller.allowed_models, request.match_info["model"]

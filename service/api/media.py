@@ -1,4 +1,4 @@
-"""Images and sound as OpenAI's clients ask for them, where Venice has other words for it."""
+"""Translates OpenAI's requests for images and sound where Venice's differ."""
 
 import base64
 import math
@@ -27,13 +27,15 @@ from service.gateway import (
 )
 
 IMAGE: Final = re.compile(r"image(\[[0-9]*\])?")
-"""Fields with an image to edit."""
+"""The names of fields with an image to edit."""
 MASKS: Final = frozenset({"mask", "markup"})
 END_USERS: Final = ("safety_identifier", "user", "anon_user_id")
-"""Fields that name the end user, the first that is there; Venice takes none of them here."""
-MEANINGLESS: Final = frozenset({"complexity", "input_fidelity", "moderation", "output_compression"})
-"""Hints to OpenAI's models, and how small a file should be."""
-SAYABLE: Final = {
+"""Fields that name the end user, in order of precedence. Venice accepts none of them here."""
+IGNORED_FIELDS: Final = frozenset(
+    {"complexity", "input_fidelity", "moderation", "output_compression"}
+)
+"""Fields that are left out: hints to OpenAI's models, and how small a file should be."""
+ALLOWED_VALUES: Final = {
     "n": (("1",), "must be 1, since Venice makes one image a call"),
     "stream": (("false",), "must be false, since Venice sends an edited image whole"),
     "partial_images": (("0",), "must be 0, since Venice sends an edited image whole"),
@@ -41,21 +43,21 @@ SAYABLE: Final = {
     "response_format": (("b64_json", "url"), "must be b64_json or url"),
     "output_format": (("png", "jpeg", "webp"), "must be png, jpeg or webp"),
 }
-"""The only values of a field that Venice can be asked for, and what is said to any other."""
-PASSED: Final = frozenset({"output_format"})
-"""Those that Venice has too; the others are what it does anyway."""
+"""The values of a field that Venice has a counterpart for, and the rule in the error for others."""
+PASSED_FIELDS: Final = frozenset({"output_format"})
+"""Checked fields that Venice has too. The others only ask for what Venice does anyway."""
 QUALITIES: Final = {"auto": "", "standard": "", "hd": "high"}
-"""OpenAI's in Venice's words; those that leave the choice to the model say nothing."""
+"""Venice's quality for each of OpenAI's; empty where the model chooses."""
 PICTURE_TYPE: Final = re.compile(r"image/[\w.+-]+", re.ASCII)
 SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 RATIOS: Final = ("1:1", "3:2", "16:9", "21:9", "9:16", "2:3", "3:4", "4:5")
-MOST_OFF: Final = 0.05
-"""How far, as a part of it, a shape may be from one of Venice's."""
+MAX_SHAPE_DIFFERENCE: Final = 0.05
+"""How far a shape may be from one of Venice's, as a part of it."""
 TIERS: Final = ((1792, ""), (2560, "2K"), (4096, "4K"))
-"""Venice's resolutions by the longest side; the least is its default."""
+"""Venice's resolutions by the longest side; the smallest is its default."""
 
 
-class _Asked(NamedTuple):
+class _EditForm(NamedTuple):
     images: list[multipart.Part]
     texts: dict[str, str]
 
@@ -64,33 +66,33 @@ async def edit(request: web.Request) -> web.StreamResponse:
     """``POST /v1/images/edits``: Venice's own way to edit an image, or several into one."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
-    asked = await read_large(len(inbound.content), _read, inbound)
-    as_url = asked.texts.get("response_format", "").lower() == "url"
+    form = await read_large(len(inbound.content), _read, inbound)
+    as_url = form.texts.get("response_format", "").lower() == "url"
 
-    def say(content: bytes, content_type: str) -> bytes:
+    def translate(content: bytes, content_type: str) -> bytes:
         return _images(content, content_type, as_url=as_url)
 
-    call = await read_large(len(inbound.content), _edit_call, inbound, asked)
+    call = await read_large(len(inbound.content), _edit_call, inbound, form)
     async with request.app[GATEWAY].call(caller, call) as answer:
-        return await relay_as(answer, "application/json", say)
+        return await relay_as(answer, "application/json", translate)
 
 
 async def read_edit(request: web.Request, caller: Caller) -> Call:
-    """The call of Venice's that the request for an edit in OpenAI's words is.
+    """Translate OpenAI's request for an edit into Venice's call.
 
-    :raises ClientError: naming the field that Venice cannot be told, or that is missing.
+    :raises ClientError: naming the field that has no counterpart at Venice, or that is missing.
     """
     inbound = _inbound(request, caller, await read_body(request))
-    asked = await read_large(len(inbound.content), _read, inbound)
-    return await read_large(len(inbound.content), _edit_call, inbound, asked)
+    form = await read_large(len(inbound.content), _read, inbound)
+    return await read_large(len(inbound.content), _edit_call, inbound, form)
 
 
 async def transcribe(request: web.Request) -> web.StreamResponse:
-    """``POST /v1/audio/transcriptions``: the text of a sound file. Plain text would not say how
-    long the sound is, which is what is charged: where it is asked for, Venice is asked for JSON."""
+    """``POST /v1/audio/transcriptions``: the text of a sound file. Venice charges by the length of
+    the sound, which plain text does not state, so Venice is asked for JSON instead."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
-    inbound, is_text = await read_large(len(inbound.content), _asking_for_json, inbound)
+    inbound, is_text = await read_large(len(inbound.content), _as_json_request, inbound)
     call = await parse(TRANSCRIPTIONS, inbound)
     async with request.app[GATEWAY].call(caller, call) as answer:
         if is_text:
@@ -107,26 +109,26 @@ def _inbound(request: web.Request, caller: Caller, content: bytes) -> Inbound:
     )
 
 
-def _read(inbound: Inbound) -> _Asked:
-    """:raises ClientError: naming the field that Venice cannot be told, or that is missing."""
+def _read(inbound: Inbound) -> _EditForm:
+    """:raises ClientError: naming the field that has no counterpart at Venice, or is missing."""
     if not multipart.is_multipart(inbound.content_type):
         raise ClientError("Content-Type: must be multipart/form-data.", param="Content-Type")
-    asked = _Asked([], {})
+    form = _EditForm([], {})
     for part in multipart.parse(inbound.content, inbound.content_type):
         if IMAGE.fullmatch(part.name):
             if part.text is not None:
                 raise ClientError("image: must be a file.", param="image")
-            asked.images.append(part)
+            form.images.append(part)
             continue
-        if part.name in asked.texts:
+        if part.name in form.texts:
             raise ClientError(f"{part.name}: is there twice.", param=part.name)
-        asked.texts[part.name] = _text_of(part)
-    if not asked.images:
+        form.texts[part.name] = _text_of(part)
+    if not form.images:
         raise ClientError("image: is missing.", param="image")
-    for name, (values, rule) in SAYABLE.items():
-        if asked.texts.get(name, "").lower() not in ("", *values):
+    for name, (values, rule) in ALLOWED_VALUES.items():
+        if form.texts.get(name, "").lower() not in ("", *values):
             raise ClientError(f"{name}: {rule}.", param=name)
-    return asked
+    return form
 
 
 def _text_of(part: multipart.Part) -> str:
@@ -139,39 +141,45 @@ def _text_of(part: multipart.Part) -> str:
     raise ClientError(f"{part.name}: {rule}.", param=part.name)
 
 
-def _edit_call(inbound: Inbound, asked: _Asked) -> Call:
-    """The call of Venice's endpoint that can be told all of it: only that for several images takes
+def _edit_call(inbound: Inbound, form: _EditForm) -> Call:
+    """The call to Venice's endpoint for one image, or to that for several. Only the latter accepts
     a quality, and it has its own name for the model."""
-    texts = _venice_texts(asked.texts)
-    is_multiple = len(asked.images) > 1 or "quality" in texts
+    texts = _venice_texts(form.texts)
+    is_multiple = len(form.images) > 1 or "quality" in texts
     if is_multiple and "model" in texts:
         texts["modelId"] = texts.pop("model")
-    files = [("images" if is_multiple else "image", part) for part in asked.images]
+    files = [("images" if is_multiple else "image", part) for part in form.images]
     content = multipart.write(inbound.content, inbound.content_type, texts, files)
     call = (MULTI_EDIT if is_multiple else EDIT).parse(
         msgspec.structs.replace(inbound, content=content)
     )
     for name in END_USERS:
-        if end_user := asked.texts.get(name):
+        if end_user := form.texts.get(name):
             return msgspec.structs.replace(call, end_user=check_end_user(end_user, name))
     return call
 
 
 def _venice_texts(texts: dict[str, str]) -> dict[str, str]:
-    """OpenAI's fields in Venice's words; Venice's own, and what nobody knows, as they are."""
-    gone = {*MEANINGLESS, *END_USERS, *MASKS, "size", *(SAYABLE.keys() - PASSED)}
-    said = {"prompt": "", **_shape(texts.get("size", ""))}
-    said |= {name: text for name, text in texts.items() if text and name not in gone}
-    quality = said.pop("quality", "")
+    """OpenAI's fields as Venice's; Venice's own and unknown fields stay as they are."""
+    dropped = {
+        *IGNORED_FIELDS,
+        *END_USERS,
+        *MASKS,
+        "size",
+        *(ALLOWED_VALUES.keys() - PASSED_FIELDS),
+    }
+    fields = {"prompt": "", **_shape(texts.get("size", ""))}
+    fields |= {name: text for name, text in texts.items() if text and name not in dropped}
+    quality = fields.pop("quality", "")
     if quality := QUALITIES.get(quality, quality):
-        said["quality"] = quality
-    return said
+        fields["quality"] = quality
+    return fields
 
 
 def _shape(size: str) -> dict[str, str]:
-    """A size in pixels as the nearest shape and resolution that Venice makes.
+    """Translate a size in pixels into Venice's nearest shape and resolution.
 
-    :raises ClientError: when it is none, or none is near.
+    :raises ClientError: when the size is malformed, or no shape of Venice's is near.
     """
     if size in ("", "auto"):
         return {}
@@ -180,12 +188,12 @@ def _shape(size: str) -> dict[str, str]:
         raise ClientError("size: must be auto, or like 1536x1024.", param="size")
     width, height = int(match[1]), int(match[2])
 
-    def off(ratio: str) -> float:
+    def difference(ratio: str) -> float:
         across, down = map(int, ratio.split(":"))
         return abs(math.log(width * down / (height * across)))
 
-    nearest = min(RATIOS, key=off)
-    if off(nearest) > MOST_OFF:
+    nearest = min(RATIOS, key=difference)
+    if difference(nearest) > MAX_SHAPE_DIFFERENCE:
         raise ClientError(f"size: must have a shape near {', '.join(RATIOS)}.", param="size")
     tiers = [tier for side, tier in TIERS if max(width, height) <= side]
     if not tiers:
@@ -202,8 +210,8 @@ def _images(content: bytes, content_type: str, *, as_url: bool) -> bytes:
     return b"".join((start, base64.b64encode(content), b'"}]}'))
 
 
-def _asking_for_json(inbound: Inbound) -> tuple[Inbound, bool]:
-    """The request for JSON, and whether it was one for plain text."""
+def _as_json_request(inbound: Inbound) -> tuple[Inbound, bool]:
+    """The request with JSON as its response format, and whether it asked for plain text."""
     if not _wants_text(inbound):
         return inbound, False
     texts = {"response_format": "json"}

@@ -1,4 +1,4 @@
-"""Between HTTP and the rest: bodies in, answers and errors out."""
+"""Translates between HTTP and the service: request bodies, responses and errors."""
 
 import asyncio
 import contextlib
@@ -39,16 +39,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_SDK_WAIT_S: Final = 60
 """SDKs ignore a longer `Retry-After`, and repeat the request within seconds."""
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
-MOST_READ_BYTES: Final = 1024 * 1024
-"""Of a body that need not be read; one that is can be sent again."""
+MAX_UNREAD_BODY_BYTES: Final = 1024 * 1024
+"""A longer body that nothing here needs is passed on as it arrives. A shorter one is read, so that
+it can be sent again."""
 MAX_SMALL_BODY_BYTES: Final = 256 * 1024
 SPACE: Final = b"\n"
 HEARTBEAT: Final = b": heartbeat\n\n"
 DONE: Final = b"data: [DONE]\n\n"
-GOODBYE_TIMEOUT_S: Final = 2.0
+LAST_EVENT_TIMEOUT_S: Final = 2.0
 STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache",
-    # Proxies that buffer would turn a stream into a wait.
+    # A proxy that buffers would delay the events of the stream.
     "X-Accel-Buffering": "no",
 }
 ERROR_TYPES: Final = {
@@ -61,12 +62,12 @@ ERROR_TYPES: Final = {
 
 
 async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
-    """The whole body, unpacked; see :meth:`Intake.read`."""
+    """Read the whole body and decompress it; see :meth:`Intake.read`."""
     return await request.app[INTAKE].read(request, max_bytes)
 
 
 async def read_as(request: web.Request, shape: type[T]) -> T:
-    """The JSON body of a request to administer. It is small, since the event loop reads it.
+    """Decode the JSON body of an administrative request. It is small, since the event loop does.
 
     :raises ClientError: naming the field and the rule.
     :raises PayloadTooLarge: when it is larger than ``MAX_SMALL_BODY_BYTES``.
@@ -75,12 +76,15 @@ async def read_as(request: web.Request, shape: type[T]) -> T:
 
 
 async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
-    """A small body; or else one to be passed on as it arrives, within the same deadline and size.
+    """Read a small body, or prepare a large one to be passed on as it arrives. The deadline and the
+    largest size are the same for both.
 
     :raises RequestTimeout, PayloadTooLarge, UnsupportedEncoding: when the body breaks a limit.
     """
     intake, length_bytes = request.app[INTAKE], request.content_length
-    if not request.body_exists or (length_bytes is not None and length_bytes <= MOST_READ_BYTES):
+    if not request.body_exists or (
+        length_bytes is not None and length_bytes <= MAX_UNREAD_BODY_BYTES
+    ):
         return await intake.read(request), None
     return b"", Upload(*intake.pass_on(request))
 
@@ -103,9 +107,9 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 
 class ErrorDetail(msgspec.Struct, kw_only=True):
-    """What went wrong. ``param`` is the field at fault; ``request_id`` finds it in the log.
+    """An error. ``param`` is the field at fault; ``request_id`` finds the error in the log.
 
-    A refusal by a limit says in ``limit`` which, with the numbers that prove it."""
+    In a refusal by a limit ``limit`` has the limit and the numbers that prove the refusal."""
 
     message: str
     type: str
@@ -137,11 +141,11 @@ def error_object(error: ServiceError, request_id: str | None) -> Error:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How errors are said to a caller, plainly and as the last of a stream's events."""
+    """The format of errors for a caller, as a body and as the last event of a stream."""
 
     error_object: Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
     last_event: bytes
-    """With a place for the object."""
+    """The event, with a place for the error object."""
 
 
 DIALECT: Final = web.RequestKey("DIALECT", Dialect)
@@ -155,23 +159,23 @@ MESSAGES_PATH: Final = re.compile(r"/+(?:api/+)?v1/+messages(?:/.*)?")
 
 
 def dialect_of(path: str) -> Dialect:
-    """The dialect of whoever asks for this path, whether or not there is anything at it."""
+    """The dialect of the callers of a path, whether or not the path exists."""
     return ANTHROPIC if MESSAGES_PATH.fullmatch(path) else OPENAI
 
 
 class Translation(Protocol):
-    """Says Venice's answer in the caller's dialect."""
+    """Translates Venice's response into the caller's API format."""
 
     def whole(self, content: bytes) -> bytes:
-        """A plain answer.
+        """Translate a plain answer.
 
-        :raises UpstreamError: when it is none.
+        :raises UpstreamError: when it is not an answer of Venice's.
         """
 
     def feed(self, chunk: bytes) -> bytes:
-        """The next events.
+        """Translate the next events.
 
-        :raises UpstreamError: when they are none.
+        :raises UpstreamError: when they are not events of Venice's.
         """
 
     def end(self) -> bytes:
@@ -182,11 +186,12 @@ class Translation(Protocol):
 
 
 def error_response(error: ServiceError, request: web.Request) -> web.Response:
-    """The answer to a request that failed before anything of an answer was sent."""
+    """The response to a request that failed before any part of a response was sent."""
     dialect = request.get(DIALECT, OPENAI)
     response = json_response(dialect.error_object(error, request.get(REQUEST_ID)), error.status)
     if request.content.exception() is not None:
-        # Where the next request begins nobody knows; aiohttp closes, and does not say so.
+        # The next request begins at an unknown place. aiohttp closes the connection, but sends no
+        # header for it.
         response.force_close()
     if isinstance(error, UnsupportedEncoding):
         response.headers["Accept-Encoding"] = inflate.ACCEPTED
@@ -205,7 +210,7 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
 
 
 def rate_headers(rates: Rates) -> dict[str, str]:
-    """What is left of the caller's own tightest limits, as OpenAI's SDKs read it."""
+    """The remainders of the caller's tightest limits, in the headers that OpenAI's SDKs read."""
     headers = {}
     for unit, rate in (("requests", rates.requests), ("tokens", rates.tokens)):
         if rate is None:
@@ -241,7 +246,7 @@ def _answer_headers(answer: AnswerRelay) -> dict[str, str]:
 async def relay(
     request: web.Request, answer: AnswerRelay, translation: Translation | None = None
 ) -> web.StreamResponse:
-    """Pass Venice's answer on: a plain one whole, anything else as it comes."""
+    """Pass Venice's answer on: a plain one whole, any other as it arrives."""
     if isinstance(answer, EventsRelay):
         return await _EventStream(request, answer, translation).relay()
     headers = _answer_headers(answer)
@@ -259,8 +264,9 @@ async def _relay_late(
     headers: Mapping[str, str],
     translation: Translation | None,
 ) -> web.StreamResponse:
-    """A plain answer that takes long: white space, which JSON may begin with, keeps the connection
-    from being taken for dead. Should the answer fail, the connection is cut: its status is sent."""
+    """Pass on a plain answer that takes long. White space, which JSON may begin with, shows proxies
+    that the connection is alive. If the answer fails, the connection is cut, since the status was
+    sent."""
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     content = None
@@ -274,10 +280,10 @@ async def _relay_late(
 async def relay_as(
     answer: AnswerRelay, content_type: str, translate: Callable[[bytes, str], bytes]
 ) -> web.Response:
-    """A plain answer of Venice in another form: ``translate`` makes the body of Venice's body and
-    its type. Nothing is sent before that is done, so a failure keeps its status.
+    """Pass on a plain answer in another form. ``translate`` gets Venice's body and its type.
+    Nothing is sent before it returns, so a failure keeps its status.
 
-    :raises UpstreamError: when the answer fails on its way, is too large, or has no such form.
+    :raises UpstreamError: when the answer fails on its way, is too large or cannot be translated.
     """
     answer.is_held_back = True
     content = await _whole(answer)
@@ -301,8 +307,8 @@ async def _whole(answer: AnswerRelay) -> bytes:
 async def pass_on(
     request: web.Request, headers: Mapping[str, str], chunks: AsyncGenerator[bytes]
 ) -> web.StreamResponse:
-    """An answer of any type as it comes, never held whole. Should it fail on its way, the
-    connection is cut, which is how its caller can tell."""
+    """Pass on an answer of any type as it arrives, without holding all of it. If it fails on its
+    way, the connection is cut, so that the caller notices."""
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     async with contextlib.aclosing(chunks):
@@ -314,8 +320,8 @@ async def pass_on(
 class _EventStream:
     """A stream of server-sent events on its way to the caller.
 
-    It leaves the end of the body to aiohttp, which writes it after the handler has returned, so
-    that the call is in the books when its caller sees the end.
+    aiohttp writes the end of the body after the handler has returned, so the call is in the books
+    when its caller sees the end.
     """
 
     def __init__(
@@ -359,12 +365,12 @@ class _EventStream:
         return self._response
 
     def _watch(self) -> None:
-        """Say something whenever Venice says nothing, so that no proxy takes the stream for dead.
-        Most streams are never that silent, and need no task for it."""
+        """Send a heartbeat whenever Venice is silent, so that no proxy takes the stream for dead.
+        Most streams are never silent for so long, and need no task for it."""
         left_s = self._written_at + self._heartbeat_s - time.monotonic()
         if left_s <= 0:
             left_s = self._heartbeat_s
-            # One that still waits for its caller to read says enough.
+            # A heartbeat that still waits for the caller to read is enough.
             if self._beating is None or self._beating.done():
                 self._written_at = time.monotonic()
                 self._beating = asyncio.create_task(self._beat())
@@ -372,15 +378,15 @@ class _EventStream:
 
     async def _beat(self) -> None:
         """Only whole events are relayed, so a comment can stand anywhere between writes."""
-        # When the caller is gone, the relay is told too, and it is the one that acts on it.
+        # When the caller has left, the relay gets the same error and acts on it.
         with contextlib.suppress(ConnectionError):
             await self._response.write(HEARTBEAT)
 
     async def _end_with(self, error: ServiceError) -> None:
-        """A failure after the status was sent is the stream's last event."""
+        """Send a failure as the last event, since the status was sent."""
         dialect = self._request.get(DIALECT, OPENAI)
-        said = dialect.error_object(error, self._request.get(REQUEST_ID))
-        content = dialect.last_event % msgspec.json.encode(said)
+        body = dialect.error_object(error, self._request.get(REQUEST_ID))
+        content = dialect.last_event % msgspec.json.encode(body)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+            async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
                 await self._response.write(content)
