@@ -105,6 +105,19 @@ def test_every_audit_event_named_is_written():
     assert [one for one in actions if f'"{one[1]}"' not in sources] == []
 
 
+def test_every_log_line_quoted_is_written():
+    """A log line that a document quotes is one that the code writes."""
+    sources = "".join(path.read_text() for path in SERVICE.rglob("*.py"))
+    quoted = {
+        (name_of(page), line)
+        for page in PAGES
+        for line in re.findall(r"\blines?\s+`([a-z][a-z ]+)`", page.read_text())
+    }
+
+    assert len(quoted) > 3
+    assert [one for one in quoted if f'"{one[1]}"' not in sources] == []
+
+
 def test_every_metric_is_explained():
     """docs/metrics.md has a row for each metric."""
     source = "".join(path.read_text() for path in (SERVICE / "telemetry").glob("*.py"))
