@@ -186,6 +186,17 @@ def test_every_folder_has_a_place():
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
+def test_the_steps_of_admission_exist():
+    """Each step that docs/books.md names is an SQL function with a file of its own."""
+    steps = text_of("books.md").partition("## Admission")[2].partition("It also checks")[0]
+    named = re.findall(r"`([a-z]+_[a-z_]+)`", steps.replace("`clock_timestamp()`", ""))
+
+    assert len(named) > 5
+    assert [
+        name for name in named if not (ROOT / "migrations" / "functions" / f"{name}.sql").exists()
+    ] == []
+
+
 def test_the_import_rule_is_the_tests():
     """docs/architecture.md draws the levels that the test of the import rule has."""
     drawn = text_of("architecture.md").partition("## The import rule")[2].split("```")[1]
