@@ -13,13 +13,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import click
 
 from service import __version__
-from service.commands import Verbs
+from service.commands import LazyGroup
 from service.commands.console import read_settings
 
 STANDARD_ERROR = 2
 
 
-@click.group(cls=Verbs, invoke_without_command=True)
+@click.group(cls=LazyGroup, invoke_without_command=True)
 @click.version_option(__version__, prog_name="rialto")
 @click.pass_context
 def main(context: click.Context) -> None:

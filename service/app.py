@@ -226,7 +226,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
     forget = app[api.CALLERS].forget
     running = [
         repeated.start("listen", listen(app[MIGRATION_ADDRESS], CHANNEL, lambda _: forget())),
-        repeated.start("probes", client.keys.keep_probed(client.state)),
+        repeated.start("probes", client.keys.probe_out_of_service_keys(client.state)),
         upstream_keys.keep_upstream_keys(database, app[api.KEYRING], client, app[api.VENICE_KEY]),
         repeated.start("catalogue", catalog.keep_fresh()),
         every(ALIASES_EVERY_S, catalog.load_aliases, "aliases", waits_first=True),

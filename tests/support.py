@@ -109,7 +109,7 @@ class Service:
             "aliases": await database.fetchval(
                 "SELECT count(*) FROM public.models WHERE kind = 'alias'"
             ),
-            "cooldowns": self.app[application.api.VENICE].keys.rests(),
+            "cooldowns": self.app[application.api.VENICE].keys.cooldowns(),
         }
 
     async def new_caller(self, name="acme", **key):

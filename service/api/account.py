@@ -12,7 +12,7 @@ from service import ledger, money
 from service.api.auth import authenticate_key, database_of
 from service.api.state import CATALOG
 from service.api.wire import json_response
-from service.ledger import MOST_NANOS, Limit
+from service.ledger import MAX_CEILING_NANOS, Limit
 
 Kind = Literal["RPM", "RPD", "TPM", "TPD"]
 RATES: Final[dict[tuple[str, str], Kind]] = {
@@ -97,7 +97,7 @@ async def rate_limits(request: web.Request) -> web.Response:
     state = KeyState(
         access_permitted=left_nanos != 0,
         api_tier=Tier(),
-        balances=Balances(_number(MOST_NANOS if left_nanos is None else left_nanos)),
+        balances=Balances(_number(MAX_CEILING_NANOS if left_nanos is None else left_nanos)),
         key_expiration=expires_at,
         next_epoch_begins=datetime.combine(today + timedelta(days=1), time(), UTC),
         rate_limits=_rates(limits, request.app[CATALOG].names),

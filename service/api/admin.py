@@ -45,7 +45,7 @@ class EventsQuery(msgspec.Struct, kw_only=True):
     """How many, and before which number: that which ``next`` gave."""
 
     limit: PageLimit = PAGE
-    before: Annotated[int, msgspec.Meta(ge=1, le=ledger.MOST_COUNT)] | UnsetType = UNSET
+    before: Annotated[int, msgspec.Meta(ge=1, le=ledger.MAX_CEILING_COUNT)] | UnsetType = UNSET
 
 
 class ModelsQuery(PageQuery, kw_only=True):
@@ -267,7 +267,7 @@ async def list_audit_events(operation: Operation) -> Events:
     newest first."""
     organization_id = operation.administered_organization()
     query = operation.read_query(EventsQuery)
-    before = ledger.MOST_COUNT if query.before is UNSET else query.before
+    before = ledger.MAX_CEILING_COUNT if query.before is UNSET else query.before
     events = await audit.list_events(operation.database, organization_id, before, query.limit)
     await _must_exist(operation, organization_id, events)
     following = events[-1].sequence if len(events) == query.limit else None

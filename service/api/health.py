@@ -104,7 +104,7 @@ async def _venice(app: web.Application) -> str:
     examination = await venice.examine(key, VENICE_TIMEOUT_S)
     if examination.finding is Finding.WELL:
         return "ok"
-    if not examination.finding.is_of_the_key and examination.error is not None:
+    if not examination.finding.is_about_key and examination.error is not None:
         return f"error: {examination.error.code}"
     refused = ", ".join(f"{name}: {why}" for name, why in venice.keys.unusable().items())
     return f"error: {UpstreamExhausted.code} ({refused})"

@@ -30,7 +30,7 @@ from service.formats import body
 from service.gateway import CHAT, ENDPOINTS, OTHER, Call, Endpoint, Inbound, parse, read_large
 from service.ledger import Limit
 from service.settings import allow_lists
-from service.upstream import Answer
+from service.upstream import UpstreamResponse
 
 JOB_STEPS: Final = ("/retrieve", "/complete")
 """The ends of the paths that ask for a queued job."""
@@ -100,7 +100,7 @@ def free(path: str) -> Handler:
 
 async def _ask_for_job(
     request: web.Request, caller: Caller, path: str, content: bytes, headers: Mapping[str, str]
-) -> Answer:
+) -> UpstreamResponse:
     """Ask Venice for a job that the caller's organization queued, with the key that queued it. When
     Venice states a refund, the ledger credits the job.
 
@@ -120,7 +120,7 @@ async def _ask_for_job(
     asked = msgspec.json.encode(ticket)
     key_id = job.upstream_key_id
     try:
-        return await request.app[VENICE].of_a_job(path, asked, headers, organization_id, key_id)
+        return await request.app[VENICE].post_for_job(path, asked, headers, organization_id, key_id)
     except UpstreamError as error:
         if error.is_refunded:
             # If the ledger cannot be reached now, the watch over the job credits it later.

@@ -27,7 +27,7 @@ async def show(operation: Operation) -> web.Response:
 async def refresh(app: web.Application) -> None:
     """Read the gauges that change without an event. A process that shares its port does so every
     ``REFRESH_S``, since another process may answer ``GET /metrics``."""
-    metrics.take_over()
+    metrics.flush_noted()
     metrics.OPEN_CALLS.set(app[GATEWAY].open_calls)
     size, idle = app[DATABASE].connections
     metrics.POOL.labels("idle").set(idle)

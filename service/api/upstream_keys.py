@@ -11,7 +11,7 @@ from service import upstream
 from service.api.operations import Operation
 from service.api.state import DATABASE, KEYRING, VENICE, VENICE_KEY
 from service.errors import Conflict
-from service.upstream import Rest, StoredKey
+from service.upstream import KeyCooldown, StoredKey
 
 
 class NewUpstreamKey(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,9 +26,9 @@ class NewUpstreamKey(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ShownKey(StoredKey, frozen=True, kw_only=True):
-    """A key as the operator sees it, and what of it rests in this process."""
+    """A key as the operator sees it, and its cooldowns in this process."""
 
-    rests: Sequence[Rest]
+    cooldowns: Sequence[KeyCooldown]
 
 
 class CheckedKey(ShownKey, frozen=True, kw_only=True):
@@ -45,11 +45,11 @@ class Keys(msgspec.Struct):
 
 
 async def list_keys(operation: Operation) -> Keys:
-    """``GET /admin/v1/upstream-keys``: all, oldest first, and what rests in this process."""
+    """``GET /admin/v1/upstream-keys``: all, oldest first, with their cooldowns in this process."""
     operation.must_be_operator()
-    rests = operation.app[VENICE].keys.rests()
+    cooldowns = operation.app[VENICE].keys.cooldowns()
     stored = await upstream.list_stored(operation.database)
-    return Keys([_shown(key, rests.get(key.id, ())) for key in stored])
+    return Keys([_shown(key, cooldowns.get(key.id, ())) for key in stored])
 
 
 async def add_key(operation: Operation) -> ShownKey:
@@ -96,7 +96,7 @@ async def check_key(operation: Operation) -> CheckedKey:
     else:
         raise Conflict("The key is not in use: it is disabled, or ENCRYPTION_KEY does not open it.")
     shown = _shown(
-        await upstream.find_stored(database, key_id), venice.keys.rests().get(key_id, ())
+        await upstream.find_stored(database, key_id), venice.keys.cooldowns().get(key_id, ())
     )
     return CheckedKey(**(msgspec.structs.asdict(shown) | msgspec.structs.asdict(checked)))
 
@@ -106,5 +106,5 @@ async def _load(app: web.Application) -> None:
     app[VENICE].keys.replace(keys)
 
 
-def _shown(key: StoredKey, rests: Sequence[Rest] = ()) -> ShownKey:
-    return ShownKey(**msgspec.structs.asdict(key), rests=rests)
+def _shown(key: StoredKey, cooldowns: Sequence[KeyCooldown] = ()) -> ShownKey:
+    return ShownKey(**msgspec.structs.asdict(key), cooldowns=cooldowns)

@@ -36,7 +36,7 @@ def keep_upstream_keys(
     async def work() -> None:
         venice.keys.replace(await upstream.load(database, keyring, environment_secret))
         await asyncio.sleep(CHECK_DELAY_S)
-        metrics.UPSTREAM_RESTING.set(len(venice.keys.resting()))
+        metrics.UPSTREAM_RESTING.set(len(venice.keys.out_of_service()))
         await _check_new(database, venice)
         await findings.record(database, venice.keys)
         await balances.check(database, venice)

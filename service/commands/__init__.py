@@ -25,7 +25,7 @@ COMMANDS: Final = {
 """The module and the attribute of each command."""
 
 
-class Verbs(click.Group):
+class LazyGroup(click.Group):
     """A click group with its own commands and those of ``COMMANDS``."""
 
     def list_commands(self, context: click.Context) -> list[str]:

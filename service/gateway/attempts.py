@@ -14,11 +14,11 @@ from service.gateway.endpoints.splice import upstream_body
 from service.gateway.route import Route
 from service.ledger import Outcome, Sent
 from service.upstream import (
-    Answer,
     Departure,
     Source,
     StreamedBody,
     UpstreamKey,
+    UpstreamResponse,
     Venice,
     is_repeatable,
     is_uncharged,
@@ -56,13 +56,13 @@ class Attempts:
         """The code of each attempt, ``ok`` for the answer."""
         self.key_id: UUID | None = None
         """The key of the last attempt."""
-        self.answer: Answer | None = None
+        self.answer: UpstreamResponse | None = None
         """Venice's answer, once there is one."""
         self._departure: Departure | None = None
         self.has_failed = False
         """Whether an attempt before the last one failed in a way that may have been charged."""
 
-    async def send(self, accept: str) -> Answer:
+    async def send(self, accept: str) -> UpstreamResponse:
         """Send the call and return the answer, whose status is 2xx. Nothing is retried after the
         timeout that the caller stated.
 
@@ -123,7 +123,7 @@ class Attempts:
         await asyncio.sleep(wait_s)
         return True
 
-    async def _attempt(self, accept: str) -> Answer:
+    async def _attempt(self, accept: str) -> UpstreamResponse:
         venice, call, keys = self._venice, self._route.call, self._venice.keys
         model = call.model_name
         self._departure = None

@@ -365,6 +365,6 @@ class Endpoint(Generic[C]):
         """What the call cost, by the best source; an estimate is never above the bound."""
         raise NotImplementedError
 
-    def most_nanos(self, call: C, bound: Bound, catalog: Catalog) -> int | None:
+    def max_nanos(self, call: C, bound: Bound, catalog: Catalog) -> int | None:
         """The most that any call of this kind to the model can cost."""
         return bound.nanos

@@ -83,7 +83,7 @@ class OpenCall:
             output_tokens=usage.output_tokens if usage else None,
             cost_nanos=cost.nanos,
             cost_source=cost.source,
-            most_nanos=self._exceeded_maximum(cost),
+            max_nanos=self._exceeded_maximum(cost),
             upstream_key_id=upstream_key_id,
             upstream_request_id=metered.upstream_request_id,
             first_byte_ms=first_byte_ms,
@@ -96,7 +96,7 @@ class OpenCall:
         if cost.nanos is None or bound.nanos is None or cost.nanos <= 2 * bound.nanos:
             # The bound is for one attempt, and there may have been two.
             return None
-        maximum = call.endpoint.most_nanos(call, bound, self.route.catalog)
+        maximum = call.endpoint.max_nanos(call, bound, self.route.catalog)
         if maximum is None or cost.nanos <= maximum:
             return None
         metrics.note(metrics.IMPLAUSIBLE, 1, "cost")

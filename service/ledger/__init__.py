@@ -23,8 +23,8 @@ from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
 from service.ledger.leases import sweep
 from service.ledger.limits import (
     HAS_LIMITS,
-    MOST_COUNT,
-    MOST_NANOS,
+    MAX_CEILING_COUNT,
+    MAX_CEILING_NANOS,
     Limit,
     LimitChange,
     NewLimit,
@@ -48,8 +48,8 @@ from service.ledger.retention import Month, expired, retain
 __all__ = [
     "CONTENT_TYPES",
     "HAS_LIMITS",
-    "MOST_COUNT",
-    "MOST_NANOS",
+    "MAX_CEILING_COUNT",
+    "MAX_CEILING_NANOS",
     "Admission",
     "Alert",
     "CostSource",

@@ -23,11 +23,11 @@ from service.errors import (
 )
 from service.ids import uuid7
 from service.ledger.batches import Batches
-from service.ledger.condition import Condition, is_of_schema
+from service.ledger.condition import Condition, is_schema_error
 from service.ledger.implausible import ImplausibleCost, ImplausibleCosts
 from service.ledger.limits import Limit, list_binding
 from service.ledger.records import NOT_SENT, Admission, Entry, Hold, Sent, not_sent
-from service.ledger.refusals import Rates, is_nearly_free, refusal
+from service.ledger.refusals import Rates, has_room_within_a_second, refusal
 from service.telemetry import metrics
 
 log = structlog.get_logger()
@@ -153,7 +153,7 @@ class Ledger:
         Such a rate counts a call for up to a second longer than a minute, and its refusals name 60
         seconds at most: a call that comes then may be early by that second.
         """
-        if not is_nearly_free(refusal) or self._waiting.locked():
+        if not has_room_within_a_second(refusal) or self._waiting.locked():
             return False
         async with self._waiting:
             await asyncio.sleep(MAX_WAIT_S)
@@ -222,7 +222,7 @@ class Ledger:
             )
         except Exception as error:
             self.condition.failed(error)
-            if is_of_schema(error):
+            if is_schema_error(error):
                 # No other call fares better, and settlements wait until it is mended.
                 raise Unavailable("The books cannot be written.", retry_after_s=5) from error
             raise
@@ -340,10 +340,10 @@ class Ledger:
 
     def _end(self, entry: Entry, settling: asyncio.Future[None]) -> None:
         hold = entry.hold
-        if entry.most_nanos is not None and entry.cost_nanos is not None:
+        if entry.max_nanos is not None and entry.cost_nanos is not None:
             self._implausible.add(
                 ImplausibleCost(
-                    hold.organization_id, hold.id, entry.model, entry.cost_nanos, entry.most_nanos
+                    hold.organization_id, hold.id, entry.model, entry.cost_nanos, entry.max_nanos
                 )
             )
             self.alerts_are_due.set()

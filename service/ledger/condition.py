@@ -46,7 +46,7 @@ class Condition:
         self.has_changed.set()
 
 
-def is_of_schema(error: Exception) -> bool:
+def is_schema_error(error: Exception) -> bool:
     """True when tables or functions are missing, or this user may not use them."""
     return str(getattr(error, "sqlstate", "")).startswith("42")
 

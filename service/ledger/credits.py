@@ -13,7 +13,7 @@ from service.audit import Actor
 from service.database.database import NOW, Database
 from service.errors import ClientError, Conflict, NotFound
 from service.ids import uuid7
-from service.ledger.limits import MOST_NANOS
+from service.ledger.limits import MAX_CEILING_NANOS
 
 log = structlog.get_logger()
 
@@ -98,7 +98,7 @@ async def refund(database: Database, organization_id: UUID, call_id: UUID) -> in
         # Ask for more than any call costs. The verdict returns the remaining cost, and a lock keeps
         # it unchanged.
         row = await conn.fetchrow(
-            CREDIT, organization_id, call_id, credit_id, MOST_NANOS, REFUND_NOTE
+            CREDIT, organization_id, call_id, credit_id, MAX_CEILING_NANOS, REFUND_NOTE
         )
         if row["verdict"] != "too_much":
             raise NotFound("There is no such call in the ledger.")

@@ -52,7 +52,7 @@ class ImplausibleCost(NamedTuple):
     entry_id: UUID
     model: str
     cost_nanos: int
-    most_nanos: int
+    max_nanos: int
 
 
 class ImplausibleCosts:
@@ -72,7 +72,7 @@ class ImplausibleCosts:
             entry_id=str(cost.entry_id),
             model=cost.model,
             cost_nanos=cost.cost_nanos,
-            most_nanos=cost.most_nanos,
+            max_nanos=cost.max_nanos,
         )
 
     async def record(self) -> None:
@@ -86,7 +86,7 @@ class ImplausibleCosts:
                 "organization_id": str(cost.organization_id),
                 "model": cost.model,
                 "cost_usd": money.format_usd(cost.cost_nanos),
-                "max_usd": money.format_usd(cost.most_nanos),
+                "max_usd": money.format_usd(cost.max_nanos),
             }
             async with self._database.transaction() as conn:
                 target = str(cost.entry_id)

@@ -21,9 +21,9 @@ Period = Literal["minute", "hour", "day", "month", "lifetime"]
 Percents = Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=100)]], msgspec.Meta(max_length=10)]
 
 DEFAULT_ALERT_PERCENTS: Final = [50, 80, 100]
-MOST_NANOS: Final = 10**18
+MAX_CEILING_NANOS: Final = 10**18
 """Far below the largest sum that a bigint holds."""
-MOST_COUNT: Final = 2**53
+MAX_CEILING_COUNT: Final = 2**53
 """The largest whole number that every JSON parser represents exactly."""
 
 MAX_ADMINISTRATOR_LIMITS_PER_SCOPE: Final = 50
@@ -256,13 +256,14 @@ def parse_ceiling(unit: Unit, ceiling: str | int, field: str = "ceiling") -> int
             nanos = money.parse_usd(ceiling)
         except ValueError as error:
             raise ClientError(f"{field}: {error}.", param=field) from None
-        if not 0 <= nanos <= MOST_NANOS:
-            most = money.format_usd(MOST_NANOS)
+        if not 0 <= nanos <= MAX_CEILING_NANOS:
+            most = money.format_usd(MAX_CEILING_NANOS)
             raise ClientError(f"{field}: must be between 0 and {most}.", param=field)
         return nanos
-    if not isinstance(ceiling, int) or not 0 <= ceiling <= MOST_COUNT:
+    if not isinstance(ceiling, int) or not 0 <= ceiling <= MAX_CEILING_COUNT:
         raise ClientError(
-            f"{field}: must be a whole number between 0 and {MOST_COUNT} for {unit}.", param=field
+            f"{field}: must be a whole number between 0 and {MAX_CEILING_COUNT} for {unit}.",
+            param=field,
         )
     return ceiling
 

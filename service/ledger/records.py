@@ -111,7 +111,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_ms: int | None
     duration_ms: int
     upstream_key_id: UUID | None = None
-    most_nanos: int | None = None
+    max_nanos: int | None = None
     """The most that any call of the model can cost, set only if the cost is above it."""
     correction_id: UUID = msgspec.field(default_factory=uuid7)
     """The id of the correction that is written if the sweeper settled the call first."""
@@ -120,7 +120,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         """Return the row that ``public.settle_and_admit`` reads."""
         row: dict[str, Any] = msgspec.structs.asdict(self)
         hold: Hold = row.pop("hold")
-        del row["most_nanos"]
+        del row["max_nanos"]
         return {**row, "organization_id": hold.organization_id, "id": hold.id}
 
 

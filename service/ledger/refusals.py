@@ -69,7 +69,7 @@ def refusal(row: Any) -> LimitExceeded | RateLimited:
     return RateLimited(text, code=verdict, retry_after_s=retry_after_s, limit=limit, rates=rates)
 
 
-def is_nearly_free(error: ServiceError) -> bool:
+def has_room_within_a_second(error: ServiceError) -> bool:
     """Return whether a per-minute limit refused the call but has room within a second."""
     limit = error.limit or {}
     return error.retry_after_s == 1 and limit.get("period") == "minute"

@@ -51,10 +51,10 @@ def note(instrument: Counter | Histogram, amount: float, *labels: str | int) -> 
     """
     _noted.append((instrument, amount, labels))
     if len(_noted) >= MAX_NOTED:
-        take_over()
+        flush_noted()
 
 
-def take_over() -> None:
+def flush_noted() -> None:
     """Apply the queued increments and observations to the instruments."""
     LOG_LINES_DROPPED.inc(logs.take_dropped())
     noted = _noted.copy()

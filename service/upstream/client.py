@@ -92,7 +92,7 @@ PASSED_HEADERS: Final = frozenset(
 )
 
 
-class Answer:
+class UpstreamResponse:
     """A 2xx response from Venice whose body has not been read."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
@@ -313,7 +313,7 @@ class Venice:
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
         departure: Departure | None = None,
-    ) -> Awaitable[Answer]:
+    ) -> Awaitable[UpstreamResponse]:
         """Send a body, with any key unless one is given; ``departure`` records whether it was sent.
 
         :raises UpstreamError: for every status but 2xx, in the subclass that fits.
@@ -329,7 +329,7 @@ class Venice:
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
         departure: Departure | None = None,
-    ) -> Answer:
+    ) -> UpstreamResponse:
         """Send any request, with its query in the path. For requests that are free or unknown.
 
         :raises UpstreamError: for every status but 2xx, in the subclass that fits.
@@ -345,7 +345,7 @@ class Venice:
         key: UpstreamKey | None,
         parameters: Mapping[str, str] | None = None,
         departure: Departure | None = None,
-    ) -> Answer:
+    ) -> UpstreamResponse:
         """Send a request. Every request to Venice leaves from here.
 
         Redirects are not followed: they would take the caller's prompt, and perhaps the key, to
@@ -375,7 +375,7 @@ class Venice:
                 DEPARTURE.reset(token)
             metrics.note(metrics.UPSTREAM, 1, response.status)
             if 200 <= response.status < 300:
-                return Answer(response)
+                return UpstreamResponse(response)
             raise await self._read_refusal(response)
 
     def _head_timeout_s(self, body: Body | None) -> float | None:
@@ -390,14 +390,14 @@ class Venice:
         upload_s = self._upload_timeout_s if isinstance(body, StreamedBody) else 0.0
         return (timeout.sock_connect or 0.0) + upload_s + timeout.sock_read
 
-    async def of_a_job(
+    async def post_for_job(
         self,
         path: str,
         body: bytes,
         headers: Mapping[str, str],
         organization_id: UUID,
         key_id: UUID | None,
-    ) -> Answer:
+    ) -> UpstreamResponse:
         """Send a request about a job, with the key that queued it.
 
         Venice knows a job only by the account that queued it. When that key is no longer in use,
@@ -424,7 +424,7 @@ class Venice:
         headers = {"Accept": JSON}
         with TRANSLATED:
             async with asyncio.timeout(JOB_TIMEOUT_S):
-                answer = await self.of_a_job(path, body, headers, organization_id, key_id)
+                answer = await self.post_for_job(path, body, headers, organization_id, key_id)
                 try:
                     if not answer.headers.get("Content-Type", "").startswith(JSON):
                         return JobState(is_processing=False, is_refunded=False)
@@ -464,7 +464,7 @@ class Venice:
         except ServiceError as error:
             finding = finding_of(error)
             reason = f"status {getattr(error, 'upstream_status', None)}"
-            if finding.is_of_the_key:
+            if finding.is_about_key:
                 self.keys.put_out_of_service(key, reason)
             self.keys.note_finding(key, finding, reason)
             return Examination(finding, None, error)
@@ -509,7 +509,7 @@ class Venice:
         if time.monotonic() - self._confirmed_at.get(key.id, -math.inf) < CONFIRM_EVERY_S:
             return
         examination = await self.examine(key, CONFIRM_TIMEOUT_S)
-        if examination.finding.is_of_the_key and examination.finding is not Finding.WELL:
+        if examination.finding.is_about_key and examination.finding is not Finding.WELL:
             self.keys.put_out_of_service(key, self.keys.findings[key.id].reason)
         self._confirmed_at[key.id] = time.monotonic()
 

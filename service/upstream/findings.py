@@ -28,7 +28,7 @@ class Finding(enum.StrEnum):
     """Venice returned an error that is not about the key."""
 
     @property
-    def is_of_the_key(self) -> bool:
+    def is_about_key(self) -> bool:
         """True if the finding is evidence about the key."""
         return self not in (Finding.UNREACHABLE, Finding.FAILED)
 

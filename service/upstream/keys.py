@@ -95,7 +95,7 @@ class KeyFinding(NamedTuple):
     at: float
 
 
-class Rest(msgspec.Struct, frozen=True, kw_only=True):
+class KeyCooldown(msgspec.Struct, frozen=True, kw_only=True):
     """A period in which a key takes no calls.
 
     It covers one model, or all where ``model`` is null; and one API key or organization
@@ -227,7 +227,7 @@ class UpstreamKeys:
         return {
             name: known.finding
             for name, known in found
-            if known and known.finding.is_of_the_key and known.finding is not Finding.WELL
+            if known and known.finding.is_about_key and known.finding is not Finding.WELL
         }
 
     def succeeded(
@@ -277,7 +277,7 @@ class UpstreamKeys:
             log.warning("upstream key out of service", key=key.name, reason=reason)
         self._out_of_service[key.id] = reason
 
-    def resting(self) -> dict[str, str]:
+    def out_of_service(self) -> dict[str, str]:
         """Return the names of keys that are out of service, with the reasons."""
         return {
             key.name: self._out_of_service[key.id]
@@ -285,17 +285,17 @@ class UpstreamKeys:
             if key.id in self._out_of_service
         }
 
-    def rests(self) -> Mapping[UUID, Sequence[Rest]]:
+    def cooldowns(self) -> Mapping[UUID, Sequence[KeyCooldown]]:
         """Return the keys that take no calls now in this process, by id, for all or for some
         models."""
         found = {
-            key_id: [Rest(model=None, reason=reason, seconds_left=None)]
+            key_id: [KeyCooldown(model=None, reason=reason, seconds_left=None)]
             for key_id, reason in self._out_of_service.items()
         }
         now = time.monotonic()
         for key_id, model, caller_id, cooldown in self._cooldowns.open():
             found.setdefault(key_id, []).append(
-                Rest(
+                KeyCooldown(
                     model=model,
                     reason=cooldown.reason,
                     seconds_left=round(cooldown.until - now, 1),
@@ -304,7 +304,7 @@ class UpstreamKeys:
             )
         return found
 
-    async def keep_probed(self, probe: Probe) -> None:
+    async def probe_out_of_service_keys(self, probe: Probe) -> None:
         """Probe the keys that are out of service, forever."""
         next_at: dict[UUID, float] = {}
         while True:

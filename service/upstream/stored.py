@@ -261,7 +261,7 @@ async def record(database: Database, key: UpstreamKey, found: KeyFinding) -> Non
     """
     age_s = time.monotonic() - found.at
     known = await database.fetchrow(NOTE_CHECK, key.id, found.finding.value, age_s)
-    if known is None or not found.finding.is_of_the_key or known["condition"] == found.finding:
+    if known is None or not found.finding.is_about_key or known["condition"] == found.finding:
         return
     async with database.transaction() as conn:
         await audit.lock(conn, OPERATOR_ORGANIZATION_ID)

@@ -88,10 +88,10 @@ async def test_cooldowns_are_listed(service, caller, upstream):
             assert response.status == 503
 
     keys = await listed(service)
-    assert keys["environment"]["rests"] == [
+    assert keys["environment"]["cooldowns"] == [
         {"model": None, "reason": "status 402", "seconds_left": None, "caller_id": None}
     ]
-    (rest,) = keys["spare"]["rests"]
+    (rest,) = keys["spare"]["cooldowns"]
     assert (rest["model"], rest["reason"]) == ("llama-3.3-70b", "status 403")
     assert 0 < rest["seconds_left"] <= 300
 
@@ -102,8 +102,8 @@ async def test_a_cooldown_names_its_caller(service, caller, upstream):
     async with caller.chat() as response:
         assert response.status == 503
 
-    rests = (await listed(service))["environment"]["rests"]
-    assert [(rest["model"], rest["caller_id"]) for rest in rests] == [
+    cooldowns = (await listed(service))["environment"]["cooldowns"]
+    assert [(rest["model"], rest["caller_id"]) for rest in cooldowns] == [
         ("llama-3.3-70b", caller.key_id)
     ]
 
@@ -118,13 +118,13 @@ async def test_a_check_asks_venice(service, caller, upstream):
     status, checked = await service.operate("POST", path)
     assert (status, checked["is_well"], checked["balance_usd"]) == (200, False, None)
     assert checked["problem"]
-    assert checked["rests"]
+    assert checked["cooldowns"]
 
     upstream.faults.clear()
     status, checked = await service.operate("POST", path)
     assert (status, checked["is_well"], checked["problem"]) == (200, True, None)
     assert (float(checked["balance_usd"]) > 0, checked["tier"]) == (True, "paid")
-    assert checked["rests"] == []
+    assert checked["cooldowns"] == []
     assert checked.items() >= (await listed(service))["environment"].items()
     async with caller.chat() as response:
         assert response.status == 200

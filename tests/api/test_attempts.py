@@ -102,7 +102,7 @@ async def test_a_key_cools_down_when_its_rate_is_used_up(service, upstream):
     answer.close()
     venice.keys.succeeded(key, MODEL, Source(UUID(int=7), UUID(int=8)), answer.raw_headers)
 
-    (rest,) = venice.keys.rests()[key.id]
+    (rest,) = venice.keys.cooldowns()[key.id]
     assert (rest.model, rest.reason) == (MODEL, "rate used up")
     assert 20 < rest.seconds_left <= 30
 
@@ -149,7 +149,7 @@ async def test_a_spent_key_is_not_used_again(service, caller, upstream):
 
     upstream.faults.clear()
     async with asyncio.timeout(20):
-        while service.app[VENICE].keys.resting():
+        while service.app[VENICE].keys.out_of_service():
             await asyncio.sleep(0.05)
     async with caller.chat() as response:
         assert response.status == 200
@@ -300,7 +300,7 @@ async def test_one_callers_poison_reaches_no_other(
         async with victim.chat() as response:
             assert response.status == 200, await response.text()
             assert "x-rialto-attempts" not in response.headers
-    assert service.app[VENICE].keys.resting() == {}
+    assert service.app[VENICE].keys.out_of_service() == {}
 
 
 async def test_the_edges_refusal_concerns_one_request(service, caller, upstream):
@@ -330,7 +330,7 @@ async def test_venice_is_asked_about_a_key_once_for_all(service, upstream):
 
     assert set(await asyncio.gather(*map(ask, callers))) == {503}
     assert len(upstream.calls.to("/api_keys/rate_limits")) <= 2
-    assert list(service.app[VENICE].keys.resting()) == ["environment"]
+    assert list(service.app[VENICE].keys.out_of_service()) == ["environment"]
 
 
 @pytest.mark.parametrize("kind", ["invalid_key", "insufficient_balance"])
@@ -343,7 +343,7 @@ async def test_a_refusal_at_an_unknown_path_affects_no_key(service, caller, upst
     async with service.http.post(url, json={}, headers=caller.headers) as response:
         assert response.status == 503
     assert len(upstream.calls.to("/video/transcriptions")) == 1
-    assert service.app[VENICE].keys.resting() == {}
+    assert service.app[VENICE].keys.out_of_service() == {}
 
 
 class TestRepeatedFailures:

@@ -203,7 +203,7 @@ async def test_an_incomplete_answer_is_no_evidence(database_address, monkeypatch
     async with odd_venice.odd_venice() as venice:
         venice.answer = odd_venice.whole(ANSWER)
         async with odd_venice.serving(database_address, venice) as service:
-            assert (await becomes(service, "environment", "failed"))["rests"] == []
+            assert (await becomes(service, "environment", "failed"))["cooldowns"] == []
             caller = await service.new_caller()
             async with caller.chat(model=odd_venice.MODEL) as response:
                 assert response.status == 200, await response.text()

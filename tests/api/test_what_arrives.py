@@ -173,7 +173,7 @@ class Arrived:
         assert len(set(names)) == len(names), f"a member arrived twice: {names}"
         return dict(found)
 
-    def most_nanos(self):
+    def max_nanos(self):
         """The cost in nano-dollars, infinite where it is not known."""
         name, _, suffix = urllib.parse.unquote(
             urllib.parse.unquote(self.members["model"])
@@ -292,4 +292,4 @@ async def test_what_arrives_is_held_for(money_caller, upstream, body):
         " ORDER BY id DESC LIMIT 1",
         money_caller.organization_id,
     )
-    assert bound_nanos >= Arrived(path, call.body).most_nanos(), (content, call.body)
+    assert bound_nanos >= Arrived(path, call.body).max_nanos(), (content, call.body)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import money
-from service.commands import Verbs
+from service.commands import LazyGroup
 from service.formats import parsing
 
 MAX = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
@@ -167,7 +167,9 @@ ORGANIZATION = ("--organization", "00000000-0000-0000-0000-000000000000")
 )
 def test_options_have_the_same_grammar(command, option):
     """An option with an invalid value is reported by name, before anything is opened."""
-    group = click.Group(commands={name: Verbs().get_command(None, name) for name in command[:1]})
+    group = click.Group(
+        commands={name: LazyGroup().get_command(None, name) for name in command[:1]}
+    )
     result = CliRunner().invoke(group, command)
 
     assert result.exit_code == 2

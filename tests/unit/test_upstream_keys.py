@@ -94,7 +94,7 @@ async def test_a_spent_key_cools_down_until_a_probe_succeeds(monkeypatch, status
     pool = UpstreamKeys([spent, well])
     pool.put_out_of_service(spent, f"status {status}")
     assert {pool.choose(CALLER, "other").name for _ in range(20)} == {"well"}
-    assert pool.resting() == {"spent": f"status {status}"}
+    assert pool.out_of_service() == {"spent": f"status {status}"}
 
     answers = iter(
         [
@@ -112,9 +112,9 @@ async def test_a_spent_key_cools_down_until_a_probe_succeeds(monkeypatch, status
             raise answer
         return answer
 
-    probing = asyncio.create_task(pool.keep_probed(probe))
+    probing = asyncio.create_task(pool.probe_out_of_service_keys(probe))
     async with asyncio.timeout(5):
-        while pool.resting():
+        while pool.out_of_service():
             await asyncio.sleep(0.001)
     probing.cancel()
     assert probed == ["spent"] * 3
@@ -128,7 +128,7 @@ def test_an_older_success_does_not_revive_a_spent_key():
     pool.put_out_of_service(spent, "status 402")
     pool.succeeded(spent, "m", CALLER)
 
-    assert pool.resting() == {"spent": "status 402"}
+    assert pool.out_of_service() == {"spent": "status 402"}
 
 
 def test_a_key_that_may_not_use_a_model(clock):
@@ -329,11 +329,11 @@ def test_a_response_that_used_up_a_rate(clock, monkeypatch, unit):
 
     assert {pool.choose(CALLER, "m").name for _ in range(20)} == {"other"}
     assert {pool.choose(CALLER, "n").name for _ in range(50)} == {"one", "other"}
-    (rest,) = pool.rests()[one.id]
+    (rest,) = pool.cooldowns()[one.id]
     assert (rest.model, rest.reason, rest.seconds_left) == ("m", "rate used up", 12.5)
     clock.now += 12.5
     assert {pool.choose(CALLER, "m").name for _ in range(50)} == {"one", "other"}
-    assert pool.rests() == {}
+    assert pool.cooldowns() == {}
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             nanos = min(nanos, bound.nanos)
         return Cost(usage, nanos, source)
 
-    def most_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
+    def max_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
         """The cost of a full window and the longest output."""
         prices = [catalog.token_price(name) for name in call.models]
         most_input, most_output = _maxima(prices)

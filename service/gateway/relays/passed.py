@@ -10,7 +10,7 @@ from service.gateway.attempts import Attempts
 from service.gateway.open_call import OpenCall
 from service.gateway.relays.relay import OK_STATUS, AnswerRelay
 from service.ledger import Outcome
-from service.upstream import Answer, Metered, read_headers
+from service.upstream import Metered, UpstreamResponse, read_headers
 
 HTML: Final = "text/html"
 JSON_TYPES: Final = ("application/json", "application/problem+json")
@@ -23,7 +23,7 @@ EMPTY_OR_ERROR: Final = re.compile(
 class PassedRelay(AnswerRelay):
     """Passes the body on as it arrives and never holds all of it."""
 
-    _answer: Answer
+    _answer: UpstreamResponse
     """There after ``begin``."""
 
     def __init__(self, open_call: OpenCall, attempts: Attempts) -> None:

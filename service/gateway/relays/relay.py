@@ -15,7 +15,7 @@ from service.gateway.call import Bound, Cost
 from service.gateway.open_call import OpenCall
 from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome
-from service.upstream import Answer, Metered, read_plain
+from service.upstream import Metered, UpstreamResponse, read_plain
 
 log = structlog.get_logger()
 
@@ -149,7 +149,7 @@ class AnswerRelay(abc.ABC):
             return Cost(None, None, CostSource.UNKNOWN)
         return call.endpoint.cost(call, route.bound, chargeable, route.catalog)
 
-    async def _read_whole(self, answer: Answer) -> tuple[bytes, Metered]:
+    async def _read_whole(self, answer: UpstreamResponse) -> tuple[bytes, Metered]:
         """The whole body, and what it states; that is recorded even if the body is cut."""
         try:
             content = await answer.read()

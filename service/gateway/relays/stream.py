@@ -10,7 +10,7 @@ from service.gateway.attempts import Attempts
 from service.gateway.open_call import OpenCall
 from service.gateway.relays.relay import OK_STATUS, AnswerRelay
 from service.ledger import Outcome, Sent
-from service.upstream import MAX_HELD_BYTES, Answer, Metered, StreamMeter, split_at_error
+from service.upstream import MAX_HELD_BYTES, Metered, StreamMeter, UpstreamResponse, split_at_error
 
 MAX_REMAINDER_S: Final = 5.0
 MAX_REMAINDER_BYTES: Final = 1024 * 1024
@@ -29,7 +29,7 @@ class StreamRelay(AnswerRelay):
     """The longest event that is kept whole."""
     is_held_up = False
     """Whether the caller let the stream wait."""
-    _answer: Answer
+    _answer: UpstreamResponse
     """There after ``begin``."""
 
     def __init__(self, open_call: OpenCall, attempts: Attempts) -> None:
