@@ -92,7 +92,7 @@ async def test_first_key_call_cost_limit(tmp_path):
     block = "".join(blocks("README.md", "First key, call, cost, limit"))
     async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
         port = await service.listening()
-        await service.says("catalogue refreshed")
+        await service.wait_for_line("catalogue refreshed")
         printed = paste(block, tmp_path, port).splitlines()
         service.send()
         assert await service.ended() == 0
@@ -106,7 +106,7 @@ async def test_first_key_call_cost_limit(tmp_path):
     error = json.loads(refused)["error"]
     assert error["code"] == "limit_exceeded"
     assert {"ceiling", "used", "held", "needed"} < set(error["limit"])
-    assert proof[-1].split()[-2:] == ["0", "whole"]
+    assert proof[-1].split()[-2:] == ["0", "intact"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
@@ -125,7 +125,7 @@ async def test_reports_and_keys_at_venice(tmp_path):
     _, total, heading, *proofs, usage, added, environment, spare = printed
     assert total.split() == ["total", "0", "0", "0", "0.00"]
     assert heading.split()[-2:] == ["faults", "chain"]
-    assert {tuple(proof.split()[-2:]) for proof in proofs} == {("0", "whole")}
+    assert {tuple(proof.split()[-2:]) for proof in proofs} == {("0", "intact")}
     assert json.loads(usage)["group_by"] == "end_user"
     assert json.loads(environment)["name"] == "environment"
     assert json.loads(added)["id"] == json.loads(spare)["id"]
