@@ -205,7 +205,7 @@ async def books(app: web.Application) -> AsyncIterator[None]:
     with logs.step("catalogue") as facts:
         await app[api.CATALOG].load()
         facts["models"] = len(app[api.CATALOG].names)
-    app[api.BOOKS] = ledger = Ledger(database, uuid7(), settings.most_end_users)
+    app[api.BOOKS] = ledger = Ledger(database, uuid7(), settings.max_end_users)
     with logs.step("books"):
         await rehearsal.rehearse_until_it_works(
             ledger, database, settings.startup_database_timeout_s

@@ -79,8 +79,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a settlement is given up when the database is away",
-        "service/ledger/calls.py",
-        "                pause_s = min(pause_s * 2, RETRY_MOST_S)\n",
+        "service/ledger/writer.py",
+        "                pause_s = min(pause_s * 2, MAX_RETRY_S)\n",
         "                return\n",
         "tests/db/test_settlement.py::test_a_database_in_trouble_loses_no_settlement",
     ),

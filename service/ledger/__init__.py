@@ -6,7 +6,7 @@ processes that died.
 """
 
 from service.ledger.alerts import Alert, announce
-from service.ledger.calls import Ledger, Standing
+from service.ledger.calls import DryRun, Ledger
 from service.ledger.credits import NewCredit, credit, refund
 from service.ledger.end_users import sweep_end_users
 from service.ledger.entries import (
@@ -53,6 +53,7 @@ __all__ = [
     "Admission",
     "Alert",
     "CostSource",
+    "DryRun",
     "Entry",
     "ExportFormat",
     "Fault",
@@ -76,7 +77,6 @@ __all__ = [
     "Rates",
     "Report",
     "Sent",
-    "Standing",
     "Sums",
     "Unit",
     "announce",

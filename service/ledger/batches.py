@@ -2,22 +2,21 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence, Sized
 from typing import Final, Generic, TypeVar
 
 from service.errors import Unavailable
+from service.ledger.records import Admission, Entry, Hold
+from service.ledger.writer import BatchWriter
 
 I = TypeVar("I")  # noqa: E741 - what goes in
 O = TypeVar("O")  # noqa: E741 - what comes out
-H = TypeVar("H")
-E = TypeVar("E")
-A = TypeVar("A")
 
-MOST_A_BATCH: Final = 256
+MAX_BATCH: Final = 256
 PARTS: Final = 3
 """Into so many parts the calls under way are cut at least, so that while the database has one the
 process works at the others: else all come to wait for one batch, and then one for all."""
-LEAST_A_PART: Final = 8
+MIN_BATCH: Final = 8
 """Below it a further transaction costs more than the waiting."""
 LINGER_S: Final = 0.1
 """So long what a loop keeps is kept for it when it has nothing to do."""
@@ -60,37 +59,26 @@ class Queue(Generic[I, O]):
         self.waiting.clear()
 
 
-class Batches(Generic[H, A, E]):
+class Batches:
     """Holds to be taken and entries to be written, worked off by one loop that waits for no more to
-    come: those that are there go together, up to a third of the calls that are ``under_way``, one
-    batch of each at a time.
+    come: those that are there go together, up to a third of the ``open_calls``, one batch of each
+    at a time.
 
-    ``write`` writes the entries, then takes the holds, both or nothing, and returns a verdict a
-    hold in their order: a value, or an exception for that hold alone. An admission is tried once,
-    and hears of what went wrong, or a TimeoutError after ``admit_s`` seconds. A settlement goes on
-    with ``settle``, which tries until the entries are written and never raises; until it has, other
-    settlements wait, and admissions go alone. ``rest`` is called when there has been nothing to do
-    for a while.
+    An admission is tried once, and hears of what went wrong, or a TimeoutError after ``admit_s``
+    seconds. A settlement that fails is tried alone until it is written; until then other
+    settlements wait, and admissions go without them.
     """
 
     def __init__(
-        self,
-        write: Callable[[Sequence[E], Sequence[H]], Awaitable[Sequence[A | Exception]]],
-        settle: Callable[[Sequence[E]], Awaitable[None]],
-        rest: Callable[[], Awaitable[None]],
-        under_way: Callable[[], int],
-        most_admitting: int,
-        admit_s: float,
+        self, writer: BatchWriter, open_calls: Sized, *, max_admitting: int, admit_s: float
     ) -> None:
-        self._write = write
-        self._settle = settle
-        self._rest = rest
-        self._under_way = under_way
-        self._admissions: Queue[H, A] = Queue(most_admitting)
+        self._writer = writer
+        self._open_calls = open_calls
+        self._admissions: Queue[Hold, Admission] = Queue(max_admitting)
         # Never more than admitted calls and admissions to undo, which are both bounded.
-        self._settlements: Queue[E, None] = Queue(None)
+        self._settlements: Queue[Entry, None] = Queue(None)
         self._admit_s = admit_s
-        self._awaited: deque[tuple[float, asyncio.Future[A]]] = deque()
+        self._awaited: deque[tuple[float, asyncio.Future[Admission]]] = deque()
         """Admissions that are not decided, with their deadlines, in order; one timer is for all."""
         self._next_deadline: asyncio.TimerHandle | None = None
         self._working: asyncio.Task[None] | None = None
@@ -99,7 +87,7 @@ class Batches(Generic[H, A, E]):
         self._at_rest = asyncio.Event()
         self._at_rest.set()
 
-    def admit(self, hold: H) -> asyncio.Future[A]:
+    def admit(self, hold: Hold) -> asyncio.Future[Admission]:
         """Queue the hold. One whose future is cancelled before its batch begins is left out.
 
         :raises Unavailable: when too many wait already.
@@ -111,7 +99,7 @@ class Batches(Generic[H, A, E]):
         self._wake()
         return future
 
-    def settle(self, entry: E) -> asyncio.Future[None]:
+    def settle(self, entry: Entry) -> asyncio.Future[None]:
         """Queue the entry; the future is done when it is written."""
         future = self._settlements.put(entry)
         self._wake()
@@ -167,7 +155,7 @@ class Batches(Generic[H, A, E]):
             # Since the last look at the queues there was no await, so nothing can have arrived that
             # nobody would wake up for.
             self._working = None
-            await self._rest()
+            await self._writer.give_back()
 
     async def _gets_work(self) -> bool:
         self._woken.clear()
@@ -181,8 +169,8 @@ class Batches(Generic[H, A, E]):
     async def _run_next(self) -> None:
         # What is undone after an outage waits too, and is under way no more.
         waiting = len(self._admissions.waiting) + len(self._settlements.waiting)
-        part = max(self._under_way(), waiting) // PARTS
-        most = min(max(part, LEAST_A_PART), MOST_A_BATCH)
+        part = max(len(self._open_calls), waiting) // PARTS
+        most = min(max(part, MIN_BATCH), MAX_BATCH)
         holds, admitting = self._admissions.take(most)
         entries, settling = self._settlements.take(most) if self._late is None else ([], [])
         if not holds and not entries:
@@ -204,12 +192,15 @@ class Batches(Generic[H, A, E]):
             self._awaited.popleft()
 
     async def _run(
-        self, entries: Sequence[E], settling: Sequence[asyncio.Future[None]], holds: Sequence[H]
-    ) -> Sequence[A | Exception]:
+        self,
+        entries: Sequence[Entry],
+        settling: Sequence[asyncio.Future[None]],
+        holds: Sequence[Hold],
+    ) -> Sequence[Admission | Exception]:
         if not entries:
             return await self._admit(holds)
         try:
-            verdicts = await self._write(entries, holds)
+            verdicts = await self._writer.write(entries, holds)
         except Exception as error:  # noqa: BLE001 - it goes to those who wait
             self._late = asyncio.create_task(self._settle_late(entries, settling))
             if isinstance(error, Unavailable):
@@ -219,9 +210,9 @@ class Batches(Generic[H, A, E]):
         _settled(settling)
         return verdicts
 
-    async def _admit(self, holds: Sequence[H]) -> Sequence[A | Exception]:
+    async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
         try:
-            return await self._write([], holds)
+            return await self._writer.write([], holds)
         except Exception as error:  # noqa: BLE001 - it goes to those who wait
             if isinstance(error, Unavailable) or len(holds) == 1:
                 return [error] * len(holds)
@@ -229,10 +220,10 @@ class Batches(Generic[H, A, E]):
         return [verdict for hold in holds for verdict in await self._admit([hold])]
 
     async def _settle_late(
-        self, entries: Sequence[E], settling: Sequence[asyncio.Future[None]]
+        self, entries: Sequence[Entry], settling: Sequence[asyncio.Future[None]]
     ) -> None:
         try:
-            await self._settle(entries)
+            await self._writer.settle(entries)
             _settled(settling)
         finally:
             self._late = None

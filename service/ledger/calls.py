@@ -13,43 +13,29 @@ import msgspec
 import structlog
 
 from service.audit import OPERATOR_ORGANIZATION_ID
-from service.database.database import Database, Kept
-from service.errors import (
-    Forbidden,
-    LimitExceeded,
-    ServiceError,
-    Unauthenticated,
-    Unavailable,
-)
+from service.database.database import Database
+from service.errors import LimitExceeded, ServiceError, Unavailable
 from service.ids import uuid7
 from service.ledger.batches import Batches
-from service.ledger.condition import Condition, is_schema_error
+from service.ledger.condition import Condition
 from service.ledger.implausible import ImplausibleCost, ImplausibleCosts
 from service.ledger.limits import Limit, list_binding
 from service.ledger.records import NOT_SENT, Admission, Entry, Hold, Sent, not_sent
-from service.ledger.refusals import Rates, has_room_within_a_second, refusal
+from service.ledger.refusals import has_room_within_a_second
+from service.ledger.writer import LEASE_S, BatchWriter, verdict_of
 from service.telemetry import metrics
 
 log = structlog.get_logger()
 
-LEASE_S: Final = 60
 ADMIT_TIMEOUT_S: Final = 5.0
-RETRY_FIRST_S: Final = 0.2
-RETRY_MOST_S: Final = 5.0
-MOST_END_USERS: Final = 100_000
-MOST_ADMITTING: Final = 10_000
-MOST_UNDOING: Final = 10_000
+MAX_END_USERS: Final = 100_000
+MAX_ADMITTING: Final = 10_000
+MAX_UNDOING: Final = 10_000
 MAX_WAIT_S: Final = 1.0
 MAX_WAITING: Final = 200
 UNDO_AGAIN_S: Final = 30.0
 """Later than the server lets any statement run."""
 
-SETTLE_AND_ADMIT: Final = """
-    SELECT *
-    FROM public.settle_and_admit(
-        $1::text::jsonb, false, $2::text::jsonb, $3, make_interval(secs => $4), $5
-    )
-"""
 # What is being settled needs no lease, and is not waited for.
 RENEW_LEASES: Final = """
     WITH free AS (
@@ -71,7 +57,7 @@ RENEW_LEASES: Final = """
 """
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     """The limits that a call would meet, and what admission would say to it."""
 
     limits: Sequence[Limit]
@@ -86,33 +72,36 @@ class Ledger:
     """Admits and settles the calls of one process."""
 
     def __init__(
-        self, database: Database, process_id: UUID, most_end_users: int = MOST_END_USERS
+        self, database: Database, process_id: UUID, max_end_users: int = MAX_END_USERS
     ) -> None:
         self._database = database
-        self._kept = database.kept()
-        self._process_id = process_id
-        self._most_end_users = most_end_users
-        self.alerts_are_due = asyncio.Event()
-        """Set when a settlement has brought a limit to the next of its thresholds."""
-        self.condition = Condition()
+        self._writer = BatchWriter(database, process_id, max_end_users, self._undo)
         self._implausible = ImplausibleCosts(database)
-        self._batches: Batches[Hold, Admission, Entry] = Batches(
-            self._write_next,
-            self._settle,
-            self._kept.give_back,
-            lambda: len(self._open),
-            MOST_ADMITTING,
-            ADMIT_TIMEOUT_S,
+        self._open: dict[UUID, Hold] = {}
+        self._batches = Batches(
+            self._writer,
+            self._open,
+            max_admitting=MAX_ADMITTING,
+            admit_s=ADMIT_TIMEOUT_S,
         )
         # One at a time, since it locks limits that calls wait for.
         self._trying = asyncio.Semaphore(1)
-        self._open: dict[UUID, Hold] = {}
         self._sent: dict[UUID, Sent] = {}
         self._moving: set[UUID] = set()
         """Holds whose move is under way, or whose end nobody has waited for."""
         self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
         self._waiting = asyncio.Semaphore(MAX_WAITING)
+
+    @property
+    def condition(self) -> Condition:
+        """Whether the books can be written."""
+        return self._writer.condition
+
+    @property
+    def alerts_are_due(self) -> asyncio.Event:
+        """Set when a settlement has brought a limit to the next of its thresholds."""
+        return self._writer.alerts_are_due
 
     async def admit(self, hold: Hold) -> Admission:
         """Take the hold on every limit that applies to the call, or on none.
@@ -179,63 +168,13 @@ class Ledger:
         self._moving.discard(hold.id)
         return admission
 
-    async def _write_next(
-        self, entries: Sequence[Entry], holds: Sequence[Hold]
-    ) -> Sequence[Admission | ServiceError]:
-        return await self._write(entries, holds, self._kept)
-
-    async def _write(
-        self, entries: Sequence[Entry], holds: Sequence[Hold], database: Database | Kept
-    ) -> Sequence[Admission | ServiceError]:
-        """Settle, then admit, in one transaction; a verdict for each hold."""
-        settled = calls = None
-        if entries:
-            metrics.note(metrics.BATCH_SIZE, len(entries), "settlement")
-            settled = msgspec.json.encode([entry.row() for entry in entries]).decode()
-        if holds:
-            metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
-            calls = msgspec.json.encode(holds).decode()
-        losses = self._database.losses
-        rows = await self._run(database, settled, calls)
-        verdicts, settled_nanos = [], 0
-        for row in rows:
-            if row["number"] is None:
-                settled_nanos += self._note_written(row)
-            else:
-                verdicts.append(_verdict(row))
-        if settled_nanos:
-            metrics.SETTLED_USD.inc(settled_nanos / 1e9)
-        if self._database.losses != losses:
-            # This may have been a repetition, and the first statement may run yet: what was refused
-            # now may then be admitted.
-            for hold, verdict in zip(holds, verdicts, strict=True):
-                if isinstance(verdict, ServiceError) and not hold.is_moved:
-                    self._undo(hold)
-        return verdicts
-
-    async def _run(
-        self, database: Database | Kept, settled: str | None, calls: str | None
-    ) -> Sequence[Any]:
-        try:
-            rows = await database.fetch(
-                SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._most_end_users
-            )
-        except Exception as error:
-            self.condition.failed(error)
-            if is_schema_error(error):
-                # No other call fares better, and settlements wait until it is mended.
-                raise Unavailable("The books cannot be written.", retry_after_s=5) from error
-            raise
-        self.condition.succeeded()
-        return rows
-
     def _undo(self, hold: Hold) -> None:
         """Nobody waits for this admission any more, and whether it was made is not known: end what
         may have become of it, at once and once more when no statement can be under way.
 
         In an outage every call that is refused comes here. Beyond the bound a hold, should there be
         one, is left to run out."""
-        if len(self._undoing) >= MOST_UNDOING:
+        if len(self._undoing) >= MAX_UNDOING:
             self._open.pop(hold.id, None)
             return
         entry = not_sent(hold)
@@ -260,15 +199,13 @@ class Ledger:
             self._database, hold.organization_id, hold.api_key_id, end_user, hold.model
         )
 
-    async def would_admit(self, hold: Hold) -> Standing:
+    async def would_admit(self, hold: Hold) -> DryRun:
         """What :meth:`admit` would say now. The call is admitted, and that is taken back before
         anybody sees it: so the answer is what the call itself would get.
 
         :raises Unavailable: when the database cannot say, or too many ask.
         """
         end_user = bytes.fromhex(hold.end_user or "")
-        calls = msgspec.json.encode([hold]).decode()
-        arguments = (calls, self._process_id, LEASE_S, self._most_end_users)
         try:
             async with (
                 asyncio.timeout(ADMIT_TIMEOUT_S),
@@ -278,10 +215,10 @@ class Ledger:
                 limits = await list_binding(
                     conn, hold.organization_id, hold.api_key_id, end_user, hold.model
                 )
-                row = await conn.fetchrow(SETTLE_AND_ADMIT, None, *arguments)
+                (row,) = await self._writer.fetch(conn, (), [hold])
                 raise _TakenBack
         except _TakenBack:
-            return Standing(limits=limits, outcome=_verdict(row))
+            return DryRun(limits=limits, outcome=verdict_of(row))
         except TimeoutError as error:
             raise Unavailable("The books do not answer.", retry_after_s=1) from error
 
@@ -304,16 +241,8 @@ class Ledger:
             bound_tokens=0,
             tags={"ballast": secrets.token_hex(ballast_bytes // 2)} if ballast_bytes else None,
         )
-        entry = not_sent(hold)
-        for settled, calls in ((None, [hold]), ([entry.row()], None)):
-            rows = await conn.fetch(
-                SETTLE_AND_ADMIT,
-                settled and msgspec.json.encode(settled).decode(),
-                calls and msgspec.json.encode(calls).decode(),
-                self._process_id,
-                LEASE_S,
-                self._most_end_users,
-            )
+        for entries, holds in (((), [hold]), ([not_sent(hold)], ())):
+            rows = await self._writer.fetch(conn, entries, holds)
             if len(rows) != 1 or rows[0]["verdict"] not in (None, "admitted"):
                 raise Unavailable("The books refuse a call without a limit.")
 
@@ -351,51 +280,6 @@ class Ledger:
         self._open.pop(hold.id, None)
         self._sent.pop(hold.id, None)
         self._moving.discard(hold.id)
-
-    async def _settle(self, entries: Sequence[Entry]) -> None:
-        """Write the entries, however long it takes."""
-        pause_s = RETRY_FIRST_S
-        while True:
-            try:
-                await self._write(entries, (), self._database)
-            except Unavailable:
-                metrics.SETTLEMENT_RETRIES.inc()
-                log.warning(
-                    "settlements wait for the database", count=len(entries), retry_s=pause_s
-                )
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, RETRY_MOST_S)
-            except Exception:
-                if len(entries) > 1:
-                    # One that cannot be written keeps no other from it.
-                    for entry in entries:
-                        await self._settle([entry])
-                else:
-                    # The books must say what they could not take.
-                    metrics.UNWRITTEN.inc()
-                    log.exception("settlement failed", **_facts(entries[0]))
-                return
-            else:
-                return
-
-    def _note_written(self, written: Any) -> int:
-        """Returns the nano-dollars that a call was settled with now."""
-        if written["kind"] == "alert":
-            self.alerts_are_due.set()
-            return 0
-        if written["kind"] == "correction":
-            metrics.CORRECTIONS.inc()
-            log.warning("late settlement corrects the sweeper's", entry_id=str(written["id"]))
-        cost_nanos, bound_nanos = written["cost_nanos"], written["bound_nanos"]
-        if None not in (cost_nanos, bound_nanos) and cost_nanos > bound_nanos:
-            metrics.ABOVE_BOUND.inc()
-            log.warning(
-                "cost above the bound",
-                entry_id=str(written["id"]),
-                cost_nanos=cost_nanos,
-                bound_nanos=bound_nanos,
-            )
-        return (cost_nanos or 0) if written["kind"] == "call" else 0
 
     async def report_implausible(self) -> None:
         """Report to the operator costs that no call of their model can have.
@@ -440,32 +324,3 @@ class Ledger:
             task.cancel()
         self._batches.close()
         return left
-
-
-def _verdict(row: Any) -> Admission | ServiceError:
-    said = row["verdict"]
-    if said == "admitted":
-        return Admission(
-            bound_nanos=row["granted_nanos"],
-            bound_tokens=row["granted_tokens"],
-            rates=Rates.of(row),
-        )
-    if said == "organization_inactive":
-        return Forbidden("The organization is not active.", code=said)
-    if said == "not_held":
-        return Unavailable("The hold of the call has run out.")
-    if said.endswith("_api_key"):
-        return Unauthenticated("The API key is no longer in force.", code=said)
-    return refusal(row)
-
-
-def _facts(entry: Entry) -> dict[str, object]:
-    return {
-        "organization_id": str(entry.hold.organization_id),
-        "entry_id": str(entry.hold.id),
-        "outcome": entry.outcome.value,
-        "cost_nanos": entry.cost_nanos,
-        "cost_source": entry.cost_source.value,
-        "input_tokens": entry.input_tokens,
-        "output_tokens": entry.output_tokens,
-    }

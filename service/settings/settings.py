@@ -288,7 +288,7 @@ class Settings:
         seconds(0, 604_800),
         3600.0,
     )
-    most_end_users: int = _variable(
+    max_end_users: int = _variable(
         "MAX_END_USERS",
         "integer",
         "How many end users a limit of each end user keeps a counter for at a time; those beyond"

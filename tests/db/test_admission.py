@@ -161,7 +161,7 @@ async def test_end_users_beyond_the_maximum_share_a_counter(books):
     """Ten of thirty end users get counters of their own and the others share one, as do calls
     without an end user."""
     limit_id = await books.limit("requests", "day", 3, end_user=EACH_USER)
-    books.ledger = Ledger(books.database, uuid7(), most_end_users=10)
+    books.ledger = Ledger(books.database, uuid7(), max_end_users=10)
     names = [f"user {n}" for n in range(30)] + [None]
 
     holds = [books.hold(end_user=name) for name in names for _ in range(5)]
@@ -517,7 +517,7 @@ async def test_a_raise_expires(books):
 
 async def test_a_full_queue_refuses(books, monkeypatch):
     """Calls beyond the bound of the queue are refused with a 503, and none waits forever."""
-    monkeypatch.setattr(ledger.calls, "MOST_ADMITTING", 10)
+    monkeypatch.setattr(ledger.calls, "MAX_ADMITTING", 10)
     books.ledger = Ledger(books.database, uuid7())
 
     outcomes = await asyncio.gather(

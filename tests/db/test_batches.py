@@ -216,11 +216,12 @@ async def test_each_admission_times_out_at_its_own_deadline(monkeypatch):
     monkeypatch.setattr(loop, "time", lambda: real_time() + skipped_s)
     writing = asyncio.Event()
 
-    async def write(entries, holds):
-        writing.set()
-        await asyncio.Event().wait()
+    class SilentWriter:
+        async def write(self, entries, holds):
+            writing.set()
+            await asyncio.Event().wait()
 
-    batches = Batches(write, None, None, lambda: 0, most_admitting=10, admit_s=1000)
+    batches = Batches(SilentWriter(), [], max_admitting=10, admit_s=1000)
     waiting = []
     for _ in range(3):
         waiting.append(batches.admit("hold"))

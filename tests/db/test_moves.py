@@ -11,7 +11,7 @@ from books import EACH_USER, entry_of
 from service import ledger, money
 from service.errors import LimitExceeded, RateLimited, Unavailable
 from service.ledger import CostSource, Ledger, Outcome
-from service.ledger.calls import LEASE_S, SETTLE_AND_ADMIT
+from service.ledger.writer import LEASE_S, SETTLE_AND_ADMIT
 
 
 def to(hold, model="other", nanos=1, tokens=1):

@@ -13,7 +13,7 @@ from service.database.pool import open_pool
 from service.errors import RateLimited, Unavailable
 from service.ids import uuid7
 from service.ledger import Ledger
-from service.ledger.calls import SETTLE_AND_ADMIT
+from service.ledger.writer import SETTLE_AND_ADMIT
 
 EXPIRE = "UPDATE holds SET lease_until = now() - interval '1 s'"
 
@@ -72,7 +72,7 @@ async def test_an_outage_full_of_refusals_loses_no_settlement(
     books, proxy, proxied_address, monkeypatch
 ):
     """Refused calls during an outage do not crowd out the settlements of calls admitted before."""
-    monkeypatch.setattr(ledger.calls, "MOST_UNDOING", 20)
+    monkeypatch.setattr(ledger.calls, "MAX_UNDOING", 20)
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.2)
     async with open_pool(settings, proxied_address) as pool:
         away = Ledger(pool, uuid7())
