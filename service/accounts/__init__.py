@@ -28,9 +28,7 @@ from service.accounts.organizations import (
 )
 from service.accounts.settings import (
     KeySettings,
-    OrganizationSettings,
     Role,
-    StatedKeySettings,
     StatedOrganizationSettings,
 )
 
@@ -44,9 +42,7 @@ __all__ = [
     "KeySettings",
     "NewKey",
     "Organization",
-    "OrganizationSettings",
     "Role",
-    "StatedKeySettings",
     "StatedOrganizationSettings",
     "announce",
     "change_key",

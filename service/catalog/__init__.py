@@ -13,11 +13,10 @@ from service.catalog.aliases import (
     remove_alias,
     set_alias,
 )
-from service.catalog.catalog import ALIASES_EVERY_S, MODEL_TYPES, Catalog
+from service.catalog.catalog import ALIASES_EVERY_S, Catalog
 
 __all__ = [
     "ALIASES_EVERY_S",
-    "MODEL_TYPES",
     "Catalog",
     "Kind",
     "ListedName",

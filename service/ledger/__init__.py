@@ -6,7 +6,7 @@ processes that died.
 """
 
 from service.ledger.alerts import Alert, announce
-from service.ledger.calls import DryRun, Ledger
+from service.ledger.calls import Ledger
 from service.ledger.credits import NewCredit, credit, refund
 from service.ledger.end_users import sweep_end_users
 from service.ledger.entries import (
@@ -28,7 +28,6 @@ from service.ledger.limits import (
     Limit,
     LimitChange,
     NewLimit,
-    Period,
     Unit,
     change_limit,
     create_limit,
@@ -39,11 +38,11 @@ from service.ledger.limits import (
     list_limits,
 )
 from service.ledger.partitions import make_partitions
-from service.ledger.proofs import Fault, Proof, prove, repair
+from service.ledger.proofs import Fault, prove, repair
 from service.ledger.records import Admission, CostSource, Entry, Hold, Outcome, Sent
 from service.ledger.refusals import Rate, Rates, is_too_large
 from service.ledger.reports import Filter, Group, GroupBy, Report, Sums, report
-from service.ledger.retention import Month, expired, retain
+from service.ledger.retention import expired, retain
 
 __all__ = [
     "CONTENT_TYPES",
@@ -53,7 +52,6 @@ __all__ = [
     "Admission",
     "Alert",
     "CostSource",
-    "DryRun",
     "Entry",
     "ExportFormat",
     "Fault",
@@ -66,12 +64,9 @@ __all__ = [
     "LedgerEntry",
     "Limit",
     "LimitChange",
-    "Month",
     "NewCredit",
     "NewLimit",
     "Outcome",
-    "Period",
-    "Proof",
     "QueuedJob",
     "Rate",
     "Rates",
