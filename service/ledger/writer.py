@@ -1,7 +1,7 @@
 """Writes batches of entries and holds to the database, and reads what became of them."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -52,12 +52,12 @@ class BatchWriter:
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
 
-    async def write(
+    def write(
         self, entries: Sequence[Entry], holds: Sequence[Hold]
-    ) -> Sequence[Admission | ServiceError]:
+    ) -> Awaitable[Sequence[Admission | ServiceError]]:
         """Write the entries, then take the holds, both or nothing; returns a verdict for each
         hold."""
-        return await self._write(entries, holds, self._kept)
+        return self._write(entries, holds, self._kept)
 
     async def settle(self, entries: Sequence[Entry]) -> None:
         """Write the entries, however long it takes. Never raises."""
@@ -89,14 +89,16 @@ class BatchWriter:
         """Return the connection that is kept from one batch to the next."""
         await self._kept.give_back()
 
-    async def fetch(self, conn: Any, entries: Sequence[Entry], holds: Sequence[Hold]) -> list[Any]:
+    def fetch(
+        self, conn: Any, entries: Sequence[Entry], holds: Sequence[Hold]
+    ) -> Awaitable[list[Any]]:
         """Settle, then admit, in one statement; returns its rows."""
         settled = calls = None
         if entries:
             settled = msgspec.json.encode([entry.row() for entry in entries]).decode()
         if holds:
             calls = msgspec.json.encode(holds).decode()
-        rows: list[Any] = await conn.fetch(
+        rows: Awaitable[list[Any]] = conn.fetch(
             SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._max_end_users
         )
         return rows

@@ -18,7 +18,7 @@ NO_ROOM = """
     CREATE FUNCTION public.no_room() RETURNS trigger LANGUAGE plpgsql
     AS $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$;
     CREATE TRIGGER no_room BEFORE INSERT ON public.{table}
-    FOR EACH_USER ROW EXECUTE FUNCTION public.no_room()
+    FOR EACH ROW EXECUTE FUNCTION public.no_room()
 """
 ROOM = "DROP FUNCTION public.no_room CASCADE"
 NO_MONTHS = """

@@ -13,7 +13,7 @@ from process import ROOT
 from support import make_settings
 
 from service.background import watchdog
-from service.database import connections
+from service.database.pool import open_pool
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ async def test_a_pool_that_fails_alone_ends_the_process(proxied_address):
     """A pool whose connections have all leaked, while a new connection works, ends the process."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x")
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         leaked = [await pool._pool.acquire() for _ in range(5)]
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.5, ended.set))
         async with asyncio.timeout(20):
@@ -129,7 +129,7 @@ async def test_a_database_that_is_down_ends_nothing(proxy, proxied_address, outa
     stays."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         getattr(proxy, outage)()
         proxy.reset()
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.5, ended.set))
@@ -145,7 +145,7 @@ async def test_a_recovered_database_gives_the_pool_time(proxy, proxied_address):
     """A pool that recovers a moment after the database is not blamed for the outage."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.3)
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         leaked = [await pool._pool.acquire() for _ in range(5)]
         proxy.refuse()
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 2, ended.set))
@@ -164,7 +164,7 @@ async def test_a_pool_that_works_is_left_alone(proxied_address):
     """A process whose pool works is left alone."""
     ended = asyncio.Event()
     settings = make_settings(proxied_address, "http://x")
-    async with connections.open_pool(settings, proxied_address) as pool:
+    async with open_pool(settings, proxied_address) as pool:
         watching = asyncio.create_task(watchdog.watch_pool(pool, proxied_address, 0.2, ended.set))
         await asyncio.sleep(1)
         watching.cancel()
