@@ -771,6 +771,9 @@ AS $function$
 DECLARE
     locked CONSTANT uuid[] := coalesce(settled.limit_ids, '{}');
 BEGIN
+    IF settled.seen_ids IS NULL THEN
+        RETURN;
+    END IF;
     WITH gone AS (
         DELETE FROM public.holds h
         WHERE h.organization_id = ANY (settled.organization_ids)
@@ -1529,7 +1532,7 @@ AS $function$
         FROM states l
         WHERE l.organization_id = c.organization_id
           AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
-          AND (l.model IS NULL OR l.model IN (c.model, split_part(c.model, ':', 1)))
+          AND (l.model IS NULL OR l.model = c.model)
           -- The end user's own limits, and the templates' counters for them.
           AND CASE WHEN l.scope <> 'end_user' THEN l.id = ANY ((applying).ids)
                    WHEN l.id = ANY ((applying).ids) THEN l.end_user = decode(c.end_user, 'hex')
@@ -1620,6 +1623,10 @@ BEGIN
             FROM public.holds h
             WHERE h.organization_id = call.organization_id
               AND h.id = call.id;
+            IF call.is_moved AND hold.id IS NULL THEN
+                -- Another session has settled the call since its standing was read.
+                call.standing := 'not_held';
+            END IF;
         END IF;
         IF call.standing <> 'admitted' THEN
             result := NULL;

@@ -9,6 +9,9 @@ LANGUAGE plpgsql AS $$
 DECLARE
     locked CONSTANT uuid[] := coalesce(settled.limit_ids, '{}');
 BEGIN
+    IF settled.seen_ids IS NULL THEN
+        RETURN;
+    END IF;
     WITH gone AS (
         DELETE FROM public.holds h
         WHERE h.organization_id = ANY (settled.organization_ids)

@@ -86,7 +86,7 @@ LANGUAGE sql STABLE AS $$
         FROM states l
         WHERE l.organization_id = c.organization_id
           AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
-          AND (l.model IS NULL OR l.model IN (c.model, split_part(c.model, ':', 1)))
+          AND (l.model IS NULL OR l.model = c.model)
           -- The end user's own limits, and the templates' counters for them.
           AND CASE WHEN l.scope <> 'end_user' THEN l.id = ANY ((applying).ids)
                    WHEN l.id = ANY ((applying).ids) THEN l.end_user = decode(c.end_user, 'hex')

@@ -30,6 +30,10 @@ BEGIN
             FROM public.holds h
             WHERE h.organization_id = call.organization_id
               AND h.id = call.id;
+            IF call.is_moved AND hold.id IS NULL THEN
+                -- Another session has settled the call since its standing was read.
+                call.standing := 'not_held';
+            END IF;
         END IF;
         IF call.standing <> 'admitted' THEN
             result := NULL;

@@ -11,6 +11,8 @@ from service.errors import UpstreamError
 from service.formats import sse, surrogates
 from service.formats.surrogates import Pieces
 
+MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
+"""A longer event cannot be read, so the stream ends with an error."""
 STOP_REASONS: Final = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -212,7 +214,7 @@ class MessageEvents:
 
     def __init__(self, *, with_thinking: bool) -> None:
         self._with_thinking = with_thinking
-        self._reader = sse.EventReader()
+        self._reader = sse.EventReader(MAX_EVENT_BYTES)
         self._out: list[bytes] = []
         self._is_begun = False
         self._is_ended = False
@@ -245,7 +247,7 @@ class MessageEvents:
         return self._translate(self._reader.end())
 
     def _translate(self, events: bytes) -> bytes:
-        for data in sse.parse(events):
+        for data in sse.texts(events):
             if not self._is_ended:
                 self._take(data)
         out, self._out = b"".join(self._out), []

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 DONE: Final = b"[DONE]"
 """The data of the last event in the streams of OpenAI's API and Venice's."""
 DATA: Final = b"data:"
@@ -43,6 +45,17 @@ class EventReader:
     def held(self) -> bytes:
         """The bytes of the event that has begun and not ended."""
         return b"".join(self._held)
+
+    def last_held(self, max_bytes: int) -> bytes:
+        """The last bytes of the event that has begun and not ended, without copying all of it."""
+        pieces: list[bytes] = []
+        missing = max_bytes
+        for piece in reversed(self._held):
+            if missing <= 0:
+                break
+            pieces.append(piece[-missing:])
+            missing -= len(piece)
+        return b"".join(reversed(pieces))
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, and return all whole events that were not returned before."""
@@ -112,18 +125,27 @@ def data_of(event: bytes) -> bytes:
     return LF.join(lines)
 
 
-def texts_of(event: bytes) -> tuple[bytes, ...]:
-    """The texts that one event may hold: its data, and each line of it, the last first, for streams
-    in which the empty line between events is missing."""
+def texts_of(event: bytes) -> list[bytes]:
+    """The texts of one event: its data, or each line of data if the lines are not one JSON value.
+
+    Some streams lack the empty line between events, so several events arrive as one.
+    """
     data = data_of(event)
-    return (data, *reversed(data.split(LF))) if LF in data else (data,)
+    return [data] if LF not in data or _is_json(data) else data.split(LF)
 
 
-def parse(content: bytes) -> Iterator[bytes]:
-    """The data of each event in ``content``. Events without data are left out."""
+def texts(content: bytes) -> Iterator[bytes]:
+    """The texts of all events in ``content``. Events without data are left out."""
     for event in split(content):
-        if data := data_of(event):
-            yield data
+        yield from filter(None, texts_of(event))
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def split_backwards(content: bytes) -> Iterator[bytes]:

@@ -47,7 +47,7 @@ class Assembly:
 
     def feed(self, events: bytes) -> None:
         """Take the next events, all of them complete."""
-        for data in sse.parse(events):
+        for data in sse.texts(events):
             if data.strip() == sse.DONE or self._error is not None:
                 continue
             try:

@@ -83,7 +83,7 @@ class Gateway:
             # A refused call whose price Venice was asked for has reached Venice all the same.
             asks_venice = type(route.call).priced is not Call.priced
             counting = await self._free_requests.check(
-                route.caller, route.call.model, asks_venice=asks_venice
+                route.caller, route.call.model_name, asks_venice=asks_venice
             )
             if (refusal := await route.admit()) is not None:
                 await route.admit_later(refusal)

@@ -89,13 +89,9 @@ LIST_BINDING: Final = """
            AND c.id = public.limit_child_id(l.id, $3)),
         l.id
     ) AS id
-    FROM public.limits l
-    WHERE l.organization_id = $1
-      AND l.template_id IS NULL
-      AND l.deleted_at IS NULL
-      AND (l.api_key_id IS NULL OR l.api_key_id = $2)
-      AND (l.end_user IS NULL OR l.end_user = $3)
-      AND ($4::text IS NULL OR l.model IS NULL OR l.model IN ($4, split_part($4, ':', 1)))
+    FROM public.limits_binding($1, $2, $3) b
+    JOIN public.limits l ON l.organization_id = $1 AND l.id = b.id
+    WHERE $4::text IS NULL OR l.model IS NULL OR l.model = $4
 """
 READ_LIMITS: Final = """
     SELECT s.id, l.organization_id, s.scope, s.api_key_id, encode(s.end_user, 'hex') AS end_user,
@@ -289,6 +285,9 @@ async def create_limit(
         raise ClientError(f"period: {rule}", param="period")
     if new.end_user is not None and new.each_end_user:
         raise ClientError("each_end_user: cannot be combined with end_user.", param="end_user")
+    if new.model is not None and ":" in new.model:
+        rule = "name the model without a suffix; the limit binds its calls with any suffix."
+        raise ClientError(f"model: {rule}", param="model")
     if new.alert_percents and new.unit != "usd":
         raise ClientError("alert_percents: only limits in usd have alerts.", param="alert_percents")
     limit_id = uuid7()
@@ -344,11 +343,13 @@ async def list_limits(
 async def list_binding(
     conn: Any, organization_id: UUID, api_key_id: UUID, end_user: bytes, model: str | None = None
 ) -> Sequence[Limit]:
-    """List the limits that bind calls of a key, for one model or for any.
+    """List the limits that bind calls of a key, for one model or for any. A suffix of the model
+    makes no difference.
 
     ``end_user`` is the digest of the end user, empty for calls without one.
     """
-    found = await conn.fetch(LIST_BINDING, organization_id, api_key_id, end_user, model)
+    name = model and model.partition(":")[0]
+    found = await conn.fetch(LIST_BINDING, organization_id, api_key_id, end_user, name)
     return [_limit(row) for row in await conn.fetch(READ_LIMITS, [row["id"] for row in found])]
 
 

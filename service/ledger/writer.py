@@ -92,7 +92,10 @@ class BatchWriter:
     def fetch(
         self, conn: Any, entries: Sequence[Entry], holds: Sequence[Hold]
     ) -> Awaitable[list[Any]]:
-        """Settle, then admit, in one statement; returns its rows."""
+        """Settle, then admit, in one statement; returns its rows.
+
+        What cannot be encoded raises here, before anything is awaited.
+        """
         settled = calls = None
         if entries:
             settled = msgspec.json.encode([entry.row() for entry in entries]).decode()
@@ -111,7 +114,7 @@ class BatchWriter:
         if holds:
             metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
         losses = self._database.losses
-        rows = await self._run(entries, holds, database)
+        rows = await self._run(self.fetch(database, entries, holds))
         verdicts, settled_nanos = [], 0
         for row in rows:
             if row["number"] is None:
@@ -128,11 +131,9 @@ class BatchWriter:
                     self._undo(hold)
         return verdicts
 
-    async def _run(
-        self, entries: Sequence[Entry], holds: Sequence[Hold], database: Database | Kept
-    ) -> Sequence[Any]:
+    async def _run(self, statement: Awaitable[list[Any]]) -> Sequence[Any]:
         try:
-            rows = await self.fetch(database, entries, holds)
+            rows = await statement
         except Exception as error:
             self.condition.failed(error)
             if is_schema_error(error):

@@ -331,20 +331,27 @@ class StreamMeter:
         """Take the next bytes, which may end anywhere, and return all events that are complete."""
         events = self._reader.feed(chunk)
         if events:
-            self._tail.append(events)
-            self._tail_bytes += len(events)
-            while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
-                seen = self._tail.popleft()
-                self._tail_bytes -= len(seen)
-                self._events_before_tail += _count_events(seen)
+            self._keep(events)
         return events
 
     def end(self) -> bytes:
         """Return what is left when the stream has ended: an event without its empty line."""
         left = self._reader.end()
-        self._tail.append(left)
-        self._tail_bytes += len(left)
+        self._keep(left)
         return left
+
+    def _keep(self, events: bytes) -> None:
+        """Keep the end of the stream: about TAIL_BYTES, or a larger event that ``result`` can still
+        decode without holding up the event loop."""
+        if len(events) > MAX_HELD_BYTES:
+            self._events_before_tail += _count_events(events[:-TAIL_BYTES])
+            events = events[-TAIL_BYTES:]
+        self._tail.append(events)
+        self._tail_bytes += len(events)
+        while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
+            seen = self._tail.popleft()
+            self._tail_bytes -= len(seen)
+            self._events_before_tail += _count_events(seen)
 
     def first_id(self) -> str | None:
         """The id of the answer, if the first bytes contain it."""
@@ -354,19 +361,20 @@ class StreamMeter:
 
     def result(self) -> Metered:
         """What the stream has stated so far."""
-        tail = b"".join([*self._tail, self._reader.held])
+        tail = b"".join([*self._tail, self._reader.last_held(TAIL_BYTES)])
         metered, least_output_tokens = _read_last_events(tail)
+        end = tail[-TAIL_BYTES:]
         if tail[:1] == b"{":
             # A plain answer may have the wrong content type, or none.
             with contextlib.suppress(*UNREADABLE):
                 metered.take(FACTS.decode(tail))
-        if not metered.is_complete and ENDED.search(tail):
+        if not metered.is_complete and ENDED.search(end):
             # There are events after the end.
             metered.is_complete = metered.is_final = True
         if metered.usage is None:
             # The answer may repeat text of the caller that looks like usage, so the most counts.
             usages = []
-            for stated in USAGE.findall(tail):
+            for stated in USAGE.findall(end):
                 with contextlib.suppress(*UNREADABLE):
                     usages.append(USAGE_OBJECT.decode(stated))
             metered.usage = max(usages, key=lambda usage: usage.all_tokens, default=None)
@@ -376,7 +384,8 @@ class StreamMeter:
             # Each event except [DONE] carries at least one token.
             events = self._events_before_tail + _count_events(tail)
             metered.counted_tokens = max(least_output_tokens, events - metered.is_complete)
-            metered.has_output = self._events_before_tail > 0 or OUTPUT.search(tail) is not None
+            is_cut = self._events_before_tail > 0 or len(tail) > len(end)
+            metered.has_output = is_cut or OUTPUT.search(end) is not None
         return metered
 
 
@@ -405,7 +414,7 @@ def _read_last_events(tail: bytes) -> tuple[Metered, int]:
         is_output_old = is_output_old or (is_first and is_output_later)
         if decoded >= LAST_EVENTS or (metered.cost_usd is not None and metered.usage.is_whole):
             break
-    if metered.usage is not None and FINISHED.search(tail):
+    if metered.usage is not None and FINISHED.search(tail[-TAIL_BYTES:]):
         metered.is_final = True
     if metered.usage is not None and is_output_old:
         least_output_tokens = metered.usage.all_output_tokens or 0
@@ -418,12 +427,9 @@ def _facts_from_the_end(tail: bytes) -> Iterator[tuple[Facts | None, bytes]]:
     """The facts and the text of each event that can be decoded, the last event first; None for the
     facts of ``[DONE]``. A stream that is cut ends within an event, which cannot be decoded."""
     for event in sse.split_backwards(tail):
-        for number, text in enumerate(sse.texts_of(event)):
+        for text in reversed(sse.texts_of(event)):
             if text.strip() == sse.DONE:
                 yield None, text
                 continue
             with contextlib.suppress(*UNREADABLE):
                 yield FACTS.decode(text), text
-                if number == 0:
-                    # The event can be read, so its lines are parts of one text.
-                    break

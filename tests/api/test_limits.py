@@ -121,6 +121,17 @@ async def test_a_limit_on_a_model_binds_that_model(caller):
         assert response.status == 200
 
 
+async def test_a_limit_names_its_model_without_a_suffix(service, caller):
+    """A limit on one suffix would bind no call, since the books know models by name."""
+    path = f"/admin/v1/organizations/{caller.organization_id}/limits"
+    new = {"unit": "usd", "period": "day", "ceiling": "0", "model": f"{MODEL}:a=b"}
+
+    status, answer = await service.operate("POST", path, json=new)
+
+    assert (status, answer["error"]["param"]) == (400, "model")
+    assert "without a suffix" in answer["error"]["message"]
+
+
 async def test_no_price_no_money(caller):
     """A model without a price is refused under a limit of money, and passes without one."""
     async with caller.chat(model="unpriced-preview") as response:

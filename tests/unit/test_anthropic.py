@@ -271,6 +271,14 @@ def events(content, cuts=()):
     return found
 
 
+def test_events_without_empty_lines_between_them():
+    """A stream that the meter reads is translated too."""
+    whole = stream({"content": "a"}, {"content": "b"})
+    tight = whole.replace(b"\n\n", b"\n") + b"\n"
+
+    assert events(tight) == events(whole)
+
+
 def told(*deltas):
     """The blocks that a client adds up; each event must find its block open."""
     blocks, opened = [], set()

@@ -291,3 +291,11 @@ def test_what_is_nested_deeply_breaks_nothing(kind, depth):
     events = b'data: {"type":"response.completed","response":%b,"choices":[{"delta":%b}]}\n\n'
     with contextlib.suppress(UpstreamError):
         assert assembled(kind(), events % (deep, deep))
+
+
+def test_events_without_empty_lines_between_them():
+    """A stream that the meter reads is put together too."""
+    whole = stream(chunk({"content": "a"}), chunk({"content": "b"}, finish_reason="stop"), LAST)
+    tight = whole.replace(b"\n\n", b"\n") + b"\n"
+
+    assert assembled(ChatCompletion(), tight) == assembled(ChatCompletion(), whole)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.upstream import StreamMeter, read_plain
-from service.upstream.meter import TAIL_BYTES
+from service.upstream.meter import MAX_HELD_BYTES, TAIL_BYTES
 
 TOKENS = b"".join(
     b'data: {"id":"chat-1","model":"m","choices":[{"delta":{"content":"w%d data: "}}]}\n\n' % n
@@ -119,6 +119,24 @@ def test_a_long_stream_is_not_kept():
     assert meter.result().counted_tokens == 20_000
     meter.feed(USAGE + DONE)
     assert meter.result().usage.completion_tokens == 20
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_very_large_event_is_searched_at_its_end(is_whole):
+    """An event of megabytes is neither kept nor decoded, and the usage at its end is found."""
+    meter = StreamMeter(64 * MAX_HELD_BYTES)
+    meter.feed(TOKENS)
+    event = b'data: {"text":"%b","usage":{"prompt_tokens":7,"completion_tokens":20}}' % (
+        b"x" * 4 * MAX_HELD_BYTES
+    )
+    for start in range(0, len(event), TAIL_BYTES):
+        meter.feed(event[start : start + TAIL_BYTES])
+    if is_whole:
+        meter.feed(b"\n\n")
+
+    assert meter._tail_bytes <= MAX_HELD_BYTES
+    assert meter.result().usage.completion_tokens == 20
+    assert meter.result().is_complete == is_whole
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def pieces_of(stream, cuts):
     return [stream[start:end] for start, end in itertools.pairwise(edges)]
 
 
+def datas(content):
+    """The data of the events that the reader's module finds."""
+    return [data for event in sse.split(content) if (data := sse.data_of(event))]
+
+
 def read(pieces):
     """The runs of whole events that a reader returns for the pieces."""
     reader = EventReader()
@@ -67,8 +72,8 @@ def test_any_cut_gives_the_events_of_the_specification(stream, cuts):
     runs = read(pieces_of(stream, cuts))
 
     assert b"".join(runs) == stream
-    assert [data for run in runs for data in sse.parse(run)] == events_of(stream)
-    assert list(sse.parse(stream)) == events_of(stream)
+    assert [data for run in runs for data in datas(run)] == events_of(stream)
+    assert datas(stream) == events_of(stream)
 
 
 @given(STREAMS)
@@ -76,7 +81,7 @@ def test_each_byte_alone_gives_the_same(stream):
     """The smallest chunks there are."""
     runs = read(stream[at : at + 1] for at in range(len(stream)))
 
-    assert [data for run in runs for data in sse.parse(run)] == events_of(stream)
+    assert [data for run in runs for data in datas(run)] == events_of(stream)
 
 
 @given(STREAMS)
@@ -126,11 +131,24 @@ def test_an_event_that_has_come_is_not_copied():
 @pytest.mark.parametrize(
     ("event", "texts"),
     [
-        (b'data: {"a":\ndata: 1}\n\n', (b'{"a":\n1}', b"1}", b'{"a":')),
-        (b"data: {}\n\n", (b"{}",)),
-        (b": comment\n\n", (b"",)),
+        (b'data: {"a":\ndata: 1}\n\n', [b'{"a":\n1}']),
+        (b"data: {}\ndata: [DONE]\n\n", [b"{}", b"[DONE]"]),
+        (b'data: {"a": 1}\r\ndata: {"b": \r\n\r\n', [b'{"a": 1}', b'{"b": ']),
+        (b"data: {}\n\n", [b"{}"]),
+        (b": comment\n\n", [b""]),
     ],
 )
 def test_each_line_may_be_an_event(event, texts):
-    """Where the empty line between events is missing."""
+    """Lines that are not one JSON value are texts of their own: the empty line may be missing."""
     assert sse.texts_of(event) == texts
+    assert list(sse.texts(event + event)) == [text for text in texts + texts if text]
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8), st.integers(1, 60))
+def test_the_end_of_the_held_event(pieces, size):
+    """Its last bytes are those of the whole, however it arrived."""
+    reader = EventReader()
+    for piece in pieces:
+        reader.feed(piece)
+
+    assert reader.last_held(size) == reader.held[-size:]
