@@ -81,7 +81,7 @@ async def intake(app: web.Application) -> AsyncIterator[None]:
 
 
 async def database_server(app: web.Application) -> AsyncIterator[None]:
-    """Where the database is: the one of the settings, or in development one of its own."""
+    """Set the database address. Development without DATABASE_URL starts the embedded server."""
     settings = app[api.SETTINGS]
     log.info(
         "settings",
@@ -96,7 +96,7 @@ async def database_server(app: web.Application) -> AsyncIterator[None]:
         yield
         return
     directory = Path(settings.data_directory) / "postgres"
-    async with embedded.running(directory, watchdog.end_with_last_words) as address:
+    async with embedded.running(directory, watchdog.flush_and_end_process) as address:
         app[ADDRESS] = app[MIGRATION_ADDRESS] = address
         yield
 
@@ -137,7 +137,7 @@ async def _migrate(address: DatabaseAddress, timeout: float, *, restore: bool) -
             schema.apply, address, connect_timeout_s=timeout, stopped=stopped, restore=restore
         )
     finally:
-        # A thread cannot be cancelled: when the start is, it is told to wait no longer.
+        # A thread cannot be cancelled. If the start is, this event ends the thread's wait.
         stopped.set()
 
 
@@ -196,12 +196,12 @@ async def sandbox(settings: Settings) -> AsyncIterator[str]:
 
 
 async def books(app: web.Application) -> AsyncIterator[None]:
-    """Who calls, what it costs, and where that is written."""
+    """Open the callers, the catalogue, the ledger and the gateway."""
     settings, database = app[api.SETTINGS], app[api.DATABASE]
     app[api.LANES] = lanes = Lanes(database)
     app[api.CALLERS] = Callers(lanes, app[api.KEYRING], settings.key_cache_s)
     app[api.CATALOG] = Catalog(app[api.VENICE].models, database)
-    # A start does not wait for Venice: what it said last is in the database.
+    # The start does not wait for Venice. The database has its last list.
     with logs.step("catalogue") as facts:
         await app[api.CATALOG].load()
         facts["models"] = len(app[api.CATALOG].names)

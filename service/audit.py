@@ -118,7 +118,7 @@ async def record(
     """
     head = await conn.fetchrow(LOCK_HEAD, organization_id)
     sequence = head["audit_sequence"] + 1
-    # The digest is of what will be read back, not of what was said.
+    # The digest covers the value as it will be read back, not as it was given.
     row = await conn.fetchrow(AS_STORED, msgspec.json.encode(detail or {}).decode())
     event_id, stored, created_at = uuid7(), row["detail"], row["now"]
     fields = (

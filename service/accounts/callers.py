@@ -1,8 +1,8 @@
 """Who is calling: keys as they are shown, looked up through a small cache.
 
 A key is 256 random bits; the database holds its SHA-256. The cache only saves reads: NOTIFY empties
-it when a key or an organization changes, each entry is read again after a few seconds whatever it
-said, and paid calls are checked again at admission.
+it when a key or an organization changes, each entry is read again after a few seconds
+anyway, and paid calls are checked again at admission.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class Callers:
 
         :raises Unauthenticated: malformed, unknown, revoked or expired; each has its own code.
         :raises Forbidden: when its organization is not active.
-        :raises Unavailable: when the database cannot say; that is never a 401.
+        :raises Unavailable: when the database is unavailable; that is never a 401.
         """
         if not crypto.API_KEY_FORM.fullmatch(key):
             raise Unauthenticated(
@@ -142,7 +142,7 @@ class Callers:
             self._cache.pop(digest, None)
             raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
         known = _Known(read_at, changes, row, self._caller(row))
-        # What was read before a change was announced is not fresh, but says that the key is known.
+        # What was read before a change was announced is not fresh, but shows that the key is known.
         self._cache[digest] = known
         self._cache.move_to_end(digest)
         if len(self._cache) > CACHED_CALLERS:

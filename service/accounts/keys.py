@@ -22,7 +22,7 @@ from service.errors import (
 from service.formats.parsing import check_future
 from service.ids import uuid7
 
-MOST_MODELS: Final = 100
+MAX_MODELS: Final = 100
 SHOWN_MODELS: Final = 10
 _MODEL_NAME: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
 
@@ -126,9 +126,9 @@ def _check_models(models: list[str] | None) -> None:
     """
     if models is None:
         return
-    if not 1 <= len(models) <= MOST_MODELS:
+    if not 1 <= len(models) <= MAX_MODELS:
         raise ClientError(
-            f"models: must be null, for all, or 1 to {MOST_MODELS} names.", param="models"
+            f"models: must be null, for all, or 1 to {MAX_MODELS} names.", param="models"
         )
     if not all(_MODEL_NAME.fullmatch(name) for name in models):
         raise ClientError(

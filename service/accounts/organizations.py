@@ -163,7 +163,7 @@ async def change_organization(
     stored = msgspec.json.encode(settings).decode()
     detail = {"settings": msgspec.to_builtins(settings)}
     target = str(organization_id)
-    # First, since it locks the organization and says if there is none.
+    # First, since it locks the organization and raises if there is none.
     await audit.record(conn, organization_id, actor, "organization.change", target, detail)
     await conn.execute(CHANGE_ORGANIZATION, organization_id, stored, datetime.now(UTC))
     await announce(conn, organization_id)

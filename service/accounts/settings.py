@@ -12,7 +12,7 @@ Role = Literal["inference", "admin", "operator"]
 
 
 class OrganizationSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an organization's calls get where neither they nor their keys say anything."""
+    """What an organization's calls get where neither they nor their keys state anything."""
 
     venice_parameters: VeniceParameters = {}
 
@@ -24,7 +24,7 @@ class StatedOrganizationSettings(
 
 
 class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key's calls get where they say nothing themselves.
+    """What a key's calls get where they state nothing themselves.
 
     ``default_max_output_tokens`` caps the output of a call that sets no maximum. With
     ``least_output_tokens`` a call that its limits cannot afford is not refused but cut down to the

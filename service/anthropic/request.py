@@ -327,7 +327,7 @@ def _assistant_messages(message: Message) -> Iterator[Json]:
 
 
 def _part(block: Text | Image | Document) -> Json:
-    """Translate a block. ``cache_control`` is parts for models that use it."""
+    """Translate a block. ``cache_control`` is kept for models that use it."""
     part: Json
     match block:
         case Text():

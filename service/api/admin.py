@@ -49,13 +49,13 @@ class EventsQuery(msgspec.Struct, kw_only=True):
 
 
 class ModelsQuery(PageQuery, kw_only=True):
-    """Also of which kind: without it both."""
+    """A page of names, optionally of one kind."""
 
     kind: catalog.Kind | UnsetType = UNSET
 
 
 class AliasQuery(msgspec.Struct, kw_only=True):
-    """Of which organization the alias is: without it, of all."""
+    """The organization that owns the alias. Without it the alias is shared by all."""
 
     organization_id: OptionalId | UnsetType = UNSET
 
@@ -205,8 +205,8 @@ async def create_limit(operation: Operation) -> Limit:
 
 async def list_limits(operation: Operation) -> Limits:
     """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: its limits, with
-    what is used and held; of one end user those that bind it, an empty one being for calls that
-    name none."""
+    what is used and held. With ``end_user``, only those that bind that end user; an empty value
+    means calls without one."""
     organization_id = operation.administered_organization()
     query = operation.read_query(LimitsQuery)
     end_user = None

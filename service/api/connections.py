@@ -20,7 +20,7 @@ from aiohttp.web_protocol import _ErrInfo
 from service.accounts import Caller
 from service.api.middleware import finish_headers
 from service.api.response_headers import UnsignedResponse, let_origin_read
-from service.api.stalls import UnreadWatch, ask_if_there, can_tell, is_reset
+from service.api.stalls import UnreadWatch, ask_if_there, has_tcp_info, is_reset
 from service.api.state import SETTINGS
 from service.api.strangers import Strangers
 from service.api.wire import DIALECT, REQUEST_ID, dialect_of, error_response
@@ -47,7 +47,8 @@ MAX_DRAINED_BYTES: Final = 64 * 1024 * 1024
 """How long, and how much of, a body that nobody wants is read after its answer. Most clients look
 for an answer only when they have sent all."""
 FIRST_LOOK_S: Final = 0.02
-"""After how long it is looked whether a client is there that was asked; then twice as long."""
+"""The delay before the first check that a client answered a probe. Each further delay is twice as
+long."""
 MAX_LOOK_S: Final = 1.0
 CONNECTIONS_PER_REQUEST: Final = 4
 """How many connections there may be with a key for each request that may be under way."""
@@ -280,7 +281,7 @@ class CallerProtocol(web.RequestHandler):
         for its answer, until something is sent."""
         request = self._current_request
         is_cut = request is not None and not request.content.is_eof()
-        if self.is_idle or is_cut or not can_tell():
+        if self.is_idle or is_cut or not has_tcp_info():
             return False
         self._is_half_closed = True
         if self.transport is not None:

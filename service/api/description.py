@@ -194,7 +194,7 @@ class _Schemas:
         )
         self._schema_of = dict(zip(self._types, schemas, strict=True))
         self.refusals: dict[str, Json] = {}
-        """The answers that are errors, each by a name that says which."""
+        """The error responses, by name."""
 
     def exchange(self, path: str, about: About) -> Json:
         """Parameters, body and answers of a route."""
@@ -250,8 +250,8 @@ class _Schemas:
     def _error(self, codes: list[str], error: type[msgspec.Struct]) -> Json:
         detail = {"properties": {"code": {"enum": codes}}}
         schema = {**self._schema_of[error], "properties": {"error": detail}}
-        said = ", ".join(f"`{code}`" for code in codes)
-        return {"description": said, "content": {JSON: {"schema": schema}}}
+        description = ", ".join(f"`{code}`" for code in codes)
+        return {"description": description, "content": {JSON: {"schema": schema}}}
 
 
 def _errors(path: str, about: About) -> Iterator[type[ServiceError]]:

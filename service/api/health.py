@@ -124,7 +124,7 @@ async def _tried(asking: Awaitable[None]) -> str:
     except ServiceError as error:
         return f"error: {error.code}"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is not well
-        # A timeout's cause is the cancellation that it is made of, which says nothing.
+        # A timeout's cause is only the cancellation that it is made of.
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         return f"error: {type(cause).__name__}"
     return "ok"

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 QUIET_PATHS: Final = frozenset({"/health", "/health/full", "/metrics"})
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 CLIENT_CLOSED: Final = 499
-"""What the log says of a request whose client left; nobody is answered with it."""
+"""The status logged for a request whose client left. No response carries it."""
 
 
 @web.middleware
@@ -57,11 +57,11 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         for share in (request.get(PLACE), request.get(BODY_SHARE)):
             if share is not None:
                 share.close()
-        say = log.debug if is_quiet and status == 200 else log.info
+        log_request = log.debug if is_quiet and status == 200 else log.info
         duration_s = time.perf_counter() - started_at
         method, route = _kind(request)
         metrics.note(metrics.REQUEST_SECONDS, duration_s, method, route, status)
-        say(
+        log_request(
             "request",
             method=method,
             route=route,
@@ -80,7 +80,7 @@ def _kind(request: web.Request) -> tuple[str, str]:
 def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:
     """The answer to a request that failed.
 
-    :raises Exception: what is no failure, or that nobody can be told of.
+    :raises Exception: what is no failure, or comes when no response can be sent.
     """
     failure: ServiceError
     match error:
@@ -94,7 +94,7 @@ def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:
                 cause = type(error.__cause__).__name__ if error.__cause__ else None
                 log.warning("request failed", code=error.code, error=error.message, cause=cause)
         case ConnectionError():
-            # The client is gone: nobody is there to be told.
+            # The client is gone, so nobody can get a response.
             raise error
         case UnknownMasterKey():
             log.error("data key does not open", exc_info=error)

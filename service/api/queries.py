@@ -99,7 +99,7 @@ class Tag(QueryValue):
 
 
 class PageQuery(msgspec.Struct, kw_only=True):
-    """How many, and after which id: that which ``next`` gave."""
+    """The page size, and the id after which the page starts: ``next`` of the page before."""
 
     limit: PageLimit = PAGE
     after: OptionalId | msgspec.UnsetType = msgspec.UNSET

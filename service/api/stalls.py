@@ -89,7 +89,7 @@ def is_reset(transport: asyncio.Transport) -> bool:
     return bool(info) and info[0] == TCP_CLOSE
 
 
-def can_tell() -> bool:
+def has_tcp_info() -> bool:
     """Whether this system has TCP_INFO."""
     return TCP_INFO is not None
 

@@ -32,7 +32,7 @@ class ShownKey(StoredKey, frozen=True, kw_only=True):
 
 
 class CheckedKey(ShownKey, frozen=True, kw_only=True):
-    """The same, with what Venice says of it now."""
+    """The key, with the result of a check made now."""
 
     is_well: bool
     problem: str | None
@@ -83,8 +83,8 @@ async def enable_key(operation: Operation) -> ShownKey:
 
 
 async def check_key(operation: Operation) -> CheckedKey:
-    """``POST /admin/v1/upstream-keys/{id}/check``: what Venice says of it, asked at no cost. A key
-    that rested and is found well takes calls again."""
+    """``POST /admin/v1/upstream-keys/{id}/check``: the result of a check, which costs nothing.
+    A key that was out of service and passes the check is used again."""
     operation.must_be_operator()
     database, venice = operation.database, operation.app[VENICE]
     await _load(operation.app)

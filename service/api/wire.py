@@ -97,7 +97,7 @@ def path_id(request: web.Request) -> UUID:
     try:
         return UUID(request.match_info["id"])
     except ValueError:
-        raise NotFound("There is nothing of this id; an id is a UUID.") from None
+        raise NotFound("There is nothing with this id. Ids are UUIDs.") from None
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from service.errors import ServiceError
+from service.errors import Unavailable, UpstreamError
 
 log = structlog.get_logger()
 
@@ -70,9 +70,15 @@ async def _repeat(
 async def _is_done(work: Callable[[], Awaitable[object]], name: str, retry_s: float) -> bool:
     try:
         return await work() is not False
-    except ServiceError as error:
-        # An expected failure, such as a database that is away, needs no traceback.
-        log.warning("background work failed", work=name, error=str(error), retry_s=retry_s)
+    except (Unavailable, UpstreamError) as error:
+        # The database or Venice is away, which needs no traceback. The cause is the driver's error.
+        log.warning(
+            "background work failed",
+            work=name,
+            error=str(error),
+            cause=type(error.__cause__).__name__ if error.__cause__ else None,
+            retry_s=retry_s,
+        )
     except Exception:
         log.exception("background work failed", work=name, retry_s=retry_s)
     return False

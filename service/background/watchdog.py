@@ -29,8 +29,8 @@ log = structlog.get_logger()
 EX_WEDGED: Final = 70
 """Exit status of a process that ended itself, EX_SOFTWARE of sysexits.h."""
 CHECKS: Final = 5
-"""How often within its time a stall is looked for."""
-MOST_CHECK_S: Final = 1.0
+"""The number of checks within the limit of a stall."""
+MAX_CHECK_S: Final = 1.0
 REPORT_S: Final = 1.0
 """How long the end of the process waits for its reason to be logged."""
 CPU_FACTOR: Final = 2
@@ -47,8 +47,8 @@ def end_process() -> None:
     os._exit(EX_WEDGED)
 
 
-def end_with_last_words() -> None:
-    """The same, once what was logged is written or REPORT_S have passed."""
+def flush_and_end_process() -> None:
+    """Flush the log for at most REPORT_S, then end the process."""
     logs.flush(REPORT_S)
     end_process()
 
@@ -79,14 +79,14 @@ class LoopWatchdog:
     It logs nothing itself: a second thread reports the reason, and has REPORT_S for it. Whatever
     that one waits for, the process ends.
 
-    No thread runs while another one keeps Python's lock, as a regular expression does. So the loop
-    also winds up a timer of the system's, which ends the process without words. It counts CPU time,
-    which a process that is stopped does not use.
+    No thread can run while another one holds Python's lock, as a regular expression does. So each
+    tick also arms ITIMER_PROF, whose signal ends the process without a log line. It counts CPU
+    time, so a process that was stopped is not ended.
     """
 
     def __init__(self, stalled_s: float, end: End = end_process) -> None:
         self._stalled_s = stalled_s
-        self._check_s = min(MOST_CHECK_S, stalled_s / CHECKS)
+        self._check_s = min(MAX_CHECK_S, stalled_s / CHECKS)
         self._end = end
         self._ran_at = time.monotonic()
         self._stop = threading.Event()
@@ -146,7 +146,7 @@ class LoopWatchdog:
 
 
 async def watch_pool(
-    database: Database, address: DatabaseAddress, failing_s: float, end: End = end_with_last_words
+    database: Database, address: DatabaseAddress, failing_s: float, end: End = flush_and_end_process
 ) -> None:
     """End the process when nothing has gone through the pool for ``failing_s`` seconds although
     connections of its own succeed all that time.

@@ -39,10 +39,12 @@ def audit_books(organization_id: UUID | None, is_repair: bool) -> None:
         click.echo(f"{'organization':36} {'limits':>7} {'holds':>7} {'entries':>10} faults chain")
         faults = [await _check(database, one) for one in wanted]
         if sum(faults):
-            raise Conflict(
-                f"Found {sum(faults)} faults. Use --repair to fix limits.",
-                code="books_disagree",
+            advice = (
+                "--repair does not change entries, holds or the audit chain."
+                if is_repair
+                else "Use --repair to correct limits."
             )
+            raise Conflict(f"Faults found: {sum(faults)}. {advice}", code="books_disagree")
         return []
 
     with_database(work)

@@ -141,9 +141,9 @@ class Database:
             finally:
                 self._readers.release()
 
-    def kept(self) -> "Kept":
-        """For who has one statement after the other."""
-        return Kept(self, lambda: self._connection(certain=False), self._succeeded)
+    def sticky(self) -> "StickyConnection":
+        """A connection to reuse for consecutive statements."""
+        return StickyConnection(self, lambda: self._connection(certain=False), self._succeeded)
 
     async def _repeated(self, run: Callable[[Any], Awaitable[T]]) -> T:
         with translated():
@@ -242,7 +242,7 @@ class Database:
         return True
 
 
-class Kept:
+class StickyConnection:
     """Statements of somebody who has one after the other: a connection is kept from one to the
     next, since taking it from the pool and giving it back costs more than a statement. When the
     pool has no other it goes back at once."""

@@ -279,11 +279,11 @@ class Embedded:
             try:
                 self._pg_ctl("start", f"--log={self.directory / 'log'}", "-o", options)
             except subprocess.SubprocessError as error:
-                said = self._last_words()
+                log_tail = self._log_tail()
                 # The other processes of a killed server need a moment to end.
-                if "still in use" not in said or time.monotonic() > deadline:
+                if "still in use" not in log_tail or time.monotonic() > deadline:
                     raise StartupError(
-                        f"The embedded PostgreSQL in {self.directory} does not start: {said}",
+                        f"The embedded PostgreSQL in {self.directory} does not start: {log_tail}",
                         f"Its log is {self.directory / 'log'}.",
                     ) from error
                 time.sleep(POLL_S)
@@ -291,11 +291,11 @@ class Embedded:
                 break
         self._socket_directory = str(sockets)
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         with contextlib.suppress(OSError):
             lines = (self.directory / "log").read_text(errors="replace").splitlines()
             return " ".join(lines[-4:])
-        return "it has not said why"
+        return "its log is empty or cannot be read"
 
     def _stop_server(self) -> None:
         lines = self._pid_lines()
@@ -338,8 +338,8 @@ class Embedded:
             **account,
         )
         if result.returncode != 0:
-            said = " ".join(result.stdout.split())
-            raise subprocess.SubprocessError(f"{command} failed: {said[-400:]}")
+            output = " ".join(result.stdout.split())
+            raise subprocess.SubprocessError(f"{command} failed: {output[-400:]}")
 
 
 def _binaries(version: int) -> Path:

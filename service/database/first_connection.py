@@ -24,8 +24,9 @@ SERVER_PID: Final = "SELECT pg_backend_pid()"
 async def first_connection(
     address: DatabaseAddress, timeout: float, *, must_write: bool = False
 ) -> AsyncIterator[asyncpg.Connection]:
-    """A single connection for the start, waited for with backoff; each attempt is logged. It is to
-    lead to PostgreSQL itself, so a pooler that answers is logged too.
+    """A single connection for the start, waited for with backoff; each attempt is logged. With
+    ``must_write`` a server that takes no writes is waited for, and a warning is logged if a pooler
+    answers instead of PostgreSQL.
 
     :raises StartupError: when there is none within ``timeout`` seconds, or never will be.
     """
@@ -37,9 +38,11 @@ async def first_connection(
             connection = await asyncpg.connect(
                 **connect_arguments(address), command_timeout=60, connection_class=Connection
             )
-            if must_write and await connection.fetchval(IS_READ_ONLY):
-                connection.terminate()
-                raise asyncpg.ReadOnlySQLTransactionError
+            if must_write:
+                if await connection.fetchval(IS_READ_ONLY):
+                    connection.terminate()
+                    raise asyncpg.ReadOnlySQLTransactionError
+                await _warn_of_pooler(connection)
             break
         except POOLED as error:
             raise behind_pooler(address, error) from error
@@ -66,7 +69,6 @@ async def first_connection(
             )
             await asyncio.sleep(pause_s)
     try:
-        await _warn_of_pooler(connection)
         yield connection
     except POOLED as error:
         raise behind_pooler(address, error) from error

@@ -5,8 +5,12 @@ none of these functions, so a text can change without a migration, and a migrati
 database that it was written for.
 
 The bookkeeping keeps every text that was applied. A text that another one has replaced belongs to
-the release before, whose processes may start again while a new release is rolled out: such a start
-leaves the newer text alone.
+the release before, whose processes may start again during a rollout: such a start leaves the newer
+text alone. So a revert to an old text needs ``scripts/migrate.sh``, or another comment.
+
+A batch that waits for a lock while the functions are replaced goes on in the old text of
+``settle_and_admit`` and calls the new texts of its steps. So a step whose meaning changes for those
+that call it gets a new name, as one with another signature does.
 """
 
 import dataclasses

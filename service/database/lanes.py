@@ -7,6 +7,7 @@ Admission and settlement have statements of their own, for the calls of all, and
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 from uuid import UUID
@@ -40,12 +41,14 @@ class Lane(Database):
     async def _connection(
         self, *, certain: bool, timeout: float | None = None
     ) -> AsyncIterator[Any]:
-        whole = self._database
-        async with (
-            self._turn(self._statements),
-            whole._connection(certain=certain, timeout=timeout) as connection,  # noqa: SLF001
-        ):
-            yield connection
+        # One deadline for both waits: that for the turn, and that for a connection of the pool.
+        timeout = timeout or self._settings.database_acquire_timeout_s
+        ends_at = time.monotonic() + timeout
+        async with self._turn(self._statements):
+            left_s = max(0.001, ends_at - time.monotonic())
+            whole = self._database
+            async with whole._connection(certain=certain, timeout=left_s) as connection:  # noqa: SLF001
+                yield connection
 
     @contextlib.asynccontextmanager
     async def _turn(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:

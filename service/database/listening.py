@@ -26,8 +26,8 @@ CHECK_S: Final = 20.0
 async def listen(address: DatabaseAddress, channel: str, on_notify: Callable[[str], None]) -> None:
     """Listen on a connection apart from the pool, for ever; reconnects with backoff.
 
-    ``on_notify`` gets each payload, and an empty one after every (re)connection, since what was
-    said in between was missed.
+    ``on_notify`` gets each payload, and an empty one after every (re)connection, because
+    notifications sent in between are lost.
     """
     pause_s = 0.2
     while True:
@@ -37,7 +37,9 @@ async def listen(address: DatabaseAddress, channel: str, on_notify: Callable[[st
                 keep_alive(connection)
                 ended = asyncio.Event()
                 connection.add_termination_listener(lambda _, ended=ended: ended.set())
-                await connection.add_listener(channel, lambda *said: on_notify(str(said[-1])))
+                await connection.add_listener(
+                    channel, lambda *arguments: on_notify(str(arguments[-1]))
+                )
                 on_notify("")
                 pause_s = 0.2
                 while not ended.is_set():

@@ -15,8 +15,8 @@ A migration with ``-- transactional: false`` is refused, since it cannot be undo
 interrupted. So are files that begin or end transactions themselves. The search path is empty while
 statements run, so that an object without ``public.`` before it is an error.
 
-After the migrations come the functions, all in one transaction, so that no session finds functions
-of two releases.
+After the migrations come the functions, all in one transaction. A session that is within one of
+them meanwhile runs its old text and calls the new texts of others; see ``functions.py``.
 """
 
 import logging

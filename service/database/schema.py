@@ -24,7 +24,7 @@ TURN_TIMEOUT_S: Final = 300.0
 LOCK_TIMEOUT_S: Final = 0.1
 """Calls of the release before queue behind a session that waits for a lock."""
 OLD_CHAIN: Final = "0001_accounts"
-"""The first of the migrations that the baseline, 0001 to 0004, has replaced."""
+"""The first of the migrations that the baseline has replaced."""
 
 
 def _columns(names: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ DISPOSITION_PARAMETERS: Final = frozenset({"name", "filename", "filename*"})
 PLAIN_ENCODINGS: Final = frozenset({"7bit", "8bit", "binary"})
 PLAIN_CHARSETS: Final = frozenset({"utf-8", "us-ascii", "iso-8859-1"})
 """Charsets in which the name of a model has the same bytes."""
-MOST_PARTS: Final = 100
+MAX_PARTS: Final = 100
 MAX_HEAD_BYTES: Final = 8192
 """The headers of one part. They are slow to parse for their size."""
 TEXT_BYTES: Final = 65_536
@@ -76,8 +76,8 @@ def parse(content: bytes, content_type: str) -> list[Part]:
             )
         head = content[padding.end() : head_end]
         parts.append(_part(content, head, head_end + 4, at - 2))
-        if len(parts) > MOST_PARTS:
-            raise ClientError(f"The body has more than {MOST_PARTS} parts.")
+        if len(parts) > MAX_PARTS:
+            raise ClientError(f"The body has more than {MAX_PARTS} parts.")
     raise ClientError("The multipart body ends before its last boundary.")
 
 
@@ -127,7 +127,7 @@ def _boundary(content_type: str) -> bytes:
     is_in_pieces = any(name.startswith("boundary*") for name in named)
     if is_in_pieces or not BOUNDARY.fullmatch(boundary):
         raise ClientError(
-            f"Content-Type: {FORM} needs a boundary, said once: {FORM}; boundary=….",
+            f"Content-Type: {FORM} needs exactly one boundary: {FORM}; boundary=….",
             param="Content-Type",
         )
     return boundary.encode()
@@ -165,7 +165,7 @@ def _part(content: bytes, head: bytes, start: int, end: int) -> Part:
     if not is_form_data or parameters is None or not parameters.keys() <= DISPOSITION_PARAMETERS:
         raise ClientError(
             "Content-Disposition of a part must be form-data with a name and, for a file, a"
-            ' filename, each said once, quotes within written as %22: form-data; name="file";'
+            ' filename, each at most once, quotes within written as %22: form-data; name="file";'
             ' filename="a.wav".'
         )
     if not parameters.get("name"):

@@ -1,4 +1,4 @@
-"""Assembles a stream of events into the one answer that the caller asked for. Pure functions.
+"""Assembles a stream of events into the one answer that the caller asked for.
 
 Proxies cut a connection that is silent for five minutes. So Venice is asked for a stream where a
 plain answer may take longer. Texts that arrive in pieces are joined; of repeated members the last

@@ -8,7 +8,7 @@ from uuid import UUID
 from service.errors import ClientError, ServiceError, UpstreamError
 from service.gateway.call import Cost
 from service.gateway.route import Route
-from service.ledger import Entry, Outcome
+from service.ledger import Entry, Hold, Outcome
 from service.telemetry import metrics
 from service.upstream import Metered
 
@@ -65,11 +65,10 @@ class OpenCall:
             return self.outcome
         return Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
 
-    def entry(self, metered: Metered, cost: Cost, upstream_key_id: UUID | None) -> Entry | None:
-        """The ledger entry; None for a call that was not admitted and so has none."""
-        hold = self.route.hold
-        if hold is None:
-            return None
+    def entry(
+        self, hold: Hold, metered: Metered, cost: Cost, upstream_key_id: UUID | None
+    ) -> Entry:
+        """The ledger entry of an admitted call."""
         usage, started_at, first_byte_ms = cost.usage, self._started_at, None
         if self.first_byte_at is not None:
             first_byte_ms = round((self.first_byte_at - started_at) * 1000)

@@ -123,7 +123,8 @@ class Gateway:
         is_restricted = caller.has_model_limit or caller.allowed_models is not None
         if is_restricted and not call.endpoint.is_known:
             raise Forbidden(
-                "Which model that is a call of is not known here, and not every model is allowed.",
+                "Rialto cannot tell which model this path calls, and the key or organization is"
+                " restricted to some models. Use a documented endpoint.",
                 code="model_not_allowed",
             )
         if not call.has_model:

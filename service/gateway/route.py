@@ -244,8 +244,8 @@ def _as_answered(refusal: ServiceError, call: Call, *, are_prices_known: bool) -
         return Unavailable("The prices are not known yet.", retry_after_s=1)
     if refusal.code == "price_unknown" and call.unpriced is not None:
         return LimitExceeded(
-            f"{call.unpriced}: nobody knows what it costs, so no call with it passes a limit of"
-            " money. Leave it out.",
+            f"{call.unpriced}: its price is unknown, so a limit of money refuses it. Remove the"
+            " field.",
             code=refusal.code,
             param=call.unpriced,
             limit=refusal.limit,

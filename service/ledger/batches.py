@@ -14,12 +14,12 @@ O = TypeVar("O")  # noqa: E741 - what comes out
 
 MAX_BATCH: Final = 256
 PARTS: Final = 3
-"""Into so many parts the calls under way are cut at least, so that while the database has one the
-process works at the others: else all come to wait for one batch, and then one for all."""
+"""A batch takes at most 1/PARTS of the open calls, so the process has work while PostgreSQL runs
+the batch. Otherwise the two take turns idling."""
 MIN_BATCH: Final = 8
-"""Below it a further transaction costs more than the waiting."""
+"""A smaller batch costs more in transactions than it saves in waiting."""
 LINGER_S: Final = 0.1
-"""So long what a loop keeps is kept for it when it has nothing to do."""
+"""How long the idle worker keeps its connection."""
 
 
 class Queue(Generic[I, O]):
@@ -60,9 +60,8 @@ class Queue(Generic[I, O]):
 
 
 class Batches:
-    """Holds to be taken and entries to be written, worked off by one loop that waits for no more to
-    come: those that are there go together, up to a third of the ``open_calls``, one batch of each
-    at a time.
+    """Holds to take and entries to write. One loop writes whatever is queued, without waiting for
+    more: up to a third of the ``open_calls`` together, one batch at a time.
 
     An admission is tried once, and hears of what went wrong, or a TimeoutError after ``admit_s``
     seconds. A settlement that fails is tried alone until it is written; until then other

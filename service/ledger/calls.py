@@ -58,7 +58,7 @@ RENEW_LEASES: Final = """
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits that a call would meet, and what admission would say to it."""
+    """The limits that a call would meet, and the verdict of admission."""
 
     limits: Sequence[Limit]
     outcome: Admission | ServiceError
@@ -108,7 +108,7 @@ class Ledger:
 
         :raises LimitExceeded, RateLimited: naming the limit that has no room.
         :raises Unauthenticated, Forbidden: when key or organization are no longer in force.
-        :raises Unavailable: when the database cannot say: no new calls without books.
+        :raises Unavailable: when the database is unavailable: no new calls without books.
         """
         future = self._batches.admit(hold)
         self._open[hold.id] = hold
@@ -153,8 +153,8 @@ class Ledger:
         it cannot be, it stays what it is.
 
         :raises LimitExceeded, RateLimited, Unauthenticated, Forbidden: as :meth:`admit`.
-        :raises Unavailable: when the hold has run out, or the database cannot say; then either of
-            the two is held, and settling ends it.
+        :raises Unavailable: when the hold has run out, or the database is unavailable; then either
+            of the two is held, and settling ends it.
         """
         future = self._batches.admit(msgspec.structs.replace(hold, is_moved=True))
         self._moving.add(hold.id)
@@ -200,10 +200,10 @@ class Ledger:
         )
 
     async def would_admit(self, hold: Hold) -> DryRun:
-        """What :meth:`admit` would say now. The call is admitted, and that is taken back before
-        anybody sees it: so the answer is what the call itself would get.
+        """Return the verdict that :meth:`admit` would give now. The call is admitted in a
+        transaction that is rolled back, so this is the verdict that the call itself would get.
 
-        :raises Unavailable: when the database cannot say, or too many ask.
+        :raises Unavailable: when the database is unavailable, or too many ask.
         """
         end_user = bytes.fromhex(hold.end_user or "")
         try:

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from service.database.database import Database, Kept
+from service.database.database import Database, StickyConnection
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ledger.condition import Condition, is_schema_error
 from service.ledger.records import Admission, Entry, Hold
@@ -44,7 +44,7 @@ class BatchWriter:
         undo: Callable[[Hold], None],
     ) -> None:
         self._database = database
-        self._kept = database.kept()
+        self._sticky = database.sticky()
         self._process_id = process_id
         self._max_end_users = max_end_users
         self._undo = undo
@@ -57,7 +57,7 @@ class BatchWriter:
     ) -> Awaitable[Sequence[Admission | ServiceError]]:
         """Write the entries, then take the holds, both or nothing; returns a verdict for each
         hold."""
-        return self._write(entries, holds, self._kept)
+        return self._write(entries, holds, self._sticky)
 
     async def settle(self, entries: Sequence[Entry]) -> None:
         """Write the entries, however long it takes. Never raises."""
@@ -78,7 +78,7 @@ class BatchWriter:
                     for entry in entries:
                         await self.settle([entry])
                 else:
-                    # The books must say what they could not take.
+                    # What could not be written must be in the log.
                     metrics.UNWRITTEN.inc()
                     log.exception("settlement failed", **_facts(entries[0]))
                 return
@@ -87,7 +87,7 @@ class BatchWriter:
 
     async def give_back(self) -> None:
         """Return the connection that is kept from one batch to the next."""
-        await self._kept.give_back()
+        await self._sticky.give_back()
 
     def fetch(
         self, conn: Any, entries: Sequence[Entry], holds: Sequence[Hold]
@@ -107,7 +107,7 @@ class BatchWriter:
         return rows
 
     async def _write(
-        self, entries: Sequence[Entry], holds: Sequence[Hold], database: Database | Kept
+        self, entries: Sequence[Entry], holds: Sequence[Hold], database: Database | StickyConnection
     ) -> Sequence[Admission | ServiceError]:
         if entries:
             metrics.note(metrics.BATCH_SIZE, len(entries), "settlement")

@@ -26,7 +26,7 @@ from service.settings.rules import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variable:
-    """One setting: its rule, its defaults, and what its documentation says."""
+    """One setting: its rule, its defaults and its documentation."""
 
     name: str
     kind: str

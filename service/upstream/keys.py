@@ -168,8 +168,8 @@ class UpstreamKeys:
         """Choose the key for a call.
 
         Only the organization's own keys are considered if it has any. Keys that were not yet tried
-        come first, then keys with a known or unknown balance, then those with the fewest calls in
-        flight.
+        come first, then keys whose balance is sufficient or unknown, then those with the fewest
+        calls in flight.
 
         :raises UpstreamExhausted, UpstreamBusy: when every key is out of service or cooling down,
             with the time until one is ready again.

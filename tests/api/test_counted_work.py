@@ -19,7 +19,7 @@ import service as package
 from service import api, ledger
 from service import app as application
 from service.accounts import Callers
-from service.database.database import Database, Kept
+from service.database.database import Database, StickyConnection
 from service.gateway.open_call import OpenCall
 from service.upstream.connector import VeniceProtocol
 
@@ -43,7 +43,7 @@ class Work:
         self.counts = collections.Counter()
         self.modules = set()
         self._count(monkeypatch, Database, "_repeated")
-        self._count(monkeypatch, Kept, "fetch")
+        self._count(monkeypatch, StickyConnection, "fetch")
 
     def _count(self, monkeypatch, kind, name):
         run = getattr(kind, name)

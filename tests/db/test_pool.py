@@ -194,8 +194,8 @@ async def test_a_sticky_connection_is_released_when_others_wait(proxied_address)
     gets it."""
     settings = make_settings(proxied_address, "http://x", database_acquire_timeout_s=0.5)
     async with open_pool(settings, proxied_address) as pool:
-        kept = pool.kept()
-        backends = {(await kept.fetch(BACKEND))[0][0] for _ in range(20)}
+        sticky = pool.sticky()
+        backends = {(await sticky.fetch(BACKEND))[0][0] for _ in range(20)}
         assert len(backends) == 1
         assert pool.connections == (5, 4)
 
@@ -203,45 +203,45 @@ async def test_a_sticky_connection_is_released_when_others_wait(proxied_address)
         await asyncio.sleep(0.05)
         asking = asyncio.create_task(pool.fetchval("SELECT 7"))
         for _ in range(20):
-            await kept.fetch(BACKEND)
+            await sticky.fetch(BACKEND)
         assert await asking == 7
         await pool.ping(0.5)
         await asyncio.gather(*busy)
 
-        await kept.fetch(BACKEND)
-        await kept.give_back()
+        await sticky.fetch(BACKEND)
+        await sticky.give_back()
         assert pool.connections == (5, 5)
 
 
 async def test_a_lost_sticky_connection_is_replaced(server, proxy, proxied_address, pool):
     """No statement fails when the sticky connection is terminated, reset, or suspect because
     another one was lost."""
-    kept = pool.kept()
+    sticky = pool.sticky()
     for _ in range(10):
-        await kept.fetch(BACKEND)
+        await sticky.fetch(BACKEND)
         await terminate_all(server, proxied_address)
-        assert (await kept.fetch("SELECT 7"))[0][0] == 7
+        assert (await sticky.fetch("SELECT 7"))[0][0] == 7
         proxy.reset()
-        assert (await kept.fetch("SELECT 7"))[0][0] == 7
+        assert (await sticky.fetch("SELECT 7"))[0][0] == 7
 
-    first = (await kept.fetch(BACKEND))[0][0]
+    first = (await sticky.fetch(BACKEND))[0][0]
     with pytest.raises(asyncpg.DivisionByZeroError):
-        await kept.fetch("SELECT 1 / 0")
+        await sticky.fetch("SELECT 1 / 0")
     pool.losses += 1
     await pool._pool.expire_connections()
-    assert (await kept.fetch(BACKEND))[0][0] != first
-    await kept.give_back()
+    assert (await sticky.fetch(BACKEND))[0][0] != first
+    await sticky.give_back()
 
 
 async def test_an_old_sticky_connection_is_replaced(proxied_address):
     """A sticky connection that is too old is replaced, however busy it is."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
     async with open_pool(settings, proxied_address) as pool:
-        kept = pool.kept()
-        first = await kept.fetch(BACKEND)
+        sticky = pool.sticky()
+        first = await sticky.fetch(BACKEND)
         await asyncio.sleep(0.4)
-        assert await kept.fetch(BACKEND) != first
-        await kept.give_back()
+        assert await sticky.fetch(BACKEND) != first
+        await sticky.give_back()
 
 
 async def test_a_statement_has_a_deadline(proxied_address):

@@ -75,7 +75,9 @@ def test_a_stall_that_holds_the_gil_ends_the_process():
 
 def test_a_watchdog_that_is_stopped_ends_nothing():
     """A watchdog that was stopped ends nothing, and neither does its timer."""
-    stopped = STALL.replace("LoopWatchdog(1).start()", "w = LoopWatchdog(0.5); w.start(); w.stop()")
+    stopped = STALL.replace("LoopWatchdog(1).start()", "w = LoopWatchdog(0.5); w.start()").replace(
+        "sleep(2.5)", "sleep(0.1); w.stop(); await asyncio.sleep(2.5)"
+    )
     run = subprocess.run(
         [sys.executable, "-c", stopped.replace("time.sleep(30)", "sum(range(10**8))")],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},

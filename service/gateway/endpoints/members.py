@@ -441,7 +441,7 @@ def price_facts(members: Mapping[str, Any], table: Table) -> dict[str, Any]:
 def spells_model(name: str) -> bool:
     """Whether a member of this name might name models."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return any(word in folded for word in SPELLS_MODEL)
+    return any(part in folded for part in SPELLS_MODEL)
 
 
 def _models_in(value: Any) -> Iterator[str]:

@@ -51,10 +51,6 @@ class PassedRelay(AnswerRelay):
             return False
         return EMPTY_OR_ERROR.match(self._first_chunk) is not None
 
-    def hold_back(self) -> None:
-        """Note that the caller gets nothing before the whole answer was read and translated."""
-        self.is_held_back = True
-
     async def chunks(self) -> AsyncGenerator[bytes]:
         """See :meth:`AnswerRelay.chunks`."""
         try:

@@ -110,9 +110,12 @@ class AnswerRelay(abc.ABC):
 
     def entry(self) -> Entry | None:
         """The ledger entry of the call; None where it was not admitted."""
+        hold = self.open_call.route.hold
+        if hold is None:
+            return None
         metered = self.metered or self._metered_so_far()
         cost = self.cost or self._cost_by(metered)
-        return self.open_call.entry(metered, cost, self.attempts.key_id)
+        return self.open_call.entry(hold, metered, cost, self.attempts.key_id)
 
     def _metered_so_far(self) -> Metered:
         """What was counted of an answer that was not read to its end."""
