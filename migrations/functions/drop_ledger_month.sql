@@ -3,8 +3,9 @@
 -- Returns false, and changes nothing, when every attempt met a session that reads the ledger.
 --
 -- The drop needs the ledger exclusively, and every session that comes later waits behind it. So
--- each attempt waits for at most 0.1 s, then lets the others pass. The partition is locked first,
--- since no call waits for it; the wait for the limits is half as long.
+-- each attempt waits for at most 0.1 s, then lets the others pass. Everybody locks the ledger, then
+-- partitions (a generic plan all of them), then limits: in another order the drop and a call would
+-- wait for each other at every attempt.
 CREATE OR REPLACE FUNCTION public.drop_ledger_month(
     month timestamptz, organization_ids uuid[], limit_ids uuid[], windows timestamptz[],
     amounts bigint[], attempts integer
@@ -16,9 +17,9 @@ BEGIN
     FOR attempt IN 1 .. attempts LOOP
         BEGIN
             PERFORM set_config('lock_timeout', '100ms', true);
-            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
             LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
             PERFORM set_config('lock_timeout', '50ms', true);
+            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
             PERFORM
             FROM public.limits l
             WHERE (l.organization_id, l.id) IN (SELECT * FROM unnest(organization_ids, limit_ids))

@@ -50,9 +50,10 @@ DECLARE
     state public.limit_state;
     result public.batch_result;
 BEGIN
+    -- Before the limits, as does whoever drops a month. An admission reads the ledger when it has
+    -- the limits, so without this it and the drop would wait for each other.
+    LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
     IF entries IS NOT NULL THEN
-        -- Before the limits, as does whoever drops a month.
-        LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
         settled := public.limits_of_entries(entries, only_expired);
     END IF;
     IF calls IS NOT NULL THEN
