@@ -678,10 +678,13 @@ DECLARE
 BEGIN
     FOR attempt IN 1 .. attempts LOOP
         BEGIN
+            IF public.is_month_read(name) THEN
+                RAISE lock_not_available;
+            END IF;
             PERFORM set_config('lock_timeout', '100ms', true);
-            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
             LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
             PERFORM set_config('lock_timeout', '50ms', true);
+            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
             PERFORM
             FROM public.limits l
             WHERE (l.organization_id, l.id) IN (SELECT * FROM unnest(organization_ids, limit_ids))
@@ -808,6 +811,27 @@ BEGIN
         'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM')
     );
 END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.is_month_read(partition_name text)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT EXISTS (
+        SELECT
+        FROM pg_locks month
+        WHERE month.relation = ('ledger_partitions.' || partition_name)::regclass
+          AND month.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND month.pid <> pg_backend_pid()
+          AND NOT EXISTS (
+              SELECT
+              FROM pg_locks ledger
+              WHERE ledger.relation = 'public.ledger_entries'::regclass
+                AND ledger.database = month.database
+                AND ledger.pid = month.pid
+          )
+    )
 $function$;
 
 CREATE OR REPLACE FUNCTION public.is_over(hold public.holds)
@@ -1397,9 +1421,10 @@ DECLARE
     state public.limit_state;
     result public.batch_result;
 BEGIN
+    -- Before the limits, as does whoever drops a month. An admission reads the ledger when it has
+    -- the limits, so without this it and the drop would wait for each other.
+    LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
     IF entries IS NOT NULL THEN
-        -- Before the limits, as does whoever drops a month.
-        LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
         settled := public.limits_of_entries(entries, only_expired);
     END IF;
     IF calls IS NOT NULL THEN

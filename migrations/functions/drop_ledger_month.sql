@@ -5,7 +5,8 @@
 -- The drop needs the ledger exclusively, and every session that comes later waits behind it. So
 -- each attempt waits for at most 0.1 s, then lets the others pass. Everybody locks the ledger, then
 -- partitions (a generic plan all of them), then limits: in another order the drop and a call would
--- wait for each other at every attempt.
+-- wait for each other at every attempt. Whoever reads the month itself holds no lock of the ledger:
+-- while there is one the ledger is not locked at all.
 CREATE OR REPLACE FUNCTION public.drop_ledger_month(
     month timestamptz, organization_ids uuid[], limit_ids uuid[], windows timestamptz[],
     amounts bigint[], attempts integer
@@ -16,6 +17,9 @@ DECLARE
 BEGIN
     FOR attempt IN 1 .. attempts LOOP
         BEGIN
+            IF public.is_month_read(name) THEN
+                RAISE lock_not_available;
+            END IF;
             PERFORM set_config('lock_timeout', '100ms', true);
             LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
             PERFORM set_config('lock_timeout', '50ms', true);

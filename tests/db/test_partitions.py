@@ -126,8 +126,8 @@ async def test_no_call_waits_while_somebody_reads_the_ledger(books, reader, data
 
 
 async def test_a_reader_of_one_month_delays_no_call(books, reader):
-    """Retention first locks the month that nobody else waits for, so a reader of it does not delay
-    calls."""
+    """While somebody reads a month by its name, its drop does not lock the ledger, so no call is
+    delayed."""
     await books.limit("usd", "lifetime", 10**12)
     await books.connection.execute(
         "SELECT public.make_ledger_partition(date_trunc('month', now()) - interval '9 months', 1)"
