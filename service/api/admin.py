@@ -1,4 +1,5 @@
-"""The operator's routes. Every change is audited by the verb that makes it."""
+"""Routes to administer organizations, keys, limits, aliases and the ledger. Every change is audited
+by the verb that makes it."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
@@ -36,13 +37,14 @@ class OrganizationChange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LimitsQuery(PageQuery, kw_only=True):
-    """Also whose: without it all, empty those of calls that name no end user."""
+    """A page of limits. ``end_user`` selects those of one end user; an empty value those of calls
+    that name none."""
 
     end_user: str | UnsetType = UNSET
 
 
 class EventsQuery(msgspec.Struct, kw_only=True):
-    """How many, and before which number: that which ``next`` gave."""
+    """A page of audit events. ``before`` is the ``next`` of the page before."""
 
     limit: PageLimit = PAGE
     before: Annotated[int, msgspec.Meta(ge=1, le=ledger.MAX_CEILING_COUNT)] | UnsetType = UNSET
@@ -88,14 +90,14 @@ class Limits(msgspec.Struct):
 
 
 class Entries(msgspec.Struct):
-    """A page of the books; ``next`` is null on the last."""
+    """A page of ledger entries; ``next`` is null on the last."""
 
     entries: Sequence[LedgerEntry]
     next: UUID | None
 
 
 class Events(msgspec.Struct):
-    """A page of the audit; ``next`` is null on the last."""
+    """A page of audit events; ``next`` is null on the last."""
 
     events: Sequence[audit.Event]
     next: int | None
@@ -109,8 +111,7 @@ class Names(msgspec.Struct):
 
 
 async def create_organization(operation: Operation) -> Organization:
-    """``POST /admin/v1/organizations`` → 201: a new organization."""
-    operation.must_be_operator()
+    """``POST /admin/v1/organizations`` → 201: create an organization."""
     new = await operation.read_body(NewOrganization)
     async with operation.transaction() as conn:
         return await accounts.create_organization(
@@ -119,8 +120,8 @@ async def create_organization(operation: Operation) -> Organization:
 
 
 async def list_organizations(operation: Operation) -> Organizations:
-    """``GET /admin/v1/organizations?limit=&after=``: all of them, oldest first."""
-    operation.must_be_operator()
+    """``GET /admin/v1/organizations?limit=&after=``: list organizations, oldest
+    first."""
     query = operation.read_query(PageQuery)
     after = query.after_id or FIRST_ID
     rows = await accounts.list_organizations(operation.database, after, query.limit)
@@ -128,13 +129,14 @@ async def list_organizations(operation: Operation) -> Organizations:
 
 
 async def find_organization(operation: Operation) -> Organization:
-    """``GET /admin/v1/organizations/{id}``: one of them."""
+    """``GET /admin/v1/organizations/{id}``: get an organization."""
     organization_id = operation.administered_organization()
     return await accounts.find_organization(operation.database, organization_id)
 
 
 async def change_organization(operation: Operation) -> Organization:
-    """``PATCH /admin/v1/organizations/{id}``: other settings for it."""
+    """``PATCH /admin/v1/organizations/{id}``: replace settings of an
+    organization."""
     organization_id = operation.administered_organization()
     change = await operation.read_body(OrganizationChange)
     await accounts.find_organization(operation.database, organization_id)
@@ -144,7 +146,8 @@ async def change_organization(operation: Operation) -> Organization:
 
 
 async def create_key(operation: Operation) -> MadeKey:
-    """``POST /admin/v1/organizations/{id}/keys`` → 201: a new key, which is shown this once."""
+    """``POST /admin/v1/organizations/{id}/keys`` → 201: create a key, which is shown only
+    now."""
     organization_id = operation.administered_organization()
     new = await operation.read_body(accounts.NewKey)
     caller = operation.caller
@@ -158,7 +161,8 @@ async def create_key(operation: Operation) -> MadeKey:
 
 
 async def list_keys(operation: Operation) -> Keys:
-    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``: its keys, oldest first."""
+    """``GET /admin/v1/organizations/{id}/keys?limit=&after=``: list the keys of an
+    organization, oldest first."""
     organization_id = operation.administered_organization()
     query = operation.read_query(PageQuery)
     rows = await accounts.list_keys(
@@ -169,7 +173,7 @@ async def list_keys(operation: Operation) -> Keys:
 
 
 async def change_key(operation: Operation) -> ApiKey:
-    """``PATCH /admin/v1/keys/{id}``: its settings, and what it may use."""
+    """``PATCH /admin/v1/keys/{id}``: change a key's settings and the models that it may use."""
     key = await accounts.find_key(operation.database, operation.path_id)
     operation.must_administer(key.organization_id)
     change = await operation.read_body(accounts.KeyChange)
@@ -181,7 +185,8 @@ async def change_key(operation: Operation) -> ApiKey:
 
 
 async def revoke_key(operation: Operation) -> None:
-    """``DELETE /admin/v1/keys/{id}`` → 204: it is revoked, at once on every replica."""
+    """``DELETE /admin/v1/keys/{id}`` → 204: revoke a key. Every replica refuses its next paid
+    call."""
     key = await accounts.find_key(operation.database, operation.path_id)
     operation.must_administer(key.organization_id)
     async with operation.caller_change() as conn:
@@ -189,7 +194,8 @@ async def revoke_key(operation: Operation) -> None:
 
 
 async def create_limit(operation: Operation) -> Limit:
-    """``POST /admin/v1/organizations/{id}/limits`` → 201: a limit, in force on the next call."""
+    """``POST /admin/v1/organizations/{id}/limits`` → 201: create a limit, in force on the
+    next call."""
     organization_id = operation.administered_organization()
     new = await operation.read_body(ledger.NewLimit)
     await accounts.find_organization(operation.database, organization_id)
@@ -204,9 +210,9 @@ async def create_limit(operation: Operation) -> Limit:
 
 
 async def list_limits(operation: Operation) -> Limits:
-    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: its limits, with
-    what is used and held. With ``end_user``, only those that bind that end user; an empty value
-    means calls without one."""
+    """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: list the limits of
+    an organization, with what is used and held. With ``end_user``, only those that bind that end
+    user; an empty value means calls without one."""
     organization_id = operation.administered_organization()
     query = operation.read_query(LimitsQuery)
     end_user = None
@@ -221,7 +227,7 @@ async def list_limits(operation: Operation) -> Limits:
 
 
 async def change_limit(operation: Operation) -> Limit:
-    """``PATCH /admin/v1/limits/{id}``: another ceiling, or a raise that ends by itself."""
+    """``PATCH /admin/v1/limits/{id}``: change a ceiling, or raise it for a time."""
     limit = await ledger.find_limit(operation.database, operation.path_id)
     operation.must_administer(limit.organization_id)
     change = await operation.read_body(ledger.LimitChange)
@@ -231,7 +237,7 @@ async def change_limit(operation: Operation) -> Limit:
 
 
 async def delete_limit(operation: Operation) -> None:
-    """``DELETE /admin/v1/limits/{id}`` → 204: it binds no call any more."""
+    """``DELETE /admin/v1/limits/{id}`` → 204: delete a limit."""
     limit = await ledger.find_limit(operation.database, operation.path_id)
     operation.must_administer(limit.organization_id)
     async with operation.caller_change() as conn:
@@ -240,7 +246,8 @@ async def delete_limit(operation: Operation) -> None:
 
 
 async def list_ledger(operation: Operation) -> Entries:
-    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``: its books, newest first."""
+    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``: list the ledger of an
+    organization, newest first."""
     organization_id = operation.administered_organization()
     query = operation.read_query(PageQuery)
     rows = await ledger.list_entries(
@@ -251,9 +258,8 @@ async def list_ledger(operation: Operation) -> Entries:
 
 
 async def credit(operation: Operation) -> LedgerEntry:
-    """``POST /admin/v1/ledger/{id}/credit`` → 201: the entry that gives money of a call back;
-    the same again, with its ``id``, changes nothing."""
-    operation.must_be_operator()
+    """``POST /admin/v1/ledger/{id}/credit`` → 201: give money of a call back. The same
+    request again, with its ``id``, changes nothing."""
     entry_id = operation.path_id
     new = await operation.read_body(ledger.NewCredit)
     organization_id = await ledger.find_owner(operation.database, entry_id)
@@ -263,8 +269,8 @@ async def credit(operation: Operation) -> LedgerEntry:
 
 
 async def list_audit_events(operation: Operation) -> Events:
-    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: what was changed,
-    newest first."""
+    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: list the
+    changes in an organization, newest first."""
     organization_id = operation.administered_organization()
     query = operation.read_query(EventsQuery)
     before = ledger.MAX_CEILING_COUNT if query.before is UNSET else query.before
@@ -275,8 +281,8 @@ async def list_audit_events(operation: Operation) -> Events:
 
 
 async def list_models(operation: Operation) -> Names:
-    """``GET /admin/v1/models?limit=&after=&kind=``: Venice's models and the aliases, oldest first;
-    an administrator of one organization sees its own aliases and those of all."""
+    """``GET /admin/v1/models?limit=&after=&kind=``: list Venice's models and the aliases,
+    oldest first. An administrator sees its organization's aliases and the shared ones."""
     query = operation.read_query(ModelsQuery)
     caller = operation.caller
     seen_by = None if caller.role == "operator" else caller.organization_id
@@ -288,7 +294,8 @@ async def list_models(operation: Operation) -> Names:
 
 
 async def set_alias(operation: Operation) -> ListedName:
-    """``PUT /admin/v1/models/{alias}``: what it stands for; in force everywhere within seconds."""
+    """``PUT /admin/v1/models/{alias}``: set the models that an alias resolves to; in force
+    everywhere within seconds."""
     new = await operation.read_body(catalog.NewAlias)
     await _must_own(operation, new.organization_id)
     must_grant_own(operation.caller, new.targets, "targets")
@@ -301,7 +308,7 @@ async def set_alias(operation: Operation) -> ListedName:
 
 
 async def remove_alias(operation: Operation) -> None:
-    """``DELETE /admin/v1/models/{alias}?organization_id=`` → 204: an alias is taken away."""
+    """``DELETE /admin/v1/models/{alias}?organization_id=`` → 204: remove an alias."""
     organization_id = id_of(operation.read_query(AliasQuery).organization_id)
     await _must_own(operation, organization_id)
     actor, alias = operation.actor, operation.request.match_info["alias"]
@@ -312,7 +319,7 @@ async def remove_alias(operation: Operation) -> None:
 
 
 async def _must_own(operation: Operation, organization_id: UUID | None) -> None:
-    """Aliases for all are the operator's; those of an organization its administrators' too."""
+    """Only the operator manages shared aliases; an administrator manages its organization's."""
     if organization_id is None:
         operation.must_be_operator()
         return
@@ -323,9 +330,9 @@ async def _must_own(operation: Operation, organization_id: UUID | None) -> None:
 async def _must_not_redirect(
     conn: Any, actor: Actor, organization_id: UUID | None, alias: str
 ) -> None:
-    """What the operator's list of a key names must go on to mean what it meant.
+    """Refuse an administrator's change to an alias that the operator's model list of a key names.
 
-    :raises Forbidden: when an administrator would change that.
+    :raises Forbidden: when it is one.
     """
     if not actor.is_administrator or organization_id is None:
         return

@@ -105,7 +105,7 @@ async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
     return caller, caller.api_key_id
 
 
-async def authenticate_operator(request: web.Request) -> Caller:
+async def authenticate_administrator(request: web.Request) -> Caller:
     """The caller of an administrative route: the operator, or a key of role operator or admin.
 
     :raises Unauthenticated, Forbidden: when it is neither.

@@ -1,6 +1,6 @@
 """``GET /openapi.json``: what every route takes and answers, made from the routes themselves.
 
-A route is registered with an :class:`About`, and there is no other way to register one. What it
+A route is registered with a :class:`RouteSpec`, and there is no other way to register one. What it
 takes and gives are msgspec types; what can go wrong follows from those and from the error tree.
 """
 
@@ -38,14 +38,14 @@ from service.errors import (
 
 JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"
-NOTHING: Final = ()
-"""What a route gives that answers without a body."""
+NO_BODY: Final = ()
+"""``gives`` of a route that answers without a body."""
 NOT_MODIFIED: Final = "304"
-OF_VENICE: Final = (NotFound, UpstreamError)
-"""What can go wrong with what is passed on to Venice."""
-KEPT_OF_VENICE: Final = {"400", "404", "408", "413", "415"}
-"""What its refusals of a request share with ours. Any other 4xx is kept too, but for those that
-are about the operator's account, which are 503 here."""
+UPSTREAM_ERRORS: Final = (NotFound, UpstreamError)
+"""The errors of a request that is passed on to Venice."""
+SHARED_STATUSES: Final = {"400", "404", "408", "413", "415"}
+"""Statuses that both Venice and the gateway answer. Any other 4xx of Venice is kept too, except
+those about the operator's account, which are 503 here."""
 SECURITY: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key: `rk_…`."},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -65,14 +65,19 @@ _SENTENCE_END: Final = re.compile(r"\.(?:\s|$)|[:;] ")
 _PARAMETER: Final = re.compile(r"{(\w+)}")
 
 Json = dict[str, Any]
-Access = Literal["public", "caller", "operator"]
+Access = Literal["public", "caller", "administrator", "operator"]
+"""Who may use a route: anybody; a key of any role; a key of role admin, for its own organization,
+and the operator; the operator alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What a route is. ``gives`` is the type of its JSON, or the media types of what is no JSON of
-    ours; ``also`` are other statuses with the same body. ``takes`` is the type of a JSON body;
-    with ``files`` it may be a form with files of these names, and without ``takes_json`` it must.
+class RouteSpec:
+    """Describes a route: who may use it, its request, its answer and its errors.
+
+    ``gives`` is the type of its JSON, or the media types of another answer; ``also`` are other
+    statuses with the same body. ``takes`` is the type of a JSON body; with ``files`` it may be a
+    form with files of these names, and without ``takes_json`` it must be. ``refuses`` are the
+    errors that do not follow from the rest.
     """
 
     access: Access
@@ -88,27 +93,28 @@ class About:
     error: type[msgspec.Struct] = Error
 
 
-public: Final = partial(About, "public")
-caller: Final = partial(About, "caller")
-operator: Final = partial(About, "operator")
-messages: Final = partial(About, "caller", error=AnthropicError)
+public: Final = partial(RouteSpec, "public")
+caller: Final = partial(RouteSpec, "caller")
+administrator: Final = partial(RouteSpec, "administrator")
+operator: Final = partial(RouteSpec, "operator")
+messages: Final = partial(RouteSpec, "caller", error=AnthropicError)
 
 
 class Routes:
-    """The routes of an application, each with what it is."""
+    """Adds routes with their specs, and describes them all."""
 
     def __init__(self, app: web.Application) -> None:
         self._router = app.router
-        self._abouts: dict[web.AbstractRoute, About] = {}
+        self._specs: dict[web.AbstractRoute, RouteSpec] = {}
 
-    def add(self, route: str, handler: Handler, about: About) -> None:
+    def add(self, route: str, handler: Handler, spec: RouteSpec) -> None:
         """``route`` is a method and a path; GET answers HEAD too."""
         method, path = route.split()
         if method == "GET":
             added = self._router.add_get(path, handler, expect_handler=_expect)
         else:
             added = self._router.add_route(method, path, handler, expect_handler=_expect)
-        self._abouts[added] = about
+        self._specs[added] = spec
 
     async def describe(self, request: web.Request) -> web.Response:
         """``GET /openapi.json``: this description."""
@@ -134,14 +140,14 @@ class Routes:
         :raises KeyError: for a route that was not added here.
         """
         routes = [route for route in self._router.routes() if route.method != "HEAD"]
-        abouts = [(route, self._abouts[route]) for route in routes]
-        schemas = _Schemas(about for _, about in abouts)
+        specs = [(route, self._specs[route]) for route in routes]
+        schemas = _Schemas(spec for _, spec in specs)
         paths: dict[str, Json] = {}
-        for route, about in abouts:
+        for route, spec in specs:
             path = route.resource.canonical if route.resource is not None else ""
             item, method = paths.setdefault(path, {}), route.method.lower()
-            item[method] = _operation(method, path, route.handler, about)
-            item[method] |= schemas.exchange(path, about)
+            item[method] = _operation(method, path, route.handler, spec)
+            item[method] |= schemas.exchange(path, spec)
         for path in paths:
             # The same by another name.
             if path.startswith("/api/") and (twin := path.removeprefix("/api")) in paths:
@@ -164,7 +170,7 @@ async def _expect(_: web.Request) -> None:
     other expectation is ignored, as RFC 9110 allows."""
 
 
-def _operation(method: str, path: str, handler: Any, about: About) -> Json:
+def _operation(method: str, path: str, handler: Any, spec: RouteSpec) -> Json:
     """What the route is called, what it does and who may call it."""
     text = " ".join(inspect.cleandoc(handler.__doc__ or "").split()).replace("``", "`")
     summary = _SENTENCE_END.split(_OPENING.sub("", text), maxsplit=1)[0]
@@ -173,9 +179,9 @@ def _operation(method: str, path: str, handler: Any, about: About) -> Json:
         "operationId": name,
         "summary": summary[:1].upper() + summary[1:],
         "description": text,
-        "tags": [about.access],
+        "tags": [spec.access],
     }
-    if about.access != "public":
+    if spec.access != "public":
         operation["security"] = [{scheme: []} for scheme in SECURITY]
     return operation
 
@@ -183,11 +189,11 @@ def _operation(method: str, path: str, handler: Any, about: About) -> Json:
 class _Schemas:
     """The schemas of everything that routes take and give."""
 
-    def __init__(self, abouts: Iterable[About]) -> None:
+    def __init__(self, specs: Iterable[RouteSpec]) -> None:
         types: list[Any] = []
-        for about in abouts:
-            types += [about.takes, about.error]
-            types += [] if isinstance(about.gives, tuple) else [about.gives]
+        for spec in specs:
+            types += [spec.takes, spec.error]
+            types += [] if isinstance(spec.gives, tuple) else [spec.gives]
         self._types = [kind for kind in dict.fromkeys(types) if kind is not None]
         schemas, self.components = msgspec.json.schema_components(
             self._types, ref_template="#/components/schemas/{name}"
@@ -196,13 +202,13 @@ class _Schemas:
         self.refusals: dict[str, Json] = {}
         """The error responses, by name."""
 
-    def exchange(self, path: str, about: About) -> Json:
+    def exchange(self, path: str, spec: RouteSpec) -> Json:
         """Parameters, body and answers of a route."""
-        exchange: Json = {"responses": self._answers(path, about)}
-        if parameters := [*self._path(path), *self._query(about)]:
+        exchange: Json = {"responses": self._answers(path, spec)}
+        if parameters := [*self._path(path), *self._query(spec)]:
             exchange["parameters"] = parameters
-        if about.takes is not None:
-            exchange["requestBody"] = {"required": True, "content": self._body(about)}
+        if spec.takes is not None:
+            exchange["requestBody"] = {"required": True, "content": self._body(spec)}
         return exchange
 
     def _path(self, path: str) -> Iterator[Json]:
@@ -211,34 +217,34 @@ class _Schemas:
             schema = {"type": "string", "format": "uuid"} if is_ours else {"type": "string"}
             yield {"name": name, "in": "path", "required": True, "schema": schema}
 
-    def _query(self, about: About) -> Iterator[Json]:
-        if about.query is None:
+    def _query(self, spec: RouteSpec) -> Iterator[Json]:
+        if spec.query is None:
             return
-        _, components = msgspec.json.schema_components([about.query], schema_hook=schema_of)
-        for name, schema in components[about.query.__name__]["properties"].items():
+        _, components = msgspec.json.schema_components([spec.query], schema_hook=schema_of)
+        for name, schema in components[spec.query.__name__]["properties"].items():
             yield {"name": name, "in": "query", "required": False, "schema": schema}
 
-    def _body(self, about: About) -> Json:
-        schema = self._schema_of[about.takes]
-        content = {JSON: {"schema": schema}} if about.takes_json else {}
-        if about.files:
-            files = {name: {"type": "string", "format": "binary"} for name in about.files}
+    def _body(self, spec: RouteSpec) -> Json:
+        schema = self._schema_of[spec.takes]
+        content = {JSON: {"schema": schema}} if spec.takes_json else {}
+        if spec.files:
+            files = {name: {"type": "string", "format": "binary"} for name in spec.files}
             form: Json = {"type": "object", "properties": files}
-            if not about.takes_json:
-                form["required"] = list(about.files)
+            if not spec.takes_json:
+                form["required"] = list(spec.files)
             content[FORM] = {"schema": {"allOf": [schema, form]}}
         return content
 
-    def _answers(self, path: str, about: About) -> Json:
+    def _answers(self, path: str, spec: RouteSpec) -> Json:
         answers: Json = {}
-        for status in map(str, (about.status, *about.also)):
+        for status in map(str, (spec.status, *spec.also)):
             answers[status] = {"description": HTTPStatus(int(status)).phrase}
-            if about.gives != NOTHING and status != NOT_MODIFIED:
-                answers[status]["content"] = self._content(about.gives)
-        for range_, codes in sorted(_codes(_errors(path, about)).items()):
+            if spec.gives != NO_BODY and status != NOT_MODIFIED:
+                answers[status]["content"] = self._content(spec.gives)
+        for range_, codes in sorted(_codes(_errors(path, spec)).items()):
             if range_ not in answers:
-                name = "_".join([about.error.__name__, range_, *codes])
-                self.refusals[name] = self._error(codes, about.error)
+                name = "_".join([spec.error.__name__, range_, *codes])
+                self.refusals[name] = self._error(codes, spec.error)
                 answers[range_] = {"$ref": f"#/components/responses/{name}"}
         return answers
 
@@ -254,19 +260,19 @@ class _Schemas:
         return {"description": description, "content": {JSON: {"schema": schema}}}
 
 
-def _errors(path: str, about: About) -> Iterator[type[ServiceError]]:
+def _errors(path: str, spec: RouteSpec) -> Iterator[type[ServiceError]]:
     """Every class of error that the route can answer."""
     yield ServiceError
-    yield from about.refuses
-    if about.access != "public":
+    yield from spec.refuses
+    if spec.access != "public":
         yield from (Unauthenticated, Forbidden, RateLimited, Unavailable)
     if "{" in path:
         yield NotFound
-    if about.query is not None:
+    if spec.query is not None:
         yield ClientError
-    if about.takes is not None:
+    if spec.takes is not None:
         yield from (ClientError, RequestTimeout, PayloadTooLarge, UnsupportedEncoding)
-    if UpstreamError in about.refuses:
+    if UpstreamError in spec.refuses:
         yield from UpstreamError.__subclasses__()
 
 
@@ -278,6 +284,6 @@ def _codes(errors: Iterable[type[ServiceError]]) -> dict[str, list[str]]:
     for kind in classes:
         codes.setdefault(str(kind.status), set()).update(kind.codes())
     if UpstreamRejected in classes:
-        for status in codes.keys() & KEPT_OF_VENICE:
+        for status in codes.keys() & SHARED_STATUSES:
             codes[status].add(UpstreamRejected.code)
     return {status: sorted(those) for status, those in codes.items()}

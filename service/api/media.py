@@ -63,7 +63,7 @@ class _EditForm(NamedTuple):
 
 
 async def edit(request: web.Request) -> web.StreamResponse:
-    """``POST /v1/images/edits``: Venice's own way to edit an image, or several into one."""
+    """``POST /v1/images/edits``: edit an image, or combine several, in OpenAI's format."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
     form = await read_large(len(inbound.content), _read, inbound)
@@ -88,7 +88,7 @@ async def read_edit(request: web.Request, caller: Caller) -> Call:
 
 
 async def transcribe(request: web.Request) -> web.StreamResponse:
-    """``POST /v1/audio/transcriptions``: the text of a sound file. Venice charges by the length of
+    """``POST /v1/audio/transcriptions``: transcribe a sound file. Venice charges by the length of
     the sound, which plain text does not state, so Venice is asked for JSON instead."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
@@ -142,8 +142,8 @@ def _text_of(part: multipart.Part) -> str:
 
 
 def _edit_call(inbound: Inbound, form: _EditForm) -> Call:
-    """The call to Venice's endpoint for one image, or to that for several. Only the latter accepts
-    a quality, and it has its own name for the model."""
+    """Make the call to ``/image/edit``, or for several images or a quality to
+    ``/image/multi-edit``, which has its own name for the model."""
     texts = _venice_texts(form.texts)
     is_multiple = len(form.images) > 1 or "quality" in texts
     if is_multiple and "model" in texts:
@@ -160,7 +160,7 @@ def _edit_call(inbound: Inbound, form: _EditForm) -> Call:
 
 
 def _venice_texts(texts: dict[str, str]) -> dict[str, str]:
-    """OpenAI's fields as Venice's; Venice's own and unknown fields stay as they are."""
+    """Translate OpenAI's fields into Venice's; Venice's own and unknown fields stay as they are."""
     dropped = {
         *IGNORED_FIELDS,
         *END_USERS,

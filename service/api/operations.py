@@ -11,12 +11,12 @@ from aiohttp import web
 
 from service.accounts import Caller
 from service.api.auth import (
-    authenticate_operator,
+    authenticate_administrator,
     database_of,
     must_administer,
     must_be_operator,
 )
-from service.api.description import NOTHING, About, Routes
+from service.api.description import NO_BODY, Routes, RouteSpec
 from service.api.queries import read_query
 from service.api.state import CALLERS
 from service.api.wire import REQUEST_ID, Handler, json_response, path_id, read_as
@@ -28,14 +28,15 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 
 
 class Operation:
-    """An administrative request of an authenticated caller. A handler first finds out whether the
-    caller may make it, then reads its query or body."""
+    """A request to administer, of an authenticated caller. A handler first finds out whether the
+    caller may make it, then reads its query or body. A route that is the operator's alone needs no
+    check of its own."""
 
-    def __init__(self, request: web.Request, caller: Caller, about: About) -> None:
+    def __init__(self, request: web.Request, caller: Caller, spec: RouteSpec) -> None:
         self.request = request
         self.app = request.app
         self.caller = caller
-        self._about = about
+        self._spec = spec
 
     @property
     def database(self) -> Database:
@@ -81,7 +82,7 @@ class Operation:
 
         :raises ClientError, PayloadTooLarge: naming the field and the rule.
         """
-        _must_be_described(shape, self._about.takes)
+        _must_be_described(shape, self._spec.takes)
         return await read_as(self.request, shape)
 
     def read_query(self, shape: type[Q]) -> Q:
@@ -89,7 +90,7 @@ class Operation:
 
         :raises ClientError: naming the parameter and the rule.
         """
-        _must_be_described(shape, self._about.query)
+        _must_be_described(shape, self._spec.query)
         return read_query(self.request, shape)
 
     def transaction(self) -> contextlib.AbstractAsyncContextManager[Any]:
@@ -111,22 +112,24 @@ class Operation:
 OperationHandler = Callable[[Operation], Awaitable[Any]]
 
 
-def add_operation(routes: Routes, route: str, handler: OperationHandler, about: About) -> None:
+def add_operation(routes: Routes, route: str, handler: OperationHandler, spec: RouteSpec) -> None:
     """Add a route to administer. Its handler gets the :class:`Operation` and returns the value that
-    is answered as JSON with the status of ``about``, or a whole response."""
-    routes.add(route, _authenticated(handler, about), about)
+    is answered as JSON with the status of ``spec``, or a whole response."""
+    routes.add(route, _authenticated(handler, spec), spec)
 
 
-def _authenticated(handler: OperationHandler, about: About) -> Handler:
+def _authenticated(handler: OperationHandler, spec: RouteSpec) -> Handler:
     @functools.wraps(handler)
     async def handle(request: web.Request) -> web.StreamResponse:
-        caller = await authenticate_operator(request)
-        answer = await handler(Operation(request, caller, about))
+        caller = await authenticate_administrator(request)
+        if spec.access == "operator":
+            must_be_operator(caller)
+        answer = await handler(Operation(request, caller, spec))
         if isinstance(answer, web.StreamResponse):
             return answer
-        if about.gives == NOTHING:
-            return web.Response(status=about.status)
-        return json_response(answer, about.status)
+        if spec.gives == NO_BODY:
+            return web.Response(status=spec.status)
+        return json_response(answer, spec.status)
 
     return handle
 

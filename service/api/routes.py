@@ -20,10 +20,11 @@ from service.api import (
 )
 from service.api.description import (
     JSON,
-    NOTHING,
-    OF_VENICE,
-    About,
+    NO_BODY,
+    UPSTREAM_ERRORS,
     Routes,
+    RouteSpec,
+    administrator,
     caller,
     operator,
     public,
@@ -48,8 +49,8 @@ READ_PATHS: Final = (
 """What can be read at Venice for nothing."""
 ANYTHING: Final = ("*/*",)
 """An answer of Venice as it came."""
-OF_CALLS: Final = (*OF_VENICE, LimitExceeded, RateLimited)
-"""What can go wrong with a call that is paid."""
+PAID_ERRORS: Final = (*UPSTREAM_ERRORS, LimitExceeded, RateLimited)
+"""The errors of a paid call."""
 
 
 def add_routes(app: web.Application) -> None:
@@ -79,30 +80,30 @@ def add_routes(app: web.Application) -> None:
     other = inference.OtherPaths(known_paths)
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         takes = Any if method in ("POST", "PUT", "PATCH") else None
-        about = caller(takes=takes, gives=ANYTHING, refuses=(*OF_CALLS, ClientError))
-        routes.add(f"{method} {prefix}/{{other:.+}}", other.call, about)
+        spec = caller(takes=takes, gives=ANYTHING, refuses=(*PAID_ERRORS, ClientError))
+        routes.add(f"{method} {prefix}/{{other:.+}}", other.call, spec)
 
 
 def _add_inference(routes: Routes, prefix: str) -> None:
     for endpoint in ENDPOINTS:
         handler = media.transcribe if endpoint is TRANSCRIPTIONS else inference.paid(endpoint)
         routes.add(f"POST {prefix}{endpoint.path}", handler, _paid(endpoint))
-    edit = caller(takes=Any, takes_json=False, files=("image",), gives=(JSON,), refuses=OF_CALLS)
+    edit = caller(takes=Any, takes_json=False, files=("image",), gives=(JSON,), refuses=PAID_ERRORS)
     routes.add(f"POST {prefix}/images/edits", media.edit, edit)
     routes.add(f"POST {prefix}/systemone", inference.paid(DECISIONS), _paid(DECISIONS))
     for path in FREE_PATHS:
         files = ("audio",) if "voice-changer" in path else ()
-        asked = caller(takes=Any, files=files, gives=ANYTHING, refuses=OF_VENICE)
+        asked = caller(takes=Any, files=files, gives=ANYTHING, refuses=UPSTREAM_ERRORS)
         routes.add(f"POST {prefix}{path}", inference.free(path), asked)
     for path in READ_PATHS:
-        read = caller(gives=ANYTHING, refuses=(*OF_VENICE, ClientError))
+        read = caller(gives=ANYTHING, refuses=(*UPSTREAM_ERRORS, ClientError))
         routes.add(f"GET {prefix}{path}", inference.free(path), read)
     kinds = (JSON, "text/event-stream")
-    message = anthropic(takes=MessagesRequest, gives=kinds, refuses=OF_CALLS)
+    message = anthropic(takes=MessagesRequest, gives=kinds, refuses=PAID_ERRORS)
     routes.add(f"POST {prefix}/messages", messages.create, message)
     count = anthropic(takes=CountRequest, gives=messages.TokenCount)
     routes.add(f"POST {prefix}/messages/count_tokens", messages.count_tokens, count)
-    models = caller(query=inference.ModelsQuery, gives=(JSON,), refuses=OF_VENICE)
+    models = caller(query=inference.ModelsQuery, gives=(JSON,), refuses=UPSTREAM_ERRORS)
     routes.add(f"GET {prefix}/models", inference.models, models)
     model = caller(gives=(JSON,), refuses=(NotFound, Forbidden))
     routes.add(f"GET {prefix}/models/{{model:.+}}", inference.model, model)
@@ -112,20 +113,20 @@ def _add_inference(routes: Routes, prefix: str) -> None:
     routes.add(f"GET {prefix}/billing/balance", account.balance, balance)
 
 
-def _paid(endpoint: Endpoint[Any]) -> About:
+def _paid(endpoint: Endpoint[Any]) -> RouteSpec:
     return caller(
         takes=endpoint.request_type,
         takes_json=endpoint.takes_json,
         files=endpoint.file_names,
         gives=endpoint.answer_types,
-        refuses=OF_CALLS,
+        refuses=PAID_ERRORS,
     )
 
 
 def _add_own(routes: Routes) -> None:
-    quote = caller(takes=CHAT.request_type, gives=inference.QuoteAnswer, refuses=OF_VENICE)
+    quote = caller(takes=CHAT.request_type, gives=inference.QuoteAnswer, refuses=UPSTREAM_ERRORS)
     routes.add("POST /v1/quote", inference.quote, quote)
-    quote = caller(takes=Any, gives=inference.QuoteAnswer, refuses=OF_VENICE)
+    quote = caller(takes=Any, gives=inference.QuoteAnswer, refuses=UPSTREAM_ERRORS)
     routes.add("POST /v1/quote/{path:.+}", inference.quote, quote)
     usage = caller(query=reports.OwnUsageQuery, gives=reports.Usage)
     routes.add("GET /v1/usage", reports.own_usage, usage)
@@ -139,35 +140,39 @@ def _add_organizations(routes: Routes, path: str) -> None:
     listed = operator(query=PageQuery, gives=admin.Organizations)
     add_operation(routes, f"GET {path}", admin.list_organizations, listed)
     path += "/{id}"
-    add_operation(routes, f"GET {path}", admin.find_organization, operator(gives=Organization))
-    changed = operator(takes=admin.OrganizationChange, gives=Organization)
+    add_operation(routes, f"GET {path}", admin.find_organization, administrator(gives=Organization))
+    changed = administrator(takes=admin.OrganizationChange, gives=Organization)
     add_operation(routes, f"PATCH {path}", admin.change_organization, changed)
-    key = operator(takes=NewKey, gives=admin.MadeKey, status=201, refuses=(Conflict,))
+    key = administrator(takes=NewKey, gives=admin.MadeKey, status=201, refuses=(Conflict,))
     add_operation(routes, f"POST {path}/keys", admin.create_key, key)
-    keys = operator(query=PageQuery, gives=admin.Keys)
+    keys = administrator(query=PageQuery, gives=admin.Keys)
     add_operation(routes, f"GET {path}/keys", admin.list_keys, keys)
-    limit = operator(takes=ledger.NewLimit, gives=ledger.Limit, status=201, refuses=(Conflict,))
+    limit = administrator(
+        takes=ledger.NewLimit, gives=ledger.Limit, status=201, refuses=(Conflict,)
+    )
     add_operation(routes, f"POST {path}/limits", admin.create_limit, limit)
-    limits = operator(query=admin.LimitsQuery, gives=admin.Limits)
+    limits = administrator(query=admin.LimitsQuery, gives=admin.Limits)
     add_operation(routes, f"GET {path}/limits", admin.list_limits, limits)
-    entries = operator(query=PageQuery, gives=admin.Entries)
+    entries = administrator(query=PageQuery, gives=admin.Entries)
     add_operation(routes, f"GET {path}/ledger", admin.list_ledger, entries)
-    exported = operator(query=reports.ExportQuery, gives=tuple(ledger.CONTENT_TYPES.values()))
+    exported = administrator(query=reports.ExportQuery, gives=tuple(ledger.CONTENT_TYPES.values()))
     add_operation(routes, f"GET {path}/ledger/export", reports.export, exported)
-    usage = operator(query=reports.UsageQuery, gives=reports.Usage)
+    usage = administrator(query=reports.UsageQuery, gives=reports.Usage)
     add_operation(routes, f"GET {path}/usage", reports.usage, usage)
-    events = operator(query=admin.EventsQuery, gives=admin.Events)
+    events = administrator(query=admin.EventsQuery, gives=admin.Events)
     add_operation(routes, f"GET {path}/audit-events", admin.list_audit_events, events)
 
 
 def _add_keys_and_limits(routes: Routes) -> None:
     key, limit = "/admin/v1/keys/{id}", "/admin/v1/limits/{id}"
-    changed_key = operator(takes=KeyChange, gives=ApiKey)
+    changed_key = administrator(takes=KeyChange, gives=ApiKey)
     add_operation(routes, f"PATCH {key}", admin.change_key, changed_key)
-    add_operation(routes, f"DELETE {key}", admin.revoke_key, operator(gives=NOTHING, status=204))
-    changed_limit = operator(takes=ledger.LimitChange, gives=ledger.Limit, refuses=(Conflict,))
+    add_operation(
+        routes, f"DELETE {key}", admin.revoke_key, administrator(gives=NO_BODY, status=204)
+    )
+    changed_limit = administrator(takes=ledger.LimitChange, gives=ledger.Limit, refuses=(Conflict,))
     add_operation(routes, f"PATCH {limit}", admin.change_limit, changed_limit)
-    gone = operator(gives=NOTHING, status=204, refuses=(Conflict,))
+    gone = administrator(gives=NO_BODY, status=204, refuses=(Conflict,))
     add_operation(routes, f"DELETE {limit}", admin.delete_limit, gone)
     entry, refuses = ledger.LedgerEntry, (Conflict,)
     credit = operator(takes=ledger.NewCredit, gives=entry, status=201, refuses=refuses)
@@ -175,12 +180,12 @@ def _add_keys_and_limits(routes: Routes) -> None:
 
 
 def _add_models_and_upstream_keys(routes: Routes) -> None:
-    listed = operator(query=admin.ModelsQuery, gives=admin.Names)
+    listed = administrator(query=admin.ModelsQuery, gives=admin.Names)
     add_operation(routes, "GET /admin/v1/models", admin.list_models, listed)
     alias = "/admin/v1/models/{alias:.+}"
-    made = operator(takes=catalog.NewAlias, gives=catalog.ListedName, refuses=(Conflict,))
+    made = administrator(takes=catalog.NewAlias, gives=catalog.ListedName, refuses=(Conflict,))
     add_operation(routes, f"PUT {alias}", admin.set_alias, made)
-    gone = operator(query=admin.AliasQuery, gives=NOTHING, status=204)
+    gone = administrator(query=admin.AliasQuery, gives=NO_BODY, status=204)
     add_operation(routes, f"DELETE {alias}", admin.remove_alias, gone)
     keys = "/admin/v1/upstream-keys"
     add_operation(
@@ -189,7 +194,7 @@ def _add_models_and_upstream_keys(routes: Routes) -> None:
     new, shown = upstream_keys.NewUpstreamKey, upstream_keys.ShownKey
     added = operator(takes=new, gives=shown, status=201, refuses=(Conflict,))
     add_operation(routes, f"POST {keys}", upstream_keys.add_key, added)
-    disabled = operator(gives=NOTHING, status=204)
+    disabled = operator(gives=NO_BODY, status=204)
     add_operation(routes, f"DELETE {keys}/{{id}}", upstream_keys.disable_key, disabled)
     enabled = operator(gives=shown)
     add_operation(routes, f"POST {keys}/{{id}}/enable", upstream_keys.enable_key, enabled)

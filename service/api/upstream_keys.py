@@ -46,7 +46,6 @@ class Keys(msgspec.Struct):
 
 async def list_keys(operation: Operation) -> Keys:
     """``GET /admin/v1/upstream-keys``: all, oldest first, with their cooldowns in this process."""
-    operation.must_be_operator()
     cooldowns = operation.app[VENICE].keys.cooldowns()
     stored = await upstream.list_stored(operation.database)
     return Keys([_shown(key, cooldowns.get(key.id, ())) for key in stored])
@@ -54,7 +53,6 @@ async def list_keys(operation: Operation) -> Keys:
 
 async def add_key(operation: Operation) -> ShownKey:
     """``POST /admin/v1/upstream-keys`` → 201: one more key at Venice."""
-    operation.must_be_operator()
     new = await operation.read_body(NewUpstreamKey)
     async with operation.transaction() as conn:
         key_id = await upstream.add(
@@ -66,7 +64,6 @@ async def add_key(operation: Operation) -> ShownKey:
 
 async def disable_key(operation: Operation) -> None:
     """``DELETE /admin/v1/upstream-keys/{id}`` → 204: out of use; its calls go on to their end."""
-    operation.must_be_operator()
     async with operation.transaction() as conn:
         await upstream.disable(conn, operation.actor, operation.path_id)
     await _load(operation.app)
@@ -74,7 +71,6 @@ async def disable_key(operation: Operation) -> None:
 
 async def enable_key(operation: Operation) -> ShownKey:
     """``POST /admin/v1/upstream-keys/{id}/enable``: a disabled key takes calls again."""
-    operation.must_be_operator()
     key_id = operation.path_id
     async with operation.transaction() as conn:
         await upstream.enable(conn, operation.actor, key_id)
@@ -85,7 +81,6 @@ async def enable_key(operation: Operation) -> ShownKey:
 async def check_key(operation: Operation) -> CheckedKey:
     """``POST /admin/v1/upstream-keys/{id}/check``: the result of a check, which costs nothing.
     A key that was out of service and passes the check is used again."""
-    operation.must_be_operator()
     database, venice = operation.database, operation.app[VENICE]
     await _load(operation.app)
     key_id = (await upstream.find_stored(database, operation.path_id)).id
