@@ -215,7 +215,7 @@ async def test_a_form_takes_an_alias(service, caller, upstream):
     assert b"\x00--x\r\n" * 200 in call.body
 
 
-async def test_a_key_may_use_what_its_list_says(service, upstream):
+async def test_a_key_may_use_the_models_on_its_list(service, upstream):
     """An alias on a key's list opens its models only under the alias; a suffix or another spelling
     opens nothing."""
     await set_alias(service, "fast", [FIRST, SECOND])

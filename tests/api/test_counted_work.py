@@ -1,7 +1,7 @@
 """What a call makes the service do, counted and not timed: so that it does not get slower unseen.
 
 Each number has little room above what was counted when it was written. Who needs more for a good
-reason raises it, and says in the commit what for.
+reason raises it, and states the reason in the commit.
 """
 
 import asyncio

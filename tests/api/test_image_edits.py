@@ -117,8 +117,8 @@ async def test_several_images(client, caller, upstream):
     await assert_ledger_matches_charges(caller, upstream)
 
 
-@pytest.mark.parametrize(("quality", "said"), [("hd", "high"), ("low", "low")])
-async def test_a_quality(service, client, caller, upstream, quality, said):
+@pytest.mark.parametrize(("quality", "expected"), [("hd", "high"), ("low", "low")])
+async def test_a_quality(service, client, caller, upstream, quality, expected):
     """A quality is sent where Venice's edit accepts one, and priced by it."""
     prices = {"1K": {"low": {"usd": 0.01}, "high": {"usd": 0.2}}}
     upstream.listing.change(EDITOR, {"pricing": {"quality": prices}})
@@ -127,12 +127,12 @@ async def test_a_quality(service, client, caller, upstream, quality, said):
     await client.images.edit(image=FOX, prompt="x", quality=quality)
 
     (call,) = upstream.calls.to("/image/multi-edit")
-    assert form_of(call).texts == {"prompt": "x", "quality": said}
-    assert float(cost_of(await caller.only_entry())) == prices["1K"][said]["usd"]
+    assert form_of(call).texts == {"prompt": "x", "quality": expected}
+    assert float(cost_of(await caller.only_entry())) == prices["1K"][expected]["usd"]
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "expected"),
     [
         ("auto", {}),
         ("1024x1024", {"aspect_ratio": "1:1"}),
@@ -141,12 +141,12 @@ async def test_a_quality(service, client, caller, upstream, quality, said):
         ("2160x3840", {"aspect_ratio": "9:16", "resolution": "4K"}),
     ],
 )
-async def test_a_size(client, upstream, size, said):
+async def test_a_size(client, upstream, size, expected):
     """A size becomes the nearest aspect ratio that Venice offers."""
     await client.images.edit(image=FOX, prompt="x", size=size)
 
     (call,) = upstream.calls.to("/image/edit")
-    assert form_of(call).texts == {"prompt": "x", **said}
+    assert form_of(call).texts == {"prompt": "x", **expected}
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -203,13 +203,13 @@ async def test_members_without_a_translation(client, caller, upstream, asked, fi
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected"),
     [
         ({"image": "aGVsbG8="}, "image: must be a file."),
         ({"image": PNG, "prompt": "x", "model": "a"}, "There is no model 'a'."),
     ],
 )
-async def test_odd_forms(service, caller, fields, said):
+async def test_odd_forms(service, caller, fields, expected):
     """Malformed forms from clients other than the SDK are refused with the reason."""
     form = aiohttp.FormData(default_to_multipart=True)
     for name, value in fields.items():
@@ -217,7 +217,7 @@ async def test_odd_forms(service, caller, fields, said):
     url = "/v1/images/edits"
     async with service.http.post(url, data=form, headers=caller.headers) as response:
         assert response.status in (400, 404)
-        assert (await response.json())["error"]["message"].startswith(said)
+        assert (await response.json())["error"]["message"].startswith(expected)
 
 
 async def test_json_is_no_form(service, caller):
@@ -342,11 +342,11 @@ async def test_a_quote(caller, upstream):
             return response.status, await response.json()
 
     status, quote = await asked("/v1/quote/images/edits")
-    refused, told = await asked("/v1/quote/images/edits", n="2")
+    refused, error = await asked("/v1/quote/images/edits", n="2")
 
     assert (status, quote["endpoint"], quote["model"]) == (200, "/image/edit", EDITOR)
     assert (quote["would_pass"], quote["max_output_tokens"]) == (True, None)
     assert upstream.calls.to("/image/edit") == []
-    assert (refused, told["error"]["param"]) == (400, "n")
+    assert (refused, error["error"]["param"]) == (400, "n")
     await asked("/v1/images/edits")
     assert quote["max_cost_usd"] == (await caller.only_entry())["cost_usd"]

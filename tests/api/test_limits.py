@@ -169,10 +169,10 @@ async def test_an_estimate_stays_within_the_bound(upstream, caller):
     ) as response:
         assert len(await response.read()) // 4 > 400
         bound_tokens = 1_000_000 - int(response.headers["x-ratelimit-remaining-tokens"])
-        told_usd = Decimal(response.headers["x-rialto-cost-usd"])
+        header_usd = Decimal(response.headers["x-rialto-cost-usd"])
 
     (entry,) = await caller.entries()
-    assert (entry["cost_source"], cost_of(entry)) == ("estimated", told_usd)
+    assert (entry["cost_source"], cost_of(entry)) == ("estimated", header_usd)
     assert entry["input_tokens"] + entry["output_tokens"] <= bound_tokens
     (now,) = await limits_of(caller)
     assert now["used"] <= bound_tokens

@@ -64,7 +64,7 @@ PLAIN = {
         "reported",
         STATED,
     ),
-    "longer than it says": (
+    "longer than its Content-Length": (
         head(Content_Length=len(plain())) + plain() + b"HTTP/1.1 200 OK\r\n",
         502,
         "upstream_error",
@@ -78,7 +78,7 @@ PLAIN = {
         "reported",
         STATED,
     ),
-    "shorter than it says": (
+    "shorter than its Content-Length": (
         head(Content_Length=10**6) + plain(),
         502,
         "upstream_cut",
@@ -470,7 +470,7 @@ async def played(odd, cases, **members):
         if response.status != (status or response.status):
             wrong.append(f"status {response.status}, not {status}")
         if b"Location" in response.raw_headers or b"127.0.0.1:1/x" in body:
-            wrong.append("says where the redirect leads")
+            wrong.append("names the target of the redirect")
         if len(venice.received) != before + 1:
             wrong.append(f"{len(venice.received) - before} requests")
         faults += [f"{name}: {fault}" for fault in wrong]

@@ -123,13 +123,13 @@ async def test_it_is_not_held_in_memory(service, caller, slow):
         response.close()
 
 
-@pytest.mark.parametrize("is_said", [True, False])
-async def test_too_large_an_upload_is_refused(service, caller, slow, is_said):
+@pytest.mark.parametrize("has_content_length", [True, False])
+async def test_too_large_an_upload_is_refused(service, caller, slow, has_content_length):
     """An upload that is too large is refused at once by its stated length, or when it exceeds the
     limit, and is not charged."""
     slow.go_on.set()
     headers = {**caller.headers, **TYPE}
-    if is_said:
+    if has_content_length:
         headers["Content-Length"] = str(len(HEAD) + 40 * MEBIBYTE + len(END))
     try:
         async with service.http.post(
@@ -141,9 +141,11 @@ async def test_too_large_an_upload_is_refused(service, caller, slow, is_said):
             )
     except aiohttp.ClientConnectionError:
         # The refusal arrived while the caller was sending.
-        assert is_said
+        assert has_content_length
     entries = await caller.entries()
-    assert [entry["cost_source"] for entry in entries] == ([] if is_said else ["not_charged"])
+    assert [entry["cost_source"] for entry in entries] == (
+        [] if has_content_length else ["not_charged"]
+    )
 
 
 @pytest.mark.parametrize("service", [1.0], indirect=True)

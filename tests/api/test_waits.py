@@ -1,4 +1,4 @@
-"""What refused callers are told: how long to wait, whether to retry, and what would fit."""
+"""A refusal states how long to wait, whether to retry, and what would fit."""
 
 import asyncio
 import re
@@ -198,7 +198,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
         ([{"unit": "tokens", "period": "day", "ceiling": 6000}], 400),
     ],
 )
-async def test_the_refusal_says_with_how_much_output_it_fits(
+async def test_the_refusal_states_with_how_much_output_it_fits(
     caller, upstream, path, body, field, limits, status
 ):
     """A refusal states the maximum output that would fit, by the caller's name for it; that much is

@@ -213,7 +213,7 @@ async def test_a_model_goes_and_comes_back(synced, database, upstream):
 
 
 async def test_a_model_goes_for_good(synced, upstream):
-    """For a model that is gone without a replacement the error says since when."""
+    """For a model that is gone without a replacement the error states since when."""
     upstream.listing.change("kimi-k2-6", None)
     await synced.sync()
 

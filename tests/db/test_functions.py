@@ -193,7 +193,7 @@ async def test_the_release_before_leaves_newer_functions_alone(
     address, directory, tmp_path_factory
 ):
     """A process of the release before that starts during a rollout keeps the newer text, which the
-    log says; a deployment of that release brings its own text back."""
+    log states; a deployment of that release brings its own text back."""
     newer = tmp_path_factory.mktemp("newer")
     (newer / "functions").mkdir()
     write(newer, a=create("a"))

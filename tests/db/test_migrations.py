@@ -532,7 +532,7 @@ async def test_the_connection_is_lost(address, directory):
 
 
 def test_the_server_never_comes(unused_tcp_port, address):
-    """The wait for the server ends with an error that says what to do."""
+    """The wait for the server ends with an error that names what to do."""
     nowhere = dataclasses.replace(address, host="127.0.0.1", port=unused_tcp_port)
     with pytest.raises(StartupError, match=r"within 0\.5 s: .*Connection refused") as raised:
         schema.apply(nowhere, connect_timeout_s=0.5)
@@ -549,7 +549,7 @@ def test_passwords_are_never_shown(own_server, unused_tcp_port):
     os.kill(own_server.pid, signal.SIGHUP)
     right = dataclasses.replace(own_server.address, password=PASSWORD)
     until(lambda: _fails(dataclasses.replace(right, password=None)))
-    said = []
+    texts = []
     with capture_logs() as lines:
         assert schema.apply(right) == REAL
         started = time.monotonic()
@@ -560,14 +560,14 @@ def test_passwords_are_never_shown(own_server, unused_tcp_port):
         ):
             with pytest.raises(StartupError) as raised:
                 schema.apply(address)
-            said += ["".join(traceback.format_exception(raised.value)), raised.value.hint]
+            texts += ["".join(traceback.format_exception(raised.value)), raised.value.hint]
         assert time.monotonic() - started < 5
         with pytest.raises(StartupError) as raised:
             nowhere = dataclasses.replace(right, host="127.0.0.1", port=unused_tcp_port)
             schema.apply(nowhere, connect_timeout_s=0.3)
-        said += ["".join(traceback.format_exception(raised.value))]
+        texts += ["".join(traceback.format_exception(raised.value))]
 
-    assert PASSWORD not in f"{lines} {said} {right} {right!r}"
+    assert PASSWORD not in f"{lines} {texts} {right} {right!r}"
 
 
 def _fails(address):
@@ -767,7 +767,7 @@ def test_a_directory_of_any_name(address, directory):
 
 async def test_a_database_of_the_old_chain_is_refused(address, directory):
     """A database that was made by the migrations before the baseline is left alone, and the error
-    says what to do."""
+    names what to do."""
     write(directory, **{schema.OLD_CHAIN: create("a")})
     schema.apply(address, directory=directory)
 

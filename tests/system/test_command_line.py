@@ -103,14 +103,14 @@ async def test_aliases_are_set_and_removed(tmp_path, database_address, upstream)
             while await listed_ids(caller):
                 await asyncio.sleep(0.1)
     program = [sys.executable, "-m", "service", "models"]
-    for bad, said in (
+    for bad, expected in (
         (["remove", "fast"], "not_found: There is no such alias."),
         (["set", "fast", "lama"], "invalid_request: targets: 'lama' is not a model"),
         (["set", "fast", MODEL, "--organization", str(uuid.uuid4())], "not_found: There is no"),
     ):
         status, _, err = await run(*program, *bad, **command)
         assert status == 1
-        assert said in err
+        assert expected in err
 
 
 async def listed_ids(caller):
@@ -144,7 +144,7 @@ async def test_limits_are_set_and_changed(tmp_path, database_address):
     assert status == 0
     assert re.search(rf"{organization['id']} +3 +0 +0 +0 intact", out)
     program = [sys.executable, "-m", "service", "limits", "create", *one]
-    for bad, said in (
+    for bad, expected in (
         (["--usd", "5/year"], "'5/year' is not a ceiling and period"),
         (["--usd", "five/day"], "invalid_request: ceiling: must be a decimal number"),
         (["--requests", "60"], "invalid_request: period: must be"),
@@ -152,7 +152,7 @@ async def test_limits_are_set_and_changed(tmp_path, database_address):
     ):
         status, _, err = await run(*program, *bad, **command)
         assert status != 0
-        assert said in err
+        assert expected in err
         assert "Traceback" not in err
 
 
@@ -201,7 +201,7 @@ async def test_mistakes_are_one_line(tmp_path, database_address):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "expected"),
     [
         (("organizations", "create", ""), "invalid_request: name: must be 1 to 200 characters"),
         (("organizations", "create", " \t"), "invalid_request: name: must be 1 to 200 characters"),
@@ -214,7 +214,7 @@ async def test_mistakes_are_one_line(tmp_path, database_address):
         ),
     ],
 )
-async def test_the_rules_are_the_apis(tmp_path, database_address, service, command, said):
+async def test_the_rules_are_the_apis(tmp_path, database_address, service, command, expected):
     """The command line refuses what the API refuses, with the same text in one line."""
     if command[0] == "keys":
         command = (*command, "--organization", (await service.new_caller()).organization_id)
@@ -225,7 +225,7 @@ async def test_the_rules_are_the_apis(tmp_path, database_address, service, comma
     )
 
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(said)
+    assert err.startswith(expected)
 
 
 async def test_a_key_that_expires(tmp_path, database_address, service):

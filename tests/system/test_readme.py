@@ -67,7 +67,7 @@ async def test_limits(tmp_path):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
 async def test_models_and_aliases(tmp_path):
-    """The block goes on where the first one ended, once Venice has told its models."""
+    """The block goes on where the first one ended, once the models of Venice are known."""
     made, (block,) = keys_and_the_ledger(), blocks("docs/models.md")
     async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
         port = await service.listening()

@@ -114,7 +114,7 @@ async def test_the_database_comes_later(tmp_path, proxy, proxied_address, upstre
 
 
 async def test_the_database_never_comes(tmp_path, unused_tcp_port):
-    """A start without a database exits with 1, a traceback and a line that says what to do."""
+    """A start without a database exits with 1, a traceback and a line that names what to do."""
     async with started(
         tmp_path,
         DATABASE_URL=f"postgresql://u:very-secret-word@127.0.0.1:{unused_tcp_port}/x",
@@ -130,7 +130,7 @@ async def test_the_database_never_comes(tmp_path, unused_tcp_port):
 
 
 async def test_a_database_of_the_old_chain(tmp_path, database_address, upstream):
-    """A start on a database from before the baseline ends with 1 and says what to do."""
+    """A start on a database from before the baseline exits with 1 and names what to do."""
     connection = await asyncpg.connect(**connect_arguments(database_address))
     await connection.execute(
         "INSERT INTO yoyo._yoyo_migration (migration_hash, migration_id, applied_at_utc)"

@@ -42,9 +42,9 @@ def test_an_interrupted_install_heals_itself(clone):
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=clone, check=True, timeout=60
     )
-    status, said = source(clone)
-    assert status == 0, said
-    assert "Making .venv" in said
+    status, output = source(clone)
+    assert status == 0, output
+    assert "Making .venv" in output
     pip = [".venv/bin/python", "-m", "pip", "--version"]
     assert subprocess.run(pip, cwd=clone, check=True, capture_output=True, timeout=60).stdout
     assert source(clone) == (0, "")
@@ -59,11 +59,11 @@ def test_an_interrupted_install_heals_itself(clone):
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "output"),
     [("echo 3.10.13; exit 1", "is 3.10.13"), (None, "is not there")],
     ids=["old", "missing"],
 )
-def test_an_old_python_is_refused(clone, script, said):
+def test_an_old_python_is_refused(clone, script, output):
     """An interpreter that is too old or missing is one clear line, and no .venv is created."""
     python = clone / "python"
     if script:
@@ -72,7 +72,7 @@ def test_an_old_python_is_refused(clone, script, said):
 
     assert source(clone, python) == (
         1,
-        f"Python 3.11 or newer is needed; {python} {said}. Set PYTHON to another interpreter.\n",
+        f"Python 3.11 or newer is needed; {python} {output}. Set PYTHON to another interpreter.\n",
     )
     assert not (clone / ".venv").exists()
 
@@ -108,8 +108,8 @@ def begin(clone, python):
 
 def finish(process):
     """Return exit status and standard error."""
-    _, said = process.communicate(timeout=100)
-    return process.returncode, said
+    _, output = process.communicate(timeout=100)
+    return process.returncode, output
 
 
 def wait_for(path):
@@ -133,9 +133,9 @@ def test_concurrent_scripts_install_once(clone, slow_python):
 
     assert [status for status, _ in ended] == [0] * 4, ended
     assert (clone / "makings").read_text() == "made\n"
-    said = "".join(text for _, text in ended)
-    assert said.count("Making .venv ...") == 1
-    assert 1 <= said.count("Waiting for another install (") <= 3
+    output = "".join(text for _, text in ended)
+    assert output.count("Making .venv ...") == 1
+    assert 1 <= output.count("Waiting for another install (") <= 3
     assert left_over(clone) == []
 
 
@@ -187,8 +187,8 @@ def test_nobody_waits_forever(clone):
     script = clone / "scripts" / "venv.sh"
     script.write_text(script.read_text().replace("max_wait_s=600", "max_wait_s=1"))
     (clone / ".venv.lock").symlink_to("another-host:1")
-    status, said = source(clone)
+    status, output = source(clone)
 
     assert status == 1
-    assert "Waiting for another install (another-host:1) ..." in said
-    assert "If no install is running, remove it." in said
+    assert "Waiting for another install (another-host:1) ..." in output
+    assert "If no install is running, remove it." in output

@@ -1,4 +1,4 @@
-"""Errors that Venice says within a stream."""
+"""Errors within Venice's streams."""
 
 import json
 
@@ -10,7 +10,7 @@ from service.upstream import split_at_error
 TOKEN = b'data: {"choices":[{"delta":{"content":"say \\"error\\": no"}}]}\n\n'
 
 
-def said(code, **more):
+def in_band(code, **more):
     """An error as Venice's event."""
     error = {"message": "Not now, Bearer abc", "type": "x", "code": code, **more}
     return b"data: " + json.dumps({"error": error}).encode() + b"\n\ndata: [DONE]\n\n"
@@ -19,11 +19,11 @@ def said(code, **more):
 @pytest.mark.parametrize(
     ("event", "kind", "status"),
     [
-        (said("model_overloaded", retry_after=7), UpstreamBusy, 503),
-        (said("content_blocked_by_provider"), UpstreamRejected, 422),
-        (said("e2ee_attestation_stale"), UpstreamRejected, 400),
-        (said("upstream_error"), UpstreamError, 502),
-        (said(None), UpstreamError, 502),
+        (in_band("model_overloaded", retry_after=7), UpstreamBusy, 503),
+        (in_band("content_blocked_by_provider"), UpstreamRejected, 422),
+        (in_band("e2ee_attestation_stale"), UpstreamRejected, 400),
+        (in_band("upstream_error"), UpstreamError, 502),
+        (in_band(None), UpstreamError, 502),
         (b'data: {"error":"a text"}\n\n', UpstreamError, 502),
     ],
 )

@@ -1,4 +1,4 @@
-"""The meter: what a stream says, whatever way its bytes are cut."""
+"""The meter reads the same usage and cost however a stream is cut into chunks."""
 
 import itertools
 import json
@@ -22,8 +22,8 @@ USAGE = (
 DONE = b"data: [DONE]\n\n"
 
 
-def fed(*chunks):
-    """What a meter says after these chunks."""
+def metered_of(*chunks):
+    """Feed the chunks to a meter; returns its result."""
     meter = StreamMeter()
     for chunk in chunks:
         meter.feed(chunk)
@@ -32,12 +32,12 @@ def fed(*chunks):
 
 @given(st.lists(st.integers(0, len(TOKENS + USAGE + DONE)), max_size=40))
 def test_any_cut_reads_the_same(cuts):
-    """However the bytes are chunked, usage and cost come out alike."""
+    """Usage and cost do not depend on how the bytes are cut."""
     stream = TOKENS + USAGE + DONE
     edges = [0, *sorted(cuts), len(stream)]
     chunks = [stream[start:end] for start, end in itertools.pairwise(edges)]
 
-    metered = fed(*chunks)
+    metered = metered_of(*chunks)
 
     assert (metered.usage.prompt_tokens, metered.usage.completion_tokens) == (7, 20)
     assert metered.cost_usd == Decimal("0.5000125")
@@ -48,8 +48,8 @@ def test_any_cut_reads_the_same(cuts):
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
 def test_any_line_ending_reads_the_same(ending, mark):
-    """The last lines are found by any of the endings that a stream may have."""
-    metered = fed(mark + (TOKENS + USAGE + DONE).replace(b"\n", ending))
+    """The last lines are found with any line ending, with or without a byte order mark."""
+    metered = metered_of(mark + (TOKENS + USAGE + DONE).replace(b"\n", ending))
 
     assert (metered.usage.prompt_tokens, metered.usage.completion_tokens) == (7, 20)
     assert (metered.is_complete, metered.is_error) == (True, False)
@@ -57,18 +57,18 @@ def test_any_line_ending_reads_the_same(ending, mark):
 
 @given(st.lists(st.integers(1, 3 * TAIL_BYTES), max_size=20))
 def test_any_cut_counts_the_same(cuts):
-    """A stream that is longer than its tail, and says nothing of its usage, is counted alike."""
+    """The count of a long stream without usage does not depend on how the bytes are cut."""
     stream = TOKENS * (3 * TAIL_BYTES // len(TOKENS))
     edges = [0, *sorted(cuts), len(stream)]
 
-    metered = fed(*(stream[start:end] for start, end in itertools.pairwise(edges)))
+    metered = metered_of(*(stream[start:end] for start, end in itertools.pairwise(edges)))
 
     assert metered.counted_tokens == stream.count(b'"choices"')
 
 
 def test_a_cut_stream_is_counted():
-    """Without usage there is the number of events that went by."""
-    metered = fed(TOKENS[: len(TOKENS) - 30])
+    """Without usage, the events are counted."""
+    metered = metered_of(TOKENS[: len(TOKENS) - 30])
 
     assert metered.usage is None
     assert metered.counted_tokens == 20
@@ -80,17 +80,17 @@ def test_a_cut_stream_is_counted():
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("times", [1, 3 * TAIL_BYTES // len(TOKENS)])
 def test_events_are_counted_by_any_line_ending(ending, mark, times):
-    """Also those that went by before the tail."""
+    """Events are counted at any line ending, also those before the kept tail."""
     stream = mark + TOKENS.replace(b"\n", ending) * times
 
-    assert fed(stream).counted_tokens == 20 * times
-    assert fed(*[stream[at : at + 999] for at in range(0, len(stream), 999)]).counted_tokens == (
-        20 * times
-    )
+    assert metered_of(stream).counted_tokens == 20 * times
+    assert metered_of(
+        *[stream[at : at + 999] for at in range(0, len(stream), 999)]
+    ).counted_tokens == (20 * times)
 
 
 def test_whole_events_are_given_and_the_last_without_its_end():
-    """What the meter reads goes on as it came."""
+    """The meter returns whole events unchanged, and the last one at the end."""
     meter = StreamMeter()
 
     assert meter.feed(TOKENS + USAGE[:9]) == TOKENS
@@ -103,14 +103,16 @@ def test_whole_events_are_given_and_the_last_without_its_end():
 
 def test_an_error_within_the_stream_is_seen():
     """An in-band error makes the outcome an error although the status was 200."""
-    metered = fed(TOKENS, b'data: {"error":{"message":"x","code":"model_overloaded"}}\n\n', DONE)
+    metered = metered_of(
+        TOKENS, b'data: {"error":{"message":"x","code":"model_overloaded"}}\n\n', DONE
+    )
 
     assert metered.is_error
     assert metered.counted_tokens == 21
 
 
 def test_a_long_stream_is_not_kept():
-    """Only a tail is kept, and it is enough."""
+    """Only a tail of the stream is kept, and usage is found in it."""
     meter = StreamMeter()
     for _ in range(1000):
         meter.feed(TOKENS)
@@ -179,8 +181,8 @@ def test_plain_usage():
         (b'"model":{"name":"m"}', 7, Decimal("0.5")),
     ],
 )
-def test_a_member_that_is_odd_takes_nothing_else_along(member, usage, cost_usd):
-    """Numbers that no call has are not stated at all; the rest of the answer is still read."""
+def test_an_invalid_member_does_not_discard_the_others(member, usage, cost_usd):
+    """An impossible number counts as missing; the rest of the answer is still read."""
     sound = [
         b'"usage":{"prompt_tokens":7,"completion_tokens":20}',
         b'"cost":{"usd":0.5}',
@@ -191,7 +193,7 @@ def test_a_member_that_is_odd_takes_nothing_else_along(member, usage, cost_usd):
     members = [member, *(other for other in sound if not other.startswith(name))]
     answer = b"{" + b",".join(members) + b"}"
 
-    for metered in (read_plain(answer), fed(b"data: " + answer + b"\n\n" + DONE)):
+    for metered in (read_plain(answer), metered_of(b"data: " + answer + b"\n\n" + DONE)):
         assert (metered.usage and metered.usage.prompt_tokens) == usage
         assert metered.cost_usd == cost_usd
         assert metered.upstream_request_id == (None if name == b'"id"' else "chat-1")
@@ -200,7 +202,7 @@ def test_a_member_that_is_odd_takes_nothing_else_along(member, usage, cost_usd):
 
 
 def test_names_fit_the_books():
-    """PostgreSQL's text holds no NUL, and nobody's name is endless."""
+    """NULs are removed from names, and names are cut to 256 characters."""
     metered = read_plain(b'{"id":"a\\u0000b","model":"' + b"m" * 1000 + b'"}')
 
     assert metered.upstream_request_id == "ab"
@@ -208,7 +210,7 @@ def test_names_fit_the_books():
 
 
 def typed(kind, **members):
-    """An event as the Responses API has it."""
+    """An event of the Responses API."""
     data = json.dumps({"type": kind, **members})
     return f"event: {kind}\ndata: {data}\n\n".encode()
 
@@ -226,8 +228,8 @@ RESPONSE = {
     [("completed", False), ("incomplete", False), ("failed", True)],
 )
 def test_typed_events(last, is_error):
-    """The last one of a response says what it used; there is no [DONE]."""
-    metered = fed(*DELTAS, typed(f"response.{last}", response=RESPONSE))
+    """The last event of a response has its usage; there is no [DONE]."""
+    metered = metered_of(*DELTAS, typed(f"response.{last}", response=RESPONSE))
 
     assert (metered.upstream_request_id, metered.model) == ("resp_1", "m")
     assert (metered.usage.all_tokens, metered.is_complete) == (12, True)
@@ -235,25 +237,25 @@ def test_typed_events(last, is_error):
 
 
 def test_typed_events_that_are_cut():
-    """Are counted, and not whole."""
-    metered = fed(*DELTAS)
+    """Events of a cut response are counted, and the response is not complete."""
+    metered = metered_of(*DELTAS)
 
     assert (metered.counted_tokens, metered.is_complete, metered.usage) == (5, False, None)
 
 
 def test_a_last_event_that_is_longer_than_the_tail():
-    """Its usage is found by its name in what is kept."""
+    """Usage is found by its name in the kept end of a long last event."""
     response = {"output": ["x" * TAIL_BYTES], **RESPONSE}
-    metered = fed(*DELTAS, typed("response.completed", response=response))
+    metered = metered_of(*DELTAS, typed("response.completed", response=response))
 
     assert (metered.usage.all_tokens, metered.is_complete) == (12, True)
 
 
 def test_usage_in_what_a_caller_wrote_saves_nothing():
-    """It may be repeated in a long last event; the most that is stated counts."""
+    """A long last event may repeat a caller's text with usage in it; the largest usage counts."""
     echoed = {"usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}
     response = {"output": ["x" * TAIL_BYTES], **RESPONSE, "metadata": echoed}
-    metered = fed(*DELTAS, typed("response.completed", response=response))
+    metered = metered_of(*DELTAS, typed("response.completed", response=response))
 
     assert metered.usage.all_tokens == 12
 
@@ -279,7 +281,7 @@ AMOUNT = st.decimals(0, 1000, places=12) | st.sampled_from(
 
 
 def stated_cost(amount, odd, *, is_text):
-    """A cost as it may be written."""
+    """Return the JSON of a cost, with the amount as a number or as text."""
     usd = f'"{amount}"' if is_text else f"{amount}"
     return f'{{"usd":{usd},"diem":{json.dumps(odd)}}}'
 
@@ -295,7 +297,7 @@ def stated_cost(amount, odd, *, is_text):
 def test_a_stated_cost_is_read_whatever_stands_beside_it(
     members, amount, odd, is_text, is_first, depth
 ):
-    """In a plain answer and in the last events of a stream, however these are cut."""
+    """A stated cost is read from a plain answer and from the last events of a stream."""
     others = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in members.items()]
     others.append('"nested":' + "[" * depth + "]" * depth)
     cost = '"cost":' + stated_cost(amount, odd, is_text=is_text)
@@ -308,25 +310,25 @@ def test_a_stated_cost_is_read_whatever_stands_beside_it(
     events = (
         TOKENS + b"data: " + answer + b"\n\n" + b'data: {"choices":[]}\n\n' * (depth % 20) + DONE
     )
-    assert fed(events).cost_usd == known
-    assert fed(*(events[at : at + 7] for at in range(0, len(events), 7))).cost_usd == known
+    assert metered_of(events).cost_usd == known
+    assert metered_of(*(events[at : at + 7] for at in range(0, len(events), 7))).cost_usd == known
 
 
 def test_usage_before_more_output_is_not_final():
-    """Be it with the finish reason of one of several choices."""
+    """Usage is not final when output follows, even if the event had a finish reason."""
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
     choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
     event = b"data: " + json.dumps({"choices": [choice], "usage": usage}).encode() + b"\n\n"
-    assert fed(TOKENS, event).is_final
-    metered = fed(event, TOKENS)
+    assert metered_of(TOKENS, event).is_final
+    metered = metered_of(event, TOKENS)
     assert (metered.is_final, metered.output_tokens) == (False, None)
     assert metered.usage.all_input_tokens == 10
 
 
 @given(st.integers(0, len(TOKENS + USAGE + DONE)))
-def test_what_was_left_early_is_never_final(cut):
-    """At no byte before the last word on cost is there one."""
-    metered = fed((TOKENS + USAGE + DONE)[:cut])
+def test_a_truncated_stream_is_not_final(cut):
+    """A result is final only once the cost is complete."""
+    metered = metered_of((TOKENS + USAGE + DONE)[:cut])
     spent_at = len(TOKENS) + USAGE.rindex(b"}")
 
     assert metered.is_final is (cut > spent_at)

@@ -38,7 +38,7 @@ def commit(repository, **files):
 
 
 def check(repository):
-    """Run the script; returns its status and what it says."""
+    """Run the script; returns its status and output."""
     result = subprocess.run(
         ["sh", "scripts/migrations_unchanged.sh"],
         cwd=repository,
@@ -85,11 +85,11 @@ def test_an_edit_is_refused(repository, is_committed):
     (repository / FIRST).write_text("SELECT 'something else';\n")
     if is_committed:
         commit(repository)
-    status, said = check(repository)
+    status, output = check(repository)
 
     assert status == 1
-    assert f"{FIRST} was changed; it came with" in said
-    assert "(Brings 0001_first)" in said
+    assert f"{FIRST} was changed; it came with" in output
+    assert "(Brings 0001_first)" in output
 
 
 @pytest.mark.parametrize("is_committed", [False, True])
@@ -118,9 +118,9 @@ def test_a_branch_may_change_its_own(repository):
 
     (repository / FIRST).write_text("SELECT 2;\n")
     (repository / "migrations/0002_second.sql").write_text("SELECT 4;\n")
-    said = check(repository)[1]
-    assert "0001_first.sql was changed" in said
-    assert "0002_second.sql was changed; it came with" in said
+    output = check(repository)[1]
+    assert "0001_first.sql was changed" in output
+    assert "0002_second.sql was changed; it came with" in output
 
 
 def test_what_main_got_since_is_no_deletion(repository):
@@ -215,7 +215,7 @@ def test_what_a_release_calls_stays(released):
     assert "functions/one.sql was deleted" in check(released)[1]
 
 
-def test_a_clone_knows_and_a_shallow_one_says_so(repository, tmp_path):
+def test_a_shallow_clone_is_an_error(repository, tmp_path):
     """A fresh clone checks as well; a shallow one cannot, and fails with what to do."""
     commit(repository, **{"0002_second": "SELECT 2;\n"})
     (repository / FIRST).write_text("SELECT 'edited';\n")
@@ -224,15 +224,15 @@ def test_a_clone_knows_and_a_shallow_one_says_so(repository, tmp_path):
     git(tmp_path, "clone", "--depth=1", repository.as_uri(), "shallow")
 
     assert "0001_first.sql was changed" in check(tmp_path / "full")[1]
-    status, said = check(tmp_path / "shallow")
+    status, output = check(tmp_path / "shallow")
     assert status == 1
-    assert "git fetch --unshallow" in said
+    assert "git fetch --unshallow" in output
 
 
 def test_a_copy_without_history_is_fine(repository):
-    """An unpacked archive has nothing to compare with, and says so."""
+    """An unpacked archive has nothing to compare with, which is reported."""
     shutil.rmtree(repository / ".git")
-    status, said = check(repository)
+    status, output = check(repository)
 
     assert status == 0
-    assert "no git clone" in said
+    assert "no git clone" in output

@@ -234,7 +234,7 @@ def test_ambiguous_parts_are_refused(odd):
         parse(body((odd, b"1")), TYPE)
 
 
-def test_a_file_is_what_its_disposition_says():
+def test_a_disposition_decides_what_is_a_file():
     """Only Content-Disposition decides whether a part is a file, not another header or a quoted
     text."""
     other = b'X: a; filename="x"; name="b"\r\n' + NAMED

@@ -63,17 +63,17 @@ def test_railway_means_production(environ):
 
 def test_production_names_every_missing_setting(environ):
     """Production reports all missing variables at once, one per line."""
-    said = mistakes(environ, ENVIRONMENT="production")
+    errors = mistakes(environ, ENVIRONMENT="production")
 
-    names = [line.partition(":")[0] for line in said]
+    names = [line.partition(":")[0] for line in errors]
     assert names == ["DATABASE_URL", "OPERATOR_KEY", "ENCRYPTION_KEY", "VENICE_API_KEY"]
 
 
 def test_an_empty_variable_is_a_missing_one(environ):
     """An empty variable counts as missing."""
-    said = mistakes(environ, **{**PRODUCTION, "VENICE_API_KEY": ""})
+    errors = mistakes(environ, **{**PRODUCTION, "VENICE_API_KEY": ""})
 
-    assert [line.partition(":")[0] for line in said] == ["VENICE_API_KEY"]
+    assert [line.partition(":")[0] for line in errors] == ["VENICE_API_KEY"]
 
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "\t{} \r\n", "\u00a0{}"])
@@ -121,9 +121,9 @@ def test_a_secret_that_no_header_can_carry_is_refused(environ, name, odd):
     """A secret that no header can carry is reported at the start by the variable's name, without
     its value."""
     value = PRODUCTION[name]
-    said = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
+    errors = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
 
-    assert said == [f"{name}: must be printable ASCII characters without spaces"]
+    assert errors == [f"{name}: must be printable ASCII characters without spaces"]
 
 
 @pytest.mark.parametrize("odd", ["\x00", "\n", "\r", "\x7f", " ", "\u200b", "\ufeff"])
@@ -132,9 +132,9 @@ def test_a_broken_address_is_refused(environ, name, odd):
     """An address with a line break inside is refused, because parsers differ in how they treat
     it."""
     value = PRODUCTION.get(name, "https://venice.example/api/v1")
-    said = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
+    errors = mistakes(environ, **{**PRODUCTION, name: f"{value[:20]}{odd}{value[20:]}"})
 
-    assert said == [f"{name}: must not have spaces or control characters"]
+    assert errors == [f"{name}: must not have spaces or control characters"]
 
 
 def test_dotenv_values_are_stripped(environ, tmp_path):
@@ -151,10 +151,10 @@ def test_dotenv_values_are_stripped(environ, tmp_path):
 @pytest.mark.parametrize("name", ["VENICE_API_KEY", "OPERATOR_KEY", "DATABASE_URL"])
 def test_white_space_alone_is_no_value(environ, name):
     """White space alone counts as a missing value."""
-    said = mistakes(environ, **{**PRODUCTION, name: " \n"})
+    errors = mistakes(environ, **{**PRODUCTION, name: " \n"})
 
-    assert [line.partition(":")[0] for line in said] == [name]
-    assert "required" in said[0]
+    assert [line.partition(":")[0] for line in errors] == [name]
+    assert "required" in errors[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 40, b"a" * 20 + b" " + b"a" * 20])
@@ -163,9 +163,9 @@ def test_a_kept_secret_that_is_damaged_is_refused(environ, tmp_path, content):
     (tmp_path / ".rialto").mkdir()
     (tmp_path / ".rialto" / "encryption_key").write_bytes(content)
 
-    (said,) = mistakes(environ)
+    (errors,) = mistakes(environ)
 
-    assert said.startswith("DATA_DIRECTORY: .rialto/encryption_key is damaged")
+    assert errors.startswith("DATA_DIRECTORY: .rialto/encryption_key is damaged")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_other_names_are_ignored(environ):
 
 def test_mistakes_of_all_kinds_are_reported_together(environ):
     """Missing, malformed and contradictory settings are one report."""
-    said = mistakes(
+    errors = mistakes(
         environ,
         ENVIRONMENT="production",
         DATABASE_URL="postgresql://u:p@localhost/x",
@@ -228,7 +228,7 @@ def test_mistakes_of_all_kinds_are_reported_together(environ):
         OPERATOR_KEY="short",
     )
 
-    names = {line.partition(":")[0] for line in said}
+    names = {line.partition(":")[0] for line in errors}
     assert names == {
         "DATABASE_URL",
         "PORT",
@@ -284,12 +284,12 @@ def test_unreadable_lines_of_dotenv(environ, tmp_path):
     """Lines of .env that cannot be parsed are reported by number, without their content."""
     (tmp_path / ".env").write_text(f"PORT=http\n\n# why\n\n{SECRET} 1\nLOG_LEVEL=info\nHOST:x\n")
 
-    said = mistakes(environ)
+    errors = mistakes(environ)
 
     form = "cannot be read; the form is NAME=value"
-    assert said[:2] == [f".env: line 5 {form}", f".env: line 7 {form}"]
-    assert [line.partition(":")[0] for line in said[2:]] == ["PORT"]
-    assert SECRET not in str(said)
+    assert errors[:2] == [f".env: line 5 {form}", f".env: line 7 {form}"]
+    assert [line.partition(":")[0] for line in errors[2:]] == ["PORT"]
+    assert SECRET not in str(errors)
 
 
 @pytest.mark.parametrize("content", [None, b"PORT=\xff\n"], ids=["directory", "not UTF-8"])
@@ -300,9 +300,9 @@ def test_an_unreadable_dotenv(environ, tmp_path, content):
     else:
         (tmp_path / ".env").write_bytes(content)
 
-    (said,) = mistakes(environ)
+    (errors,) = mistakes(environ)
 
-    assert said.startswith(".env: cannot be read: ")
+    assert errors.startswith(".env: cannot be read: ")
 
 
 def test_an_unknown_environment_is_one_mistake(environ):
@@ -310,25 +310,25 @@ def test_an_unknown_environment_is_one_mistake(environ):
     mistakes are."""
     url = "postgresql://u:p@localhost/x"
 
-    said = mistakes(environ, ENVIRONMENT="prod", PORT="http", DATABASE_URL=url)
+    errors = mistakes(environ, ENVIRONMENT="prod", PORT="http", DATABASE_URL=url)
 
-    assert {line.partition(":")[0] for line in said} == {"ENVIRONMENT", "PORT"}
+    assert {line.partition(":")[0] for line in errors} == {"ENVIRONMENT", "PORT"}
 
 
 def test_a_data_directory_that_is_a_file(environ, tmp_path):
     """A data directory that is a file, or lies below one, is a mistake in the report."""
     (tmp_path / "file").touch()
     for directory in ("file", "file/below"):
-        said = mistakes(environ, DATA_DIRECTORY=directory, PORT="http")
-        assert [line.partition(":")[0] for line in said] == ["PORT", "DATA_DIRECTORY"]
-        assert said[1].endswith("file is not a directory")
+        errors = mistakes(environ, DATA_DIRECTORY=directory, PORT="http")
+        assert [line.partition(":")[0] for line in errors] == ["PORT", "DATA_DIRECTORY"]
+        assert errors[1].endswith("file is not a directory")
 
 
 def test_a_data_directory_that_cannot_be_written(environ):
     """A data directory that cannot be written is a mistake of DATA_DIRECTORY, also for root."""
-    (said,) = mistakes(environ, DATA_DIRECTORY="/proc/rialto")
+    (errors,) = mistakes(environ, DATA_DIRECTORY="/proc/rialto")
 
-    assert said.startswith("DATA_DIRECTORY: ")
+    assert errors.startswith("DATA_DIRECTORY: ")
 
 
 def test_production_ignores_the_data_directory(environ, tmp_path):
@@ -342,9 +342,9 @@ def test_production_ignores_the_data_directory(environ, tmp_path):
 @pytest.mark.parametrize("count", ["0", "65", "two"])
 def test_processes_are_1_to_64(environ, count):
     """Any number of processes outside 1 to 64 is a mistake that names the variable."""
-    (said,) = mistakes(environ, WEB_CONCURRENCY=count)
+    (errors,) = mistakes(environ, WEB_CONCURRENCY=count)
 
-    assert said.startswith("WEB_CONCURRENCY: ")
+    assert errors.startswith("WEB_CONCURRENCY: ")
 
 
 def test_the_page_has_each_rule(environ):
@@ -402,11 +402,11 @@ def test_production_refuses_this_machine_in_every_spelling(environ, host):
     """A database URL of this machine is refused in production, without showing a password."""
     url = f"postgresql://rialto:{SECRET}@{host}:5432/rialto"
 
-    (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
+    (errors,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
 
-    assert said.startswith("DATABASE_URL: points at this machine")
-    assert "postgresql://USER:PASSWORD@HOST" in said
-    assert SECRET not in said
+    assert errors.startswith("DATABASE_URL: points at this machine")
+    assert "postgresql://USER:PASSWORD@HOST" in errors
+    assert SECRET not in errors
 
 
 @pytest.mark.parametrize(
@@ -417,10 +417,10 @@ def test_production_checks_the_host_parameter(environ, query):
     """The host parameter overrides the URL's host, so it must follow the same rule."""
     url = f"postgresql://rialto:{SECRET}@postgres.internal/rialto?{query}"
 
-    (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
+    (errors,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
 
-    assert "points at this machine" in said
-    assert SECRET not in said
+    assert "points at this machine" in errors
+    assert SECRET not in errors
 
 
 @pytest.mark.parametrize("host", ["postgres.internal,localhost", "localhost,postgres.internal"])
@@ -428,18 +428,18 @@ def test_a_list_of_hosts_is_refused(environ, host):
     """A list of hosts, which could hide a loopback host, is refused."""
     url = f"postgresql://rialto:{SECRET}@{host}/rialto"
 
-    (said,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
+    (errors,) = mistakes(environ, **{**PRODUCTION, "DATABASE_URL": url})
 
-    assert "list of hosts" in said
-    assert SECRET not in said
+    assert "list of hosts" in errors
+    assert SECRET not in errors
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_UNPOOLED_URL"])
 def test_both_urls_follow_the_rule(environ, name):
     """The rule applies to DATABASE_URL and DATABASE_UNPOOLED_URL."""
-    (said,) = mistakes(environ, **{**PRODUCTION, name: "postgresql://u:p@127.1/x"})
+    (errors,) = mistakes(environ, **{**PRODUCTION, name: "postgresql://u:p@127.1/x"})
 
-    assert said.startswith(f"{name}: points at this machine")
+    assert errors.startswith(f"{name}: points at this machine")
 
 
 @pytest.mark.parametrize(
@@ -580,8 +580,8 @@ def test_numbers_are_digits(environ, name, text):
 )
 def test_invalid_open_paths(environ, text):
     """An invalid path is a mistake that names the variable."""
-    (said,) = mistakes(environ, VENICE_OTHER_PATHS=text)
-    assert said.startswith("VENICE_OTHER_PATHS: must")
+    (errors,) = mistakes(environ, VENICE_OTHER_PATHS=text)
+    assert errors.startswith("VENICE_OTHER_PATHS: must")
 
 
 def test_open_paths_keep_their_order(environ):
@@ -609,6 +609,6 @@ def test_open_paths_keep_their_order(environ):
 )
 def test_venices_address_is_a_plain_url(environ, url):
     """An address of Venice that another parser would read differently is refused."""
-    (said,) = mistakes(environ, VENICE_BASE_URL=url)
-    assert said.startswith("VENICE_BASE_URL: must")
-    assert "pass" not in said
+    (errors,) = mistakes(environ, VENICE_BASE_URL=url)
+    assert errors.startswith("VENICE_BASE_URL: must")
+    assert "pass" not in errors
