@@ -28,20 +28,18 @@ WAITS_MS: Final = {"lock_timeout": 3000, "idle_in_transaction_session_timeout": 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection that knows its age and when it last answered. Times are ``time.monotonic``."""
 
-    born_at: float
-    lives_s: float
+    ends_at: float
+    """When it is too old to be used again."""
     answered_at: float
 
     def start_life(self, max_age_s: float) -> None:
         """Called once, when the connection is new. The jitter keeps siblings from ageing alike."""
-        self.born_at = self.answered_at = time.monotonic()
-        self.lives_s = max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - not a secret
+        self.answered_at = time.monotonic()
+        lives_s = max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - not a secret
+        self.ends_at = self.answered_at + lives_s
 
     def has_answered(self) -> None:
         self.answered_at = time.monotonic()
-
-    def is_too_old(self) -> bool:
-        return time.monotonic() - self.born_at > self.lives_s
 
 
 def connect_arguments(address: DatabaseAddress, *, through_pooler: bool = False) -> dict[str, Any]:

@@ -62,11 +62,6 @@ class Database:
         """How many the pool has, and how many of them are idle."""
         return self._pool.get_size(), self._pool.get_idle_size()
 
-    @property
-    def has_idle(self) -> bool:
-        """Whether anybody could take a connection now."""
-        return bool(self._pool.get_idle_size())
-
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
         """All rows."""
         return await self._repeated(lambda connection: connection.fetch(sql, *arguments))
@@ -143,7 +138,7 @@ class Database:
 
     def sticky(self) -> "StickyConnection":
         """A connection to reuse for consecutive statements."""
-        return StickyConnection(self, lambda: self._connection(certain=False), self._succeeded)
+        return StickyConnection(self, self._pool, lambda: self._connection(certain=False))
 
     async def _repeated(self, run: Callable[[Any], Awaitable[T]]) -> T:
         with translated():
@@ -226,7 +221,7 @@ class Database:
     async def _is_usable(self, connection: Any, deadline: float, *, certain: bool) -> bool:
         now = time.monotonic()
         idle_s = now - connection.answered_at
-        if connection.is_too_old():
+        if now > connection.ends_at:
             return False
         if idle_s > self._settings.database_max_inactive_s:
             return False
@@ -250,30 +245,38 @@ class StickyConnection:
     def __init__(
         self,
         database: Database,
+        pool: Any,
         take: Callable[[], contextlib.AbstractAsyncContextManager[Any]],
-        succeeded: Callable[[Any], None],
     ) -> None:
         self._database = database
+        self._pool = pool
         self._take_one = take
-        self._succeeded = succeeded
         self._taken: contextlib.AbstractAsyncContextManager[Any] | None = None
         self._connection: Any = None
+        self._ends_at = 0.0
         self._losses = 0
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
         """As :meth:`Database.fetch`."""
-        with translated(), contextlib.suppress(ConnectionLost):
-            await self._take()
+        try:
+            now = time.monotonic()
+            if self._taken is None or now > self._ends_at or self._losses != self._database.losses:
+                await self._take()
             try:
                 rows: list[Any] = await self._connection.fetch(sql, *arguments)
-                self._succeeded(self._connection)
             except BaseException:
                 await self._end(*sys.exc_info())
                 raise
-            if not self._database.has_idle:
+            self._database.succeeded_at = time.monotonic()
+            if not self._pool.get_idle_size():
                 await self.give_back()
-            return rows
-        return await self._database.fetch(sql, *arguments)
+        except ConnectionLost:
+            return await self._database.fetch(sql, *arguments)
+        except Exception:
+            # Entered for errors alone: statements follow each other all the time.
+            with translated():
+                raise
+        return rows
 
     async def give_back(self) -> None:
         """Let others have the connection, if there is one."""
@@ -281,17 +284,12 @@ class StickyConnection:
             await self._end(None, None, None)
 
     async def _take(self) -> None:
-        """Another one when it is gone or too old, or when a sibling was lost."""
-        if self._taken is not None and (
-            self._losses != self._database.losses
-            or is_closed(self._connection)
-            or self._connection.is_too_old()
-        ):
-            await self.give_back()
-        if self._taken is None:
-            taken = self._take_one()
-            self._connection = await taken.__aenter__()
-            self._taken, self._losses = taken, self._database.losses
+        """Take another one in place of one that is too old, or whose sibling was lost."""
+        await self.give_back()
+        taken = self._take_one()
+        self._connection = await taken.__aenter__()
+        self._taken, self._losses = taken, self._database.losses
+        self._ends_at = self._connection.ends_at
 
     async def _end(self, *error: Any) -> None:
         taken, self._taken = self._taken, None

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence, Sized
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 
 from service.errors import Unavailable
 from service.ledger.records import Admission, Entry, Hold
@@ -22,43 +22,6 @@ LINGER_S: Final = 0.1
 """How long the idle worker keeps its connection."""
 
 
-class Queue(Generic[I, O]):
-    """Items that wait for a batch, in order, each with a future of its outcome. More than
-    ``most_waiting`` items are refused; None is for items that are counted elsewhere."""
-
-    def __init__(self, most_waiting: int | None) -> None:
-        self._most_waiting = most_waiting
-        self.waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
-
-    def put(self, item: I) -> asyncio.Future[O]:
-        """Queue the item.
-
-        :raises Unavailable: when too many wait already.
-        """
-        if self._most_waiting is not None and len(self.waiting) >= self._most_waiting:
-            raise Unavailable("Too many calls are waiting for the books.", retry_after_s=1)
-        future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
-        self.waiting.append((item, future))
-        return future
-
-    def take(self, most: int) -> tuple[list[I], list[asyncio.Future[O]]]:
-        """The next batch of so many at most, without what was cancelled while it waited."""
-        items: list[I] = []
-        futures: list[asyncio.Future[O]] = []
-        while self.waiting and len(items) < most:
-            item, future = self.waiting.popleft()
-            if not future.done():
-                items.append(item)
-                futures.append(future)
-        return items, futures
-
-    def close(self) -> None:
-        """Cancel what waits."""
-        for _, future in self.waiting:
-            future.cancel()
-        self.waiting.clear()
-
-
 class Batches:
     """Holds to take and entries to write. One loop writes whatever is queued, without waiting for
     more: up to a third of the ``open_calls`` together, one batch at a time.
@@ -73,10 +36,11 @@ class Batches:
     ) -> None:
         self._writer = writer
         self._open_calls = open_calls
-        self._admissions: Queue[Hold, Admission] = Queue(max_admitting)
-        # Never more than admitted calls and admissions to undo, which are both bounded.
-        self._settlements: Queue[Entry, None] = Queue(None)
+        self._max_admitting = max_admitting
         self._admit_s = admit_s
+        self._admissions: deque[tuple[Hold, asyncio.Future[Admission]]] = deque()
+        self._settlements: deque[tuple[Entry, asyncio.Future[None]]] = deque()
+        """Never more than admitted calls and admissions to undo, which are both bounded."""
         self._awaited: deque[tuple[float, asyncio.Future[Admission]]] = deque()
         """Admissions that are not decided, with their deadlines, in order; one timer is for all."""
         self._next_deadline: asyncio.TimerHandle | None = None
@@ -91,16 +55,21 @@ class Batches:
 
         :raises Unavailable: when too many wait already.
         """
-        future = self._admissions.put(hold)
-        self._awaited.append((future.get_loop().time() + self._admit_s, future))
+        if len(self._admissions) >= self._max_admitting:
+            raise Unavailable("Too many calls are waiting for the books.", retry_after_s=1)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Admission] = loop.create_future()
+        self._admissions.append((hold, future))
+        self._awaited.append((loop.time() + self._admit_s, future))
         if self._next_deadline is None:
-            self._set_deadline(future.get_loop())
+            self._set_deadline(loop)
         self._wake()
         return future
 
     def settle(self, entry: Entry) -> asyncio.Future[None]:
         """Queue the entry; the future is done when it is written."""
-        future = self._settlements.put(entry)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settlements.append((entry, future))
         self._wake()
         return future
 
@@ -116,8 +85,10 @@ class Batches:
                 task.cancel()
         if self._next_deadline is not None:
             self._next_deadline.cancel()
-        self._admissions.close()
-        self._settlements.close()
+        for queue in (self._admissions, self._settlements):
+            for _, future in queue:
+                future.cancel()
+            queue.clear()
 
     def _set_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
         deadline, _ = self._awaited[0]
@@ -140,83 +111,75 @@ class Batches:
         else:
             self._woken.set()
 
-    def _has_work(self) -> bool:
-        waiting = self._admissions.waiting or (self._late is None and self._settlements.waiting)
-        return bool(waiting)
-
     async def _work(self) -> None:
+        has_lingered = False
         try:
-            while self._has_work() or await self._gets_work():
-                # What arrives in this turn of the loop goes along.
-                await asyncio.sleep(0)
-                await self._run_next()
+            while True:
+                if self._admissions or (self._settlements and self._late is None):
+                    # What arrives in this turn of the loop goes along.
+                    await asyncio.sleep(0)
+                    await self._run_next()
+                    has_lingered = False
+                elif not has_lingered:
+                    self._woken.clear()
+                    timer = asyncio.get_running_loop().call_later(LINGER_S, self._woken.set)
+                    try:
+                        await self._woken.wait()
+                    finally:
+                        timer.cancel()
+                    has_lingered = True
+                else:
+                    break
         finally:
             # Since the last look at the queues there was no await, so nothing can have arrived that
             # nobody would wake up for.
             self._working = None
             await self._writer.give_back()
 
-    async def _gets_work(self) -> bool:
-        self._woken.clear()
-        timer = asyncio.get_running_loop().call_later(LINGER_S, self._woken.set)
-        try:
-            await self._woken.wait()
-        finally:
-            timer.cancel()
-        return self._has_work()
-
     async def _run_next(self) -> None:
         # What is undone after an outage waits too, and is under way no more.
-        waiting = len(self._admissions.waiting) + len(self._settlements.waiting)
+        waiting = len(self._admissions) + len(self._settlements)
         part = max(len(self._open_calls), waiting) // PARTS
         most = min(max(part, MIN_BATCH), MAX_BATCH)
-        holds, admitting = self._admissions.take(most)
-        entries, settling = self._settlements.take(most) if self._late is None else ([], [])
+        holds, admitting = _take(self._admissions, most) if self._admissions else ([], [])
+        entries: Sequence[Entry] = ()
+        settling: Sequence[asyncio.Future[None]] = ()
+        if self._settlements and self._late is None:
+            entries, settling = _take(self._settlements, most)
         if not holds and not entries:
             return
         self._at_rest.clear()
+        verdicts: Sequence[Admission | Exception]
         try:
-            verdicts = await self._run(entries, settling, holds)
+            verdicts = await self._writer.write(entries, holds)
+        except Exception as error:  # noqa: BLE001 - it goes to those who wait
+            if entries:
+                self._late = asyncio.create_task(self._settle_late(entries, settling))
+            verdicts = await self._admit_apart(error, holds, was_alone=not entries)
+        else:
+            _settled(settling)
         finally:
             self._at_rest.set()
-        for future, verdict in zip(admitting, verdicts, strict=True):
-            if future.done():
-                continue
-            if isinstance(verdict, Exception):
-                future.set_exception(verdict)
-            else:
-                future.set_result(verdict)
+        _decided(admitting, verdicts)
         # A refusal leads to the whole of its call, which would stay until its deadline.
         while self._awaited and self._awaited[0][1].done():
             self._awaited.popleft()
 
-    async def _run(
-        self,
-        entries: Sequence[Entry],
-        settling: Sequence[asyncio.Future[None]],
-        holds: Sequence[Hold],
+    async def _admit_apart(
+        self, error: Exception, holds: Sequence[Hold], *, was_alone: bool
     ) -> Sequence[Admission | Exception]:
-        if not entries:
-            return await self._admit(holds)
-        try:
-            verdicts = await self._writer.write(entries, holds)
-        except Exception as error:  # noqa: BLE001 - it goes to those who wait
-            self._late = asyncio.create_task(self._settle_late(entries, settling))
-            if isinstance(error, Unavailable):
-                return [error] * len(holds)
-            # It may be the fault of an entry.
-            return await self._admit(holds) if holds else []
-        _settled(settling)
+        """The verdicts for holds whose batch failed. One that the books cannot take keeps no other
+        from them; but where the holds were not alone in the batch, it may be the fault of an entry.
+        """
+        if isinstance(error, Unavailable) or not holds or (was_alone and len(holds) == 1):
+            return [error] * len(holds)
+        verdicts: list[Admission | Exception] = []
+        for part in [[hold] for hold in holds] if was_alone else [holds]:
+            try:
+                verdicts += await self._writer.write((), part)
+            except Exception as its_error:  # noqa: BLE001 - it goes to those who wait
+                verdicts += await self._admit_apart(its_error, part, was_alone=True)
         return verdicts
-
-    async def _admit(self, holds: Sequence[Hold]) -> Sequence[Admission | Exception]:
-        try:
-            return await self._writer.write([], holds)
-        except Exception as error:  # noqa: BLE001 - it goes to those who wait
-            if isinstance(error, Unavailable) or len(holds) == 1:
-                return [error] * len(holds)
-        # One that the books cannot take keeps no other from them.
-        return [verdict for hold in holds for verdict in await self._admit([hold])]
 
     async def _settle_late(
         self, entries: Sequence[Entry], settling: Sequence[asyncio.Future[None]]
@@ -226,11 +189,37 @@ class Batches:
             _settled(settling)
         finally:
             self._late = None
-        if self._settlements.waiting:
+        if self._settlements:
             self._wake()
+
+
+def _take(
+    queue: deque[tuple[I, asyncio.Future[O]]], most: int
+) -> tuple[list[I], list[asyncio.Future[O]]]:
+    """The next batch of so many at most, without what was cancelled while it waited."""
+    items: list[I] = []
+    futures: list[asyncio.Future[O]] = []
+    while queue and len(items) < most:
+        item, future = queue.popleft()
+        if not future.done():
+            items.append(item)
+            futures.append(future)
+    return items, futures
 
 
 def _settled(settling: Sequence[asyncio.Future[None]]) -> None:
     for future in settling:
         if not future.done():
             future.set_result(None)
+
+
+def _decided(
+    admitting: Sequence[asyncio.Future[Admission]], verdicts: Sequence[Admission | Exception]
+) -> None:
+    for future, verdict in zip(admitting, verdicts, strict=True):
+        if future.done():
+            continue
+        if isinstance(verdict, Exception):
+            future.set_exception(verdict)
+        else:
+            future.set_result(verdict)

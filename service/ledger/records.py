@@ -88,11 +88,11 @@ NOT_SENT: Final = Sent()
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """The granted bounds, which are lower than requested if the call was cut down, and the
-    caller's rates."""
+    caller's rates; None without limits on them."""
 
     bound_nanos: int | None
     bound_tokens: int
-    rates: Rates
+    rates: Rates | None
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,8 +26,10 @@ class Rates(msgspec.Struct, frozen=True):
     tokens: Rate | None
 
     @classmethod
-    def of(cls, row: Any) -> "Rates":
-        """Build the rates from a row of ``public.settle_and_admit``."""
+    def of(cls, row: Any) -> "Rates | None":
+        """Build the rates from a row of ``public.settle_and_admit``; None where there are none."""
+        if row["requests_left"] is None and row["tokens_left"] is None:
+            return None
         return cls(_rate(row, "requests"), _rate(row, "tokens"))
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from service.database.database import Database, StickyConnection
+from service.database.database import Database
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ledger.condition import Condition, is_schema_error
 from service.ledger.records import Admission, Entry, Hold
@@ -52,19 +52,56 @@ class BatchWriter:
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
 
-    def write(
-        self, entries: Sequence[Entry], holds: Sequence[Hold]
-    ) -> Awaitable[Sequence[Admission | ServiceError]]:
+    async def write(
+        self,
+        entries: Sequence[Entry],
+        holds: Sequence[Hold],
+        database: Database | None = None,
+    ) -> Sequence[Admission | ServiceError]:
         """Write the entries, then take the holds, both or nothing; returns a verdict for each
-        hold."""
-        return self._write(entries, holds, self._sticky)
+        hold. Without a ``database`` the connection is the one that is kept for batches."""
+        if entries:
+            metrics.note(metrics.BATCH_SIZE, len(entries), "settlement")
+        if holds:
+            metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
+        losses = self._database.losses
+        statement = self.fetch(database or self._sticky, entries, holds)
+        try:
+            rows = await statement
+        except Exception as error:
+            self.condition.failed(error)
+            if is_schema_error(error):
+                # No other call fares better, and settlements wait until it is mended.
+                raise Unavailable("The books cannot be written.", retry_after_s=5) from error
+            raise
+        self.condition.succeeded()
+        verdicts, settled_nanos = [], 0
+        for row in rows:
+            if row["number"] is None:
+                settled_nanos += self._note_written(row)
+            else:
+                verdicts.append(verdict_of(row))
+        if settled_nanos:
+            metrics.SETTLED_USD.inc(settled_nanos / 1e9)
+        if self._database.losses != losses:
+            self._undo_refused(holds, verdicts)
+        return verdicts
+
+    def _undo_refused(
+        self, holds: Sequence[Hold], verdicts: Sequence[Admission | ServiceError]
+    ) -> None:
+        """End what may become of refused holds. Their statement may have been a repetition, and the
+        first one may run yet: what was refused now may then be admitted."""
+        for hold, verdict in zip(holds, verdicts, strict=True):
+            if isinstance(verdict, ServiceError) and not hold.is_moved:
+                self._undo(hold)
 
     async def settle(self, entries: Sequence[Entry]) -> None:
         """Write the entries, however long it takes. Never raises."""
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                await self._write(entries, (), self._database)
+                await self.write(entries, (), self._database)
             except Unavailable:
                 metrics.SETTLEMENT_RETRIES.inc()
                 log.warning(
@@ -98,49 +135,12 @@ class BatchWriter:
         """
         settled = calls = None
         if entries:
-            settled = msgspec.json.encode([entry.row() for entry in entries]).decode()
+            settled = msgspec.json.encode(list(map(Entry.row, entries))).decode()
         if holds:
             calls = msgspec.json.encode(holds).decode()
         rows: Awaitable[list[Any]] = conn.fetch(
             SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._max_end_users
         )
-        return rows
-
-    async def _write(
-        self, entries: Sequence[Entry], holds: Sequence[Hold], database: Database | StickyConnection
-    ) -> Sequence[Admission | ServiceError]:
-        if entries:
-            metrics.note(metrics.BATCH_SIZE, len(entries), "settlement")
-        if holds:
-            metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
-        losses = self._database.losses
-        rows = await self._run(self.fetch(database, entries, holds))
-        verdicts, settled_nanos = [], 0
-        for row in rows:
-            if row["number"] is None:
-                settled_nanos += self._note_written(row)
-            else:
-                verdicts.append(verdict_of(row))
-        if settled_nanos:
-            metrics.SETTLED_USD.inc(settled_nanos / 1e9)
-        if self._database.losses != losses:
-            # This may have been a repetition, and the first statement may run yet: what was refused
-            # now may then be admitted.
-            for hold, verdict in zip(holds, verdicts, strict=True):
-                if isinstance(verdict, ServiceError) and not hold.is_moved:
-                    self._undo(hold)
-        return verdicts
-
-    async def _run(self, statement: Awaitable[list[Any]]) -> Sequence[Any]:
-        try:
-            rows = await statement
-        except Exception as error:
-            self.condition.failed(error)
-            if is_schema_error(error):
-                # No other call fares better, and settlements wait until it is mended.
-                raise Unavailable("The books cannot be written.", retry_after_s=5) from error
-            raise
-        self.condition.succeeded()
         return rows
 
     def _note_written(self, written: Any) -> int:
