@@ -4,6 +4,8 @@ A cost is rounded up once, at the end, to the next whole nano-dollar, so that ma
 never free.
 """
 
+import itertools
+import operator
 from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
@@ -43,4 +45,5 @@ def format_usd(nanos: int) -> str:
 
 def cost_of_tokens(*pairs: tuple[int, int]) -> int:
     """Return the cost of ``(tokens, nanos per million tokens)`` pairs, rounded up once."""
-    return -(-sum([tokens * nanos for tokens, nanos in pairs]) // TOKENS_PER_PRICE)
+    nanos: int = sum(itertools.starmap(operator.mul, pairs))
+    return -(-nanos // TOKENS_PER_PRICE)

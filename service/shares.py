@@ -8,6 +8,8 @@ from collections import Counter
 from typing import Self
 from uuid import UUID
 
+import msgspec
+
 
 class Shares:
     """The free amount of a resource, and the amounts that organizations and keys hold."""
@@ -46,29 +48,25 @@ class Shares:
                 del self._held[holder]
 
 
-class Share:
+class Share(msgspec.Struct, eq=False):
     """The amount that one request holds."""
 
-    __slots__ = ("_amount", "_key_id", "_organization_id", "_shares")
-
-    def __init__(self, shares: Shares, organization_id: UUID, key_id: UUID) -> None:
-        self._shares = shares
-        self._organization_id = organization_id
-        self._key_id = key_id
-        self._amount = 0
+    shares: Shares
+    organization_id: UUID
+    key_id: UUID
+    amount: int = 0
 
     def grow(self, amount: int) -> bool:
         """Take ``amount`` more if the share may grow; see :meth:`Shares.take`."""
-        if not self._shares.take(self._organization_id, self._key_id, amount):
-            return False
-        self._amount += amount
-        return True
+        is_granted = self.shares.take(self.organization_id, self.key_id, amount)
+        self.amount += amount * is_granted
+        return is_granted
 
     def close(self) -> None:
         """Return everything that the request holds."""
-        amount, self._amount = self._amount, 0
+        amount, self.amount = self.amount, 0
         if amount:
-            self._shares.give_back(self._organization_id, self._key_id, amount)
+            self.shares.give_back(self.organization_id, self.key_id, amount)
 
     def __enter__(self) -> Self:
         return self

@@ -208,7 +208,10 @@ class Catalog:
 
     def price_version(self, name: str) -> int | None:
         """Return the version of the model's prices and token limits. Ignores feature suffixes."""
-        known = self._names.models.listed.get(self.resolve(name).partition(":")[0])
+        listed = self._names.models.listed
+        known = listed.get(name.partition(":")[0])
+        if known is None:
+            known = listed.get(self.resolve(name).partition(":")[0])
         return None if known is None else known.version
 
     def can(self, name: str, capability: str) -> bool:
@@ -219,6 +222,14 @@ class Catalog:
         """Return the price of the first of these models that has a price per token."""
         price = self.price(*names)
         return price if isinstance(price, TokenPrice) else None
+
+    def token_prices(self, names: Iterable[str]) -> list[TokenPrice | None]:
+        """Return the price per token of each model; None where it has none."""
+        prices, found = self._names.models.prices, []
+        for name in names:
+            price = prices.get(name) or prices.get(name.partition(":")[0])
+            found.append(price if isinstance(price, TokenPrice) else None)
+        return found
 
     def price(self, *names: str) -> Price | None:
         """Return the price of the first of these models that has one.

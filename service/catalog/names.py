@@ -157,7 +157,10 @@ class Names:
     ) -> tuple[str, ...]:
         """Resolve a name; see :meth:`service.catalog.Catalog.targets`."""
         plain, colon, suffix = name.partition(":")
-        alias = self.alias(organization_id, plain)
+        aliases = self.aliases
+        alias = aliases.get((organization_id, plain)) or aliases.get((None, plain))
+        if alias is None and plain in self.models.listed and (allowed is None or plain in allowed):
+            return (name,)
         if not self.models.listed:
             usable = _resolve_before_load(plain, alias, allowed)
         elif alias is None:

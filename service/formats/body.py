@@ -42,6 +42,7 @@ DIGITS_AS_ZERO: Final = bytes.maketrans(b"123456789", b"000000000")
 SLICE_BYTES: Final = 64 * 1024
 UNCOUNTED_BYTES: Final = 16 * 1024
 """A body up to this size is read in a few milliseconds, whatever it contains."""
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 NO_JSON: Final = b"\0\0"
 """As long as an escaped backslash, and never part of JSON."""
 
@@ -67,27 +68,35 @@ class Limits(NamedTuple):
 LIMITS: Final = Limits()
 
 
-class Document:
+class _Span(NamedTuple):
+    """The position of a member, with the white space around it."""
+
+    start: int
+    value_start: int
+    value_end: int
+    end: int
+
+
+class Document(msgspec.Struct, eq=False):
     """A JSON object as bytes. Its own members can be replaced and removed, and all other bytes stay
     as they are."""
 
-    __slots__ = ("_spans", "content", "names")
+    content: bytes
+    names: frozenset[str]
+    spans: dict[str, _Span] | None = None
+    """The position of each member, once it was asked for."""
 
-    def __init__(
-        self, content: bytes, names: frozenset[str], spans: "dict[str, _Span] | None" = None
-    ) -> None:
-        self.content = content
-        self.names = names
-        self._spans = spans
+    def __repr__(self) -> str:
+        return f"<Document of {len(self.content)} bytes>"
 
-    def locate(self) -> "dict[str, _Span]":
+    def locate(self) -> dict[str, _Span]:
         """The position of each member. The result is cached."""
-        if self._spans is None:
+        if self.spans is None:
             try:
-                self._spans = _spans(self.content)
+                self.spans = _spans(self.content)
             except msgspec.DecodeError:
-                self._spans = _spans(_without_lone_halves(self.content))
-        return self._spans
+                self.spans = _spans(_without_lone_halves(self.content))
+        return self.spans
 
     def edited(self, changes: Mapping[str, Any]) -> "Document":
         """Return the object with ``changes`` made. A member that exists is replaced in place, or
@@ -123,24 +132,19 @@ class Document:
         return Document(content, self.names | added.keys())
 
 
-class JsonBody:
+class JsonBody(msgspec.Struct, eq=False):
     """A body that was read: its value and its bytes.
 
     ``text_bytes`` is its length without escapes and white space, so that a text has the same length
     however it was written.
     """
 
-    __slots__ = ("document", "text_bytes", "value")
+    document: Document
+    value: Any
+    text_bytes: int
 
-    def __init__(self, document: Document, value: Any, text_bytes: int) -> None:
-        self.document = document
-        self.value = value
-        self.text_bytes = text_bytes
-
-    @property
-    def content(self) -> bytes:
-        """The body's bytes."""
-        return self.document.content
+    def __repr__(self) -> str:
+        return f"<JsonBody {self.document!r}>"
 
     @property
     def members(self) -> dict[str, Any]:
@@ -151,13 +155,6 @@ class JsonBody:
         if isinstance(self.value, dict):
             return self.value
         return convert(self.value, dict[str, Any])
-
-    def convert(self, shape: type[T]) -> T:
-        """Return the body as ``shape``.
-
-        :raises ClientError: naming the field and the rule.
-        """
-        return convert(self.value, shape)
 
     def edited(self, changes: Mapping[str, Any]) -> "JsonBody":
         """Return the body with ``changes`` made as in :meth:`Document.edited`."""
@@ -175,11 +172,13 @@ def read(content: bytes, limits: Limits = LIMITS) -> JsonBody:
     :raises ClientError: when it is not valid JSON, or has a member twice.
     :raises PayloadTooLarge: when it contains more than ``limits`` allow.
     """
-    strings = _check_counts(content, limits)
+    strings = _count_strings(content)
+    if len(content) > UNCOUNTED_BYTES:
+        _check_counts(content, strings, limits)
     try:
-        value = _decode(content)
-    except msgspec.DecodeError:
-        value = _decode_or_refuse(_without_lone_halves(content))
+        value = msgspec.json.decode(content)
+    except UNREADABLE:
+        value = _decode_repaired(content)
     canonical = msgspec.json.encode(value)
     # The decoder keeps one of two members of the same name, so the value has fewer strings.
     if strings != _count_strings(canonical):
@@ -232,17 +231,11 @@ def at_fault(text: str) -> ClientError:
     return ClientError(f"{field}: {rule}." if field else f"{rule}.", param=field or None)
 
 
-def _check_counts(content: bytes, limits: Limits) -> int:
-    """Count the strings of the body, names included.
-
-    :raises PayloadTooLarge: when the body exceeds one of the limits.
-    """
-    if len(content) <= UNCOUNTED_BYTES:
-        return _count_strings(content)
+def _check_counts(content: bytes, strings: int, limits: Limits) -> None:
+    """:raises PayloadTooLarge: when the body exceeds one of the limits."""
     escapes = sum(piece.count(b"\\") for piece in _slices(content))
     if escapes > limits.escapes:
         raise PayloadTooLarge(f"The body has more than {limits.escapes:,} escaped characters.")
-    strings = _count_strings(content)
     # An item has at most one string, and a member at most two.
     if strings > 2 * limits.values:
         raise _too_many("values", limits.values)
@@ -254,7 +247,6 @@ def _check_counts(content: bytes, limits: Limits) -> int:
         raise _too_many("numbers with an exponent", limits.exponents)
     if b"0" * (limits.digits + 1) in outside.translate(DIGITS_AS_ZERO):
         raise PayloadTooLarge(f"A number in the body has more than {limits.digits} digits.")
-    return strings
 
 
 def _too_many(what: str, limit: int) -> PayloadTooLarge:
@@ -284,8 +276,9 @@ def _without_escaped_quotes(piece: bytes) -> bytes:
 
 
 def _count_strings(content: bytes) -> int:
-    if len(content) <= SLICE_BYTES:
-        return _without_escaped_quotes(content).count(b'"') // 2
+    """Count the strings of JSON, names included."""
+    if b"\\" not in content and len(content) <= SLICE_BYTES:
+        return content.count(b'"') // 2
     return sum(_without_escaped_quotes(piece).count(b'"') for piece in _slices(content)) // 2
 
 
@@ -304,21 +297,16 @@ def _separators(content: bytes) -> int:
     return content.count(b",") + content.count(b"{") + content.count(b"[")
 
 
-def _decode(content: bytes) -> Any:
-    """:raises msgspec.DecodeError: when it is not valid JSON.
-    :raises ClientError: when it is nested too deeply."""
+def _decode_repaired(content: bytes) -> Any:
+    """The value of JSON in which halves of surrogate pairs stand alone.
+
+    :raises ClientError: when it is not valid JSON, or nested too deeply.
+    """
     try:
-        return msgspec.json.decode(content)
+        return msgspec.json.decode(_without_lone_halves(content))
     except RecursionError:
         raise ClientError("The body is nested too deeply.", code="invalid_json") from None
-    except UnicodeDecodeError as error:
-        raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
-
-
-def _decode_or_refuse(content: bytes) -> Any:
-    try:
-        return _decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
 
 
@@ -357,15 +345,6 @@ def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
         if name in names:
             raise _DuplicateError(name[:100].encode(errors="replace").decode())
         names.add(name)
-
-
-class _Span(NamedTuple):
-    """The position of a member, with the white space around it."""
-
-    start: int
-    value_start: int
-    value_end: int
-    end: int
 
 
 _KEPT: Final = object()

@@ -170,7 +170,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
             },
             "tags": parse_tags(self.headers[TAGS_HEADER]) if TAGS_HEADER in self.headers else None,
             "timeout_s": parse_timeout_s(self.headers),
-            "body": self.content if json is None else json.content,
+            "body": self.content if json is None else json.document.content,
             "document": None if json is None else json.document,
             "upload": self.upload,
         }
@@ -217,6 +217,9 @@ class Cost(NamedTuple):
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A call of one endpoint. ``headers`` are those that are passed on to Venice."""
+
+    is_priced_by_venice: ClassVar[bool] = False
+    """Whether only Venice knows the price, so ``priced`` asks for it."""
 
     endpoint: "Endpoint[Any]"
     request_id: str

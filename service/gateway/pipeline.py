@@ -81,9 +81,8 @@ class Gateway:
             route = relay.open_call.route
             self._open_calls.add(relay.open_call)
             # A refused call whose price Venice was asked for has reached Venice all the same.
-            asks_venice = type(route.call).priced is not Call.priced
             counting = await self._free_requests.check(
-                route.caller, route.call.model_name, asks_venice=asks_venice
+                route.caller, route.call.model_name, asks_venice=route.call.is_priced_by_venice
             )
             if (refusal := await route.admit()) is not None:
                 await route.admit_later(refusal)
@@ -142,6 +141,8 @@ class Gateway:
             if call.is_default_model and not is_restricted:
                 return (call,)
             raise
+        if names == (call.model,):
+            return (call,)
         return [call.for_model(name) for name in names]
 
     def _with_other_models(self, caller: Caller, call: Call) -> Call:

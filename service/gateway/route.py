@@ -135,7 +135,8 @@ class Route:
             self._ledger.note_sent(self.hold, sent)
 
     async def _take(self, call: Call, take: Callable[[Hold], Awaitable[Admission]]) -> None:
-        call = await call.priced(self._venice)
+        if call.is_priced_by_venice:
+            call = await call.priced(self._venice)
         are_prices_known = self.catalog.is_loaded
         bound = call.endpoint.bound(call, self.caller, self.catalog)
         hold = self._hold(call, bound)
@@ -152,7 +153,8 @@ class Route:
         self.bound = call.endpoint.cut(call, bound, granted, self.catalog)
 
     async def _quote_of(self, call: Call) -> Quote:
-        call = await call.priced(self._venice)
+        if call.is_priced_by_venice:
+            call = await call.priced(self._venice)
         are_prices_known = self.catalog.is_loaded
         bound = call.endpoint.bound(call, self.caller, self.catalog)
         hold = self._hold(call, bound)

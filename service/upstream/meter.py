@@ -69,6 +69,19 @@ class CachedDetails(msgspec.Struct):
     cache_creation_input_tokens: Count | None = None
 
 
+NO_DETAILS: Final = CachedDetails()
+
+
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens that an answer states. Input and output are None if not stated; the input includes
+    what was read from the cache or written to it."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
 class UsageObject(msgspec.Struct):
     """``usage``, by the names of chat completions and embeddings or by those of responses."""
 
@@ -99,19 +112,15 @@ class UsageObject(msgspec.Struct):
         """Whether both input and output are stated."""
         return self.all_input_tokens is not None and self.all_output_tokens is not None
 
-    @property
-    def cached_tokens(self) -> int:
-        """Input tokens that were read from the cache."""
-        return self._details.cached_tokens or 0
-
-    @property
-    def cache_write_tokens(self) -> int:
-        """Input tokens that were written to the cache."""
-        return self._details.cache_creation_input_tokens or 0
-
-    @property
-    def _details(self) -> CachedDetails:
-        return self.prompt_tokens_details or self.input_tokens_details or CachedDetails()
+    def counts(self) -> "TokenCounts":
+        """The counts, by whichever names they are stated."""
+        details = self.prompt_tokens_details or self.input_tokens_details or NO_DETAILS
+        return TokenCounts(
+            input_tokens=self.prompt_tokens or self.input_tokens or self.prompt_tokens,
+            output_tokens=self.completion_tokens or self.output_tokens or self.completion_tokens,
+            cached_tokens=details.cached_tokens or 0,
+            cache_write_tokens=details.cache_creation_input_tokens or 0,
+        )
 
     def add(self, earlier: "UsageObject") -> None:
         """Take the counts that are missing here from an earlier event."""
@@ -228,7 +237,9 @@ class Metered(msgspec.Struct, kw_only=True):
             return
         # Jobs are looked up by their queue id, even if the answer has another id.
         self.upstream_request_id = (
-            self.upstream_request_id or _name(facts.queue_id) or _name(facts.id)
+            self.upstream_request_id
+            or (facts.queue_id and _name(facts.queue_id))
+            or _name(facts.id)
         )
         self.model = self.model or _name(facts.model)
         if self.usage is None:

@@ -264,7 +264,7 @@ def test_a_lone_surrogate_is_accepted(content, text):
     read = body.read(content)
 
     assert read.value == text
-    assert read.content == content
+    assert read.document.content == content
 
 
 @pytest.mark.parametrize("path", ["", "a"])

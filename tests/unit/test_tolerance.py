@@ -18,7 +18,7 @@ JSON = st.recursive(
 
 def tolerated(**members):
     read = body.read(json.dumps(members).encode())
-    return json.loads(read.edited(tolerate(read.members)).content)
+    return json.loads(read.edited(tolerate(read.members)).document.content)
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)

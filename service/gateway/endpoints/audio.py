@@ -62,7 +62,7 @@ class SpeechEndpoint(AudioEndpoint):
     def parse(self, inbound: Inbound) -> AudioCall:
         """:raises ClientError: when Venice would certainly refuse the body."""
         json = body.read(inbound.content, self.body_limits)
-        request = json.convert(SpeechRequest)
+        request = body.convert(json.value, SpeechRequest)
         return AudioCall(
             endpoint=self,
             **inbound.facts(json),

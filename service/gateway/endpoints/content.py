@@ -70,16 +70,21 @@ class Content(msgspec.Struct):
             value, is_part = waiting.pop()
             if isinstance(value, list):
                 waiting += [(item, is_part) for item in value if isinstance(item, dict | list)]
-            elif not self._take_picture(value):
+                continue
+            unread = None
+            # A message without a type is text.
+            if is_part or "type" in value:
+                if self._take_picture(value):
+                    continue
                 self._check_type(value, is_part=is_part)
                 unread = _unread(value)
-                for name, item in value.items():
-                    if name in PARTS and isinstance(item, dict | list):
-                        waiting.append((item, True))
-                    elif name not in UNREAD and name != unread and item not in EMPTY:
-                        self._check_member(name, item)
-                        if isinstance(item, dict | list):
-                            waiting.append((item, False))
+            for name, item in value.items():
+                if name in PARTS and isinstance(item, dict | list):
+                    waiting.append((item, True))
+                elif name not in UNREAD and name != unread and item not in EMPTY:
+                    self._check_member(name, item)
+                    if isinstance(item, dict | list):
+                        waiting.append((item, False))
 
     def _take_picture(self, part: dict[str, Any]) -> bool:
         kind = part.get("type")

@@ -91,7 +91,7 @@ class GenerateEndpoint(ImageEndpoint):
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: when Venice would certainly refuse the body."""
         json = body.read(inbound.content, self.body_limits)
-        request = json.convert(GenerateRequest)
+        request = body.convert(json.value, GenerateRequest)
         facts = price_facts(json.members, members.IMAGE_GENERATE)
         if request.style_references not in (None, []):
             # Venice charges for them, but publishes no price.
@@ -131,7 +131,7 @@ class GenerationsEndpoint(ImageEndpoint):
     def parse(self, inbound: Inbound) -> ImageCall:
         """:raises ClientError: when Venice would certainly refuse the body."""
         json = body.read(inbound.content, self.body_limits)
-        request = json.convert(GenerationsRequest)
+        request = body.convert(json.value, GenerationsRequest)
         model = plain_model(request.model or DEFAULT)
         user = request.user
         return ImageCall(

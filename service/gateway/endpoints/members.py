@@ -233,11 +233,6 @@ class Asked(msgspec.Struct):
         """The most that is charged beside the tokens."""
         return SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)
 
-    @property
-    def has_extras(self) -> bool:
-        """Whether Venice extends the prompt, bounded only by the window."""
-        return bool(self.surcharge_nanos) or self.extensions > 0
-
     def read(self, members: Mapping[str, Any], table: Table, within: str = "") -> None:
         """Read the members of one object.
 
@@ -245,7 +240,7 @@ class Asked(msgspec.Struct):
         """
         for name, value in members.items():
             effect = table.get(name)
-            if effect is Effect.NONE or value is None:
+            if effect is Effect.NONE or effect is Effect.MODEL or value is None:
                 continue
             field = within + name
             if effect is None and table is PARAMETERS and name.startswith(LEAVES_OUT):

@@ -45,6 +45,8 @@ class Quote(msgspec.Struct):
 class QueueCall(Call, frozen=True, kw_only=True):
     """A job for Venice's queue. ``quote_nanos`` is its price; None before the quote is known."""
 
+    is_priced_by_venice = True
+
     quote_path: str
     quoted: Mapping[str, Any]
     """The body of the request for the quote."""
@@ -117,7 +119,7 @@ class VideoEndpoint(QueueEndpoint):
     def parse(self, inbound: Inbound) -> QueueCall:
         """:raises ClientError: for what Venice would surely refuse."""
         json = body.read(inbound.content, self.body_limits)
-        request = json.convert(VideoRequest)
+        request = body.convert(json.value, VideoRequest)
         plain_model(request.model)
         quoted = _stated(request, QUOTED)
         # The quote cannot know the length of a video that Venice has not seen.
@@ -158,7 +160,7 @@ class AudioQueueEndpoint(QueueEndpoint):
     def parse(self, inbound: Inbound) -> QueueCall:
         """:raises ClientError: for what Venice would surely refuse."""
         json = body.read(inbound.content, self.body_limits)
-        request = json.convert(AudioRequest)
+        request = body.convert(json.value, AudioRequest)
         quoted = _stated(request, ("model", "duration_seconds"))
         quoted["character_count"] = count_characters(request.prompt)
         return QueueCall(

@@ -50,7 +50,7 @@ class RequestEndpoint(UnitEndpoint[RequestCall]):
     def _of_json(self, inbound: Inbound, shape: Any, table: members.Table) -> RequestCall:
         """Parse a call whose body must be JSON of this shape."""
         json = body.read(inbound.content, self.body_limits)
-        json.convert(shape)
+        body.convert(json.value, shape)
         return msgspec.structs.replace(
             RequestEndpoint.parse(self, inbound),
             content_type=inbound.read_type(takes_form=False),

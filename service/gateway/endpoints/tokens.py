@@ -36,7 +36,7 @@ from service.gateway.endpoints.members import (
 from service.gateway.endpoints.tolerance import tolerate
 from service.ledger import Admission, CostSource
 from service.telemetry import metrics
-from service.upstream import Metered, UsageObject
+from service.upstream import Metered, TokenCounts
 
 if TYPE_CHECKING:
     from typing import Self
@@ -53,7 +53,7 @@ UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
 END_TO_END_ENCRYPTED: Final = "e2ee-"
 """The prefix of models with end-to-end encryption, whose bodies only the model can read."""
 NO_MEMBERS: Final[Mapping[str, Any]] = {}
-NO_USAGE: Final = UsageObject()
+NO_COUNTS: Final = TokenCounts()
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """The members that may name the end user, by precedence."""
 CONVERSATIONS: Final = ("messages", "input", "instructions")
@@ -161,24 +161,25 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         most that it can be, up to the model's window. All allowed output is added. Of several
         models the most expensive counts."""
         models = call.models
-        prices = [catalog.token_price(name) for name in models]
+        prices = catalog.token_prices(models)
         window, most_output = _maxima(prices)
+        is_encrypted = call.is_end_to_end_encrypted
         has_venice_prompt = call.has_venice_prompt
         if has_venice_prompt is None:
-            has_venice_prompt = call.is_end_to_end_encrypted or not caller.has_money_limit
+            has_venice_prompt = is_encrypted or not caller.has_money_limit
         input_tokens, prompt_tokens = window, None
         if not call.has_extras:
             prompt_tokens = call.text_bytes + PICTURE_TOKENS * call.pictures
             prompt_tokens += PART_TOKENS * call.parts
-            organization_id, with_prompt = caller.organization_id, has_venice_prompt
-            overhead = max(
-                [
-                    catalog.overhead_tokens(name, organization_id, with_prompt=with_prompt)
-                    for name in models
-                ]
-            )
+            overhead = 0
+            for name in models:
+                expected = catalog.overhead_tokens(
+                    name, caller.organization_id, with_prompt=has_venice_prompt
+                )
+                overhead = max(overhead, expected)
             input_tokens = min(window, prompt_tokens + overhead)
-        output_tokens, output_cap = self._output(call, caller, most_output)
+        can_cap = self.cap_member is not None and not is_encrypted
+        output_tokens, output_cap = self._output(call, caller, most_output, can_cap=can_cap)
         bound = Bound(
             nanos=_nanos(call, prices, input_tokens, output_tokens),
             tokens=input_tokens + output_tokens * call.choices,
@@ -188,8 +189,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             organization_id=caller.organization_id,
             output_cap=output_cap,
         )
-        least = caller.settings.least_output_tokens if self.cap_member else None
-        if least is None or bound.nanos is None or call.is_end_to_end_encrypted:
+        least = caller.settings.least_output_tokens if can_cap else None
+        if least is None or bound.nanos is None:
             return bound
         least += call.thinking_tokens
         if least >= output_tokens:
@@ -200,14 +201,16 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             least_tokens=input_tokens + least * call.choices,
         )
 
-    def _output(self, call: T, caller: Caller, most: int) -> tuple[int, int | None]:
+    def _output(
+        self, call: T, caller: Caller, most: int, *, can_cap: bool
+    ) -> tuple[int, int | None]:
         """Return the most output of one choice, and the cap to set for it, if any. ``most`` is what
         its models give at most."""
         if not self.gives_output:
             return 0, None
         if call.max_output_tokens is not None:
             return min(call.max_output_tokens + call.thinking_tokens, most), None
-        if call.is_end_to_end_encrypted or self.cap_member is None:
+        if not can_cap:
             return most, None
         cap = min(caller.settings.default_max_output_tokens, most)
         return min(cap + call.thinking_tokens, most), cap
@@ -228,7 +231,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """See :meth:`Endpoint.max_output_within`."""
         if self.cap_member is None:
             return 0
-        prices = [catalog.token_price(name) for name in call.models]
+        prices = catalog.token_prices(call.models)
         most = max(0, (tokens - bound.input_tokens) // call.choices)
         if nanos is not None:
             # The cost never falls with more output, so a binary search finds the most.
@@ -243,10 +246,13 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """The cost that Venice states, else Venice's counts at the catalogue's price. A missing
         count is estimated, the input at its bound, which makes the cost an estimate."""
         price = catalog.token_price(metered.model or "", call.model)
-        prices = [price, *[catalog.token_price(name) for name in call.models]]
-        stated = self._plausible(call, prices, metered.usage or NO_USAGE)
+        prices = [price, *catalog.token_prices(call.models)]
+        stated = NO_COUNTS
+        if metered.usage is not None:
+            stated = self._plausible(call, prices, metered.usage.counts())
         usage, source = _usage(call, bound, metered, stated, gives_output=self.gives_output)
-        if source is CostSource.COMPUTED and not call.fallbacks:
+        is_above = usage.input_tokens > bound.input_tokens
+        if is_above and source is CostSource.COMPUTED and not call.fallbacks:
             _learn(call, bound, usage, catalog)
         if metered.cost_usd is not None:
             return Cost(usage, money.parse_usd(metered.cost_usd), CostSource.REPORTED)
@@ -266,17 +272,17 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
 
     def max_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
         """The cost of a full window and the longest output."""
-        prices = [catalog.token_price(name) for name in call.models]
+        prices = catalog.token_prices(call.models)
         most_input, most_output = _maxima(prices)
         nanos = _dearest(prices, most_input, most_output * call.choices)
         return None if nanos is None else nanos + call.surcharge_nanos
 
     def _plausible(
-        self, call: T, prices: Sequence[TokenPrice | None], stated: UsageObject
-    ) -> UsageObject:
-        """The usage, or ``NO_USAGE`` if a count is above what the model can take or give."""
+        self, call: T, prices: Sequence[TokenPrice | None], stated: TokenCounts
+    ) -> TokenCounts:
+        """The counts, or ``NO_COUNTS`` if one is above what the model can take or give."""
         most_input, most_output = _maxima(prices)
-        input_tokens, output_tokens = stated.all_input_tokens or 0, stated.all_output_tokens or 0
+        input_tokens, output_tokens = stated.input_tokens or 0, stated.output_tokens or 0
         if input_tokens <= most_input and output_tokens <= most_output * call.choices:
             return stated
         metrics.note(metrics.IMPLAUSIBLE, 1, "usage")
@@ -286,7 +292,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             input_tokens=input_tokens,
             output_tokens=output_tokens,
         )
-        return NO_USAGE
+        return NO_COUNTS
 
 
 def _maxima(prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
@@ -314,11 +320,11 @@ def _dearest(
 
 
 def _usage(
-    call: TokenCall, bound: Bound, metered: Metered, stated: UsageObject, *, gives_output: bool
+    call: TokenCall, bound: Bound, metered: Metered, stated: TokenCounts, *, gives_output: bool
 ) -> tuple[Usage, CostSource]:
     """Return Venice's counts. A missing count is estimated: within the bound, and not below what
     may have been charged."""
-    input_tokens, output_tokens = stated.all_input_tokens, stated.all_output_tokens
+    input_tokens, output_tokens = stated.input_tokens, stated.output_tokens
     if not gives_output:
         output_tokens = output_tokens or 0
     is_output_missed = output_tokens == 0 and metered.has_output and gives_output
@@ -406,22 +412,25 @@ def read(inbound: Inbound, endpoint: TokenEndpoint[Any], shape: type[R]) -> Read
     :raises ClientError: naming the field and the rule.
     """
     json = body.read(inbound.content, endpoint.body_limits)
-    request, members = json.convert(shape), json.members
+    # The value is an object, since the shape is one.
+    request, members = body.convert(json.value, shape), json.value
     plain, parameters = split_model(request.model)
-    model = joined_model(plain, parameters)
+    model = joined_model(plain, parameters) if parameters else plain
     if not model.startswith(END_TO_END_ENCRYPTED):
         changes = _changes(members, inbound.settings, endpoint.table, model)
         if changes:
             json = json.edited(changes)
-            members, request = json.members, json.convert(shape)
+            request, members = body.convert(json.value, shape), json.value
     elif model != request.model:
         raise ClientError(f"model: must be spelled {model!r}.", param="model")
     asked, content = Asked(), Content()
     asked.read(members, endpoint.table)
-    asked.read_parameters_in_name(parameters)
+    if parameters:
+        asked.read_parameters_in_name(parameters)
     if endpoint.table is TEXT:
         for name in CONVERSATIONS:
-            content.read(members.get(name))
+            if conversation := members.get(name):
+                content.read(conversation)
         for tool in content.tools:
             asked.read_tool("tools", tool)
     return Reading(json, request, _facts(endpoint, inbound, json, request, asked, content))
@@ -435,7 +444,7 @@ def _facts(
     asked: Asked,
     content: Content,
 ) -> dict[str, Any]:
-    maxima = asked.maxima
+    maxima, surcharge_nanos = asked.maxima, asked.surcharge_nanos
     if endpoint.needs_cap_member and endpoint.cap_member not in maxima:
         maxima = {}
     return {
@@ -444,14 +453,15 @@ def _facts(
         "model": request.model,
         "end_user": end_user(request),
         "text_bytes": json.text_bytes - content.picture_bytes,
-        "parts": _parts(json.members),
+        "parts": _parts(json.value),
         "pictures": content.pictures,
         "choices": asked.choices,
         "max_output_tokens": max(maxima.values(), default=None),
         "output_field": max(maxima, key=maxima.__getitem__, default=endpoint.cap_member or ""),
         "thinking_tokens": asked.thinking_tokens,
-        "surcharge_nanos": asked.surcharge_nanos,
-        "has_extras": asked.has_extras or content.is_unbounded,
+        "surcharge_nanos": surcharge_nanos,
+        # Venice adds what it finds to the prompt.
+        "has_extras": surcharge_nanos > 0 or asked.extensions > 0 or content.is_unbounded,
         "has_venice_prompt": asked.has_venice_prompt,
         "venice_parameters": request.venice_parameters or NO_MEMBERS,
         "has_price": asked.unpriced is None,
@@ -462,8 +472,11 @@ def _facts(
 
 
 def _parts(members: Mapping[str, Any]) -> int:
-    lists = [members.get(name) for name in (*CONVERSATIONS, "tools", "questions")]
-    return 1 + sum([len(parts) for parts in lists if isinstance(parts, list | dict)])
+    count = 1
+    for name in (*CONVERSATIONS, "tools", "questions"):
+        if isinstance(parts := members.get(name), list | dict):
+            count += len(parts)
+    return count
 
 
 def _changes(

@@ -43,7 +43,7 @@ def read_form(inbound: Inbound, shape: type[S], media: Collection[str] = ()) -> 
     content_type = inbound.read_type()
     if not multipart.is_multipart(content_type):
         json = body.read(inbound.content)
-        return Form(json.convert(shape), json, ())
+        return Form(body.convert(json.value, shape), json, ())
     parts = multipart.parse(inbound.content, content_type)
     texts: dict[str, str] = {}
     names: set[str] = set()
