@@ -150,8 +150,8 @@ MUTATIONS = (
     Mutation(
         "the bytes of all bodies have no bound",
         "service/api/intake.py",
-        "    if not share.grow(amount):\n",
-        "    if False:\n",
+        "        if not share.grow(amount):\n",
+        "        if False:\n",
         "tests/api/test_body_budget.py::test_a_key_has_a_third_of_the_room",
     ),
     Mutation(

@@ -6,6 +6,7 @@ anyway, and paid calls are checked again at admission.
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
@@ -78,6 +79,8 @@ class _Known(msgspec.Struct, frozen=True):
     read_at: float
     changes: int
     """How many changes there were before it was read."""
+    ends_at: float
+    """Until when the key is in force, in seconds since 1970; in the past if it is not."""
     row: Any
     caller: Caller
 
@@ -97,6 +100,16 @@ class Callers:
     def forget(self) -> None:
         """Something changed: read each key again on its next use."""
         self._changes += 1
+
+    def find(self, key: str) -> Caller | None:
+        """The caller whose key this is, if it was read a moment ago and is in force; None if
+        :meth:`identify` has to look at it."""
+        if not crypto.API_KEY_FORM.fullmatch(key):
+            return None
+        known = self._cache.get(crypto.key_digest(key))
+        if known is None or known.changes != self._changes or time.time() >= known.ends_at:
+            return None
+        return known.caller if time.monotonic() - known.read_at <= self._cache_s else None
 
     async def identify(self, key: str) -> Caller:
         """The caller whose key this is.
@@ -141,7 +154,7 @@ class Callers:
         if row is None:
             self._cache.pop(digest, None)
             raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
-        known = _Known(read_at, changes, row, self._caller(row))
+        known = _Known(read_at, changes, _ends_at(row, digest), row, self._caller(row))
         # What was read before a change was announced is not fresh, but shows that the key is known.
         self._cache[digest] = known
         self._cache.move_to_end(digest)
@@ -181,6 +194,17 @@ def _merged(row: Any) -> KeySettings:
     common = msgspec.json.decode(row["organization_settings"], type=OrganizationSettings)
     parameters = {**common.venice_parameters, **settings.venice_parameters}
     return msgspec.structs.replace(settings, venice_parameters=parameters)
+
+
+def _ends_at(row: Any, digest: bytes) -> float:
+    """Until when a key is in force by its row, in seconds since 1970; see :func:`_check_in_force`,
+    which has the reason if it is not."""
+    if row["revoked_at"] is not None or row["organization_status"] != "active":
+        return -math.inf
+    ends = [row["expires_at"]]
+    if row["digest"] != digest:
+        ends.append(row["previous_until"])
+    return min([end.timestamp() for end in ends if end is not None], default=math.inf)
 
 
 def _check_in_force(row: Any, digest: bytes) -> None:

@@ -166,7 +166,7 @@ class CallerProtocol(web.RequestHandler):
         super().data_received(data)
         if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
             self._fail(data)
-        elif self.is_idle and data:
+        elif data and self.is_idle:
             self._wait_for_head(data)
         elif self._head.size:
             self._head.clear()
@@ -230,7 +230,8 @@ class CallerProtocol(web.RequestHandler):
             response.force_close()
             response.headers["Connection"] = "close"
             await finish_headers(request, response)
-            let_origin_read(request, response, self._server.settings.cors_origins)
+            if origins := self._server.settings.cors_origins:
+                let_origin_read(request, response, origins)
             return response
 
         return answer

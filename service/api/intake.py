@@ -50,7 +50,6 @@ class Intake:
         """
         max_bytes = min(max_bytes or self._max_bytes, self._max_bytes)
         coding = _check(request, max_bytes)
-        share = self._share_of(request)
         if coding is None and request.content.is_eof():
             # It came with the headers: there is nothing to wait for.
             try:
@@ -59,16 +58,16 @@ class Intake:
                 raise inflate.not_as_encoded() from error
             if len(body) > max_bytes:
                 raise _too_large(max_bytes)
-            _grow(share, len(body))
+            self._reserve(request, len(body))
             return body
         # What is stated is set aside at once, so that no body is refused half-way.
         stated_bytes = 0 if coding is not None else request.content_length or 0
-        _grow(share, stated_bytes)
+        self._reserve(request, stated_bytes)
         chunks, size = [], 0
         async for chunk in self._chunks(request, coding, max_bytes):
             size += len(chunk)
             if size > stated_bytes:
-                _grow(share, len(chunk))
+                self._reserve(request, len(chunk))
             chunks.append(chunk)
         return b"".join(chunks)
 
@@ -79,7 +78,7 @@ class Intake:
         :raises PayloadTooLarge, UnsupportedEncoding, Unavailable: when it will not be read.
         """
         coding = _check(request, self._max_bytes)
-        _grow(self._share_of(request), PASSED_BYTES)
+        self._reserve(request, PASSED_BYTES)
         # Of a body that is unpacked nobody knows the length before its end.
         length_bytes = request.content_length if coding is None else None
         return self._chunks(request, coding, self._max_bytes), length_bytes
@@ -122,12 +121,22 @@ class Intake:
         while piece := await loop.run_in_executor(self._workers, inflater.step):
             yield piece
 
-    def _share_of(self, request: web.Request) -> Share:
-        """The request's share of the bytes that can be held, which its end gives back."""
-        caller = request[CALLER]
-        key_id = caller.api_key_id or caller.organization_id
-        share = request[BODY_SHARE] = self._bytes.open(caller.organization_id, key_id)
-        return share
+    def _reserve(self, request: web.Request, amount: int) -> None:
+        """Set so many bytes aside for the request, whose end gives them back.
+
+        :raises Unavailable: when there is no room for them now.
+        """
+        share = request.get(BODY_SHARE)
+        if share is None:
+            caller = request[CALLER]
+            key_id = caller.api_key_id or caller.organization_id
+            share = request[BODY_SHARE] = self._bytes.open(caller.organization_id, key_id)
+        if not share.grow(amount):
+            metrics.note(metrics.TURNED_AWAY, 1, "body_bytes")
+            raise Unavailable(
+                "There is no room for this body beside those that are being read. Try again.",
+                retry_after_s=1,
+            )
 
 
 def _check(request: web.Request, max_bytes: int) -> str | None:
@@ -145,15 +154,6 @@ def _check(request: web.Request, max_bytes: int) -> str | None:
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The body is larger than {max_bytes} bytes.")
-
-
-def _grow(share: Share, amount: int) -> None:
-    if not share.grow(amount):
-        metrics.note(metrics.TURNED_AWAY, 1, "body_bytes")
-        raise Unavailable(
-            "There is no room for this body beside those that are being read. Try again.",
-            retry_after_s=1,
-        )
 
 
 async def _continue(request: web.Request) -> None:

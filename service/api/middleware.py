@@ -45,7 +45,9 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         try:
             origins = request.app[SETTINGS].cors_origins
-            response = preflight(request, origins) or await handler(request)
+            is_asked = origins and request.method == "OPTIONS"
+            answer = preflight(request, origins) if is_asked else None
+            response = answer or await handler(request)
         except Exception as error:  # noqa: BLE001 - what is not rendered is raised again
             response = _rendered(error, request)
         status = response.status
@@ -143,7 +145,8 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
 async def prepare_headers(request: web.Request, response: web.StreamResponse) -> None:
     """The same, and which pages may read the answer."""
     await finish_headers(request, response)
-    let_origin_read(request, response, request.app[SETTINGS].cors_origins)
+    if origins := request.app[SETTINGS].cors_origins:
+        let_origin_read(request, response, origins)
 
 
 MIDDLEWARES: Final = (observe,)

@@ -25,7 +25,9 @@ KEY_HEADERS: Final = ("Authorization", "x-api-key", "api-key")
 def request_id_of(request: web.Request) -> str:
     """The id that the request's answer, log lines and ledger entry have."""
     given = request.headers.get(HEADER, "")
-    return given if _is_id(given) and not _is_key(given, request) else uuid7().hex
+    if given and _is_id(given) and not _is_key(given, request):
+        return given
+    return uuid7().hex
 
 
 def _is_id(text: str) -> bool:

@@ -65,8 +65,6 @@ def let_origin_read(
 ) -> None:
     """Let a page of one of the origins read the answer. Credentials of a browser's own, such as
     cookies, are never let in: a page has to state a key."""
-    if not origins:
-        return
     is_any = ANY_ORIGIN in origins
     if not is_any:
         response.headers.add("Vary", "Origin")
@@ -78,10 +76,9 @@ def let_origin_read(
 
 
 def preflight(request: web.Request, origins: Collection[str]) -> web.Response | None:
-    """The answer to a browser that asks whether a page may make a request, for which no key is
-    asked; None where the request is none, or no origin is allowed at all."""
-    asked = "Access-Control-Request-Method" in request.headers and "Origin" in request.headers
-    if request.method != "OPTIONS" or not origins or not asked:
+    """The answer to a browser that asks with OPTIONS whether a page may make a request, for which
+    no key is asked; None where it does not ask that."""
+    if "Access-Control-Request-Method" not in request.headers or "Origin" not in request.headers:
         return None
     response = web.Response(status=204)
     if ANY_ORIGIN in origins or request.headers["Origin"] in origins:

@@ -76,12 +76,14 @@ class Attempts:
                 answer = await self._attempt(accept)
             except UpstreamError as error:
                 if time.monotonic() >= left_at or not await self._prepare_retry(error, ends_at):
-                    self._log_retries()
+                    if len(self.codes) > 1:
+                        self._log_attempts()
                     error.attempts = tuple(self.codes)
                     raise
             else:
                 self._budget.earn()
-                self._log_retries()
+                if len(self.codes) > 1:
+                    self._log_attempts()
                 return answer
 
     @property
@@ -138,7 +140,7 @@ class Attempts:
         self._route.note_sent(Sent(upstream_key_id=key.id))
         self._departure = departure = Departure()
         headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
-        path, body = call.upstream_path, self._body()
+        path, body = call.path or call.endpoint.path, self._body()
         try:
             if call.method == "POST":
                 answer = await venice.post(path, body, headers, key, departure)
@@ -191,7 +193,6 @@ class Attempts:
             has_fresh_key=any(key.id not in self._ids for key in ready),
         )
 
-    def _log_retries(self) -> None:
-        if len(self.codes) > 1:
-            tried = [(*pair, code) for pair, code in zip(self._tried, self.codes, strict=True)]
-            log.info("attempts", tried=tried)
+    def _log_attempts(self) -> None:
+        tried = [(*pair, code) for pair, code in zip(self._tried, self.codes, strict=True)]
+        log.info("attempts", tried=tried)

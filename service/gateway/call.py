@@ -270,11 +270,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         """The model without its suffix, for logs and the ledger: a suffix may have any text."""
         return self.model.partition(":")[0]
 
-    @property
-    def upstream_path(self) -> str:
-        """Venice's path for the call, below ``/api/v1``."""
-        return self.path or self.endpoint.path
-
     def for_model(self, name: str) -> "Self":
         """The same call to the model of this name, in the body too."""
         if name == self.model:

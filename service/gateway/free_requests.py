@@ -99,14 +99,13 @@ class FreeRequests:
                 recent.remove()
 
     async def check(self, caller: Caller, model: str, *, asks_venice: bool) -> Sequence[Limit]:
-        """Check that a paid call has room beside the free requests, which the ledger does not know.
+        """Check that a paid call of a caller with a limit on requests has room beside the free
+        requests, which the ledger does not know.
         A call whose price Venice is asked for counts as a free request until it is admitted.
         Returns the limits that count it.
 
         :raises RateLimited: when it has none.
         """
-        if not caller.has_rate_limit:
-            return ()
         if asks_venice:
             return await self.take(caller, model)
         if self._organizations.get(caller.organization_id, 0.0) > time.monotonic():

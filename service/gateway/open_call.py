@@ -3,7 +3,10 @@
 import asyncio
 import time
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from service.errors import ClientError, ServiceError, UpstreamError
 from service.gateway.call import Cost
@@ -13,22 +16,24 @@ from service.telemetry import metrics
 from service.upstream import Metered
 
 
-class OpenCall:
+class OpenCall(msgspec.Struct, eq=False):
     """What is known of a call from its start to its ledger entry. The first outcome counts."""
 
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        self.task = asyncio.current_task()
-        """The task that ends the call when it is cancelled."""
-        self.is_ended_by_shutdown = False
-        self.outcome: Outcome | None = None
-        self.status: int | None = None
-        self.stated_usd: Decimal | None = None
-        """The cost that Venice stated with its failure."""
-        self.has_failed = False
-        """Whether Venice answered that the call failed."""
-        self.first_byte_at: float | None = None
-        self._started_at = time.monotonic()
+    route: Route
+    task: asyncio.Task[Any] | None = msgspec.field(default_factory=asyncio.current_task)
+    """The task that ends the call when it is cancelled."""
+    started_at: float = msgspec.field(default_factory=time.monotonic)
+    first_byte_at: float | None = None
+    is_ended_by_shutdown: bool = False
+    outcome: Outcome | None = None
+    status: int | None = None
+    stated_usd: Decimal | None = None
+    """The cost that Venice stated with its failure."""
+    has_failed: bool = False
+    """Whether Venice answered that the call failed."""
+
+    def __repr__(self) -> str:
+        return f"<OpenCall {self.route.call!r}>"
 
     def end(self, outcome: Outcome, status: int | None) -> None:
         """Record the outcome and the status, unless they are known already."""
@@ -69,7 +74,7 @@ class OpenCall:
         self, hold: Hold, metered: Metered, cost: Cost, upstream_key_id: UUID | None
     ) -> Entry:
         """The ledger entry of an admitted call."""
-        usage, started_at, first_byte_ms = cost.usage, self._started_at, None
+        usage, started_at, first_byte_ms = cost.usage, self.started_at, None
         if self.first_byte_at is not None:
             first_byte_ms = round((self.first_byte_at - started_at) * 1000)
         return Entry(

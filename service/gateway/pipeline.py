@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Final
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from service.accounts import Caller
@@ -18,7 +19,7 @@ from service.gateway.open_call import OpenCall
 from service.gateway.relays import RELAYS, AnswerRelay
 from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
-from service.ledger import Ledger
+from service.ledger import Ledger, Limit
 from service.shares import Share, Shares
 from service.telemetry import metrics
 from service.upstream import Venice
@@ -81,9 +82,11 @@ class Gateway:
             route = relay.open_call.route
             self._open_calls.add(relay.open_call)
             # A refused call whose price Venice was asked for has reached Venice all the same.
-            counting = await self._free_requests.check(
-                route.caller, route.call.model_name, asks_venice=route.call.is_priced_by_venice
-            )
+            counting: Sequence[Limit] = ()
+            if route.caller.has_rate_limit:
+                counting = await self._free_requests.check(
+                    route.caller, route.call.model_name, asks_venice=route.call.is_priced_by_venice
+                )
             if (refusal := await route.admit()) is not None:
                 await route.admit_later(refusal)
             if counting:
@@ -184,7 +187,7 @@ class Gateway:
             if relay.is_left_unfinished and (share := self._share_to_finish(open_call)):
                 self._finish_apart(relay, share)
             else:
-                await self._settle(relay)
+                await self.settle(relay)
 
     def _finish_apart(self, relay: AnswerRelay, share: Share) -> None:
         """Read the rest of the answer in a task, and settle the call then."""
@@ -222,7 +225,7 @@ class Gateway:
         finally:
             share.close()
             self._count_finishing(open_call.route.caller, -1)
-        await self._settle(relay)
+        await self.settle(relay)
 
     def _count_finishing(self, caller: Caller, change: int) -> None:
         for owner in (caller.api_key_id, caller.organization_id):
@@ -230,7 +233,8 @@ class Gateway:
             if not self._finishing_of[owner]:
                 del self._finishing_of[owner]
 
-    async def _settle(self, relay: AnswerRelay) -> None:
+    async def settle(self, relay: AnswerRelay) -> None:
+        """Write the entry of a call that has ended, and release what it holds."""
         open_call = relay.open_call
         try:
             entry = relay.entry()
@@ -277,22 +281,23 @@ class Gateway:
             await asyncio.wait(set(self._finishing), timeout=SETTLE_WAIT_S)
 
 
-class CallContext:
+class CallContext(msgspec.Struct, eq=False):
     """A call in flight: an asynchronous context with the relay of its answer.
 
     A class of its own, since Python enters a generator of ``contextlib`` again each time that the
     call goes on. For the same reason the methods return the gateway's coroutines.
     """
 
-    def __init__(self, gateway: Gateway, relay: AnswerRelay) -> None:
-        self._gateway = gateway
-        self._relay = relay
+    gateway: Gateway
+    relay: AnswerRelay
 
     def __aenter__(self) -> Awaitable[AnswerRelay]:
-        return self._gateway.begin(self._relay)
+        return self.gateway.begin(self.relay)
 
     def __aexit__(self, _: object, error: BaseException | None, __: object) -> Awaitable[None]:
-        return self._gateway.end(self._relay, error)
+        if error is None and not self.relay.is_left_unfinished:
+            return self.gateway.settle(self.relay)
+        return self.gateway.end(self.relay, error)
 
 
 def uncancel() -> None:

@@ -135,21 +135,21 @@ class UpstreamResponse:
         chunks, size, content = [], 0, self._response.content
         is_plain = self._inflater is None and self._is_readable
         try:
-            with TRANSLATED:
-                while not content.at_eof() or not is_plain:
-                    # Once the whole body has arrived, read it without waiting.
-                    if is_plain and content.is_eof():
-                        chunk = content.read_nowait()
-                    elif not (chunk := await self.next_chunk()):
-                        break
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > PLAIN_BODY_BYTES:
-                        chunks.clear()
-                        raise UpstreamError("Venice's response is too large.")
-        except UpstreamError:
+            while not content.at_eof() or not is_plain:
+                # Once the whole body has arrived, read it without waiting.
+                if is_plain and content.is_eof():
+                    chunk = content.read_nowait()
+                elif not (chunk := await self.next_chunk()):
+                    break
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > PLAIN_BODY_BYTES:
+                    chunks.clear()
+                    raise UpstreamError("Venice's response is too large.")
+        except Exception:
             self.received = b"".join(chunks)
-            raise
+            with TRANSLATED:
+                raise
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def next_chunk(self) -> bytes:
@@ -163,8 +163,11 @@ class UpstreamResponse:
             # Yield before the read, because a cancellation after it would lose the bytes.
             await asyncio.sleep(0)
         if self._inflater is None and self._is_readable:
-            with TRANSLATED:
+            try:
                 chunk: bytes = await self._response.content.read(CHUNK_BYTES)
+            except Exception:
+                with TRANSLATED:
+                    raise
             self._must_yield = len(chunk) == CHUNK_BYTES
             return chunk
         if self._inflater is None:
@@ -227,7 +230,10 @@ def _decompress_start(response: aiohttp.ClientResponse, content: bytes) -> bytes
 
 
 class _Translated:
-    """Translates aiohttp's exceptions into our errors, the most specific that applies."""
+    """Translates aiohttp's exceptions into our errors, the most specific that applies.
+
+    Where every call and every chunk comes by, it is entered with a failure alone.
+    """
 
     __slots__ = ()
 
@@ -294,6 +300,10 @@ class Venice:
         upload_timeout_s: float,
     ) -> None:
         self._session = session
+        timeout = session.timeout
+        self._head_timeout_s = timeout.sock_read and (timeout.sock_connect or 0) + timeout.sock_read
+        """How long to wait for the response head. A silence timeout alone would not end the wait,
+        because Venice may send any number of 1xx responses first."""
         self._upload_timeout_s = upload_timeout_s
         self._base_url = base_url
         self.keys = keys
@@ -302,9 +312,6 @@ class Venice:
         self.budgets = RetryBudgets()
         self._confirming: dict[UUID, asyncio.Task[None]] = {}
         self._confirmed_at: dict[UUID, float] = {}
-
-    def _authorization(self, key: UpstreamKey | None) -> str:
-        return f"Bearer {(key or self.keys.any()).secret}"
 
     def post(
         self,
@@ -351,44 +358,36 @@ class Venice:
         Redirects are not followed: they would take the caller's prompt, and perhaps the key, to
         another origin.
         """
-        sent = {"Authorization": self._authorization(key), **headers}
+        sent = {"Authorization": f"Bearer {(key or self.keys.any()).secret}", **headers}
         departure = departure or Departure()
+        timeout_s = self._head_timeout_s
+        if timeout_s is not None and isinstance(body, StreamedBody):
+            timeout_s += self._upload_timeout_s
         token = DEPARTURE.set(departure)
-        with TRANSLATED:
-            try:
-                async with asyncio.timeout(self._head_timeout_s(body)):
-                    response = await self._session.request(
-                        method,
-                        URL(self._base_url + path, encoded=True),
-                        params=parameters,
-                        data=body,
-                        headers=sent,
-                        allow_redirects=False,
-                    )
-            except Exception as error:
-                if departure.has_left or isinstance(error, TRANSLATABLE):
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._session.request(
+                    method,
+                    URL(self._base_url + path, encoded=True),
+                    params=parameters,
+                    data=body,
+                    headers=sent,
+                    allow_redirects=False,
+                )
+        except Exception as error:
+            if departure.has_left or isinstance(error, TRANSLATABLE):
+                with TRANSLATED:
                     raise
-                # The exception's text may quote what was to be sent, such as a header or the key.
-                log.error("request not sent", error=type(error).__name__)
-                raise UpstreamUnreachable("The request could not be sent to Venice.") from None
-            finally:
-                DEPARTURE.reset(token)
-            metrics.note(metrics.UPSTREAM, 1, response.status)
-            if 200 <= response.status < 300:
-                return UpstreamResponse(response)
+            # The exception's text may quote what was to be sent, such as a header or the key.
+            log.error("request not sent", error=type(error).__name__)
+            raise UpstreamUnreachable("The request could not be sent to Venice.") from None
+        finally:
+            DEPARTURE.reset(token)
+        metrics.note(metrics.UPSTREAM, 1, response.status)
+        if 200 <= response.status < 300:
+            return UpstreamResponse(response)
+        with TRANSLATED:
             raise await self._read_refusal(response)
-
-    def _head_timeout_s(self, body: Body | None) -> float | None:
-        """Return how long to wait for the response head.
-
-        A silence timeout alone would not end the wait, because Venice may send any number of 1xx
-        responses first.
-        """
-        timeout = self._session.timeout
-        if timeout.sock_read is None:
-            return None
-        upload_s = self._upload_timeout_s if isinstance(body, StreamedBody) else 0.0
-        return (timeout.sock_connect or 0.0) + upload_s + timeout.sock_read
 
     async def post_for_job(
         self,

@@ -80,27 +80,23 @@ class Cooldowns:
     """The cooldowns of one process."""
 
     def __init__(self) -> None:
-        self._cooldowns: OrderedDict[_Scope, Cooldown] = OrderedDict()
-        """Ordered by the last failure, oldest first."""
+        self.by_scope: OrderedDict[_Scope, Cooldown] = OrderedDict()
+        """Ordered by the last failure, oldest first. As a rule there is none."""
 
     def ready_at(self, key_id: UUID, model: str, source: Source) -> float:
         """Return when the key takes calls of the source, on ``time.monotonic``. In the past if
         now."""
-        if not self._cooldowns:
-            return 0.0
         found = (
             cooldown.ready_at(source)
             for scope, _ in _scopes(key_id, model, source)
-            if (cooldown := self._cooldowns.get(scope)) is not None
+            if (cooldown := self.by_scope.get(scope)) is not None
         )
         return max(found, default=0.0)
 
     def note_chosen(self, key_id: UUID, model: str, source: Source) -> None:
         """Record that a call of the source was sent. After a cooldown it is the source's trial."""
-        if not self._cooldowns:
-            return
         for scope, _ in _scopes(key_id, model, source):
-            cooldown = self._cooldowns.get(scope)
+            cooldown = self.by_scope.get(scope)
             if cooldown is not None and cooldown.openings:
                 cooldown.trials[source] = time.monotonic() + TRIAL_S
 
@@ -110,12 +106,10 @@ class Cooldowns:
         A time that Venice named stays in force, because the response may have been in flight before
         it.
         """
-        if not self._cooldowns:
-            return
         for scope, _ in _scopes(key_id, model, source):
-            cooldown = self._cooldowns.get(scope)
+            cooldown = self.by_scope.get(scope)
             if cooldown is not None and not (cooldown.is_named and cooldown.is_open()):
-                del self._cooldowns[scope]
+                del self.by_scope[scope]
 
     def name(self, key_id: UUID, model: str, seconds: float, reason: str) -> bool:
         """Apply a time that Venice named for the key and the model. It binds everybody.
@@ -171,17 +165,17 @@ class Cooldowns:
 
         The caller is the API key or organization that is bound, or None for everybody.
         """
-        for scope, cooldown in self._cooldowns.items():
+        for scope, cooldown in self.by_scope.items():
             if cooldown.is_open():
                 yield (*scope, cooldown)
 
     def _at(self, scope: _Scope) -> Cooldown:
-        cooldown = self._cooldowns.get(scope)
+        cooldown = self.by_scope.get(scope)
         if cooldown is None:
-            cooldown = self._cooldowns[scope] = Cooldown()
-            if len(self._cooldowns) > MAX_COOLDOWNS:
-                self._cooldowns.popitem(last=False)
-        self._cooldowns.move_to_end(scope)
+            cooldown = self.by_scope[scope] = Cooldown()
+            if len(self.by_scope) > MAX_COOLDOWNS:
+                self.by_scope.popitem(last=False)
+        self.by_scope.move_to_end(scope)
         return cooldown
 
 

@@ -178,7 +178,8 @@ class UpstreamKeys:
         if not ready:
             raise self._unavailable_error(source, model)
         key = ready[0] if len(ready) == 1 else self._best(ready, tried)
-        self._cooldowns.note_chosen(key.id, model, source)
+        if self._cooldowns.by_scope:
+            self._cooldowns.note_chosen(key.id, model, source)
         return key
 
     def _best(self, ready: Sequence[UpstreamKey], tried: Collection[UUID]) -> UpstreamKey:
@@ -188,12 +189,11 @@ class UpstreamKeys:
 
     def ready(self, source: Source, model: str) -> Sequence[UpstreamKey]:
         """Return the keys that can take a call of the source now."""
+        keys = self._of(source.organization_id)
+        if not self._out_of_service and not self._cooldowns.by_scope:
+            return keys
         now = time.monotonic()
-        return [
-            key
-            for key in self._of(source.organization_id)
-            if self._ready_at(key, model, source) <= now
-        ]
+        return [key for key in keys if self._ready_at(key, model, source) <= now]
 
     def _of(self, organization_id: UUID) -> Sequence[UpstreamKey]:
         shared = self._by_organization.get(None, ())
@@ -242,7 +242,8 @@ class UpstreamKeys:
         ``headers`` are those of the response. If they report a used-up rate limit, the key cools
         down for the model.
         """
-        self._cooldowns.note_answered(key.id, model, source)
+        if self._cooldowns.by_scope:
+            self._cooldowns.note_answered(key.id, model, source)
         if key.id not in self._out_of_service:
             self._probes.pop(key.id, None)
         if headers is not None and (reset_s := spent_rate_reset_s(headers)) is not None:

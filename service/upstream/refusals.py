@@ -11,7 +11,7 @@ requests by their text and knows neither keys nor models, so its response is abo
 import contextlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -69,7 +69,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErr
     if decoded is not None:
         error.evidence = _evidence(status, headers, decoded)
     if error.evidence is Evidence.RATE_SPENT:
-        reset_s = _reset_s(headers, RATES)
+        reset_s = spent_rate_reset_s(headers)
         error.rate_reset_s = BUSY_RETRY_S if reset_s is None else reset_s
     return error
 
@@ -145,20 +145,15 @@ def _code(decoded: Mapping[str, Any]) -> Any:
 def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds until a used-up rate limit resets, by a successful response's headers.
 
-    None while no limit is used up.
+    None while no limit is used up. Venice states the time in milliseconds since 1970.
     """
-    return _reset_s(headers, RATES)
-
-
-def _reset_s(headers: Mapping[str, str], rates: Sequence[tuple[str, str]]) -> float | None:
-    """Return the seconds until the reset. Venice states the time in milliseconds since 1970."""
-    spent = [
-        at_ms
-        for left, reset in rates
-        if headers.get(left) == "0"
-        and (at_ms := _parse_whole_header(headers.get(reset))) is not None
-    ]
-    return max(0.0, max(spent) / 1000 - time.time()) if spent else None
+    last_ms = None
+    for left, reset in RATES:
+        if headers.get(left) == "0":
+            at_ms = _parse_whole_header(headers.get(reset))
+            if at_ms is not None:
+                last_ms = max(at_ms, last_ms or 0)
+    return None if last_ms is None else max(0.0, last_ms / 1000 - time.time())
 
 
 def _venice_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

@@ -55,10 +55,12 @@ class RetryBudgets:
 
     def of(self, api_key_id: UUID | None) -> RetryBudget:
         """Return the budget of the key."""
-        budget = self._budgets.setdefault(api_key_id, RetryBudget())
+        budget = self._budgets.get(api_key_id)
+        if budget is None:
+            budget = self._budgets[api_key_id] = RetryBudget()
+            if len(self._budgets) > MAX_BUDGETS:
+                self._budgets.popitem(last=False)
         self._budgets.move_to_end(api_key_id)
-        if len(self._budgets) > MAX_BUDGETS:
-            self._budgets.popitem(last=False)
         return budget
 
 

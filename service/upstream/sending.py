@@ -4,15 +4,13 @@ import contextvars
 from typing import Final
 
 import aiohttp
+import msgspec
 
 
-class Departure:
+class Departure(msgspec.Struct, eq=False):
     """Records whether any byte of a request was handed to a connection."""
 
-    __slots__ = ("has_left",)
-
-    def __init__(self) -> None:
-        self.has_left = False
+    has_left: bool = False
 
 
 DEPARTURE: Final[contextvars.ContextVar[Departure | None]] = contextvars.ContextVar(

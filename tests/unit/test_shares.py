@@ -13,7 +13,7 @@ KEYS = [UUID(int=number) for number in range(10, 20)]
 def taken(shares, organization, key):
     """Take amounts one by one; return how many were granted."""
     count = 0
-    while shares.take(organization, key, 1):
+    while shares.open(organization, key).grow(1):
         count += 1
     return count
 
@@ -56,5 +56,5 @@ def test_an_amount_that_does_not_fit_takes_nothing(amount):
     """An amount is granted as a whole or not at all."""
     shares = Shares(9)
 
-    assert not shares.take(A, KEYS[0], amount)
-    assert shares.take(A, KEYS[0], 3)
+    assert not shares.open(A, KEYS[0]).grow(amount)
+    assert shares.open(A, KEYS[0]).grow(3)

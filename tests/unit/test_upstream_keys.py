@@ -423,7 +423,7 @@ def test_cooldowns_are_bounded_in_number():
     for number in range(cooldowns.MAX_COOLDOWNS + 10):
         pool.failed(one, f"m{number}", CALLER, UpstreamCut("cut"))
 
-    assert len(pool._cooldowns._cooldowns) <= cooldowns.MAX_COOLDOWNS
+    assert len(pool._cooldowns.by_scope) <= cooldowns.MAX_COOLDOWNS
 
 
 def test_a_secret_is_not_shown():
