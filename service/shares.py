@@ -23,10 +23,6 @@ class Shares:
         """Return the amount that an organization or key holds."""
         return self.amounts[holder]
 
-    def open(self, organization_id: UUID, key_id: UUID) -> "Share":
-        """Open an empty share."""
-        return Share(self, organization_id, key_id)
-
 
 class Share(msgspec.Struct, eq=False):
     """The amount that one request holds."""

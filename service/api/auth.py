@@ -21,6 +21,7 @@ from service.api.state import (
 )
 from service.database.database import Database
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
+from service.shares import Share
 from service.telemetry import metrics
 
 API_KEY_HEADER: Final = "x-api-key"
@@ -67,13 +68,18 @@ async def _identify(app: web.Application, key: str) -> Caller:
 
 
 def _enter(request: web.Request, caller: Caller) -> None:
-    """Take a place for the request among those that are under way.
+    """Note whose request it is, and take a place for it among those that are under way; the
+    operator needs none.
 
     :raises RateLimited, Unavailable: when the caller has its share of them, or nobody has room.
     """
-    _note_caller(request, caller)
+    request[CALLER] = caller
+    if isinstance(request.protocol, CallerProtocol):
+        request.protocol.show_key(caller)
+    if caller is OPERATOR:
+        return
     places, key_id = request.app[OPEN_REQUESTS], caller.api_key_id or caller.organization_id
-    place = request[PLACE] = places.open(caller.organization_id, key_id)
+    place = request[PLACE] = Share(places, caller.organization_id, key_id)
     if place.grow(1):
         return
     metrics.note(metrics.TURNED_AWAY, 1, "open_requests")
@@ -84,12 +90,6 @@ def _enter(request: web.Request, caller: Caller) -> None:
         " time. Try again when one of them has ended.",
         retry_after_s=1,
     )
-
-
-def _note_caller(request: web.Request, caller: Caller) -> None:
-    request[CALLER] = caller
-    if isinstance(request.protocol, CallerProtocol):
-        request.protocol.show_key(caller)
 
 
 async def authenticate_free(request: web.Request) -> Caller:
@@ -117,7 +117,7 @@ async def authenticate_administrator(request: web.Request) -> Caller:
     """
     key = _bearer(request)
     if crypto.equal(key, request.app[SETTINGS].operator_key):
-        _note_caller(request, OPERATOR)
+        _enter(request, OPERATOR)
         return OPERATOR
     caller = await request.app[CALLERS].identify(key)
     _enter(request, caller)

@@ -125,7 +125,7 @@ class CallerProtocol(web.RequestHandler):
         they may have one more."""
         if self._known is None:
             key_id = caller.api_key_id or caller.organization_id
-            share = self._server.known.open(caller.organization_id, key_id)
+            share = Share(self._server.known, caller.organization_id, key_id)
             if share.grow(1):
                 self._known = share
                 self._server.strangers.remove(self)

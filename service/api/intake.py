@@ -130,7 +130,7 @@ class Intake:
         if share is None:
             caller = request[CALLER]
             key_id = caller.api_key_id or caller.organization_id
-            share = request[BODY_SHARE] = self._bytes.open(caller.organization_id, key_id)
+            share = request[BODY_SHARE] = Share(self._bytes, caller.organization_id, key_id)
         if not share.grow(amount):
             metrics.note(metrics.TURNED_AWAY, 1, "body_bytes")
             raise Unavailable(

@@ -12,7 +12,7 @@ import structlog
 from service.errors import ServiceError, UpstreamError
 from service.gateway.endpoints.splice import upstream_body
 from service.gateway.route import Route
-from service.ledger import Outcome, Sent
+from service.ledger import Outcome
 from service.upstream import (
     Departure,
     Source,
@@ -137,7 +137,8 @@ class Attempts:
         self._key, self.key_id = key, key.id
         self._ids.add(key.id)
         keys.in_flight[key.id] += 1
-        self._route.note_sent(Sent(upstream_key_id=key.id))
+        sent = self._route.sent
+        sent.upstream_key_id, sent.upstream_request_id = key.id, None
         self._departure = departure = Departure()
         headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
         path, body = call.path or call.endpoint.path, self._body()

@@ -345,7 +345,7 @@ class Endpoint(Generic[C]):
         raise NotImplementedError
 
     def cut(self, call: C, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
-        """The bound with as much output as was granted."""
+        """The bound with as much output as was granted, which is less than it asks for."""
         return bound
 
     def max_output_within(

@@ -208,7 +208,7 @@ class Gateway:
         ):
             return None
         key_id = caller.api_key_id or caller.organization_id
-        share = self._finishing_bytes.open(caller.organization_id, key_id)
+        share = Share(self._finishing_bytes, caller.organization_id, key_id)
         return share if share.grow(len(open_call.route.call.body)) else None
 
     async def _finish(self, relay: AnswerRelay, share: Share) -> None:

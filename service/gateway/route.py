@@ -59,6 +59,8 @@ class Route:
         self.hold: Hold | None = None
         """There once the call is admitted."""
         self.admission: Admission | None = None
+        self.sent = Sent()
+        """What is known of the call at Venice, which the ledger keeps while it is in flight."""
 
     @property
     def has_next(self) -> bool:
@@ -129,11 +131,6 @@ class Route:
             quote = await self._quote_of(others.pop(0))
         return first_quote if quote.refusal is not None else quote
 
-    def note_sent(self, sent: Sent) -> None:
-        """Let the ledger keep what is known of the call at Venice while it is in flight."""
-        if self.hold is not None:
-            self._ledger.note_sent(self.hold, sent)
-
     async def _take(self, call: Call, take: Callable[[Hold], Awaitable[Admission]]) -> None:
         if call.is_priced_by_venice:
             call = await call.priced(self._venice)
@@ -149,8 +146,11 @@ class Route:
                     self._advise(answered, call, bound, await self._ledger.limits_of(hold))
             raise answered from error
         self.call, self.hold, self.admission = call, hold, admission
+        self.sent = self._ledger.sent_of(hold)
         granted = admission if self._attempts == 1 else _part(admission, self._attempts)
-        self.bound = call.endpoint.cut(call, bound, granted, self.catalog)
+        if (granted.bound_nanos, granted.bound_tokens) != (bound.nanos, bound.tokens):
+            bound = call.endpoint.cut(call, bound, granted, self.catalog)
+        self.bound = bound
 
     async def _quote_of(self, call: Call) -> Quote:
         if call.is_priced_by_venice:
@@ -167,7 +167,8 @@ class Route:
         else:
             nanos, tokens = standing.outcome.bound_nanos, standing.outcome.bound_tokens
             granted = _part(standing.outcome, self._attempts)
-            bound = call.endpoint.cut(call, bound, granted, self.catalog)
+            if (granted.bound_nanos, granted.bound_tokens) != (bound.nanos, bound.tokens):
+                bound = call.endpoint.cut(call, bound, granted, self.catalog)
         bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
         return Quote(call=call, bound=bound, limits=standing.limits, refusal=refusal)
 

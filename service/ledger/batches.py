@@ -112,22 +112,23 @@ class Batches:
             self._woken.set()
 
     async def _work(self) -> None:
-        has_lingered = False
+        has_waited = True
         try:
             while True:
                 if self._admissions or (self._settlements and self._late is None):
-                    # What arrives in this turn of the loop goes along.
-                    await asyncio.sleep(0)
+                    if not has_waited:
+                        # What arrives in this turn of the loop goes along.
+                        await asyncio.sleep(0)
                     await self._run_next()
-                    has_lingered = False
-                elif not has_lingered:
+                    has_waited = False
+                elif not has_waited:
                     self._woken.clear()
                     timer = asyncio.get_running_loop().call_later(LINGER_S, self._woken.set)
                     try:
                         await self._woken.wait()
                     finally:
                         timer.cancel()
-                    has_lingered = True
+                    has_waited = True
                 else:
                     break
         finally:
@@ -157,10 +158,12 @@ class Batches:
                 self._late = asyncio.create_task(self._settle_late(entries, settling))
             verdicts = await self._admit_apart(error, holds, was_alone=not entries)
         else:
-            _settled(settling)
+            if settling:
+                _settled(settling)
         finally:
             self._at_rest.set()
-        _decided(admitting, verdicts)
+        if admitting:
+            _decided(admitting, verdicts)
         # A refusal leads to the whole of its call, which would stay until its deadline.
         while self._awaited and self._awaited[0][1].done():
             self._awaited.popleft()

@@ -302,10 +302,15 @@ class Ledger:
                 LEASE_S,
             )
 
-    def note_sent(self, hold: Hold, sent: Sent) -> None:
-        """What is known of the call at Venice; kept with its hold when its lease is renewed."""
-        if hold.id in self._open:
-            self._sent[hold.id] = sent
+    def sent_of(self, hold: Hold) -> Sent:
+        """Where to write what is known of the call at Venice. It is kept with the hold when its
+        lease is renewed."""
+        sent = self._sent.get(hold.id)
+        if sent is None:
+            sent = Sent()
+            if hold.id in self._open:
+                self._sent[hold.id] = sent
+        return sent
 
     async def flush(self, timeout: float) -> int:
         """Wait for the settlements under way; returns how many were not written in time."""

@@ -189,7 +189,8 @@ class UpstreamKeys:
 
     def ready(self, source: Source, model: str) -> Sequence[UpstreamKey]:
         """Return the keys that can take a call of the source now."""
-        keys = self._of(source.organization_id)
+        by_owner = self._by_organization
+        keys = by_owner.get(source.organization_id) or by_owner.get(None, ())
         if not self._out_of_service and not self._cooldowns.by_scope:
             return keys
         now = time.monotonic()

@@ -14,7 +14,7 @@ from support import cost_of, set_limit
 from service.api import GATEWAY, VENICE
 from service.gateway import CHAT, pipeline
 from service.gateway.relays import events
-from service.shares import Shares
+from service.shares import Share, Shares
 
 pytestmark = pytest.mark.shares_service
 
@@ -198,7 +198,7 @@ async def test_bodies_of_finishing_calls_have_a_budget(upstream, caller, monkeyp
     async with asyncio.timeout(5):
         while len(await caller.entries()) < 3:
             await asyncio.sleep(0.02)
-    assert gateway._finishing_bytes.open(caller.organization_id, caller.key_id).grow(2_000)
+    assert Share(gateway._finishing_bytes, caller.organization_id, caller.key_id).grow(2_000)
 
 
 async def test_a_cost_that_cannot_be_computed_keeps_no_call_open(upstream, caller, monkeypatch):

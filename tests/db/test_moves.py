@@ -168,8 +168,8 @@ async def test_venices_request_id_is_stored_with_the_hold(books):
     found in Venice's bill."""
     hold = msgspec.structs.replace(books.hold(), requested_model="fast", price_version=3)
     await books.ledger.admit(hold)
-    sent = ledger.Sent(upstream_key_id=books.keys[1], upstream_request_id="chatcmpl-1")
-    books.ledger.note_sent(hold, sent)
+    sent = books.ledger.sent_of(hold)
+    sent.upstream_key_id, sent.upstream_request_id = books.keys[1], "chatcmpl-1"
     await books.ledger.renew_leases()
     await books.connection.execute("UPDATE holds SET lease_until = now() - interval '1 second'")
     await ledger.sweep(books.database)

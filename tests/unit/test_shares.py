@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from service.shares import Shares
+from service.shares import Share, Shares
 
 A, B, C = UUID(int=1), UUID(int=2), UUID(int=3)
 KEYS = [UUID(int=number) for number in range(10, 20)]
@@ -13,7 +13,7 @@ KEYS = [UUID(int=number) for number in range(10, 20)]
 def taken(shares, organization, key):
     """Take amounts one by one; return how many were granted."""
     count = 0
-    while shares.open(organization, key).grow(1):
+    while Share(shares, organization, key).grow(1):
         count += 1
     return count
 
@@ -40,7 +40,7 @@ def test_something_is_always_left_for_others():
 def test_a_closed_share_is_free_again():
     """Closing a share frees it once, however often it is closed."""
     shares = Shares(9)
-    with shares.open(A, KEYS[0]) as share:
+    with Share(shares, A, KEYS[0]) as share:
         assert share.grow(3)
         assert not share.grow(1)
         share.close()
@@ -56,5 +56,5 @@ def test_an_amount_that_does_not_fit_takes_nothing(amount):
     """An amount is granted as a whole or not at all."""
     shares = Shares(9)
 
-    assert not shares.open(A, KEYS[0]).grow(amount)
-    assert shares.open(A, KEYS[0]).grow(3)
+    assert not Share(shares, A, KEYS[0]).grow(amount)
+    assert Share(shares, A, KEYS[0]).grow(3)

@@ -217,8 +217,6 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
 
     def cut(self, call: T, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
         """See :meth:`Endpoint.cut`."""
-        if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
-            return bound
         most = self.max_output_within(
             call, bound, granted.bound_nanos, granted.bound_tokens, catalog
         )
@@ -245,8 +243,9 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """The cost that Venice states, else Venice's counts at the catalogue's price. A missing
         count is estimated, the input at its bound, which makes the cost an estimate."""
-        price = catalog.token_price(metered.model or "", call.model)
-        prices = [price, *catalog.token_prices(call.models)]
+        answering, *prices = catalog.token_prices((metered.model or call.model, *call.models))
+        price = answering or prices[0]
+        prices.append(price)
         stated = NO_COUNTS
         if metered.usage is not None:
             stated = self._plausible(call, prices, metered.usage.counts())

@@ -9,7 +9,7 @@ from service.errors import ServiceError, UpstreamCut, UpstreamError
 from service.gateway.attempts import Attempts
 from service.gateway.open_call import OpenCall
 from service.gateway.relays.relay import OK_STATUS, AnswerRelay
-from service.ledger import Outcome, Sent
+from service.ledger import Outcome
 from service.upstream import MAX_HELD_BYTES, Metered, StreamMeter, UpstreamResponse, split_at_error
 
 MAX_REMAINDER_S: Final = 5.0
@@ -38,18 +38,15 @@ class StreamRelay(AnswerRelay):
         self._first_events = b""
 
     async def _begin(self) -> None:
-        open_call, attempts = self.open_call, self.attempts
-        self._answer = answer = await attempts.send("text/event-stream")
+        open_call = self.open_call
+        self._answer = answer = await self.attempts.send("text/event-stream")
         if answer.status != OK_STATUS or answer.content_type in OTHER_TYPES:
             await self._read_whole(answer)
             raise UpstreamError("Venice's answer is no stream of events.")
         first_chunk = await answer.next_chunk()
         open_call.first_byte_at = time.monotonic()
         self._first_events = self.meter.feed(first_chunk)
-        request_id = self.meter.first_id()
-        open_call.route.note_sent(
-            Sent(upstream_key_id=attempts.key_id, upstream_request_id=request_id)
-        )
+        open_call.route.sent.upstream_request_id = self.meter.first_id()
         before, error = split_at_error(first_chunk)
         if error is not None and not before:
             await self._fail_in_band(error)

@@ -6,7 +6,7 @@ from typing import Final
 
 from service.errors import UpstreamError
 from service.gateway.relays.relay import OK_STATUS, AnswerRelay
-from service.ledger import Outcome, Sent
+from service.ledger import Outcome
 from service.upstream import Metered
 
 ENDED_HERE: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
@@ -21,14 +21,11 @@ class WholeRelay(AnswerRelay):
     """The body, there after ``begin``."""
 
     async def _begin(self) -> None:
-        open_call, attempts = self.open_call, self.attempts
-        answer = await attempts.send("application/json")
+        open_call = self.open_call
+        answer = await self.attempts.send("application/json")
         open_call.first_byte_at = time.monotonic()
         self.content, metered = await self._read_whole(answer)
-        request_id = metered.upstream_request_id
-        open_call.route.note_sent(
-            Sent(upstream_key_id=attempts.key_id, upstream_request_id=request_id)
-        )
+        open_call.route.sent.upstream_request_id = metered.upstream_request_id
         if metered.is_error or answer.status != OK_STATUS:
             raise UpstreamError("Venice's answer is not a completion.")
         open_call.end(Outcome.OK, answer.status)
