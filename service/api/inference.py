@@ -13,7 +13,7 @@ from service import ledger, money
 from service.accounts import Caller
 from service.api import media, messages
 from service.api.auth import authenticate, authenticate_free, database_of
-from service.api.state import CATALOG, GATEWAY, SETTINGS, VENICE
+from service.api.state import CATALOG, GATEWAY, INTAKE, SETTINGS, VENICE
 from service.api.wire import (
     REQUEST_ID,
     ErrorDetail,
@@ -21,7 +21,6 @@ from service.api.wire import (
     error_object,
     json_response,
     pass_on,
-    read_body,
     read_or_pass,
     relay,
 )
@@ -186,7 +185,7 @@ async def _inbound(
         _must_be_plain(path.format(**names))
         path = path.format(**{name: percent_encoded(value, "") for name, value in names.items()})
     if endpoint.reads_body:
-        content, upload = await read_body(request), None
+        content, upload = await request.app[INTAKE].read(request), None
     else:
         content, upload = await read_or_pass(request)
     return Inbound(

@@ -8,7 +8,7 @@ from aiohttp import HttpVersion11, web
 
 from service.api.intake import BODY_SHARE
 from service.api.request_ids import request_id_of
-from service.api.response_headers import let_origin_read, preflight, secure
+from service.api.response_headers import SECURITY_HEADERS, let_origin_read, preflight
 from service.api.state import PLACE, SETTINGS, STATUS
 from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, dialect_of, error_response
 from service.crypto import UnknownMasterKey
@@ -139,7 +139,11 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     if is_withheld or is_endless:
         response.force_close()
         response.headers["Connection"] = "close"
-    secure(response)
+    headers = response.headers
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    # Nobody needs to know which software answers.
+    headers.popall("Server", None)
 
 
 async def prepare_headers(request: web.Request, response: web.StreamResponse) -> None:

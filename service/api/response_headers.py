@@ -52,14 +52,6 @@ class UnsignedResponse(web.Response):
         self.headers.popall("Server", None)
 
 
-def secure(response: web.StreamResponse) -> None:
-    """Add the security headers, and remove the name of the server software."""
-    headers = response.headers
-    for name, value in SECURITY_HEADERS.items():
-        headers.setdefault(name, value)
-    headers.popall("Server", None)
-
-
 def let_origin_read(
     request: web.BaseRequest, response: web.StreamResponse, origins: Collection[str]
 ) -> None:

@@ -233,7 +233,7 @@ def _answer_headers(answer: AnswerRelay) -> dict[str, str]:
     headers = dict(answer.headers)
     if admission is not None and admission.rates is not None:
         headers |= rate_headers(admission.rates)
-    headers["x-rialto-model"] = route.call.model_name
+    headers["x-rialto-model"] = route.model_name
     if len(answer.attempts.codes) > 1:
         headers |= _attempts(answer.attempts.codes)
     if output_cap is not None:

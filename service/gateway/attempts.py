@@ -126,33 +126,39 @@ class Attempts:
         return True
 
     async def _attempt(self, accept: str) -> UpstreamResponse:
-        venice, call, keys = self._venice, self._route.call, self._venice.keys
-        model = call.model_name
+        route, venice, keys = self._route, self._venice, self._venice.keys
+        call, model = route.call, route.model_name
         self._departure = None
         try:
             key = keys.choose(self._source, model, self._ids)
         except UpstreamError as error:
-            self._record("none", model, error.code)
+            self._tried.append(("none", model))
+            self.codes.append(error.code)
             raise
+        self._tried.append((key.name, model))
         self._key, self.key_id = key, key.id
         self._ids.add(key.id)
         keys.in_flight[key.id] += 1
-        sent = self._route.sent
+        sent = route.sent
         sent.upstream_key_id, sent.upstream_request_id = key.id, None
         self._departure = departure = Departure()
         headers = {**call.headers, "Content-Type": call.content_type, "Accept": accept}
-        path, body = call.path or call.endpoint.path, self._body()
+        body = (
+            upstream_body(call, route.caller, route.bound)
+            if call.upload is None
+            else StreamedBody(call.upload, call.upload.length_bytes)
+        )
+        path = call.path or call.endpoint.path
         try:
-            if call.method == "POST":
-                answer = await venice.post(path, body, headers, key, departure)
-            else:
-                answer = await venice.forward(call.method, path, body, headers, key, departure)
+            answer = await venice.send(
+                call.method, path, body or None, headers, key, departure=departure
+            )
         except ServiceError as error:
             failure = self._cause(error)
             is_charge_kept = isinstance(failure, UpstreamError) and failure.is_charge_kept
             if failure.code in FREE_OUTCOMES and not is_charge_kept:
                 self._departure = None
-            self._record(key.name, model, failure.code)
+            self.codes.append(failure.code)
             self._release_key()
             if call.endpoint.is_known:
                 await venice.note_failed(key, model, self._source, failure)
@@ -161,16 +167,8 @@ class Attempts:
             raise
         self.answer = answer
         keys.succeeded(key, model, self._source, answer.raw_headers)
-        self._record(key.name, model, OK)
+        self.codes.append(OK)
         return answer
-
-    def _body(self) -> bytes | StreamedBody:
-        """The body that Venice gets."""
-        route = self._route
-        call = route.call
-        if call.upload is not None:
-            return StreamedBody(call.upload, call.upload.length_bytes)
-        return upstream_body(call, route.caller, route.bound)
 
     def _cause(self, error: ServiceError) -> ServiceError:
         """The error to raise: that of the caller's upload, where it is why the request failed."""
@@ -178,10 +176,6 @@ class Attempts:
         if isinstance(error, UpstreamError) and upload is not None and upload.error is not None:
             return upload.error
         return error
-
-    def _record(self, key_name: str, model: str, code: str) -> None:
-        self._tried.append((key_name, model))
-        self.codes.append(code)
 
     def _pause_s(self, error: UpstreamError) -> float | None:
         call, keys = self._route.call, self._venice.keys

@@ -64,10 +64,8 @@ class OpenCall(msgspec.Struct, eq=False):
         else:
             self.end(Outcome.INTERNAL_ERROR, None)
 
-    def outcome_by_now(self) -> Outcome:
-        """The outcome that the call has if it ends now."""
-        if self.outcome is not None:
-            return self.outcome
+    def early_outcome(self) -> Outcome:
+        """The outcome of a call that has none yet, if it ends now."""
         return Outcome.SHUTDOWN if self.is_ended_by_shutdown else Outcome.CLIENT_CLOSED
 
     def entry(
@@ -77,31 +75,32 @@ class OpenCall(msgspec.Struct, eq=False):
         usage, started_at, first_byte_ms = cost.usage, self.started_at, None
         if self.first_byte_at is not None:
             first_byte_ms = round((self.first_byte_at - started_at) * 1000)
+        nanos, bound_nanos, max_nanos = cost.nanos, self.route.bound.nanos, None
+        # The bound is for one attempt, and there may have been two.
+        if nanos is not None and bound_nanos is not None and nanos > 2 * bound_nanos:
+            max_nanos = self._exceeded_maximum(nanos)
         return Entry(
             hold=hold,
-            model=metered.model or self.route.call.model_name,
-            outcome=self.outcome_by_now(),
+            model=metered.model or self.route.model_name,
+            outcome=self.outcome or self.early_outcome(),
             status=self.status,
             input_tokens=usage.input_tokens if usage else None,
             cached_input_tokens=usage.cached_input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
             cost_nanos=cost.nanos,
             cost_source=cost.source,
-            max_nanos=self._exceeded_maximum(cost),
+            max_nanos=max_nanos,
             upstream_key_id=upstream_key_id,
             upstream_request_id=metered.upstream_request_id,
             first_byte_ms=first_byte_ms,
             duration_ms=round((time.monotonic() - started_at) * 1000),
         )
 
-    def _exceeded_maximum(self, cost: Cost) -> int | None:
+    def _exceeded_maximum(self, nanos: int) -> int | None:
         """The most that any call of the model costs, if Venice stated more for this call."""
-        call, bound = self.route.call, self.route.bound
-        if cost.nanos is None or bound.nanos is None or cost.nanos <= 2 * bound.nanos:
-            # The bound is for one attempt, and there may have been two.
-            return None
-        maximum = call.endpoint.max_nanos(call, bound, self.route.catalog)
-        if maximum is None or cost.nanos <= maximum:
+        call = self.route.call
+        maximum = call.endpoint.max_nanos(call, self.route.bound, self.route.catalog)
+        if maximum is None or nanos <= maximum:
             return None
         metrics.note(metrics.IMPLAUSIBLE, 1, "cost")
         return maximum

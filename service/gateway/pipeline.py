@@ -113,12 +113,8 @@ class Gateway:
         await self._free_requests.take(caller)
 
     def _route(self, caller: Caller, call: Call) -> Route:
-        calls = self._resolved(caller, call)
-        return Route(self._ledger, self._catalog, self._venice, caller, calls)
-
-    def _resolved(self, caller: Caller, call: Call) -> Sequence[Call]:
-        """The call for each model that it may go to, by the model's own name. Limits and prices go
-        by that name: a name that only Venice translates would evade both.
+        """The route to each model that the call may go to, by the model's own name. Limits and
+        prices go by that name: a name that only Venice translates would evade both.
 
         :raises NotFound, Forbidden: when there is no such model, or none for this key.
         """
@@ -129,24 +125,24 @@ class Gateway:
                 " restricted to some models. Use a documented endpoint.",
                 code="model_not_allowed",
             )
-        if not call.has_model:
-            return (call,)
-        if call.fallbacks or call.other_models:
-            call = self._with_other_models(caller, call)
-        try:
-            names = self._catalog.targets(
-                caller.organization_id,
-                call.model,
-                caller.allowed_models,
-                call.endpoint.model_type,
-            )
-        except NotFound:
-            if call.is_default_model and not is_restricted:
-                return (call,)
-            raise
-        if names == (call.model,):
-            return (call,)
-        return [call.for_model(name) for name in names]
+        names: Sequence[str] = (call.model,)
+        if call.has_model:
+            if call.fallbacks or call.other_models:
+                call = self._with_other_models(caller, call)
+            try:
+                names = self._catalog.targets(
+                    caller.organization_id,
+                    call.model,
+                    caller.allowed_models,
+                    call.endpoint.model_type,
+                )
+            except NotFound:
+                if not call.is_default_model or is_restricted:
+                    raise
+        calls = [call]
+        if names != (call.model,):
+            calls = [call.for_model(name) for name in names]
+        return Route(self._ledger, self._catalog, self._venice, caller, calls)
 
     def _with_other_models(self, caller: Caller, call: Call) -> Call:
         """The call with the own names of the other models that may answer.

@@ -58,6 +58,8 @@ class Route:
         self.bound = Bound(nanos=None)
         self.hold: Hold | None = None
         """There once the call is admitted."""
+        self.model_name = ""
+        """The ledger's name for the model, without a suffix."""
         self.admission: Admission | None = None
         self.sent = Sent()
         """What is known of the call at Venice, which the ledger keeps while it is in flight."""
@@ -146,7 +148,7 @@ class Route:
                     self._advise(answered, call, bound, await self._ledger.limits_of(hold))
             raise answered from error
         self.call, self.hold, self.admission = call, hold, admission
-        self.sent = self._ledger.sent_of(hold)
+        self.model_name, self.sent = hold.model, self._ledger.sent_of(hold)
         granted = admission if self._attempts == 1 else _part(admission, self._attempts)
         if (granted.bound_nanos, granted.bound_tokens) != (bound.nanos, bound.tokens):
             bound = call.endpoint.cut(call, bound, granted, self.catalog)

@@ -11,7 +11,7 @@ from service.upstream.client import (
     Venice,
     open_venice,
 )
-from service.upstream.connector import StreamedBody
+from service.upstream.connector import Departure, StreamedBody
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding
 from service.upstream.keys import (
@@ -32,7 +32,6 @@ from service.upstream.meter import (
 )
 from service.upstream.refusals import split_at_error
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
-from service.upstream.sending import Departure
 from service.upstream.stored import (
     KeyCheck,
     StoredKey,

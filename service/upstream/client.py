@@ -29,7 +29,13 @@ from service.errors import (
 from service.formats.inflate import Inflater, coding_of
 from service.settings import Settings
 from service.telemetry import metrics
-from service.upstream.connector import Connector, StreamedBody
+from service.upstream.connector import (
+    DEPARTURE,
+    Connector,
+    Departure,
+    StreamedBody,
+    VeniceRequest,
+)
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding, finding_of
 from service.upstream.keys import EVERY_MODEL, UpstreamKey, UpstreamKeys, UpstreamKeyState
@@ -37,7 +43,6 @@ from service.upstream.lenient import UNREADABLE
 from service.upstream.meter import stated_cost
 from service.upstream.refusals import is_refunded, ray_of, refusal
 from service.upstream.retries import RetryBudgets
-from service.upstream.sending import DEPARTURE, Departure, VeniceRequest
 
 log = structlog.get_logger()
 
@@ -319,44 +324,33 @@ class Venice:
         body: Body,
         headers: Mapping[str, str],
         key: UpstreamKey | None = None,
-        departure: Departure | None = None,
     ) -> Awaitable[UpstreamResponse]:
-        """Send a body, with any key unless one is given; ``departure`` records whether it was sent.
+        """Send a body of JSON, unless the headers name another type; see :meth:`send`."""
+        return self.send("POST", path, body, {"Content-Type": JSON, **headers}, key)
 
-        :raises UpstreamError: for every status but 2xx, in the subclass that fits.
-        """
-        sent = {"Content-Type": JSON, **headers}
-        return self._send("POST", path, body, sent, key, departure=departure)
+    def forward(
+        self, method: str, path: str, body: Body, headers: Mapping[str, str]
+    ) -> Awaitable[UpstreamResponse]:
+        """Send a request that is free, with its query in the path; see :meth:`send`."""
+        return self.send(method, path, body or None, headers)
 
-    async def forward(
-        self,
-        method: str,
-        path: str,
-        body: Body,
-        headers: Mapping[str, str],
-        key: UpstreamKey | None = None,
-        departure: Departure | None = None,
-    ) -> UpstreamResponse:
-        """Send any request, with its query in the path. For requests that are free or unknown.
-
-        :raises UpstreamError: for every status but 2xx, in the subclass that fits.
-        """
-        return await self._send(method, path, body or None, headers, key, departure=departure)
-
-    async def _send(
+    async def send(
         self,
         method: str,
         path: str,
         body: Body | None,
         headers: Mapping[str, str],
-        key: UpstreamKey | None,
+        key: UpstreamKey | None = None,
         parameters: Mapping[str, str] | None = None,
         departure: Departure | None = None,
     ) -> UpstreamResponse:
-        """Send a request. Every request to Venice leaves from here.
+        """Send a request. Every request to Venice leaves from here, with any key unless one is
+        given; ``departure`` records whether it was sent.
 
         Redirects are not followed: they would take the caller's prompt, and perhaps the key, to
         another origin.
+
+        :raises UpstreamError: for every status but 2xx, in the subclass that fits.
         """
         sent = {"Authorization": f"Bearer {(key or self.keys.any()).secret}", **headers}
         departure = departure or Departure()
@@ -527,7 +521,7 @@ class Venice:
     ) -> bytes:
         with TRANSLATED:
             async with asyncio.timeout(timeout):
-                answer = await self._send("GET", path, None, {}, key, parameters)
+                answer = await self.send("GET", path, None, {}, key, parameters)
                 try:
                     return await answer.read()
                 finally:

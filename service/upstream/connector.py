@@ -1,4 +1,6 @@
-"""Connections to Venice.
+"""Connections to Venice, and what is sent on them.
+
+A request that was never sent costs nothing, so each records whether it was.
 
 aiohttp 3.14 resumes a connection after each chunk of a body that is read, even when it was never
 paused. Each time, the parser runs for nothing and the transport is resumed for nothing. For a
@@ -6,14 +8,38 @@ stream whose many small chunks arrive together that is a quarter of all the work
 """
 
 import asyncio
+import contextvars
 import functools
 from collections.abc import AsyncIterable
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
+import msgspec
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.payload import AsyncIterablePayload
+
+
+class Departure(msgspec.Struct, eq=False):
+    """Records whether any byte of a request was handed to a connection."""
+
+    has_left: bool = False
+
+
+DEPARTURE: Final[contextvars.ContextVar[Departure | None]] = contextvars.ContextVar(
+    "DEPARTURE", default=None
+)
+"""The departure record of the request that the current task sends."""
+
+
+class VeniceRequest(aiohttp.ClientRequest):
+    """Records its departure once it has a connection and could write its head."""
+
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        response = await super().send(conn)
+        if (departure := DEPARTURE.get()) is not None:
+            departure.has_left = True
+        return response
 
 
 class VeniceProtocol(ResponseHandler):

@@ -120,7 +120,8 @@ class UpstreamKeys:
         self.has_changed = asyncio.Event()
         """Set when a key is added, or a check of a key finds something new."""
         self._by_organization: dict[UUID | None, Sequence[UpstreamKey]] = {}
-        """Keys by owner. Under None are the keys for organizations without their own."""
+        self._shared: Sequence[UpstreamKey] = ()
+        """The keys for organizations without their own."""
         self.replace(keys)
         self._cooldowns = Cooldowns()
         self._out_of_service: dict[UUID, str] = {}
@@ -141,6 +142,7 @@ class UpstreamKeys:
         self._by_organization = {
             owner: tuple(key for key in keys if key.organization_id == owner) for owner in owners
         }
+        self._shared = self._by_organization.get(None, ())
 
     @property
     def all(self) -> Sequence[UpstreamKey]:
@@ -189,16 +191,11 @@ class UpstreamKeys:
 
     def ready(self, source: Source, model: str) -> Sequence[UpstreamKey]:
         """Return the keys that can take a call of the source now."""
-        by_owner = self._by_organization
-        keys = by_owner.get(source.organization_id) or by_owner.get(None, ())
+        keys = self._by_organization.get(source.organization_id, self._shared)
         if not self._out_of_service and not self._cooldowns.by_scope:
             return keys
         now = time.monotonic()
         return [key for key in keys if self._ready_at(key, model, source) <= now]
-
-    def _of(self, organization_id: UUID) -> Sequence[UpstreamKey]:
-        shared = self._by_organization.get(None, ())
-        return self._by_organization.get(organization_id, shared)
 
     def _is_funded(self, key: UpstreamKey) -> bool:
         return self._balances_usd.get(key.id, math.inf) >= MIN_BALANCE_USD
@@ -331,7 +328,7 @@ class UpstreamKeys:
 
     def _unavailable_error(self, source: Source, model: str) -> UpstreamError:
         now = time.monotonic()
-        keys = self._of(source.organization_id)
+        keys = self._by_organization.get(source.organization_id, self._shared)
         ready_in_s = min(
             (self._ready_at(key, model, source) - now for key in keys), default=math.inf
         )

@@ -296,7 +296,8 @@ def read_plain(body: bytes, member: str | None = None) -> Metered:
         metered.counted_tokens = 0
     elif member is not None and not _has(facts, member):
         metered.is_error, metered.counted_tokens = True, None
-    if not metered.output_tokens:
+    usage = metered.usage
+    if usage is None or not (usage.completion_tokens or usage.output_tokens):
         metered.has_output = OUTPUT.search(body) is not None
     return metered
 

@@ -147,7 +147,7 @@ class AnswerRelay(abc.ABC):
         if call.upload is not None and not call.upload.is_whole and attempts.answer is None:
             # Venice never had all of the body, and answered nothing.
             return Cost(None, 0, CostSource.NOT_CHARGED)
-        chargeable = self._chargeable(metered, open_call.outcome_by_now())
+        chargeable = self._chargeable(metered, open_call.outcome or open_call.early_outcome())
         if chargeable is None:
             return Cost(None, None, CostSource.UNKNOWN)
         return call.endpoint.cost(call, route.bound, chargeable, route.catalog)
