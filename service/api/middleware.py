@@ -61,7 +61,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
                 share.close()
         log_request = log.debug if is_quiet and status == 200 else log.info
         duration_s = time.perf_counter() - started_at
-        method, route = _kind(request)
+        # Of both there are few, whatever is asked for.
+        method = request.method if request.method in METHODS else "other"
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "none"
         metrics.note(metrics.REQUEST_SECONDS, duration_s, method, route, status)
         log_request(
             "request",
@@ -70,13 +73,6 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             status=status,
             duration_ms=round(duration_s * 1000, 1),
         )
-
-
-def _kind(request: web.Request) -> tuple[str, str]:
-    """Method and route, of which there are few, whatever is asked for."""
-    resource = request.match_info.route.resource
-    route = resource.canonical if resource is not None else "none"
-    return request.method if request.method in METHODS else "other", route
 
 
 def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:

@@ -306,9 +306,11 @@ class Catalog:
         This is the largest recent excess that the organization has seen for the model, with or
         without Venice's system prompt, and never less than the initial assumption.
         """
+        least = SYSTEM_PROMPT_TOKENS if with_prompt else OVERHEAD_TOKENS
+        if not self._overheads.tokens:
+            return least
         model = name.partition(":")[0]
-        learned = self._overheads.get((organization_id, model, with_prompt))
-        return max(learned, SYSTEM_PROMPT_TOKENS if with_prompt else OVERHEAD_TOKENS)
+        return max(least, self._overheads.get((organization_id, model, with_prompt)))
 
     def learn_overhead(
         self, name: str, organization_id: UUID, excess_tokens: int, *, with_prompt: bool
@@ -337,19 +339,20 @@ class _Overheads:
     """
 
     def __init__(self) -> None:
-        self._tokens: dict[tuple[UUID, str, bool], tuple[int, float]] = {}
+        self.tokens: dict[tuple[UUID, str, bool], tuple[int, float]] = {}
+        """Each with the time until which it is kept. As a rule there is none."""
 
     def get(self, key: tuple[UUID, str, bool]) -> int:
         """Return the excess, or 0."""
-        tokens, until = self._tokens.get(key, (0, 0.0))
+        tokens, until = self.tokens.get(key, (0, 0.0))
         return tokens if time.monotonic() < until else 0
 
     def put(self, key: tuple[UUID, str, bool], tokens: int) -> None:
         """Record an excess, and drop the oldest entry when the table is full."""
-        self._tokens.pop(key, None)
-        if len(self._tokens) >= MAX_OVERHEADS:
-            del self._tokens[next(iter(self._tokens))]
-        self._tokens[key] = (tokens, time.monotonic() + OVERHEAD_KEPT_S)
+        self.tokens.pop(key, None)
+        if len(self.tokens) >= MAX_OVERHEADS:
+            del self.tokens[next(iter(self.tokens))]
+        self.tokens[key] = (tokens, time.monotonic() + OVERHEAD_KEPT_S)
 
 
 def _with_names(

@@ -39,8 +39,17 @@ from service.ledger.limits import (
 )
 from service.ledger.partitions import make_partitions
 from service.ledger.proofs import Fault, prove, repair
-from service.ledger.records import Admission, CostSource, Entry, Hold, Outcome, Sent
-from service.ledger.refusals import Rate, Rates, is_too_large
+from service.ledger.records import (
+    Admission,
+    CostSource,
+    Entry,
+    Hold,
+    Outcome,
+    Rate,
+    Rates,
+    Sent,
+)
+from service.ledger.refusals import is_too_large
 from service.ledger.reports import Filter, Group, GroupBy, Report, Sums, report
 from service.ledger.retention import expired, retain
 

@@ -7,7 +7,6 @@ from uuid import UUID
 import msgspec
 
 from service.ids import uuid7
-from service.ledger.refusals import Rates
 
 
 class Outcome(enum.StrEnum):
@@ -84,6 +83,33 @@ class Sent(msgspec.Struct, kw_only=True):
 
 
 NOT_SENT: Final = Sent()
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """The tightest of a caller's limits on one unit."""
+
+    ceiling: int
+    left: int
+    reset_s: int | None
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """What a caller has left after a call. None where it is unlimited."""
+
+    requests: Rate | None
+    tokens: Rate | None
+
+    @classmethod
+    def of(cls, row: Any) -> "Rates | None":
+        """Build the rates from a row of ``public.settle_and_admit``; None where there are none."""
+        if row["requests_left"] is None and row["tokens_left"] is None:
+            return None
+        return cls(_rate(row, "requests"), _rate(row, "tokens"))
+
+
+def _rate(row: Any, unit: str) -> Rate | None:
+    left = row[f"{unit}_left"]
+    return None if left is None else Rate(row[f"{unit}_ceiling"], left, row[f"{unit}_reset_s"])
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):

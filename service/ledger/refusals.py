@@ -1,41 +1,13 @@
-"""What callers learn about their limits: refusals, and the rates in every response."""
+"""What callers learn when a limit refuses their call."""
 
 from typing import Any, Final
 
-import msgspec
-
 from service import money
 from service.errors import CallTooLarge, LimitExceeded, RateLimited, ServiceError
+from service.ledger.records import Rates
 
 MINUTE_S: Final = 60
 SCOPES: Final = {"organization": "organization", "api_key": "API key", "end_user": "end user"}
-
-
-class Rate(msgspec.Struct, frozen=True):
-    """The tightest of a caller's limits on one unit."""
-
-    ceiling: int
-    left: int
-    reset_s: int | None
-
-
-class Rates(msgspec.Struct, frozen=True):
-    """What a caller has left after a call. None where it is unlimited."""
-
-    requests: Rate | None
-    tokens: Rate | None
-
-    @classmethod
-    def of(cls, row: Any) -> "Rates | None":
-        """Build the rates from a row of ``public.settle_and_admit``; None where there are none."""
-        if row["requests_left"] is None and row["tokens_left"] is None:
-            return None
-        return cls(_rate(row, "requests"), _rate(row, "tokens"))
-
-
-def _rate(row: Any, unit: str) -> Rate | None:
-    left = row[f"{unit}_left"]
-    return None if left is None else Rate(row[f"{unit}_ceiling"], left, row[f"{unit}_reset_s"])
 
 
 def refusal(row: Any) -> LimitExceeded | RateLimited:

@@ -11,8 +11,8 @@ import structlog
 from service.database.database import Database
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ledger.condition import Condition, is_schema_error
-from service.ledger.records import Admission, Entry, Hold
-from service.ledger.refusals import Rates, refusal
+from service.ledger.records import Admission, Entry, Hold, Rates
+from service.ledger.refusals import refusal
 from service.telemetry import metrics
 
 log = structlog.get_logger()
