@@ -132,8 +132,8 @@ async def test_a_plain_call(caller, work):
     assert done["tasks"] <= 0.1
     # The request, the answer, and of that its parts.
     assert done["decodes"] <= 5
-    assert done["functions"] <= 365
-    assert done["modules"] <= 52
+    assert done["functions"] <= 197
+    assert done["modules"] <= 46
 
 
 async def test_a_stream(caller, work):
@@ -143,8 +143,8 @@ async def test_a_stream(caller, work):
     assert done["statements"] == 2
     assert 1 <= done["tasks"] <= 1.1
     assert done["decodes"] <= 5
-    assert done["functions"] <= 440
-    assert done["modules"] <= 54
+    assert done["functions"] <= 270
+    assert done["modules"] <= 48
 
 
 async def test_a_chunk_of_a_stream(caller, work):
