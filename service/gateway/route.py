@@ -53,8 +53,6 @@ class Route:
         is_repeated = caller.settings.repeat_failed and self.call.endpoint.is_inference
         self._attempts = 2 if is_repeated else 1
         """For how many attempts a hold is: the first of two may have been charged."""
-        self._hold_id = uuid7()
-        """The id of the hold, or of the next one that is asked for."""
         self.bound = Bound(nanos=None)
         self.hold: Hold | None = None
         """There once the call is admitted."""
@@ -86,8 +84,6 @@ class Route:
                 await self._take(self._remaining.popleft(), self._ledger.admit)
             except REFUSED as error:
                 refusal = refusal or error
-                # The books may know the hold of a refused call.
-                self._hold_id = uuid7()
             else:
                 return None
         return refusal
@@ -206,7 +202,8 @@ class Route:
             bound = _times(bound, self._attempts)
         return Hold(
             organization_id=caller.organization_id,
-            id=self._hold_id,
+            # The books may know the hold of a refused call, so each admission has a new one.
+            id=uuid7() if self.hold is None else self.hold.id,
             api_key_id=caller.api_key_id,
             request_id=call.request_id,
             endpoint=call.endpoint.path,

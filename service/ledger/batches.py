@@ -112,13 +112,12 @@ class Batches:
             self._woken.set()
 
     async def _work(self) -> None:
-        has_waited = True
+        has_waited = False
         try:
             while True:
                 if self._admissions or (self._settlements and self._late is None):
-                    if not has_waited:
-                        # What arrives in this turn of the loop goes along.
-                        await asyncio.sleep(0)
+                    # What arrives in this turn of the loop goes along.
+                    await asyncio.sleep(0)
                     await self._run_next()
                     has_waited = False
                 elif not has_waited:
