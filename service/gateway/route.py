@@ -46,7 +46,6 @@ class Route:
         self._ledger = ledger
         self.catalog = catalog
         self._venice = venice
-        self._calls = calls
         self._remaining = deque(calls)
         self.caller = caller
         self.call = calls[0]
@@ -74,18 +73,22 @@ class Route:
 
     async def admit(self) -> ServiceError | None:
         """Take the hold for the first of the models that has room for it. If all were refused,
-        return the refusal for the first.
+        return the refusal for the first; all of them can be asked for again then.
 
         :raises ServiceError: when nobody could decide.
         """
         refusal: ServiceError | None = None
+        refused = []
         while self._remaining:
+            call = self._remaining.popleft()
             try:
-                await self._take(self._remaining.popleft(), self._ledger.admit)
+                await self._take(call, self._ledger.admit)
             except REFUSED as error:
                 refusal = refusal or error
+                refused.append(call)
             else:
                 return None
+        self._remaining.extend(refused)
         return refusal
 
     async def admit_later(self, refusal: ServiceError) -> None:
@@ -94,7 +97,6 @@ class Route:
         :raises ServiceError: the refusal that stays.
         """
         if await self._ledger.wait_for_room(refusal):
-            self._remaining.extend(self._calls)
             later = await self.admit()
             if later is None:
                 return
