@@ -106,10 +106,15 @@ class Callers:
         :meth:`identify` has to look at it."""
         if not crypto.API_KEY_FORM.fullmatch(key):
             return None
-        known = self._cache.get(crypto.key_digest(key))
-        if known is None or known.changes != self._changes or time.time() >= known.ends_at:
+        known = self._fresh(crypto.key_digest(key))
+        return known.caller if known is not None and time.time() < known.ends_at else None
+
+    def _fresh(self, digest: bytes) -> _Known | None:
+        """What is known of a key, unless it has to be read again."""
+        known = self._cache.get(digest)
+        if known is None or known.changes != self._changes:
             return None
-        return known.caller if time.monotonic() - known.read_at <= self._cache_s else None
+        return known if time.monotonic() - known.read_at <= self._cache_s else None
 
     async def identify(self, key: str) -> Caller:
         """The caller whose key this is.
@@ -124,13 +129,7 @@ class Callers:
                 code="malformed_api_key",
             )
         digest = crypto.key_digest(key)
-        known = self._cache.get(digest)
-        if (
-            known is None
-            or known.changes != self._changes
-            or time.monotonic() - known.read_at > self._cache_s
-        ):
-            known = await self._read_once(digest)
+        known = self._fresh(digest) or await self._read_once(digest)
         _check_in_force(known.row, digest)
         return known.caller
 

@@ -52,7 +52,7 @@ async def authenticate(request: web.Request) -> Caller:
     :raises Forbidden: for the operator's key, which is no caller's: nobody could be billed.
     """
     key = _bearer(request)
-    # The operator's key is never found: nobody looks it up.
+    # Only keys of callers are found, so the operator's is recognized after that.
     caller = request.app[CALLERS].find(key) or await _identify(request.app, key)
     _enter(request, caller)
     return caller

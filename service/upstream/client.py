@@ -305,8 +305,8 @@ class Venice:
         upload_timeout_s: float,
     ) -> None:
         self._session = session
-        timeout = session.timeout
-        self._head_timeout_s = timeout.sock_read and (timeout.sock_connect or 0) + timeout.sock_read
+        connect_s, silence_s = session.timeout.sock_connect or 0.0, session.timeout.sock_read
+        self._head_timeout_s = None if silence_s is None else connect_s + silence_s
         """How long to wait for the response head. A silence timeout alone would not end the wait,
         because Venice may send any number of 1xx responses first."""
         self._upload_timeout_s = upload_timeout_s
