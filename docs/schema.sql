@@ -89,15 +89,15 @@ CREATE TABLE public.limits (
     CONSTRAINT limits_period CHECK (
     CASE
         WHEN unit = 'concurrency' THEN period IS NULL
-        ELSE period IN ('minute', 'hour', 'day', 'month', 'lifetime')
+        ELSE period = ANY ('{minute,hour,day,month,lifetime}')
     END IS TRUE),
     CONSTRAINT limits_raised CHECK ((raised_to IS NULL) = (raised_until IS NULL)),
-    CONSTRAINT limits_scope CHECK (scope IN ('organization', 'api_key', 'end_user', 'each_end_user')),
+    CONSTRAINT limits_scope CHECK (scope = ANY ('{organization,api_key,end_user,each_end_user}')),
     CONSTRAINT limits_scope_api_key CHECK (scope <> 'api_key' OR api_key_id IS NOT NULL),
     CONSTRAINT limits_scope_child CHECK (template_id IS NULL OR scope = 'end_user'),
     CONSTRAINT limits_scope_end_user CHECK ((scope = 'end_user') = (end_user IS NOT NULL)),
-    CONSTRAINT limits_set_by CHECK (set_by IN ('operator', 'administrator')),
-    CONSTRAINT limits_unit CHECK (unit IN ('usd', 'requests', 'tokens', 'concurrency'))
+    CONSTRAINT limits_set_by CHECK (set_by = ANY ('{operator,administrator}')),
+    CONSTRAINT limits_unit CHECK (unit = ANY ('{usd,requests,tokens,concurrency}'))
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
 CREATE INDEX limits_applying_idx ON public.limits (organization_id, api_key_id, end_user) WHERE ((template_id IS NULL) AND (deleted_at IS NULL));
 CREATE INDEX limits_id_idx ON public.limits (id);
@@ -235,8 +235,8 @@ CREATE TABLE public.ledger_entries (
     CONSTRAINT ledger_entries_amends CHECK (kind <> 'correction' OR amends_id IS NOT NULL),
     CONSTRAINT ledger_entries_call CHECK (kind <> 'call' OR api_key_id IS NOT NULL AND outcome IS NOT NULL AND endpoint IS NOT NULL AND request_id IS NOT NULL),
     CONSTRAINT ledger_entries_cost_known CHECK ((cost_source = 'unknown') = (cost_nanos IS NULL)),
-    CONSTRAINT ledger_entries_cost_source CHECK (cost_source IN ('reported', 'computed', 'estimated', 'not_charged', 'bound', 'manual', 'unknown')),
-    CONSTRAINT ledger_entries_kind CHECK (kind IN ('call', 'correction', 'credit', 'unattributed'))
+    CONSTRAINT ledger_entries_cost_source CHECK (cost_source = ANY ('{reported,computed,estimated,not_charged,bound,manual,unknown}')),
+    CONSTRAINT ledger_entries_kind CHECK (kind = ANY ('{call,correction,credit,unattributed}'))
 ) PARTITION BY RANGE (id);
 CREATE INDEX ledger_entries_amends_id_idx ON ONLY public.ledger_entries (organization_id, amends_id) WHERE (amends_id IS NOT NULL);
 CREATE INDEX ledger_entries_counted_idx ON ONLY public.ledger_entries (organization_id, counted_at, id);
@@ -430,6 +430,7 @@ CREATE TYPE public.limit_state AS (
     window_at timestamptz,
     resets_at timestamptz,
     ring bigint[],
+    alert_percents smallint[],
     alert_at bigint,
     is_changed boolean
 );
@@ -761,9 +762,11 @@ BEGIN
     IF NOT only_expired AND cardinality(written) < cardinality(settled.ids) THEN
         written := written || public.corrections_of(entries, settled, decided_at);
     END IF;
-    counted := public.count_entries(limits, written || released);
-    limits := counted.limits;
-    written := counted.entries[1 : cardinality(written)];
+    IF cardinality(limits) > 0 THEN
+        counted := public.count_entries(limits, written || released);
+        limits := counted.limits;
+        written := counted.entries[1 : cardinality(written)];
+    END IF;
 END
 $function$;
 
@@ -801,6 +804,21 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.ends_of(ids uuid[], OUT first_id uuid, OUT last_id uuid)
+ RETURNS record
+ LANGUAGE plpgsql
+ IMMUTABLE
+AS $function$
+DECLARE
+    id uuid;
+BEGIN
+    FOREACH id IN ARRAY ids LOOP
+        first_id := least(first_id, id);
+        last_id := greatest(last_id, id);
+    END LOOP;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.freeze_ledger_month(month timestamp with time zone)
  RETURNS void
  LANGUAGE plpgsql
@@ -810,6 +828,21 @@ BEGIN
         'LOCK TABLE ledger_partitions.%I IN SHARE MODE',
         'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM')
     );
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.hold_of(call_organization_id uuid, call_id uuid)
+ RETURNS public.holds
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    hold public.holds;
+BEGIN
+    SELECT h.* INTO hold
+    FROM public.holds h
+    WHERE h.organization_id = call_organization_id
+      AND h.id = call_id;
+    RETURN hold;
 END
 $function$;
 
@@ -863,6 +896,66 @@ AS $function$
         AS named (month)
     WHERE i.inhparent = 'public.ledger_entries'::regclass
       AND named.month IS NOT NULL
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limit_as_of(l public.limits, instant timestamp with time zone)
+ RETURNS public.limit_state
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+DECLARE
+    template public.limits;
+    state public.limit_state;
+    bucket bigint;
+    percent smallint;
+    next_percent smallint;
+BEGIN
+    state := ROW(
+        l.organization_id, l.id, l.template_id, l.scope, l.api_key_id, l.end_user, l.model, l.unit,
+        l.period, CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END, 0, l.held,
+        public.limit_bucket_s(l.unit, l.period), NULL, NULL, NULL, l.alert_percents, NULL, false
+    );
+    IF l.template_id IS NOT NULL THEN
+        SELECT t.* INTO template
+        FROM public.limits t
+        WHERE t.organization_id = l.organization_id
+          AND t.id = l.template_id;
+        IF template.id IS NOT NULL THEN
+            state.ceiling := CASE WHEN template.raised_until > instant THEN template.raised_to
+                                  ELSE template.ceiling END;
+            state.alert_percents := template.alert_percents;
+        END IF;
+    END IF;
+
+    -- A clock that went back stays with what is newest until it has caught up.
+    IF state.bucket_s IS NULL THEN
+        state.window_at := greatest(l.window_start, public.limit_window(l.period, instant));
+        state.resets_at := public.limit_resets_at(l.period, state.window_at);
+        state.used := CASE WHEN l.window_start = state.window_at THEN l.used ELSE 0 END;
+    ELSE
+        state.window_at := greatest(
+            l.bucket_at, date_bin(state.bucket_s * interval '1 second', instant, 'epoch')
+        );
+        state.resets_at := state.window_at + 61 * state.bucket_s * interval '1 second';
+        state.ring := CASE
+            WHEN l.bucket_at = state.window_at AND l.buckets IS NOT NULL THEN l.buckets
+            ELSE public.limit_ring(l.buckets, l.bucket_at, state.bucket_s, state.window_at) END;
+        FOREACH bucket IN ARRAY state.ring LOOP
+            state.used := state.used + bucket;
+        END LOOP;
+    END IF;
+
+    IF l.unit = 'usd' THEN
+        FOREACH percent IN ARRAY state.alert_percents LOOP
+            IF percent > l.alerted_percent OR l.window_start IS DISTINCT FROM state.window_at THEN
+                next_percent := least(next_percent, percent);
+            END IF;
+        END LOOP;
+        -- The use at which the next alert is due.
+        state.alert_at := ceil(next_percent * nullif(state.ceiling, 0)::numeric / 100);
+    END IF;
+    RETURN state;
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limit_bucket_s(unit text, period text)
@@ -935,65 +1028,14 @@ AS $function$
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limits_as_of(wanted uuid[], instant timestamp with time zone)
- RETURNS TABLE(organization_id uuid, id uuid, scope text, api_key_id uuid, end_user bytea, template_id uuid, model text, unit text, period text, ceiling bigint, used bigint, held bigint, bucket_s integer, window_at timestamp with time zone, resets_at timestamp with time zone, ring bigint[], alert_percents smallint[], alert_at bigint)
+ RETURNS SETOF public.limit_state
  LANGUAGE sql
  STABLE
 AS $function$
-    SELECT l.organization_id, l.id, l.scope, l.api_key_id, l.end_user, l.template_id, l.model,
-           l.unit, l.period, l.ceiling_now, l.used_now, l.held, l.bucket_s, l.window_at,
-           CASE WHEN l.bucket_s IS NULL THEN public.limit_resets_at(l.period, l.window_at)
-                ELSE l.window_at + 61 * l.bucket_s * interval '1 second' END,
-           l.ring, l.alert_percents_now,
-           -- The use at which the next alert is due.
-           CASE WHEN l.unit = 'usd' THEN (
-               SELECT ceil(min(percent) * nullif(l.ceiling_now, 0)::numeric / 100)::bigint
-               FROM unnest(l.alert_percents_now) percent
-               WHERE percent > CASE WHEN l.window_start = l.window_at THEN l.alerted_percent
-                                    ELSE 0 END
-           ) END
-    FROM (
-        SELECT l.*,
-               CASE WHEN l.bucket_s IS NOT NULL THEN (SELECT sum(n) FROM unnest(l.ring) n)::bigint
-                    WHEN l.window_start = l.window_at THEN l.used
-                    ELSE 0 END AS used_now
-        FROM (
-            SELECT l.*,
-                   CASE WHEN l.bucket_s IS NULL THEN NULL
-                        WHEN l.bucket_at = l.window_at AND l.buckets IS NOT NULL THEN l.buckets
-                        ELSE public.limit_ring(l.buckets, l.bucket_at, l.bucket_s, l.window_at)
-                        END AS ring
-            FROM (
-                SELECT l.*,
-                       -- A clock that went back stays with what is newest until it has caught up.
-                       CASE WHEN l.bucket_s IS NULL
-                            THEN greatest(l.window_start, public.limit_window(l.period, instant))
-                            ELSE greatest(l.bucket_at, date_bin(
-                                l.bucket_s * interval '1 second', instant, 'epoch'
-                            )) END AS window_at,
-                       CASE WHEN t.ceiling_now IS NOT NULL THEN t.ceiling_now
-                            WHEN l.raised_until > instant THEN l.raised_to
-                            ELSE l.ceiling END AS ceiling_now,
-                       coalesce(t.alert_percents, l.alert_percents) AS alert_percents_now
-                FROM (
-                    SELECT l.*, public.limit_bucket_s(l.unit, l.period) AS bucket_s
-                    FROM public.limits l
-                    WHERE l.id = ANY (wanted)
-                ) l
-                LEFT JOIN LATERAL (
-                    SELECT t.alert_percents,
-                           CASE WHEN t.raised_until > instant THEN t.raised_to
-                                ELSE t.ceiling END AS ceiling_now
-                    FROM public.limits t
-                    WHERE t.organization_id = l.organization_id
-                      AND t.id = l.template_id
-                    OFFSET 0  -- by its key, never by a join of all
-                ) t ON true
-                OFFSET 0  -- so that each of these is computed once
-            ) l
-            OFFSET 0
-        ) l
-        OFFSET 0
-    ) l
+    SELECT s.*
+    FROM public.limits l
+    CROSS JOIN LATERAL public.limit_as_of(l, instant) s
+    WHERE l.id = ANY (wanted)
     ORDER BY l.organization_id, l.id
 $function$;
 
@@ -1070,64 +1112,75 @@ CREATE OR REPLACE FUNCTION public.limits_of_entries(entries jsonb, only_expired 
  RETURNS public.settled_holds
  LANGUAGE plpgsql
 AS $function$
+DECLARE
+    organization_ids CONSTANT uuid[] := public.uuids_of(entries, 'organization_id');
+    ids CONSTANT uuid[] := public.uuids_of(entries, 'id');
+    hold record;
+    seen_ids uuid[];
+    limit_ids uuid[];  -- null where the calls count on none
 BEGIN
-    settled.organization_ids := public.uuids_of(entries, '$[*].organization_id');
-    settled.ids := public.uuids_of(entries, '$[*].id');
-    SELECT array_agg(DISTINCT h.id), array_agg(DISTINCT c.limit_id)
-    INTO settled.seen_ids, settled.limit_ids
-    FROM public.holds h
-    LEFT JOIN LATERAL unnest(h.limit_ids) AS c (limit_id) ON true
-    WHERE h.organization_id = ANY (settled.organization_ids)
-      AND h.id = ANY (settled.ids);
-    IF NOT only_expired AND NOT settled.ids <@ coalesce(settled.seen_ids, '{}') THEN
+    FOR hold IN
+        SELECT h.id, h.limit_ids
+        FROM public.holds h
+        WHERE h.organization_id = ANY (organization_ids)
+          AND h.id = ANY (ids)
+    LOOP
+        seen_ids := seen_ids || hold.id;
+        IF NOT hold.limit_ids <@ coalesce(limit_ids, '{}') THEN
+            limit_ids := limit_ids || hold.limit_ids;
+        END IF;
+    END LOOP;
+    settled.organization_ids := organization_ids;
+    settled.ids := ids;
+    settled.seen_ids := seen_ids;
+    settled.limit_ids := limit_ids;
+    IF NOT only_expired AND NOT ids <@ coalesce(seen_ids, '{}') THEN
         -- These calls ended already, or never began. Where the sweeper ended one, its entry may
         -- need a correction.
         SELECT array_agg(DISTINCT x.id), settled.limit_ids || array_agg(DISTINCT c.limit_id)
         INTO settled.interrupted_ids, settled.limit_ids
         FROM public.ledger_entries x
         LEFT JOIN LATERAL unnest(x.limit_ids) AS c (limit_id) ON true
-        WHERE x.organization_id = ANY (settled.organization_ids)
-          AND x.id = ANY (settled.ids)
+        WHERE x.organization_id = ANY (organization_ids)
+          AND x.id = ANY (ids)
           AND x.outcome = 'interrupted'
           AND x.kind = 'call';
     END IF;
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.lock_limits(limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer, OUT child_ids uuid[], OUT decided_at timestamp with time zone, OUT limits public.limit_state[])
+CREATE OR REPLACE FUNCTION public.lock_limits(limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer, OUT child_ids uuid[], OUT decided_at timestamp with time zone, OUT limits public.limit_state[], OUT owner_ids uuid[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    locked uuid[];
+    locked public.limits[];
+    locked_ids uuid[];
+    one public.limits;
 BEGIN
-    LOOP
+    WHILE limit_ids IS NOT NULL OR template_ids IS NOT NULL LOOP
         IF template_ids IS NOT NULL THEN
             child_ids := public.make_children(template_ids, template_users, most_end_users);
         END IF;
-        SELECT array_agg(l.id) INTO locked
+        SELECT array_agg(o.l), array_agg((o.l).id), array_agg((o.l).organization_id)
+        INTO locked, locked_ids, owner_ids
         FROM (
-            SELECT l.id
+            SELECT l
             FROM public.limits l
             WHERE l.id = ANY (limit_ids || child_ids)
             -- Everybody locks in this order, so that no two wait for each other.
             ORDER BY l.organization_id, l.id
             FOR NO KEY UPDATE
-        ) l;
+        ) o;
         -- A counter that was idle may have been swept before its lock was taken: it is made again.
-        EXIT WHEN child_ids IS NULL OR child_ids <@ locked;
+        EXIT WHEN child_ids IS NULL OR child_ids <@ locked_ids;
     END LOOP;
     -- The wait for the locks is over: what is decided is decided as of now.
     decided_at := clock_timestamp();
     limits := '{}';
-    IF locked IS NOT NULL THEN
-        SELECT array_agg(ROW(
-            l.organization_id, l.id, l.template_id, l.scope, l.api_key_id, l.end_user, l.model,
-            l.unit, l.period, l.ceiling, l.used, l.held, l.bucket_s, l.window_at, l.resets_at,
-            l.ring, l.alert_at, false
-        )::public.limit_state) INTO limits
-        FROM public.limits_as_of(locked, decided_at) l;
-    END IF;
+    FOREACH one IN ARRAY coalesce(locked, '{}') LOOP
+        limits := limits || public.limit_as_of(one, decided_at);
+    END LOOP;
 END
 $function$;
 
@@ -1239,6 +1292,61 @@ BEGIN
         name, first_id, end_id
     );
     RETURN true;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.move_hold(call record, moved_limit_ids uuid[], moved_limit_windows timestamp with time zone[], moved_lease_until timestamp with time zone)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    UPDATE public.holds h
+    SET model = call.model,
+        is_stream = call.is_stream,
+        bound_nanos = call.bound_nanos,
+        bound_tokens = call.bound_tokens,
+        limit_ids = moved_limit_ids,
+        limit_windows = moved_limit_windows,
+        lease_until = moved_lease_until,
+        requested_model = call.requested_model,
+        price_version = call.price_version
+    WHERE h.organization_id = call.organization_id
+      AND h.id = call.id;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.places_binding(limits public.limit_state[], owner_ids uuid[], applying public.applying_limits, child_ids uuid[], call_organization_id uuid, call_api_key_id uuid, call_end_user bytea, call_model text)
+ RETURNS integer[]
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+DECLARE
+    places integer[] := '{}';
+    own_child_ids uuid[];  -- the counters that templates keep for the end user
+    place integer;
+    state public.limit_state;
+    is_binding boolean;
+BEGIN
+    IF child_ids IS NOT NULL THEN
+        FOREACH place IN ARRAY array_positions(applying.template_users, coalesce(call_end_user, ''))
+        LOOP
+            own_child_ids := own_child_ids || child_ids[place];
+        END LOOP;
+    END IF;
+    place := array_position(owner_ids, call_organization_id);
+    WHILE owner_ids[place] = call_organization_id LOOP
+        state := limits[place];
+        is_binding := CASE
+            WHEN state.api_key_id <> call_api_key_id OR state.model <> call_model THEN false
+            WHEN state.scope <> 'end_user' THEN state.id = ANY (applying.ids)
+            WHEN state.id = ANY (applying.ids) THEN state.end_user = call_end_user
+            ELSE state.id = ANY (own_child_ids) END;
+        IF is_binding THEN
+            places := places || place;
+        END IF;
+        place := place + 1;
+    END LOOP;
+    RETURN places;
 END
 $function$;
 
@@ -1459,7 +1567,8 @@ BEGIN
     END IF;
     IF calls IS NOT NULL THEN
         admitted := public.take_calls(
-            calls, applying, locked.child_ids, process_id, lease, locked.decided_at, limits
+            calls, applying, locked.child_ids, locked.owner_ids, process_id, lease,
+            locked.decided_at, limits
         );
         limits := admitted.limits;
         INSERT INTO public.holds SELECT h.* FROM unnest(admitted.taken) h;
@@ -1481,38 +1590,41 @@ AS $function$
     SELECT (extract(epoch FROM bucket_at)::bigint / bucket_s % 61 + 1)::integer
 $function$;
 
-CREATE OR REPLACE FUNCTION public.standing_of_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], limits public.limit_state[], decided_at timestamp with time zone)
- RETURNS TABLE(place bigint, organization_id uuid, id uuid, api_key_id uuid, end_user bytea, request_id text, endpoint text, model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text, price_version integer, tags jsonb, is_moved boolean, standing text, limit_places integer[], limit_ids uuid[], limit_windows timestamp with time zone[])
+CREATE OR REPLACE FUNCTION public.standing_of_calls(calls jsonb, first_id uuid, last_id uuid, key_ids uuid[], key_organization_ids uuid[], key_standings text[])
+ RETURNS TABLE(place bigint, organization_id uuid, id uuid, api_key_id uuid, end_user bytea, request_id text, endpoint text, model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text, price_version integer, tags jsonb, is_moved boolean, caller text, standing text)
  LANGUAGE sql
  STABLE
 AS $function$
-    WITH states AS MATERIALIZED (
-        SELECT l.organization_id, l.id, l.scope, l.api_key_id, l.end_user, l.model, l.window_at,
-               l.place::integer
-        FROM unnest(limits) WITH ORDINALITY AS l (
-            organization_id, id, template_id, scope, api_key_id, end_user, model, unit, period,
-            ceiling, used, held, bucket_s, window_at, resets_at, ring, alert_at, is_changed, place
-        )
-    )
     SELECT c.place, c.organization_id, c.id, c.api_key_id, decode(c.end_user, 'hex'), c.request_id,
            c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
            c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
-           coalesce(
-               CASE WHEN c.is_moved THEN CASE WHEN NOT own.is_held THEN 'not_held' END
-                    WHEN own.is_held OR own.is_over THEN 'repeated' END,
-               (
-                   SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
-                               WHEN k.expires_at <= decided_at THEN 'expired_api_key'
-                               WHEN o.status <> 'active' THEN 'organization_inactive'
-                               ELSE 'admitted' END
-                   FROM public.api_keys k
-                   JOIN public.organizations o ON o.id = k.organization_id
-                   WHERE k.id = c.api_key_id
-                     AND k.organization_id = c.organization_id
-               ),
-               'invalid_api_key'
-           ),
-           coalesce(a.places, '{}'), coalesce(a.ids, '{}'), coalesce(a.windows, '{}')
+           concat(c.organization_id, c.api_key_id, c.end_user, ' ', c.model),
+           CASE WHEN c.is_moved IS NOT TRUE AND (
+                    EXISTS (
+                        SELECT
+                        FROM public.holds h
+                        WHERE h.organization_id = c.organization_id
+                          AND h.id = c.id
+                        OFFSET 0
+                    )
+                    -- A range in order, since only the primary key serves it. For an equality every
+                    -- index costs the same while the table is empty, and a plan made then may read
+                    -- all entries of the organization when there are many. The range of all calls
+                    -- keeps other months closed.
+                    OR (
+                        SELECT true
+                        FROM public.ledger_entries x
+                        WHERE x.organization_id = c.organization_id
+                          AND x.id BETWEEN c.id AND c.id
+                          AND x.id BETWEEN first_id AND last_id
+                        ORDER BY x.id
+                        LIMIT 1
+                    )
+                ) THEN 'repeated'
+                WHEN key_organization_ids[array_position(key_ids, c.api_key_id)]
+                     = c.organization_id
+                THEN key_standings[array_position(key_ids, c.api_key_id)]
+                ELSE 'invalid_api_key' END
     FROM ROWS FROM (
         jsonb_to_recordset(calls) AS (
             organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
@@ -1525,45 +1637,26 @@ AS $function$
         bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model, price_version, tags,
         is_moved, place
     )
-    CROSS JOIN LATERAL (
-        SELECT EXISTS (
-                   SELECT
-                   FROM public.holds h
-                   WHERE h.organization_id = c.organization_id
-                     AND h.id = c.id
-                   OFFSET 0
-               ) AS is_held,
-               -- A range in order, since only the primary key serves it. For an equality every
-               -- index costs the same while the table is empty, and a plan made then may read all
-               -- entries of the organization when there are many.
-               (
-                   SELECT true
-                   FROM public.ledger_entries x
-                   WHERE x.organization_id = c.organization_id
-                     AND x.id BETWEEN c.id AND c.id
-                   ORDER BY x.id
-                   LIMIT 1
-               ) IS NOT NULL AS is_over,
-               CASE WHEN child_ids IS NOT NULL THEN ARRAY(
-                   SELECT p.child_id
-                   FROM unnest((applying).template_users, child_ids) AS p (end_user, child_id)
-                   WHERE p.end_user = coalesce(decode(c.end_user, 'hex'), '')
-               ) END AS child_ids
-        OFFSET 0  -- so that each of these is computed once
-    ) own
-    CROSS JOIN LATERAL (
-        SELECT array_agg(l.place) AS places, array_agg(l.id) AS ids,
-               array_agg(l.window_at) AS windows
-        FROM states l
-        WHERE l.organization_id = c.organization_id
-          AND (l.api_key_id IS NULL OR l.api_key_id = c.api_key_id)
-          AND (l.model IS NULL OR l.model = c.model)
-          -- The end user's own limits, and the templates' counters for them.
-          AND CASE WHEN l.scope <> 'end_user' THEN l.id = ANY ((applying).ids)
-                   WHEN l.id = ANY ((applying).ids) THEN l.end_user = decode(c.end_user, 'hex')
-                   ELSE l.id = ANY (own.child_ids) END
-    ) a
     ORDER BY c.place
+$function$;
+
+CREATE OR REPLACE FUNCTION public.standings_of_keys(key_ids uuid[], decided_at timestamp with time zone, OUT ids uuid[], OUT organization_ids uuid[], OUT standings text[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    SELECT array_agg(k.id), array_agg(k.organization_id), array_agg(
+        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+             WHEN k.expires_at <= decided_at THEN 'expired_api_key'
+             WHEN (
+                 SELECT o.status FROM public.organizations o WHERE o.id = k.organization_id
+             ) <> 'active' THEN 'organization_inactive'
+             ELSE 'admitted' END
+    )
+    INTO ids, organization_ids, standings
+    FROM public.api_keys k
+    WHERE k.id = ANY (key_ids);
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.sweep_children(most integer)
@@ -1622,13 +1715,17 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.take_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], process_id uuid, lease interval, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT taken public.holds[], OUT results public.batch_result[])
+CREATE OR REPLACE FUNCTION public.take_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], owner_ids uuid[], process_id uuid, lease interval, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT taken public.holds[], OUT results public.batch_result[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
 DECLARE
+    keys record;
+    ends record;
     call record;
-    hold public.holds;  -- the one that the call has already
+    caller text := '';          -- the one for whom places were computed
+    hold public.holds;          -- the one that the call has already
+    places integer[] := '{}';   -- in limits, of those that bind the call
     before public.limit_state[];
     counted record;
     bounds record;
@@ -1637,25 +1734,27 @@ DECLARE
     state public.limit_state;
     need bigint;
     slot integer;
+    limit_ids uuid[];
+    limit_windows timestamptz[];
 BEGIN
     results := '{}';
+    keys := public.standings_of_keys(public.uuids_of(calls, 'api_key_id'), decided_at);
+    ends := public.ends_of(public.uuids_of(calls, 'id'));
     FOR call IN
         SELECT c.*
-        FROM public.standing_of_calls(calls, applying, child_ids, limits, decided_at) c
+        FROM public.standing_of_calls(
+            calls, ends.first_id, ends.last_id, keys.ids, keys.organization_ids, keys.standings
+        ) c
     LOOP
         IF call.is_moved OR call.standing = 'repeated' THEN
-            SELECT h.* INTO hold
-            FROM public.holds h
-            WHERE h.organization_id = call.organization_id
-              AND h.id = call.id;
+            hold := public.hold_of(call.organization_id, call.id);
             IF call.is_moved AND hold.id IS NULL THEN
-                -- Another session has settled the call since its standing was read.
                 call.standing := 'not_held';
             END IF;
         END IF;
+        result := NULL;
+        result.number := call.place;
         IF call.standing <> 'admitted' THEN
-            result := NULL;
-            result.number := call.place;
             result.verdict := call.standing;
             IF call.standing = 'repeated' THEN
                 result.verdict := 'admitted';
@@ -1666,6 +1765,13 @@ BEGIN
             CONTINUE;
         END IF;
 
+        IF call.caller <> caller AND cardinality(limits) > 0 THEN
+            caller := call.caller;
+            places := public.places_binding(
+                limits, owner_ids, applying, child_ids, call.organization_id, call.api_key_id,
+                call.end_user, call.model
+            );
+        END IF;
         IF call.is_moved THEN
             before := limits;
             counted := public.count_entries(limits, ARRAY[public.released(hold)]);
@@ -1673,18 +1779,23 @@ BEGIN
         END IF;
         IF call.least_tokens IS NOT NULL THEN
             bounds := public.affordable(
-                limits, call.limit_places, call.least_nanos, call.least_tokens,
-                call.bound_nanos, call.bound_tokens
+                limits, places, call.least_nanos, call.least_tokens, call.bound_nanos,
+                call.bound_tokens
             );
             call.bound_nanos := bounds.nanos;
             call.bound_tokens := bounds.tokens;
         END IF;
-        result := public.refusal_of(
-            limits, call.limit_places, call.bound_nanos, call.bound_tokens, decided_at
-        );
+        IF cardinality(places) > 0 THEN
+            result := public.refusal_of(
+                limits, places, call.bound_nanos, call.bound_tokens, decided_at
+            );
+            result.number := call.place;
+        END IF;
         IF result.verdict IS NULL THEN
             result.verdict := 'admitted';
-            FOREACH place IN ARRAY call.limit_places LOOP
+            limit_ids := '{}';
+            limit_windows := '{}';
+            FOREACH place IN ARRAY places LOOP
                 state := limits[place];
                 need := public.amount_of(state.unit, call.bound_nanos, call.bound_tokens, 1);
                 IF state.bucket_s IS NULL THEN
@@ -1696,37 +1807,29 @@ BEGIN
                 END IF;
                 state.is_changed := true;
                 limits[place] := state;
+                limit_ids := limit_ids || state.id;
+                limit_windows := limit_windows || state.window_at;
             END LOOP;
             IF call.is_moved THEN
-                -- Changed in its place, so that a settlement that waits for the row finds it.
-                UPDATE public.holds h
-                SET model = call.model,
-                    is_stream = call.is_stream,
-                    bound_nanos = call.bound_nanos,
-                    bound_tokens = call.bound_tokens,
-                    limit_ids = call.limit_ids,
-                    limit_windows = call.limit_windows,
-                    lease_until = decided_at + lease,
-                    requested_model = call.requested_model,
-                    price_version = call.price_version
-                WHERE h.organization_id = call.organization_id
-                  AND h.id = call.id;
+                PERFORM public.move_hold(call, limit_ids, limit_windows, decided_at + lease);
             ELSE
                 -- In the order of the table's columns.
                 taken := taken || ROW(
                     call.organization_id, call.id, call.api_key_id, call.end_user, call.request_id,
                     call.endpoint, call.model, call.is_stream, call.bound_nanos, call.bound_tokens,
-                    call.limit_ids, call.limit_windows, process_id, decided_at + lease,
-                    call.price_version, NULL, NULL, call.tags, decided_at, call.requested_model
+                    limit_ids, limit_windows, process_id, decided_at + lease, call.price_version,
+                    NULL, NULL, call.tags, decided_at, call.requested_model
                 )::public.holds;
             END IF;
         ELSIF call.is_moved THEN
             limits := before;
         END IF;
-        result.number := call.place;
         result.granted_nanos := call.bound_nanos;
         result.granted_tokens := call.bound_tokens;
-        results := results || public.with_rates(result, limits, call.limit_places, decided_at);
+        IF cardinality(places) > 0 THEN
+            result := public.with_rates(result, limits, places, decided_at);
+        END IF;
+        results := results || result;
     END LOOP;
 END
 $function$;
@@ -1750,12 +1853,19 @@ AS $function$
     )::uuid
 $function$;
 
-CREATE OR REPLACE FUNCTION public.uuids_of(document jsonb, path jsonpath)
+CREATE OR REPLACE FUNCTION public.uuids_of(objects jsonb, member text)
  RETURNS uuid[]
- LANGUAGE sql
- STABLE
+ LANGUAGE plpgsql
+ IMMUTABLE
 AS $function$
-    SELECT translate(jsonb_path_query_array(document, path)::text, '[]"', '{}')::uuid[]
+DECLARE
+    ids uuid[] := '{}';
+BEGIN
+    FOR place IN 0 .. jsonb_array_length(objects) - 1 LOOP
+        ids := ids || (objects -> place ->> member)::uuid;
+    END LOOP;
+    RETURN ids;
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.with_rates(result public.batch_result, limits public.limit_state[], places integer[], decided_at timestamp with time zone)

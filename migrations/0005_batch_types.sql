@@ -21,7 +21,8 @@ CREATE TYPE public.limit_state AS (
     window_at timestamptz,  -- the start of the window, or of the ring's newest bucket
     resets_at timestamptz,
     ring bigint[],
-    alert_at bigint,
+    alert_percents smallint[],
+    alert_at bigint,        -- the use at which the next alert is due
     is_changed boolean
 );
 

@@ -39,7 +39,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a revoked key is admitted while a cache still knows it",
-        f"{SQL}/standing_of_calls.sql",
+        f"{SQL}/standings_of_keys.sql",
         "WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'",
         "WHEN false THEN 'revoked_api_key'",
         "tests/api/test_auth.py::test_a_stale_cache_lets_no_paid_call_through",
@@ -55,8 +55,8 @@ MUTATIONS = (
     Mutation(
         "an admission that is repeated is one more",
         f"{SQL}/standing_of_calls.sql",
-        "WHEN own.is_held OR own.is_over THEN",
-        "WHEN false THEN",
+        "CASE WHEN c.is_moved IS NOT TRUE AND (",
+        "CASE WHEN false AND (",
         "tests/db/test_settlement.py::test_repetitions_change_nothing",
     ),
     Mutation(

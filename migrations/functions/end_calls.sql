@@ -56,8 +56,10 @@ BEGIN
     IF NOT only_expired AND cardinality(written) < cardinality(settled.ids) THEN
         written := written || public.corrections_of(entries, settled, decided_at);
     END IF;
-    counted := public.count_entries(limits, written || released);
-    limits := counted.limits;
-    written := counted.entries[1 : cardinality(written)];
+    IF cardinality(limits) > 0 THEN
+        counted := public.count_entries(limits, written || released);
+        limits := counted.limits;
+        written := counted.entries[1 : cardinality(written)];
+    END IF;
 END
 $$;

@@ -1,5 +1,13 @@
--- Return the ids at a path in JSON, in order. An expression is cheaper here than a query.
-CREATE OR REPLACE FUNCTION public.uuids_of(document jsonb, path jsonpath) RETURNS uuid[]
-LANGUAGE sql STABLE AS $$
-    SELECT translate(jsonb_path_query_array(document, path)::text, '[]"', '{}')::uuid[]
+-- Return a member of each object in an array of JSON, in order. Reading the elements one by one is
+-- cheaper than a query or a path.
+CREATE OR REPLACE FUNCTION public.uuids_of(objects jsonb, member text) RETURNS uuid[]
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    ids uuid[] := '{}';
+BEGIN
+    FOR place IN 0 .. jsonb_array_length(objects) - 1 LOOP
+        ids := ids || (objects -> place ->> member)::uuid;
+    END LOOP;
+    RETURN ids;
+END
 $$;

@@ -243,8 +243,8 @@ async def test_a_counter_swept_before_its_lock_is_created_again(books, is_guarde
     await books.age_by_a_day("alice")
     await books.slow_down(
         "lock_limits",
-        before="SELECT array_agg(l.id) INTO locked",
-        without="" if is_guarded else "EXIT WHEN child_ids IS NULL OR child_ids <@ locked;",
+        before="SELECT array_agg(o.l), array_agg((o.l).id)",
+        without="" if is_guarded else "EXIT WHEN child_ids IS NULL OR child_ids <@ locked_ids;",
         instead="EXIT;",
     )
 
