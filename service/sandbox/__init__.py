@@ -22,7 +22,6 @@ from aiohttp import web
 from service.sandbox import (
     account,
     audio,
-    chat,
     control,
     decisions,
     edits,
@@ -31,7 +30,6 @@ from service.sandbox import (
     queues,
     reading,
     requests,
-    responses,
 )
 from service.sandbox.account import LISTING, Listing
 from service.sandbox.calls import CALLS, Call, Calls
@@ -44,6 +42,7 @@ from service.sandbox.exchange import (
 )
 from service.sandbox.faults import FAULTS, Fault, FaultKind, Faults
 from service.sandbox.middleware import MAX_BODY_BYTES, add_headers, record
+from service.sandbox.text import chat, responses
 
 __all__ = [
     "CALLS",

@@ -67,6 +67,10 @@ class Model:
     extended_above: int = 0
     extended: Rates | None = None
     unit_price: str = "0"
+    returns: str = ""
+    """The member of a message with tool calls that the next request must repeat."""
+    needs_system_first: bool = False
+    """True if the model refuses a system message after others."""
     spec: dict[str, Any] = field(default_factory=dict)
 
     def cost_nanos(self, prompt_tokens: int, completion_tokens: int) -> int | None:

@@ -10,6 +10,7 @@ from service.sandbox.refusals import Refusal, model_not_found
 TYPES: Final = frozenset(
     {"asr", "decision", "embedding", "image", "inpaint", "music", "text", "tts", "upscale", "video"}
 )
+SEES: Final = USUAL | {"Reasoning", "ReasoningEffort", "Vision", "MultipleImages"}
 _MAX_COMPARED_LENGTH: Final = 100
 
 MODELS: Final = (
@@ -28,6 +29,7 @@ MODELS: Final = (
         capabilities=USUAL | {"Reasoning", "Vision"},
         traits=("fastest", "default_vision", "default_reasoning"),
         rates=Rates(input="0.75", output="3.5", cache_input="0.15"),
+        returns="reasoning_content",
     ),
     Model(
         id="llama-3.3-70b",
@@ -49,6 +51,7 @@ MODELS: Final = (
         capabilities=USUAL | {"Code"},
         traits=("default_code",),
         rates=Rates(input="0.7515", output="3.0125"),
+        needs_system_first=True,
     ),
     Model(
         id="claude-opus-4-8",
@@ -59,6 +62,87 @@ MODELS: Final = (
         rates=Rates(input="6", output="30", cache_input="0.6", cache_write="7.5"),
         extended_above=32_000,
         extended=Rates(input="12", output="45", cache_input="1.2", cache_write="15"),
+        returns="reasoning_details",
+    ),
+    Model(
+        id="claude-sonnet-4-6",
+        name="Claude Sonnet 4.6",
+        privacy="anonymized",
+        context=1_000_000,
+        capabilities=SEES | {"Code"},
+        rates=Rates(input="3.6", output="18", cache_input="0.36", cache_write="4.5"),
+        returns="reasoning_details",
+    ),
+    Model(
+        id="openai-gpt-52",
+        name="GPT-5.2",
+        privacy="anonymized",
+        context=256_000,
+        capabilities=USUAL | {"Reasoning", "ReasoningEffort"},
+        rates=Rates(input="2.19", output="17.5", cache_input="0.219"),
+    ),
+    Model(
+        id="openai-gpt-53-codex",
+        name="GPT-5.3 Codex",
+        privacy="anonymized",
+        context=400_000,
+        capabilities=SEES | {"Code"},
+        rates=Rates(input="2.19", output="17.5", cache_input="0.219"),
+    ),
+    Model(
+        id="openai-gpt-4o-mini-2024-07-18",
+        name="GPT-4o Mini",
+        privacy="anonymized",
+        context=128_000,
+        capabilities=USUAL | {"Vision", "MultipleImages"},
+        rates=Rates(input="0.19", output="0.75"),
+    ),
+    Model(
+        id="openai-gpt-oss-120b",
+        name="GPT OSS 120B",
+        context=128_000,
+        capabilities=frozenset({"FunctionCalling", "WebSearch", "Reasoning", "ReasoningEffort"}),
+        rates=Rates(input="0.07", output="0.3"),
+    ),
+    Model(
+        id="deepseek-v4-pro",
+        name="DeepSeek V4 Pro",
+        context=1_000_000,
+        capabilities=USUAL | {"Reasoning", "ReasoningEffort", "Code"},
+        rates=Rates(input="1.65", output="3.3", cache_input="0.33"),
+        returns="reasoning_content",
+    ),
+    Model(
+        id="qwen3-235b-a22b-thinking-2507",
+        name="Qwen 3 235B Thinking",
+        context=128_000,
+        capabilities=USUAL | {"Reasoning", "ReasoningEffort"},
+        rates=Rates(input="0.45", output="3.5"),
+        needs_system_first=True,
+    ),
+    Model(
+        id="qwen3-vl-235b-a22b",
+        name="Qwen 3 VL 235B",
+        context=128_000,
+        capabilities=USUAL | {"Vision", "MultipleImages"},
+        rates=Rates(input="0.21", output="1.9"),
+        needs_system_first=True,
+    ),
+    Model(
+        id="gemini-3-flash-preview",
+        name="Gemini 3 Flash Preview",
+        privacy="anonymized",
+        context=256_000,
+        capabilities=SEES | {"AudioInput", "VideoInput"},
+        rates=Rates(input="0.7", output="3.75", cache_input="0.07"),
+        returns="thought_signature",
+    ),
+    Model(
+        id="grok-4-5",
+        name="Grok 4.5",
+        context=500_000,
+        capabilities=SEES | {"XSearch", "Code"},
+        rates=Rates(input="2.27", output="6.8", cache_input="0.57"),
     ),
     Model(
         id="e2ee-qwen3-30b",

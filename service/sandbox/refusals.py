@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 T = TypeVar("T")
 
@@ -68,9 +69,10 @@ def issue(message: str, *path: str | int, code: str = "custom", **more: object) 
 
 def _issues(body: bytes, kind: type, message: str) -> list[dict[str, Any]]:
     """Describe what is invalid in the body, with all unknown fields in one issue, as Venice
-    does."""
+    does where it refuses them."""
     sent = msgspec.json.decode(body)
-    if isinstance(sent, dict):
+    is_strict = issubclass(kind, Struct) and kind.__struct_config__.forbid_unknown_fields
+    if isinstance(sent, dict) and is_strict:
         known = {field.encode_name for field in msgspec.structs.fields(kind)}
         unknown = [name for name in sent if name not in known]
         if unknown:

@@ -17,6 +17,7 @@ LOOK = {
     "input_schema": {
         "type": "object",
         "properties": {"where": {"type": "string"}, "times": {"type": "integer"}},
+        "required": ["where", "times"],
     },
 }
 PNG = "iVBORw0KGgo="

@@ -9,8 +9,14 @@ import pytest
 from service.sandbox.instances import instance
 
 PERSON: dict[str, Any] = {
-    "$defs": {"Person": {"properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}},
+    "$defs": {
+        "Person": {
+            "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+            "required": ["name", "age"],
+        }
+    },
     "type": "object",
+    "required": ["people", "kind", "nothing", "exact", "is_true", "long", "least", "what"],
     "properties": {
         "people": {"type": "array", "items": {"$ref": "#/$defs/Person"}, "minItems": 2},
         "kind": {"enum": ["a", "b"]},
@@ -25,7 +31,7 @@ PERSON: dict[str, Any] = {
 
 
 def test_an_instance() -> None:
-    """An instance has a value for each property that its schema allows."""
+    """An instance has a value that its schema allows for each required property."""
     person = {"name": "simulated", "age": 0}
 
     assert instance(PERSON) == {
@@ -40,6 +46,41 @@ def test_an_instance() -> None:
     }
 
 
+def test_optional_properties() -> None:
+    """An instance leaves out optional properties, and has one element per array."""
+    timeout = {"type": "integer", "minimum": 1}
+    schema = {
+        "type": "object",
+        "properties": {
+            "path": {"type": "string"},
+            "timeout": timeout,
+            "tags": {"type": "array", "items": timeout},
+            "more": {"type": "array", "items": timeout},
+        },
+        "required": ["path", "tags", "absent"],
+    }
+
+    assert instance(schema) == {"path": "simulated", "tags": [1]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string", "default": "main"}, "main"),
+        ({"type": "string", "examples": ["src/app.py"]}, "src/app.py"),
+        ({"type": "string", "format": "date"}, "2026-11-23"),
+        ({"type": "string", "format": "uri"}, "https://sandbox.invalid/"),
+        ({"type": "string", "format": "uuid"}, "00000000-0000-4000-8000-000000000000"),
+        ({"type": "integer", "exclusiveMinimum": 0}, 1),
+        ({"type": "integer", "minimum": 3, "maximum": 9}, 3),
+        ({"type": "number", "maximum": -2}, -2),
+    ],
+)
+def test_sensible_values(schema: dict[str, Any], value: Any) -> None:
+    """A value is the schema's own default or example, or within its format and bounds."""
+    assert instance(schema) == value
+
+
 @pytest.mark.parametrize("schema", [None, 7, {}, {"$ref": "#"}, {"$ref": "#/nowhere"}])
 def test_null_instances(schema: Any) -> None:
     """A schema that requires nothing, even if it refers to itself, yields null."""
@@ -48,7 +89,7 @@ def test_null_instances(schema: Any) -> None:
 
 def test_an_endless_schema() -> None:
     """A schema that nests endlessly ends after some levels."""
-    endless = {"properties": {"more": {"$ref": "#"}}}
+    endless = {"properties": {"more": {"$ref": "#"}}, "required": ["more"]}
 
     assert str(instance(endless)).count("more") == 8
 

@@ -11,10 +11,15 @@ Count = Annotated[int, Meta(ge=1)] | UnsetType
 
 
 class Message(Struct):
-    """A message. Only its role and text are used."""
+    """A message. The members that only some models read are not interpreted."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    reasoning_details: list[dict[str, Any]] | None = None
+    thought_signature: str | None = None
 
     @property
     def has_picture(self) -> bool:
@@ -38,10 +43,20 @@ class FunctionDefinition(Struct):
 
 
 class Tool(Struct):
-    """A tool, or the choice of a tool."""
+    """A tool, or the choice of a tool. Venice also takes the name beside the type."""
 
     type: str = "function"
     function: FunctionDefinition | None = None
+    name: str | None = None
+    parameters: Any = None
+    input_schema: Any = None
+
+    def definition(self) -> FunctionDefinition | None:
+        """Return the function, in whichever form it was given. None for other kinds of tools."""
+        if self.function is not None or self.name is None:
+            return self.function
+        schema = self.input_schema if self.parameters is None else self.parameters
+        return FunctionDefinition(name=self.name, parameters=schema)
 
 
 class VeniceParameters(Struct):
@@ -66,7 +81,7 @@ class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     model: str
     messages: Annotated[list[Message], Meta(min_length=1)] | UnsetType = UNSET
     input: str | list[Message] | UnsetType = UNSET
-    max_tokens: Count = UNSET
+    max_tokens: Whole = UNSET
     max_completion_tokens: Count = UNSET
     max_output_tokens: Count = UNSET
     stream: bool = False
