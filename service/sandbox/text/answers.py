@@ -202,8 +202,8 @@ def _thoughts(
         return []
     if wanted.think is not None:
         return ["Hm, "] * min(MAX_TOKENS, wanted.think)
-    # Models that need their reasoning back think before every call, whether asked to or not.
-    thinks = question.needs_reasoning_back and question.model.returns == "reasoning_content"
+    # These models think before every scripted call, whether asked to or not.
+    thinks = question.model.returns == "reasoning_content"
     if question.always_thinks or (thinks and is_call and progress.calls):
         return list(THOUGHT) if is_call else ["Hm."]
     return []

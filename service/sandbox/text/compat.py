@@ -6,6 +6,7 @@ It ignores ``instructions``, ``text``, hosted tools, reasoning items and whateve
 from typing import Any, Final
 
 from service.sandbox.model import Model
+from service.sandbox.reading import CHARACTER
 from service.sandbox.refusals import invalid, issue
 from service.sandbox.text import searches
 from service.sandbox.text.answers import Question, Tool
@@ -41,6 +42,10 @@ def read(payload: ResponsesRequest, model: Model) -> Question:
         _check_item(item, index)
     check_pictures([item for item in payload.items if "output" in item], model)
     items = [item for item in payload.items if kind_of(item) not in _IGNORED_ITEMS]
+    slug = payload.venice_parameters.character_slug
+    if slug and slug != CHARACTER["slug"]:
+        # Venice takes the system messages away with the character that it does not find.
+        items = [item for item in items if item.get("role") not in ("system", "developer")]
     question = Question(
         model=model,
         turns=[turn_of(item, index) for index, item in enumerate(items)],

@@ -42,7 +42,8 @@ def _events(exchange: Exchange, reply: Reply) -> Iterator[Event]:
         yield "response.in_progress", {"response": reply.render(exchange, "in_progress")}
     yield from _search(reply)
     status = reply.last_status
-    for index, item in enumerate(_streamed(reply)):
+    streamed = (item for item in reply.items if item.kind != "web_search_call")
+    for index, item in enumerate(streamed):
         yield "response.output_item.added", {"output_index": index, "item": item.render(_BEGUN)}
         place = {"output_index": index, "item_id": item.id}
         yield from _parts_of(reply, item, place, is_native=is_native)
@@ -74,12 +75,6 @@ def _search(reply: Reply) -> Iterator[Event]:
         ]
         data = {"type": call.kind, "id": call.id, "status": "completed", "results": results}
         yield "response.web_search.done", data
-
-
-def _streamed(reply: Reply) -> list[Item]:
-    """Return the items in the order of a stream, in which calls come last."""
-    items = [item for item in reply.items if item.kind != "web_search_call"]
-    return sorted(items, key=lambda item: item.call is not None)
 
 
 def _parts_of(

@@ -135,14 +135,19 @@ def native(answer: Answer) -> list[Item]:
 
 
 def compat(answer: Answer, request: ResponsesRequest) -> list[Item]:
-    """Return the items in the order of Venice's translated mode."""
+    """Return the items as Venice's translated mode does.
+
+    Streamed, a message comes before the calls and has no annotations.
+    """
     items = [_compat_reasoning(answer, request)] if answer.thoughts else []
     if answer.citations:
         items.append(Item(kind="web_search_call", id=new_id("ws"), done={}))
-    items += [_function_call(call) for call in answer.calls]
-    if answer.tokens or not answer.calls:
-        items.append(_message(answer, _annotations(answer)))
-    return items
+    calls = [_function_call(call) for call in answer.calls]
+    if calls and not answer.tokens:
+        return items + calls
+    if request.stream:
+        return [*items, _message(answer, []), *calls]
+    return [*items, *calls, _message(answer, _annotations(answer))]
 
 
 def _native_reasoning(answer: Answer) -> Item:
