@@ -1,12 +1,16 @@
 """Markers of the sandbox that bend its answers, and the requests that its models refuse."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from sandbox_client import CHAT, Client, asking, last_call, refused, stream
 
+from service.sandbox.text.markers import ODDITIES, Markers
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "sandbox.md"
 LOOK = {
     "type": "function",
     "function": {
@@ -217,6 +221,15 @@ async def test_failure(venice: Client) -> None:
     assert events[-1] == "[DONE]"
     assert [event["choices"][0]["finish_reason"] for event in events[:-2]] == [None, None]
     assert (status, body["code"]) == (500, "server_error")
+
+
+def test_markers_are_documented() -> None:
+    """docs/sandbox.md has a row for each marker and each odd form."""
+    rows = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    named = " ".join(rows)
+
+    assert [name for name in Markers.__struct_fields__ if f"`[{name}" not in named] == []
+    assert [name for name in ODDITIES if f"`{name}`" not in named] == []
 
 
 # Searches

@@ -27,10 +27,6 @@ ODDITIES: Final = {
 }
 """What real streams do now and then, by the name used in ``[odd=NAME,NAME]``."""
 
-_MARKER: Final = re.compile(
-    r"\[(tokens|think|tools|delay|cut|finish|refusal|text|reply|fail|error|odd|search)"
-    r"(?:=([^\]]{0,2000}))?\]"
-)
 _WHOLE: Final = re.compile(r"\d{1,6}")
 _SECONDS: Final = re.compile(r"\d{1,3}(?:\.\d{1,6})?")
 
@@ -108,3 +104,4 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "search": lambda _: True,
     "odd": _oddities,
 }
+_MARKER: Final = re.compile(rf"\[({'|'.join(_PARSERS)})(?:=([^\]]{{0,2000}}))?\]")
