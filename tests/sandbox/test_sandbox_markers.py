@@ -284,6 +284,22 @@ async def test_citations(venice: Client) -> None:
     assert not any("venice_parameters" in event for event in quiet[:-1])
 
 
+async def test_search_results_as_documents(venice: Client) -> None:
+    """The results of a search are also a call that nobody runs, before the answer."""
+    parameters = {"enable_web_search": "on", "return_search_results_as_documents": True}
+    whole = await message(venice, "Hello", venice_parameters=parameters)
+    first, *_, last, _, _ = await stream(venice, "Hello", venice_parameters=parameters)
+
+    (call,) = whole["tool_calls"]
+    (streamed,) = first["choices"][0]["delta"]["tool_calls"]
+    assert (call["id"], whole["finish_reason"]) == ("web_search_call", "tool_calls")
+    assert streamed == {"index": 0, **call}
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+    documents = json.loads(call["function"]["arguments"])["documents"]
+    assert documents[0].keys() == {"id", "title", "url", "snippet", "published_at"}
+    assert "You wrote: Hello" in whole["content"]
+
+
 async def test_no_search_for_pictures(venice: Client) -> None:
     """Nothing is searched for a message with a picture."""
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -356,6 +372,17 @@ async def test_reasoning_must_come_back(
     assert answer[member]
     assert statuses == [200, 400]
     assert member in bodies[1]["error"]
+
+
+@pytest.mark.parametrize("asked", [{"reasoning_effort": "low"}, {"reasoning": {"enabled": True}}])
+async def test_reasoning_on_request(venice: Client, asked: dict[str, Any]) -> None:
+    """A model that is asked to think does so before a scripted call."""
+    found = [
+        await message(venice, "[call=look]", model="claude-opus-4-8", tools=[LOOK], **fields)
+        for fields in ({}, asked)
+    ]
+
+    assert ["reasoning_details" in one for one in found] == [False, True]
 
 
 async def test_reasoning_that_was_not_sent(venice: Client) -> None:

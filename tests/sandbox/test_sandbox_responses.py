@@ -67,6 +67,7 @@ OBSTACLES = [
     ({"tools": [{"type": "mcp", "server_label": "a"}]}, "tools[0]"),
     ({"tools": [{"type": "shell"}]}, "tools[0]"),
     ({"input": [{"type": "item_reference", "id": "rs_1"}, message()]}, "input[0]"),
+    ({"input": [message({"type": "input_image", "file_id": "file-1"})]}, "input[0].content[0]"),
 ]
 
 

@@ -169,6 +169,22 @@ async def test_call_without_arguments(sdk: Any) -> None:
     assert json.loads(call.function.arguments) == {"path": "simulated"}
 
 
+async def test_one_call_at_a_time(sdk: Any) -> None:
+    """Without parallel calls, the calls of a turn are made one after the other."""
+    names = []
+    for done in range(3):
+        answer = await sdk.chat.completions.create(
+            model=MODEL,
+            messages=history("user: [call=read {} + list {}]", *[1] * done),
+            tools=CHAT_TOOLS,
+            parallel_tool_calls=False,
+        )
+        calls = answer.choices[0].message.tool_calls or []
+        names.append([call.function.name for call in calls])
+
+    assert names == [["read"], ["list"], []]
+
+
 async def test_tool_that_is_not_offered(sdk: Any) -> None:
     """A scripted call of a tool that was not offered is a text that names the offered ones."""
     asked = {"model": MODEL, "messages": history("user: [call=write {}]")}

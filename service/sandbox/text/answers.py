@@ -20,6 +20,7 @@ from service.sandbox.text.script import Progress, ScriptedCall, Turn
 MAX_TOKENS: Final = 100_000
 MAX_PAUSE_S: Final = 600.0
 MAX_RESULT_CHARACTERS: Final = 2000
+MAX_CALLS: Final = 100
 TOKENS_PER_MESSAGE: Final = 3
 MAX_ECHOED_CHARACTERS: Final = 200
 MAX_ECHOED_WORDS: Final = 12
@@ -82,7 +83,11 @@ class Question:
     """The value to answer with, if the request names a format."""
     stop: list[str] = field(default_factory=list)
     max_tokens: int = MAX_TOKENS
+    is_parallel: bool = True
+    """False if a turn may have one call only."""
     may_think: bool = True
+    is_thought_wanted: bool = False
+    """True if the request asks for reasoning."""
     always_thinks: bool = False
     needs_reasoning_back: bool = False
     """True if the next request must repeat the reasoning before a tool call."""
@@ -202,8 +207,8 @@ def _thoughts(
         return []
     if wanted.think is not None:
         return ["Hm, "] * min(MAX_TOKENS, wanted.think)
-    # These models think before every scripted call, whether asked to or not.
-    thinks = question.model.returns == "reasoning_content"
+    # Some models think before every scripted call, and the others if they are asked to.
+    thinks = question.model.returns == "reasoning_content" or question.is_thought_wanted
     if question.always_thinks or (thinks and is_call and progress.calls):
         return list(THOUGHT) if is_call else ["Hm."]
     return []
@@ -217,9 +222,10 @@ def _calls(question: Question, progress: Progress, wanted: Markers) -> list[Call
     if question.is_tool_forbidden or not tools:
         return []
     by_name = {tool.name: tool for tool in tools}
+    most = None if question.is_parallel else 1
     if progress.calls and all(call.name in by_name for call in progress.calls):
-        return [_call(by_name[call.name], call) for call in progress.calls]
-    count = wanted.tools or 1
+        return [_call(by_name[call.name], call) for call in progress.calls[:most]]
+    count = min(wanted.tools or 1, most or MAX_CALLS)
     if question.is_tool_required or question.tool_name is not None:
         # Frameworks offer a tool for the final answer, which is none of the script's.
         tools = [tool for tool in tools if tool.name not in progress.names] or tools

@@ -86,7 +86,9 @@ def _question(payload: ChatRequest, model: Model, parameters: VeniceParameters) 
         formatted=_formatted(payload, model),
         stop=[stop] if isinstance(stop, str) else stop or [],
         max_tokens=_limit(payload),
+        is_parallel=payload.parallel_tool_calls is not False,
         may_think=_may_think(payload, parameters),
+        is_thought_wanted=_is_thought_wanted(payload),
         needs_reasoning_back=bool(model.returns),
     )
     _choose(payload, question)
@@ -128,6 +130,12 @@ def _may_think(payload: ChatRequest, parameters: VeniceParameters) -> bool:
     effort = payload.reasoning_effort or reasoning.get("effort")
     is_off = effort == "none" or (not effort and reasoning.get("enabled") is False)
     return not (is_off or parameters.disable_thinking or parameters.strip_thinking_response)
+
+
+def _is_thought_wanted(payload: ChatRequest) -> bool:
+    reasoning = payload.reasoning or {}
+    effort = payload.reasoning_effort or reasoning.get("effort")
+    return bool(effort or reasoning.get("enabled"))
 
 
 def _tools(payload: ChatRequest, model: Model) -> list[Tool]:

@@ -29,6 +29,17 @@ class Completion:
     def completion_tokens(self) -> int:
         return self.answer.completion_tokens * self.choices
 
+    @property
+    def has_documents(self) -> bool:
+        """True if the results of a search are also a call."""
+        return bool(self.answer.citations) and self.parameters.return_search_results_as_documents
+
+    @property
+    def finish_reason(self) -> str:
+        if self.has_documents and self.answer.markers.finish is None:
+            return "tool_calls"
+        return self.answer.finish_reason
+
     def spent(self, exchange: Exchange) -> dict[str, Any]:
         """Return ``usage`` and ``cost``, unless a fault omits them."""
         answer = self.answer
@@ -56,7 +67,7 @@ def whole(exchange: Exchange, completion: Completion) -> bytes:
     """Encode the whole answer, and charge it."""
     answer = completion.answer
     # Encoded once, because all choices are equal.
-    encoded = msgspec.Raw(msgspec.json.encode(_message(answer)))
+    encoded = msgspec.Raw(msgspec.json.encode(_message(completion)))
     answer.charge(exchange, completion.completion_tokens)
     parameters = msgspec.to_builtins(completion.parameters)
     return msgspec.json.encode(
@@ -70,7 +81,7 @@ def whole(exchange: Exchange, completion: Completion) -> bytes:
                     "index": index,
                     "message": encoded,
                     "logprobs": None,
-                    "finish_reason": answer.finish_reason,
+                    "finish_reason": completion.finish_reason,
                 }
                 for index in range(completion.choices)
             ],
@@ -80,13 +91,14 @@ def whole(exchange: Exchange, completion: Completion) -> bytes:
     )
 
 
-def _message(answer: Answer) -> dict[str, Any]:
+def _message(completion: Completion) -> dict[str, Any]:
+    answer = completion.answer
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if answer.calls:
         message["content"] = answer.text or None
-        message["tool_calls"] = [
-            oddities.bend_call(call, answer.markers.odd) for call in answer.calls
-        ]
+    calls = [oddities.bend_call(call, answer.markers.odd) for call in answer.calls]
+    if calls or completion.has_documents:
+        message["tool_calls"] = [*_documents(completion), *calls]
     if answer.is_refusal and not answer.calls:
         message |= {"content": None, "refusal": answer.text}
     if answer.thoughts:
@@ -96,6 +108,25 @@ def _message(answer: Answer) -> dict[str, Any]:
     for addition in _signatures(answer):
         message |= addition
     return message
+
+
+def _documents(completion: Completion) -> Iterator[dict[str, Any]]:
+    """Yield the call that stands for a search: its arguments are the results."""
+    if not completion.has_documents:
+        return
+    documents = [
+        {
+            "id": str(number),
+            "title": found["title"],
+            "url": found["url"],
+            "snippet": found["content"],
+            "published_at": found["date"],
+        }
+        for number, found in enumerate(completion.answer.citations, 1)
+    ]
+    arguments = msgspec.json.encode({"documents": documents}).decode()
+    function = {"name": "web_search", "arguments": arguments}
+    yield {"id": "web_search_call", "type": "function", "function": function}
 
 
 def _signatures(answer: Answer) -> Iterator[dict[str, Any]]:
@@ -159,8 +190,8 @@ def _of_choices(completion: Completion) -> Iterator[tuple[int, bytes, bytes]]:
     """Yield the index, delta and finish reason of each chunk. Choices advance together."""
     answer = completion.answer
     is_failing = answer.failure is not None
-    last = b"null" if is_failing else msgspec.json.encode(answer.finish_reason)
-    deltas = _deltas(answer)
+    last = b"null" if is_failing else msgspec.json.encode(completion.finish_reason)
+    deltas = _deltas(completion)
     delta = next(deltas)
     for following in deltas:
         for index in range(completion.choices):
@@ -170,9 +201,12 @@ def _of_choices(completion: Completion) -> Iterator[tuple[int, bytes, bytes]]:
         yield index, delta, last
 
 
-def _deltas(answer: Answer) -> Iterator[bytes]:
+def _deltas(completion: Completion) -> Iterator[bytes]:
     """Yield at least one delta."""
+    answer = completion.answer
     odd = answer.markers.odd
+    for call in _documents(completion):
+        yield msgspec.json.encode({"role": "assistant", "tool_calls": [{"index": 0, **call}]})
     if "nulls" in odd:
         yield msgspec.json.encode(oddities.NULLS)
     for thought in answer.thoughts:

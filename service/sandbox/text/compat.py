@@ -52,6 +52,7 @@ def read(payload: ResponsesRequest, model: Model) -> Question:
         tools=_tools(payload),
         max_tokens=payload.limit,
         may_think=payload.may_think,
+        is_thought_wanted=payload.is_thought_wanted,
         is_cited=payload.venice_parameters.enable_web_citations,
     )
     _choose(payload, question)

@@ -145,7 +145,8 @@ def _is_hosted(tool: Mapping[str, Any]) -> bool:
 def _obstacles_of_item(item: Mapping[str, Any], path: str) -> Iterator[str]:
     if item.get("type") == "item_reference":
         yield path
-    content = item.get("content")
-    for index, part in enumerate(content if isinstance(content, list) else ()):
-        if isinstance(part, dict) and (part.get("file_id") or part.get("file_url")):
-            yield f"{path}.content[{index}]"
+    for name in ("content", "output"):
+        parts = item.get(name)
+        for index, part in enumerate(parts if isinstance(parts, list) else ()):
+            if isinstance(part, dict) and (part.get("file_id") or part.get("file_url")):
+                yield f"{path}.{name}[{index}]"

@@ -54,6 +54,7 @@ def read(payload: ResponsesRequest, model: Model) -> Question:
         tools=_tools(payload.tools or []),
         formatted=_formatted(payload, turns),
         max_tokens=payload.limit,
+        is_parallel=payload.parallel_tool_calls is not False,
         may_think=payload.may_think,
         always_thinks=True,
     )

@@ -60,6 +60,11 @@ class ResponsesRequest(Struct, kw_only=True):
         effort = reasoning.get("effort")
         return effort != "none" and (bool(effort) or reasoning.get("enabled") is not False)
 
+    @property
+    def is_thought_wanted(self) -> bool:
+        reasoning = self.reasoning or {}
+        return bool(reasoning.get("effort") or reasoning.get("enabled"))
+
 
 def kind_of(item: dict[str, Any]) -> str:
     """Return the type of an item. Without a type it is a message."""
