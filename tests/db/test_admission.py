@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from books import EACH_USER
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from service import ledger
 from service.errors import LimitExceeded, RateLimited, Unavailable
 from service.ids import uuid7
 from service.ledger import Ledger
+from service.ledger.writer import LEASE_S, SETTLE_AND_ADMIT
 
 MODELS = ("m", "other")
 END_USERS = ("alice", "bob")
@@ -314,6 +316,62 @@ async def test_a_sweep_lets_nobody_exceed_a_limit(books):
 
     assert await sweeping > 0
     assert set(admitted.values()) == {5}
+
+
+async def test_each_call_of_a_batch_counts_on_its_own_limits(books):
+    """Calls that differ only in key, model or end user and come in any order in one batch each take
+    their hold on the limits that bind them, and on no other."""
+    callers = [
+        {"key": key, "model": model, "end_user": end_user}
+        for key in books.keys
+        for model in ("m", "other")
+        for end_user in (None, "alice", "bob")
+    ]
+    limits = {
+        await books.limit("concurrency", None, 100, **binding): binding
+        for binding in (
+            {},
+            {"model": "m"},
+            {"end_user": "alice"},
+            {"end_user": "bob", "model": "other"},
+            *({"key": key} for key in books.keys),
+        )
+    }
+    calls = random.sample(callers * 3, 3 * len(callers))
+    holds = [books.hold(**caller) for caller in calls]
+
+    await books.connection.fetch(
+        SETTLE_AND_ADMIT, None, msgspec.json.encode(holds).decode(), books.keys[0], LEASE_S, 100
+    )
+
+    rows = await books.connection.fetch("SELECT id, limit_ids FROM holds")
+    counted = {row["id"]: set(row["limit_ids"]) for row in rows}
+    for hold, caller in zip(holds, calls, strict=True):
+        assert counted[hold.id] == {
+            limit_id for limit_id, binding in limits.items() if binding.items() <= caller.items()
+        }
+
+
+async def test_an_admission_opens_only_the_months_of_its_ids(books):
+    """The search for entries of the calls prunes all other months before it starts, by a generic
+    plan, so its cost does not grow with the months that are kept."""
+    hold = books.hold()
+    await books.connection.execute("SET plan_cache_mode = force_generic_plan")
+    await books.connection.execute(
+        "PREPARE standing (jsonb, uuid) AS SELECT c.*"
+        " FROM public.standing_of_calls($1, $2, $2, NULL, NULL, NULL) c"
+    )
+    calls = msgspec.json.encode([hold]).decode()
+    plan = await books.connection.fetch(
+        f"EXPLAIN (COSTS OFF) EXECUTE standing ('{calls}', '{hold.id}')"
+    )
+
+    lines = [row[0] for row in plan]
+    months = await books.connection.fetchval(
+        "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger_entries'::regclass"
+    )
+    assert any(f"Subplans Removed: {months - 1}" in line for line in lines)
+    assert sum("on ledger_entries_" in line for line in lines) == 1
 
 
 async def test_a_call_is_cut_down_to_what_is_left(books):
