@@ -89,15 +89,15 @@ CREATE TABLE public.limits (
     CONSTRAINT limits_period CHECK (
     CASE
         WHEN unit = 'concurrency' THEN period IS NULL
-        ELSE period = ANY ('{minute,hour,day,month,lifetime}')
+        ELSE period IN ('minute', 'hour', 'day', 'month', 'lifetime')
     END IS TRUE),
     CONSTRAINT limits_raised CHECK ((raised_to IS NULL) = (raised_until IS NULL)),
-    CONSTRAINT limits_scope CHECK (scope = ANY ('{organization,api_key,end_user,each_end_user}')),
+    CONSTRAINT limits_scope CHECK (scope IN ('organization', 'api_key', 'end_user', 'each_end_user')),
     CONSTRAINT limits_scope_api_key CHECK (scope <> 'api_key' OR api_key_id IS NOT NULL),
     CONSTRAINT limits_scope_child CHECK (template_id IS NULL OR scope = 'end_user'),
     CONSTRAINT limits_scope_end_user CHECK ((scope = 'end_user') = (end_user IS NOT NULL)),
-    CONSTRAINT limits_set_by CHECK (set_by = ANY ('{operator,administrator}')),
-    CONSTRAINT limits_unit CHECK (unit = ANY ('{usd,requests,tokens,concurrency}'))
+    CONSTRAINT limits_set_by CHECK (set_by IN ('operator', 'administrator')),
+    CONSTRAINT limits_unit CHECK (unit IN ('usd', 'requests', 'tokens', 'concurrency'))
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
 CREATE INDEX limits_applying_idx ON public.limits (organization_id, api_key_id, end_user) WHERE ((template_id IS NULL) AND (deleted_at IS NULL));
 CREATE INDEX limits_id_idx ON public.limits (id);
@@ -235,8 +235,8 @@ CREATE TABLE public.ledger_entries (
     CONSTRAINT ledger_entries_amends CHECK (kind <> 'correction' OR amends_id IS NOT NULL),
     CONSTRAINT ledger_entries_call CHECK (kind <> 'call' OR api_key_id IS NOT NULL AND outcome IS NOT NULL AND endpoint IS NOT NULL AND request_id IS NOT NULL),
     CONSTRAINT ledger_entries_cost_known CHECK ((cost_source = 'unknown') = (cost_nanos IS NULL)),
-    CONSTRAINT ledger_entries_cost_source CHECK (cost_source = ANY ('{reported,computed,estimated,not_charged,bound,manual,unknown}')),
-    CONSTRAINT ledger_entries_kind CHECK (kind = ANY ('{call,correction,credit,unattributed}'))
+    CONSTRAINT ledger_entries_cost_source CHECK (cost_source IN ('reported', 'computed', 'estimated', 'not_charged', 'bound', 'manual', 'unknown')),
+    CONSTRAINT ledger_entries_kind CHECK (kind IN ('call', 'correction', 'credit', 'unattributed'))
 ) PARTITION BY RANGE (id);
 CREATE INDEX ledger_entries_amends_id_idx ON ONLY public.ledger_entries (organization_id, amends_id) WHERE (amends_id IS NOT NULL);
 CREATE INDEX ledger_entries_counted_idx ON ONLY public.ledger_entries (organization_id, counted_at, id);
@@ -430,7 +430,6 @@ CREATE TYPE public.limit_state AS (
     window_at timestamptz,
     resets_at timestamptz,
     ring bigint[],
-    alert_percents smallint[],
     alert_at bigint,
     is_changed boolean
 );
@@ -872,7 +871,7 @@ CREATE OR REPLACE FUNCTION public.is_over(hold public.holds)
  LANGUAGE plpgsql
 AS $function$
 BEGIN
-    -- As in standing_of_calls().
+    -- As in standings_of_calls().
     RETURN (
         SELECT true
         FROM public.ledger_entries x
@@ -906,6 +905,7 @@ AS $function$
 DECLARE
     template public.limits;
     state public.limit_state;
+    alert_percents smallint[] := l.alert_percents;
     bucket bigint;
     percent smallint;
     next_percent smallint;
@@ -913,7 +913,7 @@ BEGIN
     state := ROW(
         l.organization_id, l.id, l.template_id, l.scope, l.api_key_id, l.end_user, l.model, l.unit,
         l.period, CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END, 0, l.held,
-        public.limit_bucket_s(l.unit, l.period), NULL, NULL, NULL, l.alert_percents, NULL, false
+        public.limit_bucket_s(l.unit, l.period), NULL, NULL, NULL, NULL, false
     );
     IF l.template_id IS NOT NULL THEN
         SELECT t.* INTO template
@@ -923,7 +923,7 @@ BEGIN
         IF template.id IS NOT NULL THEN
             state.ceiling := CASE WHEN template.raised_until > instant THEN template.raised_to
                                   ELSE template.ceiling END;
-            state.alert_percents := template.alert_percents;
+            alert_percents := template.alert_percents;
         END IF;
     END IF;
 
@@ -946,7 +946,7 @@ BEGIN
     END IF;
 
     IF l.unit = 'usd' THEN
-        FOREACH percent IN ARRAY state.alert_percents LOOP
+        FOREACH percent IN ARRAY alert_percents LOOP
             IF percent > l.alerted_percent OR l.window_start IS DISTINCT FROM state.window_at THEN
                 next_percent := least(next_percent, percent);
             END IF;
@@ -1028,11 +1028,23 @@ AS $function$
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limits_as_of(wanted uuid[], instant timestamp with time zone)
- RETURNS SETOF public.limit_state
+ RETURNS TABLE(organization_id uuid, id uuid, scope text, api_key_id uuid, end_user bytea, template_id uuid, model text, unit text, period text, ceiling bigint, used bigint, held bigint, bucket_s integer, window_at timestamp with time zone, resets_at timestamp with time zone, ring bigint[], alert_percents smallint[], alert_at bigint)
  LANGUAGE sql
  STABLE
 AS $function$
-    SELECT s.*
+    SELECT s.organization_id, s.id, s.scope, s.api_key_id, s.end_user, s.template_id, s.model,
+           s.unit, s.period, s.ceiling, s.used, s.held, s.bucket_s, s.window_at, s.resets_at,
+           s.ring,
+           coalesce(
+               (
+                   SELECT t.alert_percents
+                   FROM public.limits t
+                   WHERE t.organization_id = l.organization_id
+                     AND t.id = l.template_id
+               ),
+               l.alert_percents
+           ),
+           s.alert_at
     FROM public.limits l
     CROSS JOIN LATERAL public.limit_as_of(l, instant) s
     WHERE l.id = ANY (wanted)
@@ -1113,8 +1125,8 @@ CREATE OR REPLACE FUNCTION public.limits_of_entries(entries jsonb, only_expired 
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    organization_ids CONSTANT uuid[] := public.uuids_of(entries, 'organization_id');
-    ids CONSTANT uuid[] := public.uuids_of(entries, 'id');
+    organization_ids CONSTANT uuid[] := public.member_ids(entries, 'organization_id');
+    ids CONSTANT uuid[] := public.member_ids(entries, 'id');
     hold record;
     seen_ids uuid[];
     limit_ids uuid[];  -- null where the calls count on none
@@ -1149,7 +1161,7 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.lock_limits(limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer, OUT child_ids uuid[], OUT decided_at timestamp with time zone, OUT limits public.limit_state[], OUT owner_ids uuid[])
+CREATE OR REPLACE FUNCTION public.lock_limits(limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer, OUT child_ids uuid[], OUT decided_at timestamp with time zone, OUT limits public.limit_state[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
@@ -1162,8 +1174,8 @@ BEGIN
         IF template_ids IS NOT NULL THEN
             child_ids := public.make_children(template_ids, template_users, most_end_users);
         END IF;
-        SELECT array_agg(o.l), array_agg((o.l).id), array_agg((o.l).organization_id)
-        INTO locked, locked_ids, owner_ids
+        SELECT array_agg(o.l), array_agg((o.l).id)
+        INTO locked, locked_ids
         FROM (
             SELECT l
             FROM public.limits l
@@ -1295,6 +1307,21 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.member_ids(objects jsonb, member text)
+ RETURNS uuid[]
+ LANGUAGE plpgsql
+ IMMUTABLE
+AS $function$
+DECLARE
+    ids uuid[] := '{}';
+BEGIN
+    FOR place IN 0 .. jsonb_array_length(objects) - 1 LOOP
+        ids := ids || (objects -> place ->> member)::uuid;
+    END LOOP;
+    RETURN ids;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.move_hold(call record, moved_limit_ids uuid[], moved_limit_windows timestamp with time zone[], moved_lease_until timestamp with time zone)
  RETURNS void
  LANGUAGE plpgsql
@@ -1312,6 +1339,22 @@ BEGIN
         price_version = call.price_version
     WHERE h.organization_id = call.organization_id
       AND h.id = call.id;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.owners_of(limits public.limit_state[])
+ RETURNS uuid[]
+ LANGUAGE plpgsql
+ IMMUTABLE
+AS $function$
+DECLARE
+    state public.limit_state;
+    owner_ids uuid[];
+BEGIN
+    FOREACH state IN ARRAY limits LOOP
+        owner_ids := owner_ids || state.organization_id;
+    END LOOP;
+    RETURN owner_ids;
 END
 $function$;
 
@@ -1567,8 +1610,7 @@ BEGIN
     END IF;
     IF calls IS NOT NULL THEN
         admitted := public.take_calls(
-            calls, applying, locked.child_ids, locked.owner_ids, process_id, lease,
-            locked.decided_at, limits
+            calls, applying, locked.child_ids, process_id, lease, locked.decided_at, limits
         );
         limits := admitted.limits;
         INSERT INTO public.holds SELECT h.* FROM unnest(admitted.taken) h;
@@ -1590,7 +1632,7 @@ AS $function$
     SELECT (extract(epoch FROM bucket_at)::bigint / bucket_s % 61 + 1)::integer
 $function$;
 
-CREATE OR REPLACE FUNCTION public.standing_of_calls(calls jsonb, first_id uuid, last_id uuid, key_ids uuid[], key_organization_ids uuid[], key_standings text[])
+CREATE OR REPLACE FUNCTION public.standings_of_calls(calls jsonb, first_id uuid, last_id uuid, key_ids uuid[], key_organization_ids uuid[], key_standings text[])
  RETURNS TABLE(place bigint, organization_id uuid, id uuid, api_key_id uuid, end_user bytea, request_id text, endpoint text, model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text, price_version integer, tags jsonb, is_moved boolean, caller text, standing text)
  LANGUAGE sql
  STABLE
@@ -1715,11 +1757,12 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.take_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], owner_ids uuid[], process_id uuid, lease interval, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT taken public.holds[], OUT results public.batch_result[])
+CREATE OR REPLACE FUNCTION public.take_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], process_id uuid, lease interval, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT taken public.holds[], OUT results public.batch_result[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
 DECLARE
+    owner_ids uuid[];           -- the organizations of limits
     keys record;
     ends record;
     call record;
@@ -1727,7 +1770,6 @@ DECLARE
     hold public.holds;          -- the one that the call has already
     places integer[] := '{}';   -- in limits, of those that bind the call
     before public.limit_state[];
-    counted record;
     bounds record;
     result public.batch_result;
     place integer;
@@ -1738,11 +1780,12 @@ DECLARE
     limit_windows timestamptz[];
 BEGIN
     results := '{}';
-    keys := public.standings_of_keys(public.uuids_of(calls, 'api_key_id'), decided_at);
-    ends := public.ends_of(public.uuids_of(calls, 'id'));
+    owner_ids := public.owners_of(limits);
+    keys := public.standings_of_keys(public.member_ids(calls, 'api_key_id'), decided_at);
+    ends := public.ends_of(public.member_ids(calls, 'id'));
     FOR call IN
         SELECT c.*
-        FROM public.standing_of_calls(
+        FROM public.standings_of_calls(
             calls, ends.first_id, ends.last_id, keys.ids, keys.organization_ids, keys.standings
         ) c
     LOOP
@@ -1774,8 +1817,7 @@ BEGIN
         END IF;
         IF call.is_moved THEN
             before := limits;
-            counted := public.count_entries(limits, ARRAY[public.released(hold)]);
-            limits := counted.limits;
+            limits := public.without_hold(limits, hold);
         END IF;
         IF call.least_tokens IS NOT NULL THEN
             bounds := public.affordable(
@@ -1853,21 +1895,6 @@ AS $function$
     )::uuid
 $function$;
 
-CREATE OR REPLACE FUNCTION public.uuids_of(objects jsonb, member text)
- RETURNS uuid[]
- LANGUAGE plpgsql
- IMMUTABLE
-AS $function$
-DECLARE
-    ids uuid[] := '{}';
-BEGIN
-    FOR place IN 0 .. jsonb_array_length(objects) - 1 LOOP
-        ids := ids || (objects -> place ->> member)::uuid;
-    END LOOP;
-    RETURN ids;
-END
-$function$;
-
 CREATE OR REPLACE FUNCTION public.with_rates(result public.batch_result, limits public.limit_state[], places integer[], decided_at timestamp with time zone)
  RETURNS public.batch_result
  LANGUAGE plpgsql
@@ -1892,6 +1919,18 @@ BEGIN
         END IF;
     END LOOP;
     RETURN result;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.without_hold(limits public.limit_state[], hold public.holds)
+ RETURNS public.limit_state[]
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    counted record;
+BEGIN
+    counted := public.count_entries(limits, ARRAY[public.released(hold)]);
+    RETURN counted.limits;
 END
 $function$;
 

@@ -2,8 +2,7 @@
 --
 -- Money is nano-dollars in bigint. holds and ledger_entries have no foreign keys: their checks would
 -- lock one hot organization row. limits and holds are updated all the time, hence the room in their
--- pages, no index on a counter (so that updates stay heap-only) and an eager vacuum. Each statement
--- that writes reads the check constraints of its table anew: an array of values is read faster than IN.
+-- pages, no index on a counter (so that updates stay heap-only) and an eager vacuum.
 -- depends: 0002_venice
 
 -- A limit binds an organization, a key, or one end user; or it is a template, which binds each end
@@ -39,20 +38,20 @@ CREATE TABLE public.limits (
         REFERENCES public.organizations (id),
     CONSTRAINT limits_api_key_id_fkey FOREIGN KEY (api_key_id) REFERENCES public.api_keys (id),
     CONSTRAINT limits_scope CHECK (
-        scope = ANY ('{organization,api_key,end_user,each_end_user}')
+        scope IN ('organization', 'api_key', 'end_user', 'each_end_user')
     ),
     CONSTRAINT limits_scope_end_user CHECK ((scope = 'end_user') = (end_user IS NOT NULL)),
     CONSTRAINT limits_scope_api_key CHECK (scope <> 'api_key' OR api_key_id IS NOT NULL),
     CONSTRAINT limits_scope_child CHECK (template_id IS NULL OR scope = 'end_user'),
-    CONSTRAINT limits_unit CHECK (unit = ANY ('{usd,requests,tokens,concurrency}')),
+    CONSTRAINT limits_unit CHECK (unit IN ('usd', 'requests', 'tokens', 'concurrency')),
     CONSTRAINT limits_period CHECK (
         CASE WHEN unit = 'concurrency' THEN period IS NULL
-             ELSE period = ANY ('{minute,hour,day,month,lifetime}') END IS TRUE
+             ELSE period IN ('minute', 'hour', 'day', 'month', 'lifetime') END IS TRUE
     ),
     CONSTRAINT limits_ceiling CHECK (ceiling >= 0),
     CONSTRAINT limits_held CHECK (held >= 0),
     CONSTRAINT limits_raised CHECK ((raised_to IS NULL) = (raised_until IS NULL)),
-    CONSTRAINT limits_set_by CHECK (set_by = ANY ('{operator,administrator}'))
+    CONSTRAINT limits_set_by CHECK (set_by IN ('operator', 'administrator'))
 ) WITH (
     fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.02,
@@ -143,7 +142,7 @@ CREATE TABLE public.ledger_entries (
     tokens bigint NOT NULL DEFAULT 0,
     CONSTRAINT ledger_entries_pkey PRIMARY KEY (organization_id, id),
     CONSTRAINT ledger_entries_kind CHECK (
-        kind = ANY ('{call,correction,credit,unattributed}')
+        kind IN ('call', 'correction', 'credit', 'unattributed')
     ),
     CONSTRAINT ledger_entries_amends CHECK (kind <> 'correction' OR amends_id IS NOT NULL),
     CONSTRAINT ledger_entries_call CHECK (
@@ -152,7 +151,7 @@ CREATE TABLE public.ledger_entries (
             AND request_id IS NOT NULL)
     ),
     CONSTRAINT ledger_entries_cost_source CHECK (
-        cost_source = ANY ('{reported,computed,estimated,not_charged,bound,manual,unknown}')
+        cost_source IN ('reported', 'computed', 'estimated', 'not_charged', 'bound', 'manual', 'unknown')
     ),
     -- A cost that is not known is recorded as unknown, never as zero.
     CONSTRAINT ledger_entries_cost_known CHECK ((cost_source = 'unknown') = (cost_nanos IS NULL))

@@ -21,8 +21,7 @@ CREATE TYPE public.limit_state AS (
     window_at timestamptz,  -- the start of the window, or of the ring's newest bucket
     resets_at timestamptz,
     ring bigint[],
-    alert_percents smallint[],
-    alert_at bigint,        -- the use at which the next alert is due
+    alert_at bigint,
     is_changed boolean
 );
 

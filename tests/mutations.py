@@ -54,7 +54,7 @@ MUTATIONS = (
     # Settlement.
     Mutation(
         "an admission that is repeated is one more",
-        f"{SQL}/standing_of_calls.sql",
+        f"{SQL}/standings_of_calls.sql",
         "CASE WHEN c.is_moved IS NOT TRUE AND (",
         "CASE WHEN false AND (",
         "tests/db/test_settlement.py::test_repetitions_change_nothing",

@@ -4,7 +4,7 @@
 CREATE OR REPLACE FUNCTION public.is_over(hold public.holds) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    -- As in standing_of_calls().
+    -- As in standings_of_calls().
     RETURN (
         SELECT true
         FROM public.ledger_entries x

@@ -7,6 +7,7 @@ LANGUAGE plpgsql STABLE AS $$
 DECLARE
     template public.limits;
     state public.limit_state;
+    alert_percents smallint[] := l.alert_percents;
     bucket bigint;
     percent smallint;
     next_percent smallint;
@@ -14,7 +15,7 @@ BEGIN
     state := ROW(
         l.organization_id, l.id, l.template_id, l.scope, l.api_key_id, l.end_user, l.model, l.unit,
         l.period, CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END, 0, l.held,
-        public.limit_bucket_s(l.unit, l.period), NULL, NULL, NULL, l.alert_percents, NULL, false
+        public.limit_bucket_s(l.unit, l.period), NULL, NULL, NULL, NULL, false
     );
     IF l.template_id IS NOT NULL THEN
         SELECT t.* INTO template
@@ -24,7 +25,7 @@ BEGIN
         IF template.id IS NOT NULL THEN
             state.ceiling := CASE WHEN template.raised_until > instant THEN template.raised_to
                                   ELSE template.ceiling END;
-            state.alert_percents := template.alert_percents;
+            alert_percents := template.alert_percents;
         END IF;
     END IF;
 
@@ -47,7 +48,7 @@ BEGIN
     END IF;
 
     IF l.unit = 'usd' THEN
-        FOREACH percent IN ARRAY state.alert_percents LOOP
+        FOREACH percent IN ARRAY alert_percents LOOP
             IF percent > l.alerted_percent OR l.window_start IS DISTINCT FROM state.window_at THEN
                 next_percent := least(next_percent, percent);
             END IF;

@@ -4,8 +4,8 @@ CREATE OR REPLACE FUNCTION public.limits_of_entries(
 )
 LANGUAGE plpgsql AS $$
 DECLARE
-    organization_ids CONSTANT uuid[] := public.uuids_of(entries, 'organization_id');
-    ids CONSTANT uuid[] := public.uuids_of(entries, 'id');
+    organization_ids CONSTANT uuid[] := public.member_ids(entries, 'organization_id');
+    ids CONSTANT uuid[] := public.member_ids(entries, 'id');
     hold record;
     seen_ids uuid[];
     limit_ids uuid[];  -- null where the calls count on none

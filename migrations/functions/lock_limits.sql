@@ -1,12 +1,11 @@
 -- Lock limits, then take them as they are, since nobody else can change them any more.
 --
 -- Counters of templates for end users are made where they are missing, and locked too: child_ids
--- has one for each pair of the two arrays. limits is in the order of the locks, and so is owner_ids,
--- their organizations. Where limit_ids and template_ids are null there is nothing to lock.
+-- has one for each pair of the two arrays. limits is in the order of the locks. Where limit_ids and
+-- template_ids are null there is nothing to lock.
 CREATE OR REPLACE FUNCTION public.lock_limits(
     limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer,
-    OUT child_ids uuid[], OUT decided_at timestamptz, OUT limits public.limit_state[],
-    OUT owner_ids uuid[]
+    OUT child_ids uuid[], OUT decided_at timestamptz, OUT limits public.limit_state[]
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -18,8 +17,8 @@ BEGIN
         IF template_ids IS NOT NULL THEN
             child_ids := public.make_children(template_ids, template_users, most_end_users);
         END IF;
-        SELECT array_agg(o.l), array_agg((o.l).id), array_agg((o.l).organization_id)
-        INTO locked, locked_ids, owner_ids
+        SELECT array_agg(o.l), array_agg((o.l).id)
+        INTO locked, locked_ids
         FROM (
             SELECT l
             FROM public.limits l

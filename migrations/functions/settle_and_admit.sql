@@ -88,8 +88,7 @@ BEGIN
     END IF;
     IF calls IS NOT NULL THEN
         admitted := public.take_calls(
-            calls, applying, locked.child_ids, locked.owner_ids, process_id, lease,
-            locked.decided_at, limits
+            calls, applying, locked.child_ids, process_id, lease, locked.decided_at, limits
         );
         limits := admitted.limits;
         INSERT INTO public.holds SELECT h.* FROM unnest(admitted.taken) h;

@@ -1,14 +1,15 @@
 -- Admit calls in order. Each takes its hold on all of its limits, or on none.
 --
--- owner_ids are the organizations of limits. taken are the holds to be written; a moved call has its
--- own already, which is changed here. There is a result for each call.
+-- taken are the holds to be written; a moved call has its own already, which is changed here. There
+-- is a result for each call.
 CREATE OR REPLACE FUNCTION public.take_calls(
-    calls jsonb, applying public.applying_limits, child_ids uuid[], owner_ids uuid[],
-    process_id uuid, lease interval, decided_at timestamptz,
+    calls jsonb, applying public.applying_limits, child_ids uuid[], process_id uuid,
+    lease interval, decided_at timestamptz,
     INOUT limits public.limit_state[], OUT taken public.holds[], OUT results public.batch_result[]
 )
 LANGUAGE plpgsql AS $$
 DECLARE
+    owner_ids uuid[];           -- the organizations of limits
     keys record;
     ends record;
     call record;
@@ -16,7 +17,6 @@ DECLARE
     hold public.holds;          -- the one that the call has already
     places integer[] := '{}';   -- in limits, of those that bind the call
     before public.limit_state[];
-    counted record;
     bounds record;
     result public.batch_result;
     place integer;
@@ -27,11 +27,12 @@ DECLARE
     limit_windows timestamptz[];
 BEGIN
     results := '{}';
-    keys := public.standings_of_keys(public.uuids_of(calls, 'api_key_id'), decided_at);
-    ends := public.ends_of(public.uuids_of(calls, 'id'));
+    owner_ids := public.owners_of(limits);
+    keys := public.standings_of_keys(public.member_ids(calls, 'api_key_id'), decided_at);
+    ends := public.ends_of(public.member_ids(calls, 'id'));
     FOR call IN
         SELECT c.*
-        FROM public.standing_of_calls(
+        FROM public.standings_of_calls(
             calls, ends.first_id, ends.last_id, keys.ids, keys.organization_ids, keys.standings
         ) c
     LOOP
@@ -63,8 +64,7 @@ BEGIN
         END IF;
         IF call.is_moved THEN
             before := limits;
-            counted := public.count_entries(limits, ARRAY[public.released(hold)]);
-            limits := counted.limits;
+            limits := public.without_hold(limits, hold);
         END IF;
         IF call.least_tokens IS NOT NULL THEN
             bounds := public.affordable(

@@ -42,16 +42,14 @@ async def make_partitions(database: Database) -> bool:
     :raises Unavailable: when readers hold the ledger for longer than the 0.1 s that we wait.
     """
     missing = await _missing(database)
-    made = []
     for month in missing:
         # One transaction each, so that no lock is held longer than a single partition needs.
         async with database.transaction() as conn:
             if not await conn.fetchval(TRY_LOCK, LOCK_KEY):
                 return False
-            if await conn.fetchval(MAKE_PARTITION, month, MAX_MOVED):
-                made.append(f"{month:%Y-%m}")
-    if made:
-        log.info("ledger partitions created", months=made)
+            is_made = await conn.fetchval(MAKE_PARTITION, month, MAX_MOVED)
+        if is_made:
+            log.info("ledger partition created", month=f"{month:%Y-%m}")
     strays = await database.fetchval(COUNT_STRAYS)
     metrics.STRAY_ENTRIES.set(strays)
     if strays:

@@ -359,7 +359,7 @@ async def test_an_admission_opens_only_the_months_of_its_ids(books):
     await books.connection.execute("SET plan_cache_mode = force_generic_plan")
     await books.connection.execute(
         "PREPARE standing (jsonb, uuid) AS SELECT c.*"
-        " FROM public.standing_of_calls($1, $2, $2, NULL, NULL, NULL) c"
+        " FROM public.standings_of_calls($1, $2, $2, NULL, NULL, NULL) c"
     )
     calls = msgspec.json.encode([hold]).decode()
     plan = await books.connection.fetch(

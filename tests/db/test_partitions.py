@@ -153,9 +153,8 @@ async def test_one_process_creates_them(books, database_address):
     async with pools(database_address, 4) as databases:
         with capture_logs() as lines:
             await asyncio.gather(*map(ledger.make_partitions, databases))
-    made = [line["months"] for line in lines if line["event"] == "ledger partitions created"]
-    names = [name for months in made for name in months]
-    assert sorted(names) == [f"{month(ahead):%Y-%m}" for ahead in (1, 3)]
+    made = [line["month"] for line in lines if line["event"] == "ledger partition created"]
+    assert sorted(made) == [f"{month(ahead):%Y-%m}" for ahead in (1, 3)]
     assert len(await books.connection.fetchval(MONTHS)) == 4
 
 

@@ -5,7 +5,7 @@
 -- first statement when the call is long over. A moved call has a hold and is not 'repeated'.
 -- caller has all that decides which limits bind a call. first_id and last_id are the least and the
 -- greatest id. The arrays are of standings_of_keys().
-CREATE OR REPLACE FUNCTION public.standing_of_calls(
+CREATE OR REPLACE FUNCTION public.standings_of_calls(
     calls jsonb, first_id uuid, last_id uuid, key_ids uuid[], key_organization_ids uuid[],
     key_standings text[]
 )

@@ -1,6 +1,6 @@
 -- Return a member of each object in an array of JSON, in order. Reading the elements one by one is
 -- cheaper than a query or a path.
-CREATE OR REPLACE FUNCTION public.uuids_of(objects jsonb, member text) RETURNS uuid[]
+CREATE OR REPLACE FUNCTION public.member_ids(objects jsonb, member text) RETURNS uuid[]
 LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
     ids uuid[] := '{}';
