@@ -15,6 +15,8 @@ SPEC = ROOT.parent / "shared" / "venice-openapi.yaml"
 
 
 VIDEO = {"model": "wan-2.5-preview-text-to-video", "duration": "5s"}
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {}}}
+SEARCHING = {"enable_web_search": "on", "enable_web_citations": True}
 TYPES = {
     "object": dict,
     "array": list,
@@ -81,7 +83,22 @@ def spec() -> Any:
         ("post", "/embeddings", {"model": "text-embedding-bge-m3", "input": "a"}, 200),
         ("post", "/images/generations", {"prompt": "a"}, 200),
         ("post", "/image/generate", {"model": "venice-sd35", "prompt": "a"}, 200),
+        ("post", "/chat/completions", asking("[call=look]", tools=[LOOK]), 200),
+        ("post", "/chat/completions", asking("[think=2]", model="claude-opus-4-8"), 200),
+        ("post", "/chat/completions", asking(venice_parameters=SEARCHING), 200),
         ("post", "/responses", {"model": "llama-3.3-70b", "input": "a"}, 200),
+        (
+            "post",
+            "/responses",
+            {"model": "kimi-k2-6", "input": "[think=2][call=look]", "tools": [LOOK]},
+            200,
+        ),
+        (
+            "post",
+            "/responses",
+            {"model": "kimi-k2-6", "input": "a", "venice_parameters": SEARCHING},
+            200,
+        ),
         ("post", "/augment/search", {"query": "a"}, 200),
         ("post", "/augment/scrape", {"url": "https://a.invalid"}, 200),
         ("post", "/crypto/rpc/base-mainnet", {"method": "eth_blockNumber", "id": 1}, 200),

@@ -145,6 +145,7 @@ SCRIPT = "user: [call=read {}][call=list {} + read {}]"
         (("user: [tools=2]", 2), []),
         (("user: [call=read {broken}]",), []),
         (("user: [call=]",), []),
+        (('user: [call=read {"a": "\\ud800"}]',), []),
     ],
 )
 async def test_next_turn(sdk: Any, turns: Any, names: list[str]) -> None:

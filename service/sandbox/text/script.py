@@ -1,9 +1,9 @@
 """Scripted conversations: a user message names the tool calls that the simulated model makes.
 
-``[call=NAME {json}]`` is one turn with one call, and ``[call=NAME {json} + NAME {json}]`` is one
-turn with parallel calls. Several such markers are several turns. The sandbox keeps no state: each
-request's history determines which turn comes next. Other markers apply to the turn of the next call
-after them, and those behind the last call to the final answer.
+``[call=NAME {json}]`` is a step with one call, and ``[call=NAME {json} + NAME {json}]`` is a step
+with parallel calls. Several such markers are several steps. The sandbox keeps no state: the history
+in each request determines which step comes next. Other markers apply to the next step after them,
+and those behind the last step to the final answer.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-MAX_TURNS: Final = 1000
+MAX_STEPS: Final = 1000
 _START: Final = "[call="
 _NAME: Final = re.compile(r"[\w.:/-]{1,128}")
 _SPACE: Final = re.compile(r"\s*")
@@ -40,9 +40,9 @@ class ScriptedCall:
 
 @dataclass(slots=True, kw_only=True)
 class Script:
-    """The calls of each turn, and the text before each turn and behind the last one."""
+    """The calls of each step, and the text before each step and behind the last one."""
 
-    turns: list[list[ScriptedCall]] = field(default_factory=list)
+    steps: list[list[ScriptedCall]] = field(default_factory=list)
     sections: list[str] = field(default_factory=list)
 
 
@@ -51,9 +51,9 @@ class Progress:
     """Where a conversation stands."""
 
     section: str
-    """The text whose markers apply to the next turn."""
+    """The text whose markers apply to the answer."""
     calls: list[ScriptedCall] = field(default_factory=list)
-    """The calls of the next turn. Empty after the last one, and without a script."""
+    """The calls of the next step. Empty after the last one, and without a script."""
     names: frozenset[str] = frozenset()
     """The names of all tools in the script."""
     result: str | None = None
@@ -64,10 +64,10 @@ def parse(text: str) -> Script:
     """Parse the script in a text. A malformed ``[call=…]`` is text."""
     script = Script()
     position = start = 0
-    while (found := text.find(_START, position)) >= 0 and len(script.turns) < MAX_TURNS:
+    while (found := text.find(_START, position)) >= 0 and len(script.steps) < MAX_STEPS:
         calls, end = _parse_calls(text, found + len(_START))
         if calls:
-            script.turns.append(calls)
+            script.steps.append(calls)
             script.sections.append(text[start:found])
             start = end
         position = end
@@ -76,7 +76,7 @@ def parse(text: str) -> Script:
 
 
 def _parse_calls(text: str, position: int) -> tuple[list[ScriptedCall], int]:
-    """Parse the calls of one turn. Returns them with the position behind the bracket, or none."""
+    """Parse the calls of one step. Returns them with the position behind the bracket, or none."""
     calls: list[ScriptedCall] = []
     start = position
     while name := _NAME.match(text, _skip_space(text, position)):
@@ -85,6 +85,8 @@ def _parse_calls(text: str, position: int) -> tuple[list[ScriptedCall], int]:
         if text[position : position + 1] in ("{", "[", '"'):
             try:
                 call.input, position = _JSON.raw_decode(text, position)
+                # Python reads half characters, which cannot be sent.
+                msgspec.json.encode(call.input)
             except (ValueError, RecursionError):
                 return [], start
         calls.append(call)
@@ -103,28 +105,27 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def follow(turns: list[Turn]) -> Progress:
-    """Determine the next turn from the history."""
-    last_user = _last(turns, len(turns))
-    for index in reversed(range(len(turns))):
-        turn = turns[index]
-        if turn.role == "user" and _START in turn.text:
-            script = parse(turn.text)
-            if script.turns and not _is_over(script, turns[index + 1 :]):
-                return _next(script, turns[index + 1 :])
-            break
-    section = turns[last_user].text if last_user is not None else ""
-    later = turns[(last_user or 0) :]
-    results = [turn.text for turn in later if turn.role == "tool"]
-    return Progress(section=section, result=results[-1] if results else None)
+    """Determine the next step from the history."""
+    users = [index for index, turn in enumerate(turns) if turn.role == "user"]
+    scripted = (index for index in reversed(users) if _START in turns[index].text)
+    begin = next(scripted, None)
+    if begin is not None:
+        script = parse(turns[begin].text)
+        later = turns[begin + 1 :]
+        if script.steps and not _is_over(script, later):
+            return _next(script, later)
+    if not users:
+        return Progress(section="")
+    return Progress(section=turns[users[-1]].text, result=_last_result(turns[users[-1] + 1 :]))
 
 
-def _last(turns: list[Turn], end: int) -> int | None:
-    return next((index for index in reversed(range(end)) if turns[index].role == "user"), None)
+def _last_result(turns: list[Turn]) -> str | None:
+    return next((turn.text for turn in reversed(turns) if turn.role == "tool"), None)
 
 
 def _is_over(script: Script, later: list[Turn]) -> bool:
     """Return whether the script was answered to its end and the user has spoken again."""
-    remaining = sum(map(len, script.turns))
+    remaining = sum(map(len, script.steps))
     is_answered = False
     for turn in later:
         if turn.role == "tool":
@@ -137,14 +138,13 @@ def _is_over(script: Script, later: list[Turn]) -> bool:
 
 
 def _next(script: Script, later: list[Turn]) -> Progress:
-    results = [turn.text for turn in later if turn.role == "tool"]
     progress = Progress(
         section=script.sections[-1],
-        names=frozenset(call.name for calls in script.turns for call in calls),
-        result=results[-1] if results else None,
+        names=frozenset(call.name for calls in script.steps for call in calls),
+        result=_last_result(later),
     )
-    answered = len(results)
-    for calls, section in zip(script.turns, script.sections, strict=False):
+    answered = sum(turn.role == "tool" for turn in later)
+    for calls, section in zip(script.steps, script.sections, strict=False):
         if answered < len(calls):
             progress.calls = calls[answered:]
             progress.section = section
