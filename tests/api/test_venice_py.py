@@ -49,7 +49,8 @@ async def test_structured_output_and_tools(client, caller, upstream):
     parsed = await client.chat.completions.parse(
         model=MODEL, messages=MESSAGES, response_format=Fox
     )
-    tool = {"name": "look", "parameters": {"properties": {"where": {"type": "string"}}}}
+    parameters = {"properties": {"where": {"type": "string"}}, "required": ["where"]}
+    tool = {"name": "look", "parameters": parameters}
     called = await client.chat.completions.create(
         model=MODEL,
         messages=MESSAGES,
