@@ -174,6 +174,7 @@ def part_of(item: Item) -> dict[str, Any]:
 
 def _message(answer: Answer, annotations: list[dict[str, Any]]) -> Item:
     if answer.is_refusal and not answer.calls:
+        # Whether the translated mode passes refusals on is not documented.
         part: dict[str, Any] = {"type": "refusal", "refusal": answer.text}
     else:
         part = {"type": "output_text", "text": answer.text, "annotations": annotations}
