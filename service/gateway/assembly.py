@@ -11,7 +11,7 @@ import msgspec
 
 from service.errors import UpstreamError
 from service.formats import sse, surrogates
-from service.upstream import raw_members
+from service.formats.lenient import raw_members
 
 Json = dict[str, Any]
 P = TypeVar("P", bound="_Text | _Object | _List")

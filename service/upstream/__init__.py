@@ -21,7 +21,6 @@ from service.upstream.keys import (
     UpstreamKeys,
     UpstreamKeyState,
 )
-from service.upstream.lenient import raw_members
 from service.upstream.meter import (
     MAX_HELD_BYTES,
     Metered,
@@ -79,7 +78,6 @@ __all__ = [
     "note_state",
     "open_venice",
     "pause_s",
-    "raw_members",
     "read_headers",
     "read_plain",
     "record",

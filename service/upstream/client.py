@@ -27,6 +27,7 @@ from service.errors import (
     UpstreamUnreachable,
 )
 from service.formats.inflate import Inflater, coding_of
+from service.formats.lenient import UNREADABLE
 from service.settings import Settings
 from service.telemetry import metrics
 from service.upstream.connector import (
@@ -39,7 +40,6 @@ from service.upstream.connector import (
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding, finding_of
 from service.upstream.keys import EVERY_MODEL, UpstreamKey, UpstreamKeys, UpstreamKeyState
-from service.upstream.lenient import UNREADABLE
 from service.upstream.meter import stated_cost
 from service.upstream.refusals import is_refunded, ray_of, refusal
 from service.upstream.retries import RetryBudgets

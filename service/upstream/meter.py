@@ -15,8 +15,8 @@ from typing import Annotated, Final
 import msgspec
 
 from service.formats import sse
+from service.formats.lenient import ABSENT, UNREADABLE, Lenient
 from service.formats.sse import EventReader
-from service.upstream.lenient import ABSENT, UNREADABLE, Lenient
 
 TAIL_BYTES: Final = 64 * 1024
 LAST_EVENTS: Final = 8
