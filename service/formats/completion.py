@@ -5,6 +5,7 @@ a list of parts. Such a member is converted or ignored, and the rest is kept. On
 make up the answer must be readable: choices, their texts and their tool calls.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -214,17 +215,23 @@ def decode_json(content: bytes) -> Any:
         raise UpstreamError("Venice's answer is not readable JSON.") from error
 
 
-def read_choice(value: Any, index: int) -> Choice:
-    """Read a decoded choice, which has this place among the choices.
+def read_choices(values: Any) -> Iterator[tuple[Json, Choice]]:
+    """Read decoded ``choices``. Yields each as it came, and as it was read.
 
-    :raises UpstreamError: when it is not an object, or a needed member is malformed.
+    :raises UpstreamError: when they are not a list of objects, or a needed member is malformed.
     """
-    try:
-        return _CHOICE.convert(value)
-    except msgspec.ValidationError as error:
-        where = f"choices[{index}]"
-        text = error.within(where) if isinstance(error, MemberError) else f"{where} {error}"
-        raise UpstreamError(f"Venice's answer cannot be read: {text}.") from None
+    if not isinstance(values, list):
+        raise UpstreamError("Venice's answer cannot be read: choices has the wrong type.")
+    for index, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            choice = _CHOICE.convert(value)
+        except msgspec.ValidationError as error:
+            where = f"choices[{index}]"
+            text = error.within(where) if isinstance(error, MemberError) else f"{where} {error}"
+            raise UpstreamError(f"Venice's answer cannot be read: {text}.") from None
+        yield value, choice
 
 
 class ToolCallNumbers:

@@ -112,7 +112,7 @@ class _Items:
 
     def convert(self, value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise msgspec.ValidationError("must be a list")
+            raise msgspec.ValidationError("has the wrong type")
         items = []
         for index, item in enumerate(value):
             if item is None:
@@ -169,8 +169,11 @@ class Lenient(Generic[T]):
         :raises msgspec.ValidationError: when it is not an object.
         :raises MemberError: when a needed member is malformed.
         """
-        if not isinstance(value, dict):
-            raise msgspec.ValidationError("must be an object")
+        try:
+            return msgspec.convert(value, self._shape)
+        except (msgspec.ValidationError, RecursionError):
+            if not isinstance(value, dict):
+                raise msgspec.ValidationError("has the wrong type") from None
         read = self._shape()
         for name, reader in self._readers.items():
             if (member := value.get(name)) is None:

@@ -2,19 +2,19 @@
 
 Proxies cut a connection that is silent for five minutes. So Venice is asked for a stream where a
 plain answer may take longer. Texts that arrive in pieces are joined; of repeated members the last
-counts.
+counts that is not empty.
 """
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from service.errors import UpstreamError
-from service.formats import sse, surrogates
+from service.formats import completion, sse, surrogates
+from service.formats.completion import ToolCallNumbers
 from service.formats.lenient import raw_members
 
 Json = dict[str, Any]
-P = TypeVar("P", bound="_Text | _Object | _List")
 
 JOINED: Final = frozenset(
     {
@@ -33,6 +33,8 @@ JOINED: Final = frozenset(
 ENDS: Final = frozenset({"response.completed", "response.incomplete"})
 UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 ABSENT: Final = msgspec.Raw(b"null")
+EMPTY: Final = (None, "")
+"""Values that do not replace what is known already."""
 
 
 class Assembly:
@@ -60,6 +62,8 @@ class Assembly:
 
         :raises UpstreamError: when the events do not make an answer.
         """
+        if isinstance(self._error, UpstreamError):
+            raise self._error
         if self._error is not None:
             raise UpstreamError("Venice's stream cannot be read.") from self._error
         try:
@@ -87,14 +91,14 @@ class ChatCompletion(Assembly):
         self._choices: dict[int, _Choice] = {}
 
     def _take(self, data: bytes) -> None:
-        chunk = surrogates.decode(data, Any)
+        chunk = completion.decode_json(data)
         if not isinstance(chunk, dict):
             return
-        for piece in _expect(list, chunk.pop("choices", None) or []):
-            index = _expect(int, _expect(dict, piece).get("index", 0))
-            choice = self._choices.get(index) or self._choices.setdefault(index, _Choice(index))
-            choice.take(piece)
-        self._members |= {name: value for name, value in chunk.items() if value is not None}
+        for piece, choice in completion.read_choices(chunk.pop("choices", None) or []):
+            index = choice.index
+            whole = self._choices.get(index) or self._choices.setdefault(index, _Choice(index))
+            whole.take(piece, choice)
+        self._members |= {name: value for name, value in chunk.items() if value not in EMPTY}
 
     def _whole(self) -> bytes | None:
         if not self._choices:
@@ -140,22 +144,39 @@ class _Choice:
     def __init__(self, index: int) -> None:
         self._members: Json = {"index": index, "logprobs": None, "finish_reason": None}
         self._message = _Object()
+        self._call_numbers = ToolCallNumbers()
+        self._calls: list[_Object] = []
         self._logprobs: _Object | None = None
 
-    def take(self, piece: Json) -> None:
-        delta, logprobs = piece.pop("delta", None), piece.pop("logprobs", None)
-        if delta is not None:
-            self._message.join(_expect(dict, delta))
-        if logprobs is not None:
+    def take(self, piece: Json, choice: completion.Choice) -> None:
+        """Add a piece, which was read as ``choice``."""
+        delta, logprobs = piece.pop("delta", None) or {}, piece.pop("logprobs", None)
+        if choice.delta is not None:
+            calls = [call for call in delta.pop("tool_calls", None) or () if call is not None]
+            for call, read in zip(calls, choice.delta.tool_calls or (), strict=True):
+                self._take_call(call, read)
+            self._message.join({**delta, "content": choice.delta.content})
+        if isinstance(logprobs, dict):
             self._logprobs = self._logprobs or _Object()
-            self._logprobs.join(_expect(dict, logprobs))
-        self._members |= {name: value for name, value in piece.items() if value is not None}
+            self._logprobs.join(logprobs)
+        members = {name: value for name, value in piece.items() if value not in EMPTY}
+        self._members |= members | {"index": choice.index}
+
+    def _take_call(self, call: Json, read: completion.ToolCall) -> None:
+        """Add a piece of a tool call. In a plain answer, tool calls have no index."""
+        number = self._call_numbers.number_of(read)
+        if number == len(self._calls):
+            self._calls.append(_Object())
+        call.pop("index", None)
+        if read.arguments:
+            call["function"]["arguments"] = read.arguments
+        self._calls[number].join(call)
 
     def whole(self) -> Json:
-        """The choice as in a plain answer, where tool calls have no index."""
+        """The choice as in a plain answer."""
         message = {"role": "assistant", "content": None, **self._message.whole()}
-        for call in _expect(list, message.get("tool_calls") or []):
-            _expect(dict, call).pop("index", None)
+        if self._calls:
+            message["tool_calls"] = [call.whole() for call in self._calls]
         logprobs = self._logprobs.whole() if self._logprobs is not None else None
         return {**self._members, "message": message, "logprobs": logprobs}
 
@@ -164,10 +185,13 @@ class _Text:
     """A text in pieces, which are joined once."""
 
     def __init__(self) -> None:
-        self.pieces: list[str] = []
+        self._pieces: list[str] = []
+
+    def join(self, piece: str) -> None:
+        self._pieces.append(piece)
 
     def whole(self) -> str:
-        return "".join(self.pieces)
+        return "".join(self._pieces)
 
 
 class _Object:
@@ -178,23 +202,24 @@ class _Object:
 
     def join(self, piece: Json) -> None:
         for name, value in piece.items():
-            if value is None:
-                self._members.setdefault(name, None)
-            elif isinstance(value, str) and name in JOINED:
-                self._inner(name, _Text).pieces.append(value)
+            if isinstance(value, str) and name in JOINED:
+                self._inner(name, _Text, value)
+            elif value in EMPTY:
+                self._members.setdefault(name, value)
             elif isinstance(value, dict):
-                self._inner(name, _Object).join(value)
+                self._inner(name, _Object, value)
             elif isinstance(value, list):
-                self._inner(name, _List).join(value)
-            else:
+                self._inner(name, _List, value)
+            elif not isinstance(self._members.get(name), _Text | _Object | _List):
                 self._members[name] = value
 
-    def _inner(self, name: str, kind: type[P]) -> P:
-        """The value of that name, or a new one of this kind."""
+    def _inner(self, name: str, kind: "type[_Text | _Object | _List]", value: Any) -> None:
+        """Join a value to those of the same kind. One of another kind does not replace them."""
         there = self._members.get(name)
-        if not isinstance(there, kind):
+        if not isinstance(there, _Text | _Object | _List):
             there = self._members[name] = kind()
-        return there
+        if isinstance(there, kind):
+            there.join(value)
 
     def whole(self) -> Json:
         return {
@@ -214,23 +239,13 @@ class _List:
     def join(self, pieces: list[Any]) -> None:
         for piece in pieces:
             index = piece.get("index") if isinstance(piece, dict) else None
-            if index is None:
+            if not isinstance(index, int):
                 self._elements.append(msgspec.Raw(surrogates.encode(piece)))
                 continue
-            if _expect(int, index) not in self._by_index:
+            if index not in self._by_index:
                 self._by_index[index] = _Object()
                 self._elements.append(self._by_index[index])
             self._by_index[index].join(piece)
 
     def whole(self) -> list[Any]:
         return [one.whole() if isinstance(one, _Object) else one for one in self._elements]
-
-
-T = TypeVar("T")
-
-
-def _expect(kind: type[T], value: Any) -> T:
-    """:raises UpstreamError: when the value is of another type."""
-    if not isinstance(value, kind):
-        raise UpstreamError("Venice's stream cannot be read.")
-    return value

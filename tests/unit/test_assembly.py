@@ -240,13 +240,77 @@ def test_what_is_no_answer(kind, events):
         chunk({"tool_calls": [1]}),
         chunk({"tool_calls": [{"index": "a"}]}),
         chunk({"tool_calls": [{"index": {}}]}),
-        chunk({}, logprobs="x"),
     ],
 )
 def test_odd_shapes_are_an_error(odd):
     """Of Venice's, whatever good chunks are beside them."""
     with pytest.raises(UpstreamError):
         whole(chunk({"content": "a"}), odd)
+
+
+def test_calls_that_share_an_index_are_kept_apart():
+    """A new id begins a new call, and the pieces after it belong to it."""
+    completion = whole(
+        chunk({"tool_calls": [{"index": 0, "id": "t1", "function": {"name": "f"}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"a":1}'}}]}),
+        chunk({"tool_calls": [{"index": 0, "id": "t2", "function": {"name": "f"}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": {"a": 2}}}]}, 0, "tool_calls"),
+    )
+
+    assert completion["choices"][0]["message"]["tool_calls"] == [
+        {"id": "t1", "function": {"name": "f", "arguments": '{"a":1}'}},
+        {"id": "t2", "function": {"name": "f", "arguments": '{"a":2}'}},
+    ]
+
+
+def test_an_empty_text_does_not_replace_what_is_known():
+    """Later empty ids, names and members count as null; texts in pieces are joined."""
+    call = {"index": 0, "id": "t", "type": "function", "function": {"name": "f"}}
+    empty = {"index": 0, "id": "", "type": None, "function": {"name": "", "arguments": "{}"}}
+    completion = whole(
+        chunk({"role": "assistant", "thought_signature": "s", "tool_calls": [call]}),
+        {
+            **chunk({"role": "", "thought_signature": "", "tool_calls": [empty]}),
+            "id": "",
+            "model": None,
+        },
+        chunk({"content": ""}, finish_reason="tool_calls"),
+        chunk({}, finish_reason=""),
+    )
+
+    assert (completion["id"], completion["model"]) == ("c1", "m")
+    (choice,) = completion["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": "",
+        "thought_signature": "s",
+        "tool_calls": [
+            {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        chunk({}, logprobs="x"),
+        chunk({"reasoning_content": {"text": "x"}}),
+        chunk({"reasoning_content": 5, "reasoning_details": "x"}),
+        chunk({"refusal": ["x"]}),
+        {**chunk({}), "id": None, "usage": None},
+        {"choices": None},
+        {"choices": [None]},
+        [],
+        "x",
+    ],
+)
+def test_an_odd_member_loses_nothing_else(odd):
+    """A malformed member that is not part of the answer's text changes nothing else."""
+    choice = {"reasoning_content": "Hm", "content": [{"type": "text", "text": "a"}]}
+    message = whole(chunk(choice), odd, chunk({"content": "b"}))["choices"][0]["message"]
+
+    assert (message["content"], message["reasoning_content"]) == ("ab", "Hm")
 
 
 ANYTHING = st.recursive(
