@@ -19,7 +19,7 @@
       UpstreamError               502 upstream_error
         UpstreamUnreachable       502 upstream_unreachable
         UpstreamCut               502 upstream_cut
-        UpstreamRejected          400 upstream_rejected
+        UpstreamRejected          400 upstream_rejected    or context_length_exceeded
         UpstreamExhausted         503 upstream_exhausted
         UpstreamBusy              503 upstream_busy
         UpstreamTimeout           504 upstream_timeout
@@ -75,6 +75,11 @@ class ServiceError(Exception):
     def is_final(self) -> bool:
         """True if the same request would fail again, so that a client should not retry it."""
         return self.status < 500 and self.status != RequestTimeout.status and not self.retry_after_s
+
+    @property
+    def outcome(self) -> str:
+        """The code of the class, by which the failure is recorded, whatever its own code is."""
+        return type(self).code
 
     def advise(self, text: str) -> None:
         """Append advice for the caller to the message."""
@@ -254,10 +259,12 @@ class UpstreamCut(UpstreamError):
 
 
 class UpstreamRejected(UpstreamError):
-    """Venice refused the request itself. Its text and 4xx status are kept."""
+    """Venice refused the request itself. Its text and 4xx status are kept, and so is a code that
+    clients act on."""
 
     status = 400
     code = "upstream_rejected"
+    reasons = ("context_length_exceeded",)
     evidence = Evidence.REQUEST_REFUSED
 
 

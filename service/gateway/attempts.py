@@ -156,9 +156,9 @@ class Attempts:
         except ServiceError as error:
             failure = self._cause(error)
             is_charge_kept = isinstance(failure, UpstreamError) and failure.is_charge_kept
-            if failure.code in FREE_OUTCOMES and not is_charge_kept:
+            if failure.outcome in FREE_OUTCOMES and not is_charge_kept:
                 self._departure = None
-            self.codes.append(failure.code)
+            self.codes.append(failure.outcome)
             self._release_key()
             if call.endpoint.is_known:
                 await venice.note_failed(key, model, self._source, failure)

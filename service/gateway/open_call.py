@@ -58,7 +58,7 @@ class OpenCall(msgspec.Struct, eq=False):
         if self.is_ended_by_shutdown:
             self.end(Outcome.SHUTDOWN, None)
         elif isinstance(error, UpstreamError):
-            self.end(Outcome(error.code), None)
+            self.end(Outcome(error.outcome), None)
         elif has_left(error):
             self.end(Outcome.CLIENT_CLOSED, None)
         else:

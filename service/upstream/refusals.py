@@ -41,7 +41,19 @@ RATES: Final = (
 ERROR_MEMBER: Final = b'"error"'
 EDGE_TIMEOUTS: Final = (504, 522, 524)
 REFUND_MEMBER: Final = "credits_refunded"
-REJECTIONS: Final = {"content_blocked_by_provider": 422, "e2ee_attestation_stale": 400}
+TOO_LONG: Final = "context_length_exceeded"
+"""The code of a refusal that clients act on: they shorten the conversation and try again."""
+TOO_LONG_TEXT: Final = re.compile(
+    r"maximum context length|prompt is too long|exceeds?\b.{0,80}\bcontext (?:length|window|limit)"
+    r"|context (?:length|window|limit)\b.{0,80}\bexceed",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Such a refusal without a code, by the words of several makers of models."""
+REJECTIONS: Final = {
+    "content_blocked_by_provider": 422,
+    "e2ee_attestation_stale": 400,
+    TOO_LONG: 400,
+}
 """In-stream error codes that are about the request, with the statuses they map to."""
 JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json\b", re.ASCII | re.IGNORECASE)
 FORBIDDEN_MODEL_CODES: Final = ("MODEL_PRIVACY_RESTRICTED", "PRO_ONLY_MODEL")
@@ -178,8 +190,17 @@ def _venice_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstr
     if status == 504:
         return UpstreamTimeout("Venice timed out. Set stream=true for long responses.")
     if 400 <= status < 500:
-        return UpstreamRejected(message_of(body) or "Venice rejected the request.", status=status)
+        return _rejection(status, body)
     return UpstreamError(f"Venice failed with status {status}.")
+
+
+def _rejection(status: int, body: bytes) -> UpstreamRejected:
+    """Translate a refusal of the request itself."""
+    text = message_of(body)
+    decoded = _decode_json(body)
+    is_too_long = isinstance(decoded, dict) and _code(decoded) == TOO_LONG
+    code = TOO_LONG if is_too_long or TOO_LONG_TEXT.search(text) else None
+    return UpstreamRejected(text or "Venice rejected the request.", status=status, code=code)
 
 
 def ray_of(headers: Mapping[str, str]) -> str | None:
@@ -232,8 +253,7 @@ def _in_band_error(data: bytes) -> UpstreamError | None:
         retry_after_s = named if isinstance(named, int) and 0 <= named <= 3600 else BUSY_RETRY_S
         return UpstreamBusy("The model is overloaded at Venice.", retry_after_s=retry_after_s)
     if code in REJECTIONS:
-        text = message_of(data)
-        return UpstreamRejected(text or "Venice rejected the request.", status=REJECTIONS[code])
+        return _rejection(REJECTIONS[code], data)
     known = isinstance(code, str) and CODE.fullmatch(code)
     log.warning("venice failed within a stream", upstream_code=code if known else None)
     return UpstreamError("Venice failed while it was generating the response.")

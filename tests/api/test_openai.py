@@ -306,7 +306,7 @@ async def test_a_call_that_never_fits_is_not_retried(client, caller):
         ("inference_failed", openai.InternalServerError, "upstream_error"),
         ("timeout", openai.InternalServerError, "upstream_timeout"),
         ("content_policy", openai.UnprocessableEntityError, "upstream_rejected"),
-        ("context_length", openai.BadRequestError, "upstream_rejected"),
+        ("context_length", openai.BadRequestError, "context_length_exceeded"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service import errors
+from service import anthropic, errors
 from service.errors import Evidence, ServiceError
 from service.ledger import Outcome
 from service.upstream.refusals import message_of, refusal
@@ -171,3 +171,68 @@ def test_retry_after_is_kept():
     assert refusal(429, {"Retry-After": "30"}, b"").retry_after_s == 30
     assert refusal(429, {"Retry-After": "999999"}, b"").retry_after_s == 3600
     assert refusal(429, {"Retry-After": "soon"}, b"").retry_after_s == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"error":{"message":"Too many tokens.","code":"context_length_exceeded"}}', True),
+        (b'{"error":"No.","code":"context_length_exceeded"}', True),
+        (b'{"error":"This model\'s maximum context length is 8192 tokens."}', True),
+        (b'{"error":"prompt is too long: 9 tokens > 8 maximum"}', True),
+        (b'{"error":"Your input exceeds the context window of this model."}', True),
+        (b'{"error":{"message":"No.","code":"other"}}', False),
+        (b'{"error":"The context is unclear."}', False),
+    ],
+)
+def test_a_prompt_that_is_too_long_keeps_its_code(body, code):
+    """Clients shorten the conversation at this code; the ledger records a refusal like any other."""
+    error = refusal(400, {"Content-Type": "application/json"}, body)
+
+    assert error.code == ("context_length_exceeded" if code else "upstream_rejected")
+    assert (error.status, error.outcome) == (400, Outcome.UPSTREAM_REJECTED)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "The prompt has 200001 tokens, but this model's context holds 131072.",
+            "prompt is too long: 200001 tokens > 131072 maximum",
+        ),
+        (
+            "This model's maximum context length is 8192 tokens. However, your messages resulted in"
+            " 10,000 tokens.",
+            "prompt is too long: 10000 tokens > 8192 maximum",
+        ),
+        (
+            "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens"
+            " (8000 in the messages, 1000 in the completion).",
+            "input length and `max_tokens` exceed context limit: 8000 + 1000 > 8192",
+        ),
+        (
+            "'max_tokens' is too large: 1000. This model's maximum context length is 4096 tokens and"
+            " your request has 4000 input tokens (1000 > 4096 - 4000).",
+            "input length and `max_tokens` exceed context limit: 4000 + 1000 > 4096",
+        ),
+        (
+            "prompt is too long: 213462 tokens > 200000 maximum",
+            "prompt is too long: 213462 tokens > 200000 maximum",
+        ),
+        (
+            "input length and `max_tokens` exceed context limit: 19 + 2 > 20, decrease input length",
+            "input length and `max_tokens` exceed context limit: 19 + 2 > 20, decrease input length",
+        ),
+        (
+            "Your input exceeds the context window of this model.",
+            "prompt is too long: Your input exceeds the context window of this model.",
+        ),
+    ],
+)
+def test_a_prompt_that_is_too_long_in_anthropics_words(text, expected):
+    """Claude Code reads the numbers in these words, and shortens the conversation by itself."""
+    error = errors.UpstreamRejected(text, code="context_length_exceeded")
+    detail = anthropic.error_object(error, "r").error
+
+    assert (detail.message, detail.code) == (expected, "context_length_exceeded")
+    assert detail.type == "invalid_request_error"
