@@ -60,6 +60,31 @@ def test_functions_become_tools(choice, expected):
     assert tolerated(functions=[function], tools=None)["tools"][0]["function"] == function
 
 
+def test_a_tools_text_in_parts_is_joined():
+    """A tool's message has one text at Venice; its other members and all other messages stay."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]
+    user = {"role": "user", "content": parts}
+    tool = {"role": "tool", "tool_call_id": "t", "content": parts}
+
+    assert tolerated(messages=[user, tool])["messages"] == [user, {**tool, "content": "a\nb"}]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "tool", "content": "a"},
+        {"role": "tool", "content": None},
+        {"role": "tool", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "tool", "content": [{"type": "text", "text": 5}]},
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        "tool",
+    ],
+)
+def test_other_messages_stay(message):
+    """A message without parts, with other parts, or of another role is not changed."""
+    assert tolerate({"messages": [message]}) == {}
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -1,4 +1,4 @@
-"""Members that clients send unasked and Venice refuses: they are left out or renamed.
+"""Members that clients send unasked and Venice refuses: they are left out, renamed or rewritten.
 
 A key's setting ``tolerant`` turns this off. Bodies that are end-to-end encrypted are never changed.
 """
@@ -23,10 +23,12 @@ MODALITIES: Final = "modalities"
 TEXT_ALONE: Final = ["text"]
 FUNCTIONS: Final = {"functions": "tools", "function_call": "tool_choice"}
 """OpenAI's first names for tools."""
+MESSAGES: Final = "messages"
+"""Changed where a tool's message has its text in parts. Venice takes one text there."""
 
 
 def tolerate(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes that leave such members out (``UNSET``) or rename them."""
+    """Return the changes that leave such members out (``UNSET``), rename or rewrite them."""
     changes: dict[str, Any] = {
         name: UNSET
         for name, value in members.items()
@@ -40,7 +42,32 @@ def tolerate(members: Mapping[str, Any]) -> dict[str, Any]:
         value = members.get(old)
         if value is not None and members.get(new) is None:
             changes[new] = _as_tools(value) if new == "tools" else _as_choice(value)
+    messages = members.get(MESSAGES)
+    if isinstance(messages, list):
+        joined = [_with_one_text(message) for message in messages]
+        if any(one is not message for one, message in zip(joined, messages, strict=True)):
+            changes[MESSAGES] = joined
     return changes
+
+
+def _with_one_text(message: Any) -> Any:
+    """Return a tool's message with its parts as one text; any other message as it is."""
+    if not isinstance(message, dict) or message.get("role") != "tool":
+        return message
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    texts = [_text_of(part) for part in parts]
+    if None in texts:
+        return message
+    return {**message, "content": "\n".join(filter(None, texts))}
+
+
+def _text_of(part: Any) -> str | None:
+    """The text of a part; None for a part that is none."""
+    is_text = isinstance(part, dict) and part.get("type", "text") == "text"
+    text = part.get("text") if is_text else part
+    return text if isinstance(text, str) else None
 
 
 def _as_tools(functions: Any) -> Any:
