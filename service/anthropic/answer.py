@@ -1,374 +1,329 @@
-"""Translates chat completions into Anthropic messages, whole or as events."""
+"""Sorts a chat completion, whole or in chunks, into the content blocks of a message."""
 
 import uuid
-from typing import Any, Final, NamedTuple
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 import msgspec
-from msgspec import Raw, Struct
 
-from service.anthropic.request import sign
+from service.anthropic.search import cited, search_blocks
+from service.anthropic.thinking import KeptReasoning
 from service.errors import UpstreamError
-from service.formats import sse, surrogates
+from service.formats import surrogates
+from service.formats.completion import AssistantMessage, ToolCall, ToolCallNumbers, Usage
 from service.formats.surrogates import Pieces
-
-MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
-"""A longer event cannot be read, so the stream ends with an error."""
-STOP_REASONS: Final = {
-    "stop": "end_turn",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "content_filter": "refusal",
-}
 
 Json = dict[str, Any]
 
-
-class Function(Struct):
-    """The function that the model calls, or a piece of it."""
-
-    name: str | None = None
-    arguments: str | None = None
-
-
-class ToolCall(Struct):
-    """A tool call, or a piece of it."""
-
-    index: int = 0
-    id: str | None = None
-    function: Function = msgspec.field(default_factory=Function)
+STOP_REASONS: Final = {
+    "length": "max_tokens",
+    "max_tokens": "max_tokens",
+    "content_filter": "refusal",
+}
+NO_ARGUMENTS: Final = ("", "null")
 
 
-class AssistantMessage(Struct):
-    """A message of the model, or a piece of one from a stream."""
+class Block:
+    """A content block that arrives in pieces."""
 
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning_details: list[Json] | None = None
-    thought_signature: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    is_kept_open: ClassVar[bool] = False
+    """Whether more may come although a later block has begun."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether enough is known for the block to begin."""
+        return True
 
-class Choice(Struct):
-    """One of the completion's choices. Only the first is translated."""
+    def start(self) -> Json:
+        """The block as it begins, without what its deltas carry."""
+        raise NotImplementedError
 
-    message: AssistantMessage | None = None
-    delta: AssistantMessage | None = None
-    finish_reason: str | None = None
+    def deltas(self) -> list[Json]:
+        """The deltas that follow from what arrived since the last time."""
+        return []
 
+    def last_deltas(self) -> list[Json]:
+        """The deltas that end the block."""
+        return []
 
-class PromptDetails(Struct):
-    """How many tokens of the prompt were read from the cache and written to it."""
-
-    cached_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-
-class ChatUsage(Struct):
-    """The tokens that Venice counted."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: PromptDetails | None = None
-
-    def as_anthropic(self) -> Json:
-        """The same as Anthropic's ``usage``, whose input does not include the cache's tokens."""
-        details = self.prompt_tokens_details or PromptDetails()
-        read, written = details.cached_tokens or 0, details.cache_creation_input_tokens or 0
-        return {
-            "input_tokens": max(0, self.prompt_tokens - read - written),
-            "cache_creation_input_tokens": written,
-            "cache_read_input_tokens": read,
-            "output_tokens": self.completion_tokens,
-        }
+    def whole(self) -> Json:
+        """The block with all its deltas."""
+        block = self.start()
+        for delta in [*self.deltas(), *self.last_deltas()]:
+            kind = delta["type"]
+            if kind == "citations_delta":
+                block["citations"] = [*block.get("citations", ()), delta["citation"]]
+            else:
+                name = kind.removesuffix("_delta")
+                block[name] += delta[name]
+        return block
 
 
-class Completion(Struct):
-    """A chat completion, or a chunk of one."""
-
-    id: str = ""
-    model: str = ""
-    choices: list[Choice] = []
-    usage: ChatUsage | None = None
-    error: Any = None
-
-
-def message(content: bytes, *, with_thinking: bool) -> bytes:
-    """Translate a whole completion.
-
-    :raises UpstreamError: when ``content`` is not a chat completion.
-    """
-    try:
-        completion = surrogates.decode(content, Completion)
-    except msgspec.DecodeError as error:
-        raise UpstreamError("Venice's answer cannot be read as a completion.") from error
-    choice = completion.choices[0] if completion.choices else Choice()
-    answer = choice.message or AssistantMessage()
-    blocks: list[Json] = []
-    if with_thinking:
-        parts = _SignatureParts()
-        parts.take(answer)
-        signature = parts.join()
-        if answer.reasoning_content or signature:
-            blocks.append(_thinking_block(answer.reasoning_content or "", signature))
-    if answer.content:
-        blocks.append({"type": "text", "text": answer.content})
-    blocks += [_tool_use_block(call) | {"input": _input(call)} for call in answer.tool_calls or ()]
-    return surrogates.encode(
-        _empty_message(completion)
-        | {
-            "content": blocks,
-            "stop_reason": _stop_reason(choice.finish_reason, has_tools=bool(answer.tool_calls)),
-            "usage": (completion.usage or ChatUsage()).as_anthropic(),
-        }
-    )
-
-
-def _empty_message(completion: Completion) -> Json:
-    """A message with the completion's id and model, and without content."""
-    return {
-        "id": completion.id or f"msg_{uuid.uuid4().hex}",
-        "type": "message",
-        "role": "assistant",
-        "model": completion.model,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": ChatUsage().as_anthropic(),
-    }
-
-
-def _stop_reason(finish_reason: str | None, *, has_tools: bool) -> str:
-    # Some models stop with another reason than tool_calls although they call tools.
-    if has_tools and finish_reason in (None, "stop"):
-        return "tool_use"
-    return STOP_REASONS.get(finish_reason or "stop", "end_turn")
-
-
-def _thinking_block(thought: str, signature: str) -> Json:
-    return {"type": "thinking", "thinking": thought, "signature": signature}
-
-
-def _tool_use_block(call: ToolCall) -> Json:
-    return {
-        "type": "tool_use",
-        "id": call.id or f"toolu_{uuid.uuid4().hex}",
-        "name": call.function.name or "",
-        "input": {},
-    }
-
-
-def _input(call: ToolCall) -> Raw | Json:
-    """The arguments as a JSON object. Other arguments become its only member, as a text."""
-    arguments = surrogates.repair(call.function.arguments or "{}")
-    try:
-        msgspec.json.decode(arguments, type=dict[str, Raw])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return {"arguments": arguments}
-    return Raw(arguments.encode())
-
-
-class _SignatureParts:
-    """Collects what the model needs back with its thinking, which arrives in pieces."""
+class _TextPieces:
+    """A text that arrives in pieces. Halves of surrogate pairs wait for each other."""
 
     def __init__(self) -> None:
-        self._details: list[Json] = []
-        self._thought_signature = ""
+        self._pieces = Pieces()
+        self._waiting: list[str] = []
 
-    def take(self, piece: AssistantMessage) -> None:
-        """Add a piece. Pieces of one detail have the same index, and their texts are joined."""
-        self._thought_signature += piece.thought_signature or ""
-        for detail in piece.reasoning_details or ():
-            last = self._details[-1] if self._details else {}
-            if detail.get("index") is None or last.get("index") != detail["index"]:
-                self._details.append(dict(detail))
-                continue
-            for name, value in detail.items():
-                is_text = name in ("text", "summary", "data", "signature")
-                is_more = is_text and isinstance(value, str) and isinstance(last.get(name), str)
-                last[name] = last[name] + value if is_more else value
+    def add(self, piece: str) -> None:
+        if text := self._pieces.add(piece):
+            self._waiting.append(text)
 
-    def join(self) -> str:
-        """The signature that a client sends back with the thinking; empty if there is none."""
-        parts: Json = {}
-        if self._details:
-            parts["reasoning_details"] = self._details
-        if self._thought_signature:
-            parts["thought_signature"] = self._thought_signature
-        return sign(parts)
+    def take(self, *, is_last: bool = False) -> list[str]:
+        """Return the pieces that are complete and were not returned before."""
+        if is_last and (rest := self._pieces.rest()):
+            self._waiting.append(rest)
+        pieces, self._waiting = self._waiting, []
+        return pieces
 
 
-class _OpenTool(NamedTuple):
-    """A block of a tool call, which stays open to the end."""
+class TextBlock(Block):
+    """A text of the model."""
 
-    block: int
-    """The number of the block."""
-    arguments: Pieces
+    def __init__(self, results: Sequence[Json]) -> None:
+        self.pieces = _TextPieces()
+        self._results = results
+        self._seen: list[str] = []
+
+    def start(self) -> Json:
+        """See :meth:`Block.start`."""
+        return {"type": "text", "text": ""}
+
+    def deltas(self) -> list[Json]:
+        """See :meth:`Block.deltas`."""
+        return self._deltas(self.pieces.take())
+
+    def last_deltas(self) -> list[Json]:
+        """See :meth:`Block.last_deltas`."""
+        texts = self._deltas(self.pieces.take(is_last=True))
+        return texts + [
+            {"type": "citations_delta", "citation": citation}
+            for citation in cited("".join(self._seen), self._results)
+        ]
+
+    def _deltas(self, texts: list[str]) -> list[Json]:
+        if self._results:
+            self._seen += texts
+        return [{"type": "text_delta", "text": text} for text in texts]
 
 
-class MessageEvents:
-    """Translates the events of a completion into those of a message.
+class ThinkingBlock(Block):
+    """Reasoning of the model, with what the model needs back."""
 
-    A block of thinking or text is closed before the next block opens. Tool calls stay open to the
-    end, since their pieces may alternate.
+    def __init__(self, kept: KeptReasoning) -> None:
+        self.pieces = _TextPieces()
+        self.kept = kept
+
+    def start(self) -> Json:
+        """See :meth:`Block.start`."""
+        return {"type": "thinking", "thinking": "", "signature": ""}
+
+    def deltas(self) -> list[Json]:
+        """See :meth:`Block.deltas`."""
+        return self._deltas(self.pieces.take())
+
+    def last_deltas(self) -> list[Json]:
+        """See :meth:`Block.last_deltas`."""
+        signature = {"type": "signature_delta", "signature": self.kept.sign()}
+        return [*self._deltas(self.pieces.take(is_last=True)), signature]
+
+    def _deltas(self, texts: list[str]) -> list[Json]:
+        return [{"type": "thinking_delta", "thinking": text} for text in texts]
+
+
+class ToolBlock(Block):
+    """A tool call. Its arguments are passed on as they arrive, once they begin as an object."""
+
+    is_kept_open = True
+
+    def __init__(self) -> None:
+        self._id = ""
+        self._name = ""
+        self._arguments = _TextPieces()
+        self._is_object: bool | None = None
+        """Whether the arguments begin as an object; None until they begin."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the tool's name is known."""
+        return bool(self._name)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing arrived but empty pieces."""
+        return not self._name and not self._id and self._is_object is None
+
+    def add(self, piece: ToolCall) -> None:
+        """Add a piece of the call. An id or a name that arrives again changes nothing."""
+        self._id = self._id or piece.id or ""
+        self._name = self._name or piece.name
+        if piece.arguments:
+            self._arguments.add(piece.arguments)
+            if self._is_object is None and (begun := piece.arguments.lstrip()):
+                self._is_object = begun.startswith("{")
+
+    def start(self) -> Json:
+        """See :meth:`Block.start`."""
+        self._id = self._id or f"toolu_{uuid.uuid4().hex}"
+        return {"type": "tool_use", "id": self._id, "name": self._name, "input": {}}
+
+    def deltas(self) -> list[Json]:
+        """See :meth:`Block.deltas`."""
+        return self._deltas(self._arguments.take()) if self._is_object else []
+
+    def last_deltas(self) -> list[Json]:
+        """See :meth:`Block.last_deltas`."""
+        pieces = self._arguments.take(is_last=True)
+        if self._is_object:
+            return self._deltas(pieces)
+        arguments = "".join(pieces)
+        if arguments.strip() in NO_ARGUMENTS:
+            return []
+        return self._deltas([surrogates.encode({"arguments": arguments}).decode()])
+
+    def whole(self) -> Json:
+        """See :meth:`Block.whole`. Arguments that are not a JSON object become its only member."""
+        block = self.start()
+        deltas = [*self.deltas(), *self.last_deltas()]
+        arguments = surrogates.repair("".join(delta["partial_json"] for delta in deltas))
+        if arguments:
+            block["input"] = _as_input(arguments)
+        return block
+
+    def _deltas(self, pieces: list[str]) -> list[Json]:
+        return [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
+
+
+def _as_input(arguments: str) -> msgspec.Raw | Json:
+    try:
+        msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {"arguments": arguments}
+    return msgspec.Raw(arguments.encode())
+
+
+class WholeBlock(Block):
+    """A block that arrives whole."""
+
+    def __init__(self, block: Json) -> None:
+        self._block = block
+
+    def start(self) -> Json:
+        """See :meth:`Block.start`."""
+        return self._block
+
+
+class Content:
+    """The content blocks of one message, in the order in which they begin.
+
+    ``with_thinking`` is whether the caller asked for thinking. What the model needs back is kept in
+    any case, in a block of thinking without text where nobody asked.
     """
 
     def __init__(self, *, with_thinking: bool) -> None:
+        self.blocks: deque[Block] = deque()
+        """The blocks so far. Its user may remove blocks from the front, except the last."""
+        self.has_tools = False
+        self.is_refused = False
+        self.searches = 0
         self._with_thinking = with_thinking
-        self._reader = sse.EventReader(MAX_EVENT_BYTES)
-        self._out: list[bytes] = []
-        self._is_begun = False
-        self._is_ended = False
-        self._blocks = 0
-        self._open: str | None = None
-        """The kind of the last block if it is still open: thinking or text."""
-        self._pieces = Pieces()
-        """The text of the open block."""
-        self._tools: dict[int, _OpenTool] = {}
-        self._signature_parts = _SignatureParts()
-        self._finish_reason: str | None = None
-        self._usage = ChatUsage()
+        self._loose = KeptReasoning()
+        """What the model needs back and belongs to no block yet."""
+        self._numbers = ToolCallNumbers()
+        self._tools: list[ToolBlock] = []
+        self._results: list[Json] = []
 
-    def whole(self, content: bytes) -> bytes:
-        """Translate a whole completion; see :func:`message`."""
-        return message(content, with_thinking=self._with_thinking)
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes, and return the message events that follow from them.
-
-        :raises UpstreamError: when an event is not a chunk of a completion.
-        """
-        return self._translate(self._reader.feed(chunk))
-
-    def end(self) -> bytes:
-        """Return the message events that follow from the end of the stream.
-
-        :raises UpstreamError: when its last event is not a chunk of a completion.
-        """
-        return self._translate(self._reader.end())
-
-    def _translate(self, events: bytes) -> bytes:
-        for data in sse.texts(events):
-            if not self._is_ended:
-                self._take(data)
-        out, self._out = b"".join(self._out), []
-        return out
-
-    def _take(self, data: bytes) -> None:
-        if data.strip() == sse.DONE:
-            self._end()
+    def take_results(self, results: Sequence[Json]) -> None:
+        """Add the results of Venice's web search. Repeated results are ignored."""
+        if not results or self._results:
             return
-        try:
-            chunk = surrogates.decode(data, Completion)
-        except msgspec.DecodeError as error:
-            raise UpstreamError("Venice's stream cannot be read as a completion.") from error
-        if chunk.error is not None:
-            text = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
-            self._emit("error", error={"type": "api_error", "message": str(text)})
-            self._is_ended = True
-            return
-        self._begin(chunk)
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        if chunk.choices:
-            self._finish_reason = chunk.choices[0].finish_reason or self._finish_reason
-            self._delta(chunk.choices[0].delta or AssistantMessage())
+        self._results += results
+        self.searches = 1
+        for block in search_blocks(results):
+            self._begin(WholeBlock(block))
 
-    def _begin(self, chunk: Completion) -> None:
-        if not self._is_begun:
-            self._is_begun = True
-            self._emit("message_start", message=_empty_message(chunk))
-
-    def _delta(self, piece: AssistantMessage) -> None:
-        if self._with_thinking:
-            self._signature_parts.take(piece)
-            if piece.reasoning_content:
-                self._open_block("thinking", _thinking_block("", ""))
-                self._piece("thinking_delta", "thinking", piece.reasoning_content)
+    def take(self, piece: AssistantMessage) -> None:
+        """Add a message, or a piece of one."""
+        if self._with_thinking and piece.thought:
+            self._last_thinking().pieces.add(piece.thought)
+        last = self.blocks[-1] if self.blocks else None
+        (last.kept if isinstance(last, ThinkingBlock) else self._loose).take(piece)
         if piece.content:
-            self._open_block("text", {"type": "text", "text": ""})
-            self._piece("text_delta", "text", piece.content)
+            self._last_text().pieces.add(piece.content)
+        if piece.refusal:
+            self.is_refused = True
+            self._last_text().pieces.add(piece.refusal)
         for call in piece.tool_calls or ():
-            if call.index not in self._tools:
-                self._close()
-                self._tools[call.index] = _OpenTool(self._start(_tool_use_block(call)), Pieces())
-            if call.function.arguments:
-                tool = self._tools[call.index]
-                self._add_arguments(tool, tool.arguments.add(call.function.arguments))
+            number = self._numbers.number_of(call)
+            if number == len(self._tools):
+                self._tools.append(ToolBlock())
+                self._begin(self._tools[number])
+            self._tools[number].add(call)
 
-    def _add_arguments(self, tool: _OpenTool, arguments: str) -> None:
-        if arguments:
-            self._emit(
-                "content_block_delta",
-                index=tool.block,
-                delta={"type": "input_json_delta", "partial_json": arguments},
-            )
+    def finish(self) -> None:
+        """Complete the blocks when all pieces have arrived.
 
-    def _open_block(self, kind: str, empty: Json) -> None:
-        """Open a block of this kind, unless the open block is one."""
-        if self._open != kind:
-            if kind != "thinking":
-                self._close()
-            elif self._open is not None:
-                self._end_text()
-                self._stop(self._blocks - 1)
-            self._start(empty)
-            self._open = kind
+        :raises UpstreamError: when a tool call has no name.
+        """
+        self._place_loose()
+        for tool in self._tools:
+            if tool.is_empty:
+                self.blocks.remove(tool)
+            elif not tool.is_ready:
+                raise UpstreamError("Venice's answer cannot be read: a tool call has no name.")
+            else:
+                self.has_tools = True
 
-    def _piece(self, kind: str, name: str, text: str) -> None:
-        if text := self._pieces.add(text):
-            self._add(kind, name, text)
+    def stop_reason(self, finish_reason: str | None) -> str:
+        """Anthropic's name for the reason. Some models call tools and give another reason."""
+        if self.is_refused:
+            return "refusal"
+        usual = "tool_use" if self.has_tools else "end_turn"
+        return STOP_REASONS.get(finish_reason or "", usual)
 
-    def _end_text(self) -> None:
-        """Emit the text of the open block that still waits."""
-        if rest := self._pieces.rest():
-            name = "thinking" if self._open == "thinking" else "text"
-            self._add(f"{name}_delta", name, rest)
+    def usage(self, usage: Usage | None, input_estimate: int) -> Json:
+        """Anthropic's ``usage``, whose input does not include the cache's tokens. The estimate
+        stands in for an input that Venice does not state."""
+        usage = usage or Usage()
+        read, written = usage.cached_tokens, usage.cache_write_tokens
+        prompt_tokens = usage.prompt_tokens
+        stated: Json = {
+            "input_tokens": input_estimate if prompt_tokens is None else prompt_tokens,
+            "cache_creation_input_tokens": written,
+            "cache_read_input_tokens": read,
+            "output_tokens": usage.completion_tokens or 0,
+        }
+        stated["input_tokens"] = max(0, stated["input_tokens"] - read - written)
+        if self.searches:
+            stated["server_tool_use"] = {
+                "web_search_requests": self.searches,
+                "web_fetch_requests": 0,
+            }
+        return stated
 
-    def _add(self, kind: str, name: str, text: str) -> None:
-        delta = {"type": kind, name: text}
-        self._emit("content_block_delta", index=self._blocks - 1, delta=delta)
+    def _last_thinking(self) -> ThinkingBlock:
+        last = self.blocks[-1] if self.blocks else None
+        if not isinstance(last, ThinkingBlock):
+            last, self._loose = ThinkingBlock(self._loose), KeptReasoning()
+            self.blocks.append(last)
+        return last
 
-    def _start(self, block: Json) -> int:
-        index = self._blocks
-        self._blocks += 1
-        self._emit("content_block_start", index=index, content_block=block)
-        return index
+    def _last_text(self) -> TextBlock:
+        last = self.blocks[-1] if self.blocks else None
+        if not isinstance(last, TextBlock):
+            last = TextBlock(self._results)
+            self._begin(last)
+        return last
 
-    def _stop(self, index: int) -> None:
-        self._emit("content_block_stop", index=index)
+    def _begin(self, block: Block) -> None:
+        self._place_loose()
+        self.blocks.append(block)
 
-    def _close(self) -> None:
-        """Close the open block. A signature ends the block of thinking; if there is none, one is
-        opened for it."""
-        self._end_text()
-        if self._open == "text":
-            self._stop(self._blocks - 1)
-        signature = self._signature_parts.join()
-        self._signature_parts = _SignatureParts()
-        if signature and self._open != "thinking":
-            self._start(_thinking_block("", ""))
-            self._open = "thinking"
-        if signature:
-            self._add("signature_delta", "signature", signature)
-        if self._open == "thinking":
-            self._stop(self._blocks - 1)
-        self._open = None
-
-    def _end(self) -> None:
-        self._is_ended = True
-        self._begin(Completion())
-        self._close()
-        for tool in self._tools.values():
-            self._add_arguments(tool, tool.arguments.rest())
-            self._stop(tool.block)
-        stop_reason = _stop_reason(self._finish_reason, has_tools=bool(self._tools))
-        self._emit(
-            "message_delta",
-            delta={"stop_reason": stop_reason, "stop_sequence": None},
-            usage=self._usage.as_anthropic(),
-        )
-        self._emit("message_stop")
-
-    def _emit(self, kind: str, **data: Any) -> None:
-        content = surrogates.encode({"type": kind, **data})
-        self._out.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), content))
+    def _place_loose(self) -> None:
+        """Make a block of what the model needs back and belongs to no block."""
+        kept = self._loose
+        if kept.is_opaque or (self._with_thinking and kept.members):
+            self.blocks.append(ThinkingBlock(kept))
+            self._loose = KeptReasoning()

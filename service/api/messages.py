@@ -27,9 +27,8 @@ class TokenCount(msgspec.Struct):
 async def create(request: web.Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in Anthropic's format."""
     caller = await authenticate(request)
-    message, call = await _read(request, caller)
+    call, translation = await _read(request, caller)
     async with request.app[GATEWAY].call(caller, call) as answer:
-        translation = anthropic.MessageEvents(with_thinking=message.wants_thinking)
         return await relay(request, answer, translation)
 
 
@@ -38,11 +37,12 @@ async def read_call(request: web.Request, caller: Caller) -> Call:
 
     :raises ClientError: naming the field and the rule.
     """
-    _, call = await _read(request, caller)
+    call, _ = await _read(request, caller)
     return call
 
 
-async def _read(request: web.Request, caller: Caller) -> tuple[anthropic.MessagesRequest, Call]:
+async def _read(request: web.Request, caller: Caller) -> tuple[Call, anthropic.MessageEvents]:
+    """Read a request: the call that it makes, and the translation of its answer."""
     content = await read_body(request)
     size_bytes = len(content)
     message = await read_large(size_bytes, anthropic.decode, content)
@@ -51,15 +51,19 @@ async def _read(request: web.Request, caller: Caller) -> tuple[anthropic.Message
         caller.organization_id, message.model, caller.allowed_models, "text"
     )
     takes_effort = catalog.can(first, "supportsReasoningEffort")
-    translate = functools.partial(anthropic.chat_body, takes_effort=takes_effort)
+    translate = functools.partial(anthropic.chat_request, takes_effort=takes_effort)
+    chat = await read_large(size_bytes, translate, message)
     inbound = Inbound(
-        content=await read_large(size_bytes, translate, message),
+        content=chat.body,
         request_id=request[REQUEST_ID],
         headers=request.headers,
         settings=caller.settings,
     )
     call = await parse(CHAT, inbound)
-    return message, msgspec.structs.replace(call, output_field="max_tokens")
+    translation = anthropic.MessageEvents(
+        with_thinking=message.wants_thinking, input_estimate=chat.input_estimate
+    )
+    return msgspec.structs.replace(call, output_field="max_tokens"), translation
 
 
 async def count_tokens(request: web.Request) -> web.Response:

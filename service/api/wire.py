@@ -166,6 +166,10 @@ def dialect_of(path: str) -> Dialect:
 class Translation(Protocol):
     """Translates Venice's response into the caller's API format."""
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether the last event of a stream was returned, after which none may follow."""
+
     def whole(self, content: bytes) -> bytes:
         """Translate a plain answer.
 
@@ -383,7 +387,10 @@ class _EventStream:
             await self._response.write(HEARTBEAT)
 
     async def _end_with(self, error: ServiceError) -> None:
-        """Send a failure as the last event, since the status was sent."""
+        """Send a failure as the last event, since the status was sent. A caller that has the last
+        event already has the whole answer."""
+        if self._translation is not None and self._translation.is_ended:
+            return
         dialect = self._request.get(DIALECT, OPENAI)
         body = dialect.error_object(error, self._request.get(REQUEST_ID))
         content = dialect.last_event % msgspec.json.encode(body)

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.shares_service
 PRICES = {"input": {"usd": 1}, "output": {"usd": 1}}
 MODELS = {"data": [{"id": "m", "type": "text", "model_spec": {"pricing": PRICES}}]}
 TOKEN = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
-BAD_ID = (
-    TOKEN.replace(b'"c"', b"5")
+BAD_CONTENT = (
+    TOKEN.replace(b'"a"', b"5")
     + b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
 )
 ERROR = b'data: {"error":{"message":"no","code":"upstream_error"}}'
@@ -77,7 +77,7 @@ async def test_a_stream_without_a_result_is_recorded_as_502(caller):
 
 
 @pytest.mark.parametrize(
-    ("caller", "max_tokens"), [(BAD_ID, 10), (BAD_ID, 20_000)], indirect=["caller"]
+    ("caller", "max_tokens"), [(BAD_CONTENT, 10), (BAD_CONTENT, 20_000)], indirect=["caller"]
 )
 async def test_a_result_that_cannot_be_translated_is_recorded_as_502(caller, max_tokens):
     """A plain or assembled result that cannot be translated is recorded as a 502, at the cost of

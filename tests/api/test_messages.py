@@ -188,7 +188,9 @@ async def test_own_errors(client, caller, service):
         await client.with_options(api_key="rk_wrong").messages.create(**asking())
     assert caught.value.body["error"]["code"] == "malformed_api_key"
     with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].type") as caught:
-        await client.messages.create(**asking(tools=[{"type": "bash_20250124", "name": "bash"}]))
+        await client.messages.create(
+            **asking(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}])
+        )
     assert caught.value.body["request_id"]
     await set_limit(caller, unit="usd", period="day", ceiling="0")
     with pytest.raises(anthropic.APIStatusError) as caught:

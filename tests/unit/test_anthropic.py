@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.anthropic import MessageEvents, chat_body, decode, estimate_tokens, message
+from service.anthropic import MessageEvents, chat_request, decode, estimate_tokens, message
 from service.errors import ClientError, UpstreamError
 
 PNG = {"type": "base64", "media_type": "image/png", "data": "aGk="}
@@ -16,7 +16,7 @@ PNG = {"type": "base64", "media_type": "image/png", "data": "aGk="}
 def chat(*messages, **members):
     """What Venice would get."""
     asked = {"model": "m", "max_tokens": 9, "messages": list(messages), **members}
-    return json.loads(chat_body(decode(json.dumps(asked).encode()), takes_effort=True))
+    return json.loads(chat_request(decode(json.dumps(asked).encode()), takes_effort=True).body)
 
 
 def user(*blocks):
@@ -124,7 +124,11 @@ def test_members():
         "tools": [
             {
                 "type": "function",
-                "function": {"name": "look", "parameters": {"type": "object"}},
+                "function": {
+                    "name": "look",
+                    "parameters": {"type": "object"},
+                    "strict": True,
+                },
             }
         ],
         "tool_choice": "auto",
@@ -133,6 +137,7 @@ def test_members():
             "disable_thinking": True,
             "strip_thinking_response": True,
             "enable_web_search": "auto",
+            "enable_web_citations": True,
         },
         "stream": True,
         "temperature": 0.5,
@@ -150,12 +155,13 @@ def test_members():
 @pytest.mark.parametrize(
     ("members", "param"),
     [
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [user({"type": "video"})]}, "messages[0].content[0].type"),
         ({"messages": [assistant(result("x"))]}, "messages"),
         ({"messages": [user({"type": "thinking", "thinking": "x"})]}, "messages"),
-        ({"tools": [{"type": "computer_20250124", "name": "c"}]}, "tools[0].type"),
+        ({"tools": [{"type": "code_execution_20250825", "name": "c"}]}, "tools[0].type"),
+        ({"tools": [{"type": "computer_toolset_20260801", "name": "c"}]}, "tools[0].type"),
         ({"tools": [{"name": "c"}], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"stop_sequences": list("abcde")}, "stop_sequences"),
     ],
