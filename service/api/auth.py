@@ -29,10 +29,10 @@ API_KEY_HEADER: Final = "x-api-key"
 
 
 def _bearer(request: web.Request) -> str:
-    header = request.headers.get("Authorization")
-    if header is None and (key := request.headers.get(API_KEY_HEADER, "").strip()):
+    header = request.headers.get("Authorization", "").strip()
+    if not header and (key := request.headers.get(API_KEY_HEADER, "").strip()):
         return key
-    if header is None:
+    if not header:
         raise Unauthenticated(
             "There is no API key: send it as 'Authorization: Bearer rk_…'.", code="missing_api_key"
         )

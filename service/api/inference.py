@@ -3,18 +3,22 @@
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote as percent_encoded
 
 import msgspec
 from aiohttp import web
 
-from service import ledger, money
+from service import anthropic, ledger, money
 from service.accounts import Caller
+from service.anthropic import MAX_MODELS
 from service.api import media, messages
 from service.api.auth import authenticate, authenticate_free, database_of
+from service.api.queries import read_query, text_of
 from service.api.state import CATALOG, GATEWAY, INTAKE, SETTINGS, VENICE
 from service.api.wire import (
+    ANTHROPIC,
+    DIALECT,
     REQUEST_ID,
     ErrorDetail,
     Handler,
@@ -33,6 +37,8 @@ from service.upstream import UpstreamResponse
 
 JOB_STEPS: Final = ("/retrieve", "/complete")
 """The ends of the paths that ask for a queued job."""
+ANTHROPIC_VERSION: Final = "anthropic-version"
+"""The header by which Anthropic's clients are known."""
 QUEUE_ID: Final = re.compile(r"[!-~]{1,256}")
 TRANSLATED_PATHS: Final[Mapping[str, Callable[[web.Request, Caller], Awaitable[Call]]]] = {
     "messages": messages.read_call,
@@ -55,9 +61,13 @@ class QuoteAnswer(msgspec.Struct, kw_only=True):
 
 
 class ModelsQuery(msgspec.Struct):
-    """The type of the models to list, by Venice's name for it."""
+    """The type of the models to list, by Venice's name for it. The others page the list of clients
+    that send ``anthropic-version``."""
 
     type: str | msgspec.UnsetType = msgspec.UNSET
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_MODELS)] = MAX_MODELS
+    after_id: str | msgspec.UnsetType = msgspec.UNSET
+    before_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def paid(endpoint: Endpoint[Any]) -> Handler:
@@ -243,18 +253,35 @@ def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
 
 async def models(request: web.Request) -> web.Response:
     """``GET /v1/models?type=``: the models that the caller's key may use, those for text unless
-    another type is asked for."""
+    another type is asked for. Clients that send ``anthropic-version`` get them in Anthropic's
+    format, by ``limit``, ``after_id`` and ``before_id``."""
+    is_anthropic = _is_anthropic(request)
     caller = await authenticate_free(request)
     body = await request.app[CATALOG].listing(
         caller.organization_id, caller.allowed_models, request.query.get("type", "text")
     )
+    if is_anthropic:
+        query = read_query(request, ModelsQuery)
+        after_id, before_id = text_of(query.after_id), text_of(query.before_id)
+        return json_response(anthropic.models_page(body, query.limit, after_id, before_id))
     return web.Response(body=body, content_type="application/json")
 
 
 async def model(request: web.Request) -> web.Response:
     """``GET /v1/models/{model}``: one model that the caller's key may use, by any of its names."""
+    is_anthropic = _is_anthropic(request)
     caller = await authenticate_free(request)
     body = await request.app[CATALOG].entry(
         caller.organization_id, caller.allowed_models, request.match_info["model"]
     )
+    if is_anthropic:
+        return json_response(anthropic.model_info(body))
     return web.Response(body=body, content_type="application/json")
+
+
+def _is_anthropic(request: web.Request) -> bool:
+    """Whether the client is one of Anthropic's API, which then gets errors in its format too."""
+    if ANTHROPIC_VERSION not in request.headers:
+        return False
+    request[DIALECT] = ANTHROPIC
+    return True
