@@ -12,6 +12,7 @@ from service.anthropic.thinking import KeptReasoning
 from service.errors import UpstreamError
 from service.formats import surrogates
 from service.formats.completion import AssistantMessage, ToolCall, ToolCallNumbers, Usage
+from service.formats.partial_json import PartialObject
 from service.formats.surrogates import Pieces
 
 Json = dict[str, Any]
@@ -64,10 +65,13 @@ class _TextPieces:
     """A text that arrives in pieces. Halves of surrogate pairs wait for each other."""
 
     def __init__(self) -> None:
+        self.has_text = False
+        """Whether anything but white space arrived."""
         self._pieces = Pieces()
         self._waiting: list[str] = []
 
     def add(self, piece: str) -> None:
+        self.has_text = self.has_text or not piece.isspace()
         if text := self._pieces.add(piece):
             self._waiting.append(text)
 
@@ -134,7 +138,7 @@ class ThinkingBlock(Block):
 
 
 class ToolBlock(Block):
-    """A tool call. Its arguments are passed on as they arrive, once they begin as an object."""
+    """A tool call. Its arguments are passed on as they arrive, as long as they are JSON."""
 
     is_kept_open = True
 
@@ -142,8 +146,9 @@ class ToolBlock(Block):
         self._id = ""
         self._name = ""
         self._arguments = _TextPieces()
-        self._is_object: bool | None = None
-        """Whether the arguments begin as an object; None until they begin."""
+        self._object = PartialObject()
+        self._has_begun = False
+        """Whether some of the arguments were passed on."""
 
     @property
     def is_ready(self) -> bool:
@@ -153,7 +158,7 @@ class ToolBlock(Block):
     @property
     def is_empty(self) -> bool:
         """Whether nothing arrived but empty pieces."""
-        return not self._name and not self._id and self._is_object is None
+        return not self._name and not self._id and not self._arguments.has_text
 
     def add(self, piece: ToolCall) -> None:
         """Add a piece of the call. An id or a name that arrives again changes nothing."""
@@ -161,8 +166,7 @@ class ToolBlock(Block):
         self._name = self._name or piece.name
         if piece.arguments:
             self._arguments.add(piece.arguments)
-            if self._is_object is None and (begun := piece.arguments.lstrip()):
-                self._is_object = begun.startswith("{")
+            self._object.feed(piece.arguments)
 
     def start(self) -> Json:
         """See :meth:`Block.start`."""
@@ -170,13 +174,21 @@ class ToolBlock(Block):
         return {"type": "tool_use", "id": self._id, "name": self._name, "input": {}}
 
     def deltas(self) -> list[Json]:
-        """See :meth:`Block.deltas`."""
-        return self._deltas(self._arguments.take()) if self._is_object else []
+        """See :meth:`Block.deltas`.
+
+        :raises UpstreamError: when the arguments stop being JSON after some were passed on.
+        """
+        if self._object.is_valid:
+            return self._deltas(self._arguments.take())
+        if self._has_begun:
+            raise UpstreamError("The model's arguments of a tool call are not a JSON object.")
+        return []
 
     def last_deltas(self) -> list[Json]:
-        """See :meth:`Block.last_deltas`."""
+        """See :meth:`Block.last_deltas`. Arguments that are not a JSON object become its only
+        member, so that the tool can refuse them."""
         pieces = self._arguments.take(is_last=True)
-        if self._is_object:
+        if self._object.is_valid:
             return self._deltas(pieces)
         arguments = "".join(pieces)
         if arguments.strip() in NO_ARGUMENTS:
@@ -184,24 +196,19 @@ class ToolBlock(Block):
         return self._deltas([surrogates.encode({"arguments": arguments}).decode()])
 
     def whole(self) -> Json:
-        """See :meth:`Block.whole`. Arguments that are not a JSON object become its only member."""
+        """See :meth:`Block.whole`."""
         block = self.start()
         deltas = [*self.deltas(), *self.last_deltas()]
         arguments = surrogates.repair("".join(delta["partial_json"] for delta in deltas))
-        if arguments:
-            block["input"] = _as_input(arguments)
+        if self._object.is_complete or not self._object.is_valid:
+            block["input"] = msgspec.Raw(arguments.encode() or b"{}")
+        elif arguments.strip():
+            block["input"] = {"arguments": arguments}
         return block
 
     def _deltas(self, pieces: list[str]) -> list[Json]:
+        self._has_begun = self._has_begun or bool(pieces)
         return [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
-
-
-def _as_input(arguments: str) -> msgspec.Raw | Json:
-    try:
-        msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return {"arguments": arguments}
-    return msgspec.Raw(arguments.encode())
 
 
 class WholeBlock(Block):

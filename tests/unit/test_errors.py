@@ -186,7 +186,7 @@ def test_retry_after_is_kept():
     ],
 )
 def test_a_prompt_that_is_too_long_keeps_its_code(body, code):
-    """Clients shorten the conversation at this code; the ledger records a refusal like any other."""
+    """Clients shorten the conversation at this code; the ledger records a refusal as usual."""
     error = refusal(400, {"Content-Type": "application/json"}, body)
 
     assert error.code == ("context_length_exceeded" if code else "upstream_rejected")
@@ -211,8 +211,8 @@ def test_a_prompt_that_is_too_long_keeps_its_code(body, code):
             "input length and `max_tokens` exceed context limit: 8000 + 1000 > 8192",
         ),
         (
-            "'max_tokens' is too large: 1000. This model's maximum context length is 4096 tokens and"
-            " your request has 4000 input tokens (1000 > 4096 - 4000).",
+            "'max_tokens' is too large: 1000. This model's maximum context length is 4096 tokens"
+            " and your request has 4000 input tokens (1000 > 4096 - 4000).",
             "input length and `max_tokens` exceed context limit: 4000 + 1000 > 4096",
         ),
         (
@@ -220,8 +220,8 @@ def test_a_prompt_that_is_too_long_keeps_its_code(body, code):
             "prompt is too long: 213462 tokens > 200000 maximum",
         ),
         (
-            "input length and `max_tokens` exceed context limit: 19 + 2 > 20, decrease input length",
-            "input length and `max_tokens` exceed context limit: 19 + 2 > 20, decrease input length",
+            "input length and `max_tokens` exceed context limit: 19 + 2 > 20, decrease input",
+            "input length and `max_tokens` exceed context limit: 19 + 2 > 20, decrease input",
         ),
         (
             "Your input exceeds the context window of this model.",
