@@ -179,7 +179,7 @@ class ToolBlock(Block):
         :raises UpstreamError: when the arguments stop being JSON after some were passed on.
         """
         if self._object.is_valid:
-            return self._deltas(self._arguments.take())
+            return self._deltas(self._arguments.take()) if self._object.is_begun else []
         if self._has_begun:
             raise UpstreamError("The model's arguments of a tool call are not a JSON object.")
         return []
@@ -188,7 +188,7 @@ class ToolBlock(Block):
         """See :meth:`Block.last_deltas`. Arguments that are not a JSON object become its only
         member, so that the tool can refuse them."""
         pieces = self._arguments.take(is_last=True)
-        if self._object.is_valid:
+        if self._object.is_valid and self._object.is_begun:
             return self._deltas(pieces)
         arguments = "".join(pieces)
         if arguments.strip() in NO_ARGUMENTS:
@@ -202,7 +202,7 @@ class ToolBlock(Block):
         arguments = surrogates.repair("".join(delta["partial_json"] for delta in deltas))
         if self._object.is_complete or not self._object.is_valid:
             block["input"] = msgspec.Raw(arguments.encode() or b"{}")
-        elif arguments.strip():
+        elif arguments:
             block["input"] = {"arguments": arguments}
         return block
 

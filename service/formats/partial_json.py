@@ -47,6 +47,11 @@ class PartialObject:
         """An escape that has begun."""
 
     @property
+    def is_begun(self) -> bool:
+        """Whether the object has begun, so that not only white space came."""
+        return self._expects is not _Expects.OBJECT
+
+    @property
     def is_complete(self) -> bool:
         """Whether the object has ended, so that only white space can follow."""
         return self.is_valid and self._expects is _Expects.NOTHING
