@@ -214,9 +214,13 @@ class _Object:
                 self._members[name] = value
 
     def _inner(self, name: str, kind: "type[_Text | _Object | _List]", value: Any) -> None:
-        """Join a value to those of the same kind. One of another kind does not replace them."""
+        """Join a value to those of the same kind. Only a text replaces those of another kind."""
         there = self._members.get(name)
-        if not isinstance(there, _Text | _Object | _List):
+        if kind is _Text:
+            is_taken = isinstance(there, _Text)
+        else:
+            is_taken = isinstance(there, _Text | _Object | _List)
+        if not is_taken:
             there = self._members[name] = kind()
         if isinstance(there, kind):
             there.join(value)

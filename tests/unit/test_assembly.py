@@ -308,9 +308,10 @@ def test_an_empty_text_does_not_replace_what_is_known():
 def test_an_odd_member_loses_nothing_else(odd):
     """A malformed member that is not part of the answer's text changes nothing else."""
     choice = {"reasoning_content": "Hm", "content": [{"type": "text", "text": "a"}]}
-    message = whole(chunk(choice), odd, chunk({"content": "b"}))["choices"][0]["message"]
-
-    assert (message["content"], message["reasoning_content"]) == ("ab", "Hm")
+    chunks = [chunk(choice), chunk({"content": "b"})]
+    for place in range(3):
+        message = whole(*chunks[:place], odd, *chunks[place:])["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("ab", "Hm")
 
 
 ANYTHING = st.recursive(

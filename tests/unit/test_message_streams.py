@@ -42,10 +42,16 @@ def accumulated(content):
             return error
 
 
+HALVES = str.maketrans("", "", "\N{GRINNING FACE}\N{REPLACEMENT CHARACTER}")
+
+
 def totals(blocks):
-    """The texts and the tools of blocks, whatever their order and their ids."""
+    """The texts and the tools of blocks, whatever their order and their ids. Halves of a character
+    that come apart are left out."""
     texts = {
-        kind: sorted("".join(block[kind] for block in blocks if block["type"] == kind))
+        kind: sorted(
+            "".join(block[kind] for block in blocks if block["type"] == kind).translate(HALVES)
+        )
         for kind in ("text", "thinking")
     }
     tools = [(block["name"], block["input"]) for block in blocks if block["type"] == "tool_use"]
