@@ -35,6 +35,8 @@ UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, Rec
 ABSENT: Final = msgspec.Raw(b"null")
 EMPTY: Final = (None, "")
 """Values that do not replace what is known already."""
+TYPES: Final = {"id": str, "model": str, "finish_reason": str, "usage": dict, "cost": dict}
+"""Members that count only if they have this type."""
 
 
 class Assembly:
@@ -98,7 +100,7 @@ class ChatCompletion(Assembly):
             index = choice.index
             whole = self._choices.get(index) or self._choices.setdefault(index, _Choice(index))
             whole.take(piece, choice)
-        self._members |= {name: value for name, value in chunk.items() if value not in EMPTY}
+        self._members |= _stated(chunk)
 
     def _whole(self) -> bytes | None:
         if not self._choices:
@@ -137,6 +139,15 @@ class _Event(msgspec.Struct):
     response: msgspec.Raw = ABSENT
 
 
+def _stated(members: Json) -> Json:
+    """The members that replace what is known already."""
+    return {
+        name: value
+        for name, value in members.items()
+        if value not in EMPTY and isinstance(value, TYPES.get(name, object))
+    }
+
+
 class _Choice:
     """One of a completion's choices. The pieces of its message and of its log probabilities are
     joined; of any other member the last value counts."""
@@ -159,8 +170,7 @@ class _Choice:
         if isinstance(logprobs, dict):
             self._logprobs = self._logprobs or _Object()
             self._logprobs.join(logprobs)
-        members = {name: value for name, value in piece.items() if value not in EMPTY}
-        self._members |= members | {"index": choice.index}
+        self._members |= _stated(piece) | {"index": choice.index}
 
     def _take_call(self, call: Json, read: completion.ToolCall) -> None:
         """Add a piece of a tool call. In a plain answer, tool calls have no index."""

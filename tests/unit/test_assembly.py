@@ -299,6 +299,7 @@ def test_an_empty_text_does_not_replace_what_is_known():
         chunk({"reasoning_content": 5, "reasoning_details": "x"}),
         chunk({"refusal": ["x"]}),
         {**chunk({}), "id": None, "usage": None},
+        {**chunk({}, finish_reason=3), "id": 5, "usage": "x"},
         {"choices": None},
         {"choices": [None]},
         [],
@@ -308,9 +309,14 @@ def test_an_empty_text_does_not_replace_what_is_known():
 def test_an_odd_member_loses_nothing_else(odd):
     """A malformed member that is not part of the answer's text changes nothing else."""
     choice = {"reasoning_content": "Hm", "content": [{"type": "text", "text": "a"}]}
-    chunks = [chunk(choice), chunk({"content": "b"})]
+    chunks = [chunk(choice), chunk({"content": "b"}, finish_reason="length")]
     for place in range(3):
-        message = whole(*chunks[:place], odd, *chunks[place:])["choices"][0]["message"]
+        completion = assembled(
+            ChatCompletion(), stream(LAST, *chunks[:place], odd, *chunks[place:])
+        )
+        assert (completion["id"], completion["usage"]) == ("c1", LAST["usage"])
+        message = completion["choices"][0]["message"]
+        assert completion["choices"][0]["finish_reason"] == "length"
         assert (message["content"], message["reasoning_content"]) == ("ab", "Hm")
 
 
