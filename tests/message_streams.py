@@ -170,11 +170,11 @@ def require(condition, text):
         raise InvalidStreamError(text)
 
 
-def check_events(content):
+def check_events(content, input_estimate=11):
     """Check a whole stream of message events by the rules of Anthropic's documentation, and return
     its blocks and its last event. Written without the service's own writer."""
     require(content == b"" or content.endswith(b"\n\n"), "an event is not ended")
-    check = _Check()
+    check = _Check(input_estimate)
     for event in content.decode().split("\n\n")[:-1]:
         kind_line, data_line = event.split("\n")
         data = json.loads(data_line.removeprefix("data: "))
@@ -190,7 +190,8 @@ def check_events(content):
 class _Check:
     """What the events so far make. A kind of event without a method is not known."""
 
-    def __init__(self):
+    def __init__(self, input_estimate):
+        self.input_estimate = input_estimate
         self.blocks = []
         self.last = None
         self.is_begun = False
@@ -207,7 +208,7 @@ class _Check:
         require(message["content"] == [] and message["stop_reason"] is None, "not empty")
         require(isinstance(message["id"], str) and message["id"], "no id")
         require(isinstance(message["model"], str), "no model")
-        require(message["usage"]["input_tokens"] == 11, "no estimate of the input")
+        require(message["usage"]["input_tokens"] == self.input_estimate, "no estimate of the input")
 
     def take_content_block_start(self, data):
         require(not self.is_open and self.delta is None, "two blocks are open")
