@@ -29,10 +29,11 @@ API_KEY_HEADER: Final = "x-api-key"
 
 
 def _bearer(request: web.Request) -> str:
-    header = request.headers.get("Authorization", "").strip()
-    if not header and (key := request.headers.get(API_KEY_HEADER, "").strip()):
+    header = request.headers.get("Authorization")
+    is_empty = header is None or not header.strip()
+    if is_empty and (key := request.headers.get(API_KEY_HEADER, "").strip()):
         return key
-    if not header:
+    if header is None:
         raise Unauthenticated(
             "There is no API key: send it as 'Authorization: Bearer rk_…'.", code="missing_api_key"
         )

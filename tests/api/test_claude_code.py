@@ -206,7 +206,7 @@ async def test_an_empty_authorization(caller, authorization):
     async with caller.service.http.get("/v1/models", headers=headers) as response:
         assert response.status == 200
     async with caller.service.http.get("/v1/models", headers={"Authorization": ""}) as response:
-        assert (await response.json())["error"]["code"] == "missing_api_key"
+        assert (await response.json())["error"]["code"] == "malformed_api_key"
 
 
 @pytest.fixture
