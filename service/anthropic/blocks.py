@@ -10,6 +10,9 @@ from service.formats import body
 
 Json = dict[str, Any]
 
+MAX_DEPTH: Final = 16
+"""Blocks within blocks are read for their text to this depth."""
+
 
 class Text(Struct, tag="text"):
     """Plain text."""
@@ -145,9 +148,11 @@ def read_block(content: Raw, field: str) -> Block:
     return block
 
 
-def text_of(block: Json) -> str:
+def text_of(block: Json, depth: int = 0) -> str:
     """The text of a block of any type, such as the titles and addresses of search results; empty if
-    it has none."""
+    it has none. ``depth`` is how deep the block is within another."""
+    if depth > MAX_DEPTH:
+        return ""
     if isinstance(text := block.get("text"), str):
         return text
     lines = [block[name] for name in ("title", "source", "url") if isinstance(block.get(name), str)]
@@ -155,9 +160,9 @@ def text_of(block: Json) -> str:
     if isinstance(content, str):
         lines.append(content)
     elif isinstance(content, dict):
-        lines.append(text_of(content))
+        lines.append(text_of(content, depth + 1))
     elif isinstance(content, list):
-        lines += [text_of(part) for part in content if isinstance(part, dict)]
+        lines += [text_of(part, depth + 1) for part in content if isinstance(part, dict)]
     if block.get("type") == "tool_reference" and isinstance(name := block.get("tool_name"), str):
         lines.append(f"The tool {name} is available.")
     return "\n".join(filter(None, lines))

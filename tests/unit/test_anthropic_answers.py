@@ -28,7 +28,7 @@ def stream(*chunks, end=b"data: [DONE]\n\n", with_thinking=True):
     blocks, last = check_events(translated([events + end], with_thinking=with_thinking))
     for block in blocks:
         arguments = block.pop("json")
-        if block["type"] == "tool_use":
+        if block["type"] == "tool_use" and last["type"] != "error":
             block["input"] = json.loads(arguments or "{}")
     return blocks, last
 
@@ -139,6 +139,16 @@ def test_a_broken_call_is_an_error(chunks, text):
     _, last = stream(*chunks)
 
     assert text in last["error"]["message"]
+
+
+def test_what_came_before_an_error_is_kept():
+    """Events that arrive together with a broken one are written before the error."""
+    events = b"data: %b\n\n" % json.dumps(chunk(content="Hi")).encode()
+    content = translated([events + b"data: <html>\n\n", events], with_thinking=False)
+    blocks, last = check_events(content)
+
+    assert blocks[0]["text"] == "Hi"
+    assert last["error"]["message"] == "Venice's answer is not readable JSON."
 
 
 @pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"", b"\n\n"])

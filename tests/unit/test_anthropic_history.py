@@ -145,6 +145,15 @@ def test_blocks_of_old_answers(block, content):
     assert messages[1] == {"role": "assistant", "content": content}
 
 
+def test_deep_blocks_of_old_answers():
+    """A block within hundreds of others is left out, and breaks nothing."""
+    block = {"type": "of_tomorrow", "text": "words"}
+    for _ in range(300):
+        block = {"type": "of_tomorrow", "content": [block]}
+
+    assert sent(ASK, assistant(block), ASK)[1]["content"] == ""
+
+
 @pytest.mark.parametrize(
     ("block", "content"),
     [
