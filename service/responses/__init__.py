@@ -1,0 +1,27 @@
+"""Translates OpenAI's Responses API (https://platform.openai.com/docs/api-reference/responses) for
+Venice, which serves it in two modes of its own and lacks some of it. It does no I/O.
+
+``table`` decides what becomes of each member of a request; ``request`` and ``tools`` write the
+request for chat completions where Venice's own modes would lose something; ``answer`` translates
+the completion back, whole or as events that ``writer`` writes.
+"""
+
+from service.responses.answer import ChatAnswer
+from service.responses.passed import PassedAnswer
+from service.responses.request import ChatRequest, chat_request
+from service.responses.table import MODE_HEADER, MODES, Plan, Served, is_native, plan
+from service.responses.writer import Translation
+
+__all__ = [
+    "MODES",
+    "MODE_HEADER",
+    "ChatAnswer",
+    "ChatRequest",
+    "PassedAnswer",
+    "Plan",
+    "Served",
+    "Translation",
+    "chat_request",
+    "is_native",
+    "plan",
+]
