@@ -75,8 +75,11 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await authenticate(request)
-        call = await parse(endpoint, await _inbound(request, endpoint.path, caller, endpoint))
-        async with request.app[GATEWAY].call(caller, call) as answer:
+        inbound = await _inbound(request, endpoint.path, caller, endpoint)
+        context = request.app[GATEWAY].call(caller, await parse(endpoint, inbound))
+        # The body need not be in memory twice until the call ends.
+        del inbound
+        async with context as answer:
             return await relay(request, answer)
 
     handle.__doc__ = type(endpoint).__doc__

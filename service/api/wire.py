@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service import anthropic, money
+from service import anthropic, money, responses
 from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     NotFound,
@@ -257,6 +257,7 @@ async def relay(
     if isinstance(answer, AssembledRelay) and answer.content is None:
         return await _relay_late(request, answer, headers, translation)
     if isinstance(answer, WholeRelay | AssembledRelay) and answer.content is not None:
+        translation = translation or answer.translation()
         content = translation.whole(answer.content) if translation else answer.content
         return web.Response(body=content, headers=headers)
     return await pass_on(request, headers, answer.chunks())
@@ -277,6 +278,7 @@ async def _relay_late(
     while content is None:
         await response.write(SPACE)
         content = await answer.wait(request.app[SETTINGS].heartbeat_s)
+    translation = translation or answer.translation()
     await response.write(translation.whole(content) if translation else content)
     return response
 
@@ -336,6 +338,7 @@ class _EventStream:
         self._translation = translation
         self._response = web.StreamResponse(headers={**_answer_headers(answer), **STREAM_HEADERS})
         self._heartbeat_s = request.app[SETTINGS].heartbeat_s
+        self._feed: Callable[[bytes], bytes] = self._feed_first
         self._written_at = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
@@ -348,8 +351,7 @@ class _EventStream:
         try:
             async with contextlib.aclosing(self._answer.chunks()) as chunks:
                 async for chunk in chunks:
-                    events = self._translation.feed(chunk) if self._translation else chunk
-                    if events:
+                    if events := self._feed(chunk):
                         self._written_at = time.monotonic()
                         await self._response.write(events)
             if self._translation and (events := self._translation.end()):
@@ -367,6 +369,16 @@ class _EventStream:
                 if waiting is not None:
                     waiting.cancel()
         return self._response
+
+    def _feed_first(self, chunk: bytes) -> bytes:
+        """Translate the first chunk. The model that answers is known with it, and with the model
+        whether the answer is translated."""
+        translation = self._translation = self._own_translation()
+        self._feed = bytes if translation is None else translation.feed
+        return self._feed(chunk)
+
+    def _own_translation(self) -> Translation | None:
+        return self._translation or self._answer.translation()
 
     def _watch(self) -> None:
         """Send a heartbeat whenever Venice is silent, so that no proxy takes the stream for dead.
@@ -394,6 +406,9 @@ class _EventStream:
         dialect = self._request.get(DIALECT, OPENAI)
         body = dialect.error_object(error, self._request.get(REQUEST_ID))
         content = dialect.last_event % msgspec.json.encode(body)
+        translation = self._own_translation()
+        if isinstance(translation, responses.Translation):
+            content = translation.failure(error, body.error)
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
                 await self._response.write(content)

@@ -13,6 +13,7 @@ from service.errors import UpstreamError
 from service.formats import completion, sse, surrogates
 from service.formats.completion import ToolCallNumbers
 from service.formats.lenient import raw_members
+from service.upstream import failed_response
 
 Json = dict[str, Any]
 
@@ -31,6 +32,7 @@ JOINED: Final = frozenset(
 )
 """Members of a delta whose texts are pieces of one text. Any other member is complete."""
 ENDS: Final = frozenset({"response.completed", "response.incomplete"})
+FAILURES: Final = frozenset({"response.failed", "error"})
 UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 ABSENT: Final = msgspec.Raw(b"null")
 EMPTY: Final = (None, "")
@@ -127,8 +129,11 @@ class Response(Assembly):
             kind, answer = raw_members(data, ("type", "response"))
         else:
             kind, answer = bytes(event.type), bytes(event.response)
-        if kind.strip(b'"').decode(errors="replace") in ENDS and answer[:1] == b"{":
+        name = kind.strip(b'"').decode(errors="replace")
+        if name in ENDS and answer[:1] == b"{":
             self._answer = answer
+        elif name in FAILURES and (error := failed_response(data)) is not None:
+            raise error
 
     def _whole(self) -> bytes | None:
         return self._answer

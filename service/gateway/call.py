@@ -2,12 +2,13 @@
 
 import enum
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from service import responses
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.catalog.prices import Usage
@@ -236,6 +237,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     """After how many seconds the caller gives up, where that is stated."""
     relay: Relay = Relay.WHOLE
+    translation: Callable[[], responses.Translation] | None = None
+    """Makes what translates Venice's answer, where the caller speaks another API."""
     output_field: str = ""
     """The member that caps the output, by the name that the caller knows it by."""
     is_stream: bool = False
@@ -288,6 +291,13 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             document=document,
             requested_model=self.requested_model or self.model_name,
         )
+
+    def form_for(self, name: str) -> "Call":
+        """The same call to the model of this name, in the form that this model takes.
+
+        :raises ClientError: when it cannot be asked for something in the call.
+        """
+        return self.for_model(name)
 
     def with_fallbacks(self, names: Sequence[str]) -> "Self":
         """The same call with its other models by these names, in the body too."""

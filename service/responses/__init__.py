@@ -8,20 +8,21 @@ the completion back, whole or as events that ``writer`` writes.
 
 from service.responses.answer import ChatAnswer
 from service.responses.passed import PassedAnswer
-from service.responses.request import ChatRequest, chat_request
+from service.responses.request import Asked, chat_body, repeated
 from service.responses.table import MODE_HEADER, MODES, Plan, Served, is_native, plan
 from service.responses.writer import Translation
 
 __all__ = [
     "MODES",
     "MODE_HEADER",
+    "Asked",
     "ChatAnswer",
-    "ChatRequest",
     "PassedAnswer",
     "Plan",
     "Served",
     "Translation",
-    "chat_request",
+    "chat_body",
     "is_native",
     "plan",
+    "repeated",
 ]

@@ -9,8 +9,8 @@ from service.errors import ServiceError, UpstreamError
 from service.formats import completion, sse, surrogates
 from service.formats.completion import AssistantMessage, Choice, Completion, ToolCall, Usage
 from service.formats.surrogates import Pieces
-from service.responses.request import ChatRequest, seal
-from service.responses.tools import Tool, client_item, custom_input, new_id, new_item
+from service.responses.request import Asked, seal
+from service.responses.tools import Tool, Toolbox, client_item, custom_input, new_id, new_item
 from service.responses.writer import Translation, Writer
 
 Json = dict[str, Any]
@@ -38,15 +38,15 @@ class ChatAnswer(Translation):
     is written as it arrives, and everything after it waits for its end.
     """
 
-    def __init__(self, request: ChatRequest) -> None:
-        self._request = request
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
         self._reader = sse.EventReader(MAX_EVENT_BYTES)
-        self._writer = Writer(request.stated)
+        self._writer = Writer(asked.stated)
         self._message: _Message | None = None
         self._reasoning: _Reasoning | None = None
         """The open item, if it is one of these."""
         self._kept = _KeptReasoning()
-        self._calls = _Calls(request, self._writer)
+        self._calls = _Calls(asked.toolbox, self._writer)
         self._waiting: list[AssistantMessage] = []
         """Texts that came after a call had begun."""
         self._citations: list[Json] = []
@@ -104,12 +104,12 @@ class ChatAnswer(Translation):
         self._writer.begin(
             id=f"resp_{chunk.id}" if chunk.id else new_id("resp"),
             created_at=chunk.created or int(time.time()),
-            model=chunk.model or self._request.stated.get("model") or "",
+            model=chunk.model or self._asked.stated.get("model") or "",
         )
 
     def _add(self, choice: Choice) -> None:
         piece = choice.message or choice.delta
-        logprobs = _read_logprobs(choice.logprobs) if self._request.has_logprobs else []
+        logprobs = _read_logprobs(choice.logprobs) if self._asked.has_logprobs else []
         if piece is None:
             piece = AssistantMessage()
         self._kept.take(piece)
@@ -297,8 +297,8 @@ class _Call:
 class _Calls:
     """The calls of an answer. The first is written as it arrives, and the others wait."""
 
-    def __init__(self, request: ChatRequest, writer: Writer) -> None:
-        self._toolbox = request.toolbox
+    def __init__(self, toolbox: Toolbox, writer: Writer) -> None:
+        self._toolbox = toolbox
         self._writer = writer
         self._numbers = completion.ToolCallNumbers()
         self._calls: list[_Call] = []

@@ -9,6 +9,7 @@ import msgspec
 from service.formats import surrogates
 from service.responses.table import OFF, as_items, item_type, tool_type
 from service.responses.tools import Toolbox
+from service.responses.writer import REPEATED
 
 Json = dict[str, Any]
 
@@ -45,17 +46,22 @@ SYSTEM: Final = ("system", "developer")
 EMPTY_TURN: Final = {"role": "user", "content": ""}
 
 
-class ChatRequest(NamedTuple):
-    """A request for a chat completion, and what is needed to translate the completion back."""
+class Asked(NamedTuple):
+    """What is needed of a request to translate its answer."""
 
-    body: Json
     toolbox: Toolbox
-    stated: Mapping[str, Any]
-    """The members of the caller's request."""
+    stated: Json
+    """The members that the response repeats."""
     has_logprobs: bool
 
 
-def chat_request(members: Mapping[str, Any]) -> ChatRequest:
+def repeated(members: Mapping[str, Any]) -> Json:
+    """The members of a request that its response repeats."""
+    names = ("model", *REPEATED)
+    return {name: members[name] for name in names if members.get(name) is not None}
+
+
+def chat_body(members: Mapping[str, Any]) -> tuple[Json, Asked]:
     """Translate a request, all of whose members chat completions can express."""
     chat = {
         name: value
@@ -77,7 +83,7 @@ def chat_request(members: Mapping[str, Any]) -> ChatRequest:
         chat["logprobs"] = True
         if members.get("top_logprobs"):
             chat["top_logprobs"] = members["top_logprobs"]
-    return ChatRequest(chat, toolbox, members, has_logprobs)
+    return chat, Asked(toolbox, repeated(members), has_logprobs)
 
 
 def _tools(members: Mapping[str, Any], toolbox: Toolbox) -> Json:

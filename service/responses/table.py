@@ -382,8 +382,10 @@ class Plan(NamedTuple):
 
     served: Served
     changes: Members
-    mode: str | None
+    mode: str | None = None
     """What the header for the mode states; None to leave it out."""
+    field: str | None = None
+    """The first member for which the request is not passed as it is."""
 
 
 def plan(members: Members, *, is_native_model: bool, mode: str | None) -> Plan:
@@ -406,9 +408,11 @@ def plan(members: Members, *, is_native_model: bool, mode: str | None) -> Plan:
             is_pinned = any(one.rule.native is PINNED for one in found)
             return Plan(Served.NATIVE, _native(members), NATIVE if is_pinned else mode)
     _refuse_first(found, "translated")
-    if any(one.rule.translated is CHAT for one in found):
-        return Plan(Served.CHAT, {}, None)
-    return Plan(Served.TRANSLATED, _translated(members), mode)
+    for way in (CHAT, REWRITE):
+        field = next((one.field for one in found if one.rule.translated is way), None)
+        if field is not None and way is CHAT:
+            return Plan(Served.CHAT, {}, field=field)
+    return Plan(Served.TRANSLATED, _translated(members), mode, field)
 
 
 NOT_NATIVE: Final = f"native mode does not have it; leave {MODE_HEADER} out"

@@ -17,7 +17,7 @@ from service.responses.tools import new_id
 Json = dict[str, Any]
 
 DONE: Final = b"data: [DONE]\n\n"
-STATED: Final[Mapping[str, Any]] = {
+REPEATED: Final[Mapping[str, Any]] = {
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
@@ -98,7 +98,7 @@ def empty_response(stated: Mapping[str, Any], **facts: Any) -> Json:
     """Return a response without output. It repeats ``stated``, the members of its request."""
     repeated = {
         name: default if stated.get(name) is None else stated[name]
-        for name, default in STATED.items()
+        for name, default in REPEATED.items()
     }
     return {
         "id": new_id("resp"),

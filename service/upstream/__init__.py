@@ -29,7 +29,7 @@ from service.upstream.meter import (
     read_headers,
     read_plain,
 )
-from service.upstream.refusals import split_at_error
+from service.upstream.refusals import failed_response, split_at_error
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
 from service.upstream.stored import (
     KeyCheck,
@@ -70,6 +70,7 @@ __all__ = [
     "check",
     "disable",
     "enable",
+    "failed_response",
     "find_stored",
     "is_repeatable",
     "is_uncharged",

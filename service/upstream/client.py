@@ -78,6 +78,7 @@ PASSED_HEADERS: Final = frozenset(
     {
         "cf-ray",
         "content-type",
+        "x-venice-audio-duration",
         "x-venice-audio-format",
         "x-venice-deprecated",
         "x-venice-deprecated-replacement",
@@ -90,6 +91,8 @@ PASSED_HEADERS: Final = frozenset(
         "x-venice-model-id",
         "x-venice-model-name",
         "x-venice-model-router",
+        "x-venice-responses-compat-reason",
+        "x-venice-responses-lane",
         "x-venice-tee",
         "x-venice-tee-provider",
         "x-venice-version",

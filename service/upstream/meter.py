@@ -30,9 +30,8 @@ MAX_USD: Final = Decimal(1_000_000)
 """No call costs as much. A higher stated cost is ignored."""
 MAX_NAME_CHARACTERS: Final = 256
 MAX_SECONDS: Final = Decimal(10**7)
-LAST_EVENT_TYPES: Final = frozenset(
-    {"response.completed", "response.incomplete", "response.failed"}
-)
+FAILURE_TYPES: Final = frozenset({"response.failed", "error"})
+LAST_EVENT_TYPES: Final = FAILURE_TYPES | {"response.completed", "response.incomplete"}
 """The events that end a stream of the Responses API."""
 # The last event of the Responses API repeats the whole answer, so the tail may hold only a part of
 # it. A quote within a text would be escaped, so a match is a member.
@@ -231,7 +230,7 @@ class Metered(msgspec.Struct, kw_only=True):
         """Take the facts of an event. Facts of later events, which come first, are kept."""
         if facts.type in LAST_EVENT_TYPES:
             self.is_complete = self.is_final = True
-            self.is_error = self.is_error or facts.type == "response.failed"
+            self.is_error = self.is_error or facts.type in FAILURE_TYPES
         if facts.response is not None:
             self.take(facts.response)
             return

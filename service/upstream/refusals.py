@@ -259,6 +259,29 @@ def _in_band_error(data: bytes) -> UpstreamError | None:
     return UpstreamError("Venice failed while it was generating the response.")
 
 
+def failed_response(body: bytes) -> UpstreamError | None:
+    """Return the error of a response that failed, or of the event with which it failed, with the
+    reason that it states; None for any other body."""
+    decoded = _decode_json(body)
+    if not isinstance(decoded, dict):
+        return None
+    response = decoded.get("response")
+    if decoded.get("type") == "response.failed" and isinstance(response, dict):
+        stated = response.get("error")
+    elif decoded.get("type") == "error":
+        stated = decoded.get("error") or decoded
+    elif decoded.get("status") == "failed":
+        stated = decoded.get("error")
+    else:
+        return None
+    data = msgspec.json.encode({"error": stated})
+    error = _in_band_error(data)
+    reason = message_of(data)
+    if reason and (error is None or type(error) is UpstreamError):
+        return UpstreamError(f"Venice failed while it was generating the response: {reason}")
+    return error or UpstreamError("Venice failed while it was generating the response.")
+
+
 def is_refunded(body: bytes) -> bool:
     """Return whether Venice's response about a job reports a refund."""
     return _stated_refund(body) is True

@@ -36,7 +36,9 @@ PLAIN = {
 PLAIN_PARAMETERS = {
     *("enable_web_search", "enable_x_search", "enable_web_scraping", "character_slug"),
     *("include_venice_system_prompt", "disable_thinking", "enable_web_citations"),
+    "include_search_results_in_stream",
 }
+SEARCHES_NOTHING = ("enable_web_citations", "include_search_results_in_stream")
 SEARCHES = ("websearch", "xsearch")
 RUN_BY_CLIENTS = ("function", "custom", "shell", "localshell")
 """Tools by their normalized types; a shell with an environment runs elsewhere."""
@@ -202,7 +204,9 @@ class Arrived:
     def _parameter(self, name, value):
         if value in (None, False, "", "off"):
             return
-        if any(word in folded(name) for word in ("search", "scrap")) and "citations" not in name:
+        if name in SEARCHES_NOTHING:
+            return
+        if any(word in folded(name) for word in ("search", "scrap")):
             self._search(10 if "scrap" in name else 1)
         elif "character" in name:
             self.extra_tokens += RESULT_TOKENS
@@ -281,7 +285,7 @@ async def test_what_arrives_is_held_for(money_caller, upstream, body):
     headers = {**headers, "Content-Type": "application/json"}
     async with service.http.post(f"/v1{path}", data=content, headers=headers) as response:
         answer = await response.json()
-    calls = upstream.calls.to(path)
+    calls = [*upstream.calls.to(CHAT), *upstream.calls.to(RESPONSES)]
     if not calls:
         assert response.status in (400, 402, 404), answer
         return
@@ -292,4 +296,7 @@ async def test_what_arrives_is_held_for(money_caller, upstream, body):
         " ORDER BY id DESC LIMIT 1",
         money_caller.organization_id,
     )
-    assert bound_nanos >= Arrived(path, call.body).max_nanos(), (content, call.body)
+    assert bound_nanos >= Arrived(call.path.removeprefix("/api/v1"), call.body).max_nanos(), (
+        content,
+        call.body,
+    )

@@ -16,7 +16,7 @@ LEVELS = [
     {"formats", "telemetry"},
     {"settings"},
     {"crypto", "ids", "money", "shares"},
-    {"database", "anthropic"},
+    {"database", "anthropic", "responses"},
     {"audit"},
     {"catalog", "ledger", "upstream", "idempotency", "stored"},
     {"accounts"},

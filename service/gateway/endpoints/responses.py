@@ -1,22 +1,34 @@
-"""The Responses API."""
+"""The Responses API.
 
-from typing import Any, Final
+A request may go to Venice in three forms: as it is, changed, or as a chat completion. Which one
+depends on the model, too, so each model that may answer gets its own.
+"""
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from service import responses
 from service.errors import ClientError
+from service.formats import body
 from service.gateway.assembly import Assembly, Response
 from service.gateway.call import EVENTS, JSON, Inbound
+from service.gateway.endpoints.chat import CHAT
 from service.gateway.endpoints.members import Count
 from service.gateway.endpoints.tokens import (
     TokenCall,
     TokenEndpoint,
     TokenRequest,
+    must_be_readable,
     read,
     relay_of,
 )
 
-UNSET_VALUES: Final = (None, False, msgspec.UNSET)
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class ResponsesRequest(TokenRequest, kw_only=True):
@@ -24,9 +36,78 @@ class ResponsesRequest(TokenRequest, kw_only=True):
 
     input: str | list[dict[str, Any]]
     max_output_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
-    previous_response_id: Any = None
-    conversation: Any = None
-    background: Any = None
+
+
+class Forms:
+    """The forms in which a request can go to Venice. Each is made once."""
+
+    def __init__(self, inbound: Inbound, json: body.JsonBody, call: TokenCall) -> None:
+        self._inbound = inbound
+        self._json = json
+        self._call = call
+        self._mode = _mode(inbound)
+        self._made: dict[bool, TokenCall] = {}
+
+    def of(self, *, is_native: bool) -> TokenCall:
+        """The call for a model that Venice serves natively, or for one that it does not.
+
+        :raises ClientError: naming the member that such a model cannot be asked for.
+        """
+        if is_native not in self._made:
+            self._made[is_native] = self._make(is_native=is_native)
+        return self._made[is_native]
+
+    def _make(self, *, is_native: bool) -> TokenCall:
+        members = self._json.members
+        plan = responses.plan(members, is_native_model=is_native, mode=self._mode)
+        is_changed = bool(plan.changes) or plan.served is responses.Served.CHAT
+        if is_changed and self._call.is_end_to_end_encrypted:
+            raise ClientError(
+                f"{plan.field}: this endpoint cannot pass it to a model with end-to-end encryption,"
+                " whose body is never changed. Use chat completions.",
+                param=plan.field,
+            )
+        if plan.served is responses.Served.CHAT:
+            return self._chat(members)
+        translation = functools.partial(responses.PassedAnswer, responses.repeated(members))
+        call = msgspec.structs.replace(self._call, translation=translation)
+        if plan.mode is not None:
+            headers = {**call.headers, responses.MODE_HEADER: plan.mode}
+            call = msgspec.structs.replace(call, headers=headers)
+        if not plan.changes:
+            return call
+        content = self._json.edited(plan.changes).content
+        changed = msgspec.structs.replace(self._inbound, content=content)
+        _, _, facts = read(changed, RESPONSES, ResponsesRequest)
+        return msgspec.structs.replace(call, **facts | {"headers": call.headers})
+
+    def _chat(self, members: dict[str, Any]) -> TokenCall:
+        chat, asked = responses.chat_body(members)
+        content = msgspec.json.encode(chat)
+        call = CHAT.parse(msgspec.structs.replace(self._inbound, content=content))
+        return msgspec.structs.replace(
+            call,
+            relay=self._call.relay,
+            output_field=self._call.output_field,
+            translation=functools.partial(responses.ChatAnswer, asked),
+        )
+
+
+class ResponsesCall(TokenCall, frozen=True, kw_only=True):
+    """A request for a response that has no form yet."""
+
+    forms: Forms
+
+    def form_for(self, name: str) -> TokenCall:
+        """See :meth:`Call.form_for`."""
+        if not self.is_end_to_end_encrypted:
+            must_be_readable(name, "model")
+        call = self.forms.of(is_native=responses.is_native(name))
+        return call.with_fallbacks(self.fallbacks).for_model(name)
+
+    def with_fallbacks(self, names: Sequence[str]) -> "Self":
+        """See :meth:`Call.with_fallbacks`. The body has them once it has a form."""
+        return msgspec.structs.replace(self, fallbacks=tuple(names))
 
 
 class ResponsesEndpoint(TokenEndpoint[TokenCall]):
@@ -40,24 +121,33 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
     cap_member = "max_output_tokens"
     needs_cap_member = True
 
-    def parse(self, inbound: Inbound) -> TokenCall:
-        """:raises ClientError: when Venice would certainly refuse or silently ignore a member."""
-        _, request, facts = read(inbound, self, ResponsesRequest)
-        for name in ("previous_response_id", "conversation", "background"):
-            if getattr(request, name) not in UNSET_VALUES:
-                raise ClientError(
-                    f"{name}: responses are not stored; send the whole conversation as input.",
-                    param=name,
-                )
-        return TokenCall(
-            **facts,
-            is_stream=request.stream is True,
-            relay=relay_of(request, inbound, facts["max_output_tokens"]),
-        )
+    def parse(self, inbound: Inbound) -> ResponsesCall:
+        """:raises ClientError: when Venice would certainly refuse a member."""
+        json, request, facts = read(inbound, self, ResponsesRequest)
+        is_stream = request.stream is True
+        relay = relay_of(request, inbound, facts["max_output_tokens"])
+        call = TokenCall(**facts, is_stream=is_stream, relay=relay)
+        forms = Forms(inbound, json, call)
+        # Here and not in the event loop, which a large body would hold up. A refusal waits for the
+        # model that answers, since the name may stand for another.
+        with contextlib.suppress(ClientError):
+            forms.of(is_native=responses.is_native(call.model))
+        return ResponsesCall(**facts, is_stream=is_stream, relay=relay, forms=forms)
 
     def assembly(self) -> Assembly:
         """See :meth:`Endpoint.assembly`."""
         return Response()
+
+
+def _mode(inbound: Inbound) -> str | None:
+    """:raises ClientError: when the header states no mode."""
+    mode = inbound.headers.get(responses.MODE_HEADER)
+    if mode is not None and mode not in responses.MODES:
+        raise ClientError(
+            f"{responses.MODE_HEADER}: must be one of {', '.join(responses.MODES)}.",
+            param=responses.MODE_HEADER,
+        )
+    return mode
 
 
 RESPONSES: Final = ResponsesEndpoint()

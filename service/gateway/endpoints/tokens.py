@@ -107,7 +107,7 @@ class TokenCall(Call, frozen=True, kw_only=True):
         """See :meth:`Call.for_model`."""
         if self.is_end_to_end_encrypted:
             return msgspec.structs.replace(self, model=name)
-        _must_be_readable(name, "model")
+        must_be_readable(name, "model")
         return super().for_model(name)
 
     def with_fallbacks(self, names: Sequence[str]) -> "Self":
@@ -121,7 +121,7 @@ class TokenCall(Call, frozen=True, kw_only=True):
                 param="fallbacks",
             )
         for name in names:
-            _must_be_readable(name, "fallbacks")
+            must_be_readable(name, "fallbacks")
         document = self.document.edited({"fallbacks": [{"model": name} for name in names]})
         return msgspec.structs.replace(
             self, fallbacks=tuple(names), document=document, body=document.content
@@ -133,7 +133,7 @@ class TokenCall(Call, frozen=True, kw_only=True):
         return self.model.startswith(END_TO_END_ENCRYPTED)
 
 
-def _must_be_readable(name: str, field: str) -> None:
+def must_be_readable(name: str, field: str) -> None:
     """:raises ClientError: for a model with end-to-end encryption, which needs another body."""
     if name.startswith(END_TO_END_ENCRYPTED):
         raise ClientError(f"{field}: must be {name!r} itself, to be encrypted.", param=field)

@@ -15,6 +15,7 @@ from service.gateway.call import Bound, Cost
 from service.gateway.open_call import OpenCall
 from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome
+from service.responses import Translation
 from service.upstream import Metered, UpstreamResponse, read_plain
 
 log = structlog.get_logger()
@@ -96,6 +97,12 @@ class AnswerRelay(abc.ABC):
             # Even if Venice answered: the caller gets the error in place of the answer.
             self.open_call.forget_end()
         self.open_call.fail(error)
+
+    def translation(self) -> Translation | None:
+        """Make what translates the answer, where the caller speaks another API. The model that
+        answers decides, so it is known with the first byte."""
+        make = self.open_call.route.call.translation
+        return None if make is None else make()
 
     @property
     def is_left_unfinished(self) -> bool:

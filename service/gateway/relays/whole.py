@@ -7,7 +7,7 @@ from typing import Final
 from service.errors import UpstreamError
 from service.gateway.relays.relay import OK_STATUS, AnswerRelay
 from service.ledger import Outcome
-from service.upstream import Metered
+from service.upstream import Metered, failed_response
 
 ENDED_HERE: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
 """Outcomes of calls that this side ended."""
@@ -27,7 +27,8 @@ class WholeRelay(AnswerRelay):
         self.content, metered = await self._read_whole(answer)
         open_call.route.sent.upstream_request_id = metered.upstream_request_id
         if metered.is_error or answer.status != OK_STATUS:
-            raise UpstreamError("Venice's answer is not a completion.")
+            failure = failed_response(self.content)
+            raise failure or UpstreamError("Venice's answer is not a completion.")
         open_call.end(Outcome.OK, answer.status)
         self.headers = answer.headers
         self.cost = self._cost_by(metered)
