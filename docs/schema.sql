@@ -1328,7 +1328,8 @@ CREATE OR REPLACE FUNCTION public.move_hold(call record, moved_limit_ids uuid[],
 AS $function$
 BEGIN
     UPDATE public.holds h
-    SET model = call.model,
+    SET endpoint = call.endpoint,
+        model = call.model,
         is_stream = call.is_stream,
         bound_nanos = call.bound_nanos,
         bound_tokens = call.bound_tokens,

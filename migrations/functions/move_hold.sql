@@ -8,7 +8,8 @@ RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE public.holds h
-    SET model = call.model,
+    SET endpoint = call.endpoint,
+        model = call.model,
         is_stream = call.is_stream,
         bound_nanos = call.bound_nanos,
         bound_tokens = call.bound_tokens,

@@ -9,7 +9,7 @@ the completion back, whole or as events that ``writer`` writes.
 from service.responses.answer import ChatAnswer
 from service.responses.passed import PassedAnswer
 from service.responses.request import Asked, chat_body, repeated
-from service.responses.table import MODE_HEADER, MODES, Plan, Served, is_native, plan
+from service.responses.table import MODE_HEADER, MODES, Plan, Served, is_native, plan, tool_type
 from service.responses.writer import Translation
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "is_native",
     "plan",
     "repeated",
+    "tool_type",
 ]

@@ -9,7 +9,8 @@ from service.errors import ServiceError, UpstreamError
 from service.formats import completion, sse, surrogates
 from service.formats.completion import AssistantMessage, Choice, Completion, ToolCall, Usage
 from service.formats.surrogates import Pieces
-from service.responses.request import Asked, seal
+from service.responses.reasoning import KeptReasoning
+from service.responses.request import Asked
 from service.responses.tools import Tool, Toolbox, client_item, custom_input, new_id, new_item
 from service.responses.writer import Translation, Writer
 
@@ -28,7 +29,6 @@ INCOMPLETE: Final = {
 """Why a response is incomplete, by the reason for which the completion finished."""
 CITATION: Final = re.compile(r"\^(\d{1,3}(?:, ?\d{1,3})*)\^")
 """Marks in the text that name search results, from 1."""
-JOINED_DETAILS: Final = ("text", "summary", "data", "signature")
 
 
 class ChatAnswer(Translation):
@@ -45,10 +45,10 @@ class ChatAnswer(Translation):
         self._message: _Message | None = None
         self._reasoning: _Reasoning | None = None
         """The open item, if it is one of these."""
-        self._kept = _KeptReasoning()
+        self._kept = KeptReasoning()
         self._calls = _Calls(asked.toolbox, self._writer)
-        self._waiting: list[AssistantMessage] = []
-        """Texts that came after a call had begun."""
+        self._waiting: list[tuple[AssistantMessage, list[Json]]] = []
+        """Texts that came after a call had begun, with their log probabilities."""
         self._citations: list[Json] = []
         self._finish_reason = ""
         self._usage: Usage | None = None
@@ -114,7 +114,7 @@ class ChatAnswer(Translation):
             piece = AssistantMessage()
         self._kept.take(piece)
         if self._calls.have_begun and (piece.thought or piece.content or piece.refusal):
-            self._waiting.append(piece)
+            self._waiting.append((piece, logprobs))
         else:
             self._add_texts(piece, logprobs)
         for call in piece.tool_calls or ():
@@ -150,8 +150,8 @@ class ChatAnswer(Translation):
         status = "incomplete" if incomplete else "completed"
         self._close("completed" if self._calls.have_begun else status)
         self._calls.end("completed" if self._waiting else status)
-        for piece in self._waiting:
-            self._add_texts(piece, [])
+        for piece, logprobs in self._waiting:
+            self._add_texts(piece, logprobs)
         self._close(status)
         if sealed := self._kept.seal():
             _Reasoning(self._writer).close("completed", sealed)
@@ -390,46 +390,6 @@ class _Calls:
         whole = {"arguments": surrogates.repair(arguments)}
         self._writer.emit("function_call_arguments.done", name=item["name"], **whole)
         self._writer.close({**item, **whole, "status": status})
-
-
-class _KeptReasoning:
-    """Collects what the model needs back with its reasoning, which arrives in pieces."""
-
-    def __init__(self) -> None:
-        self._details: list[Json] = []
-        self._signature = ""
-        self._encrypted: Any = None
-
-    def take(self, piece: AssistantMessage) -> None:
-        """Add a piece. Pieces of one detail have the same index, and their texts are joined."""
-        self._signature += piece.thought_signature or ""
-        if piece.reasoning_encrypted is not None:
-            is_more = isinstance(self._encrypted, str) and isinstance(
-                piece.reasoning_encrypted, str
-            )
-            more = piece.reasoning_encrypted
-            self._encrypted = self._encrypted + more if is_more else more
-        for detail in piece.reasoning_details or ():
-            last = self._details[-1] if self._details else {}
-            if detail.get("index") is None or last.get("index") != detail["index"]:
-                self._details.append(dict(detail))
-                continue
-            for name, value in detail.items():
-                known = last.get(name)
-                is_text = isinstance(value, str) and isinstance(known, str)
-                last[name] = known + value if is_text and name in JOINED_DETAILS else value
-
-    def seal(self) -> str:
-        """Return what came since the last time, encoded; empty if nothing came."""
-        parts: Json = {}
-        if self._details:
-            parts["reasoning_details"] = self._details
-        if self._signature:
-            parts["thought_signature"] = self._signature
-        if self._encrypted is not None:
-            parts["reasoning_encrypted"] = self._encrypted
-        self._details, self._signature, self._encrypted = [], "", None
-        return seal(parts)
 
 
 def _annotations(text: str, citations: list[Json]) -> Iterator[Json]:

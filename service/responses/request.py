@@ -1,12 +1,10 @@
 """Translates requests of the Responses API into requests for chat completions."""
 
-import base64
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from service.formats import surrogates
+from service.responses.reasoning import unseal
 from service.responses.table import OFF, as_items, item_type, tool_type
 from service.responses.tools import Toolbox
 from service.responses.writer import REPEATED
@@ -39,8 +37,6 @@ TRANSLATED: Final = frozenset(
     ]
 )
 """Members that are translated, or that mean nothing in a chat completion. Others are copied."""
-KEPT_REASONING: Final = ("reasoning_details", "thought_signature", "reasoning_encrypted")
-"""Members that a model needs back unchanged. ``encrypted_content`` carries them."""
 LOGPROBS: Final = "message.output_text.logprobs"
 SYSTEM: Final = ("system", "developer")
 EMPTY_TURN: Final = {"role": "user", "content": ""}
@@ -342,23 +338,6 @@ def _joined(parts: Any) -> str:
     """The text of a reasoning item's parts; Venice gives plain texts as parts, too."""
     texts = [part.get("text") if isinstance(part, dict) else part for part in _list(parts)]
     return "".join(text for text in texts if isinstance(text, str))
-
-
-def seal(parts: Json) -> str:
-    """Encode what the model needs back as ``encrypted_content``; empty if there is nothing."""
-    return base64.b64encode(surrogates.encode(parts)).decode() if parts else ""
-
-
-def unseal(content: Any) -> Json:
-    """What :func:`seal` encoded; empty for the content of somebody else, which no other model can
-    read."""
-    if not isinstance(content, str):
-        return {}
-    try:
-        parts = msgspec.json.decode(base64.b64decode(content), type=Json)
-    except (ValueError, msgspec.DecodeError, RecursionError):
-        return {}
-    return {name: parts[name] for name in KEPT_REASONING if name in parts}
 
 
 def _list(value: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import UNSET
 
 from service.errors import ClientError
+from service.responses.reasoning import unseal
 
 MODE_HEADER: Final = "x-venice-responses-mode"
 AUTO, NATIVE, COMPAT = MODES = ("auto", "native", "compat")
@@ -151,9 +152,7 @@ ITEMS: Final[Mapping[str, Rule]] = {
     "message": ANY,
     "function_call": ANY,
     "function_call_output": ANY,
-    # Venice's own answers have them.
-    "web_search_call": ANY,
-    "ghost_snapshot": ANY,
+    "web_search_call": BY_CHAT,
     **_each(
         "reasoning custom_tool_call custom_tool_call_output local_shell_call"
         " local_shell_call_output shell_call shell_call_output apply_patch_call"
@@ -164,7 +163,7 @@ ITEMS: Final[Mapping[str, Rule]] = {
     # The history of tools that ran at OpenAI; the answers that followed are texts.
     **_each(
         "file_search_call code_interpreter_call image_generation_call mcp_call mcp_list_tools"
-        " mcp_approval_request mcp_approval_response",
+        " mcp_approval_request mcp_approval_response ghost_snapshot",
         Rule(PINNED, CHAT),
     ),
     "item_reference": Rule(REFUSE, REFUSE, (), NOT_STORED),
@@ -434,9 +433,32 @@ def _native(members: Members) -> dict[str, Any]:
     choice, tools = members.get("tool_choice"), members.get("tools")
     if isinstance(choice, dict) and "function" in choice and tool_type(choice) == "function":
         changes["tool_choice"] = _flat(choice)
-    if isinstance(tools, list) and any(map(_is_nested, tools)):
-        changes["tools"] = [_flat(tool) if _is_nested(tool) else tool for tool in tools]
+    if isinstance(tools, list):
+        native = [_native_tool(tool) for tool in tools]
+        if native != tools:
+            changes["tools"] = native
+    items = members.get("input")
+    if isinstance(items, list) and any(map(_is_foreign_reasoning, items)):
+        changes["input"] = [item for item in items if not _is_foreign_reasoning(item)]
     return changes
+
+
+def _native_tool(tool: Any) -> Any:
+    """The tool in OpenAI's own form. A shell runs at the client unless it says otherwise, which
+    OpenAI wants stated."""
+    if _is_nested(tool):
+        return _flat(tool)
+    if tool_type(tool) == "shell" and tool.get("environment") is None:
+        return {**tool, "environment": {"type": "local"}}
+    return tool
+
+
+def _is_foreign_reasoning(item: Any) -> bool:
+    """Whether an item is the reasoning of a model that is not OpenAI's, which OpenAI refuses."""
+    if not isinstance(item, dict) or item.get("type") != "reasoning":
+        return False
+    sealed = item.get("encrypted_content")
+    return not isinstance(sealed, str) or bool(unseal(sealed))
 
 
 def _is_nested(tool: Any) -> bool:
