@@ -53,6 +53,11 @@ class ChatAnswer(Translation):
         self._finish_reason = ""
         self._usage: Usage | None = None
 
+    @property
+    def is_ended(self) -> bool:
+        """See :attr:`Translation.is_ended`."""
+        return self._writer.is_ended
+
     def whole(self, content: bytes) -> bytes:
         """See :meth:`Translation.whole`."""
         answer = completion.decode(content)

@@ -36,6 +36,11 @@ class PassedAnswer(Translation):
         """The first events and the last ones."""
         self._is_ended = False
 
+    @property
+    def is_ended(self) -> bool:
+        """See :attr:`Translation.is_ended`."""
+        return self._is_ended
+
     def whole(self, content: bytes) -> bytes:
         """See :meth:`Translation.whole`."""
         return content

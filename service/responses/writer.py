@@ -48,6 +48,11 @@ OTHER_CODE: Final = "server_error"
 class Translation:
     """Translates Venice's answer for a caller of the Responses API."""
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether the last event of a stream was returned, after which none may follow."""
+        raise NotImplementedError
+
     def whole(self, content: bytes) -> bytes:
         """Translate a plain answer.
 

@@ -8,6 +8,7 @@ import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_venice import odd_venice, serving, stream, whole
 from support import MODEL, assert_ledger_matches_charges, cost_of, set_alias, set_limit
 
 CHAT, RESPONSES = "/chat/completions", "/responses"
@@ -338,16 +339,16 @@ async def test_a_target_of_the_other_mode(service, caller, upstream):
         await set_alias(service, name, targets)
     asked = {"instructions": "Be short.", "tools": [WRITE], "text": JSON_FORMAT}
     for name, path, other in (("first", RESPONSES, CHAT), ("second", CHAT, RESPONSES)):
-        for stream in (False, True):
+        for is_stream in (False, True):
             upstream.calls.clear()
             upstream.faults.push(path, "at_capacity", times=1)
-            body = {"model": name, "input": "Hello", "stream": stream, **asked}
+            body = {"model": name, "input": "Hello", "stream": is_stream, **asked}
             async with service.http.post(
                 f"/v1{RESPONSES}", json=body, headers=caller.headers
             ) as response:
                 answered = await response.text()
             assert response.status == 200, answered
-            assert ("response.completed" in answered) == stream
+            assert ("response.completed" in answered) == is_stream
             assert [call.path for call in upstream.posts] == [path, other]
             entry = (await caller.entries())[0]
             assert (entry["endpoint"], entry["outcome"]) == (other, "ok")
@@ -576,3 +577,111 @@ async def test_what_venice_ends_is_not_ended_twice(caller, members, marker):
     assert [kind for kind in kinds if kind in ends] == [kinds[-1]]
     assert kinds[-1] == ("error" if marker == "[error]" else "response.failed")
     assert (await caller.only_entry())["outcome"] == "upstream_error"
+
+
+@pytest.fixture
+async def odd(database_address):
+    """A Venice for which the test writes every byte, and a caller of the service before it."""
+    async with odd_venice() as venice, serving(database_address, venice) as service:
+        yield venice, await service.new_caller()
+
+
+def event(kind, number, **data):
+    """Return one event of a response."""
+    content = json.dumps({"type": kind, "sequence_number": number, **data})
+    return f"event: {kind}\ndata: {content}\n\n".encode()
+
+
+CREATED = event("response.created", 0, response={"id": "r", "model": "m", "status": "in_progress"})
+DELTA = event("response.output_text.delta", 1, delta="a", odd=None)
+DONE = b"data: [DONE]\n\n"
+USAGE = {"input_tokens": 5, "output_tokens": 7}
+COMPLETED = event("response.completed", 2, response={"id": "r", "output": [], "usage": USAGE})
+NO = {"code": "server_error", "message": "The moon is full."}
+FAILED_RESPONSE = {"id": "r", "status": "failed", "output": [], "error": NO, "usage": USAGE}
+
+
+async def read_stream(caller, **members):
+    asked = {"model": "m", "input": "x", "stream": True, **members}
+    async with caller.service.http.post(
+        f"/v1{RESPONSES}", json=asked, headers=caller.headers
+    ) as response:
+        return response.status, await response.read()
+
+
+@pytest.mark.parametrize(
+    ("last", "outcome"),
+    [
+        (COMPLETED + DONE, "ok"),
+        (COMPLETED, "ok"),
+        (event("response.failed", 2, response=FAILED_RESPONSE) + DONE, "upstream_error"),
+        (event("error", 2, **NO), "upstream_error"),
+        (event("error", 2, **NO) + DONE, "upstream_error"),
+    ],
+)
+async def test_a_stream_that_passes_stays_byte_for_byte(odd, last, outcome):
+    """Events that Venice writes itself pass unchanged, and nothing is added to them."""
+    venice, caller = odd
+    odd_comment = b": odd\r\n\r\n"
+    venice.answer = stream(CREATED, odd_comment, DELTA, last)
+    status, content = await read_stream(caller)
+
+    assert (status, content) == (200, CREATED + odd_comment + DELTA + last)
+    assert (await caller.only_entry())["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b'data: {"error":{"message":"no","code":"model_overloaded","retry_after":9}}\n\n' + DONE,
+        b"",
+        DELTA[:-9],
+    ],
+    ids=["chat's error", "cut", "cut within an event"],
+)
+async def test_a_stream_that_venice_does_not_end_is_ended_once(odd, last):
+    """An error in the form of chat completions, or the end of the connection, becomes one
+    ``response.failed`` of the same response."""
+    venice, caller = odd
+    venice.answer = stream(CREATED, DELTA, last)
+    _, content = await read_stream(caller)
+
+    assert content.startswith(CREATED + DELTA)
+    kind, data = content.removeprefix(CREATED + DELTA).removesuffix(DONE).decode().split("\n", 1)
+    assert kind == "event: response.failed"
+    failed = json.loads(data.removeprefix("data: "))
+    assert (failed["sequence_number"], failed["response"]["id"]) == (2, "r")
+    is_busy = b"model_overloaded" in last
+    stated = failed["response"]["error"]
+    assert stated["code"] == ("rate_limit_exceeded" if is_busy else "server_error")
+    assert ("try again in 9s" in stated["message"]) == is_busy
+    assert failed["error"]["code"] == ("upstream_busy" if is_busy else "upstream_cut")
+
+
+@pytest.mark.parametrize("maximum", [10, 20_000], ids=["plain", "assembled"])
+async def test_a_plain_failure_keeps_its_reason(odd, maximum):
+    """A plain response that failed is an error with Venice's reason, also where it is assembled
+    from a stream."""
+    venice, caller = odd
+    venice.answer = whole(json.dumps(FAILED_RESPONSE).encode())
+    if maximum > 10:
+        venice.answer = stream(CREATED, event("response.failed", 1, response=FAILED_RESPONSE))
+    asked = {"model": "m", "input": "x", "max_output_tokens": maximum}
+    async with caller.service.http.post(
+        f"/v1{RESPONSES}", json=asked, headers=caller.headers
+    ) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, error["code"]) == (502, "upstream_error")
+    assert error["message"].endswith("The moon is full.")
+    assert (await caller.only_entry())["outcome"] == "upstream_error"
+
+
+async def test_a_duration_passes(odd):
+    """Venice's header for the length of a sound reaches the caller."""
+    venice, caller = odd
+    content = json.dumps({"id": "r", "output": [], "usage": USAGE}).encode()
+    venice.answer = whole(content, x_venice_audio_duration="5.5")
+    response, _ = await send(caller, "m")
+
+    assert response.headers["x-venice-audio-duration"] == "5.5"
