@@ -407,7 +407,7 @@ class _EventStream:
         body = dialect.error_object(error, self._request.get(REQUEST_ID))
         content = dialect.last_event % msgspec.json.encode(body)
         translation = self._own_translation()
-        if isinstance(translation, responses.Translation):
+        if isinstance(translation, responses.ResponseTranslation):
             content = translation.failure(error, body.error)
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):

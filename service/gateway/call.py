@@ -237,7 +237,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     """After how many seconds the caller gives up, where that is stated."""
     relay: Relay = Relay.WHOLE
-    translation: Callable[[], responses.Translation] | None = None
+    translation: Callable[[], responses.ResponseTranslation] | None = None
     """Makes what translates Venice's answer, where the caller speaks another API."""
     output_field: str = ""
     """The member that caps the output, by the name that the caller knows it by."""

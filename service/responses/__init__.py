@@ -8,19 +8,19 @@ the completion back, whole or as events that ``writer`` writes.
 
 from service.responses.answer import ChatAnswer
 from service.responses.passed import PassedAnswer
-from service.responses.request import Asked, chat_body, repeated
+from service.responses.request import AnswerContext, chat_body, repeated
 from service.responses.table import MODE_HEADER, MODES, Plan, Served, is_native, plan, tool_type
-from service.responses.writer import Translation
+from service.responses.writer import ResponseTranslation
 
 __all__ = [
     "MODES",
     "MODE_HEADER",
-    "Asked",
+    "AnswerContext",
     "ChatAnswer",
     "PassedAnswer",
     "Plan",
+    "ResponseTranslation",
     "Served",
-    "Translation",
     "chat_body",
     "is_native",
     "plan",

@@ -9,10 +9,10 @@ from service.errors import ServiceError, UpstreamError
 from service.formats import completion, sse, surrogates
 from service.formats.completion import AssistantMessage, Choice, Completion, ToolCall, Usage
 from service.formats.surrogates import Pieces
-from service.responses.reasoning import KeptReasoning
-from service.responses.request import Asked
-from service.responses.tools import Tool, Toolbox, client_item, custom_input, new_id, new_item
-from service.responses.writer import Translation, Writer
+from service.responses.reasoning import SealedReasoning
+from service.responses.request import AnswerContext
+from service.responses.tools import CallerTool, Toolbox, client_item, custom_input, new_id, new_item
+from service.responses.writer import EventWriter, ResponseTranslation
 
 Json = dict[str, Any]
 
@@ -31,22 +31,22 @@ CITATION: Final = re.compile(r"\^(\d{1,3}(?:, ?\d{1,3})*)\^")
 """Marks in the text that name search results, from 1."""
 
 
-class ChatAnswer(Translation):
+class ChatAnswer(ResponseTranslation):
     """Translates a chat completion.
 
     An item ends before the next begins. The pieces of tool calls may alternate, so the first call
     is written as it arrives, and everything after it waits for its end.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, context: AnswerContext) -> None:
+        self._context = context
         self._reader = sse.EventReader(MAX_EVENT_BYTES)
-        self._writer = Writer(asked.stated)
-        self._message: _Message | None = None
-        self._reasoning: _Reasoning | None = None
+        self._writer = EventWriter(context.stated)
+        self._message: _OpenMessage | None = None
+        self._reasoning: _OpenReasoning | None = None
         """The open item, if it is one of these."""
-        self._kept = KeptReasoning()
-        self._calls = _Calls(asked.toolbox, self._writer)
+        self._kept = SealedReasoning()
+        self._calls = _PendingCalls(context.toolbox, self._writer)
         self._waiting: list[tuple[AssistantMessage, list[Json]]] = []
         """Texts that came after a call had begun, with their log probabilities."""
         self._citations: list[Json] = []
@@ -55,11 +55,11 @@ class ChatAnswer(Translation):
 
     @property
     def is_ended(self) -> bool:
-        """See :attr:`Translation.is_ended`."""
+        """See :attr:`ResponseTranslation.is_ended`."""
         return self._writer.is_ended
 
     def whole(self, content: bytes) -> bytes:
-        """See :meth:`Translation.whole`."""
+        """See :meth:`ResponseTranslation.whole`."""
         answer = completion.decode(content)
         self._take(answer)
         if not any(choice.index == 0 for choice in answer.choices):
@@ -67,11 +67,11 @@ class ChatAnswer(Translation):
         return surrogates.encode(self._end())
 
     def feed(self, chunk: bytes) -> bytes:
-        """See :meth:`Translation.feed`."""
+        """See :meth:`ResponseTranslation.feed`."""
         return self._translate(self._reader.feed(chunk))
 
     def end(self) -> bytes:
-        """See :meth:`Translation.end`."""
+        """See :meth:`ResponseTranslation.end`."""
         events = self._translate(self._reader.end())
         if self._writer.is_ended:
             return events
@@ -79,7 +79,7 @@ class ChatAnswer(Translation):
         return events + self._writer.take()
 
     def failure(self, error: ServiceError, detail: Any) -> bytes:
-        """See :meth:`Translation.failure`."""
+        """See :meth:`ResponseTranslation.failure`."""
         self._writer.fail(error, detail)
         return self._writer.take()
 
@@ -109,12 +109,12 @@ class ChatAnswer(Translation):
         self._writer.begin(
             id=f"resp_{chunk.id}" if chunk.id else new_id("resp"),
             created_at=chunk.created or int(time.time()),
-            model=chunk.model or self._asked.stated.get("model") or "",
+            model=chunk.model or self._context.stated.get("model") or "",
         )
 
     def _add(self, choice: Choice) -> None:
         piece = choice.message or choice.delta
-        logprobs = _read_logprobs(choice.logprobs) if self._asked.has_logprobs else []
+        logprobs = _read_logprobs(choice.logprobs) if self._context.has_logprobs else []
         if piece is None:
             piece = AssistantMessage()
         self._kept.take(piece)
@@ -131,12 +131,12 @@ class ChatAnswer(Translation):
         if piece.thought:
             if self._reasoning is None:
                 self._close()
-                self._reasoning = _Reasoning(self._writer)
+                self._reasoning = _OpenReasoning(self._writer)
             self._reasoning.add(piece.thought)
         if piece.content or piece.refusal or (logprobs and self._message is not None):
             if self._message is None:
                 self._close()
-                self._message = _Message(self._writer)
+                self._message = _OpenMessage(self._writer)
             self._message.add(piece.content or "", piece.refusal or "", logprobs)
 
     def _close(self, status: str = "completed") -> None:
@@ -159,7 +159,7 @@ class ChatAnswer(Translation):
             self._add_texts(piece, logprobs)
         self._close(status)
         if sealed := self._kept.seal():
-            _Reasoning(self._writer).close("completed", sealed)
+            _OpenReasoning(self._writer).close("completed", sealed)
         if self._citations:
             self._add_search()
         usage = None if self._usage is None else _usage(self._usage)
@@ -178,10 +178,10 @@ class ChatAnswer(Translation):
         self._writer.close({**item, "status": "completed"})
 
 
-class _Reasoning:
+class _OpenReasoning:
     """An item of reasoning that is open. Its text is a summary, since that is what clients show."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: EventWriter) -> None:
         self._writer = writer
         self._item: Json = {"type": "reasoning", "id": new_id("rs"), "summary": []}
         self._pieces = Pieces()
@@ -218,10 +218,10 @@ class _Reasoning:
         self._writer.close(item)
 
 
-class _Message:
+class _OpenMessage:
     """A message that is open. A text and a refusal are parts of their own."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: EventWriter) -> None:
         self._writer = writer
         self._item: Json = {"type": "message", "id": new_id("msg"), "role": "assistant"}
         self._parts: list[Json] = []
@@ -290,7 +290,7 @@ class _Message:
         self._writer.close({**self._item, "status": status, "content": self._parts})
 
 
-class _Call:
+class _PendingCall:
     """A call of a tool, as far as it has arrived."""
 
     def __init__(self) -> None:
@@ -299,14 +299,14 @@ class _Call:
         self.arguments: list[str] = []
 
 
-class _Calls:
+class _PendingCalls:
     """The calls of an answer. The first is written as it arrives, and the others wait."""
 
-    def __init__(self, toolbox: Toolbox, writer: Writer) -> None:
+    def __init__(self, toolbox: Toolbox, writer: EventWriter) -> None:
         self._toolbox = toolbox
         self._writer = writer
         self._numbers = completion.ToolCallNumbers()
-        self._calls: list[_Call] = []
+        self._calls: list[_PendingCall] = []
         self._item: Json | None = None
         """The item of the first call, once it is open."""
         self._pieces = Pieces()
@@ -320,7 +320,7 @@ class _Calls:
         """Add a piece of a call."""
         number = self._numbers.number_of(piece)
         if number == len(self._calls):
-            self._calls.append(_Call())
+            self._calls.append(_PendingCall())
         call = self._calls[number]
         call.id = call.id or piece.id or ""
         call.name = call.name or piece.name
@@ -329,7 +329,7 @@ class _Calls:
         if number == 0:
             self._stream(call, piece.arguments)
 
-    def _stream(self, call: _Call, arguments: str) -> None:
+    def _stream(self, call: _PendingCall, arguments: str) -> None:
         """Write the first call as far as it has arrived, if it is one of a function. It begins when
         its id and its name are known."""
         if self._item is not None:
@@ -338,7 +338,7 @@ class _Calls:
             self._open(tool, call)
             self._write("".join(call.arguments))
 
-    def _open(self, tool: Tool, call: _Call) -> None:
+    def _open(self, tool: CallerTool, call: _PendingCall) -> None:
         self._item = new_item(tool, call.id or new_id("call"))
         self._pieces = Pieces()
         self._writer.open(self._item)
@@ -366,7 +366,7 @@ class _Calls:
                 self._write("".join(call.arguments))
             self._close("".join(call.arguments), own_status)
 
-    def _write_client_call(self, tool: Tool, call: _Call, status: str) -> None:
+    def _write_client_call(self, tool: CallerTool, call: _PendingCall, status: str) -> None:
         arguments = "".join(call.arguments)
         try:
             item = client_item(tool, call.id or new_id("call"), arguments, status)

@@ -10,8 +10,8 @@ from service.errors import ServiceError
 from service.formats import sse
 from service.responses.writer import (
     DONE,
-    Translation,
-    Writer,
+    EventWriter,
+    ResponseTranslation,
     empty_response,
     event,
     failed_response,
@@ -26,7 +26,7 @@ TERMINAL: Final = re.compile(
 NUMBER: Final = re.compile(rb'"sequence_number": ?(\d{1,15})')
 
 
-class PassedAnswer(Translation):
+class PassedAnswer(ResponseTranslation):
     """Passes everything on byte for byte."""
 
     def __init__(self, stated: Mapping[str, Any]) -> None:
@@ -38,15 +38,15 @@ class PassedAnswer(Translation):
 
     @property
     def is_ended(self) -> bool:
-        """See :attr:`Translation.is_ended`."""
+        """See :attr:`ResponseTranslation.is_ended`."""
         return self._is_ended
 
     def whole(self, content: bytes) -> bytes:
-        """See :meth:`Translation.whole`."""
+        """See :meth:`ResponseTranslation.whole`."""
         return content
 
     def feed(self, chunk: bytes) -> bytes:
-        """See :meth:`Translation.feed`."""
+        """See :meth:`ResponseTranslation.feed`."""
         self._first = self._first or chunk
         if sse.DATA in chunk:
             self._last = chunk
@@ -55,16 +55,16 @@ class PassedAnswer(Translation):
         return chunk
 
     def end(self) -> bytes:
-        """See :meth:`Translation.end`."""
+        """See :meth:`ResponseTranslation.end`."""
         return b""
 
     def failure(self, error: ServiceError, detail: Any) -> bytes:
-        """See :meth:`Translation.failure`."""
+        """See :meth:`ResponseTranslation.failure`."""
         if self._is_ended:
             return b""
         self._is_ended = True
         if not self._first:
-            writer = Writer(self._stated)
+            writer = EventWriter(self._stated)
             writer.fail(error, detail)
             return writer.take()
         numbers = [int(number) for number in NUMBER.findall(self._last)]

@@ -32,7 +32,7 @@ def unseal(content: Any) -> Json:
     return {name: parts[name] for name in KEPT if name in parts}
 
 
-class KeptReasoning:
+class SealedReasoning:
     """Collects what the model needs back with its reasoning, which arrives in pieces."""
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ SYSTEM: Final = ("system", "developer")
 EMPTY_TURN: Final = {"role": "user", "content": ""}
 
 
-class Asked(NamedTuple):
+class AnswerContext(NamedTuple):
     """What is needed of a request to translate its answer."""
 
     toolbox: Toolbox
@@ -57,7 +57,7 @@ def repeated(members: Mapping[str, Any]) -> Json:
     return {name: members[name] for name in names if members.get(name) is not None}
 
 
-def chat_body(members: Mapping[str, Any]) -> tuple[Json, Asked]:
+def chat_body(members: Mapping[str, Any]) -> tuple[Json, AnswerContext]:
     """Translate a request, all of whose members chat completions can express."""
     chat = {
         name: value
@@ -79,7 +79,7 @@ def chat_body(members: Mapping[str, Any]) -> tuple[Json, Asked]:
         chat["logprobs"] = True
         if members.get("top_logprobs"):
             chat["top_logprobs"] = members["top_logprobs"]
-    return chat, Asked(toolbox, repeated(members), has_logprobs)
+    return chat, AnswerContext(toolbox, repeated(members), has_logprobs)
 
 
 def _tools(members: Mapping[str, Any], toolbox: Toolbox) -> Json:
@@ -129,7 +129,8 @@ def _parameters(members: Mapping[str, Any], toolbox: Toolbox) -> Json:
     parameters: Json = dict(stated) if isinstance(stated, dict) else {}
     choice = members.get("tool_choice")
     if toolbox.searches_web and choice != "none":
-        must_search = isinstance(choice, dict) and tool_type(choice) == "web_search"
+        is_named = isinstance(choice, dict) and tool_type(choice) == "web_search"
+        must_search = is_named or (choice == "required" and not toolbox.functions)
         if parameters.get("enable_web_search") in OFF or must_search:
             parameters["enable_web_search"] = "on" if must_search else "auto"
         parameters.setdefault("enable_web_citations", True)

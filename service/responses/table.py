@@ -52,7 +52,7 @@ PASS, REWRITE, CHAT, REFUSE = Way.PASS, Way.REWRITE, Way.CHAT, Way.REFUSE
 TRANSLATED, PINNED, LEFT_OUT = Way.TRANSLATED, Way.PINNED, Way.LEFT_OUT
 
 
-class Rule(NamedTuple):
+class MemberRule(NamedTuple):
     """What becomes of a member in native and in translated mode. ``neutral`` values ask for
     nothing; ``why`` says why the member is refused and what to do instead."""
 
@@ -67,23 +67,23 @@ NOT_STORED: Final = "responses are not stored; send the whole conversation as in
 NO_FILES: Final = "files are not stored; send the content itself"
 HOSTED: Final = "runs at OpenAI, and Venice has nothing like it; use a function"
 
-ANY: Final = Rule(PASS, PASS)
-BY_CHAT: Final = Rule(PASS, CHAT)
+ANY: Final = MemberRule(PASS, PASS)
+BY_CHAT: Final = MemberRule(PASS, CHAT)
 """OpenAI has it, and Venice's translation ignores it."""
-OF_CHAT: Final = Rule(TRANSLATED, CHAT, OFF)
+OF_CHAT: Final = MemberRule(TRANSLATED, CHAT, OFF)
 """Only chat completions have it."""
-OF_VENICE: Final = Rule(TRANSLATED, PASS, OFF)
+OF_VENICE: Final = MemberRule(TRANSLATED, PASS, OFF)
 """Venice's own."""
-UNKNOWN: Final = Rule(PINNED, CHAT, OFF)
-UNSTORED: Final = Rule(REFUSE, REFUSE, (None, False, UNSET), NOT_STORED)
-NO_TOOL: Final = Rule(REFUSE, REFUSE, (), HOSTED)
+UNKNOWN: Final = MemberRule(PINNED, CHAT, OFF)
+UNSTORED: Final = MemberRule(REFUSE, REFUSE, (None, False, UNSET), NOT_STORED)
+NO_TOOL: Final = MemberRule(REFUSE, REFUSE, (), HOSTED)
 
 
-def _each(names: str, rule: Rule) -> dict[str, Rule]:
+def _each(names: str, rule: MemberRule) -> dict[str, MemberRule]:
     return dict.fromkeys(names.split(), rule)
 
 
-MEMBERS: Final[Mapping[str, Rule]] = {
+MEMBERS: Final[Mapping[str, MemberRule]] = {
     "model": ANY,
     "stream": ANY,
     "stream_options": ANY,
@@ -96,25 +96,25 @@ MEMBERS: Final[Mapping[str, Rule]] = {
     # Nothing is stored, whatever they state.
     "store": ANY,
     "metadata": ANY,
-    "client_metadata": Rule(LEFT_OUT, LEFT_OUT),
+    "client_metadata": MemberRule(LEFT_OUT, LEFT_OUT),
     "background": UNSTORED,
     "previous_response_id": UNSTORED,
     "conversation": UNSTORED,
-    "prompt": Rule(REFUSE, REFUSE, OFF, "prompts are not stored; send instructions and input"),
-    "messages": Rule(REFUSE, REFUSE, OFF, "belongs to chat completions; send input"),
-    "instructions": Rule(PASS, REWRITE, OFF),
-    "parallel_tool_calls": Rule(PASS, CHAT, (None, True)),
-    "top_logprobs": Rule(PASS, CHAT, OFF),
-    "prompt_cache_key": Rule(PASS, CHAT, OFF),
-    "prompt_cache_retention": Rule(PASS, CHAT, OFF),
-    "truncation": Rule(PASS, REFUSE, (None, "disabled"), "must be 'disabled' for this model"),
-    "max_tool_calls": Rule(
+    "prompt": MemberRule(REFUSE, REFUSE, OFF, "prompts are not stored; send instructions"),
+    "messages": MemberRule(REFUSE, REFUSE, OFF, "belongs to chat completions; send input"),
+    "instructions": MemberRule(PASS, REWRITE, OFF),
+    "parallel_tool_calls": MemberRule(PASS, CHAT, (None, True)),
+    "top_logprobs": MemberRule(PASS, CHAT, OFF),
+    "prompt_cache_key": MemberRule(PASS, CHAT, OFF),
+    "prompt_cache_retention": MemberRule(PASS, CHAT, OFF),
+    "truncation": MemberRule(PASS, REFUSE, (None, "disabled"), "must be 'disabled' for this model"),
+    "max_tool_calls": MemberRule(
         PASS, REFUSE, (None,), "Venice cannot limit the calls of its own tools for this model"
     ),
     # Rialto replaces them by its own cap in either mode.
-    "max_tokens": Rule(REFUSE, PASS, OFF, "use max_output_tokens"),
-    "max_completion_tokens": Rule(REFUSE, PASS, OFF, "use max_output_tokens"),
-    "service_tier": Rule(PINNED, CHAT, (None, "auto", "default", "standard")),
+    "max_tokens": MemberRule(REFUSE, PASS, OFF, "use max_output_tokens"),
+    "max_completion_tokens": MemberRule(REFUSE, PASS, OFF, "use max_output_tokens"),
+    "service_tier": MemberRule(PINNED, CHAT, (None, "auto", "default", "standard")),
     "fallbacks": OF_VENICE,
     "web_search": OF_VENICE,
     **_each(
@@ -125,7 +125,7 @@ MEMBERS: Final[Mapping[str, Rule]] = {
         OF_CHAT,
     ),
 }
-PARAMETERS: Final[Mapping[str, Rule]] = {
+PARAMETERS: Final[Mapping[str, MemberRule]] = {
     "enable_e2ee": ANY,
     "include_venice_system_prompt": ANY,
     "enable_web_citations": ANY,
@@ -135,20 +135,20 @@ PARAMETERS: Final[Mapping[str, Rule]] = {
 }
 """Venice's own parameters. Its translation ignores the others, and for a character that it does not
 know the caller's instructions, too."""
-REASONING: Final[Mapping[str, Rule]] = {
+REASONING: Final[Mapping[str, MemberRule]] = {
     "effort": ANY,
     "enabled": ANY,
-    "summary": Rule(PASS, CHAT, (None,)),
-    "generate_summary": Rule(PASS, CHAT, (None,)),
+    "summary": MemberRule(PASS, CHAT, (None,)),
+    "generate_summary": MemberRule(PASS, CHAT, (None,)),
 }
-TEXT: Final[Mapping[str, Rule]] = {
-    "format": Rule(PASS, CHAT, (None, {}, {"type": "text"})),
-    "verbosity": Rule(PASS, CHAT, (None,)),
+TEXT: Final[Mapping[str, MemberRule]] = {
+    "format": MemberRule(PASS, CHAT, (None, {}, {"type": "text"})),
+    "verbosity": MemberRule(PASS, CHAT, (None,)),
 }
-INCLUDE: Final[Mapping[str, Rule]] = {"message.output_text.logprobs": BY_CHAT}
+INCLUDE: Final[Mapping[str, MemberRule]] = {"message.output_text.logprobs": BY_CHAT}
 """What the answer should contain beside the usual. Other values are of tools that are not there, or
 change nothing."""
-ITEMS: Final[Mapping[str, Rule]] = {
+ITEMS: Final[Mapping[str, MemberRule]] = {
     "message": ANY,
     "function_call": ANY,
     "function_call_output": ANY,
@@ -164,46 +164,50 @@ ITEMS: Final[Mapping[str, Rule]] = {
     **_each(
         "file_search_call code_interpreter_call image_generation_call mcp_call mcp_list_tools"
         " mcp_approval_request mcp_approval_response ghost_snapshot",
-        Rule(PINNED, CHAT),
+        MemberRule(PINNED, CHAT),
     ),
-    "item_reference": Rule(REFUSE, REFUSE, (), NOT_STORED),
+    "item_reference": MemberRule(REFUSE, REFUSE, (), NOT_STORED),
 }
-UNKNOWN_ITEM: Final = Rule(PINNED, REFUSE)
+UNKNOWN_ITEM: Final = MemberRule(PINNED, REFUSE)
 LATE_SYSTEM: Final = BY_CHAT
 """A system message within the conversation: many models take only one, at the start."""
-PARTS: Final[Mapping[str, Rule]] = {
+PARTS: Final[Mapping[str, MemberRule]] = {
     **_each("text input_text output_text summary_text reasoning_text", ANY),
     **_each("refusal input_image image_url computer_screenshot input_file", BY_CHAT),
-    **_each("input_audio file video_url input_video", Rule(TRANSLATED, CHAT)),
+    **_each("input_audio file video_url input_video", MemberRule(TRANSLATED, CHAT)),
 }
-UNKNOWN_PART: Final = Rule(PINNED, CHAT)
-PART_MEMBERS: Final[Mapping[str, Rule]] = {
-    "file_id": Rule(REFUSE, REFUSE, OFF, NO_FILES),
-    "file_url": Rule(TRANSLATED, CHAT, OFF),
+UNKNOWN_PART: Final = MemberRule(PINNED, CHAT)
+PART_MEMBERS: Final[Mapping[str, MemberRule]] = {
+    "file_id": MemberRule(REFUSE, REFUSE, OFF, NO_FILES),
+    "file_url": MemberRule(TRANSLATED, CHAT, OFF),
 }
-TOOLS: Final[Mapping[str, Rule]] = {
+TOOLS: Final[Mapping[str, MemberRule]] = {
     "function": ANY,
     "x_search": OF_VENICE,
-    "web_search": Rule(TRANSLATED, CHAT),
+    "web_search": MemberRule(TRANSLATED, CHAT),
     **_each(
         "custom local_shell apply_patch namespace shell tool_search computer computer_use_preview",
         BY_CHAT,
     ),
 }
-SEARCH_MEMBERS: Final[Mapping[str, Rule]] = {
-    "filters": Rule(REFUSE, REFUSE, OFF, "Venice's search takes no filters"),
+SEARCH_MEMBERS: Final[Mapping[str, MemberRule]] = {
+    "filters": MemberRule(REFUSE, REFUSE, OFF, "Venice's search takes no filters"),
 }
-CHOICES: Final[Mapping[str, Rule]] = {
-    "web_search": Rule(TRANSLATED, CHAT),
-    **_each("auto none required", Rule(PINNED, CHAT)),
+X_SEARCH_MEMBER: Final = MemberRule(
+    TRANSLATED, PASS, OFF, "cannot be combined with what only chat completions can express"
+)
+"""A filter of a search of X. Chat completions can search X, but without filters."""
+CHOICES: Final[Mapping[str, MemberRule]] = {
+    "web_search": MemberRule(TRANSLATED, CHAT),
+    **_each("auto none required", MemberRule(PINNED, CHAT)),
     **_each(
         "allowed_tools custom local_shell apply_patch shell tool_search computer"
         " computer_use_preview",
         BY_CHAT,
     ),
 }
-FLAT_CHOICE: Final = Rule(PASS, REWRITE)
-NESTED: Final = Rule(REWRITE, PASS)
+FLAT_CHOICE: Final = MemberRule(PASS, REWRITE)
+NESTED: Final = MemberRule(REWRITE, PASS)
 """In the form of chat completions, which native mode does not know."""
 
 WEB_SEARCH: Final = re.compile(r"web_?search(?:_preview)?(?:_\d{4}_?\d{2}_?\d{2})?", re.IGNORECASE)
@@ -234,19 +238,19 @@ def item_type(item: Members) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-class Finding(NamedTuple):
+class RuledMember(NamedTuple):
     """A member of a request, and its rule."""
 
     field: str
-    rule: Rule
+    rule: MemberRule
 
 
-def findings(members: Members) -> Iterator[Finding]:
+def findings(members: Members) -> Iterator[RuledMember]:
     """Yield the members of a request that ask for something, with their rules."""
     yield from _members_of(members, MEMBERS, UNKNOWN)
     if ":" in str(members.get("model", "")):
         # Only chat completions read what follows the colon.
-        yield Finding("model", OF_CHAT)
+        yield RuledMember("model", OF_CHAT)
     for name, table, other in (
         ("venice_parameters", PARAMETERS, OF_CHAT),
         ("reasoning", REASONING, UNKNOWN),
@@ -258,7 +262,7 @@ def findings(members: Members) -> Iterator[Finding]:
     include = members.get("include")
     for index, value in enumerate(include if isinstance(include, list) else ()):
         if isinstance(value, str):
-            yield Finding(f"include[{index}]", INCLUDE.get(value, ANY))
+            yield RuledMember(f"include[{index}]", INCLUDE.get(value, ANY))
     tools = members.get("tools")
     yield from _tools(tools if isinstance(tools, list) else [], "tools")
     yield from _choice(members.get("tool_choice"))
@@ -266,14 +270,14 @@ def findings(members: Members) -> Iterator[Finding]:
 
 
 def _members_of(
-    members: Members, table: Mapping[str, Rule], other: Rule, within: str = ""
-) -> Iterator[Finding]:
+    members: Members, table: Mapping[str, MemberRule], other: MemberRule, within: str = ""
+) -> Iterator[RuledMember]:
     for name, value in members.items():
         if not within and name in NESTED_MEMBERS:
             continue
         rule = table.get(name, other)
         if value not in rule.neutral:
-            yield Finding(within + name, rule)
+            yield RuledMember(within + name, rule)
 
 
 NESTED_MEMBERS: Final = frozenset(
@@ -282,21 +286,24 @@ NESTED_MEMBERS: Final = frozenset(
 """Members that have a table of their own."""
 
 
-def _tools(tools: list[Any], within: str) -> Iterator[Finding]:
+def _tools(tools: list[Any], within: str) -> Iterator[RuledMember]:
     for index, tool in enumerate(tools):
         field, kind = f"{within}[{index}]", tool_type(tool)
         if not isinstance(tool, dict):
-            yield Finding(field, UNKNOWN_ITEM)
+            yield RuledMember(field, UNKNOWN_ITEM)
             continue
         rule = TOOLS.get(kind, NO_TOOL)
         if kind == "function" and isinstance(tool.get("function"), dict):
             rule = NESTED
         if not _runs_at_client(kind, tool):
             rule = NO_TOOL
-        yield Finding(f"{field}.type" if rule is NO_TOOL else field, rule)
+        yield RuledMember(f"{field}.type" if rule is NO_TOOL else field, rule)
         if kind == "web_search":
             present = {name: tool[name] for name in SEARCH_MEMBERS if name in tool}
             yield from _members_of(present, SEARCH_MEMBERS, ANY, f"{field}.")
+        if kind == "x_search":
+            others = {name: value for name, value in tool.items() if name != "type"}
+            yield from _members_of(others, {}, X_SEARCH_MEMBER, f"{field}.")
         if kind == "namespace" and isinstance(tool.get("tools"), list):
             yield from _tools(tool["tools"], f"{field}.tools")
 
@@ -309,18 +316,18 @@ def _runs_at_client(kind: str, tool: Members) -> bool:
     return kind != "tool_search" or tool.get("execution") == "client"
 
 
-def _choice(choice: Any) -> Iterator[Finding]:
+def _choice(choice: Any) -> Iterator[RuledMember]:
     if not isinstance(choice, dict):
         return
     kind = tool_type(choice)
     if kind == "function":
-        yield Finding("tool_choice", NESTED if "function" in choice else FLAT_CHOICE)
+        yield RuledMember("tool_choice", NESTED if "function" in choice else FLAT_CHOICE)
     else:
         rule = CHOICES.get(kind, NO_TOOL)
-        yield Finding("tool_choice.type" if rule is NO_TOOL else "tool_choice", rule)
+        yield RuledMember("tool_choice.type" if rule is NO_TOOL else "tool_choice", rule)
 
 
-def _input(members: Members) -> Iterator[Finding]:
+def _input(members: Members) -> Iterator[RuledMember]:
     instructions, items = members.get("instructions"), members.get("input")
     if isinstance(instructions, list):
         yield from _items(instructions, "instructions", may_begin=True)
@@ -328,27 +335,27 @@ def _input(members: Members) -> Iterator[Finding]:
         yield from _items(items, "input", may_begin=instructions in OFF)
 
 
-def _items(items: list[Any], within: str, *, may_begin: bool) -> Iterator[Finding]:
+def _items(items: list[Any], within: str, *, may_begin: bool) -> Iterator[RuledMember]:
     """``may_begin``: whether a system message may stand first, since nothing is before it."""
     for index, item in enumerate(items):
         field = f"{within}[{index}]"
         if not isinstance(item, dict):
-            yield Finding(field, UNKNOWN_ITEM)
+            yield RuledMember(field, UNKNOWN_ITEM)
             continue
         kind = item_type(item)
         rule = ITEMS.get(kind, UNKNOWN_ITEM)
-        yield Finding(f"{field}.type" if rule.translated is REFUSE else field, rule)
+        yield RuledMember(f"{field}.type" if rule.translated is REFUSE else field, rule)
         is_system = item.get("role") in ("system", "developer")
         if is_system and (index > 0 or not may_begin):
-            yield Finding(field, LATE_SYSTEM)
+            yield RuledMember(field, LATE_SYSTEM)
         if item.get("namespace") is not None:
-            yield Finding(f"{field}.namespace", BY_CHAT)
+            yield RuledMember(f"{field}.namespace", BY_CHAT)
         for name in ("content", "output"):
             if kind != "reasoning":
                 yield from _parts(item.get(name), f"{field}.{name}")
 
 
-def _parts(content: Any, field: str) -> Iterator[Finding]:
+def _parts(content: Any, field: str) -> Iterator[RuledMember]:
     if isinstance(content, dict):
         yield from _part(content, field)
     elif isinstance(content, list):
@@ -356,16 +363,16 @@ def _parts(content: Any, field: str) -> Iterator[Finding]:
             yield from _part(part, f"{field}[{index}]")
 
 
-def _part(part: Any, field: str) -> Iterator[Finding]:
+def _part(part: Any, field: str) -> Iterator[RuledMember]:
     if not isinstance(part, dict) or "type" not in part:
         return
     kind = part["type"]
     rule = PARTS.get(kind, UNKNOWN_PART) if isinstance(kind, str) else UNKNOWN_PART
     if rule is not ANY:
-        yield Finding(field, rule)
+        yield RuledMember(field, rule)
     for name in PART_MEMBERS:
         if part.get(name) not in PART_MEMBERS[name].neutral:
-            yield Finding(f"{field}.{name}", PART_MEMBERS[name])
+            yield RuledMember(f"{field}.{name}", PART_MEMBERS[name])
 
 
 class Served(enum.Enum):
@@ -401,7 +408,7 @@ def plan(members: Members, *, is_native_model: bool, mode: str | None) -> Plan:
                 f"{MODE_HEADER}: native is for OpenAI's models alone.", param=MODE_HEADER
             )
         if leaving is not None and mode == NATIVE:
-            raise _refusal(Finding(leaving.field, leaving.rule._replace(why=NOT_NATIVE)))
+            raise _refusal(RuledMember(leaving.field, leaving.rule._replace(why=NOT_NATIVE)))
         if leaving is None:
             _refuse_first(found, "native")
             is_pinned = any(one.rule.native is PINNED for one in found)
@@ -410,6 +417,9 @@ def plan(members: Members, *, is_native_model: bool, mode: str | None) -> Plan:
     for way in (CHAT, REWRITE):
         field = next((one.field for one in found if one.rule.translated is way), None)
         if field is not None and way is CHAT:
+            for one in found:
+                if one.rule is X_SEARCH_MEMBER:
+                    raise _refusal(one)
             return Plan(Served.CHAT, {}, field=field)
     return Plan(Served.TRANSLATED, _translated(members), mode, field)
 
@@ -417,13 +427,13 @@ def plan(members: Members, *, is_native_model: bool, mode: str | None) -> Plan:
 NOT_NATIVE: Final = f"native mode does not have it; leave {MODE_HEADER} out"
 
 
-def _refuse_first(found: list[Finding], column: str) -> None:
+def _refuse_first(found: list[RuledMember], column: str) -> None:
     for one in found:
         if getattr(one.rule, column) is REFUSE:
             raise _refusal(one)
 
 
-def _refusal(finding: Finding) -> ClientError:
+def _refusal(finding: RuledMember) -> ClientError:
     return ClientError(f"{finding.field}: {finding.rule.why}.", param=finding.field)
 
 

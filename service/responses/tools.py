@@ -152,7 +152,7 @@ FUNCTION_MEMBERS: Final = frozenset(
 )
 
 
-class Tool(NamedTuple):
+class CallerTool(NamedTuple):
     """A tool as the caller knows it."""
 
     kind: str
@@ -172,8 +172,8 @@ class Toolbox:
         self.functions: list[Json] = []
         self.searches_web = False
         self.searches_x = False
-        self._names: dict[Tool, str] = {}
-        self._tools: dict[str, Tool] = {}
+        self._names: dict[CallerTool, str] = {}
+        self._tools: dict[str, CallerTool] = {}
 
     def add(self, tools: Iterable[Any], namespace: str | None = None) -> None:
         """Add tools as functions."""
@@ -192,7 +192,7 @@ class Toolbox:
         inner = tool.get("function")
         stated = inner if kind == "function" and isinstance(inner, dict) else tool
         own_name = _text(stated.get("name")) or ("" if kind == "function" else kind)
-        known = Tool(kind, own_name, namespace)
+        known = CallerTool(kind, own_name, namespace)
         if known in self._names:
             return
         function: Json = {"name": self.name_of(known)}
@@ -210,7 +210,7 @@ class Toolbox:
         kept = {name: tool[name] for name in others if kind == "function"}
         self.functions.append({"type": "function", "function": function, **kept})
 
-    def name_of(self, tool: Tool) -> str:
+    def name_of(self, tool: CallerTool) -> str:
         """The name of the function that stands for the tool. Each tool has its own."""
         if (name := self._names.get(tool)) is not None:
             return name
@@ -243,7 +243,9 @@ class Toolbox:
         kind = tool_type(choice)
         name = _text(stated.get("name")) or ("" if kind == "function" else kind)
         namespace = choice.get("namespace")
-        return self.name_of(Tool(kind, name, namespace if isinstance(namespace, str) else None))
+        return self.name_of(
+            CallerTool(kind, name, namespace if isinstance(namespace, str) else None)
+        )
 
     def _allow(self, choice: Json) -> str:
         """Leave the allowed functions alone, and return whether one must be called."""
@@ -266,21 +268,21 @@ class Toolbox:
                 value = {"actions": value}
             elif kind == "local_shell" and isinstance(value, dict):
                 value = {name: inner for name, inner in value.items() if name != "type"}
-            return self.name_of(Tool(kind, kind)), _as_json(value or {})
+            return self.name_of(CallerTool(kind, kind)), _as_json(value or {})
         namespace = item.get("namespace")
         namespace = namespace if isinstance(namespace, str) else None
-        name = self.name_of(Tool(kind, _text(item.get("name")) or kind, namespace))
+        name = self.name_of(CallerTool(kind, _text(item.get("name")) or kind, namespace))
         if kind == "custom":
             return name, _as_json({"input": item.get("input") or ""})
         arguments = item.get("arguments")
         return name, arguments if isinstance(arguments, str) else _as_json(arguments or {})
 
-    def tool_of(self, function: str) -> Tool:
+    def tool_of(self, function: str) -> CallerTool:
         """The tool that a function stands for. A name that the model invents is a function."""
-        return self._tools.get(function, Tool("function", function))
+        return self._tools.get(function, CallerTool("function", function))
 
 
-def new_item(tool: Tool, call_id: str) -> Json:
+def new_item(tool: CallerTool, call_id: str) -> Json:
     """The item with which a call of the tool begins, without its arguments."""
     namespace = {"namespace": tool.namespace} if tool.namespace else {}
     if tool.kind == "custom":
@@ -290,7 +292,7 @@ def new_item(tool: Tool, call_id: str) -> Json:
     return {**item, "arguments": "", "status": "in_progress", **namespace}
 
 
-def client_item(tool: Tool, call_id: str, arguments: str, status: str) -> Json:
+def client_item(tool: CallerTool, call_id: str, arguments: str, status: str) -> Json:
     """The whole item that calls a tool whose parameters its type decides.
 
     :raises UpstreamError: when the model's arguments are none of the tool.
@@ -322,7 +324,7 @@ def client_item(tool: Tool, call_id: str, arguments: str, status: str) -> Json:
     return {**item, "status": status}
 
 
-def _read_parameters(tool: Tool, arguments: str) -> Json:
+def _read_parameters(tool: CallerTool, arguments: str) -> Json:
     try:
         parameters = surrogates.decode(surrogates.repair(arguments or "{}").encode(), dict)
     except msgspec.DecodeError:

@@ -45,7 +45,7 @@ CODES: Final = {
 OTHER_CODE: Final = "server_error"
 
 
-class Translation:
+class ResponseTranslation:
     """Translates Venice's answer for a caller of the Responses API."""
 
     @property
@@ -124,7 +124,7 @@ def empty_response(stated: Mapping[str, Any], **facts: Any) -> Json:
     }
 
 
-class Writer:
+class EventWriter:
     """Writes the events of one response. Calls that are out of order raise ``RuntimeError``."""
 
     def __init__(self, stated: Mapping[str, Any]) -> None:

@@ -113,6 +113,12 @@ TABLE = [
         "tool_choice.type",
         "tool_choice.type",
     ),
+    ({"tools": [{"type": "x_search", "from_date": "2026-01-01"}]}, PASS, PASS),
+    (
+        {"tools": [{"type": "x_search", "from_date": "2026-01-01"}, WRITE]},
+        "tools[0].from_date",
+        "tools[0].from_date",
+    ),
     ({"web_search": True}, PASS, PASS),
     ({"venice_parameters": {"enable_web_search": "on"}}, PASS, PASS),
     ({"venice_parameters": {"enable_web_search": "on"}, "instructions": "x"}, REWRITE, REWRITE),
@@ -208,6 +214,7 @@ async def test_the_table(caller, upstream, model, members, native, translated):
         assert is_unchanged == (expected == PASS) or is_tolerated or is_search_left_out
         parameters = members.get("venice_parameters", {})
         is_searched = members.get("web_search") or "enable_web_search" in parameters
+        is_searched = is_searched or members.get("tools", [{}])[0].get("type") == "x_search"
         is_native = model == NATIVE and not is_searched
         assert response.headers[LANE] == ("native" if is_native else "compat")
         if not is_native:

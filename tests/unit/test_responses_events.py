@@ -53,8 +53,8 @@ DELTAS = {
 
 def answer():
     """Return a translation of a completion."""
-    _, asked = responses.chat_body(REQUEST)
-    return responses.ChatAnswer(asked)
+    _, context = responses.chat_body(REQUEST)
+    return responses.ChatAnswer(context)
 
 
 def read(stream):

@@ -228,7 +228,7 @@ def test_allowed_tools_are_the_only_ones():
 
 @pytest.mark.parametrize(
     ("choice", "search"),
-    [("auto", "auto"), ({"type": "web_search"}, "on"), ("none", None), ("required", "auto")],
+    [("auto", "auto"), ({"type": "web_search"}, "on"), ("none", None), ("required", "on")],
 )
 def test_a_hosted_search_is_venices(choice, search):
     """A hosted search becomes Venice's, which runs for sure if the choice names it."""

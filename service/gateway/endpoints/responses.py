@@ -38,7 +38,7 @@ class ResponsesRequest(TokenRequest, kw_only=True):
     max_output_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
 
 
-class Forms:
+class ResponsesForms:
     """The forms in which a request can go to Venice. Each is made once."""
 
     def __init__(self, inbound: Inbound, json: body.JsonBody, call: TokenCall) -> None:
@@ -82,21 +82,21 @@ class Forms:
         return msgspec.structs.replace(call, **facts | {"headers": call.headers})
 
     def _chat(self, members: dict[str, Any]) -> TokenCall:
-        chat, asked = responses.chat_body(members)
+        chat, context = responses.chat_body(members)
         content = msgspec.json.encode(chat)
         call = CHAT.parse(msgspec.structs.replace(self._inbound, content=content))
         return msgspec.structs.replace(
             call,
             relay=self._call.relay,
             output_field=self._call.output_field,
-            translation=functools.partial(responses.ChatAnswer, asked),
+            translation=functools.partial(responses.ChatAnswer, context),
         )
 
 
 class ResponsesCall(TokenCall, frozen=True, kw_only=True):
     """A request for a response that has no form yet."""
 
-    forms: Forms
+    forms: ResponsesForms
 
     def form_for(self, name: str) -> TokenCall:
         """See :meth:`Call.form_for`."""
@@ -127,7 +127,7 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
         is_stream = request.stream is True
         relay = relay_of(request, inbound, facts["max_output_tokens"])
         call = TokenCall(**facts, is_stream=is_stream, relay=relay)
-        forms = Forms(inbound, json, call)
+        forms = ResponsesForms(inbound, json, call)
         # Here and not in the event loop, which a large body would hold up. A refusal waits for the
         # model that answers, since the name may stand for another.
         with contextlib.suppress(ClientError):
