@@ -76,7 +76,7 @@ class ResponsesForms:
             call = msgspec.structs.replace(call, headers=headers)
         if not plan.changes:
             return call
-        content = self._json.edited(plan.changes).content
+        content = self._json.document.edited(plan.changes).content
         changed = msgspec.structs.replace(self._inbound, content=content)
         _, _, facts = read(changed, RESPONSES, ResponsesRequest)
         return msgspec.structs.replace(call, **facts | {"headers": call.headers})
