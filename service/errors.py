@@ -33,7 +33,72 @@ errors once at its boundary (``database``, ``upstream``), and render once (``api
 import enum
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final, NamedTuple
+
+MAX_RETRY_AFTER_S: Final = 60
+"""Clients ignore a longer Retry-After: SDKs repeat the request within seconds, Claude Code gives
+up."""
+
+
+class Advice(NamedTuple):
+    """Whether a client should send a refused request again by itself, and after how many seconds.
+
+    ``should_retry`` is None where the client has to decide, because a second request may be charged
+    again. In the table ``wait_s`` is the wait of an error that states none.
+    """
+
+    should_retry: bool | None
+    wait_s: int | None = None
+
+
+FINAL: Final = Advice(should_retry=False)
+ADVICE: Final[Mapping[str, Advice]] = {
+    **dict.fromkeys(
+        (
+            "invalid_request",
+            "invalid_json",
+            "malformed_request",
+            "unauthenticated",
+            "missing_api_key",
+            "malformed_api_key",
+            "invalid_api_key",
+            "expired_api_key",
+            "revoked_api_key",
+            "limit_exceeded",
+            "price_unknown",
+            "forbidden",
+            "organization_inactive",
+            "model_not_allowed",
+            "not_found",
+            "model_not_found",
+            "model_retired",
+            "method_not_allowed",
+            "conflict",
+            "books_disagree",
+            "payload_too_large",
+            "unsupported_encoding",
+            "head_too_large",
+            "call_too_large",
+            "upstream_rejected",
+            "context_length_exceeded",
+        ),
+        FINAL,
+    ),
+    "request_timeout": Advice(should_retry=True, wait_s=1),
+    # Without a wait a lifetime limit is used up.
+    "rate_limited": Advice(should_retry=True),
+    "limit_held": Advice(should_retry=True, wait_s=1),
+    "upstream_unreachable": Advice(should_retry=True, wait_s=5),
+    "upstream_exhausted": Advice(should_retry=True, wait_s=60),
+    "upstream_busy": Advice(should_retry=True, wait_s=5),
+    "unavailable": Advice(should_retry=True, wait_s=5),
+    # Venice may have charged for the call.
+    "upstream_error": Advice(should_retry=None),
+    "upstream_cut": Advice(should_retry=None),
+    "upstream_timeout": Advice(should_retry=None),
+    "internal_error": Advice(should_retry=None),
+}
+"""By code. An error that states a wait above ``MAX_RETRY_AFTER_S`` is final for a client."""
 
 
 class ServiceError(Exception):
@@ -72,9 +137,19 @@ class ServiceError(Exception):
             self.status = status
 
     @property
+    def advice(self) -> Advice:
+        """Whether a client should repeat the request by itself, and after how many seconds."""
+        should_retry, wait_s = ADVICE.get(self.code) or ADVICE[type(self).code]
+        if self.retry_after_s is not None:
+            wait_s = self.retry_after_s
+        if should_retry is False or (should_retry is None and wait_s is None):
+            return Advice(should_retry, wait_s)
+        return Advice(wait_s is not None and wait_s <= MAX_RETRY_AFTER_S, wait_s)
+
+    @property
     def is_final(self) -> bool:
-        """True if the same request would fail again, so that a client should not retry it."""
-        return self.status < 500 and self.status != RequestTimeout.status and not self.retry_after_s
+        """True if a client should not repeat the request by itself."""
+        return self.advice.should_retry is False
 
     @property
     def outcome(self) -> str:

@@ -120,6 +120,20 @@ MUTATIONS = (
         "",
         "tests/api/test_quoted_extras.py::test_a_paid_extra_is_in_the_bound",
     ),
+    Mutation(
+        "a cut call gets twice the output that its limits afford",
+        "service/gateway/endpoints/tokens.py",
+        "return msgspec.structs.replace(bound, output_cap=max(1, most))",
+        "return msgspec.structs.replace(bound, output_cap=2 * most)",
+        "tests/api/test_small_budgets.py::test_cut_calls_never_pass_the_limit",
+    ),
+    Mutation(
+        "a picture of unknown size is a small one",
+        "service/gateway/endpoints/pictures.py",
+        "        if size is None:\n",
+        "        size = size or Size(1, 1)\n        if size is None:\n",
+        "tests/unit/test_pictures.py::test_a_picture_of_unknown_size_has_the_most",
+    ),
     # Tenants.
     Mutation(
         "a key uses any model",

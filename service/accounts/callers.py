@@ -188,11 +188,18 @@ def _set(names: list[str] | None) -> frozenset[str] | None:
 
 
 def _merged(row: Any) -> KeySettings:
-    """The key's settings over those of its organization."""
+    """The key's settings over those of its organization, and the default of ``on_small_budget``,
+    which depends on the limits."""
     settings = msgspec.json.decode(row["settings"], type=KeySettings)
     common = msgspec.json.decode(row["organization_settings"], type=OrganizationSettings)
     parameters = {**common.venice_parameters, **settings.venice_parameters}
-    return msgspec.structs.replace(settings, venice_parameters=parameters)
+    cuts = row["has_money_limit"] or settings.least_output_tokens is not None
+    stated = settings.on_small_budget or common.on_small_budget
+    return msgspec.structs.replace(
+        settings,
+        venice_parameters=parameters,
+        on_small_budget=stated or ("cut" if cuts else "refuse"),
+    )
 
 
 def _ends_at(row: Any, digest: bytes) -> float:

@@ -36,8 +36,6 @@ from service.upstream import PLAIN_BODY_BYTES
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-MAX_SDK_WAIT_S: Final = 60
-"""SDKs ignore a longer `Retry-After`, and repeat the request within seconds."""
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 MAX_UNREAD_BODY_BYTES: Final = 1024 * 1024
 """A longer body that nothing here needs is passed on as it arrives. A shorter one is read, so that
@@ -199,13 +197,13 @@ def error_response(error: ServiceError, request: web.Request) -> web.Response:
         response.force_close()
     if isinstance(error, UnsupportedEncoding):
         response.headers["Accept-Encoding"] = inflate.ACCEPTED
-    wait_s = error.retry_after_s
-    if wait_s is not None:
-        response.headers["Retry-After"] = str(wait_s)
-    is_final = error.is_final if wait_s is None else wait_s > MAX_SDK_WAIT_S
-    if is_final:
-        # SDKs and Claude Code repeat these on their own, and show their user nothing meanwhile.
-        response.headers["x-should-retry"] = "false"
+    advice = error.advice
+    if advice.wait_s is not None:
+        response.headers["Retry-After"] = str(advice.wait_s)
+    if advice.should_retry is not None:
+        # SDKs and Claude Code repeat many refusals by themselves, and show their user nothing
+        # meanwhile.
+        response.headers["x-should-retry"] = "true" if advice.should_retry else "false"
     if error.rates is not None:
         response.headers.update(rate_headers(error.rates))
     if isinstance(error, UpstreamError):

@@ -159,12 +159,14 @@ class TokenPrice(msgspec.Struct, frozen=True):
     def bound_nanos(self, input_tokens: int, output_tokens: int) -> int | None:
         """Return the most that these tokens can cost, or None when a rate is not stated.
 
-        Cached or cache-writing input may cost more than plain input, and a prompt past the
-        threshold switches every rate to the extended one. The bound uses the highest rate.
+        Cached or cache-writing input may cost more than plain input, so the bound uses the highest
+        of these rates. A prompt that may be past the threshold may have the extended rates.
         """
         bounds = []
         for rates in (self.rates, self.extended):
             if rates is None:
+                continue
+            if rates is self.extended and input_tokens <= self.threshold_tokens:
                 continue
             if rates.output is None and output_tokens:
                 return None

@@ -181,8 +181,7 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a call can use. ``nanos`` is None where there is no price.
 
     ``output_cap`` is a maximum that is put into the body: the caller set none, or more than their
-    limits afford. Where a call may be cut down to what they do, ``least_nanos`` and
-    ``least_tokens`` are the least that is worth a call.
+    limits can afford.
     """
 
     nanos: int | None
@@ -194,8 +193,6 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     organization_id: UUID | None = None
     """Whose call it is: what is learned of a prompt holds for its own calls alone."""
     output_cap: int | None = None
-    least_nanos: int | None = None
-    least_tokens: int | None = None
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
@@ -354,6 +351,10 @@ class Endpoint(Generic[C]):
         """The most that the call can use."""
         raise NotImplementedError
 
+    def least(self, call: C, bound: Bound, caller: Caller, catalog: Catalog) -> Bound | None:
+        """The bound with the least output to which the call may be cut; None if it may not be."""
+        return None
+
     def cut(self, call: C, bound: Bound, granted: Admission, catalog: Catalog) -> Bound:
         """The bound with as much output as was granted, which is less than it asks for."""
         return bound
@@ -364,6 +365,11 @@ class Endpoint(Generic[C]):
         """The most output tokens, for each choice, with which the call stays within the money and
         the tokens; 0 where no output fits, or where nothing caps it."""
         return 0
+
+    def largest_part(self, call: C, bound: Bound, unit: str, catalog: Catalog) -> str | None:
+        """Name the largest part of what the call needs of a limit of this unit; None if the need is
+        not divided into parts."""
+        return None
 
     def assembly(self) -> Assembly:
         """The assembly of a stream of events into the plain answer that the caller asked for."""

@@ -14,7 +14,7 @@ from uuid import UUID
 from service import ledger
 from service.accounts import Caller
 from service.database.lanes import Lanes
-from service.errors import RateLimited
+from service.errors import CallTooLarge, RateLimited
 from service.ledger import Limit
 from service.telemetry import metrics
 
@@ -154,11 +154,13 @@ class FreeRequests:
         used = int(limit.used) + recent.count
         if used < int(limit.ceiling):
             return
-        metrics.note(metrics.REFUSALS, 1, RateLimited.code, limit.unit, limit.scope)
-        raise RateLimited(
+        never_fits = int(limit.ceiling) < 1
+        kind = CallTooLarge if never_fits else RateLimited
+        metrics.note(metrics.REFUSALS, 1, kind.code, limit.unit, limit.scope)
+        raise kind(
             f"The limit of {limit.ceiling} requests a {limit.period} has {used} used, of which"
             f" {recent.count} were free of charge.",
-            retry_after_s=recent.retry_after_s,
+            retry_after_s=None if never_fits else recent.retry_after_s,
             limit={
                 "id": str(limit.id),
                 "scope": limit.scope,

@@ -21,7 +21,7 @@ from service.errors import (
 )
 from service.gateway.call import Bound, Call, Quote
 from service.ids import uuid7
-from service.ledger import Admission, Hold, Ledger, Limit, Sent, is_too_large, left_of
+from service.ledger import Admission, Hold, Ledger, Limit, Sent, has_room_for, is_too_large, left_of
 from service.upstream import Venice
 
 log = structlog.get_logger()
@@ -126,19 +126,29 @@ class Route:
         :raises Unavailable: when the books cannot decide.
         """
         first, *others = self._remaining
-        quote = first_quote = await self._quote_of(first)
+        quote = first_quote = await self._quote_of(first, is_last=not others)
         while quote.refusal is not None and others:
-            quote = await self._quote_of(others.pop(0))
+            quote = await self._quote_of(others.pop(0), is_last=not others)
         return first_quote if quote.refusal is not None else quote
 
     async def _take(self, call: Call, take: Callable[[Hold], Awaitable[Admission]]) -> None:
+        """Take the hold for one model, or move the hold to it. If its limits can never afford the
+        call, but some of its output, take the hold for that; before it would be cut, a call goes to
+        the other models."""
         if call.is_priced_by_venice:
             call = await call.priced(self._venice)
         are_prices_known = self.catalog.is_loaded
         bound = call.endpoint.bound(call, self.caller, self.catalog)
         hold = self._hold(call, bound)
         try:
-            admission = await take(hold)
+            try:
+                admission = await take(hold)
+            except (LimitExceeded, RateLimited) as error:
+                least = None if self._remaining else self._affordable(error, call, bound)
+                if least is None:
+                    raise
+                hold = self._hold(call, bound, least)
+                admission = await take(hold)
         except (LimitExceeded, RateLimited) as error:
             answered = _as_answered(error, call, are_prices_known=are_prices_known)
             if answered.is_final and self.hold is None and is_too_large(answered):
@@ -152,31 +162,48 @@ class Route:
             bound = call.endpoint.cut(call, bound, granted, self.catalog)
         self.bound = bound
 
-    async def _quote_of(self, call: Call) -> Quote:
+    async def _quote_of(self, call: Call, *, is_last: bool) -> Quote:
         if call.is_priced_by_venice:
             call = await call.priced(self._venice)
         are_prices_known = self.catalog.is_loaded
         bound = call.endpoint.bound(call, self.caller, self.catalog)
         hold = self._hold(call, bound)
-        standing = await self._ledger.would_admit(hold)
+        dry_run = await self._ledger.would_admit(hold)
+        if is_last and isinstance(dry_run.outcome, ServiceError):
+            least = self._affordable(dry_run.outcome, call, bound)
+            if least is not None:
+                dry_run = await self._ledger.would_admit(self._hold(call, bound, least))
         nanos, tokens, refusal = hold.bound_nanos, hold.bound_tokens, None
-        if isinstance(standing.outcome, ServiceError):
-            refusal = _as_answered(standing.outcome, call, are_prices_known=are_prices_known)
+        if isinstance(dry_run.outcome, ServiceError):
+            refusal = _as_answered(dry_run.outcome, call, are_prices_known=are_prices_known)
             if is_too_large(refusal):
-                self._advise(refusal, call, bound, standing.limits)
+                self._advise(refusal, call, bound, dry_run.limits)
         else:
-            nanos, tokens = standing.outcome.bound_nanos, standing.outcome.bound_tokens
-            granted = _part(standing.outcome, self._attempts)
+            nanos, tokens = dry_run.outcome.bound_nanos, dry_run.outcome.bound_tokens
+            granted = _part(dry_run.outcome, self._attempts)
             if (granted.bound_nanos, granted.bound_tokens) != (bound.nanos, bound.tokens):
                 bound = call.endpoint.cut(call, bound, granted, self.catalog)
         bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
-        return Quote(call=call, bound=bound, limits=standing.limits, refusal=refusal)
+        return Quote(call=call, bound=bound, limits=dry_run.limits, refusal=refusal)
+
+    def _affordable(self, refusal: ServiceError, call: Call, bound: Bound) -> Bound | None:
+        """The bound with the least output to which the refused call may be cut, if the limit that
+        refused it has room for that."""
+        least = call.endpoint.least(call, bound, self.caller, self.catalog)
+        if least is None:
+            return None
+        needed = _times(least, self._attempts)
+        return least if has_room_for(refusal, needed.nanos, needed.tokens) else None
 
     def _advise(
         self, refusal: ServiceError, call: Call, bound: Bound, limits: Sequence[Limit]
     ) -> None:
-        """Add to the refusal how much output would be admitted now, if any would."""
+        """Add to the refusal the largest part of the need, and how much output would be admitted
+        now, if any would."""
         attempts = self._attempts
+        unit = str((refusal.limit or {})["unit"])
+        if largest := call.endpoint.largest_part(call, bound, unit, self.catalog):
+            refusal.advise(f"The largest part is {largest}.")
         nanos, tokens = left_of(limits)
         if call.max_output is None:
             # The member that the caller will add is text that is bounded, too.
@@ -192,8 +219,9 @@ class Route:
         if max_output:
             refusal.advise(f"With {call.output_field} ≤ {max_output} it fits.")
 
-    def _hold(self, call: Call, bound: Bound) -> Hold:
-        """The hold that the call asks admission for.
+    def _hold(self, call: Call, bound: Bound, least: Bound | None = None) -> Hold:
+        """The hold that the call asks admission for; with ``least`` what its limits can afford of
+        it, but not less than that.
 
         :raises Forbidden: when the caller's key makes no calls.
         """
@@ -202,6 +230,7 @@ class Route:
             raise Forbidden("Only a key of role inference can make this call.")
         if self._attempts > 1:
             bound = _times(bound, self._attempts)
+            least = None if least is None else _times(least, self._attempts)
         return Hold(
             organization_id=caller.organization_id,
             # The books may know the hold of a refused call, so each admission has a new one.
@@ -213,8 +242,8 @@ class Route:
             is_stream=call.is_stream,
             bound_nanos=bound.nanos,
             bound_tokens=bound.tokens,
-            least_nanos=bound.least_nanos,
-            least_tokens=bound.least_tokens,
+            least_nanos=None if least is None else least.nanos,
+            least_tokens=None if least is None else least.tokens,
             end_user=caller.end_user_digest(call.end_user).hex() if call.end_user else None,
             tags=call.tags,
             requested_model=call.requested_model,
@@ -224,10 +253,8 @@ class Route:
 
 def _times(bound: Bound, attempts: int) -> Bound:
     """The bound of so many attempts together."""
-    names = ("nanos", "tokens", "least_nanos", "least_tokens")
-    amounts = {name: getattr(bound, name) for name in names}
-    known = {name: amount * attempts for name, amount in amounts.items() if amount is not None}
-    return msgspec.structs.replace(bound, **known)
+    nanos = None if bound.nanos is None else bound.nanos * attempts
+    return msgspec.structs.replace(bound, nanos=nanos, tokens=bound.tokens * attempts)
 
 
 def _part(admission: Admission, attempts: int) -> Admission:

@@ -49,7 +49,7 @@ from service.ledger.records import (
     Rates,
     Sent,
 )
-from service.ledger.refusals import is_too_large
+from service.ledger.refusals import has_room_for, is_too_large
 from service.ledger.reports import Filter, Group, GroupBy, Report, Sums, report
 from service.ledger.retention import expired, retain
 
@@ -94,6 +94,7 @@ __all__ = [
     "find_job",
     "find_limit",
     "find_owner",
+    "has_room_for",
     "is_too_large",
     "left_of",
     "list_binding",

@@ -1,5 +1,6 @@
 """What callers learn when a limit refuses their call."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from service import money
@@ -8,6 +9,8 @@ from service.ledger.records import Rates
 
 MINUTE_S: Final = 60
 SCOPES: Final = {"organization": "organization", "api_key": "API key", "end_user": "end user"}
+UNITS: Final = {"usd": "USD", "concurrency": "concurrent calls"}
+"""The names of units that are not their own names."""
 
 
 def refusal(row: Any) -> LimitExceeded | RateLimited:
@@ -27,8 +30,8 @@ def refusal(row: Any) -> LimitExceeded | RateLimited:
             limit=limit,
         )
     text = (
-        f"This call needs up to {limit['needed']}, but {name} has {limit['used']} used and"
-        f" {limit['held']} held."
+        f"This call needs {_need(row)}, but {name} has {limit['used']} used and {limit['held']}"
+        " held."
     )
     rates = Rates.of(row)
     if verdict == "limit_exceeded":
@@ -59,14 +62,39 @@ def is_too_large(error: ServiceError) -> bool:
     )
 
 
+def has_room_for(error: ServiceError, nanos: int | None, tokens: int | None) -> bool:
+    """Return whether the limit that refused a call for good has room for this bound, at least once
+    other calls end."""
+    limit = error.limit
+    if limit is None or error.code == "price_unknown" or not error.is_final:
+        return False
+    needed = {"usd": nanos, "tokens": tokens}.get(str(limit["unit"]))
+    if needed is None:
+        return False
+    ceiling, used = (_count(limit, name) for name in ("ceiling", "used"))
+    # A call above the ceiling is refused whatever is used, which may be free again in a minute.
+    return needed <= ceiling - (0 if isinstance(error, CallTooLarge) else used)
+
+
+def _count(limit: Mapping[str, Any], name: str) -> int:
+    """The number of a refusal, in nano-dollars or tokens."""
+    return money.parse_usd(limit[name]) if limit["unit"] == "usd" else int(limit[name])
+
+
 def amount(unit: str, count: int | None) -> str | int | None:
     """Format money as a decimal string of US dollars; return other units unchanged."""
     return money.format_usd(count) if unit == "usd" and count is not None else count
 
 
+def _need(row: Any) -> str:
+    """Describe what a call needs of a limit: ``up to 0.25 USD``, ``1 request``."""
+    unit, needed = UNITS.get(row["unit"], row["unit"]), amount(row["unit"], row["needed"])
+    return f"1 {unit.removesuffix('s')}" if needed == 1 else f"up to {needed} {unit}"
+
+
 def describe(row: Any) -> str:
     """Describe a limit: ``5.00 USD a month for llama-3.3-70b``."""
-    unit = {"usd": "USD", "concurrency": "concurrent calls"}.get(row["unit"], row["unit"])
+    unit = UNITS.get(row["unit"], row["unit"])
     period = {None: "", "lifetime": " in total"}.get(row["period"], f" a {row['period']}")
     model = f" for {row['model']}" if row["model"] else ""
     return f"{amount(row['unit'], row['ceiling'])} {unit}{period}{model}"

@@ -142,7 +142,7 @@ async def test_a_dearer_model_needs_room_of_its_own(service, upstream):
     """A dearer target reuses the money held for the first target and needs room for the rest."""
     dear = "claude-opus-4-8"
     await set_alias(service, "best", [FIRST, dear])
-    caller = await service.new_caller()
+    caller = await service.new_caller(settings={"on_small_budget": "refuse"})
     # A limit of money removes Venice's own system prompt, so the quote is requested after the limit
     # is set.
     limit = await set_limit(caller, unit="usd", period="day", ceiling="1000")

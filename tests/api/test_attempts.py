@@ -397,7 +397,8 @@ class TestRepeatedFailures:
         """The hold covers two attempts, so a limit with room for one refuses the call."""
         bounds = []
         for repeats in (False, True):
-            caller = await service.new_caller(settings={"repeat_failed": repeats})
+            settings = {"repeat_failed": repeats, "on_small_budget": "refuse"}
+            caller = await service.new_caller(settings=settings)
             limit = await set_limit(caller, unit="usd", period="day", ceiling="100")
             upstream.faults.push("/chat/completions", "barrier")
             waiting = asyncio.create_task(caller.chat().__aenter__())

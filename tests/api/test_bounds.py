@@ -1,7 +1,9 @@
 """A call's bound covers all that its body requests, in whatever spelling, and Venice gets the body
 that was priced."""
 
+import base64
 import json
+import struct
 from decimal import Decimal
 
 import aiohttp
@@ -434,6 +436,25 @@ async def test_a_picture_has_the_bound_of_a_picture(caller):
     ):
         quote = await quoted(caller, path, body_of(path, model=OPUS, **conversation))
         assert plain < quote["max_tokens"] < plain + 20_000
+
+
+async def test_a_small_picture_has_a_small_bound(caller):
+    """A picture that states its size has a bound by it, in every API's format; its model decides
+    how many tokens it has."""
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 800, 600)
+    data = base64.b64encode(head + b"x" * 300_000).decode()
+    url = f"data:image/png;base64,{data}"
+    plain = await tokens(caller, TEXT)
+    known = await tokens(caller, TEXT, {"type": "image_url", "image_url": {"url": url}})
+    assert plain + 7_000 < known < plain + 8_000
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    message = {"role": "user", "content": [TEXT, {"type": "image", "source": source}]}
+    item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    for path, body in (
+        ("/messages", {"model": OPUS, "max_tokens": 100, "messages": [message]}),
+        (RESPONSES, body_of(RESPONSES, model=OPUS, input=[item])),
+    ):
+        assert plain < (await quoted(caller, path, body))["max_tokens"] < plain + 8_500
 
 
 @pytest.mark.parametrize(

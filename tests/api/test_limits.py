@@ -14,9 +14,10 @@ from service.catalog import Catalog
 pytestmark = pytest.mark.shares_service
 
 
-async def test_money_is_spent_and_then_refused(service, caller):
+async def test_money_is_spent_and_then_refused(service):
     """A limit counts what calls cost to the nano-dollar; the call that does not fit is refused in
     the SDK's error format with the numbers that justify it, and has no entry."""
+    caller = await service.new_caller(settings={"on_small_budget": "refuse"})
     limit = await set_limit(caller, unit="usd", period="month", ceiling="0.06")
     client = openai.AsyncOpenAI(
         base_url=f"{service.url}/v1", api_key=caller.key, max_retries=0, timeout=10

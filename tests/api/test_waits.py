@@ -1,12 +1,17 @@
 """A refusal states how long to wait, whether to retry, and what would fit."""
 
 import asyncio
+import inspect
 import re
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from support import MODEL, OPERATOR_KEY, set_limit
 
-from service import api
+from service import api, errors
+from service.api.wire import error_response
 
 pytestmark = pytest.mark.shares_service
 
@@ -56,7 +61,7 @@ async def test_a_minute_limits_retry_after_is_right(service, caller, unit):
         assert response.status == 200
     async with caller.chat(max_tokens=1) as response:
         assert (response.status, response.headers["Retry-After"]) == (429, "60")
-        assert "x-should-retry" not in response.headers
+        assert response.headers["x-should-retry"] == "true"
     await let_a_minute_pass(database)
     async with caller.chat(max_tokens=1) as response:
         assert response.status == 200, await response.text()
@@ -106,6 +111,52 @@ async def test_final_refusals_forbid_a_retry(service, caller, status, method, pa
         assert "Retry-After" not in response.headers
 
 
+CODES = {
+    code: kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, errors.ServiceError)
+    for code in kind.codes()
+}
+FINAL = {
+    *("invalid_request", "invalid_json", "malformed_request", "unauthenticated"),
+    *("missing_api_key", "malformed_api_key", "invalid_api_key", "expired_api_key"),
+    *("revoked_api_key", "limit_exceeded", "price_unknown", "forbidden", "organization_inactive"),
+    *("model_not_allowed", "not_found", "model_not_found", "model_retired", "method_not_allowed"),
+    *("conflict", "books_disagree", "payload_too_large", "unsupported_encoding", "head_too_large"),
+    *("call_too_large", "upstream_rejected"),
+}
+MAY_BE_CHARGED_AGAIN = {"upstream_error", "upstream_cut", "upstream_timeout", "internal_error"}
+
+
+@pytest.mark.parametrize("wait_s", [None, 1, 60, 61])
+@pytest.mark.parametrize("code", sorted(CODES))
+async def test_every_code_states_whether_to_retry(code, wait_s):
+    """Each code is final, asks for a retry within a minute, or leaves it to the client; a longer
+    wait is final, since clients do not wait for it."""
+
+    async def refuse(request):
+        return error_response(CODES[code]("No.", code=code, retry_after_s=wait_s), request)
+
+    app = web.Application()
+    app.router.add_get("/", refuse)
+    async with TestServer(app) as server, aiohttp.request("GET", server.make_url("/")) as response:
+        should_retry = response.headers.get("x-should-retry")
+        retry_after = response.headers.get("Retry-After")
+
+    if code in FINAL or wait_s == 61:
+        assert should_retry == "false"
+    elif wait_s is not None:
+        assert (should_retry, retry_after) == ("true", str(wait_s))
+    elif code == "rate_limited":
+        # Without a wait a lifetime limit is used up.
+        assert (should_retry, retry_after) == ("false", None)
+    elif code in MAY_BE_CHARGED_AGAIN:
+        assert (should_retry, retry_after) == (None, None)
+    else:
+        assert should_retry == "true"
+        assert 1 <= int(retry_after) <= 60
+
+
 @pytest.mark.parametrize(
     ("limit", "status", "code"),
     [
@@ -132,6 +183,17 @@ async def test_what_never_fits_is_final(caller, limit, status, code, path):
     assert "fits" not in error["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/limits"])
+async def test_a_free_request_that_never_fits_is_final(service, caller, path):
+    """A free request under a limit of no requests gets the final refusal of a paid call."""
+    await set_limit(caller, unit="requests", period="minute", ceiling=0)
+    async with service.http.get(path, headers=caller.headers) as response:
+        error = await refused(response)
+        assert (response.status, error["code"]) == (400, "call_too_large")
+        assert response.headers["x-should-retry"] == "false"
+        assert "Retry-After" not in response.headers
+
+
 async def test_a_lifetime_that_is_used_up_is_final(caller):
     """A lifetime limit that is used up refuses for good."""
     await set_limit(caller, unit="requests", period="lifetime", ceiling=1)
@@ -149,23 +211,23 @@ async def test_a_long_wait_is_not_repeated_at_once(caller, period):
         assert response.status == 200
     async with caller.chat() as response:
         wait_s = int(response.headers["Retry-After"])
-        is_final = response.headers.get("x-should-retry") == "false"
-        assert (response.status, is_final) == (429, wait_s > 60)
+        should_retry = response.headers["x-should-retry"]
+        assert (response.status, should_retry) == (429, "true" if wait_s <= 60 else "false")
 
 
 async def test_temporary_refusals_allow_a_retry(caller, upstream):
-    """Refusals by rates, by other calls' holds and by Venice do not forbid a retry."""
+    """Refusals by rates, by other calls' holds and by Venice ask for a retry."""
     await set_limit(caller, unit="concurrency", ceiling=1)
     async with caller.chat("[tokens=50][delay=0.02]", stream=True) as stream:
         await stream.content.readline()
         async with caller.chat() as response:
             assert response.status == 429
-            assert "x-should-retry" not in response.headers
+            assert response.headers["x-should-retry"] == "true"
         await stream.read()
     upstream.faults.push("/chat/completions", "model_overloaded")
     async with caller.chat() as response:
         assert response.status == 503
-        assert "x-should-retry" not in response.headers
+        assert response.headers["x-should-retry"] == "true"
 
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -199,10 +261,11 @@ CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
     ],
 )
 async def test_the_refusal_states_with_how_much_output_it_fits(
-    caller, upstream, path, body, field, limits, status
+    service, upstream, path, body, field, limits, status
 ):
     """A refusal states the maximum output that would fit, by the caller's name for it; that much is
     admitted, a little more is not, and a quote states the same."""
+    caller = await service.new_caller(settings={"on_small_budget": "refuse"})
     for limit in limits:
         await set_limit(caller, **limit)
     field = field or "max_completion_tokens"

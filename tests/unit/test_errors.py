@@ -49,6 +49,31 @@ def test_the_page_draws_the_same_tree():
     assert drawn(tree) == real()
 
 
+def codes():
+    """Return every code of the tree."""
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+    return {code for kind in kinds if issubclass(kind, ServiceError) for code in kind.codes()}
+
+
+def test_every_code_has_its_advice():
+    """The table of advice has each code of the tree, and no other."""
+    assert set(errors.ADVICE) == codes()
+
+
+def test_the_page_gives_the_same_advice():
+    """docs/errors.md lists the codes by whether a client should retry, as the table has them."""
+    section = PAGE.read_text().partition("## What to retry")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    stated = {
+        code: row[0].split(",")[0].strip(" `")
+        for row in rows
+        for code in re.findall(r"`(\w+)`", row[1])
+    }
+
+    texts = {True: "true", False: "false", None: "none"}
+    assert stated == {code: texts[advice.should_retry] for code, advice in errors.ADVICE.items()}
+
+
 def test_every_class_has_a_docstring():
     """Each error class has a docstring of its own."""
     for name, kind in inspect.getmembers(errors, inspect.isclass):

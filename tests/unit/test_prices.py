@@ -71,6 +71,14 @@ def test_no_usage_costs_more_than_its_bound(most_in, most_out, cached, written, 
     assert price.cost_nanos(usage) <= price.bound_nanos(most_in + more, most_out + extra)
 
 
+def test_a_prompt_that_cannot_pass_the_threshold_has_no_extended_bound():
+    """The bound has extended rates only for prompts that may be past the threshold."""
+    price = price_of("text", **TEXT)
+
+    assert price.bound_nanos(1_000, 10) == 1_000 * 7_500 + 10 * 30_000
+    assert price.bound_nanos(1_001, 10) == 1_001 * 15_000 + 10 * 45_000
+
+
 def test_missing_prices_are_unknown():
     """A missing rate or tier makes the price None, never zero; a stated zero is free."""
     embedding = price_of("embedding", input=leaf(0.15))

@@ -5,9 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-PICTURE_TOKENS: Final = 16_384
-"""The most tokens of one picture. Models scale pictures down: Qwen's models use the most, 16,384
-patches by default; Claude's and OpenAI's use under 5,000 tokens."""
+from service.gateway.endpoints.pictures import NO_PICTURES, PictureTokens, read_size
+
 TEXT_TYPES: Final = frozenset(
     {
         "text",
@@ -47,12 +46,15 @@ UNREAD: Final = frozenset(
 EMPTY: Final[tuple[Any, ...]] = (None, False, "", [], {})
 URL: Final = re.compile(r"https?://", re.IGNORECASE)
 DATA_URL: Final = "data:image/"
+UNBOUNDED: Final = "sound, video, files or unknown parts"
+"""What may have more tokens than bytes."""
 
 
 class Content(msgspec.Struct):
     """What a conversation contains."""
 
-    pictures: int = 0
+    pictures: PictureTokens = NO_PICTURES
+    """The most tokens of its pictures."""
     picture_bytes: int = 0
     """The length of the pictures within the body, which do not count as text."""
     is_unbounded: bool = False
@@ -103,7 +105,7 @@ class Content(msgspec.Struct):
             self.picture_bytes += len(url)
         elif not URL.match(url):
             return False
-        self.pictures += 1
+        self.pictures = self.pictures.plus(PictureTokens.of(read_size(url)))
         return True
 
     def _check_type(self, value: dict[str, Any], *, is_part: bool) -> None:

@@ -233,6 +233,13 @@ class Asked(msgspec.Struct):
         """The most that is charged beside the tokens."""
         return SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)
 
+    @property
+    def window_filler(self) -> str | None:
+        """What Venice adds to the prompt, bounded only by the window; None if it adds nothing."""
+        if self.surcharge_nanos:
+            return "search results or pages"
+        return "a character" if self.extensions else None
+
     def read(self, members: Mapping[str, Any], table: Table, within: str = "") -> None:
         """Read the members of one object.
 

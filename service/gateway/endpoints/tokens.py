@@ -23,7 +23,7 @@ from service.gateway.call import (
     Relay,
     check_end_user,
 )
-from service.gateway.endpoints.content import PICTURE_TOKENS, Content
+from service.gateway.endpoints.content import UNBOUNDED, Content
 from service.gateway.endpoints.members import (
     DECISIONS,
     TEXT,
@@ -33,6 +33,7 @@ from service.gateway.endpoints.members import (
     joined_model,
     split_model,
 )
+from service.gateway.endpoints.pictures import NO_PICTURES, PictureTokens
 from service.gateway.endpoints.tolerance import tolerate
 from service.ledger import Admission, CostSource
 from service.telemetry import metrics
@@ -46,6 +47,9 @@ log = structlog.get_logger()
 LONG_OUTPUT_TOKENS: Final = 8_192
 """A longer plain answer is requested as a stream. At 28 tokens a second it takes five minutes,
 after which proxies cut a silent connection."""
+MIN_CUT_OUTPUT_TOKENS: Final = 1_024
+"""A call is not cut down to less output than this, unless its key has a minimum of its own. An
+answer of fewer tokens rarely is one: a model that reasons may spend them all before it begins."""
 PART_TOKENS: Final = 16
 """The most tokens that a model's template adds to a message or a tool."""
 UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
@@ -79,7 +83,8 @@ class TokenCall(Call, frozen=True, kw_only=True):
 
     text_bytes: int = 0
     """The length of all its text, without escapes and pictures."""
-    pictures: int = 0
+    pictures: PictureTokens = NO_PICTURES
+    """The most tokens of all its pictures."""
     parts: int = 1
     """Messages and tools. Each costs a few tokens beside its text."""
     choices: int = 1
@@ -87,9 +92,9 @@ class TokenCall(Call, frozen=True, kw_only=True):
     """The most output of one choice that the caller allows; None if they set no maximum."""
     thinking_tokens: int = 0
     """The tokens of thinking that the caller allows beside that."""
-    has_extras: bool = False
-    """Whether the input is bounded only by the model's window: Venice adds search results, pages or
-    a character, or the caller sends sound or files."""
+    window_filler: str | None = None
+    """What may fill the model's window, which alone bounds the input then: search results, pages or
+    a character that Venice adds, or sound, video or files."""
     has_venice_prompt: bool | None = None
     """Whether the caller wants Venice's own system prompt; None if they do not state it."""
     venice_parameters: Mapping[str, Any] = NO_MEMBERS
@@ -168,9 +173,10 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         if has_venice_prompt is None:
             has_venice_prompt = is_encrypted or not caller.has_money_limit
         input_tokens, prompt_tokens = window, None
-        if not call.has_extras:
-            prompt_tokens = call.text_bytes + PICTURE_TOKENS * call.pictures
-            prompt_tokens += PART_TOKENS * call.parts
+        if call.window_filler is None:
+            prompt_tokens = call.text_bytes + PART_TOKENS * call.parts
+            if call.pictures is not NO_PICTURES:
+                prompt_tokens += _picture_tokens(call)
             overhead = 0
             for name in models:
                 expected = catalog.overhead_tokens(
@@ -180,7 +186,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             input_tokens = min(window, prompt_tokens + overhead)
         can_cap = self.cap_member is not None and not is_encrypted
         output_tokens, output_cap = self._output(call, caller, most_output, can_cap=can_cap)
-        bound = Bound(
+        return Bound(
             nanos=_nanos(call, prices, input_tokens, output_tokens),
             tokens=input_tokens + output_tokens * call.choices,
             input_tokens=input_tokens,
@@ -189,17 +195,20 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             organization_id=caller.organization_id,
             output_cap=output_cap,
         )
-        least = caller.settings.least_output_tokens if can_cap else None
-        if least is None or bound.nanos is None:
-            return bound
-        least += call.thinking_tokens
-        if least >= output_tokens:
-            return bound
-        return msgspec.structs.replace(
-            bound,
-            least_nanos=_nanos(call, prices, input_tokens, least),
-            least_tokens=input_tokens + least * call.choices,
-        )
+
+    def least(self, call: T, bound: Bound, caller: Caller, catalog: Catalog) -> Bound | None:
+        """See :meth:`Endpoint.least`."""
+        settings = caller.settings
+        if settings.on_small_budget != "cut" or self.cap_member is None or bound.nanos is None:
+            return None
+        output_tokens = settings.least_output_tokens or MIN_CUT_OUTPUT_TOKENS
+        output_tokens += call.thinking_tokens
+        tokens = bound.input_tokens + output_tokens * call.choices
+        if tokens >= bound.tokens or call.is_end_to_end_encrypted:
+            return None
+        prices = catalog.token_prices(call.models)
+        nanos = _nanos(call, prices, bound.input_tokens, output_tokens)
+        return msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
 
     def _output(
         self, call: T, caller: Caller, most: int, *, can_cap: bool
@@ -239,6 +248,23 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
                 key=lambda output: _nanos(call, prices, bound.input_tokens, output) or 0,
             )
         return max(0, most - call.thinking_tokens)
+
+    def largest_part(self, call: T, bound: Bound, unit: str, catalog: Catalog) -> str | None:
+        """See :meth:`Endpoint.largest_part`."""
+        output_tokens = bound.tokens - bound.input_tokens
+        parts = {**_input_parts(call, bound), "output": output_tokens}
+        if unit != "usd":
+            name = max(parts, key=parts.__getitem__)
+            return f"{name}: up to {parts[name]} tokens"
+        prices = [catalog.token_price(name) for name in call.models]
+        input_tokens = max(1, bound.input_tokens)
+        input_nanos = _dearest(prices, input_tokens, 0) or 0
+        costs = {name: input_nanos * tokens // input_tokens for name, tokens in parts.items()}
+        costs["output"] = (_dearest(prices, input_tokens, output_tokens) or 0) - input_nanos
+        costs["fees for searches"] = call.surcharge_nanos
+        name = max(costs, key=costs.__getitem__)
+        tokens = f"{parts[name]} tokens, " if name in parts else ""
+        return f"{name}: up to {tokens}{money.format_usd(costs[name])} USD"
 
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """The cost that Venice states, else Venice's counts at the catalogue's price. A missing
@@ -292,6 +318,24 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             output_tokens=output_tokens,
         )
         return NO_COUNTS
+
+
+def _picture_tokens(call: TokenCall) -> int:
+    """The most tokens of the pictures for any of the models."""
+    return max(map(call.pictures.for_model, call.models))
+
+
+def _input_parts(call: TokenCall, bound: Bound) -> dict[str, int]:
+    """Divide the bound of the input into its parts, by name."""
+    if call.window_filler is not None:
+        return {call.window_filler: bound.input_tokens}
+    pictures = min(bound.input_tokens, _picture_tokens(call))
+    text = min(bound.input_tokens, call.text_bytes + PART_TOKENS * call.parts)
+    return {
+        "input text": text,
+        "pictures": pictures,
+        "a prompt that Venice adds": max(0, bound.input_tokens - text - pictures),
+    }
 
 
 def _maxima(prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
@@ -459,8 +503,7 @@ def _facts(
         "output_field": max(maxima, key=maxima.__getitem__, default=endpoint.cap_member or ""),
         "thinking_tokens": asked.thinking_tokens,
         "surcharge_nanos": surcharge_nanos,
-        # Venice adds what it finds to the prompt.
-        "has_extras": surcharge_nanos > 0 or asked.extensions > 0 or content.is_unbounded,
+        "window_filler": asked.window_filler or (UNBOUNDED if content.is_unbounded else None),
         "has_venice_prompt": asked.has_venice_prompt,
         "venice_parameters": request.venice_parameters or NO_MEMBERS,
         "has_price": asked.unpriced is None,
