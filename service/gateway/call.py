@@ -294,7 +294,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
         :raises ClientError: when it cannot be asked for something in the call.
         """
-        return self.for_model(name)
+        return self if name == self.model else self.for_model(name)
 
     def with_fallbacks(self, names: Sequence[str]) -> "Self":
         """The same call with its other models by these names, in the body too."""

@@ -236,7 +236,7 @@ class Asked(msgspec.Struct):
     @property
     def window_filler(self) -> str | None:
         """What Venice adds to the prompt, bounded only by the window; None if it adds nothing."""
-        if self.surcharge_nanos:
+        if self.searches or self.scrapes:
             return "search results or pages"
         return "a character" if self.extensions else None
 

@@ -43,24 +43,25 @@ def tolerate(members: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and members.get(new) is None:
             changes[new] = _as_tools(value) if new == "tools" else _as_choice(value)
     messages = members.get(MESSAGES)
-    if isinstance(messages, list):
-        joined = [_with_one_text(message) for message in messages]
-        if any(one is not message for one, message in zip(joined, messages, strict=True)):
-            changes[MESSAGES] = joined
+    if isinstance(messages, list) and (joined := _with_joined_parts(messages)):
+        changes[MESSAGES] = joined
     return changes
 
 
-def _with_one_text(message: Any) -> Any:
-    """Return a tool's message with its parts as one text; any other message as it is."""
-    if not isinstance(message, dict) or message.get("role") != "tool":
-        return message
-    parts = message.get("content")
-    if not isinstance(parts, list):
-        return message
-    texts = [_text_of(part) for part in parts]
-    if None in texts:
-        return message
-    return {**message, "content": "\n".join(filter(None, texts))}
+def _with_joined_parts(messages: list[Any]) -> list[Any] | None:
+    """Return the messages with the parts of each tool's message as one text; None if all are so."""
+    joined = None
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") != "tool":
+            continue
+        parts = message.get("content")
+        if not isinstance(parts, list):
+            continue
+        texts = [_text_of(part) for part in parts]
+        if None not in texts:
+            joined = joined or [*messages]
+            joined[place] = {**message, "content": "\n".join(filter(None, texts))}
+    return joined
 
 
 def _text_of(part: Any) -> str | None:
