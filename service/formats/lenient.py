@@ -65,18 +65,17 @@ def _unmarked(kind: Any) -> tuple[Any, dict[str, Any]]:
 
 
 class _Value:
-    """Reads a value of a plain type. A number may be written as a text, or with a zero fraction."""
+    """Reads a value of a plain type. A number may have a zero fraction. ``convert``, which
+    translations use, takes a text for a number too; ``decode``, which the meter uses, does not."""
 
     def __init__(self, shape: Any) -> None:
         self._shape = shape
         self._decoder = msgspec.json.Decoder(shape)
-        self._lax_decoder = msgspec.json.Decoder(shape, strict=False)
+        self._number_decoder = msgspec.json.Decoder(shape, strict=False)
 
     def decode(self, content: msgspec.Raw) -> Any:
-        try:
-            return self._decoder.decode(content)
-        except msgspec.ValidationError:
-            return self._lax_decoder.decode(content)
+        is_text = bytes(memoryview(content)[:1]) == b'"'
+        return (self._decoder if is_text else self._number_decoder).decode(content)
 
     def convert(self, value: Any) -> Any:
         try:

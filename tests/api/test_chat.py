@@ -407,7 +407,7 @@ async def test_a_late_refusal_is_an_error_event(database_address, upstream):
         entry = await caller.only_entry()
 
     assert comments
-    assert json.loads(data[-2])["error"]["code"] == "upstream_rejected"
+    assert json.loads(data[-2])["error"]["code"] == "context_length_exceeded"
     assert (entry["outcome"], entry["cost_source"]) == ("upstream_rejected", "not_charged")
 
 

@@ -71,7 +71,7 @@ async def test_a_null_loses_nothing(odd):
     """Members of odd types are ignored, and the answer and its usage are kept."""
     venice, caller, client = odd
     odd_chunk = event(id=None, model=5, created="x", choices=[{"delta": {"content": "Hi"}}])
-    usage = event(choices=None, usage={"prompt_tokens": 50.0, "completion_tokens": "7"})
+    usage = event(choices=None, usage={"prompt_tokens": 50.0, "completion_tokens": 7.0})
     venice.answer = stream(odd_chunk, chunk("stop", refusal=None), usage, DONE)
 
     message = await streamed(client)
@@ -169,7 +169,7 @@ async def test_members_that_reach_venice(odd):
     """The session is the key of the cache, and forced search alone is forced at Venice."""
     venice, _, client = odd
     venice.answer = whole(b'{"id":"c","model":"m","choices":[{"message":{"content":"Hi"}}]}')
-    user = json.dumps({"device_id": "d", "account_uuid": "acc", "session_id": "s-1"})
+    user = json.dumps({"device_id": "d", "account_uuid": "my-account", "session_id": "s-1"})
     await client.messages.create(
         **ASKED,
         metadata={"user_id": user},
@@ -181,7 +181,7 @@ async def test_members_that_reach_venice(odd):
     assert sent["prompt_cache_key"] == "s-1"
     assert sent["venice_parameters"]["enable_web_search"] == "on"
     assert "tool_choice" not in sent
-    assert "acc" not in json.dumps(sent)
+    assert "my-account" not in json.dumps(sent)
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
