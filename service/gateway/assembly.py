@@ -5,6 +5,7 @@ plain answer may take longer. Texts that arrive in pieces are joined; of repeate
 counts that is not empty.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -37,7 +38,10 @@ UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, Rec
 ABSENT: Final = msgspec.Raw(b"null")
 EMPTY: Final = (None, "")
 """Values that do not replace what is known already."""
-TYPES: Final = {"id": str, "model": str, "finish_reason": str, "usage": dict, "cost": dict}
+TYPES: Final[Mapping[str, type]] = {
+    **dict.fromkeys(("id", "model", "finish_reason", "role", "type", "name"), str),
+    **dict.fromkeys(("usage", "cost", "function"), dict),
+}
 """Members that count only if they have this type."""
 
 
@@ -221,6 +225,8 @@ class _Object:
                 self._inner(name, _Text, value)
             elif value in EMPTY:
                 self._members.setdefault(name, value)
+            elif not isinstance(value, TYPES.get(name, object)):
+                continue
             elif isinstance(value, dict):
                 self._inner(name, _Object, value)
             elif isinstance(value, list):
