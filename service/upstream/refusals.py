@@ -43,6 +43,8 @@ EDGE_TIMEOUTS: Final = (504, 522, 524)
 REFUND_MEMBER: Final = "credits_refunded"
 TOO_LONG: Final = "context_length_exceeded"
 """The code of a refusal that clients act on: they shorten the conversation and try again."""
+FIELD: Final = re.compile(r"[\w.\[\]]{1,64}", re.ASCII)
+"""The format of fields that are passed on."""
 TOO_LONG_TEXT: Final = re.compile(
     r"maximum context length|prompt is too long|exceeds?\b.{0,80}\bcontext (?:length|window|limit)"
     r"|context (?:length|window|limit)\b.{0,80}\bexceed",
@@ -196,11 +198,15 @@ def _venice_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstr
 
 def _rejection(status: int, body: bytes) -> UpstreamRejected:
     """Translate a refusal of the request itself."""
-    text = message_of(body)
+    text = message_of(body) or "Venice rejected the request."
     decoded = _decode_json(body)
     is_too_long = isinstance(decoded, dict) and _code(decoded) == TOO_LONG
-    code = TOO_LONG if is_too_long or TOO_LONG_TEXT.search(text) else None
-    return UpstreamRejected(text or "Venice rejected the request.", status=status, code=code)
+    if not is_too_long and not TOO_LONG_TEXT.search(text):
+        return UpstreamRejected(text, status=status)
+    error = decoded.get("error") if isinstance(decoded, dict) else None
+    param = error.get("param") if isinstance(error, dict) else None
+    is_field = isinstance(param, str) and FIELD.fullmatch(param)
+    return UpstreamRejected(text, status=status, code=TOO_LONG, param=param if is_field else None)
 
 
 def ray_of(headers: Mapping[str, str]) -> str | None:

@@ -157,12 +157,13 @@ async def test_a_tools_text_in_parts(odd):
     tool = {"role": "tool", "tool_call_id": "t"}
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     asked = {"model": "m", "messages": [{**tool, "content": parts}]}
-    async with caller.service.http.post(
-        "/v1/chat/completions", json=asked, headers=caller.headers
-    ) as response:
-        assert response.status == 200
-
-    assert venice.received[-1].json()["messages"] == [{**tool, "content": "a\nb"}]
+    strict = await caller.service.new_caller("strict", settings={"tolerant": False})
+    for one, content in ((caller, "a\nb"), (strict, parts)):
+        async with one.service.http.post(
+            "/v1/chat/completions", json=asked, headers=one.headers
+        ) as response:
+            assert response.status == 200
+        assert venice.received[-1].json()["messages"] == [{**tool, "content": content}]
 
 
 async def test_members_that_reach_venice(odd):

@@ -1,6 +1,7 @@
 """The error tree is documented completely, and is the same everywhere."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -216,6 +217,17 @@ def test_a_prompt_that_is_too_long_keeps_its_code(body, code):
 
     assert error.code == ("context_length_exceeded" if code else "upstream_rejected")
     assert (error.status, error.outcome) == (400, Outcome.UPSTREAM_REJECTED)
+
+
+@pytest.mark.parametrize(
+    ("param", "expected"), [("messages", "messages"), ("a b", None), (5, None), (None, None)]
+)
+def test_a_prompt_that_is_too_long_keeps_its_field(param, expected):
+    """The field that Venice names is kept where it looks like one."""
+    error = {"message": "No.", "code": "context_length_exceeded", "param": param}
+    body = json.dumps({"error": error}).encode()
+
+    assert refusal(400, {"Content-Type": "application/json"}, body).param == expected
 
 
 @pytest.mark.parametrize(
