@@ -153,8 +153,6 @@ class MessageEvents:
         self._writer = EventWriter()
         self._content = Content(with_thinking=with_thinking)
         self._held_bytes = 0
-        self._error: UpstreamError | None = None
-        """What ends the stream once the events before it are returned."""
         self._has_choices = False
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
@@ -173,47 +171,30 @@ class MessageEvents:
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, and return the message events that follow from them.
 
-        :raises UpstreamError: when an event is not a chunk of a completion. The events before it
-            are returned first, and the next call raises the error.
+        :raises UpstreamError: when an event is not a chunk of a completion.
         """
         if len(self._content.blocks) > 1:
             self._held_bytes += len(chunk)
+            if self._held_bytes > MAX_EVENT_BYTES:
+                raise UpstreamError("Venice's answer is too large.")
         self._translate(self._reader.feed(chunk))
-        return self._take_events()
+        return self._writer.take()
 
     def end(self) -> bytes:
         """Return the message events that follow from the end of the stream. A stream that states
         why or at what usage it ended has ended well, even without its last event.
 
-        :raises UpstreamError: when an event is not a chunk of a completion.
+        :raises UpstreamError: when its last event is not a chunk of a completion.
         :raises UpstreamCut: when it ended early.
         """
         self._translate(self._reader.end())
-        if self._error is not None:
-            raise self._error
         if not self.is_ended:
             if self._finish_reason is None and self._usage is None:
                 raise UpstreamCut("Venice ended the stream before its end.")
             self._end()
         return self._writer.take()
 
-    def _take_events(self) -> bytes:
-        events = self._writer.take()
-        if self._error is not None and not events:
-            raise self._error
-        return events
-
     def _translate(self, events: bytes) -> None:
-        if self._error is not None:
-            return
-        try:
-            if self._held_bytes > MAX_EVENT_BYTES:
-                raise UpstreamError("Venice's answer is too large.")
-            self._translate_events(events)
-        except UpstreamError as error:
-            self._error = error
-
-    def _translate_events(self, events: bytes) -> None:
         for data in sse.texts(events):
             if self.is_ended:
                 return

@@ -141,16 +141,6 @@ def test_a_broken_call_is_an_error(chunks, text):
     assert text in last["error"]["message"]
 
 
-def test_what_came_before_an_error_is_kept():
-    """Events that arrive together with a broken one are written before the error."""
-    events = b"data: %b\n\n" % json.dumps(chunk(content="Hi")).encode()
-    content = translated([events + b"data: <html>\n\n", events], with_thinking=False)
-    blocks, last = check_events(content)
-
-    assert blocks[0]["text"] == "Hi"
-    assert last["error"]["message"] == "Venice's answer is not readable JSON."
-
-
 @pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"", b"\n\n"])
 def test_a_good_end(end):
     """A stream that states its finish reason ends well, whatever its last bytes are."""
