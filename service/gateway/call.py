@@ -289,12 +289,15 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             requested_model=self.requested_model or self.model_name,
         )
 
-    def form_for(self, name: str) -> "Call":
-        """The same call to the model of this name, in the form that this model takes.
+    def for_models(self, names: Sequence[str]) -> "Sequence[Call]":
+        """The same call to each of these models, in the form that the model takes. Models that
+        cannot serve it are left out.
 
-        :raises ClientError: when it cannot be asked for something in the call.
+        :raises ClientError: when no model can.
         """
-        return self if name == self.model else self.for_model(name)
+        if names == (self.model,):
+            return (self,)
+        return [self.for_model(name) for name in names]
 
     def with_fallbacks(self, names: Sequence[str]) -> "Self":
         """The same call with its other models by these names, in the body too."""

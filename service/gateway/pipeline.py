@@ -11,7 +11,7 @@ import structlog
 
 from service.accounts import Caller
 from service.catalog import Catalog
-from service.errors import ClientError, Forbidden, NotFound, Unavailable
+from service.errors import Forbidden, NotFound, Unavailable
 from service.gateway.attempts import Attempts
 from service.gateway.call import Call, Quote
 from service.gateway.free_requests import FreeRequests
@@ -140,7 +140,7 @@ class Gateway:
                 if not call.is_default_model or is_restricted:
                     raise
             else:
-                calls = _for_models(call, names)
+                calls = call.for_models(names)
         return Route(self._ledger, self._catalog, self._venice, caller, calls)
 
     def _with_other_models(self, caller: Caller, call: Call) -> Call:
@@ -274,23 +274,6 @@ class Gateway:
         self.end_open_calls()
         if self._finishing:
             await asyncio.wait(set(self._finishing), timeout=SETTLE_WAIT_S)
-
-
-def _for_models(call: Call, names: Sequence[str]) -> Sequence[Call]:
-    """The call for each of the models, without those that cannot serve it.
-
-    :raises ClientError: why the first cannot, if none can.
-    """
-    calls: list[Call] = []
-    refusal: ClientError | None = None
-    for name in names:
-        try:
-            calls.append(call.form_for(name))
-        except ClientError as error:
-            refusal = refusal or error
-    if refusal is not None and not calls:
-        raise refusal
-    return calls
 
 
 class CallContext(msgspec.Struct, eq=False):

@@ -376,6 +376,24 @@ async def test_a_target_that_cannot_serve_the_request_is_left_out(service, calle
     assert (response.status, answer["error"]["param"]) == (400, "truncation")
 
 
+@pytest.mark.parametrize(
+    ("members", "param"),
+    [
+        ({"instructions": "Be short."}, "instructions"),
+        ({"text": JSON_FORMAT}, "text.format"),
+        ({"tools": [WRITE]}, "tools[0]"),
+    ],
+)
+async def test_an_encrypted_body_is_not_translated(caller, upstream, members, param):
+    """What Venice would ignore in the body of a model with end-to-end encryption is refused, since
+    such a body is never changed."""
+    asked = {"stream": True, "venice_parameters": {"enable_e2ee": False}}
+    response, answer = await send(caller, "e2ee-qwen3-30b", **asked, **members)
+
+    assert (response.status, answer["error"]["param"]) == (400, param)
+    assert upstream.posts == []
+
+
 async def test_a_call_by_way_of_chat_is_held_and_booked_as_one(caller, upstream):
     """A response by way of chat completions is held for by the chat completion's bound, and booked
     with the cost that Venice states."""

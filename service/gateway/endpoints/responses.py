@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+LARGE_BYTES: Final = 256 * 1024
+"""Bodies of more bytes are read outside the event loop."""
+
+
 class ResponsesRequest(TokenRequest, kw_only=True):
     """The members that are read here. All others are passed on."""
 
@@ -54,7 +58,10 @@ class ResponsesForms:
         :raises ClientError: naming the member that such a model cannot be asked for.
         """
         if is_native not in self._made:
-            self._made[is_native] = self._make(is_native=is_native)
+            call = self._made[is_native] = self._make(is_native=is_native)
+            if call.document is not None and len(call.body) > LARGE_BYTES:
+                # Here and not in the event loop, which changes members later.
+                call.document.locate()
         return self._made[is_native]
 
     def _make(self, *, is_native: bool) -> TokenCall:
@@ -98,12 +105,22 @@ class ResponsesCall(TokenCall, frozen=True, kw_only=True):
 
     forms: ResponsesForms
 
-    def form_for(self, name: str) -> TokenCall:
-        """See :meth:`Call.form_for`."""
-        if not self.is_end_to_end_encrypted:
-            must_be_readable(name, "model")
-        call = self.forms.of(is_native=responses.is_native(name))
-        return call.with_fallbacks(self.fallbacks).for_model(name)
+    def for_models(self, names: Sequence[str]) -> Sequence[TokenCall]:
+        """See :meth:`Call.for_models`."""
+        calls: list[TokenCall] = []
+        refusal: ClientError | None = None
+        for name in names:
+            if not self.is_end_to_end_encrypted:
+                must_be_readable(name, "model")
+            try:
+                call = self.forms.of(is_native=responses.is_native(name))
+            except ClientError as error:
+                refusal = refusal or error
+            else:
+                calls.append(call.with_fallbacks(self.fallbacks).for_model(name))
+        if refusal is not None and not calls:
+            raise refusal
+        return calls
 
     def with_fallbacks(self, names: Sequence[str]) -> "Self":
         """See :meth:`Call.with_fallbacks`. The body has them once it has a form."""
