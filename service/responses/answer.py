@@ -369,7 +369,7 @@ class _PendingCalls:
     def _write_client_call(self, tool: CallerTool, call: _PendingCall, status: str) -> None:
         arguments = "".join(call.arguments)
         try:
-            item = client_item(tool, call.id or new_id("call"), arguments, status)
+            item = client_item(tool, call.id or new_id("call"), arguments)
         except UpstreamError:
             if status == "completed":
                 raise

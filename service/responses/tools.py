@@ -292,7 +292,7 @@ def new_item(tool: CallerTool, call_id: str) -> Json:
     return {**item, "arguments": "", "status": "in_progress", **namespace}
 
 
-def client_item(tool: CallerTool, call_id: str, arguments: str, status: str) -> Json:
+def client_item(tool: CallerTool, call_id: str, arguments: str) -> Json:
     """The whole item that calls a tool whose parameters its type decides.
 
     :raises UpstreamError: when the model's arguments are none of the tool.
@@ -305,34 +305,58 @@ def client_item(tool: CallerTool, call_id: str, arguments: str, status: str) -> 
             "call_id": call_id,
             "execution": "client",
             "arguments": parameters,
-            "status": status,
+            "status": "completed",
         }
     known = CLIENT_TOOLS[tool.kind]
     item: Json = {"type": known.item, "id": new_id(known.prefix), "call_id": call_id}
     if tool.kind == "local_shell":
-        command = parameters["command"]
-        if isinstance(command, str):
-            command = ["bash", "-lc", command]
-        parameters = {"type": "exec", "env": {}, **parameters, "command": command}
-    elif tool.kind == "shell" and isinstance(parameters["commands"], str):
-        parameters["commands"] = [parameters["commands"]]
+        parameters = {"type": "exec", "env": {}, **parameters}
     elif tool.kind == "apply_patch" and parameters["type"] != "delete_file":
         parameters.setdefault("diff", "")
     if known.item == "computer_call":
         item["pending_safety_checks"] = []
     item[known.member] = parameters["actions"] if tool.kind == "computer" else parameters
-    return {**item, "status": status}
+    return {**item, "status": "completed"}
 
 
 def _read_parameters(tool: CallerTool, arguments: str) -> Json:
     try:
         parameters = surrogates.decode(surrogates.repair(arguments or "{}").encode(), dict)
     except msgspec.DecodeError:
-        parameters = None
-    required = CLIENT_TOOLS[tool.kind].parameters["required"] if tool.kind in CLIENT_TOOLS else ()
-    if parameters is None or not all(name in parameters for name in required):
-        raise UpstreamError(f"The model called {tool.name} with arguments that it does not have.")
+        raise _unfit(tool) from None
+    if tool.kind not in CLIENT_TOOLS:
+        return parameters
+    # Some models write null for what they leave out, and the command as one text.
+    parameters = {name: value for name, value in parameters.items() if value is not None}
+    if isinstance(parameters.get("command"), str):
+        parameters["command"] = ["bash", "-lc", parameters["command"]]
+    if isinstance(parameters.get("commands"), str):
+        parameters["commands"] = [parameters["commands"]]
+    if not _fits(parameters, CLIENT_TOOLS[tool.kind].parameters):
+        raise _unfit(tool)
     return parameters
+
+
+def _unfit(tool: CallerTool) -> UpstreamError:
+    return UpstreamError(f"The model called {tool.name} with arguments that it does not have.")
+
+
+def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Whether a value fits one of the schemas above."""
+    match schema["type"]:
+        case "string":
+            return isinstance(value, str) and value in schema.get("enum", (value,))
+        case "array":
+            return isinstance(value, list) and all(_fits(one, schema["items"]) for one in value)
+        case "object":
+            properties = schema.get("properties", {})
+            return (
+                isinstance(value, dict)
+                and all(name in value for name in schema.get("required", ()))
+                and all(_fits(value[name], properties[name]) for name in value.keys() & properties)
+            )
+        case _:
+            return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def custom_input(arguments: str) -> str:

@@ -173,6 +173,7 @@ arguments = st.sampled_from(
         '{"command": ["ls"]}',
         '{"command": "ls"}',
         '{"commands": ["ls"]}',
+        '{"command": [1], "commands": [null]}',
         '{"type": "update_file", "path": "a", "diff": "+b"}',
         "no JSON",
         "",
@@ -260,14 +261,68 @@ chunks = st.fixed_dictionaries(
         "venice_parameters": st.fixed_dictionaries({"web_search_citations": citations | odd}),
     },
 )
-lines = st.one_of(
-    *[chunks.map(json.dumps)] * 12,
-    st.sampled_from(
-        ['{"error": {"message": "no"}}', "<html>", "null", "[]", '{"choices": 5}', '{"a":', "7"]
+WHOLE_CALLS = {
+    "look": '{"where": "here"}',
+    "write": '{"input": "line 1\\nline 2"}',
+    "local_shell": '{"command": ["ls", "-l"]}',
+    "shell": '{"commands": ["ls"]}',
+    "apply_patch": '{"type": "update_file", "path": "a", "diff": "+b"}',
+    "mcp__look": "{}",
+    "tool_search": '{"query": "a"}',
+    "invented": "no JSON",
+}
+
+
+@st.composite
+def sound_calls(draw):
+    """Generate the chunks of calls that are complete, whose pieces may alternate."""
+    called = draw(st.lists(st.sampled_from(list(WHOLE_CALLS)), min_size=1, max_size=3))
+    has_indexes = draw(st.booleans())
+    pieces = []
+    for index, name in enumerate(called):
+        whole, cut = WHOLE_CALLS[name], draw(st.integers(0, 20))
+        id_ = f"call_{draw(st.integers(0, 10**9))}"
+        place = {"index": index} if has_indexes else {"index": 0}
+        begun = {**place, "id": id_, "function": {"name": name, "arguments": whole[:cut]}}
+        ended = {**place, "id": id_, "function": {"arguments": whole[cut:]}}
+        pieces.append((begun, ended))
+    order = [begun for begun, _ in pieces] + draw(st.permutations([end for _, end in pieces]))
+    if draw(st.booleans()):
+        order = [piece for pair in pieces for piece in pair]
+    return [
+        json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]})
+        for piece in order
+    ]
+
+
+sound_texts = st.lists(
+    st.sampled_from(["content", "reasoning_content", "refusal"]).flatmap(
+        lambda name: texts.map(
+            lambda text: json.dumps({"choices": [{"index": 0, "delta": {name: text}}]})
+        )
     ),
+    max_size=4,
 )
+odd_lines = st.lists(chunks.map(json.dumps), min_size=1, max_size=3)
+broken = st.sampled_from(
+    ['{"error": {"message": "no"}}', "<html>", "null", "[]", '{"choices": 5}', '{"a":', "7"]
+).map(lambda line: [line])
+
+
+@st.composite
+def lines(draw):
+    """Generate the chunks of a stream: sound and odd ones, and seldom one that is broken."""
+    kinds = draw(st.lists(st.sampled_from("ttttccoo"), max_size=5))
+    if draw(st.integers(0, 9)) == 0:
+        kinds.append("b")
+    found = {"t": sound_texts, "c": sound_calls(), "o": odd_lines, "b": broken}
+    runs = [draw(found[kind]) for kind in kinds]
+    finish = {"choices": [{"index": 0, "delta": {}, "finish_reason": draw(finishes)}]}
+    return [*(line for run in runs for line in run), json.dumps(finish)]
+
+
 streams = st.tuples(
-    st.lists(lines, max_size=8),
+    lines(),
     st.sampled_from(["\n\n", "\n\n", "\r\n\r\n", ""]),
     st.booleans(),
     st.integers(1, 400),
@@ -405,7 +460,7 @@ def test_text_after_a_call_is_kept():
         ("write", "", {"input": ""}),
         (
             "local_shell",
-            '{"command": "ls -l", "timeout_ms": 5}',
+            '{"command": "ls -l", "timeout_ms": 5, "working_directory": null}',
             {
                 "type": "local_shell_call",
                 "action": {
@@ -446,13 +501,22 @@ def test_a_call_becomes_the_item_that_its_client_knows(name, arguments, expected
     assert {member: item[member] for member in expected} == expected
 
 
-def test_a_call_without_its_parameters_fails():
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("local_shell", '{"cmd": 1}'),
+        ("local_shell", '{"command": [1]}'),
+        ("local_shell", '{"command": ["ls"], "timeout_ms": "soon"}'),
+        ("shell", '{"commands": {}}'),
+        ("apply_patch", '{"type": "rename_file", "path": "a"}'),
+        ("tool_search", "no JSON"),
+    ],
+)
+def test_a_call_without_its_parameters_fails(name, arguments):
     """Arguments that are none of the tool end the response with an error that names the tool."""
     translation = answer()
-    with pytest.raises(UpstreamError, match="local_shell"):
-        translation.feed(
-            piece('{"cmd": 1}', index=0, id="a", name="local_shell") + b"data: [DONE]\n\n"
-        )
+    with pytest.raises(UpstreamError, match=name):
+        translation.feed(piece(arguments, index=0, id="a", name=name) + b"data: [DONE]\n\n")
     events = read(translation.failure(UpstreamCut("no"), {"message": "no"}))
     assert events[-1]["type"] == "response.failed"
 
