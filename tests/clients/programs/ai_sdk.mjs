@@ -21,6 +21,8 @@ const members = (task) => ({
   model: languageModel(task),
   system: INSTRUCTIONS,
   prompt: task.prompt,
+  // Otherwise it refers to items of earlier responses, and nothing is stored.
+  providerOptions: { openai: { store: false } },
 });
 const withTool = () => ({
   tools: {
