@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 from client_process import running_client
+from page import block
 from prometheus_client.parser import text_string_to_metric_families
 from support import MODEL, OPERATOR_KEY, assert_ledger_matches_charges, cost_of, set_limit
 
@@ -40,7 +41,11 @@ SDKS = {
     "anthropic_sdk.mjs": ("messages",),
     "ai_sdk.mjs": ("chat", "compatible", *RESPONSES, "messages"),
 }
-AGENTS = {"claude_code.py": ("messages",), "codex_cli.py": RESPONSES}
+AGENTS = {
+    "claude_code.py": (("Claude Code", "sh"), ("messages",)),
+    "codex_cli.py": (("Codex", "toml"), RESPONSES),
+}
+"""For each program its block of docs/clients.md, and its dialects."""
 
 
 class Scenarios:
@@ -192,10 +197,22 @@ class AgentScenarios(Scenarios):
     MAX_REFUSALS = 6
     """Codex repeats a request five times after each status that it does not know."""
 
+    def __init__(self, client, dialect, service, upstream, own_block):
+        super().__init__(client, dialect, service, upstream)
+        self._block = own_block
+
     async def _new_caller(self):
         caller = await super()._new_caller()
         await set_limit(caller, unit="usd", period="day", ceiling=AGENT_USD)
         return caller
+
+    async def _ask(self, caller, action, prompt=HELLO, **changes):
+        configuration = block(*self._block, caller)
+        if self._dialect == "responses":
+            configuration = configuration.replace(MODELS["native"], MODEL)
+        if "key" in changes:
+            configuration = configuration.replace(caller.key, changes["key"])
+        return await super()._ask(caller, action, prompt, configuration=configuration, **changes)
 
     async def cut(self):
         """An agent whose stream Venice cuts finishes all the same."""
@@ -244,8 +261,9 @@ async def test_sdk(service, upstream, subtests, tmp_path, program):
 async def test_agent(service, upstream, subtests, tmp_path, program):
     """A coding agent finishes a task with tools, and shows its user errors that are true."""
     async with running_client(program, tmp_path) as client:
-        for dialect in AGENTS[program]:
-            scenarios = AgentScenarios(client, dialect, service, upstream)
+        own_block, dialects = AGENTS[program]
+        for dialect in dialects:
+            scenarios = AgentScenarios(client, dialect, service, upstream, own_block)
             for scenario in AGENT_SCENARIOS:
                 with subtests.test(f"{dialect} {scenario.__name__}"):
                     await scenario(scenarios)

@@ -1,4 +1,4 @@
-"""Claude Code, run without a terminal."""
+"""Claude Code, run without a terminal; ``configuration`` is the page's commands for a shell."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lines import FOX, FOX_SCHEMA, look, serve
 
-PROGRAM = ("node", "node_modules/@anthropic-ai/claude-code/cli-wrapper.cjs")
+PROGRAM = Path("node_modules/@anthropic-ai/claude-code/cli-wrapper.cjs").absolute()
 TIMEOUT_S = 50
 
 
@@ -22,13 +22,12 @@ def events(task, prompt, *options):
         Path(directory, "fox.txt").write_text(look(where="the den", times=2))
         ended = subprocess.run(
             [
-                *(PROGRAM[0], Path(PROGRAM[1]).absolute()),
+                *("sh", "-c", task["configuration"] + 'exec node "$@"', "sh", PROGRAM),
                 *("-p", prompt.replace("DIRECTORY", directory)),
                 *("--output-format", "stream-json", "--verbose", "--include-partial-messages"),
                 *options,
             ],
             cwd=directory,
-            env=os.environ | configuration(task),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -39,19 +38,6 @@ def events(task, prompt, *options):
     if not found or found[-1]["type"] != "result" or found[-1]["is_error"]:
         raise ClaudeCodeError(found[-1]["result"] if found else ended.stderr)
     return found
-
-
-def configuration(task):
-    """Return the variables that docs/clients.md names."""
-    return {
-        "ANTHROPIC_BASE_URL": task["url"],
-        "ANTHROPIC_AUTH_TOKEN": task["key"],
-        "ANTHROPIC_DEFAULT_OPUS_MODEL": task["model"],
-        "ANTHROPIC_DEFAULT_SONNET_MODEL": task["model"],
-        "ANTHROPIC_DEFAULT_HAIKU_MODEL": task["model"],
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "DISABLE_AUTOUPDATER": "1",
-    }
 
 
 def plain(task):

@@ -1,4 +1,4 @@
-"""Codex CLI, run without a terminal."""
+"""Codex CLI, run without a terminal; ``configuration`` is the page's config.toml."""
 
 import json
 import os
@@ -9,23 +9,6 @@ from pathlib import Path
 from lines import FOX_SCHEMA, look, serve
 
 PROGRAM = Path("node_modules/@openai/codex/bin/codex.js").absolute()
-CONFIGURATION = """
-model = "{model}"
-model_provider = "rialto"
-check_for_update_on_startup = false
-
-[analytics]
-enabled = false
-
-[features]
-plugins = false
-
-[model_providers.rialto]
-name = "Rialto"
-base_url = "{url}/v1"
-env_key = "RIALTO_API_KEY"
-wire_api = "responses"
-"""
 TIMEOUT_S = 50
 
 
@@ -37,7 +20,7 @@ def events(task, prompt, *options):
     """Return the events that Codex prints."""
     with tempfile.TemporaryDirectory(dir=os.environ["HOME"]) as name:
         home = Path(name)
-        (home / "config.toml").write_text(CONFIGURATION.format(**task))
+        (home / "config.toml").write_text(task["configuration"])
         (home / "schema.json").write_text(json.dumps(FOX_SCHEMA))
         (home / "fox.txt").write_text(look(where="the den", times=2))
         ended = subprocess.run(
