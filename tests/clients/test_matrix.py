@@ -1,6 +1,7 @@
 """Each client with each kind of call, and what the ledger has afterwards."""
 
 import asyncio
+import dataclasses
 from decimal import Decimal
 
 import pytest
@@ -9,7 +10,12 @@ from page import block
 from prometheus_client.parser import text_string_to_metric_families
 from support import MODEL, OPERATOR_KEY, assert_ledger_matches_charges, cost_of, set_limit
 
-pytestmark = [pytest.mark.clients, pytest.mark.shares_service, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.shares_service,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]
 
 HELLO = "Hello [tokens=12]"
 LOOK = 'Where is it? [call=look {"where": "the den", "times": 2}]'
@@ -41,16 +47,31 @@ SDKS = {
     "anthropic_sdk.mjs": ("messages",),
     "ai_sdk.mjs": ("chat", "compatible", *RESPONSES, "messages"),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agent:
+    """A coding agent."""
+
+    block: tuple[str, str]
+    """The heading and language of its configuration in docs/clients.md."""
+    dialects: tuple[str, ...]
+    prints_pieces: bool
+    """Whether it prints what it streams."""
+
+
 AGENTS = {
-    "claude_code.py": (("Claude Code", "sh"), ("messages",)),
-    "codex_cli.py": (("Codex", "toml"), RESPONSES),
+    "claude_code.py": Agent(
+        block=("Claude Code", "sh"), dialects=("messages",), prints_pieces=True
+    ),
+    "codex_cli.py": Agent(block=("Codex", "toml"), dialects=RESPONSES, prints_pieces=False),
 }
-"""For each program its block of docs/clients.md, and its dialects."""
 
 
 class Scenarios:
     """The kinds of call, for one client in one dialect; each is made by a new caller."""
 
+    TOOL_CALLS = 1
     ACTIONS = ("plain", "streamed")
     """How the client is asked for what is refused."""
     MAX_REFUSALS = 1
@@ -121,7 +142,7 @@ class Scenarios:
         answer = await self._ask(caller, action, LOOK)
         assert "text" in answer, answer
         assert LOOKED in answer["text"]
-        await self._entries(caller, 2)
+        await self._entries(caller, self.TOOL_CALLS + 1)
         await assert_ledger_matches_charges(caller, self._upstream)
 
     async def structured(self):
@@ -193,6 +214,8 @@ class AgentScenarios(Scenarios):
     """The kinds of call for a coding agent, which works under a limit of a few dollars, calls tools
     of its own, and repeats what failed."""
 
+    TOOL_CALLS = 2
+    """It writes a file and reads it."""
     ACTIONS = ("plain",)
     MAX_REFUSALS = 6
     """Codex repeats a request five times after each status that it does not know."""
@@ -238,6 +261,7 @@ SDK_SCENARIOS = (
 )
 AGENT_SCENARIOS = (
     AgentScenarios.plain,
+    AgentScenarios.streamed,
     AgentScenarios.tools,
     AgentScenarios.structured,
     AgentScenarios.wrong_key,
@@ -261,9 +285,11 @@ async def test_sdk(service, upstream, subtests, tmp_path, program):
 async def test_agent(service, upstream, subtests, tmp_path, program):
     """A coding agent finishes a task with tools, and shows its user errors that are true."""
     async with running_client(program, tmp_path) as client:
-        own_block, dialects = AGENTS[program]
-        for dialect in dialects:
-            scenarios = AgentScenarios(client, dialect, service, upstream, own_block)
+        agent = AGENTS[program]
+        for dialect in agent.dialects:
+            scenarios = AgentScenarios(client, dialect, service, upstream, agent.block)
             for scenario in AGENT_SCENARIOS:
+                if scenario is AgentScenarios.streamed and not agent.prints_pieces:
+                    continue
                 with subtests.test(f"{dialect} {scenario.__name__}"):
                     await scenario(scenarios)

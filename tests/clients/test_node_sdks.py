@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from client_process import running_client
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.clients, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CALLS = 11
 """How many of the program's calls are admitted; it leaves the last in the middle."""

@@ -8,7 +8,12 @@ from client_process import running_client
 from page import block
 from support import assert_ledger_matches_charges
 
-pytestmark = [pytest.mark.clients, pytest.mark.shares_service, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.shares_service,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]
 
 PYTHON_CALLS = {
     "OpenAI": """

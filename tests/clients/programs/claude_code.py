@@ -19,7 +19,6 @@ class ClaudeCodeError(Exception):
 def events(task, prompt, *options):
     """Return the events that Claude Code prints."""
     with tempfile.TemporaryDirectory(dir=os.environ["HOME"]) as directory:
-        Path(directory, "fox.txt").write_text(look(where="the den", times=2))
         ended = subprocess.run(
             [
                 *("sh", "-c", task["configuration"] + 'exec node "$@"', "sh", PROGRAM),
@@ -40,24 +39,33 @@ def events(task, prompt, *options):
     return found
 
 
+def usage_of(result):
+    return [result["usage"]["input_tokens"], result["usage"]["output_tokens"]]
+
+
 def plain(task):
     result = events(task, task["prompt"])[-1]
-    usage = result["usage"]
-    return {"text": result["result"], "usage": [usage["input_tokens"], usage["output_tokens"]]}
+    return {"text": result["result"], "usage": usage_of(result)}
 
 
 def streamed(task):
+    found = events(task, task["prompt"])
     deltas = [
         event["event"]["delta"]
-        for event in events(task, task["prompt"])
+        for event in found
         if event["type"] == "stream_event" and event["event"]["type"] == "content_block_delta"
     ]
-    return {"pieces": [delta["text"] for delta in deltas if delta["type"] == "text_delta"]}
+    pieces = [delta["text"] for delta in deltas if delta["type"] == "text_delta"]
+    return {"pieces": pieces, "usage": usage_of(found[-1])}
 
 
 def tools(task):
-    prompt = '[call=Read {"file_path": "DIRECTORY/fox.txt"}]'
-    return {"text": events(task, prompt, "--allowedTools", "Read")[-1]["result"]}
+    content = look(where="the den", times=2)
+    prompt = (
+        f'[call=Write {{"file_path": "DIRECTORY/fox.txt", "content": "{content}"}}]'
+        '[call=Read {"file_path": "DIRECTORY/fox.txt"}]'
+    )
+    return {"text": events(task, prompt, "--allowedTools", "Read,Write")[-1]["result"]}
 
 
 def structured(task):

@@ -22,7 +22,6 @@ def events(task, prompt, *options):
         home = Path(name)
         (home / "config.toml").write_text(task["configuration"])
         (home / "schema.json").write_text(json.dumps(FOX_SCHEMA))
-        (home / "fox.txt").write_text(look(where="the den", times=2))
         ended = subprocess.run(
             [
                 *("node", PROGRAM, "exec", "--json", "--skip-git-repo-check"),
@@ -56,7 +55,11 @@ def plain(task):
 
 
 def tools(task):
-    prompt = '[call=exec_command {"cmd": "cat fox.txt"}]'
+    content = look(where="the den", times=2)
+    prompt = (
+        f'[call=exec_command {{"cmd": "echo \'{content}\' >fox.txt"}}]'
+        '[call=exec_command {"cmd": "cat fox.txt"}]'
+    )
     return {"text": last_text(events(task, prompt))}
 
 

@@ -54,13 +54,10 @@ def tools_streamed(task):
 
 
 def structured(task):
-    result = agent(task, output_type=Fox).run_sync(task["prompt"])
+    # Its own way is a tool that the model must call; the other is the API's response format.
+    output_type = NativeOutput(Fox) if task["dialect"] == "chat" else Fox
+    result = agent(task, output_type=output_type).run_sync(task["prompt"])
     return {"value": result.output.model_dump()}
 
 
-def structured_native(task):
-    result = agent(task, output_type=NativeOutput(Fox)).run_sync(task["prompt"])
-    return {"value": result.output.model_dump()}
-
-
-serve(plain, streamed, tools, tools_streamed, structured, structured_native)
+serve(plain, streamed, tools, tools_streamed, structured)
