@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -66,16 +67,24 @@ class ClientProcess:
         return json.loads(line)
 
 
+@functools.cache
+def missing():
+    """Install the clients; return None, or why this is not possible here."""
+    try:
+        installed.install()
+    except installed.CannotInstallError as error:
+        return str(error)
+    return None
+
+
 @contextlib.asynccontextmanager
 async def running_client(program, home):
     """Run a program of ``programs/`` for the length of the block; yield its ClientProcess, and
     assert that it asked no other host for anything. Without the clients' registries the test is
     skipped.
     """
-    try:
-        await asyncio.to_thread(installed.install)
-    except installed.CannotInstallError as error:
-        pytest.skip(f"the clients cannot be installed: {error}")
+    if (reason := await asyncio.to_thread(missing)) is not None:
+        pytest.skip(f"the clients cannot be installed: {reason}")
     path = Path("programs", program)
     if path.suffix == ".mjs":
         command = [installed.node(), "--preserve-symlinks", "--preserve-symlinks-main", path]

@@ -21,6 +21,9 @@ DIRECTORY = ROOT / ".clients"
 STAMP = DIRECTORY / "installed.txt"
 PYTHON = DIRECTORY / "python" / "bin" / "python"
 INSTALL_TIMEOUT_S = 300
+MAX_REASON_LENGTH = 400
+BROKEN_LOCK = ("Hash mismatch", "EINTEGRITY", "EUSAGE")
+"""What uv and npm print when a lock is at fault, and not a registry."""
 UV_QUIET = ("--quiet", "--no-progress")
 
 
@@ -28,10 +31,15 @@ class CannotInstallError(Exception):
     """A registry is out of reach, or has no such package. The text is the installer's."""
 
 
+class BrokenLockError(Exception):
+    """A package is not what the lock says, or the lock does not fit its list."""
+
+
 def install():
     """Install the clients, unless they are there. One process does, and the others wait for it.
 
-    :raises CannotInstallError: when an installer fails.
+    :raises CannotInstallError: when a registry cannot be used.
+    :raises BrokenLockError: when a lock must be made anew.
     """
     DIRECTORY.mkdir(exist_ok=True)
     with locked():
@@ -114,7 +122,10 @@ def run(*command):
     except subprocess.TimeoutExpired:
         raise CannotInstallError(f"no end after {INSTALL_TIMEOUT_S} s") from None
     except subprocess.CalledProcessError as error:
-        raise CannotInstallError(error.stderr.strip()[-500:]) from None
+        text = " ".join(error.stderr.split())[:MAX_REASON_LENGTH]
+        if any(mark in error.stderr for mark in BROKEN_LOCK):
+            raise BrokenLockError(text) from None
+        raise CannotInstallError(text) from None
 
 
 def lock_node():
