@@ -11,7 +11,9 @@ import installed
 import pytest
 
 PROGRAMS = installed.DIRECTORY / "programs"
-ANSWER_TIMEOUT_S = 60
+START_TIMEOUT_S = 180
+"""A machine that has just installed a large library compiles it as it is loaded."""
+ANSWER_TIMEOUT_S = 90
 MAX_LINE_BYTES = 4 * 1024 * 1024
 
 
@@ -60,9 +62,22 @@ class ClientProcess:
 
     async def ask(self, **task):
         """Return the program's answer to a task."""
+        assert self._process.returncode is None, "the program has ended"
         self._process.stdin.write(json.dumps(task).encode() + b"\n")
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            line = await self._process.stdout.readline()
+        return await self._read(ANSWER_TIMEOUT_S)
+
+    async def wait_until_loaded(self):
+        """Wait until the program has loaded its libraries."""
+        assert await self._read(START_TIMEOUT_S) == {}
+
+    async def _read(self, timeout_s):
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            # A late answer would be taken for that of the next task.
+            self._process.kill()
+            raise
         assert line, "the program has ended"
         return json.loads(line)
 
@@ -100,7 +115,9 @@ async def running_client(program, home):
             limit=MAX_LINE_BYTES,
         )
         try:
-            yield ClientProcess(process)
+            client = ClientProcess(process)
+            await client.wait_until_loaded()
+            yield client
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

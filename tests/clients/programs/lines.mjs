@@ -15,6 +15,7 @@ export const TOOL_PARAMETERS = {
 export const look = ({ where, times }) => `A fox in ${where}, ${times} times.`;
 
 export const serve = async (actions) => {
+  writeSync(1, "{}\n");
   for await (const line of createInterface({ input: process.stdin })) {
     const task = JSON.parse(line);
     const answer = await actions[task.action](task).catch((error) => ({ error: described(error) }));

@@ -1,7 +1,8 @@
 """How a client's program talks with the tests: one JSON object a line, in and out.
 
 A line in names an action and holds its task: ``url`` and ``key`` of the service, ``dialect``,
-``model`` and ``prompt``. A line out is what the client returned, or the error that it raised.
+``model`` and ``prompt``. A line out is what the client returned, or the error that it raised. The
+first line out is an empty object: the program has loaded.
 """
 
 import json
@@ -40,6 +41,7 @@ def serve(*actions):
     # Libraries print to standard output too.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    print("{}", file=out, flush=True)
     known = {action.__name__: action for action in actions}
     for line in sys.stdin:
         task = json.loads(line)
@@ -47,8 +49,7 @@ def serve(*actions):
             answer = known[task["action"]](task)
         except Exception as error:  # noqa: BLE001 - the test judges it
             answer = {"error": described(error)}
-        out.write(json.dumps(answer) + "\n")
-        out.flush()
+        print(json.dumps(answer), file=out, flush=True)
 
 
 def described(error):
