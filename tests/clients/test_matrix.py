@@ -85,6 +85,7 @@ class Scenarios:
 
     async def _new_caller(self):
         self._upstream.calls.clear()
+        self._upstream.faults.clear()
         return await self._service.new_caller()
 
     async def _ask(self, caller, action, prompt=HELLO, **changes):
