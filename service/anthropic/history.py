@@ -36,7 +36,7 @@ ATTRIBUTION: Final = re.compile(r"\Ax-anthropic-billing-header:[^\n]*(?:\n+|\Z)"
 would know the prompt again."""
 CACHE_MARK: Final = {"type": "ephemeral"}
 REMINDER: Final = "<system-reminder>\n{}\n</system-reminder>"
-"""How Claude Code marks what the system tells the model within the user's turn."""
+"""How Claude Code marks a text of the system within the user's turn."""
 
 
 class Message(Struct):

@@ -33,7 +33,7 @@ VALUES: Final = (_Expects.VALUE, _Expects.VALUE_OR_END)
 
 
 class PartialObject:
-    """Tells whether the text so far can be the beginning of one JSON object."""
+    """Checks whether the text so far can be the beginning of one JSON object."""
 
     def __init__(self) -> None:
         self.is_valid = True

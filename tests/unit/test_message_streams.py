@@ -81,7 +81,7 @@ def test_every_stream_is_valid(chunks, with_thinking):
 
 
 @given(streams(), st.booleans())
-def test_a_stream_says_what_the_whole_answer_says(chunks, with_thinking):
+def test_a_stream_equals_the_whole_answer(chunks, with_thinking):
     """The same chunks, put together first and then translated, have the same texts and tools."""
     content = translated(chunks, with_thinking=with_thinking)
     blocks, last = check_events(content)
