@@ -90,6 +90,7 @@ class TextBlock(Block):
         self.pieces = _TextPieces()
         self._results = results
         self._seen: list[str] = []
+        """The text, for its marks: some streams state the results of a search after it."""
 
     def start(self) -> Json:
         """See :meth:`Block.start`."""
@@ -108,8 +109,7 @@ class TextBlock(Block):
         ]
 
     def _deltas(self, texts: list[str]) -> list[Json]:
-        if self._results:
-            self._seen += texts
+        self._seen += texts
         return [{"type": "text_delta", "text": text} for text in texts]
 
 

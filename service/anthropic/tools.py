@@ -68,7 +68,11 @@ def search_parameters(tools: Sequence[Tool], choice: ToolChoice | None) -> Json:
     is_forced = choice is not None and (
         (choice.type == "any" and is_alone) or _names_search(tools, choice)
     )
-    return {"enable_web_search": "on" if is_forced else "auto", "enable_web_citations": True}
+    return {
+        "enable_web_search": "on" if is_forced else "auto",
+        "enable_web_citations": True,
+        "include_search_results_in_stream": True,
+    }
 
 
 def _names_search(tools: Sequence[Tool], choice: ToolChoice) -> bool:

@@ -105,19 +105,27 @@ async def test_an_agent_finishes_on_odd_streams(client, form):
         assert message.usage.output_tokens > 0
 
 
-async def test_a_search_of_an_agent(client, caller):
-    """A search that is forced shows its results, and the ledger has its price."""
-    message = await client.messages.create(
-        model="llama-3.3-70b",
-        max_tokens=100,
-        messages=[{"role": "user", "content": "What do foxes do?"}],
-        tools=[{"type": "web_search_20250305", "name": "web_search"}],
-        tool_choice={"type": "tool", "name": "web_search"},
-    )
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_a_search_of_an_agent(client, caller, is_streamed):
+    """A search that is forced shows its results and citations, and the ledger has its price."""
+    asked = {
+        "model": "llama-3.3-70b",
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "What do foxes do?"}],
+        "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+        "tool_choice": {"type": "tool", "name": "web_search"},
+    }
+    if is_streamed:
+        async with client.messages.stream(**asked) as stream:
+            message = await stream.get_final_message()
+    else:
+        message = await client.messages.create(**asked)
 
-    kinds = [block.type for block in message.content]
-    assert kinds[:2] == ["server_tool_use", "web_search_tool_result"]
-    assert message.content[1].content[0].url
+    blocks = {block.type: block for block in message.content}
+    assert blocks.keys() == {"server_tool_use", "web_search_tool_result", "text"}
+    found = blocks["web_search_tool_result"].content[0]
+    assert found.title == "Simulated result 1"
+    assert [citation.url for citation in blocks["text"].citations] == [found.url]
     assert message.usage.server_tool_use.web_search_requests == 1
     assert float((await caller.only_entry())["cost_usd"]) > 0.01
 

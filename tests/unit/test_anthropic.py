@@ -138,6 +138,7 @@ def test_members():
             "strip_thinking_response": True,
             "enable_web_search": "auto",
             "enable_web_citations": True,
+            "include_search_results_in_stream": True,
         },
         "stream": True,
         "temperature": 0.5,

@@ -282,6 +282,17 @@ def test_a_search_is_shown_with_its_citations():
     assert sent_back(blocks)["content"].startswith("\nFoxes\nhttps://f.invalid")
 
 
+def test_results_may_come_last():
+    """A stream that states its results at its end cites them, too."""
+    results = {"choices": [], "venice_parameters": {"web_search_citations": RESULTS}}
+    blocks, last = stream(chunk(content="They run.^1^"), chunk("stop"), results)
+
+    text, use, found = blocks
+    assert [citation["title"] for citation in text["citations"]] == ["Foxes"]
+    assert (use["type"], found["type"]) == ("server_tool_use", "web_search_tool_result")
+    assert last["usage"]["server_tool_use"]["web_search_requests"] == 1
+
+
 def test_no_search_has_no_blocks():
     """An answer without results has no blocks and no count of a search."""
     message = whole(content="Hi", results=[])
