@@ -123,7 +123,7 @@ FINAL = {
     *("revoked_api_key", "limit_exceeded", "price_unknown", "forbidden", "organization_inactive"),
     *("model_not_allowed", "not_found", "model_not_found", "model_retired", "method_not_allowed"),
     *("conflict", "books_disagree", "payload_too_large", "unsupported_encoding", "head_too_large"),
-    *("call_too_large", "upstream_rejected"),
+    *("call_too_large", "upstream_rejected", "context_length_exceeded"),
 }
 MAY_BE_CHARGED_AGAIN = {"upstream_error", "upstream_cut", "upstream_timeout", "internal_error"}
 
