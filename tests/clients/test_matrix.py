@@ -197,11 +197,16 @@ class Scenarios:
     async def cut(self):
         """A stream that Venice cuts is an error, and no short answer."""
         caller = await self._new_caller()
-        self._upstream.faults.push("*", "cut", after=4, times=1)
+        self._cut_next_stream()
         answer = await self._ask(caller, "streamed")
         assert "error" in answer, answer
         await self._entries(caller, 1)
         await self._booked_cut(caller)
+
+    def _cut_next_stream(self):
+        # Rialto chooses the path. Only these two, since it sends requests of its own at any time.
+        for path in ("/chat/completions", "/responses"):
+            self._upstream.faults.push(path, "cut", after=4, times=1)
 
     async def _booked_cut(self, caller):
         """Assert that the first call is booked as cut, at no less than Venice charged."""
@@ -241,7 +246,7 @@ class AgentScenarios(Scenarios):
     async def cut(self):
         """An agent whose stream Venice cuts finishes all the same."""
         caller = await self._new_caller()
-        self._upstream.faults.push("*", "cut", after=4, times=1)
+        self._cut_next_stream()
         answer = await self._ask(caller, "plain")
         assert "text" in answer, answer
         assert answer["text"].startswith(OPENING)
