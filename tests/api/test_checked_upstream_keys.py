@@ -162,6 +162,7 @@ async def test_disabling_a_bad_key_reports_nothing(service, upstream):
     upstream.faults.push(RATE_LIMITS, "invalid_key", key="second")
     _, made = await service.operate("POST", KEYS, json={"name": "spare", "key": "second"})
     await becomes(service, "spare", "invalid")
+    await reported(service, [("upstream_key.unusable", "spare", "invalid")])
     assert (await service.operate("DELETE", f"{KEYS}/{made['id']}"))[0] == 204
     upstream.faults.push(RATE_LIMITS, "invalid_key", key="third")
     await service.operate("POST", KEYS, json={"name": "other", "key": "third"})

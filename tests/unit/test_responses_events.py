@@ -371,7 +371,7 @@ def assert_nothing_is_lost(found, response):
             assert text == expected
 
 
-@settings(max_examples=30 * settings.default.max_examples)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(stream=streams)
 @example(stream=([], "\n\n", True, 9, 0))
 @example(stream=(['{"choices":[{"delta":{"content":"\\ud83d"}}]}'], "\n\n", True, 9, 0))
