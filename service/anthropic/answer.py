@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from service.anthropic.search import cited, search_blocks
-from service.anthropic.thinking import KeptReasoning
 from service.errors import UpstreamError
 from service.formats import surrogates
 from service.formats.completion import AssistantMessage, ToolCall, ToolCallNumbers, Usage
 from service.formats.partial_json import PartialObject
+from service.formats.reasoning import KeptReasoning, encode_reasoning
 from service.formats.surrogates import Pieces
 
 Json = dict[str, Any]
@@ -130,7 +130,7 @@ class ThinkingBlock(Block):
 
     def last_deltas(self) -> list[Json]:
         """See :meth:`Block.last_deltas`."""
-        signature = {"type": "signature_delta", "signature": self.kept.sign()}
+        signature = {"type": "signature_delta", "signature": encode_reasoning(self.kept.members)}
         return [*self._deltas(self.pieces.take(is_last=True)), signature]
 
     def _deltas(self, texts: list[str]) -> list[Json]:

@@ -26,8 +26,8 @@ from service.anthropic.blocks import (
     ToolUse,
     read_block,
 )
-from service.anthropic.thinking import KeptReasoning
 from service.errors import ClientError
+from service.formats.reasoning import KeptReasoning, decode_reasoning
 
 Json = dict[str, Any]
 
@@ -150,7 +150,8 @@ class _Conversation:
                     parts.append({"type": "text", "text": f"\n{block.text}\n"})
                 case Thinking():
                     thoughts.append(block.thinking)
-                    kept.take_back(block.signature, has_thought=bool(block.thinking))
+                    members = decode_reasoning(block.signature)
+                    kept.add(members, is_continued=not block.thinking)
                 case ToolUse():
                     function = {"name": block.name, "arguments": bytes(block.input).decode()}
                     calls.append({"id": block.id, "type": "function", "function": function})

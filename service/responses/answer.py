@@ -8,8 +8,8 @@ from typing import Any, Final
 from service.errors import ServiceError, UpstreamError
 from service.formats import completion, sse, surrogates
 from service.formats.completion import AssistantMessage, Choice, Completion, ToolCall, Usage
+from service.formats.reasoning import KeptReasoning, encode_reasoning
 from service.formats.surrogates import Pieces
-from service.responses.reasoning import SealedReasoning
 from service.responses.request import AnswerContext
 from service.responses.tools import CallerTool, Toolbox, client_item, custom_input, new_id, new_item
 from service.responses.writer import EventWriter, ResponseTranslation
@@ -45,7 +45,7 @@ class ChatAnswer(ResponseTranslation):
         self._message: _OpenMessage | None = None
         self._reasoning: _OpenReasoning | None = None
         """The open item, if it is one of these."""
-        self._kept = SealedReasoning()
+        self._kept = KeptReasoning()
         self._calls = _PendingCalls(context.toolbox, self._writer)
         self._waiting: list[tuple[AssistantMessage, list[Json]]] = []
         """Texts that came after a call had begun, with their log probabilities."""
@@ -145,8 +145,13 @@ class ChatAnswer(ResponseTranslation):
             self._message.close(status, self._citations)
             self._message = None
         if self._reasoning is not None:
-            self._reasoning.close(status, self._kept.seal())
+            self._reasoning.close(status, self._sealed())
             self._reasoning = None
+
+    def _sealed(self) -> str:
+        """What the model needs back since the last time, encoded; empty if there is nothing."""
+        members, self._kept = self._kept.members, KeptReasoning()
+        return encode_reasoning(members) if members else ""
 
     def _end(self) -> Json:
         if not self._writer.is_begun:
@@ -158,7 +163,7 @@ class ChatAnswer(ResponseTranslation):
         for piece, logprobs in self._waiting:
             self._add_texts(piece, logprobs)
         self._close(status)
-        if sealed := self._kept.seal():
+        if sealed := self._sealed():
             _OpenReasoning(self._writer).close("completed", sealed)
         if self._citations:
             self._add_search()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from service.formats import surrogates
-from service.responses.reasoning import unseal
+from service.formats.reasoning import decode_reasoning
 from service.responses.table import OFF, as_items, item_type, tool_type
 from service.responses.tools import Toolbox
 from service.responses.writer import REPEATED
@@ -330,7 +330,7 @@ def _add_reasoning(turn: Json, item: Json) -> None:
     text = _joined(item.get("content")) or _joined(item.get("summary"))
     if text:
         turn["reasoning_content"] = turn.get("reasoning_content", "") + text
-    for name, value in unseal(item.get("encrypted_content")).items():
+    for name, value in decode_reasoning(item.get("encrypted_content")).items():
         is_more = name == "reasoning_details" and isinstance(turn.get(name), list)
         turn[name] = [*turn[name], *_list(value)] if is_more else value
 

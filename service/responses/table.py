@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import UNSET
 
 from service.errors import ClientError
-from service.responses.reasoning import unseal
+from service.formats.reasoning import decode_reasoning
 
 MODE_HEADER: Final = "x-venice-responses-mode"
 AUTO, NATIVE, COMPAT = MODES = ("auto", "native", "compat")
@@ -468,7 +468,7 @@ def _is_foreign_reasoning(item: Any) -> bool:
     if not isinstance(item, dict) or item.get("type") != "reasoning":
         return False
     sealed = item.get("encrypted_content")
-    return not isinstance(sealed, str) or bool(unseal(sealed))
+    return not isinstance(sealed, str) or bool(decode_reasoning(sealed))
 
 
 def _is_nested(tool: Any) -> bool:

@@ -1,8 +1,9 @@
-"""Carries what a model needs back with its reasoning in the signature of a block of thinking.
+"""What a model needs back with its reasoning, and how clients carry it.
 
 A model with tools refuses or forgets its reasoning unless the next request repeats it unchanged.
-Anthropic's clients send each block of thinking back with its signature, so the signature carries
-Venice's members of the message.
+Clients send back what they cannot read: Anthropic's the signature of a block of thinking, those of
+the Responses API the ``encrypted_content`` of a reasoning item. So these carry Venice's members of
+the message.
 """
 
 import base64
@@ -24,6 +25,22 @@ OPAQUE: Final = ("data", "signature")
 """Members of a detail that only the model can read."""
 
 
+def encode_reasoning(members: Json) -> str:
+    """Return the members as a text that a client carries."""
+    return base64.b64encode(surrogates.encode(members)).decode()
+
+
+def decode_reasoning(text: Any) -> Json:
+    """Return the members that a text carries; none for that of another maker."""
+    if not isinstance(text, str):
+        return {}
+    try:
+        parts = msgspec.json.decode(base64.b64decode(text), type=Json)
+    except (ValueError, msgspec.DecodeError, RecursionError):
+        return {}
+    return {name: parts[name] for name in (DETAILS, SIGNATURE, ENCRYPTED) if name in parts}
+
+
 class KeptReasoning:
     """Collects what a model needs back, which arrives in pieces."""
 
@@ -38,18 +55,14 @@ class KeptReasoning:
             {SIGNATURE: piece.thought_signature, ENCRYPTED: piece.reasoning_encrypted}
         )
 
-    def take_back(self, signature: str, *, has_thought: bool) -> None:
-        """Add what a signature carries. A block without a thought continues the one before it. The
-        signature of another maker carries nothing."""
-        try:
-            parts = msgspec.json.decode(base64.b64decode(signature), type=Json)
-        except (ValueError, msgspec.DecodeError, RecursionError):
-            return
-        details = parts.get(DETAILS)
+    def add(self, members: Json, *, is_continued: bool) -> None:
+        """Add decoded members. ``is_continued`` is for those of a block without a thought, which go
+        on where the block before it ended."""
+        details = members.get(DETAILS)
         if isinstance(details, list):
             details = [detail for detail in details if isinstance(detail, dict)]
-            self._take_details(details, is_continued=not has_thought)
-        self._take_others({name: parts.get(name) for name in (SIGNATURE, ENCRYPTED)})
+            self._take_details(details, is_continued=is_continued)
+        self._take_others({name: members.get(name) for name in (SIGNATURE, ENCRYPTED)})
 
     def _take_details(self, details: Any, *, is_continued: bool) -> None:
         """Add details. Those with the index of the last one are pieces of it."""
@@ -85,8 +98,3 @@ class KeptReasoning:
         """Whether something is there that only the model can read."""
         opaque = (detail.get(name) for detail in self._details for name in OPAQUE)
         return bool(self._others) or any(opaque)
-
-    def sign(self) -> str:
-        """The signature that carries the members. It is never empty, because clients drop a thought
-        without a signature."""
-        return base64.b64encode(surrogates.encode(self.members)).decode()
