@@ -100,7 +100,8 @@ class Route:
             later = await self.admit()
             if later is None:
                 return
-            raise later
+            refusal = later
+        self._ledger.count_refusal(refusal)
         raise refusal
 
     async def advance(self) -> bool:

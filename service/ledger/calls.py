@@ -123,9 +123,6 @@ class Ledger:
             raise
         except ServiceError as error:
             self._open.pop(hold.id, None)
-            if error.limit is not None:
-                limit = error.limit
-                metrics.REFUSALS.labels(error.code, limit["unit"], limit["scope"]).inc()
             if isinstance(error, LimitExceeded):
                 await self._implausible.explain(error, hold.organization_id)
             raise
@@ -134,6 +131,11 @@ class Ledger:
             raise
         finally:
             metrics.note(metrics.ADMISSION_SECONDS, time.perf_counter() - submitted_at)
+
+    def count_refusal(self, refusal: ServiceError) -> None:
+        """Count a call that is not admitted after all, if a limit refused it."""
+        if (limit := refusal.limit) is not None:
+            metrics.REFUSALS.labels(refusal.code, limit["unit"], limit["scope"]).inc()
 
     async def wait_for_room(self, refusal: ServiceError) -> bool:
         """Wait where a rate of a minute has room within a second; returns whether to ask again,

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from support import OPERATOR_KEY, make_settings, running, set_limit
+from support import MODEL, OPERATOR_KEY, make_settings, running, set_limit
 
 from service import app as application
 from service.telemetry.metrics import REGISTRY
@@ -62,6 +62,23 @@ async def test_calls_are_counted(service, upstream, caller):
     assert added["rialto_request_duration_seconds_count", *sorted([route, "200", "POST"])] == 2
     spent = sum(float(entry["cost_usd"]) for entry in await caller.entries())
     assert abs(added["rialto_settled_usd_total",] - spent) < 1e-9
+
+
+async def test_a_call_that_is_admitted_after_all_is_no_refusal(service, caller):
+    """A call that is cut, or goes to another target of its alias, counts no refusal."""
+    await set_limit(caller, unit="usd", period="month", ceiling="0.1")
+    await set_limit(caller, unit="requests", period="day", ceiling=0, model=MODEL)
+    alias = {"targets": [MODEL, "claude-opus-4-8"], "organization_id": caller.organization_id}
+    await service.operate("PUT", "/admin/v1/models/either", json=alias)
+
+    async def work():
+        async with caller.chat(model="either", max_tokens=100_000) as response:
+            assert response.status == 200, await response.text()
+            assert int(response.headers["x-rialto-max-output-tokens"]) < 100_000
+
+    added = await counted(service, work)
+
+    assert not any(name == "rialto_refusals_total" for name, *_ in added)
 
 
 async def test_labels_are_few(service, caller):
