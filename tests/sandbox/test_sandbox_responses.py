@@ -251,7 +251,7 @@ async def test_native_stream(venice: Client, sdk: Any) -> None:
 
 
 async def test_native_without_reasoning(venice: Client) -> None:
-    """A model without reasoning, or told not to reason, sends no reasoning item."""
+    """A model without reasoning, or asked not to reason, sends no reasoning item."""
     _, plain = await post(venice, asking("openai-gpt-4o-mini-2024-07-18"))
     _, off = await post(venice, asking(NATIVE, reasoning={"effort": "none"}))
 

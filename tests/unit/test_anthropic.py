@@ -14,7 +14,7 @@ PNG = {"type": "base64", "media_type": "image/png", "data": "aGk="}
 
 
 def chat(*messages, **members):
-    """What Venice would get."""
+    """Return the chat completion that Venice would get."""
     asked = {"model": "m", "max_tokens": 9, "messages": list(messages), **members}
     return json.loads(chat_request(decode(json.dumps(asked).encode()), takes_effort=True).body)
 
@@ -27,8 +27,8 @@ def assistant(*blocks):
     return {"role": "assistant", "content": list(blocks)}
 
 
-def text(said):
-    return {"type": "text", "text": said}
+def text(content):
+    return {"type": "text", "text": content}
 
 
 def result(content, **more):
@@ -36,7 +36,7 @@ def result(content, **more):
 
 
 def test_pictures_and_documents():
-    """By their content, or by where they are."""
+    """Inline and linked media are translated."""
     content = chat(
         user(
             text("look"),
@@ -67,7 +67,7 @@ def test_pictures_and_documents():
 
 
 def test_results_of_tools():
-    """Each is a message; what is no text in them comes with the user's own words."""
+    """Each result is a message; what is not text comes with the user's own words."""
     calls = assistant(
         text("I look."),
         {"type": "tool_use", "id": "t", "name": "look", "input": {"a": 1}},
@@ -79,20 +79,20 @@ def test_results_of_tools():
         result(None),
         text("and?"),
     )
-    said = chat(calls, results)["messages"]
+    messages = chat(calls, results)["messages"]
 
-    assert said[0]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"a": 1}'}
-    assert [call["id"] for call in said[0]["tool_calls"]] == ["t", "u"]
-    assert [(one["role"], one["content"]) for one in said[1:4]] == [
+    assert messages[0]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"a": 1}'}
+    assert [call["id"] for call in messages[0]["tool_calls"]] == ["t", "u"]
+    assert [(one["role"], one["content"]) for one in messages[1:4]] == [
         ("tool", "A\nfox"),
         ("tool", "Error: gone"),
         ("tool", ""),
     ]
-    assert [part["type"] for part in said[4]["content"]] == ["image_url", "text"]
+    assert [part["type"] for part in messages[4]["content"]] == ["image_url", "text"]
 
 
 def test_members():
-    """What has another name, or another shape."""
+    """Members with other names or shapes are translated."""
     tool = {"name": "look", "input_schema": {"type": "object"}, "strict": True}
     sent = chat(
         user(text("a")),
@@ -168,7 +168,7 @@ def test_members():
     ],
 )
 def test_what_is_refused(members, param):
-    """By the name it has at Anthropic."""
+    """An error names the field as Anthropic does."""
     with pytest.raises(ClientError) as caught:
         chat(user(text("a")), **members)
 
@@ -176,19 +176,19 @@ def test_what_is_refused(members, param):
 
 
 def test_an_estimate_does_not_count_the_bytes_of_pictures():
-    """Nor does it need a maximum of output."""
+    """Counting needs no maximum of output."""
     big = {"type": "image", "source": {**PNG, "data": "a" * 1_000_000}}
     asked = {"model": "m", "messages": [user(text("word " * 100), big)]}
 
     assert 1_600 < estimate_tokens(json.dumps(asked).encode()) < 2_000
 
 
-def completion(**said):
+def completion(**answer):
     return json.dumps(
         {
             "id": "chat-1",
             "model": "m",
-            "choices": [{"message": said, "finish_reason": "stop"}],
+            "choices": [{"message": answer, "finish_reason": "stop"}],
             "usage": {
                 "prompt_tokens": 10,
                 "completion_tokens": 3,
@@ -203,22 +203,22 @@ def call(arguments, index=0, **more):
 
 
 def test_a_whole_answer():
-    """The cache's tokens are no input here; what is no object among arguments is kept."""
+    """Cached tokens are not input tokens here; arguments that are not an object are kept."""
     calls = [
         {"id": "t", "function": {"name": "look", "arguments": '{"a": [1.10]}'}},
         {"id": "u", "function": {"name": "see", "arguments": "oops"}},
     ]
-    said = message(completion(content="Hi", tool_calls=calls), with_thinking=False)
+    raw = message(completion(content="Hi", tool_calls=calls), with_thinking=False)
 
-    assert b"1.10" in said
-    told = json.loads(said)
-    assert told["content"] == [
+    assert b"1.10" in raw
+    decoded = json.loads(raw)
+    assert decoded["content"] == [
         text("Hi"),
         {"type": "tool_use", "id": "t", "name": "look", "input": {"a": [1.1]}},
         {"type": "tool_use", "id": "u", "name": "see", "input": {"arguments": "oops"}},
     ]
-    assert told["stop_reason"] == "tool_use"
-    assert told["usage"] == {
+    assert decoded["stop_reason"] == "tool_use"
+    assert decoded["usage"] == {
         "input_tokens": 5,
         "cache_read_input_tokens": 4,
         "cache_creation_input_tokens": 1,
@@ -229,15 +229,15 @@ def test_a_whole_answer():
 
 
 def test_what_a_model_wants_back_comes_back():
-    """By way of the signature, byte for byte, whole and streamed."""
+    """Reasoning details come back through the signature, byte for byte, whole and streamed."""
     details = [{"type": "reasoning.text", "text": "Hm", "signature": "s=", "index": 0}]
-    said = json.loads(
+    answer = json.loads(
         message(
             completion(reasoning_content="Hm", reasoning_details=details, content="a"),
             with_thinking=True,
         )
     )
-    back = chat(assistant(*said["content"]))["messages"][0]
+    back = chat(assistant(*answer["content"]))["messages"][0]
     assert (back["reasoning_content"], back["reasoning_details"]) == ("Hm", details)
 
     pieces = [
@@ -246,7 +246,7 @@ def test_what_a_model_wants_back_comes_back():
         {"reasoning_details": [{"signature": "s=", "type": "reasoning.text", "index": 0}]},
         {"content": "a"},
     ]
-    blocks = told(*pieces)
+    blocks = content_blocks(*pieces)
     back = chat(assistant(*blocks))["messages"][0]
     assert (back["reasoning_content"], back["reasoning_details"]) == ("Hm", details)
     # Another maker's signature means nothing here.
@@ -255,7 +255,7 @@ def test_what_a_model_wants_back_comes_back():
 
 
 def stream(*deltas, last="stop"):
-    """A stream of these deltas."""
+    """Return a stream of these deltas."""
     choices = [{"delta": delta, "finish_reason": None} for delta in deltas]
     choices.append({"delta": {}, "finish_reason": last})
     chunks = [{"id": "chat-1", "model": "m", "choices": [choice]} for choice in choices]
@@ -265,7 +265,7 @@ def stream(*deltas, last="stop"):
 
 
 def events(content, cuts=()):
-    """What a client is told of a stream, however it is cut."""
+    """Return the events that a client gets of a stream, however it is cut."""
     translation = MessageEvents(with_thinking=True)
     edges = [0, *sorted(cuts), len(content)]
     out = b"".join(translation.feed(content[start:end]) for start, end in itertools.pairwise(edges))
@@ -286,8 +286,8 @@ def test_events_without_empty_lines_between_them():
     assert events(tight) == events(whole)
 
 
-def told(*deltas):
-    """The blocks that a client adds up; each event must find its block open."""
+def content_blocks(*deltas):
+    """Return the blocks that a client adds up; each event must find its block open."""
     blocks, opened = [], set()
     first, *others = events(stream(*deltas))
     assert first["type"] == "message_start"
@@ -320,8 +320,8 @@ def told(*deltas):
 
 
 def test_calls_whose_pieces_alternate():
-    """Each piece finds its own call."""
-    blocks = told(
+    """Each piece is added to its own call."""
+    blocks = content_blocks(
         {"content": "I look."},
         {"tool_calls": [{"index": 0, "id": "t", "function": {"name": "look"}}]},
         {"tool_calls": [{"index": 1, "id": "u", "function": {"name": "see"}}]},
@@ -338,8 +338,8 @@ def test_calls_whose_pieces_alternate():
 
 
 def test_what_is_kept_comes_before_the_call():
-    """Also after text, and without a word of thought."""
-    blocks = told(
+    """A thought signature precedes the call, after text and without a thought too."""
+    blocks = content_blocks(
         {"content": "I look."},
         {
             "thought_signature": "abc",
@@ -364,17 +364,17 @@ DELTAS = st.lists(
 
 @given(DELTAS)
 def test_any_order_makes_whole_blocks(deltas):
-    """And loses nothing of what was said."""
-    blocks = told(*deltas)
+    """No text and no thought is lost."""
+    blocks = content_blocks(*deltas)
 
     for kind, name in (("text", "content"), ("thinking", "reasoning_content")):
-        said = "".join(delta.get(name, "") for delta in deltas)
-        assert "".join(block[kind] for block in blocks if block["type"] == kind) == said
+        expected = "".join(delta.get(name, "") for delta in deltas)
+        assert "".join(block[kind] for block in blocks if block["type"] == kind) == expected
 
 
 @given(st.lists(st.integers(0, 600), max_size=20))
 def test_any_cut_is_told_the_same(cuts):
-    """However the bytes are chunked."""
+    """The events do not depend on how the bytes are cut."""
     content = stream({"reasoning_content": "Hm"}, {"content": "H\u00e9"}, {"content": "llo"})
 
     assert events(content, cuts) == events(content)
@@ -382,7 +382,7 @@ def test_any_cut_is_told_the_same(cuts):
 
 @pytest.mark.parametrize("ending", [b"\r\n", b"\r"])
 def test_any_stream_of_the_same_events_is_told_the_same(ending):
-    """With other ends of lines, a byte order mark, data in several lines, no end of the last."""
+    """Other line endings, a byte order mark, data in several lines and a missing end are read."""
     content = stream({"content": "H\u00e9"}, {"content": "llo"})
     odd = b"\xef\xbb\xbf" + content.replace(b', "', b',\ndata: "').rstrip(b"\n")
 
@@ -394,7 +394,7 @@ def test_any_stream_of_the_same_events_is_told_the_same(ending):
     [("stop", "end_turn"), ("length", "max_tokens"), ("content_filter", "refusal")],
 )
 def test_how_it_ends(last, reason):
-    """The last but one event says it, with the usage."""
+    """`message_delta` has the stop reason and the usage."""
     event = events(stream({"content": "a"}, last=last))[-2]
 
     assert event["delta"]["stop_reason"] == reason
@@ -402,7 +402,7 @@ def test_how_it_ends(last, reason):
 
 
 def test_an_error_within_ends_it():
-    """Nothing comes after it."""
+    """Nothing follows an error."""
     failure = {"error": {"message": "broken", "type": "x", "code": "y"}}
     content = f"data: {json.dumps(failure)}\n\ndata: [DONE]\n\n".encode()
 

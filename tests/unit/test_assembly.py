@@ -1,4 +1,4 @@
-"""Streams put together: what a plain answer would have said."""
+"""An assembled stream equals the plain answer."""
 
 import contextlib
 import itertools
@@ -17,13 +17,13 @@ HEAD = {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "m
 
 
 def stream(*objects):
-    """Server-sent events, ended as Venice ends them."""
+    """Return server-sent events, ended as Venice ends them."""
     lines = (b"data: " + json.dumps(value).encode() for value in objects)
     return b"".join(line + b"\n\n" for line in lines) + b"data: [DONE]\n\n"
 
 
 def chunk(delta, index=0, finish_reason=None, **more):
-    """A chunk of one choice."""
+    """Return a chunk of one choice."""
     choice = {"index": index, "delta": delta, "finish_reason": finish_reason, **more}
     return {**HEAD, "choices": [choice]}
 
@@ -32,7 +32,7 @@ LAST = {**HEAD, "choices": [], "usage": {"completion_tokens": 2}, "cost": {"usd"
 
 
 def assembled(assembly, *pieces):
-    """What is made of the bytes."""
+    """Return the assembled JSON."""
     reader = EventReader()
     for piece in pieces:
         assembly.feed(reader.feed(piece))
@@ -41,13 +41,13 @@ def assembled(assembly, *pieces):
 
 
 def whole(*chunks):
-    """What the chunks amount to."""
+    """Return the completion of these chunks."""
     return assembled(ChatCompletion(), stream(*chunks, LAST))
 
 
 @given(st.lists(st.lists(st.text(max_size=5), max_size=6), min_size=1, max_size=3))
 def test_texts_are_joined_for_each_choice(choices):
-    """Whatever is in them, in whatever turn the choices come."""
+    """Texts are joined for each choice, whatever is in them and in whatever order choices come."""
     chunks = [
         chunk({"role": "assistant", "content": piece}, index)
         for index, pieces in enumerate(choices)
@@ -64,7 +64,7 @@ def test_texts_are_joined_for_each_choice(choices):
 
 
 def test_the_frame_is_a_plain_answers():
-    """Usage and cost are its members, and nothing says that it was a stream."""
+    """Usage and cost are members, and nothing shows that it was a stream."""
     completion = whole(chunk({"content": "a"}), chunk({"content": None}, finish_reason="length"))
 
     assert completion == {
@@ -86,7 +86,7 @@ def test_the_frame_is_a_plain_answers():
 
 
 def test_calls_of_tools_are_joined_by_their_index():
-    """Arguments come in pieces; ids and names are said once, or again and again."""
+    """Arguments come in pieces; ids and names come once, or repeatedly."""
     first = {"index": 0, "id": "t1", "type": "function", "function": {"name": "f", "arguments": ""}}
     second = {"index": 1, "id": "t2", "type": "function", "function": {"name": "g"}}
     completion = whole(
@@ -106,7 +106,7 @@ def test_calls_of_tools_are_joined_by_their_index():
 
 
 def test_thoughts_and_probabilities_are_kept():
-    """Reasoning, its details by their index, and what is said of each token."""
+    """Reasoning, its details by their index, and the log probability of each token."""
     detail = {"type": "reasoning.text", "format": "x", "index": 0}
     completion = whole(
         chunk({"reasoning_content": "I ", "reasoning_details": [{**detail, "text": "I "}]}),
@@ -122,7 +122,7 @@ def test_thoughts_and_probabilities_are_kept():
 
 
 def test_a_response_is_what_its_last_event_repeats():
-    """The others are its pieces."""
+    """A response is its last event; earlier events are ignored."""
     answer = {"id": "r1", "status": "completed", "output": [], "usage": {"input_tokens": 1}}
     events = stream(
         {"type": "response.created", "response": {"id": "r1"}},
@@ -148,7 +148,7 @@ EVENTS = {
 @pytest.mark.parametrize("kind", EVENTS)
 @given(cuts=st.lists(st.integers(0, 1000), max_size=40), windows=st.booleans())
 def test_any_cut_gives_the_same(kind, cuts, windows):
-    """However the bytes are chunked, and whichever way lines end."""
+    """The result does not depend on cuts and line endings."""
     events = EVENTS[kind].replace(b"\n", b"\r\n") if windows else EVENTS[kind]
     edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
     pieces = [events[start:end] for start, end in itertools.pairwise(edges)]
@@ -157,7 +157,7 @@ def test_any_cut_gives_the_same(kind, cuts, windows):
 
 
 def work_of(assembly, pieces):
-    """How many lines of Python the assembly takes: time that no other process disturbs."""
+    """Return how many lines of Python the assembly runs, which load does not change."""
     lines = 0
 
     def count(frame, event, argument):
@@ -183,7 +183,7 @@ def work_of(assembly, pieces):
     ],
 )
 def test_twice_the_pieces_are_twice_the_work(more):
-    """An answer may have a hundred thousand of them, and other calls wait meanwhile."""
+    """An answer of a hundred thousand events costs little for each."""
 
     def work(count):
         return work_of(ChatCompletion(), [stream(chunk(**more(n))) for n in range(count)])
@@ -192,7 +192,7 @@ def test_twice_the_pieces_are_twice_the_work(more):
 
 
 def test_what_is_read_is_not_kept():
-    """Of the events, which are many times as long as what they say; a response is said last."""
+    """The output is kept, not its events, which are many times longer; of a response, the last."""
     events = stream({"type": "response.output_text.delta", "delta": "x" * 1000})
     response, chat = Response(), ChatCompletion()
     last = stream({"type": "response.completed", "response": {"output": []}})
@@ -207,7 +207,7 @@ def test_what_is_read_is_not_kept():
 
 
 def _size(value):
-    """Bytes of all that an object refers to."""
+    """Return the bytes of all objects that an object refers to."""
     if hasattr(value, "__dict__"):
         return sys.getsizeof(value) + _size(vars(value))
     if isinstance(value, dict):
@@ -222,7 +222,7 @@ def _size(value):
     "events", [b"", b"data: [DONE]\n\n", b"data: {\n\n", stream({"choices": [1]}), stream([])]
 )
 def test_what_is_no_answer(kind, events):
-    """Is an error, never an empty answer."""
+    """An empty or invalid stream raises UpstreamError."""
     with pytest.raises(UpstreamError):
         assembled(kind(), events)
 
@@ -243,7 +243,7 @@ def test_what_is_no_answer(kind, events):
     ],
 )
 def test_odd_shapes_are_an_error(odd):
-    """Of Venice's, whatever good chunks are beside them."""
+    """Venice's error raises UpstreamError, also among valid chunks."""
     with pytest.raises(UpstreamError):
         whole(chunk({"content": "a"}), odd)
 
@@ -347,17 +347,17 @@ ANYTHING = st.recursive(
         max_size=4,
     )
 )
-def test_no_events_break_it(said):
-    """But with the error that says so."""
+def test_arbitrary_events_raise_only_upstream_error(events):
+    """Arbitrary events are assembled, or raise UpstreamError."""
     for kind in EVENTS:
         with contextlib.suppress(UpstreamError):
-            assert isinstance(assembled(kind(), stream(*said)), dict)
+            assert isinstance(assembled(kind(), stream(*events)), dict)
 
 
 @pytest.mark.parametrize("kind", [ChatCompletion, Response])
 @pytest.mark.parametrize("depth", [500, 100_000])
 def test_what_is_nested_deeply_breaks_nothing(kind, depth):
-    """But is joined, or the error that says so."""
+    """Deeply nested members are assembled, or raise UpstreamError."""
     deep = b'{"a":' * depth + b"1" + b"}" * depth
     events = b'data: {"type":"response.completed","response":%b,"choices":[{"delta":%b}]}\n\n'
     with contextlib.suppress(UpstreamError):
@@ -365,7 +365,7 @@ def test_what_is_nested_deeply_breaks_nothing(kind, depth):
 
 
 def test_events_without_empty_lines_between_them():
-    """A stream that the meter reads is put together too."""
+    """A stream that the meter reads can be assembled."""
     whole = stream(chunk({"content": "a"}), chunk({"content": "b"}, finish_reason="stop"), LAST)
     tight = whole.replace(b"\n\n", b"\n") + b"\n"
 

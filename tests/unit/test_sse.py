@@ -86,7 +86,7 @@ def test_each_byte_alone_gives_the_same(stream):
 
 @given(STREAMS)
 def test_events_from_the_end(stream):
-    """Are the same events in reverse, and no byte is lost."""
+    """A reader from the end finds the same events in reverse, and loses no byte."""
     backwards = [*sse.split_backwards(stream)][::-1]
 
     assert b"".join(backwards) == b"".join(sse.split(stream)) == stream
