@@ -39,6 +39,8 @@ Both alternatives start with the same bytes, so the engine can search for these.
 REPLACEMENT: Final = rb"\\ufffd"
 ESCAPED_BACKSLASH: Final = b"\\\\"
 DIGITS_AS_ZERO: Final = bytes.maketrans(b"123456789", b"000000000")
+AS_ROUND: Final = bytes.maketrans(b"[]{}", b"()()")
+NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 SLICE_BYTES: Final = 64 * 1024
 UNCOUNTED_BYTES: Final = 16 * 1024
 """A body up to this size is read in a few milliseconds, whatever it contains."""
@@ -61,6 +63,9 @@ class Limits(NamedTuple):
     """Numbers with an exponent, each of which takes up to 25 µs near the ends of the range."""
     digits: int = 50
     """Digits of one number in a row. The time to decode them grows with their square."""
+    depth: int = 200
+    """Objects and lists within each other. Whatever reads or translates the body may recurse, and
+    has a stack of about 1,000 frames."""
     half_pairs: int = 200_000
     """Escaped halves of surrogate pairs, in a body with a lone half."""
 
@@ -179,6 +184,8 @@ def read(content: bytes, limits: Limits = LIMITS) -> JsonBody:
         value = msgspec.json.decode(content)
     except UNREADABLE:
         value = _decode_repaired(content)
+    if _is_deeper(content, limits.depth):
+        raise _too_deep()
     canonical = msgspec.json.encode(value)
     # The decoder keeps one of two members of the same name, so the value has fewer strings.
     if strings != _count_strings(canonical):
@@ -293,6 +300,23 @@ def _outside_strings(content: bytes) -> bytes:
     return b"".join(outside)
 
 
+def _is_deeper(content: bytes, depth: int) -> bool:
+    """Whether valid JSON has more than ``depth`` objects and lists within each other."""
+    if content.count(b"[") + content.count(b"{") <= depth:
+        return False
+    brackets = _outside_strings(content).translate(AS_ROUND, NO_BRACKETS)
+    for _ in range(depth):
+        if not brackets:
+            return False
+        # Each turn removes the innermost level.
+        brackets = brackets.replace(b"()", b"")
+    return bool(brackets)
+
+
+def _too_deep() -> ClientError:
+    return ClientError("The body is nested too deeply.", code="invalid_json")
+
+
 def _separators(content: bytes) -> int:
     return content.count(b",") + content.count(b"{") + content.count(b"[")
 
@@ -305,7 +329,7 @@ def _decode_repaired(content: bytes) -> Any:
     try:
         return msgspec.json.decode(_without_lone_halves(content))
     except RecursionError:
-        raise ClientError("The body is nested too deeply.", code="invalid_json") from None
+        raise _too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ClientError(f"The body is not valid JSON: {error}", code="invalid_json") from None
 

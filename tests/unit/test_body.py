@@ -285,3 +285,18 @@ def test_an_error_quotes_little_of_the_body(path):
         assert len(caught.value.message) < 2_500
         assert len(caught.value.param) < 1_500
         assert caught.value.param.startswith(path)
+
+
+@pytest.mark.parametrize("pair", [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a\\"[":', b"}]")])
+def test_the_depth_has_a_limit(pair):
+    """A body may be as deep as its limit, and no deeper, so that whatever reads it may recurse."""
+    begin, end = pair
+    levels = len(begin.replace(b'a\\"[', b"").translate(None, b'":a'))
+    fitting = body.LIMITS.depth // levels
+
+    def nested(depth):
+        return b"[%b]" % b",".join([begin * depth + b"0" + end * depth] * 3)
+
+    body.read(nested(fitting - 1))
+    with pytest.raises(ClientError, match="nested too deeply"):
+        body.read(nested(fitting))

@@ -81,7 +81,10 @@ class Content(msgspec.Struct):
                 self._check_type(value, is_part=is_part)
                 unread = _unread(value)
             for name, item in value.items():
-                if name in PARTS and isinstance(item, dict | list):
+                if name == "tools" and isinstance(item, list):
+                    # Read like other tools. A namespace has its tools within it.
+                    self.tools += item
+                elif name in PARTS and isinstance(item, dict | list):
                     waiting.append((item, True))
                 elif name not in UNREAD and name != unread and item not in EMPTY:
                     self._check_member(name, item)
@@ -119,9 +122,7 @@ class Content(msgspec.Struct):
             self.is_unbounded = True
 
     def _check_member(self, name: str, item: Any) -> None:
-        if name == "tools" and isinstance(item, list):
-            self.tools += item
-        elif name in PARTS:
+        if name in PARTS:
             # Anything but a text has a shape that no API has.
             self.is_unbounded |= not isinstance(item, str)
         elif MEDIA.search(name):
