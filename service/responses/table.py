@@ -181,6 +181,7 @@ PART_MEMBERS: Final[Mapping[str, MemberRule]] = {
     "file_id": MemberRule(REFUSE, REFUSE, OFF, NO_FILES),
     "file_url": MemberRule(TRANSLATED, CHAT, OFF),
 }
+TEXTS_OF_PARTS: Final = ("text", "refusal")
 TOOLS: Final[Mapping[str, MemberRule]] = {
     "function": ANY,
     "x_search": OF_VENICE,
@@ -246,7 +247,10 @@ class RuledMember(NamedTuple):
 
 
 def findings(members: Members) -> Iterator[RuledMember]:
-    """Yield the members of a request that ask for something, with their rules."""
+    """Yield the members of a request that ask for something, with their rules.
+
+    :raises ClientError: for tools and texts of another type, which no translation could read.
+    """
     yield from _members_of(members, MEMBERS, UNKNOWN)
     if ":" in str(members.get("model", "")):
         # Only chat completions read what follows the colon.
@@ -264,7 +268,7 @@ def findings(members: Members) -> Iterator[RuledMember]:
         if isinstance(value, str):
             yield RuledMember(f"include[{index}]", INCLUDE.get(value, ANY))
     tools = members.get("tools")
-    yield from _tools(tools if isinstance(tools, list) else [], "tools")
+    yield from _tools([] if tools is None else tools, "tools")
     yield from _choice(members.get("tool_choice"))
     yield from _input(members)
 
@@ -286,12 +290,9 @@ NESTED_MEMBERS: Final = frozenset(
 """Members that have a table of their own."""
 
 
-def _tools(tools: list[Any], within: str) -> Iterator[RuledMember]:
-    for index, tool in enumerate(tools):
+def _tools(tools: Any, within: str) -> Iterator[RuledMember]:
+    for index, tool in enumerate(_checked_tools(tools, within)):
         field, kind = f"{within}[{index}]", tool_type(tool)
-        if not isinstance(tool, dict):
-            yield RuledMember(field, UNKNOWN_ITEM)
-            continue
         rule = TOOLS.get(kind, NO_TOOL)
         if kind == "function" and isinstance(tool.get("function"), dict):
             rule = NESTED
@@ -304,8 +305,15 @@ def _tools(tools: list[Any], within: str) -> Iterator[RuledMember]:
         if kind == "x_search":
             others = {name: value for name, value in tool.items() if name != "type"}
             yield from _members_of(others, {}, X_SEARCH_MEMBER, f"{field}.")
-        if kind == "namespace" and isinstance(tool.get("tools"), list):
+        if kind == "namespace" and tool.get("tools") is not None:
             yield from _tools(tool["tools"], f"{field}.tools")
+
+
+def _checked_tools(tools: Any, field: str) -> list[Members]:
+    """:raises ClientError: when they are not a list of objects."""
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ClientError(f"{field}: must be a list of objects.", param=field)
+    return tools
 
 
 def _runs_at_client(kind: str, tool: Members) -> bool:
@@ -320,6 +328,8 @@ def _choice(choice: Any) -> Iterator[RuledMember]:
     if not isinstance(choice, dict):
         return
     kind = tool_type(choice)
+    if choice.get("tools") is not None:
+        _checked_tools(choice["tools"], "tool_choice.tools")
     if kind == "function":
         yield RuledMember("tool_choice", NESTED if "function" in choice else FLAT_CHOICE)
     else:
@@ -350,6 +360,8 @@ def _items(items: list[Any], within: str, *, may_begin: bool) -> Iterator[RuledM
             yield RuledMember(field, LATE_SYSTEM)
         if item.get("namespace") is not None:
             yield RuledMember(f"{field}.namespace", BY_CHAT)
+        if kind == "tool_search_output" and item.get("tools") is not None:
+            _checked_tools(item["tools"], f"{field}.tools")
         for name in ("content", "output"):
             if kind != "reasoning":
                 yield from _parts(item.get(name), f"{field}.{name}")
@@ -370,6 +382,9 @@ def _part(part: Any, field: str) -> Iterator[RuledMember]:
     rule = PARTS.get(kind, UNKNOWN_PART) if isinstance(kind, str) else UNKNOWN_PART
     if rule is not ANY:
         yield RuledMember(field, rule)
+    for name in TEXTS_OF_PARTS:
+        if not isinstance(part.get(name), str | None):
+            raise ClientError(f"{field}.{name}: must be a text.", param=f"{field}.{name}")
     for name in PART_MEMBERS:
         if part.get(name) not in PART_MEMBERS[name].neutral:
             yield RuledMember(f"{field}.{name}", PART_MEMBERS[name])

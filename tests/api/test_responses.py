@@ -1,6 +1,7 @@
 """The Responses API before a Venice that plays both of its modes: nothing that a caller asks for is
 lost in silence, and what Venice lacks is refused by name."""
 
+import asyncio
 import json
 
 import openai
@@ -710,3 +711,54 @@ async def test_a_duration_passes(odd):
     response, _ = await send(caller, "m")
 
     assert response.headers["x-venice-audio-duration"] == "5.5"
+
+
+SEARCHED = {"type": "tool_search_output", "call_id": "c"}
+
+
+@pytest.mark.parametrize("model", [NATIVE, TRANSLATED])
+@pytest.mark.parametrize(
+    ("members", "param"),
+    [
+        (parts({"type": "input_text", "text": 5}, {"type": "input_image", "image_url": PIXEL}), 0),
+        (parts({"type": "refusal", "refusal": []}), 0),
+        ({"input": [{**CUSTOM_RESULT, "output": [{"type": "text", "text": {}}]}]}, 0),
+        ({"tools": [WRITE, {"type": "namespace", "name": "n", "tools": 5}]}, "tools[1].tools"),
+        ({"tools": [WRITE], "tool_choice": 5}, "tool_choice"),
+        (
+            {"tools": [WRITE], "tool_choice": {"type": "allowed_tools", "tools": 5}},
+            "tool_choice.tools",
+        ),
+        ({"input": [{**SEARCHED, "tools": ["x"]}]}, "input[0].tools"),
+        ({"instructions": {"type": "input_text", "text": 5}, "tools": [WRITE]}, "instructions"),
+    ],
+    ids=str,
+)
+async def test_members_of_another_type_are_refused(caller, members, param, model):
+    """A text or a list of tools of another type, which no translation could read, is refused by
+    its name, whatever the model."""
+    body = {"model": model, "input": "Hello", **members}
+    async with caller.service.http.post(
+        "/v1/responses", json=body, headers=caller.headers
+    ) as response:
+        error = (await response.json())["error"]
+
+    assert response.status == 400, error
+    if param:
+        assert error["param"] == param
+    else:
+        assert error["message"].endswith(": must be a text.")
+
+
+async def test_deep_tools_do_not_hold_up_others(caller):
+    """Tools within tools are read once each, however deep they are."""
+    deep = {"type": "namespace", "name": "n", "tools": [LOOK] * 100}
+    for _ in range(90):
+        deep = {"type": "namespace", "name": "n", "tools": [deep]}
+    body = {"model": TRANSLATED, "input": [{**SEARCHED, "tools": [deep]}]}
+    started = asyncio.get_running_loop().time()
+    async with caller.service.http.post(
+        "/v1/responses", json=body, headers=caller.headers
+    ) as response:
+        assert response.status == 200, await response.text()
+    assert asyncio.get_running_loop().time() - started < 0.5

@@ -39,6 +39,8 @@ class ResponsesRequest(TokenRequest, kw_only=True):
     """The members that are read here. All others are passed on."""
 
     input: str | list[dict[str, Any]]
+    instructions: str | list[dict[str, Any]] | msgspec.UnsetType | None = msgspec.UNSET
+    tool_choice: str | dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
     max_output_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
 
 
