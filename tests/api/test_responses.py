@@ -752,7 +752,7 @@ async def test_members_of_another_type_are_refused(caller, members, param, model
 
 async def test_deep_tools_do_not_hold_up_others(caller):
     """Tools within tools are read once each, however deep they are."""
-    deep = {"type": "namespace", "name": "n", "tools": [LOOK] * 100}
+    deep = {"type": "namespace", "name": "n", "tools": [{"type": "custom"}] * 8_000}
     for _ in range(90):
         deep = {"type": "namespace", "name": "n", "tools": [deep]}
     body = {"model": TRANSLATED, "input": [{**SEARCHED, "tools": [deep]}]}

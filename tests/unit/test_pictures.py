@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from service.gateway.endpoints.content import Content
 from service.gateway.endpoints.pictures import NO_PICTURES, PictureTokens, Size, read_size
 
 MODEL, GPT, MINI = "kimi-k2-6", "openai-gpt-54", "openai-gpt-4o-mini-2024-07-18"
@@ -132,3 +133,38 @@ def test_a_smaller_picture_has_a_smaller_bound():
         assert bounds[0] < bounds[1] < bounds[2]
         both = NO_PICTURES.plus(PictureTokens.of(Size(10, 10))).plus(PictureTokens.of(Size(9, 9)))
         assert both.for_model(model) == 2 * bounds[0]
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "is_picture"),
+    [
+        (lambda part: {"role": "user", "content": [part]}, True),
+        (lambda part: {"type": "function_call_output", "call_id": "c", "output": [part]}, True),
+        (
+            lambda part: {
+                "role": "assistant",
+                "tool_calls": [{**CALL, "function": {"name": "f", "arguments": part}}],
+            },
+            False,
+        ),
+        (
+            lambda part: {
+                "role": "assistant",
+                "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"content": part}}}],
+            },
+            False,
+        ),
+        (lambda part: {"role": "user", "content": "Hello", "other": [part]}, False),
+    ],
+)
+def test_only_content_has_pictures(message, is_picture):
+    """What looks like a picture counts as one only in a message's content. Elsewhere a model may
+    get it as a text, of a length that only its window bounds."""
+    content = Content()
+    content.read([message({"type": "image_url", "image_url": {"url": data_url(png(1, 1))}})])
+
+    assert (content.pictures is not NO_PICTURES) is is_picture
+    assert content.is_unbounded is not is_picture

@@ -1,7 +1,8 @@
 """Finds what a conversation contains beside text: pictures, and media of unknown length."""
 
 import re
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -50,6 +51,15 @@ UNBOUNDED: Final = "sound, video, files or unknown parts"
 """What may have more tokens than bytes."""
 
 
+class _Place(NamedTuple):
+    """An object or a list in a conversation, that is still to be read."""
+
+    value: Any
+    is_part: bool = False
+    is_content: bool = True
+    """Whether it is an item of the conversation, or the content of one."""
+
+
 class Content(msgspec.Struct):
     """What a conversation contains."""
 
@@ -65,31 +75,41 @@ class Content(msgspec.Struct):
 
     def read(self, conversation: Any) -> None:
         """Read messages, or the items of a response's input."""
-        waiting: list[tuple[Any, bool]] = []
+        waiting: list[_Place] = []
         if isinstance(conversation, dict | list):
-            waiting.append((conversation, False))
+            waiting.append(_Place(conversation))
         while waiting:
-            value, is_part = waiting.pop()
-            if isinstance(value, list):
-                waiting += [(item, is_part) for item in value if isinstance(item, dict | list)]
+            place = waiting.pop()
+            if isinstance(place.value, list):
+                waiting += [
+                    place._replace(value=item)
+                    for item in place.value
+                    if isinstance(item, dict | list)
+                ]
                 continue
             unread = None
             # A message without a type is text.
-            if is_part or "type" in value:
-                if self._take_picture(value):
+            if place.is_part or "type" in place.value:
+                # Elsewhere it may be JSON that the model gets as a text.
+                if place.is_content and self._take_picture(place.value):
                     continue
-                self._check_type(value, is_part=is_part)
-                unread = _unread(value)
-            for name, item in value.items():
-                if name == "tools" and isinstance(item, list):
-                    # Read like other tools. A namespace has its tools within it.
-                    self.tools += item
-                elif name in PARTS and isinstance(item, dict | list):
-                    waiting.append((item, True))
-                elif name not in UNREAD and name != unread and item not in EMPTY:
-                    self._check_member(name, item)
-                    if isinstance(item, dict | list):
-                        waiting.append((item, False))
+                self._check_type(place.value, is_part=place.is_part)
+                unread = _unread(place.value)
+            waiting += self._inner(place, unread)
+
+    def _inner(self, place: "_Place", unread: str | None) -> Iterator["_Place"]:
+        """Check the members of an object. Yields those in which more may be."""
+        for name, item in place.value.items():
+            is_nested = isinstance(item, dict | list)
+            if name == "tools" and isinstance(item, list):
+                # Read like other tools. A namespace has its tools within it.
+                self.tools += item
+            elif name in PARTS and is_nested:
+                yield _Place(item, is_part=True, is_content=place.is_content)
+            elif name not in UNREAD and name != unread and item not in EMPTY:
+                self._check_member(name, item)
+                if is_nested:
+                    yield _Place(item, is_content=False)
 
     def _take_picture(self, part: dict[str, Any]) -> bool:
         kind = part.get("type")
