@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 
+from service.formats import surrogates
 from service.formats.sse import BYTE_ORDER_MARK
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -79,9 +80,9 @@ class _Value:
 
     def convert(self, value: Any) -> Any:
         try:
-            return msgspec.convert(value, self._shape)
+            return surrogates.convert(value, self._shape)
         except msgspec.ValidationError:
-            return msgspec.convert(value, self._shape, strict=False)
+            return surrogates.convert(value, self._shape, strict=False)
 
 
 class _Custom:
@@ -169,7 +170,7 @@ class Lenient(Generic[T]):
         :raises MemberError: when a needed member is malformed.
         """
         try:
-            return msgspec.convert(value, self._shape)
+            return surrogates.convert(value, self._shape)
         except (msgspec.ValidationError, RecursionError):
             if not isinstance(value, dict):
                 raise msgspec.ValidationError("has the wrong type") from None

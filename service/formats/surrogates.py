@@ -29,7 +29,19 @@ def decode(content: bytes, shape: type[T]) -> T:
             value = json.loads(content.decode(errors="replace"), parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise msgspec.DecodeError(str(error)) from error
-    return msgspec.convert(value, shape)
+    return convert(value, shape)
+
+
+def convert(value: Any, shape: type[T], *, strict: bool = True) -> T:
+    """Convert decoded JSON to ``shape``. ``strict``: whether a text is no number.
+
+    :raises msgspec.ValidationError: when it is of another shape.
+    """
+    try:
+        return msgspec.convert(value, shape, strict=strict)
+    except UnicodeEncodeError:
+        # Of a text that is not of the shape, msgspec cannot quote the half in its error.
+        raise msgspec.ValidationError("has the wrong type") from None
 
 
 def _refuse(constant: str) -> NoReturn:

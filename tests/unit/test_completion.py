@@ -20,7 +20,7 @@ def delta(**members):
     return choice.delta
 
 
-ODD = [None, 5, 1.5, True, "", "text", [], [None], ["a"], {}, {"a": 1}]
+ODD = [None, 5, 1.5, True, "", "text", "\ud83d", [], [None], ["a"], {}, {"a": 1}]
 UNNEEDED = [
     ("id", "created", "model", "usage", "venice_parameters", "object", "error"),
     ("finish_reason", "logprobs"),
