@@ -1,9 +1,17 @@
 """Requests of the Responses API that are translated to chat completions."""
 
+import contextlib
+import time
+
+import msgspec
 import pytest
 
 from service import responses
+from service.accounts import KeySettings
+from service.errors import ClientError
+from service.gateway.call import Inbound
 from service.gateway.endpoints import members
+from service.gateway.endpoints.responses import RESPONSES
 
 TEXT = {"type": "input_text", "text": "Hello"}
 IMAGE = {"type": "input_image", "image_url": "https://a.example/a.png", "detail": "original"}
@@ -256,3 +264,19 @@ def test_searches_are_told_apart_as_for_their_price(kind):
     """What this table takes for a search is what has the price of one."""
     is_search = responses.tool_type({"type": kind}) in ("web_search", "x_search")
     assert is_search == (members.SEARCH_TOOL.fullmatch(kind) is not None)
+
+
+def test_a_large_body_is_read_once():
+    """All forms of a large body, and its refusals, are made where it is read, which is a thread of
+    its own. Choosing the models, in the event loop, takes a fraction of that time."""
+    items = [{"role": "user", "content": "Hello"}] * 20_000
+    stored = [{"type": "item_reference", "id": "x"}]
+    for conversation, is_refused in ((items, False), (items + stored, True)):
+        content = msgspec.json.encode({"model": "alias", "input": conversation, "n": 1})
+        inbound = Inbound(content=content, request_id="r", headers={}, settings=KeySettings())
+        started = time.perf_counter()
+        call = RESPONSES.parse(inbound)
+        parsed = time.perf_counter()
+        with pytest.raises(ClientError) if is_refused else contextlib.nullcontext():
+            call.for_models(["openai-gpt-53-codex", "kimi-k2-6"])
+        assert time.perf_counter() - parsed < (parsed - started) / 10

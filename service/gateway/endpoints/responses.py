@@ -52,7 +52,7 @@ class ResponsesForms:
         self._json = json
         self._call = call
         self._mode = _mode(inbound)
-        self._made: dict[bool, TokenCall] = {}
+        self._made: dict[bool, TokenCall | ClientError] = {}
 
     def of(self, *, is_native: bool) -> TokenCall:
         """The call for a model that Venice serves natively, or for one that it does not.
@@ -60,11 +60,26 @@ class ResponsesForms:
         :raises ClientError: naming the member that such a model cannot be asked for.
         """
         if is_native not in self._made:
-            call = self._made[is_native] = self._make(is_native=is_native)
-            if call.document is not None and len(call.body) > LARGE_BYTES:
-                # Here and not in the event loop, which changes members later.
-                call.document.locate()
-        return self._made[is_native]
+            try:
+                self._made[is_native] = self._make(is_native=is_native)
+            except ClientError as error:
+                self._made[is_native] = error
+        made = self._made[is_native]
+        if isinstance(made, ClientError):
+            raise made
+        return made
+
+    def prepare(self, model: str) -> None:
+        """Make the forms of a large body now and not in the event loop, which it would hold up.
+        A refusal waits for the model that answers, since the name may stand for others."""
+        kinds = [responses.is_native(model)]
+        if len(self._inbound.content) > LARGE_BYTES:
+            kinds.append(not kinds[0])
+        for is_native in kinds:
+            with contextlib.suppress(ClientError):
+                form = self.of(is_native=is_native)
+                if form.document is not None and len(form.body) > LARGE_BYTES:
+                    form.document.locate()
 
     def _make(self, *, is_native: bool) -> TokenCall:
         members = self._json.members
@@ -147,10 +162,7 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
         relay = relay_of(request, inbound, facts["max_output_tokens"])
         call = TokenCall(**facts, is_stream=is_stream, relay=relay)
         forms = ResponsesForms(inbound, json, call)
-        # Here and not in the event loop, which a large body would hold up. A refusal waits for the
-        # model that answers, since the name may stand for another.
-        with contextlib.suppress(ClientError):
-            forms.of(is_native=responses.is_native(call.model))
+        forms.prepare(call.model)
         return ResponsesCall(**facts, is_stream=is_stream, relay=relay, forms=forms)
 
     def assembly(self) -> Assembly:
