@@ -131,7 +131,9 @@ async def test_the_server_restarts_under_load(own_server):
     settings = make_settings(own_server.address, "http://venice.invalid")
     async with open_pool(settings, own_server.address) as pool:
         asking = [asyncio.create_task(ask(pool)) for _ in range(10)]
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(20):
+            while done < 10:
+                await asyncio.sleep(0.1)
         before = done
         await asyncio.to_thread(own_server.restart)
         await asyncio.sleep(0.5)
