@@ -19,6 +19,9 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM set_config('lock_timeout', '100ms', true);
+    -- Before any partition, as everybody does: the drop of a month has the ledger when it locks the
+    -- default partition.
+    LOCK TABLE ONLY public.ledger_entries IN SHARE UPDATE EXCLUSIVE MODE;
     SELECT count(*) INTO strays
     FROM (
         SELECT
@@ -38,8 +41,6 @@ BEGIN
         ' FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()',
         name
     );
-    -- In the order in which readers of the ledger lock them.
-    LOCK TABLE ONLY public.ledger_entries IN SHARE UPDATE EXCLUSIVE MODE;
     LOCK TABLE ledger_partitions.ledger_entries_default IN ACCESS EXCLUSIVE MODE;
     IF strays > 0 THEN
         EXECUTE format(

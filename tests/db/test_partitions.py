@@ -147,6 +147,23 @@ async def test_a_reader_of_one_month_delays_no_call(books, reader):
     assert await books.connection.fetchval(drop, old)
 
 
+async def test_a_new_month_waits_for_the_ledger_before_it_locks_a_partition(books, reader):
+    """A session that waits for the ledger to create a month holds no partition, which the session
+    that has the ledger may need: the drop of another month locks the default partition."""
+    await books.connection.execute(f"DROP TABLE {partition(3)}")
+    await books.change("make_ledger_partition", "'100ms'", "'10s'")
+    waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+    async with reader.transaction():
+        await reader.execute("LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE")
+        creating = asyncio.ensure_future(ledger.make_partitions(books.database))
+        await books.wait_for(waits)
+        await reader.execute(
+            "LOCK TABLE ledger_partitions.ledger_entries_default IN ACCESS EXCLUSIVE MODE NOWAIT"
+        )
+
+    assert await creating
+
+
 async def test_one_process_creates_them(books, database_address):
     """Only one of several processes that find the same months missing creates them."""
     await books.connection.execute(f"DROP TABLE {partition(1)}, {partition(3)}")
