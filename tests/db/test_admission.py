@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from books import EACH_USER
+from books import EACH_USER, Books, digest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -319,26 +319,39 @@ async def test_a_sweep_lets_nobody_exceed_a_limit(books):
 
 
 async def test_each_call_of_a_batch_counts_on_its_own_limits(books):
-    """Calls that differ only in key, model or end user and come in any order in one batch each take
-    their hold on the limits that bind them, and on no other."""
-    callers = [
-        {"key": key, "model": model, "end_user": end_user}
-        for key in books.keys
-        for model in ("m", "other")
-        for end_user in (None, "alice", "bob")
-    ]
-    limits = {
-        await books.limit("concurrency", None, 100, **binding): binding
-        for binding in (
+    """Calls that differ only in organization, key, model or end user and come in any order in one
+    batch each take their hold on the limits that bind them, and on no other."""
+    other = Books(books.database, books.connection)
+    await other.prepare()
+    limits, callers = {}, []
+    for owner in (books, other):
+        bindings = (
             {},
             {"model": "m"},
             {"end_user": "alice"},
             {"end_user": "bob", "model": "other"},
-            *({"key": key} for key in books.keys),
+            *({"key": key} for key in owner.keys),
         )
-    }
+        for binding in bindings:
+            limit_id = await owner.limit("concurrency", None, 100, **binding)
+            limits[limit_id] = {"owner": owner, **binding}
+        template_id = await owner.limit("concurrency", None, 100, end_user=EACH_USER)
+        for end_user in (None, *END_USERS):
+            counter_id = await books.connection.fetchval(
+                "SELECT limit_child_id($1, $2)", template_id, digest(end_user) if end_user else b""
+            )
+            limits[counter_id] = {"owner": owner, "end_user": end_user}
+        callers += [
+            {"owner": owner, "key": key, "model": model, "end_user": end_user}
+            for key in owner.keys
+            for model in MODELS
+            for end_user in (None, *END_USERS)
+        ]
     calls = random.sample(callers * 3, 3 * len(callers))
-    holds = [books.hold(**caller) for caller in calls]
+    holds = [
+        caller["owner"].hold(key=caller["key"], model=caller["model"], end_user=caller["end_user"])
+        for caller in calls
+    ]
 
     await books.connection.fetch(
         SETTLE_AND_ADMIT, None, msgspec.json.encode(holds).decode(), books.keys[0], LEASE_S, 100
