@@ -684,7 +684,11 @@ BEGIN
             PERFORM set_config('lock_timeout', '100ms', true);
             LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
             PERFORM set_config('lock_timeout', '50ms', true);
-            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
+            EXECUTE format(
+                'LOCK TABLE ledger_partitions.%I, ledger_partitions.ledger_entries_default'
+                ' IN ACCESS EXCLUSIVE MODE',
+                name
+            );
             PERFORM
             FROM public.limits l
             WHERE (l.organization_id, l.id) IN (SELECT * FROM unnest(organization_ids, limit_ids))
@@ -1264,6 +1268,9 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM set_config('lock_timeout', '100ms', true);
+    -- Before any partition, as everybody does: the drop of a month has the ledger when it locks the
+    -- default partition.
+    LOCK TABLE ONLY public.ledger_entries IN SHARE UPDATE EXCLUSIVE MODE;
     SELECT count(*) INTO strays
     FROM (
         SELECT
@@ -1283,8 +1290,6 @@ BEGIN
         ' FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()',
         name
     );
-    -- In the order in which readers of the ledger lock them.
-    LOCK TABLE ONLY public.ledger_entries IN SHARE UPDATE EXCLUSIVE MODE;
     LOCK TABLE ledger_partitions.ledger_entries_default IN ACCESS EXCLUSIVE MODE;
     IF strays > 0 THEN
         EXECUTE format(

@@ -136,6 +136,13 @@ MUTATIONS = (
     ),
     # Tenants.
     Mutation(
+        "the limits of other organizations in a batch bind a call",
+        f"{SQL}/places_binding.sql",
+        "WHILE owner_ids[place] = call_organization_id LOOP",
+        "WHILE place <= cardinality(owner_ids) LOOP",
+        "tests/db/test_admission.py::test_each_call_of_a_batch_counts_on_its_own_limits",
+    ),
+    Mutation(
         "a key uses any model",
         "service/gateway/pipeline.py",
         "                caller.allowed_models,\n",

@@ -3,10 +3,12 @@
 -- Returns false, and changes nothing, when every attempt met a session that reads the ledger.
 --
 -- The drop needs the ledger exclusively, and every session that comes later waits behind it. So
--- each attempt waits for at most 0.1 s, then lets the others pass. Everybody locks the ledger, then
--- partitions (a generic plan all of them), then limits: in another order the drop and a call would
--- wait for each other at every attempt. Whoever reads the month itself holds no lock of the ledger:
--- while there is one the ledger is not locked at all.
+-- each attempt waits for at most 0.1 s, then lets the others pass. It locks in the order of
+-- everybody: the ledger, then partitions (a generic plan locks all of them), then limits. In
+-- another order the drop and a call would wait for each other at every attempt. DROP TABLE locks
+-- the default partition too. A session that reads the month by its name does not lock the ledger,
+-- so the drop would wait for it while it has the ledger: such an attempt ends before it locks
+-- anything.
 CREATE OR REPLACE FUNCTION public.drop_ledger_month(
     month timestamptz, organization_ids uuid[], limit_ids uuid[], windows timestamptz[],
     amounts bigint[], attempts integer
@@ -23,7 +25,11 @@ BEGIN
             PERFORM set_config('lock_timeout', '100ms', true);
             LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE;
             PERFORM set_config('lock_timeout', '50ms', true);
-            EXECUTE format('LOCK TABLE ledger_partitions.%I IN ACCESS EXCLUSIVE MODE', name);
+            EXECUTE format(
+                'LOCK TABLE ledger_partitions.%I, ledger_partitions.ledger_entries_default'
+                ' IN ACCESS EXCLUSIVE MODE',
+                name
+            );
             PERFORM
             FROM public.limits l
             WHERE (l.organization_id, l.id) IN (SELECT * FROM unnest(organization_ids, limit_ids))

@@ -1,4 +1,5 @@
--- Whether somebody has locked a month of the ledger without the ledger, as who reads it by its name.
+-- Return whether another session has locked a month of the ledger but not the ledger itself, as one
+-- that reads the month by its name does.
 CREATE OR REPLACE FUNCTION public.is_month_read(partition_name text)
 RETURNS boolean
 LANGUAGE sql STABLE AS $$

@@ -23,13 +23,13 @@
 -- refusal. A refusal by a limit has the numbers that prove it, used + held + needed > ceiling, and
 -- retry_after_s when waiting helps.
 --
--- Lock order, everywhere: the organization (its audit chain), the ledger as a whole, templates,
--- other limits, each by (organization_id, id), then holds. Admission and settlement lock no
--- organization. VOLATILE, so that each statement sees what was committed before it. Tables are read
--- by keys at hand, without sequential scans and by one generic plan: a plan made when a table was
--- small would read all of it until the next analysis. The steps run with these settings and plan
--- their statements under them. The lock timeout is short because every other call waits for the
--- batch.
+-- Lock order, everywhere: the organization (its audit chain), the ledger as a whole, its
+-- partitions, templates, other limits, each by (organization_id, id), then holds. Admission and
+-- settlement lock no organization. VOLATILE, so that each statement sees what was committed before
+-- it. Tables are read by keys at hand, without sequential scans and by one generic plan: a plan
+-- made when a table was small would read all of it until the next analysis. The steps run with
+-- these settings and plan their statements under them. The lock timeout is short because every
+-- other call waits for the batch.
 CREATE OR REPLACE FUNCTION public.settle_and_admit(
     entries jsonb, only_expired boolean, calls jsonb, process_id uuid, lease interval,
     most_end_users integer

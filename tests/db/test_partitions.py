@@ -25,6 +25,7 @@ INSERT = """
 MONTHS = "SELECT array_agg(month ORDER BY month) FROM public.ledger_months()"
 READ_LEDGER = "LOCK TABLE public.ledger_entries IN ACCESS SHARE MODE"
 """The lock that pg_dump takes on every table and partition."""
+HAS_WAITERS = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
 PAUSE_S = 0.2
 """How much longer than usual a call may take while somebody reads the ledger."""
 
@@ -147,16 +148,37 @@ async def test_a_reader_of_one_month_delays_no_call(books, reader):
     assert await books.connection.fetchval(drop, old)
 
 
+async def test_a_drop_locks_no_limit_before_its_partitions(books, reader):
+    """While somebody reads the default partition by its name, a drop waits for it without a lock of
+    the limits, which calls need."""
+    limit_id = await books.limit("usd", "lifetime", 10**12)
+    await books.connection.execute(
+        "SELECT public.make_ledger_partition(date_trunc('month', now()) - interval '9 months', 1)"
+    )
+    old = await books.connection.fetchval("SELECT min(month) FROM public.ledger_months()")
+    await books.change("drop_ledger_month", "'50ms'", "'10s'")
+    drop = "SELECT public.drop_ledger_month($1, ARRAY[$2::uuid], ARRAY[$3::uuid], '{}', '{}', 1)"
+    async with reader.transaction():
+        await reader.fetch("SELECT FROM ledger_partitions.ledger_entries_default")
+        dropping = asyncio.ensure_future(
+            books.connection.fetchval(drop, old, books.organization_id, limit_id)
+        )
+        async with asyncio.timeout(10):
+            while not await books.database.fetchval(HAS_WAITERS):
+                await asyncio.sleep(0.02)
+        await reader.execute(f"SELECT FROM limits WHERE id = '{limit_id}' FOR UPDATE NOWAIT")
+    assert await dropping
+
+
 async def test_a_new_month_waits_for_the_ledger_before_it_locks_a_partition(books, reader):
     """A session that waits for the ledger to create a month holds no partition, which the session
     that has the ledger may need: the drop of another month locks the default partition."""
     await books.connection.execute(f"DROP TABLE {partition(3)}")
     await books.change("make_ledger_partition", "'100ms'", "'10s'")
-    waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
     async with reader.transaction():
         await reader.execute("LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE")
         creating = asyncio.ensure_future(ledger.make_partitions(books.database))
-        await books.wait_for(waits)
+        await books.wait_for(HAS_WAITERS)
         await reader.execute(
             "LOCK TABLE ledger_partitions.ledger_entries_default IN ACCESS EXCLUSIVE MODE NOWAIT"
         )
