@@ -1,12 +1,11 @@
 """Who is calling: keys as they are shown, looked up through a small cache.
 
 A key is 256 random bits; the database holds its SHA-256. The cache only saves reads: NOTIFY empties
-it when a key or an organization changes, each entry is read again after a few seconds
-anyway, and paid calls are checked again at admission.
+it when a key or an organization changes, each entry is read again after a few seconds anyway,
+and paid calls are checked again at admission.
 """
 
 import asyncio
-import math
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
@@ -79,8 +78,6 @@ class _Known(msgspec.Struct, frozen=True):
     read_at: float
     changes: int
     """How many changes there were before it was read."""
-    ends_at: float
-    """Until when the key is in force, in seconds since 1970; in the past if it is not."""
     row: Any
     caller: Caller
 
@@ -102,12 +99,19 @@ class Callers:
         self._changes += 1
 
     def find(self, key: str) -> Caller | None:
-        """The caller whose key this is, if it was read a moment ago and is in force; None if
-        :meth:`identify` has to look at it."""
+        """The caller whose key this is, if it was read a moment ago; None if :meth:`identify` has
+        to read it.
+
+        :raises Unauthenticated, Forbidden: as :meth:`identify`.
+        """
         if not crypto.API_KEY_FORM.fullmatch(key):
             return None
-        known = self._fresh(crypto.key_digest(key))
-        return known.caller if known is not None and time.time() < known.ends_at else None
+        digest = crypto.key_digest(key)
+        known = self._fresh(digest)
+        if known is None:
+            return None
+        _check_in_force(known.row, digest)
+        return known.caller
 
     def _fresh(self, digest: bytes) -> _Known | None:
         """What is known of a key, unless it has to be read again."""
@@ -153,7 +157,7 @@ class Callers:
         if row is None:
             self._cache.pop(digest, None)
             raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
-        known = _Known(read_at, changes, _ends_at(row, digest), row, self._caller(row))
+        known = _Known(read_at, changes, row, self._caller(row))
         # What was read before a change was announced is not fresh, but shows that the key is known.
         self._cache[digest] = known
         self._cache.move_to_end(digest)
@@ -200,17 +204,6 @@ def _merged(row: Any) -> KeySettings:
         venice_parameters=parameters,
         on_small_budget=stated or ("cut" if cuts else "refuse"),
     )
-
-
-def _ends_at(row: Any, digest: bytes) -> float:
-    """Until when a key is in force by its row, in seconds since 1970; see :func:`_check_in_force`,
-    which has the reason if it is not."""
-    if row["revoked_at"] is not None or row["organization_status"] != "active":
-        return -math.inf
-    ends = [row["expires_at"]]
-    if row["digest"] != digest:
-        ends.append(row["previous_until"])
-    return min([end.timestamp() for end in ends if end is not None], default=math.inf)
 
 
 def _check_in_force(row: Any, digest: bytes) -> None:
