@@ -157,8 +157,7 @@ class Names:
     ) -> tuple[str, ...]:
         """Resolve a name; see :meth:`service.catalog.Catalog.targets`."""
         plain, colon, suffix = name.partition(":")
-        aliases = self.aliases
-        alias = aliases.get((organization_id, plain)) or aliases.get((None, plain))
+        alias = self.alias(organization_id, plain)
         if alias is None and plain in self.models.listed and (allowed is None or plain in allowed):
             return (name,)
         if not self.models.listed:
