@@ -136,6 +136,15 @@ MUTATIONS = (
     ),
     # Tenants.
     Mutation(
+        "a key of another organization admits a call",
+        f"{SQL}/standings_of_calls.sql",
+        """                WHEN key_organization_ids[array_position(key_ids, c.api_key_id)]
+                     = c.organization_id
+""",
+        "                WHEN true\n",
+        "tests/db/test_admission.py::test_a_key_admits_calls_of_its_own_organization_only",
+    ),
+    Mutation(
         "the limits of other organizations in a batch bind a call",
         f"{SQL}/places_binding.sql",
         "WHILE owner_ids[place] = call_organization_id LOOP",

@@ -365,6 +365,25 @@ async def test_each_call_of_a_batch_counts_on_its_own_limits(books):
         }
 
 
+async def test_a_key_admits_calls_of_its_own_organization_only(books):
+    """A call with the key of another organization is refused, as is one with an unknown key, and
+    the other calls of the batch are admitted."""
+    other = Books(books.database, books.connection)
+    await other.prepare()
+    refused = [books.hold(key=other.keys[0]), books.hold(key=uuid7())]
+
+    outcomes = await asyncio.gather(
+        *map(books.ledger.admit, [*refused, books.hold(), other.hold()]), return_exceptions=True
+    )
+
+    assert [getattr(outcome, "code", "admitted") for outcome in outcomes] == [
+        "invalid_api_key",
+        "invalid_api_key",
+        "admitted",
+        "admitted",
+    ]
+
+
 async def test_an_admission_opens_only_the_months_of_its_ids(books):
     """The search for entries of the calls prunes all other months before it starts, by a generic
     plan, so its cost does not grow with the months that are kept."""
