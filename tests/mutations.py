@@ -51,6 +51,13 @@ MUTATIONS = (
         "    if True:\n",
         "tests/api/test_administrators.py::TestLimits::test_the_operators_limits_can_only_be_lowered",
     ),
+    Mutation(
+        "a batch locks limits before the ledger",
+        f"{SQL}/settle_and_admit.sql",
+        "    LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;\n",
+        "",
+        "tests/db/test_partitions.py::test_a_batch_that_waits_for_the_ledger_locks_no_limit",
+    ),
     # Settlement.
     Mutation(
         "an admission that is repeated is one more",

@@ -170,6 +170,23 @@ async def test_a_drop_locks_no_limit_before_its_partitions(books, reader):
     assert await dropping
 
 
+@pytest.mark.parametrize("is_settled", [False, True])
+async def test_a_batch_that_waits_for_the_ledger_locks_no_limit(books, reader, is_settled):
+    """While the ledger is locked, an admission or a settlement waits for it without a lock of the
+    limits, which the drop of a month needs."""
+    limit_id = await books.limit("usd", "lifetime", 10**12)
+    hold = books.hold()
+    # A new session would lock the ledger in any case, to read the types of its columns.
+    await books.ledger.admit(hold)
+    async with reader.transaction():
+        await reader.execute("LOCK TABLE ONLY public.ledger_entries IN ACCESS EXCLUSIVE MODE")
+        batch = books.settle(hold) if is_settled else books.ledger.admit(books.hold())
+        writing = asyncio.ensure_future(batch)
+        await books.wait_for(HAS_WAITERS)
+        await reader.execute(f"SELECT FROM limits WHERE id = '{limit_id}' FOR UPDATE NOWAIT")
+    await writing
+
+
 async def test_a_new_month_waits_for_the_ledger_before_it_locks_a_partition(books, reader):
     """A session that waits for the ledger to create a month holds no partition, which the session
     that has the ledger may need: the drop of another month locks the default partition."""
