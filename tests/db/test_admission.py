@@ -593,9 +593,11 @@ async def test_windows_roll(books):
     assert await books.state(limit_id) == ("0.00000003", "0.00000006")
 
 
-async def test_a_raise_expires(books):
-    """A raise is the ceiling until its end."""
-    limit_id = await books.limit("concurrency", None, 1)
+@pytest.mark.parametrize("end_user", [None, EACH_USER])
+async def test_a_raise_expires(books, end_user):
+    """A raise is the ceiling until its end, and that of a template is the ceiling of each end
+    user."""
+    limit_id = await books.limit("concurrency", None, 1, end_user=end_user)
     raising = "UPDATE limits SET raised_to = 3, raised_until = $2 WHERE id = $1"
     now = datetime.now(UTC)
 
