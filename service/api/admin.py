@@ -120,8 +120,7 @@ async def create_organization(operation: Operation) -> Organization:
 
 
 async def list_organizations(operation: Operation) -> Organizations:
-    """``GET /admin/v1/organizations?limit=&after=``: list organizations, oldest
-    first."""
+    """``GET /admin/v1/organizations?limit=&after=``: list organizations, oldest first."""
     query = operation.read_query(PageQuery)
     after = query.after_id or FIRST_ID
     rows = await accounts.list_organizations(operation.database, after, query.limit)
@@ -135,8 +134,7 @@ async def find_organization(operation: Operation) -> Organization:
 
 
 async def change_organization(operation: Operation) -> Organization:
-    """``PATCH /admin/v1/organizations/{id}``: replace settings of an
-    organization."""
+    """``PATCH /admin/v1/organizations/{id}``: replace an organization's settings."""
     organization_id = operation.administered_organization()
     change = await operation.read_body(OrganizationChange)
     await accounts.find_organization(operation.database, organization_id)
@@ -146,8 +144,7 @@ async def change_organization(operation: Operation) -> Organization:
 
 
 async def create_key(operation: Operation) -> MadeKey:
-    """``POST /admin/v1/organizations/{id}/keys`` → 201: create a key, which is shown only
-    now."""
+    """``POST /admin/v1/organizations/{id}/keys`` → 201: create a key, which is shown only now."""
     organization_id = operation.administered_organization()
     new = await operation.read_body(accounts.NewKey)
     caller = operation.caller
@@ -194,8 +191,8 @@ async def revoke_key(operation: Operation) -> None:
 
 
 async def create_limit(operation: Operation) -> Limit:
-    """``POST /admin/v1/organizations/{id}/limits`` → 201: create a limit, in force on the
-    next call."""
+    """``POST /admin/v1/organizations/{id}/limits`` → 201: create a limit, in force on the next
+    call."""
     organization_id = operation.administered_organization()
     new = await operation.read_body(ledger.NewLimit)
     await accounts.find_organization(operation.database, organization_id)
@@ -269,8 +266,8 @@ async def credit(operation: Operation) -> LedgerEntry:
 
 
 async def list_audit_events(operation: Operation) -> Events:
-    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: list the
-    changes in an organization, newest first."""
+    """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: list the changes in an
+    organization, newest first."""
     organization_id = operation.administered_organization()
     query = operation.read_query(EventsQuery)
     before = ledger.MAX_CEILING_COUNT if query.before is UNSET else query.before

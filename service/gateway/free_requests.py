@@ -100,9 +100,8 @@ class FreeRequests:
 
     async def check(self, caller: Caller, model: str, *, asks_venice: bool) -> Sequence[Limit]:
         """Check that a paid call of a caller with a limit on requests has room beside the free
-        requests, which the ledger does not know.
-        A call whose price Venice is asked for counts as a free request until it is admitted.
-        Returns the limits that count it.
+        requests, which the ledger does not know. A call whose price Venice is asked for counts as
+        a free request until it is admitted. Returns the limits that count it.
 
         :raises RateLimited: when it has none.
         """
