@@ -61,6 +61,30 @@ async def test_a_dollar_runs_an_agents_first_request(
     assert (status, CAP in headers) == (200, False), text
 
 
+@pytest.mark.parametrize(
+    ("path", "stated", "expected"),
+    [
+        (CHAT, {"max_completion_tokens": 5, "max_tokens": 100_000}, {"max_completion_tokens": 5}),
+        (CHAT, {"max_completion_tokens": 100_000, "max_tokens": 5}, {"max_tokens": 5}),
+        (CHAT, {"max_completion_tokens": None, "max_tokens": 100_000}, {}),
+        (RESPONSES, {"max_output_tokens": 100_000, "max_tokens": 5}, {"max_tokens": 5}),
+        (RESPONSES, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+    ],
+    ids=str,
+)
+async def test_a_cap_raises_no_maximum(caller, upstream, path, stated, expected):
+    """Of several maxima that a body states, a cap lowers those above it and leaves the others."""
+    await set_limit(caller, unit="usd", period="month", ceiling="0.02")
+    body = {"messages": [{"role": "user", "content": "x"}]} if path == CHAT else {"input": "x"}
+    status, headers, text = await post(caller, path, {"model": MODEL, **body, **stated})
+
+    assert status == 200, text
+    sent = json.loads(upstream.calls.to(path)[-1].body)
+    maxima = {name: value for name, value in sent.items() if name.startswith("max_")}
+    capped = int(headers[CAP])
+    assert maxima == {**dict.fromkeys(maxima, capped), **expected}
+
+
 @pytest.mark.parametrize(("path", "sent_to", "field", "body_of"), FIRST_REQUESTS)
 async def test_a_key_may_refuse_instead(service, upstream, path, sent_to, field, body_of):
     """With ``on_small_budget: refuse`` the same request is a 402 that names the unit, the largest

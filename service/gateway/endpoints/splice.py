@@ -25,7 +25,7 @@ class Value(enum.Enum):
     REMOVED = enum.auto()
     """The member is left out."""
     OUTPUT_CAP = enum.auto()
-    """The cap on the output of one choice, where the bound has one."""
+    """The cap on the output of one choice, where the bound has one and the member has no less."""
     NO_VENICE_PROMPT = enum.auto()
     """The caller's parameters with Venice's own system prompt off, where that is the default."""
     STREAM = enum.auto()
@@ -97,13 +97,13 @@ def upstream_body(call: Call, caller: Caller, bound: Bound) -> bytes:
         Value.NO_VENICE_PROMPT: _without_venice_prompt(call, bound),
         Value.STREAM: True if call.relay is Relay.ASSEMBLED else None,
     }
-    changes = {}
-    for member, kind in splice.added.items():
-        if (value := values[kind]) is not None:
-            changes[member] = value
-    for member, kind in splice.replaced.items():
-        if member in document.names and (value := values[kind]) is not None:
-            changes[member] = value
+    present = {name: kind for name, kind in splice.replaced.items() if name in document.names}
+    kinds = {**splice.added, **present}
+    changes = {name: values[kind] for name, kind in kinds.items() if values[kind] is not None}
+    if isinstance(call, TokenCall):
+        # Of several maxima the caller may state one that is below the cap.
+        for name in changes.keys() & call.stated_maxima.keys():
+            changes[name] = min(changes[name], call.stated_maxima[name])
     return document.edited(changes).content if changes else call.body
 
 

@@ -90,6 +90,8 @@ class TokenCall(Call, frozen=True, kw_only=True):
     choices: int = 1
     max_output_tokens: int | None = None
     """The most output of one choice that the caller allows; None if they set no maximum."""
+    stated_maxima: Mapping[str, int] = NO_MEMBERS
+    """What the caller states for each member that sets that maximum. Some may have no effect."""
     thinking_tokens: int = 0
     """The tokens of thinking that the caller allows beside that."""
     window_filler: str | None = None
@@ -500,6 +502,7 @@ def _facts(
         "pictures": content.pictures,
         "choices": asked.choices,
         "max_output_tokens": max(maxima.values(), default=None),
+        "stated_maxima": asked.maxima,
         "output_field": max(maxima, key=maxima.__getitem__, default=endpoint.cap_member or ""),
         "thinking_tokens": asked.thinking_tokens,
         "surcharge_nanos": surcharge_nanos,
