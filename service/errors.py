@@ -260,10 +260,12 @@ class RateLimited(ClientError):
     """A limit has no room for this call now.
 
     Limits on requests, tokens or concurrency use ``rate_limited``. A money limit uses
-    ``limit_held`` when only the holds of other calls are in the way.
+    ``limit_held`` when only the holds of other calls are in the way. ``room_in_s`` is the time until
+    the limit has room, which Retry-After need not be; None if waiting does not help or nobody knows.
     """
 
     status = 429
+    room_in_s: int | None = None
     code = "rate_limited"
     reasons: tuple[str, ...] = ("limit_held",)
 

@@ -21,7 +21,7 @@ from service.ledger.condition import Condition
 from service.ledger.implausible import ImplausibleCost, ImplausibleCosts
 from service.ledger.limits import Limit, list_binding
 from service.ledger.records import NOT_SENT, Admission, Entry, Hold, Sent, not_sent
-from service.ledger.refusals import has_room_within_a_second
+from service.ledger.refusals import has_room_within
 from service.ledger.writer import LEASE_S, BatchWriter, verdict_of
 from service.telemetry import metrics
 
@@ -32,6 +32,7 @@ MAX_END_USERS: Final = 100_000
 MAX_ADMITTING: Final = 10_000
 MAX_UNDOING: Final = 10_000
 MAX_WAIT_S: Final = 1.0
+"""How long a refused call waits for a rate of a minute that has room by then."""
 MAX_WAITING: Final = 200
 UNDO_AGAIN_S: Final = 30.0
 """Later than the server lets any statement run."""
@@ -144,7 +145,7 @@ class Ledger:
         Such a rate counts a call for up to a second longer than a minute, and its refusals name 60
         seconds at most: a call that comes then may be early by that second.
         """
-        if not has_room_within_a_second(refusal) or self._waiting.locked():
+        if not has_room_within(refusal, MAX_WAIT_S) or self._waiting.locked():
             return False
         async with self._waiting:
             await asyncio.sleep(MAX_WAIT_S)

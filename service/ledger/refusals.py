@@ -38,18 +38,21 @@ def refusal(row: Any) -> LimitExceeded | RateLimited:
         return LimitExceeded(text, limit=limit, rates=rates)
     if row["unit"] != "usd" and row["needed"] > row["ceiling"]:
         return CallTooLarge(text, limit=limit, rates=rates)
-    retry_after_s = row["retry_after_s"]
+    retry_after_s = room_in_s = row["retry_after_s"]
     if retry_after_s is not None and row["period"] == "minute":
         # Claude Code gives up above a minute. A caller that retries then waits for the remainder in
         # Ledger.wait_for_room().
         retry_after_s = min(retry_after_s, MINUTE_S)
-    return RateLimited(text, code=verdict, retry_after_s=retry_after_s, limit=limit, rates=rates)
+    error = RateLimited(text, code=verdict, retry_after_s=retry_after_s, limit=limit, rates=rates)
+    error.room_in_s = room_in_s
+    return error
 
 
-def has_room_within_a_second(error: ServiceError) -> bool:
-    """Return whether a per-minute limit refused the call but has room within a second."""
-    limit = error.limit or {}
-    return error.retry_after_s == 1 and limit.get("period") == "minute"
+def has_room_within(error: ServiceError, wait_s: float) -> bool:
+    """Return whether a per-minute limit refused the call but has room within this time."""
+    if not isinstance(error, RateLimited) or error.room_in_s is None:
+        return False
+    return error.room_in_s <= wait_s and (error.limit or {}).get("period") == "minute"
 
 
 def is_too_large(error: ServiceError) -> bool:

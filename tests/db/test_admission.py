@@ -536,6 +536,31 @@ async def test_a_rate_slides(books):
     await books.ledger.admit(books.hold())
 
 
+async def test_the_books_decide_whether_to_wait(books):
+    """A call waits where a rate of a minute has room within a second, whatever the Retry-After of
+    its refusal states."""
+    await books.limit("requests", "minute", 1)
+    # Buckets are seconds of the database's clock.
+    while (await books.database.now()).microsecond > 100_000:
+        await asyncio.sleep(0.01)
+    await books.ledger.admit(books.hold())
+
+    with pytest.raises(RateLimited) as early:
+        await books.ledger.admit(books.hold())
+    await books.connection.execute(
+        "UPDATE limits SET bucket_at = bucket_at - interval '60 s',"
+        " buckets = (SELECT array_agg(buckets[(i + 59) % 61 + 1] ORDER BY i)"
+        "            FROM generate_series(1, 61) i);"
+        "UPDATE holds SET limit_windows = ARRAY[limit_windows[1] - interval '60 s']"
+    )
+    with pytest.raises(RateLimited) as late:
+        await books.ledger.admit(books.hold())
+    early.value.retry_after_s, late.value.retry_after_s = 1, 60
+
+    assert not await books.ledger.wait_for_room(early.value)
+    assert await books.ledger.wait_for_room(late.value)
+
+
 async def test_unused_tokens_are_returned(books):
     """A token rate counts the bound at admission and the actual tokens after settlement."""
     limit_id = await books.limit("tokens", "hour", 100)
