@@ -260,8 +260,8 @@ class RateLimited(ClientError):
     """A limit has no room for this call now.
 
     Limits on requests, tokens or concurrency use ``rate_limited``. A money limit uses
-    ``limit_held`` when only the holds of other calls are in the way. ``room_in_s`` is the time until
-    the limit has room, which Retry-After need not be; None if waiting does not help or nobody knows.
+    ``limit_held`` when only the holds of other calls are in the way. ``room_in_s`` is the time
+    until the limit has room, which may differ from Retry-After; None if unknown or never.
     """
 
     status = 429
