@@ -10,12 +10,11 @@ from service.errors import ClientError
 from service.formats import body
 from service.gateway.call import Call, Inbound, Relay, check_end_user
 from service.gateway.endpoints import members
-from service.gateway.endpoints.members import SEARCH_NANOS, Choices, plain_model, price_facts
+from service.gateway.endpoints.members import Choices, plain_model, price_facts
 from service.gateway.endpoints.units import UnitEndpoint, read_form
+from service.gateway.endpoints.unlisted_prices import ENHANCE_NANOS, SEARCH_NANOS
 from service.upstream import Metered
 
-ENHANCE_NANOS: Final = 40_000_000
-"""USD 0.04 for a prompt that Venice rewrites."""
 DEFAULT_EDIT_MODEL: Final = "firered-image-edit"
 DEFAULT: Final = "default"
 

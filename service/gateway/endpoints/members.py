@@ -16,9 +16,8 @@ import msgspec
 
 from service.errors import ClientError
 from service.formats import body
+from service.gateway.endpoints.unlisted_prices import SEARCH_NANOS
 
-SEARCH_NANOS: Final = 10_000_000
-"""USD 0.01 for each of web search, X search and a scraped page."""
 MAX_SCRAPED_PAGES: Final = 10
 MAX_FALLBACKS: Final = 10
 MAX_MODELS_NAMED: Final = 100

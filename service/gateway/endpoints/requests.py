@@ -12,12 +12,9 @@ from service.formats import body
 from service.gateway.call import Call, Inbound, Relay, check_model
 from service.gateway.endpoints import members
 from service.gateway.endpoints.units import UnitEndpoint
+from service.gateway.endpoints.unlisted_prices import AUGMENT_NANOS, RPC_NANOS
 from service.upstream import Metered
 
-AUGMENT_NANOS: Final = 10_000_000
-"""USD 0.01 for a search, a page, a document."""
-RPC_NANOS: Final = 120_000
-"""The most expensive method on the most expensive chain: 4 × 30 credits of at most USD 10⁻⁶."""
 MAX_RPC_REQUESTS: Final = 100
 RPC_PATH: Final = re.compile(r"/crypto/rpc/[a-z0-9]{1,20}(?:-[a-z0-9]{1,20}){0,3}")
 """The form of network names. The ledger keeps the path, which must not be arbitrary text."""
