@@ -114,6 +114,13 @@ MUTATIONS = (
         "tests/api/test_quoted_extras.py::test_the_highest_maximum_counts",
     ),
     Mutation(
+        "a cap raises a lower maximum",
+        "service/gateway/endpoints/splice.py",
+        "min(changes[name], call.stated_maxima[name])",
+        "changes[name]",
+        "tests/api/test_small_budgets.py::test_a_cap_raises_no_maximum",
+    ),
+    Mutation(
         "scraped pages are free",
         "service/gateway/endpoints/members.py",
         "SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)",

@@ -218,11 +218,6 @@ class Catalog:
         """Return whether the model has a capability, by Venice's name for it."""
         return self._names.models.can(name, capability)
 
-    def token_price(self, *names: str) -> TokenPrice | None:
-        """Return the price of the first of these models that has a price per token."""
-        price = self.price(*names)
-        return price if isinstance(price, TokenPrice) else None
-
     def token_prices(self, names: Iterable[str]) -> list[TokenPrice | None]:
         """Return the price per token of each model; None where it has none."""
         prices, found = self._names.models.prices, []

@@ -158,10 +158,7 @@ class Route:
             raise answered from error
         self.call, self.hold, self.admission = call, hold, admission
         self.model_name, self.sent = hold.model, self._ledger.sent_of(hold)
-        granted = admission if self._attempts == 1 else _part(admission, self._attempts)
-        if (granted.bound_nanos, granted.bound_tokens) != (bound.nanos, bound.tokens):
-            bound = call.endpoint.cut(call, bound, granted, self.catalog)
-        self.bound = bound
+        self.bound = self._granted(call, bound, admission)
 
     async def _quote_of(self, call: Call, *, is_last: bool) -> Quote:
         if call.is_priced_by_venice:
@@ -181,11 +178,16 @@ class Route:
                 self._advise(refusal, call, bound, dry_run.limits)
         else:
             nanos, tokens = dry_run.outcome.bound_nanos, dry_run.outcome.bound_tokens
-            granted = _part(dry_run.outcome, self._attempts)
-            if (granted.bound_nanos, granted.bound_tokens) != (bound.nanos, bound.tokens):
-                bound = call.endpoint.cut(call, bound, granted, self.catalog)
+            bound = self._granted(call, bound, dry_run.outcome)
         bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
         return Quote(call=call, bound=bound, limits=dry_run.limits, refusal=refusal)
+
+    def _granted(self, call: Call, bound: Bound, admission: Admission) -> Bound:
+        """The bound with its output cut to what the admission grants, if that is less."""
+        granted = admission if self._attempts == 1 else _part(admission, self._attempts)
+        if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
+            return bound
+        return call.endpoint.cut(call, bound, granted, self.catalog)
 
     def _affordable(self, refusal: ServiceError, call: Call, bound: Bound) -> Bound | None:
         """The bound with the least output to which the refused call may be cut, if the limit that

@@ -76,7 +76,7 @@ async def test_the_first_list_records_no_events(synced, database):
     assert synced.is_loaded
     assert synced.price_version(MODEL) == synced.price_version("llama-3-3-70b:a=b") == 1
     assert synced.price_version("unheard-of") is None
-    assert synced.token_price(MODEL).context_tokens == 131_072
+    assert synced.price(MODEL).context_tokens == 131_072
     (row,) = await rows(database)
     assert (row["kind"], row["type"], row["context_tokens"]) == ("venice", "text", 131_072)
     assert row["also_named"] == ["gpt-4o-mini"]
@@ -125,7 +125,7 @@ async def test_a_price_changes(synced, database, upstream):
     old, new = await rows(database)
     assert (old["is_current"], new["is_current"], new["version"]) == (False, True, 2)
     assert synced.price_version(MODEL) == 2
-    assert synced.token_price(MODEL).rates.input == 900_000_000
+    assert synced.price(MODEL).rates.input == 900_000_000
     stated = {"usd": "2.8", "diem": "2.8"}
     assert await events(database) == [
         (
@@ -258,7 +258,7 @@ async def test_an_older_list_is_not_written(fetch, database, upstream):
     await syncing
 
     assert late.price_version(MODEL) == 2
-    assert late.token_price(MODEL).rates.input == 900_000_000
+    assert late.price(MODEL).rates.input == 900_000_000
     assert len(await rows(database)) == 2
 
 

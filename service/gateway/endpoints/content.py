@@ -97,7 +97,7 @@ class Content(msgspec.Struct):
                 unread = _unread(place.value)
             waiting += self._inner(place, unread)
 
-    def _inner(self, place: "_Place", unread: str | None) -> Iterator["_Place"]:
+    def _inner(self, place: _Place, unread: str | None) -> Iterator[_Place]:
         """Check the members of an object. Yields those in which more may be."""
         for name, item in place.value.items():
             is_nested = isinstance(item, dict | list)

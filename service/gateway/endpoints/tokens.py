@@ -258,7 +258,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         if unit != "usd":
             name = max(parts, key=parts.__getitem__)
             return f"{name}: up to {parts[name]} tokens"
-        prices = [catalog.token_price(name) for name in call.models]
+        prices = catalog.token_prices(call.models)
         input_tokens = max(1, bound.input_tokens)
         input_nanos = _dearest(prices, input_tokens, 0) or 0
         costs = {name: input_nanos * tokens // input_tokens for name, tokens in parts.items()}
@@ -489,7 +489,7 @@ def _facts(
     asked: Asked,
     content: Content,
 ) -> dict[str, Any]:
-    maxima, surcharge_nanos = asked.maxima, asked.surcharge_nanos
+    maxima = asked.maxima
     if endpoint.needs_cap_member and endpoint.cap_member not in maxima:
         maxima = {}
     return {
@@ -505,7 +505,7 @@ def _facts(
         "stated_maxima": asked.maxima,
         "output_field": max(maxima, key=maxima.__getitem__, default=endpoint.cap_member or ""),
         "thinking_tokens": asked.thinking_tokens,
-        "surcharge_nanos": surcharge_nanos,
+        "surcharge_nanos": asked.surcharge_nanos,
         "window_filler": asked.window_filler or (UNBOUNDED if content.is_unbounded else None),
         "has_venice_prompt": asked.has_venice_prompt,
         "venice_parameters": request.venice_parameters or NO_MEMBERS,
