@@ -195,11 +195,12 @@ class Scenarios:
         )
 
     async def cut(self):
-        """A stream that Venice cuts is an error, and no short answer."""
+        """A stream that Venice cuts is an error that names Venice, and no short answer."""
         caller = await self._new_caller()
         self._cut_next_stream()
         answer = await self._ask(caller, "streamed")
         assert "error" in answer, answer
+        assert "Venice" in answer["error"]["text"], answer
         await self._entries(caller, 1)
         await self._booked_cut(caller)
 
