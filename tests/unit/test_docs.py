@@ -80,6 +80,27 @@ def test_every_error_is_explained():
     assert codes - explained == set()
 
 
+def test_the_tree_of_errors_is_the_modules():
+    """docs/errors.md draws the tree of errors as service/errors.py does."""
+    drawn = text_of("errors.md").partition("## The tree")[2].split("```")[1].strip()
+    described = errors.__doc__.partition("::")[2].partition("``str(error)``")[0]
+
+    assert drawn == inspect.cleandoc(described).strip()
+
+
+def test_the_advice_to_retry_is_explained():
+    """docs/errors.md lists for each kind of advice the codes that have it."""
+    section = text_of("errors.md").partition("## What to retry")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`true`|`false`|none)[^|]*\|([^|]*)\|", section, re.MULTILINE)
+    explained = {advice: set(re.findall(r"`(\w+)`", codes)) for advice, codes in rows}
+    names = {True: "`true`", False: "`false`", None: "none"}
+    given = {name: set() for name in names.values()}
+    for code, advice in errors.ADVICE.items():
+        given[names[advice.should_retry]].add(code)
+
+    assert explained == given
+
+
 def test_every_outcome_and_source_is_explained():
     """docs/reports.md explains how a call can end and where a cost can come from."""
     page = text_of("reports.md")
