@@ -140,7 +140,7 @@ class Route:
             call = await call.priced(self._venice)
         are_prices_known = self.catalog.is_loaded
         bound = call.endpoint.bound(call, self.caller, self.catalog)
-        hold = self._hold(call, bound)
+        hold, least = self._hold(call, bound), None
         try:
             try:
                 admission = await take(hold)
@@ -154,7 +154,8 @@ class Route:
             answered = _as_answered(error, call, are_prices_known=are_prices_known)
             if answered.is_final and self.hold is None and is_too_large(answered):
                 with contextlib.suppress(Unavailable):
-                    self._advise(answered, call, bound, await self._ledger.limits_of(hold))
+                    limits = await self._ledger.limits_of(hold)
+                    self._advise(answered, call, least or bound, limits)
             raise answered from error
         self.call, self.hold, self.admission = call, hold, admission
         self.model_name, self.sent = hold.model, self._ledger.sent_of(hold)
@@ -165,7 +166,7 @@ class Route:
             call = await call.priced(self._venice)
         are_prices_known = self.catalog.is_loaded
         bound = call.endpoint.bound(call, self.caller, self.catalog)
-        hold = self._hold(call, bound)
+        hold, least = self._hold(call, bound), None
         dry_run = await self._ledger.would_admit(hold)
         if is_last and isinstance(dry_run.outcome, ServiceError):
             least = self._affordable(dry_run.outcome, call, bound)
@@ -175,7 +176,7 @@ class Route:
         if isinstance(dry_run.outcome, ServiceError):
             refusal = _as_answered(dry_run.outcome, call, are_prices_known=are_prices_known)
             if is_too_large(refusal):
-                self._advise(refusal, call, bound, dry_run.limits)
+                self._advise(refusal, call, least or bound, dry_run.limits)
         else:
             nanos, tokens = dry_run.outcome.bound_nanos, dry_run.outcome.bound_tokens
             bound = self._granted(call, bound, dry_run.outcome)

@@ -69,7 +69,7 @@ def has_room_for(error: ServiceError, nanos: int | None, tokens: int | None) -> 
     """Return whether the limit that refused a call for good has room for this bound, at least once
     other calls end."""
     limit = error.limit
-    if limit is None or error.code == "price_unknown" or not error.is_final:
+    if limit is None or not error.is_final:
         return False
     needed = {"usd": nanos, "tokens": tokens}.get(str(limit["unit"]))
     if needed is None:
