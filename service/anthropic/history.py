@@ -76,16 +76,15 @@ def chat_messages(system: str | list[Text] | None, messages: Sequence[Message]) 
             conversation.fold(message, field)
         else:
             conversation.add_turn(message, field, is_question=index > last_answer)
-    return conversation.messages
+    return conversation.whole()
 
 
 class _Conversation:
     """Builds the messages of a chat completion."""
 
     def __init__(self) -> None:
-        self.messages: list[Json] = []
-        self._parts: list[Json] = []
-        """The content of the last message, where it is the user's."""
+        self._messages: list[Json] = []
+        """The messages so far. The content of the system's and the user's is a list of parts."""
         self._is_folded = False
         """Whether the last message ends with a folded message of the system."""
 
@@ -93,7 +92,14 @@ class _Conversation:
         """Add the system prompt."""
         parts = _without_attribution(list(map(_text_part, system)))
         if parts:
-            self.messages.append({"role": "system", "content": _content(parts)})
+            self._messages.append({"role": "system", "content": parts})
+
+    def whole(self) -> list[Json]:
+        """Return the messages when all are added."""
+        for message in self._messages:
+            if message["role"] in ("system", "user"):
+                message["content"] = _content(message["content"])
+        return self._messages
 
     def add_turn(self, message: Message, field: str, *, is_question: bool) -> None:
         """Add a message of the user: first the tool results in it, then the rest."""
@@ -127,13 +133,15 @@ class _Conversation:
         parts = _without_attribution(parts)
         if not parts:
             return
-        if not self.messages or [one["role"] for one in self.messages] == ["system"]:
-            self._extend_system(parts)
-            return
-        for part in parts:
-            part["text"] = REMINDER.format(part["text"])
-        self._add_user(parts, is_joined=self.messages[-1]["role"] == "user")
-        self._is_folded = True
+        if not self._messages:
+            self._messages.append({"role": "system", "content": parts})
+        elif self._messages[-1]["role"] == "system":
+            self._messages[-1]["content"] += parts
+        else:
+            for part in parts:
+                part["text"] = REMINDER.format(part["text"])
+            self._add_user(parts, is_joined=True)
+            self._is_folded = True
 
     def add_answer(self, message: Message, field: str) -> None:
         """Add a message of the model."""
@@ -169,31 +177,24 @@ class _Conversation:
         self._add(answer)
 
     def _add(self, *messages: Json) -> None:
-        self.messages += messages
-        self._parts, self._is_folded = [], False
+        self._messages += messages
+        self._is_folded = False
 
     def _add_user(self, parts: list[Json], *, is_joined: bool) -> None:
+        """Add parts of the user, to the last message if they are joined and it is the user's."""
         if not parts:
             return
-        if is_joined and self._parts:
-            self._parts += parts
-            self.messages[-1]["content"] = _content(self._parts)
-            return
-        self._add({"role": "user", "content": _content(parts)})
-        self._parts = parts
-
-    def _extend_system(self, parts: list[Json]) -> None:
-        before = self.messages.pop()["content"] if self.messages else []
-        if isinstance(before, str):
-            before = [{"type": "text", "text": before}]
-        self.messages.append({"role": "system", "content": _content([*before, *parts])})
+        if is_joined and self._messages[-1]["role"] == "user":
+            self._messages[-1]["content"] += parts
+        else:
+            self._add({"role": "user", "content": parts})
 
     def _mark(self, parts: Sequence[Json]) -> None:
         """Put a mark for the cache on the next part after it, or else on the answer before it."""
         if parts:
             parts[0].setdefault("cache_control", CACHE_MARK)
             return
-        answer = self.messages[-1] if self.messages else {}
+        answer = self._messages[-1] if self._messages else {}
         content = answer.get("content")
         if answer.get("role") == "assistant" and content:
             if isinstance(content, str):

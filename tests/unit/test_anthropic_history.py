@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 
 import pytest
 
@@ -91,6 +92,17 @@ def test_the_system_prompt_comes_first():
         {"role": "system", "content": [text("You code."), text("Be brief.")]},
         ASK,
     ]
+
+
+@pytest.mark.parametrize("before", [[], [ASK]])
+def test_many_messages_of_the_system_take_little_time(before):
+    """The time grows with the number of the messages, not with its square."""
+    messages = [*before, *[system("Be brief.")] * 20_000, ASK]
+    began = time.process_time()
+    folded, *_ = sent(*messages)
+
+    assert time.process_time() - began < 2
+    assert len(folded["content"]) >= 20_000
 
 
 @pytest.mark.parametrize(
