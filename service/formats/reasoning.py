@@ -13,14 +13,13 @@ import msgspec
 
 from service.formats import surrogates
 from service.formats.completion import AssistantMessage
+from service.formats.pieces import ListPieces, ObjectPieces
 
 Json = dict[str, Any]
 
 DETAILS: Final = "reasoning_details"
 ENCRYPTED: Final = "reasoning_encrypted"
 SIGNATURE: Final = "thought_signature"
-JOINED: Final = ("text", "summary", "data", "signature")
-"""Members of a detail whose texts may come in pieces."""
 OPAQUE: Final = ("data", "signature")
 """Members of a detail that only the model can read."""
 
@@ -42,59 +41,40 @@ def decode_reasoning(text: Any) -> Json:
 
 
 class KeptReasoning:
-    """Collects what a model needs back, which arrives in pieces."""
+    """Collects what a model needs back. Details and encrypted reasoning may arrive in pieces; a
+    signature is complete, so the last one counts."""
 
     def __init__(self) -> None:
-        self._details: list[Json] = []
-        self._others: Json = {}
+        self.is_opaque = False
+        """Whether something is there that only the model can read."""
+        self._details = ListPieces()
+        self._others = ObjectPieces()
 
     def take(self, piece: AssistantMessage) -> None:
         """Add the members of a piece of a message."""
-        self._take_details(piece.reasoning_details or (), is_continued=True)
-        self._take_others(
-            {SIGNATURE: piece.thought_signature, ENCRYPTED: piece.reasoning_encrypted}
-        )
+        members = {
+            DETAILS: piece.reasoning_details,
+            SIGNATURE: piece.thought_signature,
+            ENCRYPTED: piece.reasoning_encrypted,
+        }
+        self.add(members, is_continued=True)
 
     def add(self, members: Json, *, is_continued: bool) -> None:
         """Add decoded members. ``is_continued`` is for those of a block without a thought, which go
         on where the block before it ended."""
+        if not is_continued:
+            self._details.complete()
         details = members.get(DETAILS)
-        if isinstance(details, list):
-            details = [detail for detail in details if isinstance(detail, dict)]
-            self._take_details(details, is_continued=is_continued)
-        self._take_others({name: members.get(name) for name in (SIGNATURE, ENCRYPTED)})
-
-    def _take_details(self, details: Any, *, is_continued: bool) -> None:
-        """Add details. Those with the index of the last one are pieces of it."""
-        for detail in details:
-            last = self._details[-1] if self._details else {}
-            index = detail.get("index")
-            if not is_continued or index is None or last.get("index") != index:
-                self._details.append(dict(detail))
-                is_continued = True
-                continue
-            for name, value in detail.items():
-                is_more = name in JOINED and isinstance(value, str)
-                if is_more and isinstance(last.get(name), str):
-                    last[name] += value
-                elif value is not None:
-                    last[name] = value
-
-    def _take_others(self, members: Json) -> None:
-        for name, value in members.items():
-            before = self._others.get(name)
-            if name == ENCRYPTED and isinstance(before, str) and isinstance(value, str):
-                self._others[name] = before + value
-            elif value:
-                self._others[name] = value
+        details = details if isinstance(details, list) else []
+        details = [detail for detail in details if isinstance(detail, dict)]
+        others = {name: members[name] for name in (SIGNATURE, ENCRYPTED) if members.get(name)}
+        opaque = [detail.get(name) for detail in details for name in OPAQUE]
+        self.is_opaque = self.is_opaque or bool(others) or any(opaque)
+        self._details.join(details)
+        self._others.join(others)
 
     @property
     def members(self) -> Json:
         """The members of the message that the model needs back."""
-        return {DETAILS: self._details, **self._others} if self._details else dict(self._others)
-
-    @property
-    def is_opaque(self) -> bool:
-        """Whether something is there that only the model can read."""
-        opaque = (detail.get(name) for detail in self._details for name in OPAQUE)
-        return bool(self._others) or any(opaque)
+        details = self._details.whole()
+        return {DETAILS: details} | self._others.whole() if details else self._others.whole()

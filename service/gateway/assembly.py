@@ -1,11 +1,9 @@
 """Assembles a stream of events into the one answer that the caller asked for.
 
 Proxies cut a connection that is silent for five minutes. So Venice is asked for a stream where a
-plain answer may take longer. Texts that arrive in pieces are joined; of repeated members the last
-counts that is not empty.
+plain answer may take longer.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -13,36 +11,15 @@ import msgspec
 from service.errors import UpstreamError
 from service.formats import completion, sse, surrogates
 from service.formats.completion import ToolCallNumbers
-from service.formats.lenient import raw_members
+from service.formats.lenient import ABSENT, raw_members
+from service.formats.pieces import ObjectPieces, replacing
 from service.upstream import failed_response
 
 Json = dict[str, Any]
 
-JOINED: Final = frozenset(
-    {
-        "arguments",
-        "content",
-        "data",
-        "reasoning",
-        "reasoning_content",
-        "reasoning_encrypted",
-        "refusal",
-        "summary",
-        "text",
-    }
-)
-"""Members of a delta whose texts are pieces of one text. Any other member is complete."""
 ENDS: Final = frozenset({"response.completed", "response.incomplete"})
 FAILURES: Final = frozenset({"response.failed", "error"})
 UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-ABSENT: Final = msgspec.Raw(b"null")
-EMPTY: Final = (None, "")
-"""Values that do not replace what is known already."""
-TYPES: Final[Mapping[str, type]] = {
-    **dict.fromkeys(("id", "model", "finish_reason", "role", "type", "name"), str),
-    **dict.fromkeys(("usage", "cost", "function"), dict),
-}
-"""Members that count only if they have this type."""
 
 
 class Assembly:
@@ -106,7 +83,7 @@ class ChatCompletion(Assembly):
             index = choice.index
             whole = self._choices.get(index) or self._choices.setdefault(index, _Choice(index))
             whole.take(piece, choice)
-        self._members |= _stated(chunk)
+        self._members |= replacing(chunk)
 
     def _whole(self) -> bytes | None:
         if not self._choices:
@@ -148,25 +125,16 @@ class _Event(msgspec.Struct):
     response: msgspec.Raw = ABSENT
 
 
-def _stated(members: Json) -> Json:
-    """The members that replace what is known already."""
-    return {
-        name: value
-        for name, value in members.items()
-        if value not in EMPTY and isinstance(value, TYPES.get(name, object))
-    }
-
-
 class _Choice:
     """One of a completion's choices. The pieces of its message and of its log probabilities are
     joined; of any other member the last value counts."""
 
     def __init__(self, index: int) -> None:
         self._members: Json = {"index": index, "logprobs": None, "finish_reason": None}
-        self._message = _Object()
+        self._message = ObjectPieces()
         self._call_numbers = ToolCallNumbers()
-        self._calls: list[_Object] = []
-        self._logprobs: _Object | None = None
+        self._calls: list[ObjectPieces] = []
+        self._logprobs: ObjectPieces | None = None
 
     def take(self, piece: Json, choice: completion.Choice) -> None:
         """Add a piece, which was read as ``choice``."""
@@ -177,15 +145,15 @@ class _Choice:
                 self._take_call(call, read)
             self._message.join({**delta, "content": choice.delta.content})
         if isinstance(logprobs, dict):
-            self._logprobs = self._logprobs or _Object()
+            self._logprobs = self._logprobs or ObjectPieces()
             self._logprobs.join(logprobs)
-        self._members |= _stated(piece) | {"index": choice.index}
+        self._members |= replacing(piece) | {"index": choice.index}
 
     def _take_call(self, call: Json, read: completion.ToolCall) -> None:
         """Add a piece of a tool call. In a plain answer, tool calls have no index."""
         number = self._call_numbers.number_of(read)
         if number == len(self._calls):
-            self._calls.append(_Object())
+            self._calls.append(ObjectPieces())
         call.pop("index", None)
         if read.arguments:
             call["function"]["arguments"] = read.arguments
@@ -198,79 +166,3 @@ class _Choice:
             message["tool_calls"] = [call.whole() for call in self._calls]
         logprobs = self._logprobs.whole() if self._logprobs is not None else None
         return {**self._members, "message": message, "logprobs": logprobs}
-
-
-class _Text:
-    """A text in pieces, which are joined once."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-
-    def join(self, piece: str) -> None:
-        self._pieces.append(piece)
-
-    def whole(self) -> str:
-        return "".join(self._pieces)
-
-
-class _Object:
-    """An object whose members come in pieces."""
-
-    def __init__(self) -> None:
-        self._members: Json = {}
-
-    def join(self, piece: Json) -> None:
-        for name, value in piece.items():
-            if isinstance(value, str) and name in JOINED:
-                self._inner(name, _Text, value)
-            elif value in EMPTY:
-                self._members.setdefault(name, value)
-            elif not isinstance(value, TYPES.get(name, object)):
-                continue
-            elif isinstance(value, dict):
-                self._inner(name, _Object, value)
-            elif isinstance(value, list):
-                self._inner(name, _List, value)
-            elif not isinstance(self._members.get(name), _Text | _Object | _List):
-                self._members[name] = value
-
-    def _inner(self, name: str, kind: "type[_Text | _Object | _List]", value: Any) -> None:
-        """Join a value to those of the same kind. Only a text replaces those of another kind."""
-        there = self._members.get(name)
-        if kind is _Text:
-            is_taken = isinstance(there, _Text)
-        else:
-            is_taken = isinstance(there, _Text | _Object | _List)
-        if not is_taken:
-            there = self._members[name] = kind()
-        if isinstance(there, kind):
-            there.join(value)
-
-    def whole(self) -> Json:
-        return {
-            name: value.whole() if isinstance(value, _Text | _Object | _List) else value
-            for name, value in self._members.items()
-        }
-
-
-class _List:
-    """A list. Elements with the same index are pieces of one element. An element without an index
-    is complete, and kept as JSON, which takes less memory."""
-
-    def __init__(self) -> None:
-        self._elements: list[_Object | msgspec.Raw] = []
-        self._by_index: dict[int, _Object] = {}
-
-    def join(self, pieces: list[Any]) -> None:
-        for piece in pieces:
-            index = piece.get("index") if isinstance(piece, dict) else None
-            if not isinstance(index, int):
-                self._elements.append(msgspec.Raw(surrogates.encode(piece)))
-                continue
-            if index not in self._by_index:
-                self._by_index[index] = _Object()
-                self._elements.append(self._by_index[index])
-            self._by_index[index].join(piece)
-
-    def whole(self) -> list[Any]:
-        return [one.whole() if isinstance(one, _Object) else one for one in self._elements]

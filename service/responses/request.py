@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from service.formats import surrogates
-from service.formats.reasoning import decode_reasoning
+from service.formats.reasoning import KeptReasoning, decode_reasoning
 from service.responses.table import OFF, as_items, item_type, tool_type
 from service.responses.tools import Toolbox
 from service.responses.writer import REPEATED
@@ -235,8 +235,13 @@ CALLS: Final = frozenset(
 )
 
 
+THOUGHTS: Final = "reasoning_content"
+KEPT: Final = "kept"
+"""The members of an unfinished turn that hold its thoughts and its :class:`KeptReasoning`."""
+
+
 def _finish(message: Json) -> Json:
-    """The message with its content in the shortest form."""
+    """The message with its content in the shortest form and its reasoning joined."""
     content = message["content"]
     if isinstance(content, list):
         if not content and "tool_calls" in message:
@@ -245,7 +250,12 @@ def _finish(message: Json) -> Json:
             content = "\n\n".join(part["text"] for part in content if part["text"])
         else:
             content = [part for part in content if part.get("text") != ""]
-    return {**message, "content": content}
+    finished = {**message, "content": content}
+    if (kept := finished.pop(KEPT, None)) is not None:
+        finished |= kept.members
+    if THOUGHTS in finished:
+        finished[THOUGHTS] = "".join(finished[THOUGHTS])
+    return finished
 
 
 def _call_id(item: Json) -> str:
@@ -329,10 +339,9 @@ def _add_reasoning(turn: Json, item: Json) -> None:
     """Add an item of reasoning to the model's turn: its text, and what the model wants back."""
     text = _joined(item.get("content")) or _joined(item.get("summary"))
     if text:
-        turn["reasoning_content"] = turn.get("reasoning_content", "") + text
-    for name, value in decode_reasoning(item.get("encrypted_content")).items():
-        is_more = name == "reasoning_details" and isinstance(turn.get(name), list)
-        turn[name] = [*turn[name], *_list(value)] if is_more else value
+        turn.setdefault(THOUGHTS, []).append(text)
+    kept = turn.setdefault(KEPT, KeptReasoning())
+    kept.add(decode_reasoning(item.get("encrypted_content")), is_continued=not text)
 
 
 def _joined(parts: Any) -> str:
