@@ -36,6 +36,11 @@ class Block:
         """Whether enough is known for the block to begin."""
         return True
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether something arrived that cannot be passed on yet."""
+        return False
+
     def start(self) -> Json:
         """The block as it begins, without what its deltas carry."""
         raise NotImplementedError
@@ -74,6 +79,11 @@ class _TextPieces:
         self.has_text = self.has_text or not piece.isspace()
         if text := self._pieces.add(piece):
             self._waiting.append(text)
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether complete pieces were not taken yet."""
+        return bool(self._waiting)
 
     def take(self, *, is_last: bool = False) -> list[str]:
         """Return the pieces that are complete and were not returned before."""
@@ -154,6 +164,11 @@ class ToolBlock(Block):
     def is_ready(self) -> bool:
         """Whether the tool's name is known."""
         return bool(self._name)
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether arguments wait, for the name or because they are not JSON."""
+        return self._arguments.are_waiting
 
     @property
     def is_empty(self) -> bool:

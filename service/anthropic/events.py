@@ -12,8 +12,8 @@ from service.formats.completion import AssistantMessage, Completion, Usage
 Json = dict[str, Any]
 
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
-"""A longer event cannot be read, so the stream ends with an error. Blocks that wait for an earlier
-one may hold as much."""
+"""A longer event cannot be read, so the stream ends with an error. The events that come while
+something is held back may be as long together."""
 
 
 def message(content: bytes, *, with_thinking: bool, input_estimate: int = 0) -> bytes:
@@ -173,11 +173,12 @@ class MessageEvents:
 
         :raises UpstreamError: when an event is not a chunk of a completion.
         """
-        if len(self._content.blocks) > 1:
+        self._translate(self._reader.feed(chunk))
+        blocks = self._content.blocks
+        if len(blocks) > 1 or (blocks and blocks[0].is_held_back):
             self._held_bytes += len(chunk)
             if self._held_bytes > MAX_EVENT_BYTES:
                 raise UpstreamError("Venice's answer is too large.")
-        self._translate(self._reader.feed(chunk))
         return self._writer.take()
 
     def end(self) -> bytes:

@@ -5,7 +5,8 @@ import json
 import pytest
 from message_streams import check_events, translated
 
-from service.anthropic import chat_request, decode, message
+from service.anthropic import MessageEvents, chat_request, decode, message
+from service.errors import UpstreamError
 
 RESULTS = [
     {"title": "Foxes", "url": "https://f.invalid", "content": "Foxes run. " * 30, "date": "2026"},
@@ -310,3 +311,44 @@ def test_usage_that_is_not_stated():
     _, last = stream(chunk(content="Hi"), {"choices": [], "usage": usage})
     assert (last["usage"]["input_tokens"], last["usage"]["output_tokens"]) == (5, 3)
     assert last["usage"]["cache_read_input_tokens"] == 4
+
+
+def event(*calls, **delta):
+    return b"data: %b\n\n" % json.dumps(chunk(tool_calls=list(calls), **delta)).encode()
+
+
+LONG = "x" * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        # Arguments that are not JSON, and a call without a name.
+        (event(call(0, "a", "look", "oops")), event(call(0, None, None, LONG))),
+        (event(call(0, "a")), event(call(0, None, None, LONG))),
+        # A block that waits for the end of a call.
+        (event(call(0, "a", "look", "{}"), content="So"), event(content=LONG)),
+    ],
+)
+def test_what_is_held_back_is_bounded(first, more):
+    """A stream of which too much waits for a later event ends with an error."""
+    translation = MessageEvents(with_thinking=False)
+    translation.feed(first)
+    with pytest.raises(UpstreamError, match="too large"):
+        for _ in range(65):
+            translation.feed(more)
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        (event(call(0, "a", "look", '{"a": "')), event(call(0, None, None, LONG))),
+        (event(), event(content=LONG)),
+    ],
+)
+def test_what_is_passed_on_is_not_bounded(first, more):
+    """A stream of which nothing waits may be as long as it likes."""
+    translation = MessageEvents(with_thinking=False)
+    translation.feed(first)
+    for _ in range(65):
+        assert LONG.encode() in translation.feed(more)
