@@ -33,7 +33,8 @@ VALUES: Final = (_Expects.VALUE, _Expects.VALUE_OR_END)
 
 
 class PartialObject:
-    """Checks whether the text so far can be the beginning of one JSON object."""
+    """Checks whether the text so far can be the beginning of one JSON object. A number, or one of
+    true, false and null, is checked at its end."""
 
     def __init__(self) -> None:
         self.is_valid = True
@@ -42,7 +43,8 @@ class PartialObject:
         self._open: list[str] = []
         """The brackets that close the containers around the place."""
         self._is_in_string = False
-        self._word = ""
+        self._word: list[str] = []
+        """The pieces of a number or of true, false or null that has not ended."""
         self._carried = ""
         """An escape that has begun."""
 
@@ -92,10 +94,10 @@ class PartialObject:
     def _read_word(self, text: str, at: int) -> int:
         found = IN_WORD.match(text, at)
         end = found.end() if found else at
-        self._word += text[at:end]
+        self._word.append(text[at:end])
         if end < len(text):
-            self.is_valid = WORD.fullmatch(self._word) is not None
-            self._word = ""
+            self.is_valid = WORD.fullmatch("".join(self._word)) is not None
+            self._word = []
             self._end_value()
         return end
 
@@ -117,7 +119,7 @@ class PartialObject:
         elif character == "," and expects is _Expects.COMMA_OR_END:
             self._expects = _Expects.NAME if self._open[-1] == "}" else _Expects.VALUE
         elif expects in VALUES and IN_WORD.fullmatch(character):
-            self._word = character
+            self._word = [character]
         else:
             return False
         return True

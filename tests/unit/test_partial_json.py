@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -71,3 +72,16 @@ def test_depth_is_bounded():
     """An object that is nested more deeply than clients read is not valid."""
     assert fed('{"a":' * MAX_DEPTH).is_valid
     assert not fed('{"a":' * (MAX_DEPTH + 1)).is_valid
+
+
+def test_a_number_in_many_pieces_takes_little_time():
+    """The time grows with the length of the number, not with its square."""
+    partial = PartialObject()
+    partial.feed('{"a":')
+    began = time.process_time()
+    for _ in range(10_000):
+        partial.feed("1" * 1000)
+    partial.feed("}")
+
+    assert partial.is_complete
+    assert time.process_time() - began < 1
