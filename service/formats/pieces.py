@@ -36,6 +36,8 @@ TYPES: Final[Mapping[str, type]] = {
 IDENTITY: Final = ("type", "id")
 """Members that differ between two objects, but not between two pieces of one."""
 
+MAX_DEPTH: Final = 16
+
 
 def replacing(members: Json) -> Json:
     """Return the members that replace what is known already."""
@@ -60,40 +62,43 @@ class _Text:
 
 
 class ObjectPieces:
-    """An object whose members come in pieces."""
+    """An object whose members come in pieces. ``depth`` is how deep the objects and lists within it
+    are joined; deeper ones are complete."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = MAX_DEPTH) -> None:
+        self._depth = depth
         self._members: Json = {}
 
     def join(self, piece: Json) -> None:
         """Add a piece."""
         for name, value in piece.items():
             if isinstance(value, str) and name in JOINED:
-                self._inner(name, _Text, value)
+                self._join_text(name, value)
             elif value in EMPTY:
                 self._members.setdefault(name, value)
             elif not isinstance(value, TYPES.get(name, object)):
                 continue
-            elif isinstance(value, dict):
-                self._inner(name, ObjectPieces, value)
-            elif isinstance(value, list):
-                self._inner(name, ListPieces, value)
+            elif isinstance(value, dict) and self._depth:
+                self._join_nested(name, ObjectPieces, value)
+            elif isinstance(value, list) and self._depth:
+                self._join_nested(name, ListPieces, value)
             elif not isinstance(self._members.get(name), _Text | ObjectPieces | ListPieces):
                 self._members[name] = value
 
-    def _inner(
-        self, name: str, kind: "type[_Text | ObjectPieces | ListPieces]", value: Any
-    ) -> None:
-        """Join a value to those of the same kind. Only a text replaces those of another kind."""
+    def _join_text(self, name: str, piece: str) -> None:
+        """Join a text. It replaces a value of another kind."""
+        text = self._members.get(name)
+        if not isinstance(text, _Text):
+            text = self._members[name] = _Text()
+        text.join(piece)
+
+    def _join_nested(self, name: str, kind: "type[ObjectPieces | ListPieces]", piece: Any) -> None:
+        """Join an object or a list. It is ignored beside another kind of value in pieces."""
         there = self._members.get(name)
-        if kind is _Text:
-            is_taken = isinstance(there, _Text)
-        else:
-            is_taken = isinstance(there, _Text | ObjectPieces | ListPieces)
-        if not is_taken:
-            there = self._members[name] = kind()
+        if not isinstance(there, _Text | ObjectPieces | ListPieces):
+            there = self._members[name] = kind(self._depth - 1)
         if isinstance(there, kind):
-            there.join(value)
+            there.join(piece)
 
     def is_other(self, piece: Json) -> bool:
         """Whether a piece states another type or id, so that it belongs to another object."""
@@ -111,9 +116,11 @@ class ObjectPieces:
 class ListPieces:
     """A list. Elements with the same index are pieces of one element, unless they state another
     type or id. An element without an index is complete, and kept as JSON, which takes less memory.
+    ``depth`` is that of :class:`ObjectPieces`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = MAX_DEPTH) -> None:
+        self._depth = depth
         self._elements: list[ObjectPieces | msgspec.Raw] = []
         self._by_index: dict[float, ObjectPieces] = {}
 
@@ -126,7 +133,7 @@ class ListPieces:
                 continue
             element = self._by_index.get(index)
             if element is None or element.is_other(piece):
-                element = self._by_index[index] = ObjectPieces()
+                element = self._by_index[index] = ObjectPieces(self._depth)
                 self._elements.append(element)
             element.join(piece)
 

@@ -120,6 +120,19 @@ def test_pieces_come_back_as_one(carry, deltas, expected):
     assert {name: back[name] for name in NAMES if name in back} == expected
 
 
+@pytest.mark.parametrize("carry", CARRIERS)
+@pytest.mark.parametrize("name", ["reasoning_encrypted", "reasoning_details"])
+def test_what_is_nested_deeply_comes_back(carry, name):
+    """A member that is nested as deeply as a decoder reads comes back as it was."""
+    value = "x"
+    for _ in range(600):
+        value = {"a": value}
+    kept = {name: [{**TEXT, "more": value}] if name == "reasoning_details" else value}
+    back = carry(stream({"reasoning_content": "A", **kept}, {"content": "B"}))
+
+    assert str(back[name]) == str(kept[name])
+
+
 def test_many_pieces_take_little_time():
     """The time grows with the length of the reasoning, not with its square."""
     kept = KeptReasoning()
