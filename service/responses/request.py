@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from service.formats import surrogates
 from service.formats.reasoning import KeptReasoning, decode_reasoning
-from service.responses.table import OFF, as_items, item_type, tool_type
+from service.responses.table import OFF, TEXT, as_items, item_type, tool_type
 from service.responses.tools import Toolbox
 from service.responses.writer import REPEATED
 
@@ -108,7 +108,8 @@ def _format(text: Any) -> Json:
     if isinstance(stated, dict) and stated.get("type") == "json_schema":
         schema = {name: value for name, value in stated.items() if name != "type"}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif isinstance(stated, dict) and stated.get("type") not in (None, "text"):
+    elif stated not in TEXT["format"].neutral:
+        # Venice judges forms that are not known here, too.
         chat["response_format"] = stated
     return chat
 

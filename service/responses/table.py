@@ -249,7 +249,8 @@ class RuledMember(NamedTuple):
 def findings(members: Members) -> Iterator[RuledMember]:
     """Yield the members of a request that ask for something, with their rules.
 
-    :raises ClientError: for tools and texts of another type, which no translation could read.
+    :raises ClientError: for tools, contents and texts of another type, which no translation could
+        read.
     """
     yield from _members_of(members, MEMBERS, UNKNOWN)
     if ":" in str(members.get("model", "")):
@@ -263,10 +264,8 @@ def findings(members: Members) -> Iterator[RuledMember]:
         value = members.get(name)
         if isinstance(value, dict):
             yield from _members_of(value, table, other, f"{name}.")
-    include = members.get("include")
-    for index, value in enumerate(include if isinstance(include, list) else ()):
-        if isinstance(value, str):
-            yield RuledMember(f"include[{index}]", INCLUDE.get(value, ANY))
+    for index, value in enumerate(members.get("include") or ()):
+        yield RuledMember(f"include[{index}]", INCLUDE.get(value, ANY))
     tools = members.get("tools")
     yield from _tools([] if tools is None else tools, "tools")
     yield from _choice(members.get("tool_choice"))
@@ -362,9 +361,22 @@ def _items(items: list[Any], within: str, *, may_begin: bool) -> Iterator[RuledM
             yield RuledMember(f"{field}.namespace", BY_CHAT)
         if kind == "tool_search_output" and item.get("tools") is not None:
             _checked_tools(item["tools"], f"{field}.tools")
-        for name in ("content", "output"):
-            if kind != "reasoning":
+        if kind != "reasoning":
+            _check_content(item.get("content"), f"{field}.content")
+            for name in ("content", "output"):
                 yield from _parts(item.get(name), f"{field}.{name}")
+
+
+def _check_content(content: Any, field: str) -> None:
+    """Unlike the output of a tool, a message may not have any JSON as its content.
+
+    :raises ClientError: when it is neither a text nor parts.
+    """
+    if not isinstance(content, str | list | dict | None):
+        raise ClientError(f"{field}: must be a text or a list of objects.", param=field)
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, dict):
+            raise ClientError(f"{field}[{index}]: must be an object.", param=f"{field}[{index}]")
 
 
 def _parts(content: Any, field: str) -> Iterator[RuledMember]:

@@ -731,12 +731,19 @@ SEARCHED = {"type": "tool_search_output", "call_id": "c"}
         ),
         ({"input": [{**SEARCHED, "tools": ["x"]}]}, "input[0].tools"),
         ({"instructions": {"type": "input_text", "text": 5}, "tools": [WRITE]}, "instructions"),
+        ({"input": [{"role": "user", "content": 5}], "tools": [WRITE]}, "input[0].content"),
+        ({**parts("Hello"), "tools": [WRITE]}, "input[0].content[0]"),
+        ({"instructions": [{"role": "system", "content": [5]}]}, "instructions[0].content[0]"),
+        ({"tools": [WRITE], "text": "short"}, "text"),
+        ({"tools": [WRITE], "reasoning": "high"}, "reasoning"),
+        ({"tools": [WRITE], "include": LOGPROBS}, "include"),
+        ({"tools": [WRITE], "include": [5]}, "include[0]"),
     ],
     ids=str,
 )
 async def test_members_of_another_type_are_refused(caller, members, param, model):
-    """A text or a list of tools of another type, which no translation could read, is refused by
-    its name, whatever the model."""
+    """A member of another type, which no translation could read, is refused by its name, whatever
+    the model."""
     body = {"model": model, "input": "Hello", **members}
     async with caller.service.http.post(
         "/v1/responses", json=body, headers=caller.headers

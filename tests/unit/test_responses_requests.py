@@ -207,6 +207,12 @@ def test_other_members():
     }
 
 
+@pytest.mark.parametrize("form", ["json_object", {"type": "text", "strict": True}])
+def test_an_unknown_form_of_text_is_venices_to_judge(form):
+    """A form of the text that is not one of OpenAI's is passed on, rather than ignored."""
+    assert body_of("x", text={"format": form})["response_format"] == form
+
+
 def test_a_custom_tool_is_a_function_of_one_text():
     """A custom tool's grammar is in the description of its function."""
     form = {"type": "grammar", "syntax": "lark", "definition": "start: /a+/"}

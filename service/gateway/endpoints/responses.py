@@ -42,6 +42,8 @@ class ResponsesRequest(TokenRequest, kw_only=True):
     instructions: str | list[dict[str, Any]] | msgspec.UnsetType | None = msgspec.UNSET
     tool_choice: str | dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
     max_output_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
+    text: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
+    include: list[str] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ResponsesForms:
