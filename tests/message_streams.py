@@ -7,7 +7,6 @@ import json
 from hypothesis import strategies as st
 
 from service import anthropic
-from service.api.wire import ANTHROPIC
 from service.errors import ServiceError
 
 ODD = st.none() | st.sampled_from(["", 5, 1.5, True, [], {}, [None], {"a": 1}, "text"])
@@ -129,11 +128,7 @@ def translated(chunks, *, with_thinking):
             out += translation.feed(chunk)
         out += translation.end()
     except ServiceError as error:
-        if not translation.is_ended:
-            body = json.dumps(
-                {"type": "error", "error": {"type": "api_error", "message": str(error)}}
-            )
-            out += ANTHROPIC.last_event % body.encode()
+        out += translation.failure(error, {"error": {"type": "api_error", "message": str(error)}})
     return out
 
 

@@ -1,5 +1,6 @@
 """Sorts a chat completion, whole or in chunks, into the content blocks of a message."""
 
+import abc
 import uuid
 from collections import deque
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ STOP_REASONS: Final = {
 NO_ARGUMENTS: Final = ("", "null")
 
 
-class Block:
+class Block(abc.ABC):
     """A content block that arrives in pieces."""
 
     is_kept_open: ClassVar[bool] = False
@@ -41,9 +42,9 @@ class Block:
         """Whether something arrived that cannot be passed on yet."""
         return False
 
+    @abc.abstractmethod
     def start(self) -> Json:
         """The block as it begins, without what its deltas carry."""
-        raise NotImplementedError
 
     def deltas(self) -> list[Json]:
         """The deltas that follow from what arrived since the last time."""

@@ -2,10 +2,11 @@
 
 import enum
 import uuid
+from collections.abc import Mapping
 from typing import Any, Final
 
 from service.anthropic.answer import Block, Content
-from service.errors import UpstreamCut, UpstreamError
+from service.errors import ServiceError, UpstreamCut, UpstreamError
 from service.formats import completion, sse, surrogates
 from service.formats.completion import AssistantMessage, Completion, Usage
 
@@ -122,12 +123,12 @@ class EventWriter:
         self._write("message_delta", delta=delta, usage=usage)
         self._write("message_stop")
 
-    def fail(self, text: str) -> None:
-        """Write ``error``."""
+    def fail(self, stated: Mapping[str, Any]) -> None:
+        """Write ``error``, whose members are those of an error's body."""
         if self._state is _State.ENDED:
             raise RuntimeError("The stream of events has ended.")
         self._state = _State.ENDED
-        self._write("error", error={"type": "api_error", "message": text})
+        self._write("error", **stated)
 
     def _move(self, before: _State, after: _State) -> None:
         if self._state is not before:
@@ -157,11 +158,6 @@ class MessageEvents:
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
 
-    @property
-    def is_ended(self) -> bool:
-        """Whether the last event was returned."""
-        return self._writer.is_ended
-
     def whole(self, content: bytes) -> bytes:
         """Translate a whole completion; see :func:`message`."""
         return message(
@@ -189,15 +185,21 @@ class MessageEvents:
         :raises UpstreamCut: when it ended early.
         """
         self._translate(self._reader.end())
-        if not self.is_ended:
+        if not self._writer.is_ended:
             if self._finish_reason is None and self._usage is None:
                 raise UpstreamCut("Venice ended the stream before its end.")
             self._end()
         return self._writer.take()
 
+    def failure(self, error: ServiceError, stated: Mapping[str, Any]) -> bytes:  # noqa: ARG002
+        """See :meth:`Translation.failure`."""
+        if not self._writer.is_ended:
+            self._writer.fail(stated)
+        return self._writer.take()
+
     def _translate(self, events: bytes) -> None:
         for data in sse.texts(events):
-            if self.is_ended:
+            if self._writer.is_ended:
                 return
             if data.strip() == sse.DONE:
                 self._end()
@@ -207,7 +209,7 @@ class MessageEvents:
     def _take(self, chunk: Completion) -> None:
         if chunk.error:
             text = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
-            self._writer.fail(str(text))
+            self._writer.fail({"error": {"type": "api_error", "message": str(text)}})
             return
         if not self._writer.is_begun:
             usage = self._content.usage(None, self._input_estimate)

@@ -27,9 +27,9 @@ class TokenCount(msgspec.Struct):
 async def create(request: web.Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in Anthropic's format."""
     caller = await authenticate(request)
-    call, translation = await _read(request, caller)
+    call = await read_call(request, caller)
     async with request.app[GATEWAY].call(caller, call) as answer:
-        return await relay(request, answer, translation)
+        return await relay(request, answer)
 
 
 async def read_call(request: web.Request, caller: Caller) -> Call:
@@ -37,12 +37,6 @@ async def read_call(request: web.Request, caller: Caller) -> Call:
 
     :raises ClientError: naming the field and the rule.
     """
-    call, _ = await _read(request, caller)
-    return call
-
-
-async def _read(request: web.Request, caller: Caller) -> tuple[Call, anthropic.MessageEvents]:
-    """Read a request: the call that it makes, and the translation of its answer."""
     content = await read_body(request)
     size_bytes = len(content)
     message = await read_large(size_bytes, anthropic.decode, content)
@@ -60,10 +54,12 @@ async def _read(request: web.Request, caller: Caller) -> tuple[Call, anthropic.M
         settings=caller.settings,
     )
     call = await parse(CHAT, inbound)
-    translation = anthropic.MessageEvents(
-        with_thinking=message.wants_thinking, input_estimate=chat.input_estimate
+    translation = functools.partial(
+        anthropic.MessageEvents,
+        with_thinking=message.wants_thinking,
+        input_estimate=chat.input_estimate,
     )
-    return msgspec.structs.replace(call, output_field="max_tokens"), translation
+    return msgspec.structs.replace(call, output_field="max_tokens", translation=translation)
 
 
 async def count_tokens(request: web.Request) -> web.Response:

@@ -5,14 +5,13 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
-from service import anthropic, money, responses
+from service import anthropic, money
 from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     NotFound,
@@ -26,6 +25,7 @@ from service.gateway import (
     AnswerRelay,
     AssembledRelay,
     EventsRelay,
+    Translation,
     Upload,
     WholeRelay,
     uncancel,
@@ -137,22 +137,11 @@ def error_object(error: ServiceError, request_id: str | None) -> Error:
     return Error(error=detail)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dialect:
-    """The format of errors for a caller, as a body and as the last event of a stream."""
-
-    error_object: Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
-    last_event: bytes
-    """The event, with a place for the error object."""
-
-
-DIALECT: Final = web.RequestKey("DIALECT", Dialect)
-OPENAI: Final = Dialect(error_object=error_object, last_event=b"data: %b\n\n" + DONE)
-ANTHROPIC: Final = Dialect(
-    error_object=anthropic.error_object, last_event=b"event: error\ndata: %b\n\n"
-)
-
-
+Dialect = Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
+"""Makes the body of an error, with the request's id, in the format of the caller's API."""
+DIALECT: Final[web.RequestKey[Dialect]] = web.RequestKey("DIALECT")
+OPENAI: Final[Dialect] = error_object
+ANTHROPIC: Final[Dialect] = anthropic.error_object
 MESSAGES_PATH: Final = re.compile(r"/+(?:api/+)?v1/+messages(?:/.*)?")
 
 
@@ -161,36 +150,10 @@ def dialect_of(path: str) -> Dialect:
     return ANTHROPIC if MESSAGES_PATH.fullmatch(path) else OPENAI
 
 
-class Translation(Protocol):
-    """Translates Venice's response into the caller's API format."""
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether the last event of a stream was returned, after which none may follow."""
-
-    def whole(self, content: bytes) -> bytes:
-        """Translate a plain answer.
-
-        :raises UpstreamError: when it is not an answer of Venice's.
-        """
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Translate the next events.
-
-        :raises UpstreamError: when they are not events of Venice's.
-        """
-
-    def end(self) -> bytes:
-        """The events that follow from the end of the stream.
-
-        :raises UpstreamError: when its last bytes are no event.
-        """
-
-
 def error_response(error: ServiceError, request: web.Request) -> web.Response:
     """The response to a request that failed before any part of a response was sent."""
     dialect = request.get(DIALECT, OPENAI)
-    response = json_response(dialect.error_object(error, request.get(REQUEST_ID)), error.status)
+    response = json_response(dialect(error, request.get(REQUEST_ID)), error.status)
     if request.content.exception() is not None:
         # The next request begins at an unknown place. aiohttp closes the connection, but sends no
         # header for it.
@@ -245,27 +208,25 @@ def _answer_headers(answer: AnswerRelay) -> dict[str, str]:
     return headers
 
 
-async def relay(
-    request: web.Request, answer: AnswerRelay, translation: Translation | None = None
-) -> web.StreamResponse:
+async def relay(request: web.Request, answer: AnswerRelay) -> web.StreamResponse:
     """Pass Venice's answer on: a plain one whole, any other as it arrives."""
     if isinstance(answer, EventsRelay):
-        return await _EventStream(request, answer, translation).relay()
+        return await _EventStream(request, answer).relay()
     headers = _answer_headers(answer)
     if isinstance(answer, AssembledRelay) and answer.content is None:
-        return await _relay_late(request, answer, headers, translation)
+        return await _relay_late(request, answer, headers)
     if isinstance(answer, WholeRelay | AssembledRelay) and answer.content is not None:
-        translation = translation or answer.translation()
-        content = translation.whole(answer.content) if translation else answer.content
-        return web.Response(body=content, headers=headers)
+        return web.Response(body=_translated(answer, answer.content), headers=headers)
     return await pass_on(request, headers, answer.chunks())
 
 
+def _translated(answer: AnswerRelay, content: bytes) -> bytes:
+    translation = answer.translation()
+    return content if translation is None else translation.whole(content)
+
+
 async def _relay_late(
-    request: web.Request,
-    answer: AssembledRelay,
-    headers: Mapping[str, str],
-    translation: Translation | None,
+    request: web.Request, answer: AssembledRelay, headers: Mapping[str, str]
 ) -> web.StreamResponse:
     """Pass on a plain answer that takes long. White space, which JSON may begin with, shows proxies
     that the connection is alive. If the answer fails, the connection is cut, since the status was
@@ -276,8 +237,7 @@ async def _relay_late(
     while content is None:
         await response.write(SPACE)
         content = await answer.wait(request.app[SETTINGS].heartbeat_s)
-    translation = translation or answer.translation()
-    await response.write(translation.whole(content) if translation else content)
+    await response.write(_translated(answer, content))
     return response
 
 
@@ -328,12 +288,10 @@ class _EventStream:
     when its caller sees the end.
     """
 
-    def __init__(
-        self, request: web.Request, answer: EventsRelay, translation: Translation | None
-    ) -> None:
+    def __init__(self, request: web.Request, answer: EventsRelay) -> None:
         self._request = request
         self._answer = answer
-        self._translation = translation
+        self._translation: Translation | None = None
         self._response = web.StreamResponse(headers={**_answer_headers(answer), **STREAM_HEADERS})
         self._heartbeat_s = request.app[SETTINGS].heartbeat_s
         self._feed: Callable[[bytes], bytes] = self._feed_first
@@ -371,12 +329,9 @@ class _EventStream:
     def _feed_first(self, chunk: bytes) -> bytes:
         """Translate the first chunk. The model that answers is known with it, and with the model
         whether the answer is translated."""
-        translation = self._translation = self._own_translation()
+        translation = self._translation = self._answer.translation()
         self._feed = bytes if translation is None else translation.feed
         return self._feed(chunk)
-
-    def _own_translation(self) -> Translation | None:
-        return self._translation or self._answer.translation()
 
     def _watch(self) -> None:
         """Send a heartbeat whenever Venice is silent, so that no proxy takes the stream for dead.
@@ -399,14 +354,12 @@ class _EventStream:
     async def _end_with(self, error: ServiceError) -> None:
         """Send a failure as the last event, since the status was sent. A caller that has the last
         event already has the whole answer."""
-        if self._translation is not None and self._translation.is_ended:
-            return
-        dialect = self._request.get(DIALECT, OPENAI)
-        body = dialect.error_object(error, self._request.get(REQUEST_ID))
-        content = dialect.last_event % msgspec.json.encode(body)
-        translation = self._own_translation()
-        if isinstance(translation, responses.ResponseTranslation):
-            content = translation.failure(error, body.error)
+        stated = self._request.get(DIALECT, OPENAI)(error, self._request.get(REQUEST_ID))
+        translation = self._translation or self._answer.translation()
+        if translation is None:
+            content = b"data: %b\n\n" % msgspec.json.encode(stated) + DONE
+        else:
+            content = translation.failure(error, msgspec.to_builtins(stated))
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
                 await self._response.write(content)

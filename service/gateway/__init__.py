@@ -1,6 +1,6 @@
 """The one pipeline that every paid call takes, and a small ``Endpoint`` for each kind of call."""
 
-from service.gateway.call import Call, Endpoint, Inbound, Upload, check_end_user
+from service.gateway.call import Call, Endpoint, Inbound, Translation, Upload, check_end_user
 from service.gateway.endpoints import (
     CHAT,
     DECISIONS,
@@ -38,6 +38,7 @@ __all__ = [
     "FreeRequests",
     "Gateway",
     "Inbound",
+    "Translation",
     "Upload",
     "WholeRelay",
     "check_end_user",

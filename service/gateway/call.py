@@ -3,12 +3,11 @@
 import enum
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 
-from service import responses
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
 from service.catalog.prices import Usage
@@ -89,6 +88,34 @@ def check_end_user(name: str, field: str) -> str:
     if len(name) > END_USER_LENGTH:
         raise ClientError(f"{field}: must have at most {END_USER_LENGTH} characters.", param=field)
     return name
+
+
+class Translation(Protocol):
+    """Translates one answer of Venice's for a caller who speaks another API."""
+
+    def whole(self, content: bytes) -> bytes:
+        """Translate a plain answer.
+
+        :raises UpstreamError: when it cannot be read.
+        """
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next events of a stream, and return those that follow from them.
+
+        :raises UpstreamError: when they cannot be read.
+        """
+
+    def end(self) -> bytes:
+        """Return the events that follow from the end of the stream.
+
+        :raises UpstreamError: when its last bytes are no event, or there was no answer in it.
+        """
+
+    def failure(self, error: ServiceError, stated: Mapping[str, Any]) -> bytes:
+        """Return the events that end the stream with the error; none if it has ended.
+
+        ``stated`` is the body that a response with the error would have.
+        """
 
 
 class Relay(enum.Enum):
@@ -234,7 +261,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     """After how many seconds the caller gives up, where that is stated."""
     relay: Relay = Relay.WHOLE
-    translation: Callable[[], responses.ResponseTranslation] | None = None
+    translation: Callable[[], Translation] | None = None
     """Makes what translates Venice's answer, where the caller speaks another API."""
     output_field: str = ""
     """The member that caps the output, by the name that the caller knows it by."""

@@ -10,7 +10,6 @@ from service.responses.answer import ChatAnswer
 from service.responses.passed import PassedAnswer
 from service.responses.request import AnswerContext, chat_body, repeated
 from service.responses.table import MODE_HEADER, MODES, Plan, Served, is_native, plan, tool_type
-from service.responses.writer import ResponseTranslation
 
 __all__ = [
     "MODES",
@@ -19,7 +18,6 @@ __all__ = [
     "ChatAnswer",
     "PassedAnswer",
     "Plan",
-    "ResponseTranslation",
     "Served",
     "chat_body",
     "is_native",

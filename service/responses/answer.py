@@ -12,7 +12,7 @@ from service.formats.reasoning import KeptReasoning, encode_reasoning
 from service.formats.surrogates import Pieces
 from service.responses.request import AnswerContext
 from service.responses.tools import CallerTool, Toolbox, client_item, custom_input, new_id, new_item
-from service.responses.writer import EventWriter, ResponseTranslation
+from service.responses.writer import EventWriter
 
 Json = dict[str, Any]
 
@@ -31,7 +31,7 @@ CITATION: Final = re.compile(r"\^(\d{1,3}(?:, ?\d{1,3})*)\^")
 """Marks in the text that name search results, from 1."""
 
 
-class ChatAnswer(ResponseTranslation):
+class ChatAnswer:
     """Translates a chat completion.
 
     An item ends before the next begins. The pieces of tool calls may alternate, so the first call
@@ -53,13 +53,8 @@ class ChatAnswer(ResponseTranslation):
         self._finish_reason = ""
         self._usage: Usage | None = None
 
-    @property
-    def is_ended(self) -> bool:
-        """See :attr:`ResponseTranslation.is_ended`."""
-        return self._writer.is_ended
-
     def whole(self, content: bytes) -> bytes:
-        """See :meth:`ResponseTranslation.whole`."""
+        """See :meth:`Translation.whole`."""
         answer = completion.decode(content)
         self._take(answer)
         if not any(choice.index == 0 for choice in answer.choices):
@@ -67,20 +62,20 @@ class ChatAnswer(ResponseTranslation):
         return surrogates.encode(self._end())
 
     def feed(self, chunk: bytes) -> bytes:
-        """See :meth:`ResponseTranslation.feed`."""
+        """See :meth:`Translation.feed`."""
         return self._translate(self._reader.feed(chunk))
 
     def end(self) -> bytes:
-        """See :meth:`ResponseTranslation.end`."""
+        """See :meth:`Translation.end`."""
         events = self._translate(self._reader.end())
         if self._writer.is_ended:
             return events
         self._end()
         return events + self._writer.take()
 
-    def failure(self, error: ServiceError, detail: Any) -> bytes:
-        """See :meth:`ResponseTranslation.failure`."""
-        self._writer.fail(error, detail)
+    def failure(self, error: ServiceError, stated: Mapping[str, Any]) -> bytes:
+        """See :meth:`Translation.failure`."""
+        self._writer.fail(error, stated)
         return self._writer.take()
 
     def _translate(self, events: bytes) -> bytes:

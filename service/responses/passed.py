@@ -11,7 +11,6 @@ from service.formats import sse
 from service.responses.writer import (
     DONE,
     EventWriter,
-    ResponseTranslation,
     empty_response,
     event,
     failed_response,
@@ -26,7 +25,7 @@ TERMINAL: Final = re.compile(
 NUMBER: Final = re.compile(rb'"sequence_number": ?(\d{1,15})')
 
 
-class PassedAnswer(ResponseTranslation):
+class PassedAnswer:
     """Passes everything on byte for byte."""
 
     def __init__(self, stated: Mapping[str, Any]) -> None:
@@ -36,17 +35,12 @@ class PassedAnswer(ResponseTranslation):
         """The first events and the last ones."""
         self._is_ended = False
 
-    @property
-    def is_ended(self) -> bool:
-        """See :attr:`ResponseTranslation.is_ended`."""
-        return self._is_ended
-
     def whole(self, content: bytes) -> bytes:
-        """See :meth:`ResponseTranslation.whole`."""
+        """See :meth:`Translation.whole`."""
         return content
 
     def feed(self, chunk: bytes) -> bytes:
-        """See :meth:`ResponseTranslation.feed`."""
+        """See :meth:`Translation.feed`."""
         self._first = self._first or chunk
         if sse.DATA in chunk:
             self._last = chunk
@@ -55,21 +49,21 @@ class PassedAnswer(ResponseTranslation):
         return chunk
 
     def end(self) -> bytes:
-        """See :meth:`ResponseTranslation.end`."""
+        """See :meth:`Translation.end`."""
         return b""
 
-    def failure(self, error: ServiceError, detail: Any) -> bytes:
-        """See :meth:`ResponseTranslation.failure`."""
+    def failure(self, error: ServiceError, stated: Mapping[str, Any]) -> bytes:
+        """See :meth:`Translation.failure`."""
         if self._is_ended:
             return b""
         self._is_ended = True
         if not self._first:
             writer = EventWriter(self._stated)
-            writer.fail(error, detail)
+            writer.fail(error, stated)
             return writer.take()
         numbers = [int(number) for number in NUMBER.findall(self._last)]
         response = failed_response(self._begun() or empty_response(self._stated), error)
-        data = {"response": response, "error": detail}
+        data = {"response": response, **stated}
         return event("response.failed", max(numbers, default=-1) + 1, data) + DONE
 
     def _begun(self) -> dict[str, Any] | None:

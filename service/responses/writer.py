@@ -45,44 +45,6 @@ CODES: Final = {
 OTHER_CODE: Final = "server_error"
 
 
-class ResponseTranslation:
-    """Translates Venice's answer for a caller of the Responses API."""
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether the last event of a stream was returned, after which none may follow."""
-        raise NotImplementedError
-
-    def whole(self, content: bytes) -> bytes:
-        """Translate a plain answer.
-
-        :raises UpstreamError: when it cannot be read.
-        """
-        raise NotImplementedError
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take the next events, and return those that follow from them.
-
-        :raises UpstreamError: when they cannot be read.
-        """
-        raise NotImplementedError
-
-    def end(self) -> bytes:
-        """Return the events that follow from the end of the stream.
-
-        :raises UpstreamError: when there was no answer in it.
-        """
-        raise NotImplementedError
-
-    def failure(self, error: ServiceError, detail: Any) -> bytes:
-        """Return the events that end the stream with the error; none if it has ended.
-
-        ``detail`` is the error in the format of OpenAI's API. It stands at the top of the event,
-        too, where OpenAI's SDKs look for it.
-        """
-        raise NotImplementedError
-
-
 def event(kind: str, number: int, data: Mapping[str, Any]) -> bytes:
     """Return one event of the stream."""
     content = surrogates.encode({"type": kind, "sequence_number": number, **data})
@@ -190,7 +152,7 @@ class EventWriter:
         self._end(f"response.{status}", response=response)
         return response
 
-    def fail(self, error: ServiceError, detail: Any) -> None:
+    def fail(self, error: ServiceError, stated: Mapping[str, Any]) -> None:
         """End the response with an error, at any time. An item that is open stays undone, so that
         nobody takes a part of it for the whole."""
         if self.is_ended:
@@ -198,7 +160,7 @@ class EventWriter:
         if not self.is_begun:
             self.begin()
         response = failed_response({**self._response, "output": self.output}, error)
-        self._end("response.failed", response=response, error=detail)
+        self._end("response.failed", response=response, **stated)
 
     def _end(self, kind: str, **data: Any) -> None:
         self._emit(kind, **data)

@@ -109,7 +109,7 @@ METHODS = {
     "add": lambda writer: writer.add({"type": "text_delta", "text": "a"}),
     "stop": lambda writer: writer.stop_block(),
     "end": lambda writer: writer.end("end_turn", {"output_tokens": 1}),
-    "fail": lambda writer: writer.fail("x"),
+    "fail": lambda writer: writer.fail({"error": {"type": "api_error", "message": "x"}}),
 }
 
 

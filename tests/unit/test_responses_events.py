@@ -38,6 +38,7 @@ CLASSES = {
     if isinstance(kind, str) and kind.startswith("response.") and item.__name__.endswith("Event")
 }
 """OpenAI's own classes of events, by their types."""
+ERROR = UpstreamCut("Venice went away.")
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 DELTAS = {
     "response.output_text.delta": ("response.output_text.done", "text"),
@@ -55,6 +56,11 @@ def answer():
     """Return a translation of a completion."""
     _, context = responses.chat_body(REQUEST)
     return responses.ChatAnswer(context)
+
+
+def stated(error):
+    """Return the body that a response with the error would have."""
+    return {"error": {"message": error.message, "code": error.code}}
 
 
 def read(stream):
@@ -342,7 +348,7 @@ def translated(found, break_, has_done, size, cut):
             out += translation.feed(content[start : start + size])
         out += translation.end()
     except UpstreamError as error:
-        out += translation.failure(error, {"message": error.message, "code": error.code})
+        out += translation.failure(error, stated(error))
     return out
 
 
@@ -517,7 +523,7 @@ def test_a_call_without_its_parameters_fails(name, arguments):
     translation = answer()
     with pytest.raises(UpstreamError, match=name):
         translation.feed(piece(arguments, index=0, id="a", name=name) + b"data: [DONE]\n\n")
-    events = read(translation.failure(UpstreamCut("no"), {"message": "no"}))
+    events = read(translation.failure(ERROR, stated(ERROR)))
     assert events[-1]["type"] == "response.failed"
 
 
@@ -602,7 +608,6 @@ COMPLETED = (
     b'"response":{"id":"r"}}\n\n'
 )
 FAILED = b'event: error\ndata: {"type":"error","sequence_number":8,"message":"no"}\n\n'
-ERROR = UpstreamCut("Venice went away.")
 
 
 @pytest.mark.parametrize(
@@ -621,7 +626,7 @@ def test_a_stream_that_passes_is_ended_once(passed, kinds, number):
     """What passes stays byte for byte; if it breaks off before its end, one event ends it."""
     translation = responses.PassedAnswer({"model": "m"})
     assert [translation.feed(events) for events in passed] == passed
-    end = translation.failure(ERROR, {"message": ERROR.message, "code": ERROR.code})
+    end = translation.failure(ERROR, stated(ERROR))
 
     events = read(end) if end else []
     assert [event["type"] for event in events] == kinds
@@ -630,7 +635,7 @@ def test_a_stream_that_passes_is_ended_once(passed, kinds, number):
         assert events[-1]["error"]["code"] == "upstream_cut"
         assert events[-1]["response"]["error"]["message"] == "Venice went away."
         assert not passed or events[-1]["response"]["id"] == "r"
-    assert translation.failure(ERROR, {}) == b""
+    assert translation.failure(ERROR, stated(ERROR)) == b""
 
 
 @pytest.mark.parametrize(
@@ -643,6 +648,6 @@ def test_a_stream_that_passes_is_ended_once(passed, kinds, number):
 )
 def test_failures_have_the_codes_that_clients_act_on(error, code, message):
     """A failure has one of OpenAI's codes and a text with the time to wait."""
-    stated = read(answer().failure(error, {"message": "x"}))[-1]["response"]["error"]
-    assert stated["code"] == code
-    assert stated["message"].endswith(message)
+    found = read(answer().failure(error, stated(error)))[-1]["response"]["error"]
+    assert found["code"] == code
+    assert found["message"].endswith(message)

@@ -11,11 +11,10 @@ from service import money
 from service.catalog.prices import Usage
 from service.errors import ServiceError, UpstreamError
 from service.gateway.attempts import Attempts
-from service.gateway.call import Bound, Cost
+from service.gateway.call import Bound, Cost, Translation
 from service.gateway.open_call import OpenCall
 from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome
-from service.responses import ResponseTranslation
 from service.upstream import Metered, UpstreamResponse, read_plain
 
 log = structlog.get_logger()
@@ -98,7 +97,7 @@ class AnswerRelay(abc.ABC):
             self.open_call.forget_end()
         self.open_call.fail(error)
 
-    def translation(self) -> ResponseTranslation | None:
+    def translation(self) -> Translation | None:
         """Make what translates the answer, where the caller speaks another API. The model that
         answers decides, so it is known with the first byte."""
         make = self.open_call.route.call.translation
