@@ -1,14 +1,13 @@
 """Web search: Venice's results as blocks and citations of a message."""
 
-import re
 import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
+from service.formats import completion
+
 Json = dict[str, Any]
 
-MARK: Final = re.compile(r"\^(\d{1,3}(?:\s*,\s*\d{1,3})*)\^")
-"""How a model cites search results: ``^1^`` or ``^1,3^``, counted from 1."""
 CITED_CHARACTERS: Final = 150
 """How much of a result a citation quotes, as at Anthropic."""
 
@@ -34,17 +33,16 @@ def search_blocks(results: Sequence[Json]) -> list[Json]:
 
 def cited(text: str, results: Sequence[Json]) -> list[Json]:
     """The citations of the results that a text marks, in their first order."""
-    numbers = [int(number) for marks in MARK.findall(text) for number in marks.split(",")]
+    indexes = dict.fromkeys(index for _, index in completion.cited(text, results))
     return [
         {
             "type": "web_search_result_location",
-            "url": _text(results[number - 1], "url"),
-            "title": _text(results[number - 1], "title"),
-            "cited_text": _text(results[number - 1], "content")[:CITED_CHARACTERS],
+            "url": _text(result, "url"),
+            "title": _text(result, "title"),
+            "cited_text": _text(result, "content")[:CITED_CHARACTERS],
             "encrypted_index": "",
         }
-        for number in dict.fromkeys(numbers)
-        if 1 <= number <= len(results)
+        for result in map(results.__getitem__, indexes)
     ]
 
 

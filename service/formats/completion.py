@@ -5,7 +5,8 @@ a list of parts. Such a member is converted or ignored, and the rest is kept. On
 make up the answer must be readable: choices, their texts and their tool calls.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -18,6 +19,8 @@ from service.formats.sse import BYTE_ORDER_MARK
 
 Json = dict[str, Any]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+MARK: Final = re.compile(r"\^(\d{1,3}(?:\s*,\s*\d{1,3})*)\^")
+"""How a model cites search results: ``^1^`` or ``^1,3^``, counted from 1."""
 
 
 def _read_content(value: Any) -> str:
@@ -232,6 +235,14 @@ def read_choices(values: Any) -> Iterator[tuple[Json, Choice]]:
             text = error.within(where) if isinstance(error, MemberError) else f"{where} {error}"
             raise UpstreamError(f"Venice's answer cannot be read: {text}.") from None
         yield value, choice
+
+
+def cited(text: str, results: Sequence[Json]) -> Iterator[tuple[re.Match[str], int]]:
+    """Yield each mark in a text that names a search result, with the index of the result."""
+    for mark in MARK.finditer(text) if results else ():
+        for number in map(int, mark[1].split(",")):
+            if 1 <= number <= len(results):
+                yield mark, number - 1
 
 
 class ToolCallNumbers:

@@ -1,6 +1,5 @@
 """Translates chat completions into responses, whole or as events."""
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -27,8 +26,6 @@ INCOMPLETE: Final = {
     "safety": "content_filter",
 }
 """Why a response is incomplete, by the reason for which the completion finished."""
-CITATION: Final = re.compile(r"\^(\d{1,3}(?:, ?\d{1,3})*)\^")
-"""Marks in the text that name search results, from 1."""
 
 
 class ChatAnswer:
@@ -94,7 +91,8 @@ class ChatAnswer:
         if not self._writer.is_begun:
             self._begin(chunk)
         self._usage = chunk.usage or self._usage
-        self._citations += chunk.citations
+        # Venice may state them again.
+        self._citations = self._citations or chunk.citations
         for choice in chunk.choices:
             if choice.index == 0:
                 self._finish_reason = choice.finish_reason or self._finish_reason
@@ -399,20 +397,16 @@ class _PendingCalls:
 
 def _annotations(text: str, citations: list[Json]) -> Iterator[Json]:
     """The marks of the text that name search results."""
-    for mark in CITATION.finditer(text) if citations else ():
-        for number in map(int, mark[1].split(",")):
-            if not 1 <= number <= len(citations):
-                continue
-            citation = citations[number - 1]
-            url, title = citation.get("url"), citation.get("title")
-            if isinstance(url, str):
-                yield {
-                    "type": "url_citation",
-                    "url": url,
-                    "title": title if isinstance(title, str) else "",
-                    "start_index": mark.start(),
-                    "end_index": mark.end(),
-                }
+    for mark, index in completion.cited(text, citations):
+        url, title = citations[index].get("url"), citations[index].get("title")
+        if isinstance(url, str):
+            yield {
+                "type": "url_citation",
+                "url": url,
+                "title": title if isinstance(title, str) else "",
+                "start_index": mark.start(),
+                "end_index": mark.end(),
+            }
 
 
 def _read_logprobs(logprobs: Json | None) -> list[Json]:

@@ -548,6 +548,24 @@ def test_reasoning_comes_back_with_what_the_model_needs():
     assert given == {"role": "tool", "tool_call_id": "a", "content": "seen"}
 
 
+def test_search_results_count_once():
+    """Venice may state the results of its search with every chunk. They stay one search, and each
+    mark of the text that names one of them is a citation of it."""
+    results = [{"url": f"https://a.example/{number}", "title": "A"} for number in (1, 2)]
+    searched = {
+        "choices": [{"index": 0, "delta": {"content": "See ^1 , 2^ and ^3^. "}}],
+        "venice_parameters": {"web_search_citations": results},
+    }
+    message, search = output_of(f"data: {json.dumps(searched)}\n\n".encode() * 2)
+
+    (part,) = message["content"]
+    cited = [(one["url"], one["start_index"]) for one in part["annotations"]]
+    assert cited == [(result["url"], start) for start in (4, 25) for result in results]
+    assert [source["url"] for source in search["action"]["sources"]] == [
+        result["url"] for result in results
+    ]
+
+
 def test_a_plain_completion_becomes_the_response_of_its_stream():
     """A whole completion and its stream become the same items, usage and reason."""
     message = {
