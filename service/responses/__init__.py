@@ -9,7 +9,17 @@ the completion back, whole or as events that ``writer`` writes.
 from service.responses.answer import ChatAnswer
 from service.responses.passed import PassedAnswer
 from service.responses.request import AnswerContext, chat_body, repeated
-from service.responses.table import MODE_HEADER, MODES, Plan, Served, is_native, plan, tool_type
+from service.responses.table import (
+    MODE_HEADER,
+    MODES,
+    Plan,
+    RuledMember,
+    Served,
+    findings,
+    is_native,
+    plan,
+    tool_type,
+)
 
 __all__ = [
     "MODES",
@@ -18,8 +28,10 @@ __all__ = [
     "ChatAnswer",
     "PassedAnswer",
     "Plan",
+    "RuledMember",
     "Served",
     "chat_body",
+    "findings",
     "is_native",
     "plan",
     "repeated",

@@ -10,7 +10,7 @@ Source: https://docs.venice.ai/guides/features/responses-api
 
 import enum
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET
@@ -421,13 +421,14 @@ class Plan(NamedTuple):
     """The first member for which the request is not passed as it is."""
 
 
-def plan(members: Members, *, is_native_model: bool, mode: str | None) -> Plan:
-    """Decide how a request is served, for a model that Venice serves natively or not. ``mode`` is
-    what the caller's header states.
+def plan(
+    members: Members, found: Sequence[RuledMember], *, is_native_model: bool, mode: str | None
+) -> Plan:
+    """Decide how a request is served, for a model that Venice serves natively or not. ``found`` are
+    its :func:`findings`, and ``mode`` is what the caller's header states.
 
     :raises ClientError: naming the first member that cannot be expressed.
     """
-    found = list(findings(members))
     if mode == NATIVE or (is_native_model and mode != COMPAT):
         leaving = next((one for one in found if one.rule.native is TRANSLATED), None)
         if mode == NATIVE and not is_native_model:
@@ -454,7 +455,7 @@ def plan(members: Members, *, is_native_model: bool, mode: str | None) -> Plan:
 NOT_NATIVE: Final = f"native mode does not have it; leave {MODE_HEADER} out"
 
 
-def _refuse_first(found: list[RuledMember], column: str) -> None:
+def _refuse_first(found: Sequence[RuledMember], column: str) -> None:
     for one in found:
         if getattr(one.rule, column) is REFUSE:
             raise _refusal(one)

@@ -272,6 +272,16 @@ def test_searches_are_told_apart_as_for_their_price(kind):
     assert is_search == (members.SEARCH_TOOL.fullmatch(kind) is not None)
 
 
+def test_models_of_both_kinds_share_a_chat_completion():
+    """Where only a chat completion can express a request, it is translated once for all models."""
+    content = msgspec.json.encode({"model": "alias", "input": "Hello", "n": 1})
+    inbound = Inbound(content=content, request_id="r", headers={}, settings=KeySettings())
+    native, translated = RESPONSES.parse(inbound).for_models(["openai-gpt-53-codex", "kimi-k2-6"])
+
+    assert native.translation is translated.translation
+    assert (native.model, translated.model) == ("openai-gpt-53-codex", "kimi-k2-6")
+
+
 def test_a_large_body_is_read_once():
     """All forms of a large body, and its refusals, are made where it is read, which is a thread of
     its own. Choosing the models, in the event loop, takes a fraction of that time."""

@@ -47,7 +47,8 @@ class ResponsesRequest(TokenRequest, kw_only=True):
 
 
 class ResponsesForms:
-    """The forms in which a request can go to Venice. Each is made once."""
+    """The forms in which a request can go to Venice. Each is made once, and models of both kinds
+    share the chat completion."""
 
     def __init__(self, inbound: Inbound, json: body.JsonBody, call: TokenCall) -> None:
         self._inbound = inbound
@@ -85,7 +86,7 @@ class ResponsesForms:
 
     def _make(self, *, is_native: bool) -> TokenCall:
         members = self._json.members
-        plan = responses.plan(members, is_native_model=is_native, mode=self._mode)
+        plan = responses.plan(members, self._findings, is_native_model=is_native, mode=self._mode)
         is_changed = bool(plan.changes) or plan.served is responses.Served.CHAT
         if is_changed and self._call.is_end_to_end_encrypted:
             raise ClientError(
@@ -94,7 +95,7 @@ class ResponsesForms:
                 param=plan.field,
             )
         if plan.served is responses.Served.CHAT:
-            return self._chat(members)
+            return self._chat
         translation = functools.partial(responses.PassedAnswer, responses.repeated(members))
         call = msgspec.structs.replace(self._call, translation=translation)
         if plan.mode is not None:
@@ -107,8 +108,13 @@ class ResponsesForms:
         _, _, facts = read(changed, RESPONSES, ResponsesRequest)
         return msgspec.structs.replace(call, **facts | {"headers": call.headers})
 
-    def _chat(self, members: dict[str, Any]) -> TokenCall:
-        chat, context = responses.chat_body(members)
+    @functools.cached_property
+    def _findings(self) -> Sequence[responses.RuledMember]:
+        return list(responses.findings(self._json.members))
+
+    @functools.cached_property
+    def _chat(self) -> TokenCall:
+        chat, context = responses.chat_body(self._json.members)
         content = msgspec.json.encode(chat)
         call = CHAT.parse(msgspec.structs.replace(self._inbound, content=content))
         return msgspec.structs.replace(
