@@ -26,13 +26,10 @@ from service.gateway.endpoints.tokens import (
     read,
     relay_of,
 )
+from service.gateway.reading import LARGE_BYTES
 
 if TYPE_CHECKING:
     from typing import Self
-
-
-LARGE_BYTES: Final = 256 * 1024
-"""Bodies of more bytes are read outside the event loop."""
 
 
 class ResponsesRequest(TokenRequest, kw_only=True):
@@ -72,16 +69,13 @@ class ResponsesForms:
             raise made
         return made
 
-    def prepare(self, model: str) -> None:
+    def prepare(self) -> None:
         """Make the forms of a large body now and not in the event loop, which it would hold up.
         A refusal waits for the model that answers, since the name may stand for others."""
-        kinds = [responses.is_native(model)]
-        if len(self._inbound.content) > LARGE_BYTES:
-            kinds.append(not kinds[0])
-        for is_native in kinds:
+        for is_native in (True, False):
             with contextlib.suppress(ClientError):
                 form = self.of(is_native=is_native)
-                if form.document is not None and len(form.body) > LARGE_BYTES:
+                if form.document is not None:
                     form.document.locate()
 
     def _make(self, *, is_native: bool) -> TokenCall:
@@ -170,7 +164,8 @@ class ResponsesEndpoint(TokenEndpoint[TokenCall]):
         relay = relay_of(request, inbound, facts["max_output_tokens"])
         call = TokenCall(**facts, is_stream=is_stream, relay=relay)
         forms = ResponsesForms(inbound, json, call)
-        forms.prepare(call.model)
+        if len(inbound.content) > LARGE_BYTES:
+            forms.prepare()
         return ResponsesCall(**facts, is_stream=is_stream, relay=relay, forms=forms)
 
     def assembly(self) -> Assembly:
