@@ -15,8 +15,8 @@ from service.responses.writer import EventWriter
 
 Json = dict[str, Any]
 
-MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
-"""A longer event cannot be read, so the stream ends with an error."""
+MAX_STREAM_BYTES: Final = 64 * 1024 * 1024
+"""A longer stream ends with an error, since its last event repeats all of its texts."""
 INCOMPLETE: Final = {
     "length": "max_output_tokens",
     "max_tokens": "max_output_tokens",
@@ -37,7 +37,8 @@ class ChatAnswer:
 
     def __init__(self, context: AnswerContext) -> None:
         self._context = context
-        self._reader = sse.EventReader(MAX_EVENT_BYTES)
+        self._reader = sse.EventReader(MAX_STREAM_BYTES)
+        self._read_bytes = 0
         self._writer = EventWriter(context.stated)
         self._message: _OpenMessage | None = None
         self._reasoning: _OpenReasoning | None = None
@@ -60,6 +61,9 @@ class ChatAnswer:
 
     def feed(self, chunk: bytes) -> bytes:
         """See :meth:`Translation.feed`."""
+        self._read_bytes += len(chunk)
+        if self._read_bytes > MAX_STREAM_BYTES:
+            raise UpstreamError("Venice's answer is too large.")
         return self._translate(self._reader.feed(chunk))
 
     def end(self) -> bytes:

@@ -548,6 +548,18 @@ def test_reasoning_comes_back_with_what_the_model_needs():
     assert given == {"role": "tool", "tool_call_id": "a", "content": "seen"}
 
 
+def test_an_answer_that_is_too_large_fails():
+    """A response repeats all of its text at its end. So a stream that would never end fails once
+    it is too large to hold, with what came before the failure."""
+    translation, out = answer(), b""
+    with pytest.raises(UpstreamError, match="too large"):
+        for _ in range(65):
+            out += translation.feed(chunk(content="x" * 2**20))
+    events = read(out + translation.failure(ERROR, stated(ERROR)))
+    assert [event["type"] for event in events].count("response.output_text.delta") == 63
+    assert events[-1]["type"] == "response.failed"
+
+
 def test_search_results_count_once():
     """Venice may state the results of its search with every chunk. They stay one search, and each
     mark of the text that names one of them is a citation of it."""
