@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from service.formats import surrogates
 from service.formats.reasoning import KeptReasoning, decode_reasoning
 from service.responses.table import OFF, TEXT, as_items, item_type, tool_type
-from service.responses.tools import Toolbox
+from service.responses.tools import Toolbox, as_json
 from service.responses.writer import REPEATED
 
 Json = dict[str, Any]
@@ -269,15 +268,15 @@ def _output(kind: str, item: Json) -> Any:
     """The result of a tool, as a text or as parts."""
     output = item.get("output")
     if kind == "tool_search_output":
-        return _as_json([tool.get("name") for tool in _list(item.get("tools"))])
+        return as_json([tool.get("name") for tool in _list(item.get("tools"))])
     if kind == "apply_patch_call_output":
         return output or str(item.get("status") or "")
     if kind == "shell_call_output" or not isinstance(output, str | list | dict):
-        return "" if output is None else _as_json(output)
+        return "" if output is None else as_json(output)
     is_parts = all(isinstance(part, dict) and "type" in part for part in as_items(output, "user"))
     if isinstance(output, dict):
-        return [output] if "type" in output else _as_json(output)
-    return output if is_parts or isinstance(output, str) else _as_json(output)
+        return [output] if "type" in output else as_json(output)
+    return output if is_parts or isinstance(output, str) else as_json(output)
 
 
 def _parts(content: Any) -> list[Json]:
@@ -353,7 +352,3 @@ def _joined(parts: Any) -> str:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _as_json(value: Any) -> str:
-    return surrogates.encode(value).decode()

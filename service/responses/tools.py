@@ -253,7 +253,9 @@ class Toolbox:
         allowed = [tool for tool in tools if isinstance(tool, dict)] if tools else []
         names = {self._chosen(tool) for tool in allowed}
         self.functions = [one for one in self.functions if one["function"]["name"] in names]
-        self.searches_web &= any(tool_type(tool) == "web_search" for tool in allowed)
+        kinds = set(map(tool_type, allowed))
+        self.searches_web &= "web_search" in kinds
+        self.searches_x &= "x_search" in kinds
         return "required" if choice.get("mode") == "required" else "auto"
 
     def call(self, item: Json) -> tuple[str, str]:
@@ -268,14 +270,14 @@ class Toolbox:
                 value = {"actions": value}
             elif kind == "local_shell" and isinstance(value, dict):
                 value = {name: inner for name, inner in value.items() if name != "type"}
-            return self.name_of(CallerTool(kind, kind)), _as_json(value or {})
+            return self.name_of(CallerTool(kind, kind)), as_json(value or {})
         namespace = item.get("namespace")
         namespace = namespace if isinstance(namespace, str) else None
         name = self.name_of(CallerTool(kind, _text(item.get("name")) or kind, namespace))
         if kind == "custom":
-            return name, _as_json({"input": item.get("input") or ""})
+            return name, as_json({"input": item.get("input") or ""})
         arguments = item.get("arguments")
-        return name, arguments if isinstance(arguments, str) else _as_json(arguments or {})
+        return name, arguments if isinstance(arguments, str) else as_json(arguments or {})
 
     def tool_of(self, function: str) -> CallerTool:
         """The tool that a function stands for. A name that the model invents is a function."""
@@ -405,5 +407,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _as_json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return a value as the JSON text of a call or a result."""
     return surrogates.encode(value).decode()

@@ -231,6 +231,7 @@ def test_allowed_tools_are_the_only_ones():
         {"type": "custom", "name": "b"},
         {"type": "function", "name": "c"},
         {"type": "web_search"},
+        {"type": "x_search"},
     ]
     choice = {"type": "allowed_tools", "mode": "required", "tools": [tools[0], tools[1]]}
     body = body_of("x", tools=tools, tool_choice=choice)
