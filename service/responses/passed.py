@@ -41,8 +41,8 @@ class PassedAnswer:
 
     def feed(self, chunk: bytes) -> bytes:
         """See :meth:`Translation.feed`."""
-        self._first = self._first or chunk
         if sse.DATA in chunk:
+            self._first = self._first or chunk
             self._last = chunk
         if not self._is_ended and TERMINAL.search(chunk):
             self._is_ended = True
