@@ -114,7 +114,9 @@ class Service:
 
     async def new_caller(self, name="acme", **key):
         """Create an organization and a key; return its Caller."""
-        _, organization = await self.operate("POST", "/admin/v1/organizations", json={"name": name})
+        path = "/admin/v1/organizations"
+        status, organization = await self.operate("POST", path, json={"name": name})
+        assert status == 201, organization
         path = f"/admin/v1/organizations/{organization['id']}/keys"
         status, made = await self.operate("POST", path, json={"name": name, **key})
         assert status == 201, made

@@ -198,8 +198,9 @@ async def test_a_rate_cuts_only_what_it_could_never_admit(caller):
     slow = "[tokens=50][delay=0.02]"
     async with caller.chat(slow, max_tokens=4_000, stream=True) as first:
         await first.content.readline()
-        async with caller.chat(max_tokens=4_000) as response:
-            assert (response.status, response.headers["x-should-retry"]) == (429, "true")
+        for max_tokens in (4_000, 32_000):
+            async with caller.chat(max_tokens=max_tokens) as response:
+                assert (response.status, response.headers["x-should-retry"]) == (429, "true")
         await first.read()
 
 
@@ -291,6 +292,19 @@ async def test_a_cut_answer_ends_with_its_length(caller, members):
     assert len(re.findall(r'"finish_reason": ?"length"', text)) == choices
     (entry,) = await caller.entries()
     assert entry["output_tokens"] == int(response.headers[CAP]) * choices
+
+
+async def test_a_cut_call_that_may_be_repeated_has_room_for_both(service):
+    """A call that is sent again when it failed is cut to what its limit affords twice."""
+    capped = []
+    for repeat_failed in (False, True):
+        caller = await service.new_caller(settings={"repeat_failed": repeat_failed})
+        await set_limit(caller, unit="usd", period="month", ceiling="0.02")
+        async with caller.chat(max_tokens=100_000) as response:
+            assert response.status == 200
+            capped.append(int(response.headers[CAP]))
+    once, twice = capped
+    assert 1_024 <= twice <= once // 2
 
 
 async def test_encrypted_calls_are_not_cut(caller):

@@ -226,9 +226,9 @@ async def test_a_lost_sticky_connection_is_replaced(server, proxy, proxied_addre
         proxy.reset()
         assert (await sticky.fetch("SELECT 7"))[0][0] == 7
 
-    first = (await sticky.fetch(BACKEND))[0][0]
     with pytest.raises(asyncpg.DivisionByZeroError):
         await sticky.fetch("SELECT 1 / 0")
+    first = (await sticky.fetch(BACKEND))[0][0]
     pool.losses += 1
     await pool._pool.expire_connections()
     assert (await sticky.fetch(BACKEND))[0][0] != first
