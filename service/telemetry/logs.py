@@ -81,7 +81,9 @@ class Lines:
         self.stream = stream
         self._on_recovery = on_recovery
         self._descriptor = _own_descriptor(stream)
-        self._changed = threading.Condition()
+        # A finalizer may log while this thread holds the lock, so it is one to enter again.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[str] = deque()
         self._queued_characters = 0
         self._is_idle = True
@@ -94,12 +96,14 @@ class Lines:
 
     def put(self, line: str) -> None:
         """Queue the line, or drop it."""
-        with self._changed:
-            if self._queued_characters + len(line) > MAX_QUEUED_CHARACTERS or not self._can_write():
+        with self._lock:
+            queued_characters = self._queued_characters + len(line)
+            has_writer = self._thread is not None or self._start_writer()
+            if queued_characters > MAX_QUEUED_CHARACTERS or not has_writer:
                 self._drop(1)
                 return
             self._queue.append(line)
-            self._queued_characters += len(line)
+            self._queued_characters = queued_characters
             if self._is_idle:
                 self._is_idle = False
                 self._changed.notify_all()
@@ -126,16 +130,18 @@ class Lines:
         self._unreported += count
         self._uncounted += count
 
-    def _can_write(self) -> bool:
-        """Return whether a stream and a writer thread exist. Starts the thread on first use."""
-        if self._thread is None and self.stream is not None:
-            thread = threading.Thread(target=self._run, name="log writer", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                return False
-            self._thread = thread
-        return self._thread is not None
+    def _start_writer(self) -> bool:
+        """Start the writer thread on first use. Returns False if there is no stream, or if the
+        system allows no thread now."""
+        if self.stream is None:
+            return False
+        thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._thread = thread
+        return True
 
     def _run(self) -> None:
         while True:
@@ -285,13 +291,14 @@ def redact(text: str) -> str:
 
     Rows that PostgreSQL quotes are removed too.
     """
-    for marker in SECRET_MARKERS:
-        if marker in text:
-            break
-    else:
+    if not _may_have_secret(text):
         return text
     text = SECRET_VALUES.sub(REDACTED, text)
     return ROW_CONTENTS.sub(f"DETAIL: {REDACTED}", text) if "DETAIL:" in text else text
+
+
+def _may_have_secret(text: str) -> bool:
+    return any(map(text.__contains__, SECRET_MARKERS))
 
 
 def _add_request_id(_: Any, __: str, event: Event) -> Event:
@@ -300,10 +307,14 @@ def _add_request_id(_: Any, __: str, event: Event) -> Event:
     return event
 
 
-@functools.lru_cache(maxsize=1000)
 def _is_secret(name: str) -> bool:
-    """Cached, because field names are few and repeat in every line."""
     return SECRET_NAMES.search(name) is not None
+
+
+@functools.lru_cache(maxsize=1000)
+def _has_secret_name(names: tuple[str, ...]) -> bool:
+    """Cached, because lines are of few kinds, and all of a kind have the same fields."""
+    return any(map(_is_secret, names))
 
 
 def _redact_event(_: Any, __: str, event: Event) -> Event:
@@ -319,21 +330,25 @@ def _format_second(unix_s: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
 
 
-def _as_json(logger: Any, level: str, event: Event) -> str:
-    """Render a line as JSON: timestamp, level and message first, then the redacted fields.
+def _as_json(level: str, message: Any, facts: Event, process: int | None) -> str:
+    """Render a line as JSON: timestamp, level and message first, then the fields.
 
-    Does the work of several processors in one, because logging is a large part of a call's cost.
+    Logging is a large part of a call's cost, so the whole line is searched for secrets at once, and
+    fields are redacted only where it may have one.
     """
-    if "exc_info" in event:
-        event = _add_trace(logger, level, event)
+    if "exc_info" in facts:
+        facts = _add_trace(None, level, facts)
     seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
     now = f"{_format_second(seconds)}.{nanos // 1000:06d}Z"
-    message = event.pop("event", None)
-    if isinstance(message, str):
-        message = redact(message)
-    line = {"timestamp": now, "level": level, "message": message}
-    line.update(_redact_event(logger, level, _add_request_id(logger, level, event)))
-    return _encode(line)
+    line = {"timestamp": now, "level": level, "message": message, **facts}
+    if process is not None:
+        line.setdefault("process", process)
+    if (current := request_id.get()) is not None:
+        line.setdefault("request_id", current)
+    encoded = _encode(line)
+    if _may_have_secret(encoded) or _has_secret_name(tuple(facts)):
+        encoded = _encode(_redact_event(None, level, line))
+    return encoded
 
 
 def _encode(line: Event) -> str:
@@ -370,27 +385,23 @@ def configure(
     lines = _lines_to(stream)
     is_terminal = stream is not None and stream.isatty()
     console = form == "console" or (form == "auto" and is_terminal)
-    numbering = [_numbering(process)] if process is not None else []
-    if console:
-        first: list[Any] = [
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    kind = structlog.make_filtering_bound_logger(threshold)
+    structlog.configure(
+        processors=[
             structlog.stdlib.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             _add_request_id,
-            *numbering,
-        ]
-        finish: list[Any] = [
+            *([_numbering(process)] if process is not None else []),
             _add_trace,
             _redact_event,
             structlog.dev.ConsoleRenderer(
                 colors=is_terminal, exception_formatter=structlog.dev.plain_traceback
             ),
-        ]
-    else:
-        first, finish = numbering, [_as_json]
-    threshold = logging.getLevelNamesMapping()[level.upper()]
-    structlog.configure(
-        processors=[*first, *finish],
-        wrapper_class=_never_raising(structlog.make_filtering_bound_logger(threshold), lines),
+        ],
+        wrapper_class=(
+            _console_logger(kind, lines) if console else _json_logger(kind, lines, process)
+        ),
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
@@ -442,13 +453,28 @@ def _report_recovery(dropped: int) -> None:
     structlog.get_logger().warning("log lines dropped", count=dropped)
 
 
-def _never_raising(kind: Any, lines: Lines) -> Any:
-    """Return a logger class that drops lines it cannot render."""
+def _console_logger(kind: Any, lines: Lines) -> Any:
+    """Return a logger class that renders lines with the configured processors. It drops those that
+    cannot be rendered."""
 
     class Logger(kind):  # type: ignore[misc]  # structlog creates it without a type
         def _proxy_to_logger(self, *arguments: Any, **facts: Any) -> Any:
             try:
                 return super()._proxy_to_logger(*arguments, **facts)
+            except Exception:  # noqa: BLE001 - logging never raises
+                lines.drop()
+
+    return Logger
+
+
+def _json_logger(kind: Any, lines: Lines, process: int | None) -> Any:
+    """Return a logger class that renders lines as JSON without structlog's processors, which would
+    take longer than the rendering. It drops lines that cannot be rendered."""
+
+    class Logger(kind):  # type: ignore[misc]  # structlog creates it without a type
+        def _proxy_to_logger(self, level: str, event: Any = None, /, **facts: Any) -> None:
+            try:
+                lines.put(_as_json(level, event, {**self._context, **facts}, process))
             except Exception:  # noqa: BLE001 - logging never raises
                 lines.drop()
 
