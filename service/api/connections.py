@@ -93,6 +93,7 @@ class CallerProtocol(web.RequestHandler):
         "_look_timer",
         "_server",
         "_unread",
+        "_was_paused",
     )
 
     def __init__(self, server: "CallerServer", **arguments: Any) -> None:
@@ -107,6 +108,8 @@ class CallerProtocol(web.RequestHandler):
         self._is_half_closed = False
         """Whether its client sends no more."""
         self._look_timer: asyncio.TimerHandle | None = None
+        self._was_paused = False
+        """Whether its reading was paused once. Since then the parser may keep bytes back."""
 
     # What the connection is.
 
@@ -164,12 +167,26 @@ class CallerProtocol(web.RequestHandler):
             self._drop(data)
             return
         super().data_received(data)
-        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-            self._fail(data)
+        if self._messages:
+            if isinstance(self._messages[-1][0], _ErrInfo):
+                self._fail(data)
+                return
         elif data and self.is_idle:
             self._wait_for_head(data)
-        elif self._head.size:
+            return
+        if self._head.size:
             self._head.clear()
+
+    def pause_reading(self) -> None:
+        """A body arrives faster than it is read."""
+        self._was_paused = True
+        super().pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading. aiohttp asks for it with each body, paused or not, and would run the
+        parser and resume the transport each time."""
+        if self._was_paused:
+            super().resume_reading(resume_parser)
 
     def _wait_for_head(self, data: bytes) -> None:
         head, settings = self._head, self._server.settings

@@ -8,6 +8,8 @@ import time
 import pytest
 from support import MODEL, OPERATOR_KEY, make_settings, running, wait_for_entry
 
+from service.api.connections import READ_BUFFER_BYTES
+
 HEAD_TIMEOUT_S = 0.5
 UNKNOWN = 20
 
@@ -243,6 +245,17 @@ async def test_several_requests_before_the_end_are_all_answered(service):
         wire.writer.write_eof()
         assert [(await wire.answer())[0] for _ in range(3)] == [200, 200, 200]
         assert await wire.end() == b""
+
+
+@pytest.mark.parametrize("size", [100, READ_BUFFER_BYTES, 2 * READ_BUFFER_BYTES, 1_000_000])
+async def test_a_request_after_a_body_of_any_size_is_answered(service, caller, size):
+    """Requests that follow a body on their connection are read too, whether or not the body was
+    so large that reading it was paused."""
+    head, body = chat(caller, content="x" * size)
+    requests = (head + b"\r\n" + body) * 2 + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with connected(service) as wire:
+        wire.writer.write(requests)
+        assert [(await wire.answer(30))[0] for _ in range(3)] == [200, 200, 200]
 
 
 @pytest.mark.parametrize("kind", ["hang", "stall"])

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 from support import make_settings, running, set_limit
 
@@ -19,6 +20,7 @@ import service as package
 from service import api, ledger
 from service import app as application
 from service.accounts import Callers
+from service.api.connections import CallerProtocol
 from service.database.database import Database, StickyConnection
 from service.gateway.open_call import OpenCall
 from service.upstream.connector import VeniceProtocol
@@ -175,6 +177,23 @@ async def test_what_arrives_is_parsed_once(caller, monkeypatch):
         await response.read()
 
     assert b"".join(received).count(b"data:") > 120
+    assert b"" not in received
+
+
+async def test_what_a_caller_sends_is_parsed_once(caller, monkeypatch):
+    """Reading the body of a request does not run the parser again."""
+    received, receive = [], web.RequestHandler.data_received
+
+    def noted(protocol, data):
+        if isinstance(protocol, CallerProtocol):
+            received.append(data)
+        receive(protocol, data)
+
+    monkeypatch.setattr(web.RequestHandler, "data_received", noted)
+    async with caller.chat("[tokens=5] Hello") as response:
+        assert response.status == 200
+
+    assert b"[tokens=5]" in b"".join(received)
     assert b"" not in received
 
 
