@@ -62,7 +62,10 @@ def create_app(settings: Settings | None = None) -> web.Application:
     if settings is None:
         settings = load()
         logs.configure(settings.log_level, settings.log_format)
-    app = web.Application(middlewares=api.MIDDLEWARES, handler_args=api.handler_arguments(settings))
+    app = web.Application(
+        middlewares=[api.answer_preflights] if settings.cors_origins else [],
+        handler_args=api.handler_arguments(settings),
+    )
     app[api.SETTINGS] = settings
     app[api.STATUS] = api.Status()
     app[api.OPEN_REQUESTS] = Shares(settings.open_requests)

@@ -3,7 +3,7 @@
 from service.api.connections import handler_arguments, make_runner
 from service.api.intake import Intake
 from service.api.metrics import REFRESH_S, refresh
-from service.api.middleware import MIDDLEWARES, prepare_headers
+from service.api.middleware import answer_preflights, prepare_headers
 from service.api.routes import add_routes
 from service.api.state import (
     BOOKS,
@@ -33,7 +33,6 @@ __all__ = [
     "KEYRING",
     "LANES",
     "METRICS_DIRECTORY",
-    "MIDDLEWARES",
     "OPEN_REQUESTS",
     "REFRESH_S",
     "SETTINGS",
@@ -43,6 +42,7 @@ __all__ = [
     "Intake",
     "Status",
     "add_routes",
+    "answer_preflights",
     "handler_arguments",
     "make_runner",
     "prepare_headers",

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from service import ledger, money
 from service.api.auth import authenticate_key, database_of
+from service.api.requests import Request
 from service.api.state import CATALOG
 from service.api.wire import json_response
 from service.ledger import MAX_CEILING_NANOS, Limit
@@ -88,7 +89,7 @@ class Balance(msgspec.Struct, rename="camel"):
     diem_epoch_allocation: int = 0
 
 
-async def rate_limits(request: web.Request) -> web.Response:
+async def rate_limits(request: Request) -> web.Response:
     """``GET /api_keys/rate_limits``: what is left of the caller's money, and each model's rates.
     Venice's clients want a number: without a limit of money it is the highest that one can have."""
     limits, expires_at = await _limits(request)
@@ -105,7 +106,7 @@ async def rate_limits(request: web.Request) -> web.Response:
     return json_response(RateLimits(state))
 
 
-async def balance(request: web.Request) -> web.Response:
+async def balance(request: Request) -> web.Response:
     """``GET /billing/balance``: what is left of the caller's money; ``usd`` is null without a
     limit of it."""
     limits, _ = await _limits(request)
@@ -114,7 +115,7 @@ async def balance(request: web.Request) -> web.Response:
     return json_response(Balance(can_consume=left_nanos != 0, balances=left))
 
 
-async def _limits(request: web.Request) -> tuple[Sequence[Limit], datetime | None]:
+async def _limits(request: Request) -> tuple[Sequence[Limit], datetime | None]:
     """The limits that bind every call of the key, whoever its end user is, and the key's end."""
     caller, key = await authenticate_key(request)
     found = await ledger.list_binding(database_of(request), caller.organization_id, key, b"")

@@ -8,15 +8,13 @@ from aiohttp import web
 
 from service import accounts, crypto
 from service.accounts import OPERATOR, Caller
-from service.api.connections import CallerProtocol
-from service.api.intake import CALLER
+from service.api.requests import Request
 from service.api.state import (
     CALLERS,
     DATABASE,
     GATEWAY,
     LANES,
     OPEN_REQUESTS,
-    PLACE,
     SETTINGS,
 )
 from service.database.database import Database
@@ -28,7 +26,7 @@ API_KEY_HEADER: Final = "x-api-key"
 """Where Anthropic's clients have their key."""
 
 
-def _bearer(request: web.Request) -> str:
+def _bearer(request: Request) -> str:
     header = request.headers.get("Authorization")
     is_empty = header is None or not header.strip()
     if is_empty and (key := request.headers.get(API_KEY_HEADER, "").strip()):
@@ -46,7 +44,7 @@ def _bearer(request: web.Request) -> str:
     return key.strip()
 
 
-async def authenticate(request: web.Request) -> Caller:
+async def authenticate(request: Request) -> Caller:
     """The caller of an inference route.
 
     :raises Unauthenticated: with a code for each reason.
@@ -68,19 +66,19 @@ async def _identify(app: web.Application, key: str) -> Caller:
     return await app[CALLERS].identify(key)
 
 
-def _enter(request: web.Request, caller: Caller) -> None:
+def _enter(request: Request, caller: Caller) -> None:
     """Note whose request it is, and take a place for it among those that are under way; the
     operator needs none.
 
     :raises RateLimited, Unavailable: when the caller has its share of them, or nobody has room.
     """
-    request[CALLER] = caller
-    if isinstance(request.protocol, CallerProtocol):
-        request.protocol.show_key(caller)
+    request.caller = caller
+    if not request.connection.is_known:
+        request.connection.show_key(caller)
     if caller is OPERATOR:
         return
     places, key_id = request.app[OPEN_REQUESTS], caller.api_key_id or caller.organization_id
-    place = request[PLACE] = Share(places, caller.organization_id, key_id)
+    place = request.place = Share(places, caller.organization_id, key_id)
     if place.grow(1):
         return
     metrics.note(metrics.TURNED_AWAY, 1, "open_requests")
@@ -93,7 +91,7 @@ def _enter(request: web.Request, caller: Caller) -> None:
     )
 
 
-async def authenticate_free(request: web.Request) -> Caller:
+async def authenticate_free(request: Request) -> Caller:
     """The caller of a route that costs nothing, whose limits on requests have room for it.
 
     :raises RateLimited: when they have none.
@@ -103,7 +101,7 @@ async def authenticate_free(request: web.Request) -> Caller:
     return caller
 
 
-async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
+async def authenticate_key(request: Request) -> tuple[Caller, UUID]:
     """The same, with the id of the caller's key, for what is asked about the key itself."""
     caller = await authenticate_free(request)
     if caller.api_key_id is None:
@@ -111,7 +109,7 @@ async def authenticate_key(request: web.Request) -> tuple[Caller, UUID]:
     return caller, caller.api_key_id
 
 
-async def authenticate_administrator(request: web.Request) -> Caller:
+async def authenticate_administrator(request: Request) -> Caller:
     """The caller of an administrative route: the operator, or a key of role operator or admin.
 
     :raises Unauthenticated, Forbidden: when it is neither.
@@ -127,9 +125,9 @@ async def authenticate_administrator(request: web.Request) -> Caller:
     return caller
 
 
-def database_of(request: web.Request) -> Database:
+def database_of(request: Request) -> Database:
     """The database, within the share of it that the requests of the caller's organization have."""
-    caller = request[CALLER]
+    caller = request.caller
     if caller.role == "operator":
         return request.app[DATABASE]
     return request.app[LANES].of(caller.organization_id)

@@ -6,6 +6,7 @@ cannot be read as a request is answered in our own form and leaves nothing of it
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
 import time
@@ -18,12 +19,14 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
 from service.accounts import Caller
-from service.api.middleware import finish_headers
+from service.api.dialects import dialect_of
+from service.api.middleware import finish_headers, observed
+from service.api.requests import Request, known_routes
 from service.api.response_headers import UnsignedResponse, let_origin_read
 from service.api.stalls import UnreadWatch, ask_if_there, has_tcp_info, is_reset
 from service.api.state import SETTINGS
 from service.api.strangers import Strangers
-from service.api.wire import DIALECT, REQUEST_ID, dialect_of, error_response
+from service.api.wire import error_response
 from service.errors import ClientError, HeadTooLarge, RequestTimeout, ServiceError
 from service.ids import uuid7
 from service.settings import Settings
@@ -94,6 +97,7 @@ class CallerProtocol(web.RequestHandler):
         "_server",
         "_unread",
         "_was_paused",
+        "is_known",
     )
 
     def __init__(self, server: "CallerServer", **arguments: Any) -> None:
@@ -102,7 +106,8 @@ class CallerProtocol(web.RequestHandler):
         self._head = _Head()
         self._unread: UnreadWatch | None = None
         self._known: Share | None = None
-        """Set once a request of it has shown a key."""
+        self.is_known = False
+        """Whether a request of it has shown a key, and it counts among those of the caller."""
         self._failed_at_path: str | None = None
         """Set once it has sent what is no request: it sends nothing sound any more."""
         self._is_half_closed = False
@@ -126,12 +131,11 @@ class CallerProtocol(web.RequestHandler):
     def show_key(self, caller: Caller) -> None:
         """One of its requests has the key of this caller: it counts among their connections, if
         they may have one more."""
-        if self._known is None:
-            key_id = caller.api_key_id or caller.organization_id
-            share = Share(self._server.known, caller.organization_id, key_id)
-            if share.grow(1):
-                self._known = share
-                self._server.strangers.remove(self)
+        key_id = caller.api_key_id or caller.organization_id
+        share = Share(self._server.known, caller.organization_id, key_id)
+        if share.grow(1):
+            self._known, self.is_known = share, True
+            self._server.strangers.remove(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what waits in the connection."""
@@ -239,9 +243,9 @@ class CallerProtocol(web.RequestHandler):
         """What answers in place of a request that could not be read."""
 
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
-            assert isinstance(request, web.Request)  # noqa: S101 - the application makes them
-            request[REQUEST_ID] = uuid7().hex
-            request[DIALECT] = dialect_of(self._failed_at_path or "")
+            assert isinstance(request, Request)  # noqa: S101 - the server makes them
+            request.request_id = uuid7().hex
+            request.dialect = dialect_of(self._failed_at_path or "")
             error = error_response(self._error_of(err_info), request)
             response = UnsignedResponse(body=error.body, status=error.status, headers=error.headers)
             response.force_close()
@@ -354,8 +358,8 @@ class Runner(web.AppRunner):
         plain: Any = await super()._make_server()
         return CallerServer(
             self.app[SETTINGS],
-            plain.request_handler,
-            request_factory=plain.request_factory,
+            observed(self.app, plain.request_handler),
+            request_factory=functools.partial(Request, self.app, known_routes(self.app)),
             handler_cancellation=plain.handler_cancellation,
             loop=asyncio.get_running_loop(),
             **plain._kwargs,  # noqa: SLF001 - aiohttp has no public way to choose the protocol

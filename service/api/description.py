@@ -19,8 +19,10 @@ from aiohttp import web
 
 from service import __version__
 from service.anthropic import AnthropicError
+from service.api.dialects import Error
 from service.api.queries import schema_of
-from service.api.wire import Error, Handler
+from service.api.requests import Request
+from service.api.wire import Handler
 from service.errors import (
     ClientError,
     Forbidden,
@@ -110,13 +112,15 @@ class Routes:
     def add(self, route: str, handler: Handler, spec: RouteSpec) -> None:
         """``route`` is a method and a path; GET answers HEAD too."""
         method, path = route.split()
+        # Its requests are of the server's own class, which aiohttp's types do not know.
+        untyped: Any = handler
         if method == "GET":
-            added = self._router.add_get(path, handler, expect_handler=_expect)
+            added = self._router.add_get(path, untyped, expect_handler=_expect)
         else:
-            added = self._router.add_route(method, path, handler, expect_handler=_expect)
+            added = self._router.add_route(method, path, untyped, expect_handler=_expect)
         self._specs[added] = spec
 
-    async def describe(self, request: web.Request) -> web.Response:
+    async def describe(self, request: Request) -> web.Response:
         """``GET /openapi.json``: this description."""
         content, etag = self._encoded
         if any(known.value in (etag, "*") for known in request.if_none_match or ()):

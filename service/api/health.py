@@ -8,6 +8,7 @@ from typing import Final, Literal
 import msgspec
 from aiohttp import web
 
+from service.api.requests import Request
 from service.api.state import BOOKS, DATABASE, SETTINGS, STATUS, VENICE
 from service.api.wire import json_response
 from service.errors import ServiceError, UpstreamExhausted
@@ -47,7 +48,7 @@ class HealthChecks:
         self._asked_at = 0.0
         self._asking: asyncio.Task[tuple[str, str]] | None = None
 
-    async def brief(self, request: web.Request) -> web.Response:
+    async def brief(self, request: Request) -> web.Response:
         """``GET /health``: 200 only when calls can be admitted and the process is staying."""
         is_draining = request.app[STATUS].is_draining
         database = await self._database(request.app)
@@ -58,7 +59,7 @@ class HealthChecks:
         )
         return json_response(answer, 200 if answer.status == "ok" else 503)
 
-    async def full(self, request: web.Request) -> web.Response:
+    async def full(self, request: Request) -> web.Response:
         """``GET /health/full``: also whether Venice answers and takes the key, asked at no cost."""
         backend: Literal["ok", "draining"]
         if request.app[STATUS].is_draining:

@@ -14,15 +14,12 @@ from service.accounts import Caller
 from service.anthropic import MAX_MODELS
 from service.api import media, messages
 from service.api.auth import authenticate, authenticate_free, database_of
+from service.api.dialects import ANTHROPIC, ErrorDetail, error_object
 from service.api.queries import read_query, text_of
+from service.api.requests import Request
 from service.api.state import CATALOG, GATEWAY, INTAKE, SETTINGS, VENICE
 from service.api.wire import (
-    ANTHROPIC,
-    DIALECT,
-    REQUEST_ID,
-    ErrorDetail,
     Handler,
-    error_object,
     json_response,
     pass_on,
     read_or_pass,
@@ -40,7 +37,7 @@ JOB_STEPS: Final = ("/retrieve", "/complete")
 ANTHROPIC_VERSION: Final = "anthropic-version"
 """The header by which Anthropic's clients are known."""
 QUEUE_ID: Final = re.compile(r"[!-~]{1,256}")
-TRANSLATED_PATHS: Final[Mapping[str, Callable[[web.Request, Caller], Awaitable[Call]]]] = {
+TRANSLATED_PATHS: Final[Mapping[str, Callable[[Request, Caller], Awaitable[Call]]]] = {
     "messages": messages.read_call,
     "images/edits": media.read_edit,
 }
@@ -73,7 +70,7 @@ class ModelsQuery(msgspec.Struct):
 def paid(endpoint: Endpoint[Any]) -> Handler:
     """The handler of a paid endpoint."""
 
-    async def handle(request: web.Request) -> web.StreamResponse:
+    async def handle(request: Request) -> web.StreamResponse:
         caller = await authenticate(request)
         inbound = await _inbound(request, endpoint.path, caller, endpoint)
         context = request.app[GATEWAY].call(caller, await parse(endpoint, inbound))
@@ -89,7 +86,7 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
 def free(path: str) -> Handler:
     """The handler of a free path of Venice: the request and the answer are passed on unchanged."""
 
-    async def handle(request: web.Request) -> web.StreamResponse:
+    async def handle(request: Request) -> web.StreamResponse:
         caller = await authenticate_free(request)
         inbound = await _inbound(request, path, caller)
         headers = {"Accept": request.headers.get("Accept", "*/*")}
@@ -111,7 +108,7 @@ def free(path: str) -> Handler:
 
 
 async def _ask_for_job(
-    request: web.Request, caller: Caller, path: str, content: bytes, headers: Mapping[str, str]
+    request: Request, caller: Caller, path: str, content: bytes, headers: Mapping[str, str]
 ) -> UpstreamResponse:
     """Ask Venice for a job that the caller's organization queued, with the key that queued it. When
     Venice states a refund, the ledger credits the job.
@@ -153,7 +150,7 @@ class OtherPaths:
         patterns = (re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) for path in known_paths)
         self._known = re.compile("|".join(patterns), re.IGNORECASE)
 
-    async def call(self, request: web.Request) -> web.StreamResponse:
+    async def call(self, request: Request) -> web.StreamResponse:
         """Any path on the operator's list."""
         caller = await authenticate(request)
         path = "/" + request.match_info["other"]
@@ -168,7 +165,7 @@ class OtherPaths:
         inbound = Inbound(
             content=content,
             upload=upload,
-            request_id=request[REQUEST_ID],
+            request_id=request.request_id,
             headers=request.headers,
             path=_with_query(request, path),
             method=request.method,
@@ -186,7 +183,7 @@ def _must_be_plain(path: str) -> None:
 
 
 async def _inbound(
-    request: web.Request,
+    request: Request,
     path: str,
     caller: Caller,
     endpoint: Endpoint[Any] = CHAT,
@@ -204,18 +201,18 @@ async def _inbound(
     return Inbound(
         content=content,
         upload=upload,
-        request_id=request[REQUEST_ID],
+        request_id=request.request_id,
         headers=request.headers,
         path=path,
         settings=caller.settings,
     )
 
 
-def _with_query(request: web.Request, path: str) -> str:
+def _with_query(request: Request, path: str) -> str:
     return f"{path}?{request.rel_url.raw_query_string}" if request.query_string else path
 
 
-async def quote(request: web.Request) -> web.Response:
+async def quote(request: Request) -> web.Response:
     """``POST /v1/quote``: what a call could cost, which limits it would meet, and whether it would
     pass. The body is that of a chat completion; below ``/v1/quote/{path}`` that of another paid
     call. No call is made and nothing is held."""
@@ -254,7 +251,7 @@ def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
     raise NotFound(f"There is no paid call at /{path}.")
 
 
-async def models(request: web.Request) -> web.Response:
+async def models(request: Request) -> web.Response:
     """``GET /v1/models?type=``: the models that the caller's key may use, those for text unless
     another type is asked for. Clients that send ``anthropic-version`` get them in Anthropic's
     format, by ``limit``, ``after_id`` and ``before_id``."""
@@ -270,7 +267,7 @@ async def models(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
-async def model(request: web.Request) -> web.Response:
+async def model(request: Request) -> web.Response:
     """``GET /v1/models/{model}``: one model that the caller's key may use, by any of its names."""
     is_anthropic = _is_anthropic(request)
     caller = await authenticate_free(request)
@@ -282,9 +279,9 @@ async def model(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
-def _is_anthropic(request: web.Request) -> bool:
+def _is_anthropic(request: Request) -> bool:
     """Whether the client is one of Anthropic's API, which then gets errors in its format too."""
     if ANTHROPIC_VERSION not in request.headers:
         return False
-    request[DIALECT] = ANTHROPIC
+    request.dialect = ANTHROPIC
     return True

@@ -8,17 +8,13 @@ from typing import Final
 
 from aiohttp import HttpVersion11, web
 
-from service.accounts import Caller
+from service.api.requests import Request
 from service.errors import PayloadTooLarge, RequestTimeout, Unavailable
 from service.formats import inflate
 from service.settings import Settings
 from service.shares import Share, Shares
 from service.telemetry import metrics
 
-CALLER: Final = web.RequestKey("CALLER", Caller)
-"""Whose request it is. Authentication sets it, and no body is read without it."""
-BODY_SHARE: Final = web.RequestKey("BODY_SHARE", Share)
-"""How much of the room for bodies the request has. Its end gives it back."""
 PASSED_BYTES: Final = 512 * 1024
 """What a body takes that is passed on as it arrives, in the buffers on its way."""
 WORKERS: Final = 2
@@ -40,7 +36,7 @@ class Intake:
         """End the threads."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, request: web.Request, max_bytes: int | None = None) -> bytes:
+    async def read(self, request: Request, max_bytes: int | None = None) -> bytes:
         """The whole body, unpacked. ``max_bytes`` is its largest size where that is less than the
         settings'.
 
@@ -71,7 +67,7 @@ class Intake:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    def pass_on(self, request: web.Request) -> tuple[AsyncIterator[bytes], int | None]:
+    def pass_on(self, request: Request) -> tuple[AsyncIterator[bytes], int | None]:
         """The body as it arrives, unpacked, which is never held whole; and how many bytes it has,
         where that is known.
 
@@ -84,7 +80,7 @@ class Intake:
         return self._chunks(request, coding, self._max_bytes), length_bytes
 
     async def _chunks(
-        self, request: web.Request, coding: str | None, max_bytes: int
+        self, request: Request, coding: str | None, max_bytes: int
     ) -> AsyncIterator[bytes]:
         """The body as it arrives, unpacked; ``coding`` is that of its headers."""
         await _continue(request)
@@ -99,7 +95,7 @@ class Intake:
         if inflater is not None:
             inflater.end()
 
-    async def _next(self, request: web.Request, ends_at: float) -> bytes:
+    async def _next(self, request: Request, ends_at: float) -> bytes:
         try:
             async with asyncio.timeout(ends_at - time.monotonic()):
                 return await request.content.readany()
@@ -121,16 +117,16 @@ class Intake:
         while piece := await loop.run_in_executor(self._workers, inflater.step):
             yield piece
 
-    def _reserve(self, request: web.Request, amount: int) -> None:
+    def _reserve(self, request: Request, amount: int) -> None:
         """Set so many bytes aside for the request, whose end gives them back.
 
         :raises Unavailable: when there is no room for them now.
         """
-        share = request.get(BODY_SHARE)
+        share = request.body_share
         if share is None:
-            caller = request[CALLER]
+            caller = request.caller
             key_id = caller.api_key_id or caller.organization_id
-            share = request[BODY_SHARE] = Share(self._bytes, caller.organization_id, key_id)
+            share = request.body_share = Share(self._bytes, caller.organization_id, key_id)
         if not share.grow(amount):
             metrics.note(metrics.TURNED_AWAY, 1, "body_bytes")
             raise Unavailable(
@@ -139,12 +135,11 @@ class Intake:
             )
 
 
-def _check(request: web.Request, max_bytes: int) -> str | None:
+def _check(request: Request, max_bytes: int) -> str | None:
     """The coding of the body, by its headers, before any of it is read.
 
     :raises PayloadTooLarge, UnsupportedEncoding: when it will not be read.
     """
-    assert CALLER in request, "a body is read for a caller"  # noqa: S101 - authenticate first
     header = ",".join(request.headers.getall("Content-Encoding", ()))
     coding = inflate.coding_of(header) if header else None
     if (request.content_length or 0) > max_bytes:
@@ -156,7 +151,7 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The body is larger than {max_bytes} bytes.")
 
 
-async def _continue(request: web.Request) -> None:
+async def _continue(request: Request) -> None:
     """Send ``100 Continue`` to a client that waits for it (RFC 9110, section 10.1.1). Any other
     expectation is ignored."""
     is_waiting = request.headers.get("Expect", "").lower() == "100-continue"

@@ -11,8 +11,9 @@ from aiohttp import web
 
 from service.accounts import Caller
 from service.api.auth import authenticate
+from service.api.requests import Request
 from service.api.state import GATEWAY
-from service.api.wire import REQUEST_ID, read_body, relay, relay_as
+from service.api.wire import read_body, relay, relay_as
 from service.errors import ClientError, UpstreamError
 from service.formats import multipart, surrogates
 from service.gateway import (
@@ -62,7 +63,7 @@ class _EditForm(NamedTuple):
     texts: dict[str, str]
 
 
-async def edit(request: web.Request) -> web.StreamResponse:
+async def edit(request: Request) -> web.StreamResponse:
     """``POST /v1/images/edits``: edit an image, or combine several, in OpenAI's format."""
     caller = await authenticate(request)
     inbound = _inbound(request, caller, await read_body(request))
@@ -77,7 +78,7 @@ async def edit(request: web.Request) -> web.StreamResponse:
         return await relay_as(answer, "application/json", translate)
 
 
-async def read_edit(request: web.Request, caller: Caller) -> Call:
+async def read_edit(request: Request, caller: Caller) -> Call:
     """Translate OpenAI's request for an edit into Venice's call.
 
     :raises ClientError: naming the field that has no counterpart at Venice, or that is missing.
@@ -87,7 +88,7 @@ async def read_edit(request: web.Request, caller: Caller) -> Call:
     return await read_large(len(inbound.content), _edit_call, inbound, form)
 
 
-async def transcribe(request: web.Request) -> web.StreamResponse:
+async def transcribe(request: Request) -> web.StreamResponse:
     """``POST /v1/audio/transcriptions``: transcribe a sound file. Venice charges by the length of
     the sound, which plain text does not state, so Venice is asked for JSON instead."""
     caller = await authenticate(request)
@@ -100,10 +101,10 @@ async def transcribe(request: web.Request) -> web.StreamResponse:
         return await relay(request, answer)
 
 
-def _inbound(request: web.Request, caller: Caller, content: bytes) -> Inbound:
+def _inbound(request: Request, caller: Caller, content: bytes) -> Inbound:
     return Inbound(
         content=content,
-        request_id=request[REQUEST_ID],
+        request_id=request.request_id,
         headers=request.headers,
         settings=caller.settings,
     )

@@ -8,13 +8,9 @@ from aiohttp import web
 from service import anthropic
 from service.accounts import Caller
 from service.api.auth import authenticate
+from service.api.requests import Request
 from service.api.state import CATALOG, GATEWAY
-from service.api.wire import (
-    REQUEST_ID,
-    json_response,
-    read_body,
-    relay,
-)
+from service.api.wire import json_response, read_body, relay
 from service.gateway import CHAT, Call, Inbound, parse, read_large
 
 
@@ -24,7 +20,7 @@ class TokenCount(msgspec.Struct):
     input_tokens: int
 
 
-async def create(request: web.Request) -> web.StreamResponse:
+async def create(request: Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in Anthropic's format."""
     caller = await authenticate(request)
     call = await read_call(request, caller)
@@ -32,7 +28,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         return await relay(request, answer)
 
 
-async def read_call(request: web.Request, caller: Caller) -> Call:
+async def read_call(request: Request, caller: Caller) -> Call:
     """Translate a request in Anthropic's format into a chat completion.
 
     :raises ClientError: naming the field and the rule.
@@ -49,7 +45,7 @@ async def read_call(request: web.Request, caller: Caller) -> Call:
     chat = await read_large(size_bytes, translate, message)
     inbound = Inbound(
         content=chat.body,
-        request_id=request[REQUEST_ID],
+        request_id=request.request_id,
         headers=request.headers,
         settings=caller.settings,
     )
@@ -62,7 +58,7 @@ async def read_call(request: web.Request, caller: Caller) -> Call:
     return msgspec.structs.replace(call, output_field="max_tokens", translation=translation)
 
 
-async def count_tokens(request: web.Request) -> web.Response:
+async def count_tokens(request: Request) -> web.Response:
     """``POST /v1/messages/count_tokens``: an estimate from the length of the body."""
     await authenticate(request)
     content = await read_body(request)

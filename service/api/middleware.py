@@ -1,16 +1,18 @@
 """What happens around every request: its id, its log line, its errors."""
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 from aiohttp import HttpVersion11, web
 
-from service.api.intake import BODY_SHARE
+from service.api.dialects import ANTHROPIC
 from service.api.request_ids import request_id_of
+from service.api.requests import Request
 from service.api.response_headers import SECURITY_HEADERS, let_origin_read, preflight
-from service.api.state import PLACE, SETTINGS, STATUS
-from service.api.wire import ANTHROPIC, DIALECT, REQUEST_ID, Handler, dialect_of, error_response
+from service.api.state import SETTINGS, STATUS
+from service.api.wire import Handler, error_response
 from service.crypto import UnknownMasterKey
 from service.errors import (
     ClientError,
@@ -24,58 +26,71 @@ from service.telemetry import logs, metrics
 
 log = structlog.get_logger()
 
-QUIET_PATHS: Final = frozenset({"/health", "/health/full", "/metrics"})
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 CLIENT_CLOSED: Final = 499
 """The status logged for a request whose client left. No response carries it."""
 
 
-@web.middleware
-async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id and a log line, count it while it is inside, and turn every error into
-    one shape of answer."""
-    request_id = request_id_of(request)
-    request[REQUEST_ID] = request_id
-    request[DIALECT] = dialect_of(request.path)
-    logs.request_id.set(request_id)
-    status, started_at = CLIENT_CLOSED, time.perf_counter()
-    counter = request.app[STATUS]
-    is_quiet = request.path in QUIET_PATHS
-    counter.open_requests += not is_quiet
-    try:
+def observed(app: web.Application, routed: Handler) -> Handler:
+    """The handler of every request. It gives the request an id and a log line, counts it while it
+    is inside, and turns every error into one shape of answer.
+
+    ``routed`` answers requests whose route has to be found.
+    """
+    counter = app[STATUS]
+
+    async def observe(request: Request) -> web.StreamResponse:
+        request.request_id = request_id_of(request)
+        logs.request_id.set(request.request_id)
+        status, started_at = CLIENT_CLOSED, time.perf_counter()
+        counter.open_requests += not request.is_quiet
         try:
-            origins = request.app[SETTINGS].cors_origins
-            is_asked = origins and request.method == "OPTIONS"
-            answer = preflight(request, origins) if is_asked else None
-            response = answer or await handler(request)
-        except Exception as error:  # noqa: BLE001 - what is not rendered is raised again
-            response = _rendered(error, request)
-        status = response.status
-        if counter.is_draining:
-            response.force_close()
-        return response
-    finally:
-        counter.open_requests -= not is_quiet
-        for share in (request.get(PLACE), request.get(BODY_SHARE)):
-            if share is not None:
-                share.close()
-        log_request = log.debug if is_quiet and status == 200 else log.info
-        duration_s = time.perf_counter() - started_at
-        # Of both there are few, whatever is asked for.
+            route = request.known_route
+            try:
+                response = await (routed if route is None else route.handler)(request)
+            except Exception as error:  # noqa: BLE001 - what is not rendered is raised again
+                response = _rendered(error, request)
+            status = response.status
+            if counter.is_draining:
+                response.force_close()
+            return response
+        finally:
+            counter.open_requests -= not request.is_quiet
+            for share in (request.place, request.body_share):
+                if share is not None:
+                    share.close()
+            _record(request, status, time.perf_counter() - started_at)
+
+    return observe
+
+
+def _record(request: Request, status: int, duration_s: float) -> None:
+    """Log and count a request that has ended. Of methods and routes there are few, whatever is
+    asked for."""
+    if (known := request.known_route) is not None:
+        method, path = known.method, known.path
+    else:
         method = request.method if request.method in METHODS else "other"
         resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "none"
-        metrics.note(metrics.REQUEST_SECONDS, duration_s, method, route, status)
-        log_request(
-            "request",
-            method=method,
-            route=route,
-            status=status,
-            duration_ms=round(duration_s * 1000, 1),
-        )
+        path = resource.canonical if resource is not None else "none"
+    metrics.note(metrics.REQUEST_SECONDS, duration_s, method, path, status)
+    log_request = log.debug if request.is_quiet and status == 200 else log.info
+    duration_ms = round(duration_s * 1000, 1)
+    log_request("request", method=method, route=path, status=status, duration_ms=duration_ms)
 
 
-def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:
+@web.middleware
+async def answer_preflights(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer browsers that ask whether a page may make a request."""
+    answer = None
+    if request.method == "OPTIONS":
+        answer = preflight(request, request.app[SETTINGS].cors_origins)
+    return answer or await handler(request)
+
+
+def _rendered(error: Exception, request: Request) -> web.StreamResponse:
     """The answer to a request that failed.
 
     :raises Exception: what is no failure, or comes when no response can be sent.
@@ -106,9 +121,8 @@ def _rendered(error: Exception, request: web.Request) -> web.StreamResponse:
     return error_response(failure, request)
 
 
-def _has_begun(request: web.Request) -> bool:
-    writer = request._payload_writer  # noqa: SLF001 - aiohttp has no public test for this
-    return writer is not None and getattr(writer, "output_size", 0) > 0
+def _has_begun(request: Request) -> bool:
+    return request.writer.output_size > 0
 
 
 def _of_aiohttp(error: web.HTTPException) -> ServiceError:
@@ -122,12 +136,11 @@ def _of_aiohttp(error: web.HTTPException) -> ServiceError:
     return ClientError(error.reason, status=error.status)
 
 
-async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def finish_headers(request: Request, response: web.StreamResponse) -> None:
     """Add the headers that every answer has, streams too: they are not on their way yet."""
-    if (request_id := request.get(REQUEST_ID)) is not None:
-        response.headers["x-request-id"] = request_id
-        if request.get(DIALECT) is ANTHROPIC:
-            response.headers["request-id"] = request_id
+    response.headers["x-request-id"] = request.request_id
+    if request.dialect is ANTHROPIC:
+        response.headers["request-id"] = request.request_id
     # Whether the body still comes nobody knows, nor where the next request would begin.
     is_withheld = "Expect" in request.headers and not request.content.is_eof()
     # HTTP/1.0 has no chunks: where there is no length, the end of the connection is the end.
@@ -144,9 +157,7 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
 
 async def prepare_headers(request: web.Request, response: web.StreamResponse) -> None:
     """The same, and which pages may read the answer."""
+    assert isinstance(request, Request)  # noqa: S101 - the server makes them
     await finish_headers(request, response)
     if origins := request.app[SETTINGS].cors_origins:
         let_origin_read(request, response, origins)
-
-
-MIDDLEWARES: Final = (observe,)

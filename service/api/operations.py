@@ -18,8 +18,14 @@ from service.api.auth import (
 )
 from service.api.description import NO_BODY, Routes, RouteSpec
 from service.api.queries import read_query
+from service.api.requests import Request
 from service.api.state import CALLERS
-from service.api.wire import REQUEST_ID, Handler, json_response, path_id, read_as
+from service.api.wire import (
+    Handler,
+    json_response,
+    path_id,
+    read_as,
+)
 from service.audit import Actor
 from service.database.database import Database
 
@@ -32,7 +38,7 @@ class Operation:
     caller may make it, then reads its query or body. A route that is the operator's alone needs no
     check of its own."""
 
-    def __init__(self, request: web.Request, caller: Caller, spec: RouteSpec) -> None:
+    def __init__(self, request: Request, caller: Caller, spec: RouteSpec) -> None:
         self.request = request
         self.app = request.app
         self.caller = caller
@@ -48,7 +54,7 @@ class Operation:
         """Who makes the change, for the audit."""
         return Actor(
             name=self.caller.actor_name,
-            request_id=self.request[REQUEST_ID],
+            request_id=self.request.request_id,
             is_administrator=self.caller.role != "operator",
         )
 
@@ -120,7 +126,7 @@ def add_operation(routes: Routes, route: str, handler: OperationHandler, spec: R
 
 def _authenticated(handler: OperationHandler, spec: RouteSpec) -> Handler:
     @functools.wraps(handler)
-    async def handle(request: web.Request) -> web.StreamResponse:
+    async def handle(request: Request) -> web.StreamResponse:
         caller = await authenticate_administrator(request)
         if spec.access == "operator":
             must_be_operator(caller)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Final, TypeVar, cast
 from uuid import UUID
 
 import msgspec
-from aiohttp import web
 from msgspec import inspect
 
+from service.api.requests import Request
 from service.errors import ClientError
 from service.formats.body import at_fault
 from service.formats.parsing import parse_day, parse_instant, parse_whole
@@ -119,7 +119,7 @@ def text_of(stated: str | msgspec.UnsetType) -> str | None:
     return None if stated is msgspec.UNSET else stated
 
 
-def read_query(request: web.Request, shape: type[Q]) -> Q:
+def read_query(request: Request, shape: type[Q]) -> Q:
     """Read the query as ``shape``. Parameters that ``shape`` does not have are ignored; of a
     parameter that is there twice the first counts.
 

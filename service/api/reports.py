@@ -13,6 +13,7 @@ from service import accounts, ledger
 from service.api.auth import authenticate_key, database_of
 from service.api.operations import Operation
 from service.api.queries import Moment, OptionalId, Tag, Text, id_of, read_query, text_of
+from service.api.requests import Request
 from service.api.state import KEYRING
 from service.api.wire import json_response
 from service.errors import ClientError
@@ -87,14 +88,14 @@ async def usage(operation: Operation) -> Usage:
     return await _report(operation.request, organization_id, id_of(query.api_key_id), query)
 
 
-async def own_usage(request: web.Request) -> web.Response:
+async def own_usage(request: Request) -> web.Response:
     """``GET /v1/usage?group_by=&from=&to=&end_user=&model=&tag=``: the sums of the caller's key."""
     caller, key = await authenticate_key(request)
     query = read_query(request, OwnUsageQuery)
     return json_response(await _report(request, caller.organization_id, key, query))
 
 
-async def own_limits(request: web.Request) -> web.Response:
+async def own_limits(request: Request) -> web.Response:
     """``GET /v1/limits?end_user=&model=``: the limits that bind the caller's calls."""
     caller, key = await authenticate_key(request)
     query = read_query(request, OwnLimitsQuery)
@@ -134,7 +135,7 @@ async def export(operation: Operation) -> web.StreamResponse:
 
 
 async def _report(
-    request: web.Request,
+    request: Request,
     organization_id: UUID,
     api_key_id: UUID | None,
     query: UsageQuery | OwnUsageQuery,

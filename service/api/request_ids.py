@@ -7,9 +7,8 @@ the form of an id that a program made: short words, numbers, hexadecimal digits,
 import re
 from typing import Final
 
-from aiohttp import web
-
 from service import crypto
+from service.api.requests import Request
 from service.api.state import SETTINGS
 from service.ids import uuid7
 from service.telemetry import logs
@@ -22,7 +21,7 @@ PART: Final = re.compile(r"[A-Za-z0-9]{1,16}|[0-9a-fA-F]{17,32}|[0-9A-HJKMNP-TV-
 KEY_HEADERS: Final = ("Authorization", "x-api-key", "api-key")
 
 
-def request_id_of(request: web.Request) -> str:
+def request_id_of(request: Request) -> str:
     """The id that the request's answer, log lines and ledger entry have."""
     given = request.headers.get(HEADER, "")
     if given and _is_id(given) and not _is_key(given, request):
@@ -36,7 +35,7 @@ def _is_id(text: str) -> bool:
     return all(PART.fullmatch(part) for part in re.split("[._:-]", text) if part)
 
 
-def _is_key(text: str, request: web.Request) -> bool:
+def _is_key(text: str, request: Request) -> bool:
     """Whether it looks like a key, is a secret of the settings, or is part of the key of this
     request."""
     settings = request.app[SETTINGS]

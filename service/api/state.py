@@ -14,7 +14,7 @@ from service.database.lanes import Lanes
 from service.gateway import Gateway
 from service.ledger import Ledger
 from service.settings import Settings
-from service.shares import Share, Shares
+from service.shares import Shares
 from service.upstream import Venice
 
 
@@ -31,8 +31,6 @@ STATUS: Final = web.AppKey("STATUS", Status)
 INTAKE: Final = web.AppKey("INTAKE", Intake)
 OPEN_REQUESTS: Final = web.AppKey("OPEN_REQUESTS", Shares)
 """The requests with a key that may be under way at a time."""
-PLACE: Final = web.RequestKey("PLACE", Share)
-"""The place of a request among them."""
 DATABASE: Final = web.AppKey("DATABASE", Database)
 LANES: Final = web.AppKey("LANES", Lanes)
 KEYRING: Final = web.AppKey("KEYRING", Keyring)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -11,7 +10,8 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service import anthropic, money
+from service import money
+from service.api.requests import Request
 from service.api.state import INTAKE, SETTINGS
 from service.errors import (
     NotFound,
@@ -34,9 +34,8 @@ from service.ledger import Rates
 from service.upstream import PLAIN_BODY_BYTES
 
 T = TypeVar("T")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[Request], Awaitable[web.StreamResponse]]
 
-REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 MAX_UNREAD_BODY_BYTES: Final = 1024 * 1024
 """A longer body that nothing here needs is passed on as it arrives. A shorter one is read, so that
 it can be sent again."""
@@ -50,21 +49,14 @@ STREAM_HEADERS: Final = {
     # A proxy that buffers would delay the events of the stream.
     "X-Accel-Buffering": "no",
 }
-ERROR_TYPES: Final = {
-    401: "authentication_error",
-    402: "insufficient_quota",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
 
 
-async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
+async def read_body(request: Request, max_bytes: int | None = None) -> bytes:
     """Read the whole body and decompress it; see :meth:`Intake.read`."""
     return await request.app[INTAKE].read(request, max_bytes)
 
 
-async def read_as(request: web.Request, shape: type[T]) -> T:
+async def read_as(request: Request, shape: type[T]) -> T:
     """Decode the JSON body of an administrative request. It is small, since the event loop does.
 
     :raises ClientError: naming the field and the rule.
@@ -73,7 +65,7 @@ async def read_as(request: web.Request, shape: type[T]) -> T:
     return body.decode(await read_body(request, MAX_SMALL_BODY_BYTES), shape)
 
 
-async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
+async def read_or_pass(request: Request) -> tuple[bytes, Upload | None]:
     """Read a small body, or prepare a large one to be passed on as it arrives. The deadline and the
     largest size are the same for both.
 
@@ -87,7 +79,7 @@ async def read_or_pass(request: web.Request) -> tuple[bytes, Upload | None]:
     return b"", Upload(*intake.pass_on(request))
 
 
-def path_id(request: web.Request) -> UUID:
+def path_id(request: Request) -> UUID:
     """The id in the path.
 
     :raises NotFound: when it is no UUID.
@@ -104,56 +96,9 @@ def json_response(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-class ErrorDetail(msgspec.Struct, kw_only=True):
-    """An error. ``param`` is the field at fault; ``request_id`` finds the error in the log.
-
-    In a refusal by a limit ``limit`` has the limit and the numbers that prove the refusal."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-    request_id: str | None
-    limit: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
-
-
-class Error(msgspec.Struct, kw_only=True):
-    """The body of an error in OpenAI's shape."""
-
-    error: ErrorDetail
-
-
-def error_object(error: ServiceError, request_id: str | None) -> Error:
-    """The body of ``error`` in OpenAI's shape."""
-    kind = "invalid_request_error" if error.status < 500 else "api_error"
-    detail = ErrorDetail(
-        message=error.message,
-        type=ERROR_TYPES.get(error.status, kind),
-        param=error.param,
-        code=error.code,
-        request_id=request_id,
-        limit=msgspec.UNSET if error.limit is None else dict(error.limit),
-    )
-    return Error(error=detail)
-
-
-Dialect = Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
-"""Makes the body of an error, with the request's id, in the format of the caller's API."""
-DIALECT: Final[web.RequestKey[Dialect]] = web.RequestKey("DIALECT")
-OPENAI: Final[Dialect] = error_object
-ANTHROPIC: Final[Dialect] = anthropic.error_object
-MESSAGES_PATH: Final = re.compile(r"/+(?:api/+)?v1/+messages(?:/.*)?")
-
-
-def dialect_of(path: str) -> Dialect:
-    """The dialect of the callers of a path, whether or not the path exists."""
-    return ANTHROPIC if MESSAGES_PATH.fullmatch(path) else OPENAI
-
-
-def error_response(error: ServiceError, request: web.Request) -> web.Response:
+def error_response(error: ServiceError, request: Request) -> web.Response:
     """The response to a request that failed before any part of a response was sent."""
-    dialect = request.get(DIALECT, OPENAI)
-    response = json_response(dialect(error, request.get(REQUEST_ID)), error.status)
+    response = json_response(request.dialect(error, request.request_id), error.status)
     if request.content.exception() is not None:
         # The next request begins at an unknown place. aiohttp closes the connection, but sends no
         # header for it.
@@ -208,7 +153,7 @@ def _answer_headers(answer: AnswerRelay) -> dict[str, str]:
     return headers
 
 
-async def relay(request: web.Request, answer: AnswerRelay) -> web.StreamResponse:
+async def relay(request: Request, answer: AnswerRelay) -> web.StreamResponse:
     """Pass Venice's answer on: a plain one whole, any other as it arrives."""
     if isinstance(answer, EventsRelay):
         return await _EventStream(request, answer).relay()
@@ -226,7 +171,7 @@ def _translated(answer: AnswerRelay, content: bytes) -> bytes:
 
 
 async def _relay_late(
-    request: web.Request, answer: AssembledRelay, headers: Mapping[str, str]
+    request: Request, answer: AssembledRelay, headers: Mapping[str, str]
 ) -> web.StreamResponse:
     """Pass on a plain answer that takes long. White space, which JSON may begin with, shows proxies
     that the connection is alive. If the answer fails, the connection is cut, since the status was
@@ -269,7 +214,7 @@ async def _whole(answer: AnswerRelay) -> bytes:
 
 
 async def pass_on(
-    request: web.Request, headers: Mapping[str, str], chunks: AsyncGenerator[bytes]
+    request: Request, headers: Mapping[str, str], chunks: AsyncGenerator[bytes]
 ) -> web.StreamResponse:
     """Pass on an answer of any type as it arrives, without holding all of it. If it fails on its
     way, the connection is cut, so that the caller notices."""
@@ -288,7 +233,7 @@ class _EventStream:
     when its caller sees the end.
     """
 
-    def __init__(self, request: web.Request, answer: EventsRelay) -> None:
+    def __init__(self, request: Request, answer: EventsRelay) -> None:
         self._request = request
         self._answer = answer
         self._translation: Translation | None = None
@@ -354,7 +299,7 @@ class _EventStream:
     async def _end_with(self, error: ServiceError) -> None:
         """Send a failure as the last event, since the status was sent. A caller that has the last
         event already has the whole answer."""
-        stated = self._request.get(DIALECT, OPENAI)(error, self._request.get(REQUEST_ID))
+        stated = self._request.dialect(error, self._request.request_id)
         translation = self._translation or self._answer.translation()
         if translation is None:
             content = b"data: %b\n\n" % msgspec.json.encode(stated) + DONE
