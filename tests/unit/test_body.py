@@ -249,6 +249,30 @@ def test_one_text_has_one_length(value, indent):
 
 
 @pytest.mark.parametrize(
+    "text", ["word " * 4_000, 'a\n\t\\"b" ' * 4_000, "h\u00e9llo \U0001f600 " * 4_000]
+)
+def test_a_long_text_has_the_length_of_its_encoding(text):
+    """A long text, which is not encoded to be measured, has the same length in any spelling."""
+    value = {"a": [{"text": text, "n": 1.5}, text], "b": {"c": [True, None, {}]}}
+    length = len(msgspec.json.encode(value))
+    for ascii_only in (False, True):
+        for indent in (None, 1):
+            content = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
+            assert len(content) > body.UNCOUNTED_BYTES
+            assert body.read(content).text_bytes == length
+
+
+@pytest.mark.parametrize("twice", [rb'"n":1,"n":2', rb'"n":1,"\u006e":2', rb'"n":1,"n":{"n":2}'])
+def test_a_member_twice_in_a_long_body_is_refused(twice):
+    """A member that is there twice is refused at any depth and in any spelling of its name."""
+    for text in (b"word ", rb"a \"b\": \\"):
+        for content in (b'{"a":"%b",%b}', b'[[{"a":"%b"}],{"b":[{%b}]}]'):
+            with pytest.raises(ClientError, match="twice"):
+                body.read(content % (text * 10_000, twice))
+            body.read(content % (text * 10_000, b'"n":1,"m":2'))
+
+
+@pytest.mark.parametrize(
     ("content", "text"),
     [
         (rb'"a \ud83d b"', "a \ufffd b"),
