@@ -14,7 +14,7 @@ from service.catalog import aliases, copy
 from service.catalog.copy import Copy
 from service.catalog.models import Model, read_list
 from service.catalog.names import Alias, Models, Names
-from service.catalog.prices import Price, TokenPrice
+from service.catalog.prices import Price, TokenTerms
 from service.database.database import Database
 from service.errors import (
     ClientError,
@@ -76,6 +76,8 @@ class Catalog:
         self._database = database
         self._copy: Copy = {}
         self._names = Names(Models())
+        self.is_loaded = False
+        """True once models and prices are known, from the copy or from Venice."""
         self._syncing: asyncio.Task[None] | None = None
         self._overheads = _Overheads()
 
@@ -92,6 +94,7 @@ class Catalog:
         models = self._names.models
         if known != self._copy:
             self._copy, models = known, Models(known.values())
+            self.is_loaded = bool(models.listed)
         self._names = Names(models, its_aliases)
 
     async def sync(self) -> None:
@@ -166,11 +169,6 @@ class Catalog:
         return REFRESH_S
 
     @property
-    def is_loaded(self) -> bool:
-        """True once models and prices are known, from the copy or from Venice."""
-        return bool(self._names.models.listed)
-
-    @property
     def names(self) -> Collection[str]:
         """The model names on Venice's list."""
         return self._names.models.listed
@@ -218,13 +216,11 @@ class Catalog:
         """Return whether the model has a capability, by Venice's name for it."""
         return self._names.models.can(name, capability)
 
-    def token_prices(self, names: Iterable[str]) -> list[TokenPrice | None]:
-        """Return the price per token of each model; None where it has none."""
-        prices, found = self._names.models.prices, []
-        for name in names:
-            price = prices.get(name) or prices.get(name.partition(":")[0])
-            found.append(price if isinstance(price, TokenPrice) else None)
-        return found
+    def token_terms(self, *names: str) -> TokenTerms:
+        """Return what a call to one of these models takes, gives and costs at most."""
+        models = self._names.models
+        terms = models.token_terms.get(names[0]) if len(names) == 1 else None
+        return models.terms_of(names) if terms is None else terms
 
     def price(self, *names: str) -> Price | None:
         """Return the price of the first of these models that has one.

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from service.catalog.models import Model, Stored
-from service.catalog.prices import Price
+from service.catalog.prices import Price, TokenPrice, TokenTerms
 from service.errors import ClientError, Forbidden, NotFound, Unavailable
 
 EQUIVALENT_CHARACTERS: Final = str.maketrans("._ /", "----")
@@ -45,6 +45,8 @@ class Models:
         self.stored: dict[str, Stored] = {}
         self.listed: dict[str, Stored] = {}
         self.prices: dict[str, Price] = {}
+        self.token_terms: dict[str, TokenTerms] = {}
+        """The terms of each model alone. They change only with all of these models."""
         self._spellings: dict[str, str] = {}
         self._also_named: dict[tuple[str, str], str] = {}
         self._capabilities: dict[str, frozenset[str]] = {}
@@ -60,6 +62,7 @@ class Models:
         self._spellings[_folded(model.name)] = model.name
         if (price := model.price()) is not None:
             self.prices[model.name] = price
+        self.token_terms[model.name] = TokenTerms.of([_of_tokens(price)])
         if known.retired_at is None:
             self.listed[model.name] = known
             self._capabilities[model.name] = _enabled_capabilities(model.capabilities)
@@ -81,6 +84,11 @@ class Models:
         """Return whether the model has a capability."""
         model = self.resolve(name).partition(":")[0]
         return capability in self._capabilities.get(model, ())
+
+    def terms_of(self, names: Iterable[str]) -> TokenTerms:
+        """Return the terms of several models, or of one by its name with a suffix."""
+        known = (self.prices.get(name) or self.prices.get(name.partition(":")[0]) for name in names)
+        return TokenTerms.of(map(_of_tokens, known))
 
     def of_type(self, model_type: str) -> Iterator[Model]:
         """Yield the listed models of a type in Venice's order. ``all`` and ``code`` also work."""
@@ -157,7 +165,7 @@ class Names:
     ) -> tuple[str, ...]:
         """Resolve a name; see :meth:`service.catalog.Catalog.targets`."""
         plain, colon, suffix = name.partition(":")
-        alias = self.alias(organization_id, plain)
+        alias = self.alias(organization_id, plain) if self.aliases else None
         if alias is None and plain in self.models.listed and (allowed is None or plain in allowed):
             return (name,)
         if not self.models.listed:
@@ -291,6 +299,10 @@ def _nearest(name: str, names: Iterable[str], is_usable: Callable[[str], bool]) 
 def _listed(names: list[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def _of_tokens(price: Price | None) -> TokenPrice | None:
+    return price if isinstance(price, TokenPrice) else None
 
 
 def _folded(name: str) -> str:

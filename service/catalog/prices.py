@@ -6,7 +6,7 @@ can cost and the cost of its usage. A price that is missing or cannot be parsed 
 unknown, never zero. Venice states no prices for video; its bound comes from a quote.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from service import money
 
 CHARACTERS_PER_PRICE: Final = 1_000
 MAX_SECONDS: Final = Decimal(10**9)
+UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
+"""The context window of a model that states none."""
 
 
 def count_characters(text: str) -> int:
@@ -114,17 +116,22 @@ class _TokenRates(msgspec.Struct, frozen=True):
     output: int | None
     cache_input: int
     cache_write: int
+    highest_input: int
+    """The highest of the three rates for input."""
 
     @classmethod
     def of(cls, rates: Rates) -> "_TokenRates | None":
         if rates.input is None:
             return None
         price = rates.input.nanos
+        cache_input = rates.cache_input.nanos if rates.cache_input else price
+        cache_write = rates.cache_write.nanos if rates.cache_write else price
         return cls(
             price,
             rates.output.nanos if rates.output else None,
-            rates.cache_input.nanos if rates.cache_input else price,
-            rates.cache_write.nanos if rates.cache_write else price,
+            cache_input,
+            cache_write,
+            max(price, cache_input, cache_write),
         )
 
 
@@ -162,19 +169,50 @@ class TokenPrice(msgspec.Struct, frozen=True):
         Cached or cache-writing input may cost more than plain input, so the bound uses the highest
         of these rates. A prompt that may be past the threshold may have the extended rates.
         """
-        bounds = []
+        nanos = 0
         for rates in (self.rates, self.extended):
-            if rates is None:
-                continue
-            if rates is self.extended and input_tokens <= self.threshold_tokens:
+            if rates is None or (rates is self.extended and input_tokens <= self.threshold_tokens):
                 continue
             if rates.output is None and output_tokens:
                 return None
-            highest = max(rates.input, rates.cache_input, rates.cache_write)
-            bounds.append(
-                money.cost_of_tokens((input_tokens, highest), (output_tokens, rates.output or 0))
+            bound_nanos = money.cost_of_tokens(
+                (input_tokens, rates.highest_input), (output_tokens, rates.output or 0)
             )
-        return max(bounds)
+            nanos = max(nanos, bound_nanos)
+        return nanos
+
+
+class TokenTerms(msgspec.Struct, frozen=True):
+    """What the models that may answer a call take, give and cost at most."""
+
+    prices: tuple[TokenPrice | None, ...]
+    """The price of each model; None for one that has none."""
+    max_input_tokens: int
+    """The most input that any of them takes."""
+    max_output_tokens: int
+    """The most output of one choice that any of them gives."""
+
+    @classmethod
+    def of(cls, prices: Iterable[TokenPrice | None]) -> "TokenTerms":
+        """The terms of models with these prices."""
+        found = tuple(prices)
+        most_input = most_output = 0
+        for price in found:
+            window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
+            most_input = max(most_input, window)
+            most_output = max(most_output, (price and price.max_output_tokens) or window)
+        return cls(found, most_input, most_output)
+
+    def bound_nanos(self, input_tokens: int, output_tokens: int) -> int | None:
+        """Return the most that these tokens cost with any of the models, or None when one has no
+        price."""
+        most = 0
+        for price in self.prices:
+            nanos = None if price is None else price.bound_nanos(input_tokens, output_tokens)
+            if nanos is None:
+                return None
+            most = max(most, nanos)
+        return most
 
 
 class ImagePrice(msgspec.Struct, frozen=True):

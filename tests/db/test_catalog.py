@@ -143,6 +143,29 @@ async def test_a_price_changes(synced, database, upstream):
     assert synced.price_version("kimi-k2-6") == 1
 
 
+async def test_the_terms_of_calls_follow_the_models(synced, database, upstream):
+    """What a call to a model may cost, take and give is found once, and again when the models
+    change: by a sync of this process, or of another."""
+    replica = Catalog(silent, database)
+    await replica.load()
+    before = synced.token_terms(MODEL)
+    assert synced.token_terms(MODEL) is before
+    assert replica.token_terms(MODEL) == before
+    changed = {"pricing": DEARER, "availableContextTokens": 5_000, "maxCompletionTokens": 500}
+    upstream.listing.change(MODEL, changed)
+    await synced.sync()
+    await replica.load()
+
+    for catalogue in (synced, replica):
+        terms = catalogue.token_terms(MODEL)
+        assert terms.bound_nanos(1_000_000, 0) == 900_000_000
+        assert (terms.max_input_tokens, terms.max_output_tokens) == (5_000, 500)
+        assert catalogue.token_terms(f"{MODEL}:a=b") == terms
+        assert catalogue.token_terms("unheard-of").bound_nanos(1, 1) is None
+        several = catalogue.token_terms(MODEL, "kimi-k2-6")
+        assert several.prices == (*terms.prices, *catalogue.token_terms("kimi-k2-6").prices)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

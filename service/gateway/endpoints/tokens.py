@@ -10,7 +10,7 @@ import structlog
 from service import money
 from service.accounts import Caller, KeySettings
 from service.catalog import Catalog
-from service.catalog.prices import TokenPrice, Usage
+from service.catalog.prices import TokenTerms, Usage
 from service.errors import ClientError
 from service.formats import body
 from service.gateway.call import (
@@ -52,8 +52,6 @@ MIN_CUT_OUTPUT_TOKENS: Final = 1_024
 answer of fewer tokens rarely is one: a model that reasons may spend them all before it begins."""
 PART_TOKENS: Final = 16
 """The most tokens that a model's template adds to a message or a tool."""
-UNKNOWN_WINDOW_TOKENS: Final = 1_000_000
-"""The context window of a model that states none."""
 END_TO_END_ENCRYPTED: Final = "e2ee-"
 """The prefix of models with end-to-end encryption, whose bodies only the model can read."""
 NO_MEMBERS: Final[Mapping[str, Any]] = {}
@@ -167,29 +165,29 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """See :meth:`Endpoint.bound`. Each byte of text counts as a token and each picture as the
         most that it can be, up to the model's window. All allowed output is added. Of several
         models the most expensive counts."""
-        models = call.models
-        prices = catalog.token_prices(models)
-        window, most_output = _maxima(prices)
-        is_encrypted = call.is_end_to_end_encrypted
+        terms = catalog.token_terms(call.model, *call.fallbacks)
+        is_encrypted = call.model.startswith(END_TO_END_ENCRYPTED)
         has_venice_prompt = call.has_venice_prompt
         if has_venice_prompt is None:
             has_venice_prompt = is_encrypted or not caller.has_money_limit
-        input_tokens, prompt_tokens = window, None
+        input_tokens, prompt_tokens = terms.max_input_tokens, None
         if call.window_filler is None:
             prompt_tokens = call.text_bytes + PART_TOKENS * call.parts
             if call.pictures is not NO_PICTURES:
                 prompt_tokens += _picture_tokens(call)
             overhead = 0
-            for name in models:
+            for name in (call.model, *call.fallbacks):
                 expected = catalog.overhead_tokens(
                     name, caller.organization_id, with_prompt=has_venice_prompt
                 )
                 overhead = max(overhead, expected)
-            input_tokens = min(window, prompt_tokens + overhead)
+            input_tokens = min(input_tokens, prompt_tokens + overhead)
         can_cap = self.cap_member is not None and not is_encrypted
-        output_tokens, output_cap = self._output(call, caller, most_output, can_cap=can_cap)
+        output_tokens, output_cap = self._output(
+            call, caller, terms.max_output_tokens, can_cap=can_cap
+        )
         return Bound(
-            nanos=_nanos(call, prices, input_tokens, output_tokens),
+            nanos=_nanos(call, terms, input_tokens, output_tokens),
             tokens=input_tokens + output_tokens * call.choices,
             input_tokens=input_tokens,
             prompt_tokens=prompt_tokens,
@@ -208,8 +206,8 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         tokens = bound.input_tokens + output_tokens * call.choices
         if tokens >= bound.tokens or call.is_end_to_end_encrypted:
             return None
-        prices = catalog.token_prices(call.models)
-        nanos = _nanos(call, prices, bound.input_tokens, output_tokens)
+        terms = catalog.token_terms(*call.models)
+        nanos = _nanos(call, terms, bound.input_tokens, output_tokens)
         return msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
 
     def _output(
@@ -240,14 +238,14 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         """See :meth:`Endpoint.max_output_within`."""
         if self.cap_member is None:
             return 0
-        prices = catalog.token_prices(call.models)
+        terms = catalog.token_terms(*call.models)
         most = max(0, (tokens - bound.input_tokens) // call.choices)
         if nanos is not None:
             # The cost never falls with more output, so a binary search finds the most.
             most = bisect_right(
                 range(1, most + 1),
                 nanos,
-                key=lambda output: _nanos(call, prices, bound.input_tokens, output) or 0,
+                key=lambda output: _nanos(call, terms, bound.input_tokens, output) or 0,
             )
         return max(0, most - call.thinking_tokens)
 
@@ -258,11 +256,11 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
         if unit != "usd":
             name = max(parts, key=parts.__getitem__)
             return f"{name}: up to {parts[name]} tokens"
-        prices = catalog.token_prices(call.models)
+        terms = catalog.token_terms(*call.models)
         input_tokens = max(1, bound.input_tokens)
-        input_nanos = _dearest(prices, input_tokens, 0) or 0
+        input_nanos = terms.bound_nanos(input_tokens, 0) or 0
         costs = {name: input_nanos * tokens // input_tokens for name, tokens in parts.items()}
-        costs["output"] = (_dearest(prices, input_tokens, output_tokens) or 0) - input_nanos
+        costs["output"] = (terms.bound_nanos(input_tokens, output_tokens) or 0) - input_nanos
         costs["fees for searches"] = call.surcharge_nanos
         name = max(costs, key=costs.__getitem__)
         tokens = f"{parts[name]} tokens, " if name in parts else ""
@@ -271,12 +269,14 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
     def cost(self, call: T, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """The cost that Venice states, else Venice's counts at the catalogue's price. A missing
         count is estimated, the input at its bound, which makes the cost an estimate."""
-        answering, *prices = catalog.token_prices((metered.model or call.model, *call.models))
-        price = answering or prices[0]
-        prices.append(price)
+        terms = catalog.token_terms(call.model, *call.fallbacks)
+        price = terms.prices[0]
+        if metered.model is not None and metered.model != call.model:
+            price = catalog.token_terms(metered.model).prices[0] or price
+            terms = TokenTerms.of((*terms.prices, price))
         stated = NO_COUNTS
         if metered.usage is not None:
-            stated = self._plausible(call, prices, metered.usage.counts())
+            stated = _plausible(call, terms, metered.usage.counts())
         usage, source = _usage(call, bound, metered, stated, gives_output=self.gives_output)
         is_above = usage.input_tokens > bound.input_tokens
         if is_above and source is CostSource.COMPUTED and not call.fallbacks:
@@ -287,7 +287,7 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
             return Cost(usage, None, CostSource.UNKNOWN)
         if source is CostSource.ESTIMATED:
             # The model that answered and the cached part of the input are unknown.
-            nanos = _dearest(prices, usage.input_tokens, usage.output_tokens)
+            nanos = terms.bound_nanos(usage.input_tokens, usage.output_tokens)
         else:
             nanos = price.cost_nanos(usage)
         if nanos is None:
@@ -299,27 +299,25 @@ class TokenEndpoint(Endpoint[T], Generic[T]):
 
     def max_nanos(self, call: T, bound: Bound, catalog: Catalog) -> int | None:
         """The cost of a full window and the longest output."""
-        prices = catalog.token_prices(call.models)
-        most_input, most_output = _maxima(prices)
-        nanos = _dearest(prices, most_input, most_output * call.choices)
+        terms = catalog.token_terms(*call.models)
+        nanos = terms.bound_nanos(terms.max_input_tokens, terms.max_output_tokens * call.choices)
         return None if nanos is None else nanos + call.surcharge_nanos
 
-    def _plausible(
-        self, call: T, prices: Sequence[TokenPrice | None], stated: TokenCounts
-    ) -> TokenCounts:
-        """The counts, or ``NO_COUNTS`` if one is above what the model can take or give."""
-        most_input, most_output = _maxima(prices)
-        input_tokens, output_tokens = stated.input_tokens or 0, stated.output_tokens or 0
-        if input_tokens <= most_input and output_tokens <= most_output * call.choices:
-            return stated
-        metrics.note(metrics.IMPLAUSIBLE, 1, "usage")
-        log.warning(
-            "usage above the model's most",
-            model=call.model,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-        )
-        return NO_COUNTS
+
+def _plausible(call: TokenCall, terms: TokenTerms, stated: TokenCounts) -> TokenCounts:
+    """The counts, or ``NO_COUNTS`` if one is above what the models take or give."""
+    input_tokens, output_tokens = stated.input_tokens or 0, stated.output_tokens or 0
+    most_output = terms.max_output_tokens * call.choices
+    if input_tokens <= terms.max_input_tokens and output_tokens <= most_output:
+        return stated
+    metrics.note(metrics.IMPLAUSIBLE, 1, "usage")
+    log.warning(
+        "usage above the model's most",
+        model=call.model,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+    )
+    return NO_COUNTS
 
 
 def _picture_tokens(call: TokenCall) -> int:
@@ -338,30 +336,6 @@ def _input_parts(call: TokenCall, bound: Bound) -> dict[str, int]:
         "pictures": pictures,
         "a prompt that Venice adds": max(0, bound.input_tokens - text - pictures),
     }
-
-
-def _maxima(prices: Sequence[TokenPrice | None]) -> tuple[int, int]:
-    """Return the most input that any of the models takes, and the most output of one choice that
-    any of them gives."""
-    most_input = most_output = 0
-    for price in prices:
-        window = (price and price.context_tokens) or UNKNOWN_WINDOW_TOKENS
-        most_input = max(most_input, window)
-        most_output = max(most_output, (price and price.max_output_tokens) or window)
-    return most_input, most_output
-
-
-def _dearest(
-    prices: Sequence[TokenPrice | None], input_tokens: int, output_tokens: int
-) -> int | None:
-    """The most that these tokens cost with any of the models; None if one has no price."""
-    found = []
-    for price in prices:
-        nanos = None if price is None else price.bound_nanos(input_tokens, output_tokens)
-        if nanos is None:
-            return None
-        found.append(nanos)
-    return max(found)
 
 
 def _usage(
@@ -404,13 +378,11 @@ def _learn(call: TokenCall, bound: Bound, usage: Usage, catalog: Catalog) -> Non
         )
 
 
-def _nanos(
-    call: TokenCall, prices: Sequence[TokenPrice | None], input_tokens: int, output_tokens: int
-) -> int | None:
+def _nanos(call: TokenCall, terms: TokenTerms, input_tokens: int, output_tokens: int) -> int | None:
     """The most that a call with this output for each choice can cost; None if unknown."""
     if not call.has_price:
         return None
-    nanos = _dearest(prices, input_tokens, output_tokens * call.choices)
+    nanos = terms.bound_nanos(input_tokens, output_tokens * call.choices)
     return None if nanos is None else nanos + call.surcharge_nanos
 
 
