@@ -1,18 +1,24 @@
-# The other scripts source this file. It creates .venv if it is missing, and installs the hash-locked
-# requirements if they have changed. PYTHON names an interpreter other than python3. Of several scripts
-# that start concurrently one installs, and the others wait for it.
-requirements=requirements/development.txt
+# The other scripts source this file. It creates .venv if it is missing, and installs hash-locked
+# requirements if they have changed: those of development, or the part of them that the sourcing
+# script has set. PYTHON names the interpreter. Of several scripts that start concurrently one
+# installs, and the others wait for it.
+all_requirements=requirements/development.txt
+requirements=${requirements:-$all_requirements}
 lock=.venv.lock
 worker_file=.venv.lock.worker
 max_wait_s=600
+pip_output=.venv/pip.log
+print_version='import platform, sys; print(platform.python_version()); sys.exit(sys.version_info < (3, 11))'
 
 is_made() {
     # installed.txt is written last: if it is missing, an installation was interrupted.
     [ -x .venv/bin/python ] && [ -f .venv/installed.txt ]
 }
 
+# Development's requirements include all others, at the same versions.
 is_installed() {
-    is_made && cmp -s "$requirements" .venv/installed.txt
+    is_made && { cmp -s "$requirements" .venv/installed.txt ||
+        cmp -s "$all_requirements" .venv/installed.txt; }
 }
 
 is_running() {
@@ -76,28 +82,86 @@ run_step() {
     wait "$worker"
 }
 
+# Shows how far pip is, until it or this script ends. `sleep` must not hold this script's output.
+show_progress() {
+    total=$(grep -c '^[A-Za-z0-9]' "$1")
+    while sleep 3 >/dev/null 2>&1 && is_running $$; do
+        if grep -q '^Installing collected' "$pip_output"; then
+            echo "  Installing ..."
+        else
+            done=$(grep -c -e '^Collecting' -e '^Processing' -e '^Ignoring' \
+                -e '^Requirement already' "$pip_output")
+            echo "  $done of $total"
+        fi
+    done
+}
+
+install_with_pip() {
+    .venv/bin/python -m pip --version >/dev/null 2>&1 ||
+        run_step .venv/bin/python -m ensurepip >/dev/null || return
+    : >"$pip_output"
+    show_progress "$1" >&2 &
+    progress=$!
+    status=0
+    run_step .venv/bin/python -m pip install --disable-pip-version-check --no-compile \
+        --require-hashes --requirement "$1" >"$pip_output" || status=$?
+    kill "$progress" 2>/dev/null || true
+    wait "$progress" 2>/dev/null || true
+    return "$status"
+}
+
+# Sets uv to the uv of the PATH or of .venv. A smaller set is for a quick start, so pip gets uv for it.
+find_uv() {
+    uv=$(command -v uv || command -v .venv/bin/uv) || {
+        [ "$requirements" != "$all_requirements" ] || return
+        install_with_pip requirements/uv.txt
+        uv=.venv/bin/uv
+    }
+}
+
+install_with_uv() {
+    find_uv && run_step "$uv" pip install --python .venv/bin/python --require-hashes \
+        --requirement "$requirements" >&2
+}
+
 install_requirements() {
     if ! is_made; then
         echo "Making .venv ..." >&2
-        run_step "$python" -m venv --clear .venv
+        run_step "$python" -m venv --clear --without-pip .venv
+    elif grep -q '^pytest' .venv/installed.txt; then
+        # Of development's requirements, some may not go with a newer smaller set.
+        requirements=$all_requirements
     fi
     echo "Installing $requirements ..." >&2
     rm -f .venv/installed.txt
-    run_step .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-        --requirement "$requirements"
+    # pip may be set up for a registry that uv does not know.
+    install_with_uv || install_with_pip "$requirements"
     cp "$requirements" .venv/installing.txt
     mv .venv/installing.txt .venv/installed.txt
 }
 
-if ! is_installed; then
-    python=${PYTHON:-python3}
-    if ! is_made && ! version=$("$python" -c \
-        'import platform, sys; print(platform.python_version()); sys.exit(sys.version_info < (3, 11))' \
-        2>/dev/null); then
-        echo "Python 3.11 or newer is needed; $python is ${version:-not there}." \
-            "Set PYTHON to another interpreter." >&2
-        exit 1
+# Sets python to PYTHON, or to the newest interpreter that can make .venv.
+choose_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        set -- "$PYTHON"
+    else
+        set -- python3.14 python3.13 python3.12 python3.11 python3
     fi
+    for python; do
+        if version=$("$python" -c "$print_version" 2>/dev/null); then
+            if command -v uv >/dev/null || "$python" -c 'import ensurepip' 2>/dev/null; then
+                return
+            fi
+            version="$version without ensurepip, which Debian has in python3-venv"
+        fi
+    done
+    echo "Python 3.11 or newer is needed; $python is ${version:-not there}." \
+        "Set PYTHON to another interpreter." >&2
+    exit 1
+}
+
+if ! is_installed; then
+    is_made || choose_python
     begin_install
     # The process that held the lock may have installed them.
     if ! is_installed; then

@@ -31,9 +31,9 @@ curl {url}/v1/chat/completions \\
   -H "Content-Type: application/json" \\
   -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
-or with the OpenAI SDK:
+or with the OpenAI SDK, after `pip install openai`:
 
-.venv/bin/python - <<'PY'
+python3 - <<'PY'
 from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key="{key}")
 stream = client.chat.completions.create(

@@ -267,7 +267,7 @@ async def test_the_first_hour_of_a_newcomer(tmp_path):
             shown = "".join(service.raw)
             url = re.search(r"Rialto listens on (\S+)", shown)[1]
             keys.append(re.search(r"demo key +(\S+)", shown)[1])
-            for snippet in (r"(curl \S+/v1/chat.*?)\n\nor", r"(\.venv/bin/python.*?\nPY\n)"):
+            for snippet in (r"(curl \S+/v1/chat.*?)\n\nor", r"(python3 - .*?\nPY\n)"):
                 pasted = re.search(rf"\n{snippet}", shown, re.DOTALL)[1]
                 assert "simulated" in await output_of(pasted)
             ledger = re.search(r"\n(curl -H \"Authorization.*?)\n\nCtrl-C", shown, re.DOTALL)[1]
@@ -302,7 +302,7 @@ async def test_the_welcome_keeps_the_users_key(tmp_path):
 
 async def output_of(command):
     """Return what a shell prints when a newcomer pastes the command."""
-    command = command.replace(".venv/bin/python", sys.executable)
+    command = command.replace("python3 -", f"{sys.executable} -")
     process = await asyncio.create_subprocess_shell(command, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     assert process.returncode == 0

@@ -187,6 +187,25 @@ def test_only_the_locked_wheels_are_installed() -> None:
     assert "pgserver" not in (ROOT / "requirements/serve.txt").read_text()
 
 
+def locked(name: str) -> dict[str, list[str]]:
+    """Return the pinned requirements of a lock, each with its digests."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    pinned = re.findall(
+        r"^([\w.-]+)(?:\[.*\])?(==[^\s;]+)(.*?)(?=^\w|\Z)", text, re.MULTILINE | re.DOTALL
+    )
+    return {one + version: re.findall(r"sha256:\w+", rest) for one, version, rest in pinned}
+
+
+@pytest.mark.parametrize(
+    ("smaller", "larger"), [("serve", "run"), ("run", "development"), ("uv", "development")]
+)
+def test_a_larger_lock_includes_a_smaller_one(smaller: str, larger: str) -> None:
+    """What is served, what run.sh installs and what is tested are the same files."""
+    assert locked(smaller)
+    assert all(locked(smaller).values())
+    assert locked(smaller).items() <= locked(larger).items()
+
+
 def test_commands_are_run_without_a_shell() -> None:
     """No shell runs the service, so that it receives the platform's SIGTERM itself."""
     assert final_stage().only("CMD").exec_form == ["python", "-m", "service"]
