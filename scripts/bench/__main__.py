@@ -14,16 +14,25 @@ import structlog
 from scripts.bench import machine, report
 from scripts.bench.peers import PEERS
 from scripts.bench.programs import CACHE, BenchError
+from scripts.bench.rialto import (
+    LedgerAlone,
+    Replicas,
+    Rialto,
+    RialtoTwice,
+    RialtoWithoutBooks,
+)
 from scripts.bench.runs import Bench, Extent
-from scripts.bench.sides import OWN, QUICK, Rialto
+from scripts.bench.sides import Aiohttp, Direct, Lean
 from scripts.bench.workloads import WORKLOADS
 
 RESULTS = CACHE / "results.json"
 EXTENTS = {
-    "quick": Extent(rounds=3, seconds=2, warmup_s=0.5, starts=3, soak_s=0),
-    "full": Extent(rounds=3, seconds=8, warmup_s=2, starts=5, soak_s=600),
+    "quick": Extent(rounds=3, seconds=2, warmup_s=0.5, starts=3, fresh_starts=0, soak_s=0),
+    "full": Extent(rounds=5, seconds=4, warmup_s=1, starts=5, fresh_starts=5, soak_s=600),
 }
-ALL = {**OWN, **PEERS}
+OWN = (Direct, Rialto, Aiohttp, Lean, RialtoTwice, RialtoWithoutBooks, Replicas, LedgerAlone)
+ALL = {**{side.name: side for side in OWN}, **PEERS}
+QUICK = ("direct", "rialto", "aiohttp")
 
 
 def _names(known):

@@ -1,11 +1,15 @@
 /* The load generator of scripts/bench.sh: HTTP/1.1 with one thread, epoll and persistent connections.
  *
- *   load --port N --path P --body FILE --marker TEXT [--markers N] [--header "Name: value"]...
- *        [--connections N] [--warmup-s N] [--seconds N] [--rate N]
+ *   load {--port N [--header "Name: value"]...}... --path P --body FILE --marker TEXT [--markers N]
+ *        [--connections N] [--warmup-s N] [--seconds N] [--rate N] [--burst N]
+ *
+ * Each --port begins a target, with the headers that follow it. The connections take the targets in
+ * turns.
  *
  * Without --rate the loop is closed: each connection sends its next request after its response.
  * With --rate the loop is open: requests are due at fixed times regardless of the responses, wait for
- * a free connection if necessary, and their latency starts when they were due.
+ * a free connection if necessary, and their latency starts when they were due. With --burst so many
+ * are due at the same time, and the next ones after the time that the rate gives to all of them.
  *
  * Responses between the warm-up and the end are measured. Those still running at the end are waited
  * for and checked, and their latencies are used if no response came in time. A response must be a
@@ -33,10 +37,16 @@
 #define MAX_EVENTS 256
 #define READ_BYTES 65536
 #define SHOWN_BYTES 200 /* of a wrong response */
+#define MAX_TARGETS 256
 
 struct buffer {
     char *data;
     size_t length, capacity;
+};
+
+struct target {
+    int port;
+    struct buffer headers, request;
 };
 
 enum state { HEAD, BODY, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER };
@@ -48,6 +58,7 @@ struct connection {
     size_t sent, left; /* of the request; of the body or chunk being read */
     long markers, due_ns, first_byte_ns;
     struct buffer in, body;
+    struct target *target;
     struct connection *next_free;
 };
 
@@ -57,13 +68,14 @@ struct samples {
 };
 
 static struct {
-    int port, connections, rate;
+    int connections, rate, burst;
     long markers;
     double warmup_s, seconds;
     const char *path, *body, *marker;
-} options = {.connections = 1, .markers = 1, .seconds = 1};
+} options = {.connections = 1, .markers = 1, .seconds = 1, .burst = 1};
 
-static struct buffer request, headers;
+static struct target targets[MAX_TARGETS];
+static int target_count;
 static struct samples latencies, first_bytes;
 static struct connection *free_connections;
 static int poll_fd, timer_fd, running;
@@ -110,15 +122,27 @@ static void record(struct samples *s, long ns) {
     s->ns[s->count++] = ns;
 }
 
+static void add_target(int port) {
+    if (target_count == MAX_TARGETS) fail("more than %d targets", MAX_TARGETS);
+    targets[target_count++].port = port;
+}
+
+static void add_header(const char *line) {
+    if (!target_count) fail("a --header before any --port");
+    struct buffer *headers = &targets[target_count - 1].headers;
+    append(headers, line, strlen(line));
+    append(headers, "\r\n", 2);
+}
+
 static void read_options(int argc, char **argv) {
     static const struct option known[] = {
         {"port", 1, 0, 'p'},    {"path", 1, 0, 'a'},     {"body", 1, 0, 'b'},
         {"marker", 1, 0, 'm'},  {"markers", 1, 0, 'n'},  {"header", 1, 0, 'h'},
         {"rate", 1, 0, 'r'},    {"seconds", 1, 0, 's'},  {"connections", 1, 0, 'c'},
-        {"warmup-s", 1, 0, 'w'}, {0}};
+        {"warmup-s", 1, 0, 'w'}, {"burst", 1, 0, 'u'},   {0}};
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) switch (option) {
-        case 'p': options.port = atoi(optarg); break;
+        case 'p': add_target(atoi(optarg)); break;
         case 'a': options.path = optarg; break;
         case 'b': options.body = optarg; break;
         case 'm': options.marker = optarg; break;
@@ -127,35 +151,38 @@ static void read_options(int argc, char **argv) {
         case 's': options.seconds = atof(optarg); break;
         case 'c': options.connections = atoi(optarg); break;
         case 'w': options.warmup_s = atof(optarg); break;
-        case 'h':
-            append(&headers, optarg, strlen(optarg));
-            append(&headers, "\r\n", 2);
-            break;
+        case 'u': options.burst = atoi(optarg); break;
+        case 'h': add_header(optarg); break;
         default: exit(2);
         }
-    if (!options.port || !options.path || !options.body || !options.marker)
+    if (!target_count || !options.path || !options.body || !options.marker || options.burst < 1)
         fail("--port, --path, --body and --marker are needed");
 }
 
-static void make_request(void) {
-    char head[512];
+static struct buffer read_body(void) {
+    struct buffer body = {0};
     FILE *file = fopen(options.body, "r");
     if (!file) fail("%s: %s", options.body, strerror(errno));
     fseek(file, 0, SEEK_END);
-    long length = ftell(file);
+    size_t length = ftell(file);
     rewind(file);
+    reserve(&body, length);
+    body.length = fread(body.data, 1, length, file);
+    if (body.length != length) fail("%s cannot be read", options.body);
+    fclose(file);
+    return body;
+}
+
+static void make_request(struct target *t, const struct buffer *body) {
+    char head[512];
     snprintf(head, sizeof head,
              "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-             "Content-Length: %ld\r\n",
-             options.path, options.port, length);
-    append(&request, head, strlen(head));
-    append(&request, headers.data, headers.length);
-    append(&request, "\r\n", 2);
-    reserve(&request, length);
-    if (fread(request.data + request.length, 1, length, file) != (size_t)length)
-        fail("%s cannot be read", options.body);
-    request.length += length;
-    fclose(file);
+             "Content-Length: %zu\r\n",
+             options.path, t->port, body->length);
+    append(&t->request, head, strlen(head));
+    append(&t->request, t->headers.data, t->headers.length);
+    append(&t->request, "\r\n", 2);
+    append(&t->request, body->data, body->length);
 }
 
 static void watch(struct connection *c, int operation) {
@@ -165,7 +192,7 @@ static void watch(struct connection *c, int operation) {
 }
 
 static void open_connection(struct connection *c) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(options.port),
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(c->target->port),
                                   .sin_addr = {htonl(INADDR_LOOPBACK)}};
     int one = 1;
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -176,14 +203,15 @@ static void open_connection(struct connection *c) {
 }
 
 static void send_rest(struct connection *c) {
-    while (c->sent < request.length) {
-        ssize_t n = send(c->fd, request.data + c->sent, request.length - c->sent,
+    const struct buffer *request = &c->target->request;
+    while (c->sent < request->length) {
+        ssize_t n = send(c->fd, request->data + c->sent, request->length - c->sent,
                          MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EAGAIN) break;
         if (n < 0) fail("send: %s", strerror(errno));
         c->sent += n;
     }
-    bool wants = c->sent < request.length;
+    bool wants = c->sent < request->length;
     if (wants != c->wants_out) {
         c->wants_out = wants;
         watch(c, EPOLL_CTL_MOD);
@@ -200,10 +228,16 @@ static void start_request(struct connection *c, long due_ns) {
     send_rest(c);
 }
 
+/* Return when the next request of the open loop is due. */
+static long next_due_ns(void) {
+    long in_bursts = arrivals / options.burst * options.burst;
+    return start_ns + in_bursts * SECOND_NS / options.rate;
+}
+
 /* Send the requests that are due on free connections, until the end. */
 static void start_what_is_due(long now) {
     while (free_connections && now < end_ns) {
-        long due_ns = options.rate ? start_ns + arrivals * SECOND_NS / options.rate : now;
+        long due_ns = options.rate ? next_due_ns() : now;
         if (due_ns > now) break;
         struct connection *c = free_connections;
         free_connections = c->next_free;
@@ -216,7 +250,7 @@ static void start_what_is_due(long now) {
 static void set_timer(long now) {
     long next = now < end_ns ? end_ns : end_ns + DRAIN_NS;
     if (options.rate && free_connections && now < end_ns) {
-        long due_ns = start_ns + arrivals * SECOND_NS / options.rate;
+        long due_ns = next_due_ns();
         if (due_ns < next) next = due_ns;
     }
     struct itimerspec spec = {.it_value = {next / SECOND_NS, next % SECOND_NS}};
@@ -379,13 +413,15 @@ static void print_results(void) {
 
 int main(int argc, char **argv) {
     read_options(argc, argv);
-    make_request();
+    struct buffer body = read_body();
+    for (int i = 0; i < target_count; i++) make_request(&targets[i], &body);
     poll_fd = epoll_create1(0);
     timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     struct epoll_event events[MAX_EVENTS] = {{.events = EPOLLIN, .data.ptr = NULL}};
     epoll_ctl(poll_fd, EPOLL_CTL_ADD, timer_fd, events);
     struct connection *all = calloc(options.connections, sizeof *all);
     for (int i = 0; i < options.connections; i++) {
+        all[i].target = &targets[i % target_count];
         open_connection(&all[i]);
         all[i].next_free = free_connections;
         free_connections = &all[i];

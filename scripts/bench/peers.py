@@ -6,7 +6,7 @@ import re
 import shutil
 from types import MappingProxyType
 
-from scripts.bench.programs import CACHE, run_step
+from scripts.bench.programs import CACHE, ask, run_step
 from scripts.bench.sides import Side
 
 LITELLM = "1.108.7"
@@ -15,6 +15,9 @@ TENSORZERO = "2026.6.0"
 PORTKEY = "1.15.2"
 HONO_NODE_SERVER = "1.13.5"
 """Portkey's streams fail with a newer version."""
+OTARI = "0.4.0"
+OTARI_MINOR = 13
+"""The oldest Python that Otari runs on, 3.13."""
 DEBIAN = ("nginx", "libpcre2-8-0", "libssl3")
 
 
@@ -48,6 +51,13 @@ class Peer(Side):
 
     def _upstream(self, path=""):
         return f"http://127.0.0.1:{self.place.upstream.port}{path}"
+
+    def _use_database(self):
+        """Create the database, the first time."""
+        if self.postgres_pid is None:
+            postgres = self.place.postgres()
+            self.postgres_pid = postgres.pid
+            self._database_url = postgres.new_database(self.name)
 
     def _write(self, name, text):
         """Write a configuration file; return its path."""
@@ -188,6 +198,7 @@ class LitellmDatabase(Litellm):
 
     name = "litellm-db"
     about = "its proxy with PostgreSQL and a key, so that it counts spend"
+    keeps = "a key, spend"
     versions = (f"litellm[proxy]=={LITELLM}", f"prisma=={PRISMA}")
 
     def _install(self):
@@ -207,10 +218,7 @@ class LitellmDatabase(Litellm):
 
     def start(self):
         """Start it; the first start creates the tables."""
-        if self.postgres_pid is None:
-            postgres = self.place.postgres()
-            self.postgres_pid = postgres.pid
-            self._database_url = postgres.new_database(self.name)
+        self._use_database()
         return super().start()
 
     def command(self):
@@ -314,4 +322,64 @@ class Portkey(Peer):
         return ["node", program, f"--port={self.port}", "--headless"], environment
 
 
-PEERS = {peer.name: peer for peer in (Nginx, Litellm, LitellmDatabase, Tensorzero, Portkey)}
+class Otari(Peer):
+    """Otari, mozilla.ai's gateway, with PostgreSQL: keys, prices, reservations and a usage log. It
+    is not on PyPI (the package of that name is its client), so it runs from its repository."""
+
+    name = "otari"
+    about = "its gateway with PostgreSQL and a key, on a Python of its own: it keeps a usage log"
+    keeps = "keys, budgets, reservations, a usage log"
+    versions = (f"otari v{OTARI}",)
+    model = f"openai:{Side.model}"
+    embedding_model = f"openai:{Side.embedding_model}"
+    master = "master-key-of-the-bench-0123456789abcdef"
+
+    def _install(self):
+        is_old = self.place.python.minor < OTARI_MINOR
+        python = f"python3.{OTARI_MINOR}" if is_old else self.place.python.path
+        source = self.home / "source"
+        address = "https://github.com/mozilla-ai/otari"
+        run_step(
+            "git", "clone", "--quiet", "--depth", "1", "--branch", f"v{OTARI}", address, source
+        )
+        run_step(python, "-m", "venv", self.home / "venv")
+        # Its migrations are found beside its source.
+        run_step(self._tool("pip"), "install", "--quiet", "--editable", source)
+
+    def _tool(self, name):
+        return self.home / "venv" / "bin" / name
+
+    def start(self):
+        """Start it; the first start creates the tables and a key."""
+        self._use_database()
+        return super().start()
+
+    def command(self):
+        """One process that asks nobody but the upstream."""
+        prices = {"input_price_per_million": 0.7, "output_price_per_million": 2.8}
+        config = {
+            "database_url": self._database_url,
+            "host": "127.0.0.1",
+            "port": self.port,
+            "master_key": self.master,
+            "bootstrap_api_key": False,
+            "model_discovery": False,
+            "models_dev_metadata": False,
+            "providers": {"openai": {"api_key": "sandbox", "api_base": self._upstream("/v1")}},
+            "pricing": {self.model: prices, self.embedding_model: prices},
+        }
+        path = self._write("yaml", json.dumps(config))
+        return [self._tool("otari"), "serve", "--config", path, "--log-level", "WARNING"], {}
+
+    def is_ready(self):
+        """Return whether it answers calls of the key."""
+        if not self.headers:
+            headers = {"Otari-Key": self.master}
+            status, answer = ask(self.port, "/v1/keys", headers=headers, body={"key_name": "bench"})
+            if status != 200:
+                return False
+            self.headers = {"Otari-Key": json.loads(answer)["key"]}
+        return super().is_ready()
+
+
+PEERS = {peer.name: peer for peer in (Nginx, Litellm, LitellmDatabase, Tensorzero, Portkey, Otari)}

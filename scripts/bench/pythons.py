@@ -21,7 +21,7 @@ print(json.dumps({
 VERSIONS = """
 import json
 from importlib import metadata
-print(json.dumps({name: metadata.version(name) for name in ("aiohttp", "uvloop")}))
+print(json.dumps({name: metadata.version(name) for name in ("aiohttp", "uvloop", "httptools")}))
 """
 
 
@@ -53,7 +53,7 @@ class Python:
         return python
 
     def versions(self, requirements):
-        """Return the versions of aiohttp and uvloop in that environment."""
+        """Return the versions of aiohttp, uvloop and httptools in that environment."""
         return _last_line_of(self.environment(requirements), VERSIONS)
 
     @functools.cached_property
@@ -64,6 +64,11 @@ class Python:
         :raises BenchError: if the interpreter does not run.
         """
         return _last_line_of(self.path, FACTS)
+
+    @property
+    def minor(self):
+        """The second number of the version."""
+        return int(self.facts["version"].split(".")[1])
 
     @property
     def build(self):

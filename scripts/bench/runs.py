@@ -11,26 +11,29 @@ from pathlib import Path
 
 import click
 
-from scripts.bench import machine, workloads
-from scripts.bench.programs import CACHE, BenchError, Double, cores, memory_bytes
+from scripts.bench import fresh, loads, machine, workloads
+from scripts.bench.programs import CACHE, BenchError, Double, cores
 from scripts.bench.pythons import Python
-from scripts.bench.sides import Postgres, Rialto
+from scripts.bench.rialto import Postgres, Rialto
 
 START_S = 4
 """The estimated duration of a start."""
+FRESH_START_S = 40
+"""The same from a fresh clone."""
 OVERHEAD_S = 0.6
 """The duration of a run beyond its load."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much is measured; ``soak_s`` and ``starts`` may be 0. A process idles for ``idle_s``
-    before its memory is measured."""
+    """How much is measured; ``soak_s``, ``starts`` and ``fresh_starts``, those from a fresh clone,
+    may be 0. A process idles for ``idle_s`` before its memory is measured."""
 
     rounds: int
     seconds: float
     warmup_s: float
     starts: int
+    fresh_starts: int
     soak_s: float
     idle_s: float = 1
 
@@ -39,9 +42,15 @@ class Extent:
         return self.warmup_s + max(self.seconds, workload.least_s) + OVERHEAD_S
 
     def planned_s(self, chosen, sides):
-        """Return the total duration for so many sides."""
-        runs_s = sum(self.run_s(workload) for workload in chosen) * self.rounds * sides
-        return runs_s + (self.starts + 1) * sides * START_S + self.soak_s
+        """Return the total duration for the sides."""
+        runs_s = sum(
+            self.run_s(workload) * self.rounds
+            for workload in chosen
+            for side in sides
+            if side.takes(workload)
+        )
+        starts_s = (self.starts + 1) * len(sides) * START_S + self.fresh_starts * FRESH_START_S
+        return runs_s + starts_s + self.soak_s
 
 
 class Place:
@@ -92,6 +101,7 @@ class Bench:
             "runs": [],
             "memory_bytes": {},
             "start_s": {},
+            "fresh_start_s": [],
         }
 
     def run(self):
@@ -110,12 +120,13 @@ class Bench:
                 self._enter(kind(place), stack)
             if not self._sides:
                 raise BenchError(f"no side starts: {self.results['skipped']}")
-            self._ends = time.monotonic() + self._extent.planned_s(self._chosen, len(self._sides))
+            self._ends = time.monotonic() + self._extent.planned_s(self._chosen, self._sides)
             self._weigh("idle")
             self._take_turns(directory)
             self._weigh("after load")
             self._soak(directory)
             self._start_again()
+            self._start_fresh(directory)
             self.results["machine"] |= {
                 "load_core": place.load_core,
                 "gateway_core": place.gateway_core,
@@ -140,7 +151,8 @@ class Bench:
             side.stop()
         else:
             self._sides.append(side)
-            self.results["sides"][side.name] = {"version": version, "about": side.about}
+            facts = {"version": version, "about": side.about, "keeps": side.keeps}
+            self.results["sides"][side.name] = facts
 
     def _weigh(self, when):
         """Measure the memory of every side that has its own process."""
@@ -148,12 +160,12 @@ class Bench:
         for side in self._sides:
             if side.owns_process:
                 known = self.results["memory_bytes"].setdefault(side.name, {})
-                known[when] = memory_bytes(side.pid)
+                known[when] = side.memory_bytes
 
     def _take_turns(self, directory):
         for workload in self._chosen:
             for number in range(self._extent.rounds):
-                for side in self._sides:
+                for side in filter(lambda side: side.takes(workload), self._sides):
                     self._log(f"{workload.name} {side.name} {number + 1}/{self._extent.rounds}")
                     self._measure(workload, side, number, directory)
 
@@ -163,7 +175,7 @@ class Bench:
         facts = {"workload": workload.name, "side": side.name, "round": number}
         extent = self._extent
         try:
-            result = workloads.run(
+            result = loads.run(
                 workload, side, directory, warmup_s=extent.warmup_s, seconds=extent.seconds
             )
         except BenchError as error:
@@ -178,18 +190,19 @@ class Bench:
 
     def _soak(self, directory):
         """Send a long, even load to Rialto, and measure its memory afterwards."""
-        rialto = next((side for side in self._sides if isinstance(side, Rialto)), None)
+        soak = workloads.WORKLOADS["plain64"]
+        sides = (one for one in self._sides if isinstance(one, Rialto) and one.takes(soak))
+        rialto = next(sides, None)
         if not self._extent.soak_s or rialto is None:
             return
         self._log(f"soak {rialto.name}, {self._extent.soak_s} s")
-        soak = workloads.WORKLOADS["plain64"]
         facts = {"workload": "soak", "side": rialto.name, "round": 0}
         try:
-            workloads.run(soak, rialto, directory, warmup_s=0, seconds=self._extent.soak_s)
+            loads.run(soak, rialto, directory, warmup_s=0, seconds=self._extent.soak_s)
         except BenchError as error:
             self._void.append({**facts, "reason": str(error)})
         time.sleep(self._extent.idle_s)
-        self.results["memory_bytes"][rialto.name]["after soak"] = memory_bytes(rialto.pid)
+        self.results["memory_bytes"][rialto.name]["after soak"] = rialto.memory_bytes
 
     def _start_again(self):
         for number in range(self._extent.starts):
@@ -203,3 +216,14 @@ class Bench:
                     except BenchError as error:
                         facts = {"workload": "start", "side": side.name, "round": number}
                         self._void.append({**facts, "reason": str(error)})
+
+    def _start_fresh(self, directory):
+        for number in range(self._extent.fresh_starts):
+            self._log(f"start from a fresh clone {number + 1}/{self._extent.fresh_starts}")
+            try:
+                seconds = fresh.first_answer_s(self._python.path, directory)
+            except BenchError as error:
+                facts = {"workload": "fresh start", "side": "rialto", "round": number}
+                self._void.append({**facts, "reason": str(error)})
+            else:
+                self.results["fresh_start_s"].append(seconds)

@@ -1,40 +1,26 @@
-"""The sides that are compared: Rialto, the upstream itself and a bare pass-through. Those of others
-are in ``peers``."""
+"""The sides that are compared: the upstream itself and bare pass-throughs. Rialto's are in
+``rialto``, those of others in ``peers``."""
 
-import functools
-import json
-import subprocess
-
-import psycopg
-
-from scripts.bench.programs import ROOT, SOURCES, BenchError, Program, ask, free_port
+from scripts.bench import loads
+from scripts.bench.programs import ROOT, SOURCES, Program, ask, cpu_s, free_port, memory_bytes
 from scripts.bench.workloads import MARKER
-from service.database.embedded import Embedded
 
-OPERATOR_KEY = "operator-key-of-the-bench-0123456789"
-OPERATOR = {"Authorization": f"Bearer {OPERATOR_KEY}"}
-ENCRYPTION_KEY = "encryption-key-of-the-bench-0123456789"
 READY_S = 120
 SERVING = ROOT / "requirements" / "serve.txt"
 """The requirements that serve Rialto, and nothing else; the pass-through has them too."""
 PROBE = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 300}
-LIMITS = (
-    {"unit": "usd", "period": "month", "ceiling": "1000000"},
-    {"unit": "usd", "period": "day", "ceiling": "1000000", "of_key": True},
-    {"unit": "requests", "period": "minute", "ceiling": 10**9},
-)
-"""Limits on the organization and on the key, with room for everything."""
 
 
 class Side:
     """A server of chat completions.
 
-    ``port`` and ``pid`` are known once it has started. ``place`` is the run's directory, cores,
-    Python and upstream port.
+    ``port`` and ``pids`` are known once it has started. ``place`` is the run's directory, cores,
+    Python and upstream port. ``keeps`` names what it keeps of a call.
     """
 
     name = ""
     about = ""
+    keeps = "nothing"
     model = "llama-3.3-70b"
     embedding_model = "text-embedding-bge-m3"
     chat_path = "/v1/chat/completions"
@@ -45,7 +31,7 @@ class Side:
     def __init__(self, place):
         self.place = place
         self.headers = {}
-        self.port = self.pid = self._program = None
+        self.port = self._program = None
 
     def install(self):
         """Install everything that it needs once; return its version.
@@ -64,20 +50,59 @@ class Side:
         :raises BenchError: if it does not start.
         """
         self.port = free_port()
+        self._program = self._started()
+        return self._program.wait_for(self.is_ready, READY_S)
+
+    def _started(self):
         arguments, environment = self.command()
-        self._program = Program(
+        return Program(
             arguments,
             core=self.place.gateway_core,
             log_path=self.place.directory / f"{self.name}.log",
             environment=environment,
             cwd=self.place.directory,
         )
-        self.pid = self._program.pid
-        return self._program.wait_for(self.is_ready, READY_S)
 
-    def batches(self):
-        """Return how many calls were admitted so far, and in how many batches; None without a
-        ledger."""
+    @property
+    def pids(self):
+        """The processes that serve."""
+        return [self._program.pid]
+
+    @property
+    def memory_bytes(self):
+        """The resident memory of all processes that serve."""
+        return sum(map(memory_bytes, self.pids))
+
+    def counters(self):
+        """Return what has been counted since the start: CPU seconds of gateway and PostgreSQL,
+        calls and batches of the ledger, bytes of WAL and ledger, as far as the side has them."""
+        counted = {"gateway_cpu_s": sum(map(cpu_s, self.pids))}
+        if self.postgres_pid:
+            counted["postgres_cpu_s"] = cpu_s(self.postgres_pid)
+        return counted
+
+    def takes(self, workload):
+        """Return whether the workload is for this side."""
+        return not workload.processes
+
+    def send(self, workload, directory, *, warmup_s, seconds):
+        """Send the workload; return what the load reports.
+
+        :raises BenchError: if an answer is an error or not the upstream's.
+        """
+        return loads.send(
+            list(self._targets(workload)),
+            workload,
+            directory,
+            path=self.embeddings_path if workload.is_embedding else self.chat_path,
+            body=workload.body(self),
+            warmup_s=warmup_s,
+            seconds=seconds,
+        )
+
+    def _targets(self, _):
+        """Return the port and the headers for each connection of the workload, in turns."""
+        return [(self.port, self.headers)]
 
     def is_ready(self):
         """Return whether a call is answered with the upstream's response."""
@@ -104,8 +129,13 @@ class Direct(Side):
 
     def start(self):
         """Do nothing: the upstream runs already."""
-        self.port, self.pid = self.place.upstream.port, self.place.upstream.pid
+        self.port = self.place.upstream.port
         return 0.0
+
+    @property
+    def pids(self):
+        """The process of the upstream."""
+        return [self.place.upstream.pid]
 
     def stop(self):
         """Do nothing: the run owns the upstream."""
@@ -129,142 +159,17 @@ class Aiohttp(Side):
         return [python, SOURCES / "proxy.py", self.port, url], {}
 
 
-class Postgres:
-    """The run's own PostgreSQL, on the load's core, with PostgreSQL's default durability."""
+class Lean(Aiohttp):
+    """A pass-through without aiohttp's client, which shows what the framework's server allows."""
 
-    def __init__(self, directory):
-        self._server = Embedded(directory / "postgres")
-        self._server.start()
-        address = self._server.address
-        self._connect = functools.partial(
-            psycopg.connect, host=address.host, port=address.port, user=address.user
-        )
-        self.pid = int((self._server.directory / "postmaster.pid").read_text().split()[0])
-        with self._connect() as connection:
-            version = connection.info.server_version
-        self.version = f"PostgreSQL {version // 10000}.{version % 10000}"
-
-    def new_database(self, name):
-        """Create an empty database; return its URL."""
-        with self._connect(autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        address = self._server.address
-        return f"postgresql://{address.user}@/{name}?host={address.host}"
-
-    def stop(self):
-        """Stop the server."""
-        self._server.stop()
-
-
-class Rialto(Side):
-    """This service with everything on: limits of money on organization and key, a limit on
-    requests, the ledger in PostgreSQL, a log."""
-
-    name = "rialto"
-    about = "with everything on: three limits, the ledger in PostgreSQL, the log in a file"
-    program = ("-m", "service")
-
-    def __init__(self, place, tree=ROOT):
-        super().__init__(place)
-        self.tree = tree.resolve()
-        if self.tree != ROOT:
-            self.name = f"rialto-{self.tree.name}"
-            self.about = f"Rialto of another checkout, {self.tree.name}"
-        self._database_url = self._interpreter = None
+    name = "lean"
+    about = "aiohttp's server with an upstream client of 60 lines: the practical limit in Python"
 
     def install(self):
-        """Return the commit; each tree has an environment with its own requirements."""
-        if not (self.tree / "service" / "__main__.py").exists():
-            raise BenchError(f"{self.tree} is no checkout of Rialto")
-        self._interpreter = self.place.python.environment(self.tree / SERVING.relative_to(ROOT))
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            check=False,
-            cwd=self.tree,
-            capture_output=True,
-            text=True,
-        )
-        return f"commit {revision.stdout.strip() or 'unknown'}"
+        """Return the versions; it runs in Rialto's environment."""
+        return f"{super().install()}, httptools {self.place.python.versions(SERVING)['httptools']}"
 
     def command(self):
-        """Return the command as in production, except for production's rules about addresses."""
-        environment = {
-            "PYTHONPATH": str(self.tree),
-            "ENVIRONMENT": "development",
-            "DATABASE_URL": self._database_url,
-            "DATA_DIRECTORY": str(self.place.directory / self.name),
-            "PORT": str(self.port),
-            "OPERATOR_KEY": OPERATOR_KEY,
-            "ENCRYPTION_KEY": ENCRYPTION_KEY,
-            "VENICE_API_KEY": "sandbox",
-            "VENICE_BASE_URL": f"http://127.0.0.1:{self.place.upstream.port}/api/v1",
-            "LOG_FORMAT": "json",
-            "LOG_LEVEL": "info",
-        }
-        return [self._interpreter, *self.program], environment
-
-    def start(self):
-        """Start the service; the first start creates the database and the key with its limits."""
-        if self._database_url is None:
-            postgres = self.place.postgres()
-            self.postgres_pid = postgres.pid
-            self._database_url = postgres.new_database(self.name)
-        return super().start()
-
-    def is_ready(self):
-        """Return whether it answers calls of the key."""
-        if not self.headers:
-            if ask(self.port, "/health")[0] != 200:
-                return False
-            self._make_key()
-        return super().is_ready()
-
-    def batches(self):
-        """See :meth:`Side.batches`."""
-        _, metrics = ask(self.port, "/metrics", headers=OPERATOR)
-        lines = [line.split() for line in metrics.decode().splitlines()]
-        values = {line[0]: float(line[1]) for line in lines if len(line) == 2}
-        name = 'rialto_batch_size_{}{{kind="admission"}}'
-        return [values.get(name.format(part), 0) for part in ("sum", "count")]
-
-    def _make_key(self):
-        path = "/admin/v1/organizations"
-        organization = self._operate(path, {"name": "bench"})
-        path = f"{path}/{organization['id']}"
-        key = self._operate(f"{path}/keys", {"name": "bench"})
-        for limit in LIMITS:
-            facts = {name: value for name, value in limit.items() if name != "of_key"}
-            if "of_key" in limit:
-                facts["api_key_id"] = key["id"]
-            self._operate(f"{path}/limits", facts)
-        self.headers = {"Authorization": f"Bearer {key['key']}"}
-
-    def _operate(self, path, body):
-        status, answer = ask(self.port, path, headers=OPERATOR, body=body)
-        if status != 201:
-            raise BenchError(f"{path} answered {status}: {answer.decode()}")
-        return json.loads(answer)
-
-
-class RialtoTwice(Rialto):
-    """Rialto with two processes on one port."""
-
-    name = "rialto-2"
-    about = "Rialto as two processes on the one core: what a further process costs"
-
-    def command(self):
-        """See :class:`Rialto`."""
-        arguments, environment = super().command()
-        return arguments, {**environment, "WEB_CONCURRENCY": "2"}
-
-
-class RialtoWithoutBooks(Rialto):
-    """Rialto without the ledger."""
-
-    name = "rialto-no-books"
-    about = "Rialto with admission and settlement taken out, for comparison only: what books cost"
-    program = (str(SOURCES / "without_books.py"),)
-
-
-OWN = {side.name: side for side in (Direct, Rialto, Aiohttp, RialtoTwice, RialtoWithoutBooks)}
-QUICK = ("direct", "rialto", "aiohttp")
+        """See ``lean.py``."""
+        python = self.place.python.environment(SERVING)
+        return [python, SOURCES / "lean.py", self.port, self.place.upstream.port], {}

@@ -1,36 +1,53 @@
-"""The workloads that every side gets, and one run of them."""
+"""The workloads that the sides get."""
 
 import dataclasses
-import json
-import subprocess
-import time
-
-from scripts.bench.programs import SETTLE_S, BenchError, compiled, cpu_s
 
 MARKER = "0.123046875"
 """A text in every response and chunk of ``upstream.c`` and in nothing else."""
 CHUNKS = 200
+BURST_CHUNKS = 20
 PACE = 50
 WORD = "venice "
-LOAD_TIMEOUT_S = 270
-"""How long a run may take beyond its load; the load itself gives up after 240 s."""
+ORGANIZATIONS = 16
+"""How many organizations the calls of the workloads for several processes are spread over."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
     """Requests of one kind. ``main`` is the figure in its chart, and ``per`` is the unit of CPU
-    time: a response or a chunk."""
+    time: a response or a chunk. A stream has ``chunks``. In an open loop of ``rate`` requests a
+    second, ``burst`` requests are due at once.
+
+    With ``processes`` the calls are those of 16 organizations and go to so many processes of one
+    service. Each process gets calls of all organizations, or of its own if ``is_disjoint``.
+    """
 
     name: str
     title: str
     connections: int
     content: str = "Why are the lagoons of Venice green?"
-    is_stream: bool = False
+    chunks: int = 0
     is_embedding: bool = False
     rate: int = 0
+    burst: int = 1
+    processes: int = 0
+    is_disjoint: bool = False
     least_s: float = 0
     main: str = "requests_per_s"
     per: str = "completed"
+
+    @property
+    def is_stream(self):
+        """Whether the answers are streams."""
+        return self.chunks > 0
+
+    def place_of(self, connection):
+        """Return the process and the organization of a connection, each a number from 0."""
+        process, number = connection % self.processes, connection // self.processes
+        if not self.is_disjoint:
+            return process, number % ORGANIZATIONS
+        own = ORGANIZATIONS // self.processes
+        return process, process * own + number % own
 
     def body(self, side):
         """Return the request's body for a side."""
@@ -39,6 +56,18 @@ class Workload:
         messages = [{"role": "user", "content": self.content}]
         body = {"model": side.model, "messages": messages, "max_tokens": 300}
         return {**body, "stream": True} if self.is_stream else body
+
+
+def _of_processes(name, processes, *, is_disjoint=False):
+    who = f"{processes} process{'es' if processes > 1 else ''}"
+    whose = f"{ORGANIZATIONS // processes} for each" if is_disjoint else "shared by all"
+    return Workload(
+        name=name,
+        title=f"{who}, {ORGANIZATIONS} organizations" + (f", {whose}" if processes > 1 else ""),
+        connections=64 * processes,
+        processes=processes,
+        is_disjoint=is_disjoint,
+    )
 
 
 WORKLOADS = {
@@ -53,7 +82,7 @@ WORKLOADS = {
             title=f"64 streams at once, {CHUNKS} chunks each, sent at once",
             connections=64,
             content=f"[chunks={CHUNKS}]",
-            is_stream=True,
+            chunks=CHUNKS,
             main="markers_per_s",
             per="markers",
         ),
@@ -62,9 +91,21 @@ WORKLOADS = {
             title=f"64 streams at once, {CHUNKS} chunks each, {PACE} chunks a second",
             connections=64,
             content=f"[chunks={CHUNKS}] [pace={PACE}]",
-            is_stream=True,
+            chunks=CHUNKS,
             least_s=CHUNKS / PACE + 1,
             main="gateway_cpu_us",
+            per="markers",
+        ),
+        Workload(
+            name="burst64",
+            title="64 streams that begin at the same time, once a second",
+            connections=64,
+            content=f"[chunks={BURST_CHUNKS}] [pace={PACE}]",
+            chunks=BURST_CHUNKS,
+            rate=64,
+            burst=64,
+            least_s=4,
+            main="first_byte_p50_ms",
             per="markers",
         ),
         Workload(
@@ -86,74 +127,10 @@ WORKLOADS = {
             rate=1000,
             main="latency_p99_ms",
         ),
+        _of_processes("single", 1),
+        _of_processes("shared2", 2),
+        _of_processes("disjoint2", 2, is_disjoint=True),
+        _of_processes("shared4", 4),
+        _of_processes("disjoint4", 4, is_disjoint=True),
     )
 }
-
-
-def run(workload, side, directory, *, warmup_s, seconds):
-    """Run the load; return what ``load.c`` reports, flat, with the CPU microseconds of gateway and
-    PostgreSQL per response or chunk.
-
-    :raises BenchError: if the run is void because of an error or of a response that is not the
-    upstream's.
-    """
-    body_path = directory / f"{side.name}.{workload.name}.json"
-    body_path.write_text(json.dumps(workload.body(side)))
-    path = side.embeddings_path if workload.is_embedding else side.chat_path
-    seconds = max(seconds, workload.least_s)
-    arguments = {
-        "port": side.port,
-        "path": path,
-        "body": body_path,
-        "marker": MARKER,
-        "markers": CHUNKS if workload.is_stream else 1,
-        "connections": workload.connections,
-        "warmup-s": warmup_s,
-        "seconds": seconds,
-        "rate": workload.rate,
-    }
-    command = [compiled("load")]
-    for name, value in arguments.items():
-        command += [f"--{name}", str(value)]
-    for name, value in side.headers.items():
-        command += ["--header", f"{name}: {value}"]
-    before, batches_before = _cpu_s(side), side.batches()
-    ran = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=LOAD_TIMEOUT_S + warmup_s + seconds,
-    )
-    if ran.returncode:
-        problem = json.loads(ran.stdout)["error"] if ran.stdout else f"the load died: {ran.stderr}"
-        raise BenchError(problem)
-    time.sleep(SETTLE_S)
-    after, batches_after = _cpu_s(side), side.batches()
-    results = _results(json.loads(ran.stdout), workload, before, after)
-    return {**results, "batch_size": _mean(batches_before, batches_after)}
-
-
-def _mean(before, after):
-    """Return the mean size of the batches between two counts; None if there were none."""
-    if before is None or after[1] == before[1]:
-        return None
-    return (after[0] - before[0]) / (after[1] - before[1])
-
-
-def _cpu_s(side):
-    return [cpu_s(pid) if pid else None for pid in (side.pid, side.postgres_pid)]
-
-
-def _results(measured, workload, before, after):
-    results = {}
-    for name, value in measured.items():
-        if isinstance(value, dict):
-            kind = name.removesuffix("_ms")
-            results |= {f"{kind}_{part}_ms": figure for part, figure in value.items()}
-        else:
-            results[name] = value
-    for who, start, end in zip(("gateway", "postgres"), before, after, strict=True):
-        used = None if start is None else (end - start) / measured[workload.per] * 1e6
-        results[f"{who}_cpu_us"] = used
-    return results

@@ -1,17 +1,23 @@
 """The bench measures what it reports and rejects responses that are not the upstream's. No speed is
 asserted."""
 
+import contextlib
 import dataclasses
 import shutil
 import subprocess
+import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 
-from scripts.bench import programs, report
-from scripts.bench.runs import Bench, Extent
-from scripts.bench.sides import Aiohttp, Direct, Rialto
+from scripts.bench import loads, programs, report
+from scripts.bench.pythons import Python
+from scripts.bench.rialto import LedgerAlone, Replicas, Rialto
+from scripts.bench.runs import Bench, Extent, Place
+from scripts.bench.sides import Aiohttp, Direct, Lean
 from scripts.bench.workloads import WORKLOADS
 
 pytestmark = [
@@ -21,7 +27,7 @@ pytestmark = [
         reason="the bench is made with gcc and runs with taskset",
     ),
 ]
-SHORTEST = Extent(rounds=1, seconds=0.3, warmup_s=0.1, starts=1, soak_s=0, idle_s=0)
+SHORTEST = Extent(rounds=1, seconds=0.3, warmup_s=0.1, starts=1, fresh_starts=0, soak_s=0, idle_s=0)
 
 
 def changed(name, **changes):
@@ -65,6 +71,60 @@ def test_results_are_complete(tmp_path, monkeypatch):
     for name in ("plain8", "stream64", "memory", "start"):
         assert f"(charts/{name}.svg)" in written
         ElementTree.parse(tmp_path / "charts" / f"{name}.svg")
+
+
+def test_the_lean_pass_through_keeps_its_connections(tmp_path):
+    """It answers plain and streamed calls over as many connections as calls are open."""
+    with contextlib.ExitStack() as stack:
+        side = Lean(Place(tmp_path, stack, Python(sys.executable)))
+        stack.callback(side.stop)
+        side.install()
+        side.start()
+
+        for name, changes in (("plain8", {}), ("stream64", {"connections": 8})):
+            loads.run(changed(name, **changes), side, tmp_path, warmup_s=0, seconds=0.3)
+
+        (pid,) = side.pids
+        peers = [one.raddr for one in psutil.Process(pid).net_connections() if one.raddr]
+        assert 1 <= sum(peer.port == side.place.upstream.port for peer in peers) <= 8
+
+
+def test_processes_get_their_organizations():
+    """Several processes get calls of all organizations or, if disjoint, of their own, in equal
+    shares."""
+    for name in ("shared2", "shared4", "disjoint2", "disjoint4"):
+        workload = WORKLOADS[name]
+        counted = Counter(map(workload.place_of, range(workload.connections)))
+        pairs = 16 if workload.is_disjoint else 16 * workload.processes
+
+        assert set(counted.values()) == {workload.connections // pairs}
+        assert len(counted) == pairs
+        assert {organization for _, organization in counted} == set(range(16))
+
+
+def test_several_processes_are_measured():
+    """Four services and four ledgers on one database admit and settle calls of 16 organizations."""
+    results, runs = measured([Replicas, LedgerAlone], WORKLOADS["shared4"], WORKLOADS["disjoint4"])
+
+    assert (results["void"], results["skipped"]) == ([], {})
+    sides = {"rialto-4", "ledger"}
+    assert set(runs) == {(name, side) for name in ("shared4", "disjoint4") for side in sides}
+    for run in runs.values():
+        assert run["requests"] > 0
+        assert run["batch_size"] >= 1
+        assert min(run["gateway_cpu_us"], run["postgres_cpu_us"]) > 0
+        # An entry alone has some 300 bytes; that of WAL is at least as much again.
+        assert run["wal_bytes"] > run["ledger_bytes"] > 200
+
+
+def test_a_burst_begins_together():
+    """Of 20 requests a second in bursts of 8, two whole bursts are due within 0.6 s."""
+    burst = changed("burst64", connections=8, rate=20, burst=8, least_s=0.5)
+    burst = dataclasses.replace(burst, content="[chunks=20] [pace=200]")
+
+    _, runs = measured([Direct], burst)
+
+    assert runs["burst64", "direct"]["completed"] == 16
 
 
 def test_wrong_responses_void_a_run():
