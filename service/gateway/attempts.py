@@ -150,9 +150,7 @@ class Attempts:
         )
         path = call.path or call.endpoint.path
         try:
-            answer = await venice.send(
-                call.method, path, body or None, headers, key, departure=departure
-            )
+            answer = await venice.send(call.method, path, body, headers, key, departure=departure)
         except ServiceError as error:
             failure = self._cause(error)
             is_charge_kept = isinstance(failure, UpstreamError) and failure.is_charge_kept

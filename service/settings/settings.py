@@ -183,6 +183,30 @@ class Settings:
         seconds(0, 300),
         10.0,
     )
+    venice_max_connections: int = _variable(
+        "VENICE_MAX_CONNECTIONS",
+        "integer",
+        "How many connections to Venice a process has at most. Further requests wait for one in"
+        " turn, for `VENICE_CONNECT_TIMEOUT_SECONDS` at most. More than `MAX_OPEN_REQUESTS`, so"
+        " that no caller waits for another.",
+        integer(1, 1_000_000),
+        5000,
+    )
+    venice_head_max_bytes: int = _variable(
+        "VENICE_HEAD_MAX_BYTES",
+        "integer",
+        "The longest head of an answer of Venice's, to which the edge adds headers. A longer one is"
+        " refused with 502.",
+        integer(1024, 1 << 20),
+        64 * 1024,
+    )
+    venice_max_headers: int = _variable(
+        "VENICE_MAX_HEADERS",
+        "integer",
+        "The most headers of an answer of Venice's. One with more is refused with 502.",
+        integer(10, 10_000),
+        1000,
+    )
     host: str = _variable(
         "HOST",
         "text",

@@ -1,19 +1,12 @@
 """The HTTP client for Venice, its keys, and the parsing of its responses.
 
-The service's only ``ClientSession`` lives here, and Venice is the only host it contacts.
+Venice is the only host that the service contacts.
 """
 
-from service.upstream.client import (
-    KEY_TIMEOUT_S,
-    PASSED_HEADERS,
-    PLAIN_BODY_BYTES,
-    UpstreamResponse,
-    Venice,
-    open_venice,
-)
-from service.upstream.connector import Departure, StreamedBody
+from service.upstream.client import KEY_TIMEOUT_S, Venice, open_venice
 from service.upstream.cooldowns import Source
 from service.upstream.findings import Finding
+from service.upstream.http import Departure, StreamedBody
 from service.upstream.keys import (
     ENVIRONMENT_KEY_ID,
     KeyCooldown,
@@ -30,6 +23,7 @@ from service.upstream.meter import (
     read_plain,
 )
 from service.upstream.refusals import failed_response, split_at_error
+from service.upstream.response import PASSED_HEADERS, PLAIN_BODY_BYTES, UpstreamResponse
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
 from service.upstream.stored import (
     KeyCheck,

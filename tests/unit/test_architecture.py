@@ -126,7 +126,8 @@ def test_imports_point_down(path):
     ("library", "homes"),
     [
         ("aiohttp.web", ("api", "app", "process", "commands.serving", "sandbox")),
-        ("aiohttp.ClientSession", ("upstream", "webhooks")),
+        ("aiohttp.ClientSession", ("webhooks",)),
+        ("httptools", ("upstream.http",)),
         ("asyncpg", ("database", "ids")),
         ("psycopg", ("database.migrator",)),
         ("yoyo", ("database.migrator",)),

@@ -1,0 +1,277 @@
+"""A connection to Venice, which carries one exchange at a time."""
+
+import asyncio
+import functools
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from service.errors import UpstreamError
+from service.upstream.http.deadline import Deadline
+from service.upstream.http.errors import InvalidResponse, cut, invalid, timed_out
+from service.upstream.http.head import find_head, read_head
+from service.upstream.http.response import READ_BUFFER_BYTES, Response
+from service.upstream.http.upload import StreamedBody, Upload
+
+JOINED_BYTES: Final = 64 * 1024
+"""Bodies up to this size are copied behind their head, so that both are sent at once."""
+CONTINUE: Final = 100
+SWITCHING_PROTOCOLS: Final = 101
+BEGIN: Final = "begin"
+END: Final = "end"
+WHOLE_MESSAGE: Final = (BEGIN, END)
+MIN_FINAL: Final = 200
+"""The first status that is not informational."""
+
+
+class Limits(NamedTuple):
+    """Bounds and deadlines of the exchanges with one origin."""
+
+    connect_s: float
+    """For a place among the connections, the name, the connection and its TLS together."""
+    silence_s: float
+    head_max_bytes: int
+    max_headers: int
+    max_connections: int
+
+
+class Owner(Protocol):
+    """Keeps connections between exchanges."""
+
+    limits: Limits
+
+    def give_back(self, connection: "Connection") -> None:
+        """Take a connection whose exchange is complete."""
+
+    def forget(self, connection: "Connection") -> None:
+        """Count a connection as closed. May be called again."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Its callbacks are those of asyncio and of llhttp."""
+
+    transport: asyncio.Transport
+    """There once the connection is made."""
+
+    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+        self._owner = owner
+        self._response: Response | None = None
+        """The response that is expected or arriving; None between exchanges."""
+        self._head = b""
+        """The beginning of a head whose end has not arrived."""
+        self._pieces: list[bytes] = []
+        """The parts of the body that llhttp found in the bytes at hand."""
+        self._events: list[str] = []
+        """The beginnings and ends of messages that llhttp found in this exchange."""
+        self._bodiless_bytes = 0
+        """The bytes that came since the last part of the body: of chunk extensions, of trailers."""
+        self._upload: Upload | None = None
+        self.is_paused = False
+        self.opened_at = loop.time()
+        self._deadline = Deadline(loop, owner.limits.silence_s, self._time_out)
+        self._parser = HttpResponseParser(self)
+
+    def send(
+        self,
+        response: Response,
+        head: bytes,
+        body: bytes | StreamedBody,
+        head_timeout_s: float,
+        *,
+        is_head_request: bool,
+    ) -> None:
+        """Send a request whose response is then filled. A streamed body follows by
+        :meth:`send_body`."""
+        self._response = response
+        if is_head_request:
+            response.has_body = False
+        self._deadline.begin(head_timeout_s)
+        if isinstance(body, StreamedBody):
+            self._upload = Upload(body)
+            self.transport.write(head)
+        elif len(body) <= JOINED_BYTES:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+
+    async def send_body(self) -> None:
+        """Send the streamed body of the current request.
+
+        :raises WrongLengthError: when its length is not the stated one.
+        """
+        if self._upload is not None:
+            await self._upload.send(self.transport, self._deadline)
+
+    def pause(self) -> None:
+        """Read no more until :meth:`resume`. Venice's silence does not count meanwhile."""
+        if not self.is_paused:
+            self.is_paused = True
+            self._deadline.pause()
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self.is_paused:
+            self.is_paused = False
+            self._deadline.resume()
+            self.transport.resume_reading()
+
+    def close(self) -> None:
+        """Close the connection, which has no exchange."""
+        self._owner.forget(self)
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once. A response that is arriving gets nothing more."""
+        self._response = None
+        self._owner.forget(self)
+        self.transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it
+        self._deadline.cancel()
+        self._owner.forget(self)
+        if self._upload is not None:
+            self._upload.resume()
+            self._upload = None
+        if self._response is not None:
+            self._fail(cut())
+
+    def pause_writing(self) -> None:
+        if self._upload is not None:
+            self._upload.pause()
+
+    def resume_writing(self) -> None:
+        if self._upload is not None:
+            self._upload.resume()
+
+    def eof_received(self) -> None:
+        self._owner.forget(self)
+        response = self._response
+        if response is not None and response.ends_with_connection:
+            self._response = None
+            response.is_complete = True
+            response.wake()
+
+    def data_received(self, data: bytes) -> None:
+        response = self._response
+        if response is None:
+            # Nobody asked for these bytes, so they must not become part of the next response.
+            self.abort()
+            return
+        if not self.is_paused:
+            self._deadline.active_at = self._deadline.now()
+        try:
+            if not response.status:
+                data = self._receive_head(response, data)
+            if data:
+                self._parser.feed_data(data)
+        except InvalidResponse as error:
+            self._fail(error)
+            return
+        except (HttpParserError, HttpParserUpgrade):
+            self._fail(invalid("its body is framed wrongly"))
+            return
+        self._deliver(response, len(data))
+
+    def _deliver(self, response: Response, size_bytes: int) -> None:
+        """Give the reader what llhttp found in these bytes."""
+        if pieces := self._pieces:
+            chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            response.unread.append(chunk)
+            response.unread_bytes += len(chunk)
+            self._bodiless_bytes = 0
+        else:
+            self._bodiless_bytes += size_bytes
+        if len(self._events) >= len(WHOLE_MESSAGE) or response.is_complete:
+            self._end_exchange(response)
+        elif response.unread_bytes >= READ_BUFFER_BYTES:
+            self.pause()
+        elif self._bodiless_bytes > self._owner.limits.head_max_bytes:
+            self._fail(invalid("its trailers or chunk extensions are too long"))
+        waiter = response.waiter
+        if response.status and not waiter.done():
+            waiter.set_result(None)
+
+    # What llhttp calls. It reads these once, and each call of a method of a list costs no call of
+    # Python's.
+
+    @property
+    def on_body(self) -> Callable[[bytes], None]:
+        return self._pieces.append
+
+    @property
+    def on_message_begin(self) -> Callable[[], None]:
+        return functools.partial(self._events.append, BEGIN)
+
+    @property
+    def on_message_complete(self) -> Callable[[], None]:
+        return functools.partial(self._events.append, END)
+
+    def _receive_head(self, response: Response, data: bytes) -> bytes:
+        """Read the head once all of it has arrived, and return what llhttp is to parse."""
+        limits = self._owner.limits
+        known_bytes = len(self._head)
+        if known_bytes:
+            data = self._head + data
+        start = 0
+        while (head := find_head(data, start, known_bytes, limits.head_max_bytes)) is not None:
+            status = int(head[2])
+            if status >= MIN_FINAL:
+                break
+            if status == SWITCHING_PROTOCOLS:
+                raise invalid("it switches to a protocol that was not asked for")
+            if status == CONTINUE and self._upload is not None:
+                self._upload.begin()
+            start, known_bytes = head.end(), 0
+        else:
+            self._head, response.has_begun = data[start:], True
+            return b""
+        self._head = b""
+        response.raw_headers, response.is_last, response.ends_with_connection = read_head(
+            head, status, limits.max_headers
+        )
+        response.status = status
+        self._deadline.due_at = math.inf
+        if response.has_body:
+            return data[start:] if start else data
+        # llhttp would wait for the body that the headers of a response to HEAD describe.
+        if head.end() != len(data):
+            raise invalid("a response to HEAD has a body")
+        response.is_complete = response.is_last = True
+        return b""
+
+    def _end_exchange(self, response: Response) -> None:
+        if len(self._events) > len(WHOLE_MESSAGE):
+            self._fail(invalid("there are bytes after its end"))
+            return
+        self._events.clear()
+        upload, self._upload = self._upload, None
+        self._response = None
+        response.is_complete = True
+        if response.is_last:
+            self.close()
+        elif upload is not None and not upload.is_whole:
+            # What is missing of the body would be read as the next request.
+            self.abort()
+        else:
+            if self.is_paused:
+                self.resume()
+            self._owner.give_back(self)
+
+    def _time_out(self) -> None:
+        if self._response is not None:
+            self._fail(timed_out())
+
+    def _fail(self, error: UpstreamError) -> None:
+        response = self._response
+        self.abort()
+        if response is not None:
+            response.fail(error, drops_unread=isinstance(error, InvalidResponse))
