@@ -39,15 +39,15 @@ PASSED_HEADERS: Final = frozenset(
 )
 
 
-class UpstreamResponse(Response):
+class UpstreamResponse(Response, eq=False):
     """A response from Venice whose body has not been read."""
 
-    received = b""
+    received: bytes = b""
     """The part received of a body that broke off."""
-    _inflater: Inflater | None = None
-    _is_identity = False
+    inflater: Inflater | None = None
+    is_identity: bool = False
     """Whether the Content-Encoding names no encoding."""
-    _must_yield = False
+    must_yield: bool = False
     """True when other tasks should run before more is read. A large buffered body would otherwise
     keep them waiting."""
 
@@ -72,9 +72,12 @@ class UpstreamResponse(Response):
         :raises UpstreamTimeout: when Venice is silent for too long.
         :raises UpstreamError: when the body is too large or cannot be decoded.
         """
-        is_encoded = "Content-Encoding" in self.raw_headers
-        if self.is_complete and not is_encoded and self.unread_bytes <= PLAIN_BODY_BYTES:
-            return self.take()
+        if self.is_complete and "Content-Encoding" not in self.raw_headers:
+            # All of it has arrived, and a connection holds far less than the bound.
+            body = b"".join(self.unread)
+            self.unread.clear()
+            self.unread_bytes = 0
+            return body
         chunks, size = [], 0
         try:
             while chunk := await self.next_chunk():
@@ -95,15 +98,18 @@ class UpstreamResponse(Response):
         :raises UpstreamTimeout: when Venice is silent for too long.
         :raises UpstreamError: when the body is not valid HTTP or cannot be decoded.
         """
-        if self._must_yield:
-            self._must_yield = False
+        if self.must_yield:
+            self.must_yield = False
             # Yield before the read, because a cancellation after it would lose the bytes.
             await asyncio.sleep(0)
-        if "Content-Encoding" in self.raw_headers and not self._is_identity:
+        if "Content-Encoding" in self.raw_headers and not self.is_identity:
             return await self._next_inflated()
-        while not (chunk := self.take(CHUNK_BYTES)) and not self.is_complete:
-            await self.wait()
-        self._must_yield = len(chunk) == CHUNK_BYTES
+        while not self.unread_bytes:
+            if self.is_complete:
+                return b""
+            await self.renew_waiter()
+        chunk = self.take(CHUNK_BYTES)
+        self.must_yield = len(chunk) == CHUNK_BYTES
         return chunk
 
     async def _next_inflated(self) -> bytes:
@@ -112,23 +118,23 @@ class UpstreamResponse(Response):
         We ask Venice for no encoding, but a proxy on the way may add one.
         """
         try:
-            if (inflater := self._inflater) is None:
+            if (inflater := self.inflater) is None:
                 if (coding := coding_of(self.raw_headers["Content-Encoding"])) is None:
-                    self._is_identity = True
+                    self.is_identity = True
                     return await self.next_chunk()
-                inflater = self._inflater = Inflater(coding)
+                inflater = self.inflater = Inflater(coding)
             while not (piece := inflater.step()):
-                while not (chunk := self.take()) and not self.is_complete:
-                    await self.wait()
-                if not chunk:
-                    inflater.end()
-                    return b""
-                inflater.feed(chunk)
+                while not self.unread_bytes:
+                    if self.is_complete:
+                        inflater.end()
+                        return b""
+                    await self.renew_waiter()
+                inflater.feed(self.take())
         except UnsupportedEncoding:
             raise UpstreamError("Venice's response has an unknown Content-Encoding.") from None
         except ClientError as error:
             raise UpstreamError("Venice's response does not match its Content-Encoding.") from error
-        self._must_yield = True
+        self.must_yield = True
         return piece
 
     async def read_start(self, max_bytes: int, timeout_s: float) -> bytes:

@@ -170,7 +170,7 @@ async def test_a_cancellation_loses_no_byte_of_a_response(database_address, veni
                 read += await reading
             # The connection continues whether or not the read was cancelled.
             await asyncio.sleep(0.001)
-            if answer.is_complete and not answer.unread and not answer._inflater:
+            if answer.is_complete and not answer.unread and not answer.inflater:
                 break
         answer.close()
 

@@ -54,7 +54,7 @@ class HttpClient(Generic[R]):
         self._dialer = Dialer(context)
         self._bases: dict[str, _Base] = {}
         self._pools: dict[Origin, Pool] = {}
-        self._loop = asyncio.get_running_loop()
+        self._create_future = asyncio.get_running_loop().create_future
 
     async def send(
         self,
@@ -87,11 +87,13 @@ class HttpClient(Generic[R]):
         while True:
             kept = base.pool.take()
             connection = kept or await base.pool.connect()
-            response = self._response_class(connection, self._loop)
+            response = self._response_class(
+                connection, self._create_future(), has_body=method != "HEAD"
+            )
             if departure is not None:
                 departure.has_left = True
             try:
-                connection.send(response, head, body, timeout_s, is_head_request=method == "HEAD")
+                connection.send(response, head, body, timeout_s)
                 if isinstance(body, StreamedBody):
                     await self._send_body(connection, response)
                 await response.waiter

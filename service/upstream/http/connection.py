@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from service.errors import UpstreamError
 from service.upstream.http.deadline import Deadline
 from service.upstream.http.errors import InvalidResponse, cut, invalid, timed_out
-from service.upstream.http.head import find_head, read_head
+from service.upstream.http.head import RESPONSE_HEAD, find_head, read_head
 from service.upstream.http.response import READ_BUFFER_BYTES, Response
 from service.upstream.http.upload import StreamedBody, Upload
 
@@ -21,7 +22,8 @@ CONTINUE: Final = 100
 SWITCHING_PROTOCOLS: Final = 101
 BEGIN: Final = "begin"
 END: Final = "end"
-WHOLE_MESSAGE: Final = (BEGIN, END)
+MESSAGE_BEGUN: Final = [BEGIN]
+WHOLE_MESSAGE: Final = [BEGIN, END]
 MIN_FINAL: Final = 200
 """The first status that is not informational."""
 
@@ -79,15 +81,15 @@ class Connection(asyncio.Protocol):
         head: bytes,
         body: bytes | StreamedBody,
         head_timeout_s: float,
-        *,
-        is_head_request: bool,
     ) -> None:
         """Send a request whose response is then filled. A streamed body follows by
-        :meth:`send_body`."""
+        :meth:`send_body`. ``head_timeout_s`` is at least as long as silence may last."""
         self._response = response
-        if is_head_request:
-            response.has_body = False
-        self._deadline.begin(head_timeout_s)
+        deadline = self._deadline
+        deadline.active_at = now = deadline.now()
+        deadline.due_at = now + head_timeout_s
+        if deadline.timer is None:
+            deadline.watch()
         if isinstance(body, StreamedBody):
             self._upload = Upload(body)
             self.transport.write(head)
@@ -170,35 +172,25 @@ class Connection(asyncio.Protocol):
         try:
             if not response.status:
                 data = self._receive_head(response, data)
-            if data:
-                self._parser.feed_data(data)
-        except InvalidResponse as error:
-            self._fail(error)
+            self._parser.feed_data(data)
+        except (InvalidResponse, HttpParserError, HttpParserUpgrade) as error:
+            self._refuse(error)
             return
-        except (HttpParserError, HttpParserUpgrade):
-            self._fail(invalid("its body is framed wrongly"))
-            return
-        self._deliver(response, len(data))
-
-    def _deliver(self, response: Response, size_bytes: int) -> None:
-        """Give the reader what llhttp found in these bytes."""
+        events = self._events
         if pieces := self._pieces:
             chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
+            self._bodiless_bytes = 0
             response.unread.append(chunk)
             response.unread_bytes += len(chunk)
-            self._bodiless_bytes = 0
-        else:
-            self._bodiless_bytes += size_bytes
-        if len(self._events) >= len(WHOLE_MESSAGE) or response.is_complete:
+            if response.unread_bytes >= READ_BUFFER_BYTES:
+                self.pause()
+        elif events == MESSAGE_BEGUN:
+            self._count_bodiless(len(data))
+        if len(events) > len(MESSAGE_BEGUN) or response.is_complete:
             self._end_exchange(response)
-        elif response.unread_bytes >= READ_BUFFER_BYTES:
-            self.pause()
-        elif self._bodiless_bytes > self._owner.limits.head_max_bytes:
-            self._fail(invalid("its trailers or chunk extensions are too long"))
-        waiter = response.waiter
-        if response.status and not waiter.done():
-            waiter.set_result(None)
+        if response.status and not response.waiter.done():
+            response.waiter.set_result(None)
 
     # What llhttp calls. It reads these once, and each call of a method of a list costs no call of
     # Python's.
@@ -217,28 +209,18 @@ class Connection(asyncio.Protocol):
 
     def _receive_head(self, response: Response, data: bytes) -> bytes:
         """Read the head once all of it has arrived, and return what llhttp is to parse."""
-        limits = self._owner.limits
-        known_bytes = len(self._head)
-        if known_bytes:
+        limits, start = self._owner.limits, 0
+        if known_bytes := len(self._head):
             data = self._head + data
-        start = 0
-        while (head := find_head(data, start, known_bytes, limits.head_max_bytes)) is not None:
-            status = int(head[2])
-            if status >= MIN_FINAL:
-                break
-            if status == SWITCHING_PROTOCOLS:
-                raise invalid("it switches to a protocol that was not asked for")
-            if status == CONTINUE and self._upload is not None:
-                self._upload.begin()
-            start, known_bytes = head.end(), 0
-        else:
-            self._head, response.has_begun = data[start:], True
-            return b""
-        self._head = b""
-        response.raw_headers, response.is_last, response.ends_with_connection = read_head(
-            head, status, limits.max_headers
-        )
-        response.status = status
+            self._head = b""
+        head = RESPONSE_HEAD.match(data)
+        if known_bytes or head is None or int(head[2]) < MIN_FINAL:
+            start, head = self._skip_interim(data, known_bytes)
+            if head is None:
+                self._head, response.has_begun = data[start:], True
+                return b""
+        read_head(response, head, limits.head_max_bytes, limits.max_headers)
+        self._bodiless_bytes = 0
         self._deadline.due_at = math.inf
         if response.has_body:
             return data[start:] if start else data
@@ -248,8 +230,28 @@ class Connection(asyncio.Protocol):
         response.is_complete = response.is_last = True
         return b""
 
+    def _skip_interim(self, data: bytes, known_bytes: int) -> tuple[int, re.Match[bytes] | None]:
+        """Return where the last head begins, and that head if it is a final one and complete."""
+        start, max_bytes = 0, self._owner.limits.head_max_bytes
+        while (head := find_head(data, start, known_bytes, max_bytes)) is not None:
+            status = int(head[2])
+            if status >= MIN_FINAL:
+                break
+            if status == SWITCHING_PROTOCOLS:
+                raise invalid("it switches to a protocol that was not asked for")
+            if status == CONTINUE and self._upload is not None:
+                self._upload.begin()
+            start, known_bytes = head.end(), 0
+        return start, head
+
+    def _count_bodiless(self, size_bytes: int) -> None:
+        """Bound chunk extensions and trailers, of which llhttp takes any number."""
+        self._bodiless_bytes += size_bytes
+        if self._bodiless_bytes > 2 * self._owner.limits.head_max_bytes:
+            self._fail(invalid("its trailers or chunk extensions are too long"))
+
     def _end_exchange(self, response: Response) -> None:
-        if len(self._events) > len(WHOLE_MESSAGE):
+        if self._events and self._events != WHOLE_MESSAGE:
             self._fail(invalid("there are bytes after its end"))
             return
         self._events.clear()
@@ -265,6 +267,12 @@ class Connection(asyncio.Protocol):
             if self.is_paused:
                 self.resume()
             self._owner.give_back(self)
+
+    def _refuse(self, error: Exception) -> None:
+        if isinstance(error, InvalidResponse):
+            self._fail(error)
+        else:
+            self._fail(invalid("its body is framed wrongly"))
 
     def _time_out(self) -> None:
         if self._response is not None:

@@ -16,7 +16,9 @@ TOLERANCE_S: Final = 0.002
 class Deadline:
     """Calls ``on_passed`` after ``silence_s`` without activity, or at ``due_at``.
 
-    ``active_at`` is the time of the last activity, infinite while no activity is expected.
+    ``active_at`` is the time of the last activity, infinite while no activity is expected. Whoever
+    sets either time calls :meth:`watch` if there is no ``timer``; a timer that runs already fires
+    early enough, because no exchange has a deadline sooner than ``silence_s``.
     """
 
     def __init__(
@@ -25,22 +27,17 @@ class Deadline:
         self._loop = loop
         self._silence_s = silence_s
         self._on_passed = on_passed
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self.now = loop.time
         self.active_at = math.inf
         self.due_at = math.inf
 
-    def begin(self, timeout_s: float) -> None:
-        """Start to watch an exchange whose head must come within ``timeout_s``.
-
-        Nothing ends the watch: a connection without an exchange ignores its deadline, so the timer
-        stays for the next exchange."""
-        self.active_at = now = self.now()
-        self.due_at = now + timeout_s
-        due_at = now + min(timeout_s, self._silence_s)
-        timer = self._timer
-        if timer is None or timer.when() > due_at:
-            self._set_timer(due_at)
+    def watch(self) -> None:
+        """Set the timer. Nothing stops it but :meth:`cancel`: a connection without an exchange
+        ignores its deadline, and the next exchange finds the timer running."""
+        at = min(self.due_at, self.active_at + self._silence_s)
+        if at < math.inf:
+            self.timer = self._loop.call_at(at, self._check)
 
     def pause(self) -> None:
         """Expect no activity until :meth:`resume`."""
@@ -49,25 +46,20 @@ class Deadline:
     def resume(self) -> None:
         """Expect activity again from now on."""
         self.active_at = self.now()
-        if self._timer is None:
-            self._set_timer(self.active_at + self._silence_s)
+        if self.timer is None:
+            self.watch()
 
     def cancel(self) -> None:
         """Remove the timer."""
         self.active_at = self.due_at = math.inf
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _set_timer(self, at: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(at, self._check)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def _check(self) -> None:
-        self._timer = None
+        self.timer = None
         due_at = min(self.due_at, self.active_at + self._silence_s)
         if due_at <= self.now() + TOLERANCE_S:
             self._on_passed()
-        elif due_at < math.inf:
-            self._set_timer(due_at)
+        else:
+            self.watch()

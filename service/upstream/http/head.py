@@ -11,6 +11,7 @@ from typing import Final
 from multidict import CIMultiDict
 
 from service.upstream.http.errors import invalid
+from service.upstream.http.response import Response
 
 METHOD: Final = re.compile(r"[A-Z]{1,20}")
 TARGET: Final = re.compile(r"/[!\"$-~]*")
@@ -37,7 +38,7 @@ HEAD_END: Final = b"\r\n\r\n"
 LENGTH: Final = re.compile(r"[0-9]{1,15}")
 BODILESS: Final = frozenset({204, 304})
 
-Headers = CIMultiDict[str]
+NONE: Final = ()
 
 
 class InvalidRequestError(ValueError):
@@ -89,26 +90,30 @@ def find_head(data: bytes, start: int, known_bytes: int, max_bytes: int) -> re.M
     return None
 
 
-def read_head(head: re.Match[bytes], status: int, max_headers: int) -> tuple[Headers, bool, bool]:
-    """Return the headers, whether the connection ends with this response, and whether the end of
-    the connection is the end of its body.
+def read_head(response: Response, head: re.Match[bytes], max_bytes: int, max_headers: int) -> None:
+    """Fill the response with its head.
 
-    :raises InvalidResponse: when the headers do not frame the body in exactly one way.
+    :raises InvalidResponse: when the head is too large, or the headers do not frame the body in
+        exactly one way.
     """
-    version, _, lines = head.groups()
+    version, status, lines = head.groups()
     fields = FIELD.findall(lines.decode("utf-8", "surrogateescape"))
+    if head.end() - head.start() > max_bytes:
+        raise invalid(f"its head is longer than {max_bytes} bytes")
     if len(fields) > max_headers:
         raise invalid(f"it has more than {max_headers} headers")
-    headers: Headers = CIMultiDict(fields)
-    codings = headers.getall("Transfer-Encoding", ())
-    lengths = headers.getall("Content-Length", ())
+    headers = CIMultiDict(fields)
+    codings = headers.getall("Transfer-Encoding", NONE)
+    lengths = headers.getall("Content-Length", NONE)
     is_last = version == b"0"
     if codings and (lengths or is_last or len(codings) > 1 or codings[0].lower() != "chunked"):
         raise invalid("its Transfer-Encoding is not exactly one chunked coding, on its own")
     if lengths and (len(lengths) > 1 or LENGTH.fullmatch(lengths[0]) is None):
         raise invalid("its Content-Length is not exactly one number")
-    ends_with_connection = not codings and not lengths and status not in BODILESS
-    if not is_last and "Connection" in headers:
+    if "Connection" in headers:
         options = ",".join(headers.getall("Connection")).lower().split(",")
-        is_last = "close" in map(str.strip, options)
-    return headers, is_last or ends_with_connection, ends_with_connection
+        is_last = is_last or "close" in map(str.strip, options)
+    response.status, response.raw_headers = int(status), headers
+    if response.has_body and not codings and not lengths and response.status not in BODILESS:
+        response.ends_with_connection = is_last = True
+    response.is_last = is_last

@@ -98,7 +98,7 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """Take a connection whose exchange is complete."""
-        if (turn := self._next_turn()) is not None:
+        if self._waiting and (turn := self._next_turn()) is not None:
             turn.set_result(connection)
             return
         self._idle[connection] = self._loop.time()

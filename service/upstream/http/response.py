@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
-from collections import deque
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from multidict import CIMultiDict
 
 from service.errors import UpstreamCut, UpstreamError
 from service.upstream.http.errors import InvalidResponse
-from service.upstream.http.head import Headers
 
 if TYPE_CHECKING:
     from service.upstream.http.connection import Connection
@@ -18,35 +19,33 @@ CHUNK_BYTES: Final = 16 * 1024
 """The most bytes of a response that are processed before other tasks get a turn."""
 
 
-class Response:
+class Response(msgspec.Struct, eq=False):
     """The response to one request. The connection fills it, and one task reads it.
 
     The connection does not wait for the reader: once ``is_complete``, it may serve another request.
     """
 
-    has_body = True
+    connection: "Connection"
+    waiter: asyncio.Future[None]
+    """Done once something has changed for the reader: bytes have arrived, the end, or an error."""
+    has_body: bool = True
     """False for a response to HEAD."""
-    has_begun = False
+    has_begun: bool = False
     """Whether a part of the head has arrived."""
-    status = 0
+    status: int = 0
     """Zero until the head has arrived."""
-    raw_headers: Headers
-    """Every header as Venice sent it, of any case. There with the status."""
-    unread_bytes = 0
-    is_last = False
+    raw_headers: CIMultiDict[str] = msgspec.field(default_factory=CIMultiDict)
+    """Every header as Venice sent it. There with the status."""
+    is_last: bool = False
     """Whether the connection ends with this response."""
-    ends_with_connection = False
+    ends_with_connection: bool = False
     """Whether the end of the connection is the end of the body."""
-    is_complete = False
+    unread: list[bytes] = msgspec.field(default_factory=list)
+    unread_bytes: int = 0
+    is_complete: bool = False
     """Whether the whole body has arrived."""
     error: UpstreamError | None = None
     """Why the rest of the response will not arrive."""
-
-    def __init__(self, connection: "Connection", loop: asyncio.AbstractEventLoop) -> None:
-        self._connection = connection
-        self.unread: deque[bytes] = deque()
-        self.waiter: asyncio.Future[None] = loop.create_future()
-        """Done once something has changed for the reader."""
 
     def fail(self, error: UpstreamError, *, drops_unread: bool) -> None:
         """End the response with an error, which the reader gets after the unread bytes."""
@@ -71,51 +70,52 @@ class Response:
         if not self.waiter.done():
             self.waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Wait until something has changed: bytes have arrived, or the end, or an error."""
+    def renew_waiter(self) -> asyncio.Future[None]:
+        """Return what is done once something changes from now on.
+
+        :raises UpstreamError: when the response has failed, so that nothing will change.
+        """
+        if self.error is not None:
+            raise self.error
         waiter = self.waiter
         if waiter.done():
             self.waiter = waiter = waiter.get_loop().create_future()
-        await waiter
+        return waiter
 
     def take(self, max_bytes: int = sys.maxsize) -> bytes:
-        """Return up to ``max_bytes`` of the unread bytes; none when there are none now.
-
-        :raises UpstreamError: when the response has failed and nothing is left to read.
-        """
+        """Return up to ``max_bytes`` of the unread bytes; none when there are none now."""
         unread = self.unread
         if self.unread_bytes <= max_bytes:
-            if not unread:
-                if self.error is not None:
-                    raise self.error
-                return b""
             chunk = unread[0] if len(unread) == 1 else b"".join(unread)
             unread.clear()
+            self.unread_bytes = 0
         else:
             chunk = self._take_part(max_bytes)
-        self.unread_bytes -= len(chunk)
-        if not self.is_complete and self._connection.is_paused:
+        if self.connection.is_paused and not self.is_complete and self.error is None:
             self._resume()
         return chunk
 
     def _take_part(self, max_bytes: int) -> bytes:
-        unread, parts, size = self.unread, [], 0
-        while size + len(unread[0]) <= max_bytes:
-            parts.append(unread.popleft())
-            size += len(parts[-1])
-        if not parts:
-            first = unread[0]
-            parts.append(first[:max_bytes])
-            unread[0] = first[max_bytes:]
-        return b"".join(parts)
+        unread, count, size = self.unread, 0, 0
+        while size + len(unread[count]) <= max_bytes:
+            size += len(unread[count])
+            count += 1
+        if count:
+            chunk = b"".join(unread[:count])
+            del unread[:count]
+        else:
+            chunk = unread[0][:max_bytes]
+            unread[0] = unread[0][max_bytes:]
+        self.unread_bytes -= len(chunk)
+        return chunk
 
     def _resume(self) -> None:
-        if self.unread_bytes < READ_BUFFER_BYTES and self.error is None:
-            self._connection.resume()
+        if self.unread_bytes < READ_BUFFER_BYTES:
+            self.connection.resume()
 
     def close(self) -> None:
         """End the exchange. The connection is closed unless the whole body has arrived."""
         self.unread.clear()
         self.unread_bytes = 0
         if not self.is_complete and self.error is None:
-            self._connection.abort()
+            self.connection.abort()
