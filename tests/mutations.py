@@ -215,7 +215,7 @@ MUTATIONS = (
     Mutation(
         "a log that nobody reads fills the memory",
         "service/telemetry/logs.py",
-        "self._queued_characters + len(line) > MAX_QUEUED_CHARACTERS or ",
+        "queued_characters > MAX_QUEUED_CHARACTERS or ",
         "",
         "tests/unit/test_logs.py::test_a_full_pipe_delays_nobody",
     ),

@@ -7,10 +7,9 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion11, web
 
-from service.api.dialects import ANTHROPIC
 from service.api.request_ids import request_id_of
 from service.api.requests import Request
-from service.api.response_headers import SECURITY_HEADERS, let_origin_read, preflight
+from service.api.response_headers import SECURITY_HEADERS, id_headers, let_origin_read, preflight
 from service.api.state import SETTINGS, STATUS
 from service.api.wire import Handler, error_response
 from service.crypto import UnknownMasterKey
@@ -138,9 +137,7 @@ def _of_aiohttp(error: web.HTTPException) -> ServiceError:
 
 async def finish_headers(request: Request, response: web.StreamResponse) -> None:
     """Add the headers that every answer has, streams too: they are not on their way yet."""
-    response.headers["x-request-id"] = request.request_id
-    if request.dialect is ANTHROPIC:
-        response.headers["request-id"] = request.request_id
+    response.headers.update(id_headers(request))
     # Whether the body still comes nobody knows, nor where the next request would begin.
     is_withheld = "Expect" in request.headers and not request.content.is_eof()
     # HTTP/1.0 has no chunks: where there is no length, the end of the connection is the end.

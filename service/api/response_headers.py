@@ -6,6 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
+from service.api.dialects import ANTHROPIC
+from service.api.requests import Request
 from service.settings.allow_lists import ANY_ORIGIN
 from service.upstream import PASSED_HEADERS
 
@@ -41,6 +43,13 @@ PREFLIGHT_S: Final = 600
 """How long a browser may go by the answer to a preflight."""
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(,\s*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 MAX_HEADER_NAMES_LENGTH: Final = 2000
+
+
+def id_headers(request: Request) -> dict[str, str]:
+    """The id of the request, by the name that the clients of its API look for too."""
+    if request.dialect is ANTHROPIC:
+        return {"x-request-id": request.request_id, "request-id": request.request_id}
+    return {"x-request-id": request.request_id}
 
 
 class UnsignedResponse(web.Response):

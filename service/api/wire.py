@@ -13,6 +13,7 @@ from aiohttp import web
 from service import money
 from service.api.requests import Request
 from service.api.state import INTAKE, SETTINGS
+from service.api.whole_response import WholeResponse
 from service.errors import (
     NotFound,
     ServiceError,
@@ -161,7 +162,7 @@ async def relay(request: Request, answer: AnswerRelay) -> web.StreamResponse:
     if isinstance(answer, AssembledRelay) and answer.content is None:
         return await _relay_late(request, answer, headers)
     if isinstance(answer, WholeRelay | AssembledRelay) and answer.content is not None:
-        return web.Response(body=_translated(answer, answer.content), headers=headers)
+        return WholeResponse(request, headers, _translated(answer, answer.content))
     return await pass_on(request, headers, answer.chunks())
 
 

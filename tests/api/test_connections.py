@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+from email.utils import parsedate_to_datetime
 
 import pytest
 from support import MODEL, OPERATOR_KEY, make_settings, running, wait_for_entry
@@ -11,6 +12,7 @@ from support import MODEL, OPERATOR_KEY, make_settings, running, wait_for_entry
 from service.api.connections import READ_BUFFER_BYTES
 
 HEAD_TIMEOUT_S = 0.5
+OF_VENICE = {"cf-ray", "x-venice-model-id", "x-venice-model-name", "x-venice-version"}
 UNKNOWN = 20
 
 
@@ -218,6 +220,55 @@ async def test_answers_of_http_1_0_have_an_end(service, caller, members):
         if members["stream"]:
             assert (await wire.end()).endswith(b"data: [DONE]\n\n")
             assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize(
+    ("version", "sent", "received"),
+    [
+        ("1.1", "", None),
+        ("1.1", "Connection: close\r\n", "close"),
+        ("1.1", "Expect: 100-continue\r\n", None),
+        ("1.0", "", None),
+        ("1.0", "Connection: keep-alive\r\n", "keep-alive"),
+    ],
+)
+async def test_a_plain_answer_has_one_head(service, caller, path, version, sent, received):
+    """A plain answer has the same headers, each once, however its client keeps the connection."""
+    _, body = chat(caller, max_tokens=20)
+    head = (
+        f"POST {path} HTTP/{version}\r\nHost: x\r\nx-api-key: {caller.key}\r\n"
+        f"X-Request-ID: abc-123\r\nContent-Length: {len(body)}\r\n{sent}\r\n"
+    )
+    async with connected(service) as wire:
+        wire.writer.write(head.encode())
+        if "Expect" in sent:
+            assert await wire.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        wire.writer.write(body)
+        status_line, *lines = (await wire.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        content = json.loads(await wire.reader.readexactly(int(headers["content-length"])))
+        is_open = received == "keep-alive" or (version == "1.1" and received is None)
+        if not is_open:
+            assert await wire.end() == b""
+
+    assert status_line == f"HTTP/{version} 200 OK"
+    assert content["model"]
+    assert len(headers) == len(lines)
+    assert headers.pop("connection", None) == received
+    assert abs(time.time() - parsedate_to_datetime(headers.pop("date")).timestamp()) < 10
+    assert headers.pop("x-request-id") == "abc-123"
+    assert headers.pop("request-id", "abc-123") == "abc-123"
+    assert set(headers) - OF_VENICE == {
+        "cache-control",
+        "content-length",
+        "content-security-policy",
+        "content-type",
+        "referrer-policy",
+        "x-content-type-options",
+        "x-rialto-cost-usd",
+        "x-rialto-model",
+    }
 
 
 @pytest.mark.parametrize("stream", [True, False])
