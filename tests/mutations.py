@@ -102,15 +102,15 @@ MUTATIONS = (
     Mutation(
         "only one choice is in the money bound",
         "service/gateway/endpoints/tokens.py",
-        "nanos = _dearest(prices, input_tokens, output_tokens * call.choices)",
-        "nanos = _dearest(prices, input_tokens, output_tokens)",
+        "nanos = terms.bound_nanos(input_tokens, output_tokens * call.choices)",
+        "nanos = terms.bound_nanos(input_tokens, output_tokens)",
         "tests/api/test_quoted_extras.py::test_each_choice_may_be_as_long",
     ),
     Mutation(
         "the lowest of several maxima counts",
         "service/gateway/endpoints/tokens.py",
-        '"max_output_tokens": max(maxima.values(), default=None)',
-        '"max_output_tokens": min(maxima.values(), default=None)',
+        '"max_output_tokens": max(maxima.values())',
+        '"max_output_tokens": min(maxima.values())',
         "tests/api/test_quoted_extras.py::test_the_highest_maximum_counts",
     ),
     Mutation(

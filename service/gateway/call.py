@@ -66,14 +66,6 @@ def parse_tags(stated: str) -> dict[str, str] | None:
     return tags
 
 
-def parse_timeout_s(headers: Mapping[str, str]) -> float | None:
-    """The timeout of the caller's SDK in seconds; None where it states no number."""
-    for name in TIMEOUT_HEADERS:
-        if SECONDS.fullmatch(stated := headers.get(name, "")):
-            return float(stated)
-    return None
-
-
 def check_model(name: str, field: str = "model") -> str:
     """:raises ClientError: when no model can have this name."""
     if not MODEL_NAME.fullmatch(name):
@@ -191,13 +183,20 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
 
     def facts(self, json: json_body.JsonBody | None = None) -> dict[str, Any]:
         """The fields of every call; ``json`` is the body, if it was read as JSON."""
+        headers = self.headers
+        passed: dict[str, str] = {}
+        timeout_s = None
+        for name in PASSED_HEADERS:
+            if name in headers:
+                passed[name] = headers[name]
+        for name in TIMEOUT_HEADERS:
+            if timeout_s is None and name in headers and SECONDS.fullmatch(headers[name]):
+                timeout_s = float(headers[name])
         return {
             "request_id": self.request_id,
-            "headers": {
-                name: self.headers[name] for name in PASSED_HEADERS if name in self.headers
-            },
-            "tags": parse_tags(self.headers[TAGS_HEADER]) if TAGS_HEADER in self.headers else None,
-            "timeout_s": parse_timeout_s(self.headers),
+            "headers": passed,
+            "tags": parse_tags(headers[TAGS_HEADER]) if TAGS_HEADER in headers else None,
+            "timeout_s": timeout_s,
             "body": self.content if json is None else json.document.content,
             "document": None if json is None else json.document,
             "upload": self.upload,

@@ -44,6 +44,8 @@ UNREAD: Final = frozenset(
     | {"logprobs", "reasoning_content", "refusal", "cache_control", "phase"}
 )
 """Members that are not media, whatever their value."""
+OF_TEXT_MESSAGES: Final = (UNREAD | {"content"}) - {"type"}
+"""Members of a message whose content is a text, and which has nothing else to be read."""
 EMPTY: Final[tuple[Any, ...]] = (None, False, "", [], {})
 URL: Final = re.compile(r"https?://", re.IGNORECASE)
 DATA_URL: Final = "data:image/"
@@ -76,8 +78,14 @@ class Content(msgspec.Struct):
     def read(self, conversation: Any) -> None:
         """Read messages, or the items of a response's input."""
         waiting: list[_Place] = []
-        if isinstance(conversation, dict | list):
-            waiting.append(_Place(conversation))
+        for message in conversation if isinstance(conversation, list) else (conversation,):
+            if not isinstance(message, dict):
+                if isinstance(message, list):
+                    waiting.append(_Place(message))
+            elif not (
+                isinstance(message.get("content"), str) and message.keys() <= OF_TEXT_MESSAGES
+            ):
+                waiting.append(_Place(message))
         while waiting:
             place = waiting.pop()
             if isinstance(place.value, list):

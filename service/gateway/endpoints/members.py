@@ -26,6 +26,9 @@ MAX_MODELS_NAMED: Final = 100
 class Effect(enum.Enum):
     """The effect of a member on what a call may use or cost."""
 
+    # Tables are read for each member of a body; a hash of the enum's own is computed in Python.
+    __hash__ = object.__hash__
+
     NONE = enum.auto()
     """Costs no more than its bytes, or the endpoint reads it itself."""
     MODEL = enum.auto()
@@ -227,26 +230,35 @@ class Asked(msgspec.Struct):
     unpriced: str | None = None
     """The first member whose cost is unknown."""
 
-    @property
-    def surcharge_nanos(self) -> int:
-        """The most that is charged beside the tokens."""
-        return SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes)
-
-    @property
-    def window_filler(self) -> str | None:
-        """What Venice adds to the prompt, bounded only by the window; None if it adds nothing."""
+    def facts(self) -> dict[str, Any]:
+        """The fields of a call that is charged by the token."""
+        window_filler = None
         if self.searches or self.scrapes:
-            return "search results or pages"
-        return "a character" if self.extensions else None
+            window_filler = "search results or pages"
+        elif self.extensions:
+            window_filler = "a character"
+        return {
+            "choices": self.choices,
+            "stated_maxima": self.maxima,
+            "thinking_tokens": self.thinking_tokens,
+            "surcharge_nanos": SEARCH_NANOS * (self.searches + MAX_SCRAPED_PAGES * self.scrapes),
+            "window_filler": window_filler,
+            "has_venice_prompt": self.has_venice_prompt,
+            "has_price": self.unpriced is None,
+            "unpriced": self.unpriced,
+            "fallbacks": self.fallbacks,
+            "other_models": self.other_models,
+        }
 
     def read(self, members: Mapping[str, Any], table: Table, within: str = "") -> None:
         """Read the members of one object.
 
         :raises ClientError: naming the member and the rule.
         """
+        no_effect, model = Effect.NONE, Effect.MODEL
         for name, value in members.items():
             effect = table.get(name)
-            if effect is Effect.NONE or effect is Effect.MODEL or value is None:
+            if effect is no_effect or effect is model or value is None:
                 continue
             field = within + name
             if effect is None and table is PARAMETERS and name.startswith(LEAVES_OUT):

@@ -26,6 +26,7 @@ from service.gateway.call import (
 from service.gateway.endpoints.content import UNBOUNDED, Content
 from service.gateway.endpoints.members import (
     DECISIONS,
+    PLAIN_NAME,
     TEXT,
     Asked,
     Table,
@@ -59,6 +60,8 @@ NO_COUNTS: Final = TokenCounts()
 END_USER_FIELDS: Final = ("safety_identifier", "user", "anon_user_id")
 """The members that may name the end user, by precedence."""
 CONVERSATIONS: Final = ("messages", "input", "instructions")
+WITH_PARTS: Final = (*CONVERSATIONS, "tools", "questions")
+"""Members whose items each cost a few tokens beside their text."""
 OF_TOOLS: Final = ("tool_choice", "parallel_tool_calls")
 """Members that have no meaning without tools."""
 Text = str | msgspec.UnsetType | None
@@ -431,8 +434,10 @@ def read(inbound: Inbound, endpoint: TokenEndpoint[Any], shape: type[R]) -> Read
     json = body.read(inbound.content, endpoint.body_limits)
     # The value is an object, since the shape is one.
     request, members = body.convert(json.value, shape), json.value
-    plain, parameters = split_model(request.model)
-    model = joined_model(plain, parameters) if parameters else plain
+    model, parameters = request.model, NO_MEMBERS
+    if not PLAIN_NAME.fullmatch(model):
+        plain, parameters = split_model(model)
+        model = joined_model(plain, parameters)
     if not model.startswith(END_TO_END_ENCRYPTED):
         changes = _changes(members, inbound.settings, endpoint.table, model)
         if changes:
@@ -461,39 +466,33 @@ def _facts(
     asked: Asked,
     content: Content,
 ) -> dict[str, Any]:
-    maxima = asked.maxima
+    maxima, parts, named = asked.maxima, 1, None
     if endpoint.needs_cap_member and endpoint.cap_member not in maxima:
         maxima = {}
-    return {
-        "endpoint": endpoint,
+    for name in WITH_PARTS:
+        value = json.value.get(name)
+        if isinstance(value, (list, dict)):
+            parts += len(value)
+    if request.safety_identifier or request.user or request.anon_user_id:
+        named = end_user(request)
+    facts = {
         **inbound.facts(json),
+        **asked.facts(),
+        "endpoint": endpoint,
         "model": request.model,
-        "end_user": end_user(request),
+        "end_user": named,
         "text_bytes": json.text_bytes - content.picture_bytes,
-        "parts": _parts(json.value),
+        "parts": parts,
         "pictures": content.pictures,
-        "choices": asked.choices,
-        "max_output_tokens": max(maxima.values(), default=None),
-        "stated_maxima": asked.maxima,
-        "output_field": max(maxima, key=maxima.__getitem__, default=endpoint.cap_member or ""),
-        "thinking_tokens": asked.thinking_tokens,
-        "surcharge_nanos": asked.surcharge_nanos,
-        "window_filler": asked.window_filler or (UNBOUNDED if content.is_unbounded else None),
-        "has_venice_prompt": asked.has_venice_prompt,
+        "max_output_tokens": max(maxima.values()) if maxima else None,
+        "output_field": max(maxima, key=maxima.__getitem__)
+        if maxima
+        else endpoint.cap_member or "",
         "venice_parameters": request.venice_parameters or NO_MEMBERS,
-        "has_price": asked.unpriced is None,
-        "unpriced": asked.unpriced,
-        "fallbacks": asked.fallbacks,
-        "other_models": asked.other_models,
     }
-
-
-def _parts(members: Mapping[str, Any]) -> int:
-    count = 1
-    for name in (*CONVERSATIONS, "tools", "questions"):
-        if isinstance(parts := members.get(name), list | dict):
-            count += len(parts)
-    return count
+    if content.is_unbounded and facts["window_filler"] is None:
+        facts["window_filler"] = UNBOUNDED
+    return facts
 
 
 def _changes(

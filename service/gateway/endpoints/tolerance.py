@@ -23,21 +23,22 @@ MODALITIES: Final = "modalities"
 TEXT_ALONE: Final = ["text"]
 FUNCTIONS: Final = {"functions": "tools", "function_call": "tool_choice"}
 """OpenAI's first names for tools."""
+NEVER_SENT: Final = LEFT_OUT.keys() | FUNCTIONS.keys()
 MESSAGES: Final = "messages"
 """Changed where a tool's message has its text in parts. Venice takes one text there."""
 
 
 def tolerate(members: Mapping[str, Any]) -> dict[str, Any]:
     """Return the changes that leave such members out (``UNSET``), rename or rewrite them."""
-    changes: dict[str, Any] = {
-        name: UNSET
-        for name, value in members.items()
-        if value is None
-        or name in LEFT_OUT
-        or name in FUNCTIONS
-        or (name == STREAM_OPTIONS and members.get("stream") is not True)
-        or (name == MODALITIES and value == TEXT_ALONE)
-    }
+    changes: dict[str, Any] = {}
+    for name, value in members.items():
+        if (
+            value is None
+            or name in NEVER_SENT
+            or (name == STREAM_OPTIONS and members.get("stream") is not True)
+            or (name == MODALITIES and value == TEXT_ALONE)
+        ):
+            changes[name] = UNSET
     for old, new in FUNCTIONS.items():
         value = members.get(old)
         if value is not None and members.get(new) is None:
