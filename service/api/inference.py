@@ -99,7 +99,7 @@ def free(path: str) -> Handler:
         else:
             answer = await venice.forward(request.method, upstream_path, inbound.content, headers)
         try:
-            return await pass_on(request, answer.headers, answer.chunks())
+            return await pass_on(request, answer.headers, answer)
         finally:
             answer.close()
 

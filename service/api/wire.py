@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
 from service import money
+from service.api.body_writer import BodyWriter, begin_body
 from service.api.requests import Request
 from service.api.state import INTAKE, SETTINGS
 from service.api.whole_response import WholeResponse
@@ -32,7 +33,7 @@ from service.gateway import (
     uncancel,
 )
 from service.ledger import Rates
-from service.upstream import PLAIN_BODY_BYTES
+from service.upstream import PLAIN_BODY_BYTES, Sink
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[web.StreamResponse]]
@@ -156,14 +157,16 @@ def _answer_headers(answer: AnswerRelay) -> dict[str, str]:
 
 async def relay(request: Request, answer: AnswerRelay) -> web.StreamResponse:
     """Pass Venice's answer on: a plain one whole, any other as it arrives."""
-    if isinstance(answer, EventsRelay):
-        return await _EventStream(request, answer).relay()
     headers = _answer_headers(answer)
+    if isinstance(answer, EventsRelay):
+        response, body = await begin_body(request, headers | STREAM_HEADERS)
+        await _EventStream(request, answer, body).relay()
+        return response
     if isinstance(answer, AssembledRelay) and answer.content is None:
         return await _relay_late(request, answer, headers)
     if isinstance(answer, WholeRelay | AssembledRelay) and answer.content is not None:
         return WholeResponse(request, headers, _translated(answer, answer.content))
-    return await pass_on(request, headers, answer.chunks())
+    return await pass_on(request, headers, answer)
 
 
 def _translated(answer: AnswerRelay, content: bytes) -> bytes:
@@ -204,27 +207,85 @@ async def relay_as(
 
 
 async def _whole(answer: AnswerRelay) -> bytes:
-    pieces, size = [], 0
-    async with contextlib.aclosing(answer.chunks()) as chunks:
-        async for chunk in chunks:
-            pieces.append(chunk)
-            size += len(chunk)
-            if size > PLAIN_BODY_BYTES:
-                raise UpstreamError("Venice's answer is too large.")
-    return b"".join(pieces)
+    body = _HeldBody()
+    await answer.pass_to(body)
+    return b"".join(body.chunks)
+
+
+class _HeldBody:
+    """The sink of a body that is needed whole."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self._size = 0
+
+    def write(self, chunk: bytes) -> bool:
+        """See :meth:`Sink.write`.
+
+        :raises UpstreamError: when the body is too large.
+        """
+        self.chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size > PLAIN_BODY_BYTES:
+            raise UpstreamError("Venice's answer is too large.")
+        return True
+
+    async def drain(self) -> None:
+        """See :meth:`Sink.drain`; there is nothing to wait for."""
+
+
+class _Source(Protocol):
+    """What gives a body to a sink as it arrives."""
+
+    async def pass_to(self, sink: Sink) -> None:
+        """Give the whole body to the sink."""
 
 
 async def pass_on(
-    request: Request, headers: Mapping[str, str], chunks: AsyncGenerator[bytes]
+    request: Request, headers: Mapping[str, str], source: _Source
 ) -> web.StreamResponse:
     """Pass on an answer of any type as it arrives, without holding all of it. If it fails on its
     way, the connection is cut, so that the caller notices."""
-    response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
-    async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            await response.write(chunk)
+    response, body = await begin_body(request, headers)
+    await source.pass_to(body)
     return response
+
+
+class _NotTranslated(Exception):
+    """Venice's answer cannot be translated. ``error`` is what the caller gets: as itself it would
+    look like a failure of Venice's on the way through the relay."""
+
+    def __init__(self, error: ServiceError) -> None:
+        self.error = error
+
+
+class _Translator:
+    """Translates the events of Venice's answer on their way to the caller."""
+
+    def __init__(self, body: BodyWriter, answer: EventsRelay) -> None:
+        self._body = body
+        self._make = answer.translation
+        self._made: Translation | None = None
+
+    @property
+    def translation(self) -> Translation:
+        """Made with the first chunk, since the model that answers is known with it."""
+        if self._made is None:
+            self._made = self._make()
+            assert self._made is not None  # noqa: S101 - for the type checker
+        return self._made
+
+    def write(self, chunk: bytes) -> bool:
+        """See :meth:`Sink.write`."""
+        try:
+            events = self.translation.feed(chunk)
+        except ServiceError as error:
+            raise _NotTranslated(error) from error
+        return self._body.write(events)
+
+    async def drain(self) -> None:
+        """See :meth:`Sink.drain`."""
+        await self._body.drain()
 
 
 class _EventStream:
@@ -234,78 +295,62 @@ class _EventStream:
     when its caller sees the end.
     """
 
-    def __init__(self, request: Request, answer: EventsRelay) -> None:
+    def __init__(self, request: Request, answer: EventsRelay, body: BodyWriter) -> None:
         self._request = request
         self._answer = answer
-        self._translation: Translation | None = None
-        self._response = web.StreamResponse(headers={**_answer_headers(answer), **STREAM_HEADERS})
+        self._body = body
+        self._translator = _Translator(body, answer) if answer.is_translated else None
         self._heartbeat_s = request.app[SETTINGS].heartbeat_s
-        self._feed: Callable[[bytes], bytes] = self._feed_first
-        self._written_at = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
-        self._beating: asyncio.Task[None] | None = None
 
-    async def relay(self) -> web.StreamResponse:
-        await self._response.prepare(self._request)
+    async def relay(self) -> None:
         if self._answer.is_late:
-            await self._response.write(HEARTBEAT)
+            self._body.write(HEARTBEAT)
         self._watch()
         try:
-            async with contextlib.aclosing(self._answer.chunks()) as chunks:
-                async for chunk in chunks:
-                    if events := self._feed(chunk):
-                        self._written_at = time.monotonic()
-                        await self._response.write(events)
-            if self._translation and (events := self._translation.end()):
-                await self._response.write(events)
+            await self._answer.pass_to(self._translator or self._body)
+            if self._translator is not None:
+                self._body.write(self._translator.translation.end())
         except ServiceError as error:
-            await self._end_with(error)
-            await self._answer.fail_to_translate(error)
+            await self._fail(error)
+        except _NotTranslated as failure:
+            await self._fail(failure.error)
         except asyncio.CancelledError:
             if not self._answer.open_call.is_ended_by_shutdown:
                 raise
             uncancel()
             await self._end_with(Unavailable("The service is restarting.", retry_after_s=1))
         finally:
-            for waiting in (self._timer, self._beating):
-                if waiting is not None:
-                    waiting.cancel()
-        return self._response
-
-    def _feed_first(self, chunk: bytes) -> bytes:
-        """Translate the first chunk. The model that answers is known with it, and with the model
-        whether the answer is translated."""
-        translation = self._translation = self._answer.translation()
-        self._feed = bytes if translation is None else translation.feed
-        return self._feed(chunk)
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _watch(self) -> None:
         """Send a heartbeat whenever Venice is silent, so that no proxy takes the stream for dead.
-        Most streams are never silent for so long, and need no task for it."""
-        left_s = self._written_at + self._heartbeat_s - time.monotonic()
+        Only whole events are relayed, so a comment can stand anywhere between writes."""
+        body = self._body
+        left_s = body.written_at + self._heartbeat_s - time.monotonic()
         if left_s <= 0:
             left_s = self._heartbeat_s
-            # A heartbeat that still waits for the caller to read is enough.
-            if self._beating is None or self._beating.done():
-                self._written_at = time.monotonic()
-                self._beating = asyncio.create_task(self._beat())
+            # A caller that does not keep up has enough to read. When the caller has left, the relay
+            # gets the same error and acts on it.
+            if not body.is_paused:
+                with contextlib.suppress(ConnectionError):
+                    body.write(HEARTBEAT)
         self._timer = asyncio.get_running_loop().call_later(left_s, self._watch)
 
-    async def _beat(self) -> None:
-        """Only whole events are relayed, so a comment can stand anywhere between writes."""
-        # When the caller has left, the relay gets the same error and acts on it.
-        with contextlib.suppress(ConnectionError):
-            await self._response.write(HEARTBEAT)
+    async def _fail(self, error: ServiceError) -> None:
+        await self._end_with(error)
+        await self._answer.fail_to_translate(error)
 
     async def _end_with(self, error: ServiceError) -> None:
         """Send a failure as the last event, since the status was sent. A caller that has the last
         event already has the whole answer."""
         stated = self._request.dialect(error, self._request.request_id)
-        translation = self._translation or self._answer.translation()
-        if translation is None:
+        if self._translator is None:
             content = b"data: %b\n\n" % msgspec.json.encode(stated) + DONE
         else:
-            content = translation.failure(error, msgspec.to_builtins(stated))
+            content = self._translator.translation.failure(error, msgspec.to_builtins(stated))
         with contextlib.suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
-                await self._response.write(content)
+            if not self._body.write(content):
+                async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
+                    await self._body.drain()

@@ -59,18 +59,19 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, and return all whole events that were not returned before."""
+        if chunk.endswith(EMPTY_LINE) and not self._held:
+            # As good as always: the chunk is whole events.
+            self._seam = b""
+            return chunk
         # Held bytes were searched when they came, so only the seam is searched again.
         seen = self._seam + chunk
         end = _last_end(seen) if CR in seen else seen.rfind(EMPTY_LINE) + len(EMPTY_LINE)
         if end < len(EMPTY_LINE):
             return self._hold(chunk, seen[-SEAM_BYTES:])
         end -= len(self._seam)
-        if not self._held and end == len(chunk):
-            self._seam = b""
-            return chunk
         events = b"".join([*self._held, chunk[:end]])
         begun = chunk[end:]
-        self._held, self._held_bytes = [begun], len(begun)
+        self._held, self._held_bytes = [begun] if begun else [], len(begun)
         self._seam = begun[-SEAM_BYTES:]
         return events
 

@@ -22,9 +22,10 @@ from service.upstream.meter import (
     read_headers,
     read_plain,
 )
-from service.upstream.refusals import failed_response, split_at_error
+from service.upstream.refusals import ERROR_MEMBER, failed_response, split_at_error
 from service.upstream.response import PASSED_HEADERS, PLAIN_BODY_BYTES, UpstreamResponse
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
+from service.upstream.sinks import Sink
 from service.upstream.stored import (
     KeyCheck,
     StoredKey,
@@ -41,6 +42,7 @@ from service.upstream.stored import (
 
 __all__ = [
     "ENVIRONMENT_KEY_ID",
+    "ERROR_MEMBER",
     "KEY_TIMEOUT_S",
     "MAX_HELD_BYTES",
     "PASSED_HEADERS",
@@ -50,6 +52,7 @@ __all__ = [
     "KeyCheck",
     "KeyCooldown",
     "Metered",
+    "Sink",
     "Source",
     "StoredKey",
     "StreamMeter",

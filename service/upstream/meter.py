@@ -340,27 +340,31 @@ class StreamMeter:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, which may end anywhere, and return all events that are complete."""
-        events = self._reader.feed(chunk)
-        if events:
-            self._keep(events)
+        if events := self._reader.feed(chunk):
+            self._tail.append(events)
+            self._tail_bytes += len(events)
+            if self._tail_bytes > TAIL_BYTES:
+                self._cut_tail()
         return events
 
     def end(self) -> bytes:
         """Return what is left when the stream has ended: an event without its empty line."""
         left = self._reader.end()
-        self._keep(left)
+        self._tail.append(left)
+        self._tail_bytes += len(left)
+        self._cut_tail()
         return left
 
-    def _keep(self, events: bytes) -> None:
+    def _cut_tail(self) -> None:
         """Keep the end of the stream: about TAIL_BYTES, or a larger event that ``result`` can still
         decode without holding up the event loop."""
-        if len(events) > MAX_HELD_BYTES:
-            self._events_before_tail += _count_events(events[:-TAIL_BYTES])
-            events = events[-TAIL_BYTES:]
-        self._tail.append(events)
-        self._tail_bytes += len(events)
-        while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
-            seen = self._tail.popleft()
+        tail = self._tail
+        if len(tail[-1]) > MAX_HELD_BYTES:
+            self._events_before_tail += _count_events(tail[-1][:-TAIL_BYTES])
+            self._tail_bytes -= len(tail[-1]) - TAIL_BYTES
+            tail[-1] = tail[-1][-TAIL_BYTES:]
+        while self._tail_bytes - len(tail[0]) >= TAIL_BYTES:
+            seen = tail.popleft()
             self._tail_bytes -= len(seen)
             self._events_before_tail += _count_events(seen)
 

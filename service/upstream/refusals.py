@@ -39,6 +39,7 @@ RATES: Final = (
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
 ERROR_MEMBER: Final = b'"error"'
+"""Stands in every event with an error, so in no other has one to be looked for."""
 EDGE_TIMEOUTS: Final = (504, 522, 524)
 REFUND_MEMBER: Final = "credits_refunded"
 TOO_LONG: Final = "context_length_exceeded"

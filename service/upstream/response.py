@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
 from typing import Final
 
 from service.errors import ClientError, UnsupportedEncoding, UpstreamError
 from service.formats.inflate import Inflater, coding_of
 from service.upstream.http import CHUNK_BYTES, Response
+from service.upstream.sinks import Sink
 
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
 
@@ -146,7 +146,8 @@ class UpstreamResponse(Response, eq=False):
                     received += chunk
         return bytes(received[:max_bytes])
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """Yield the body as it arrives; see :meth:`next_chunk`."""
+    async def pass_to(self, sink: Sink) -> None:
+        """Give the body to the sink as it arrives; see :meth:`next_chunk`."""
         while chunk := await self.next_chunk():
-            yield chunk
+            if not sink.write(chunk):
+                await sink.drain()

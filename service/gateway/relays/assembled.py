@@ -1,11 +1,9 @@
 """JSON that takes so long that Venice is asked for events, which are put together here."""
 
-from collections.abc import AsyncGenerator
-
 from service.errors import UpstreamError
 from service.gateway.assembly import Assembly
 from service.gateway.relays.stream import StreamRelay
-from service.upstream import PLAIN_BODY_BYTES, split_at_error
+from service.upstream import PLAIN_BODY_BYTES, Sink, split_at_error
 
 
 class AssembledRelay(StreamRelay):
@@ -32,11 +30,11 @@ class AssembledRelay(StreamRelay):
         await self._is_done_within(timeout_s)
         return self.content
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """See :meth:`AnswerRelay.chunks`; one chunk."""
+    async def pass_to(self, sink: Sink) -> None:
+        """See :meth:`AnswerRelay.pass_to`; one chunk."""
         await self._is_done_within(None)
         if self.content:
-            yield self.content
+            sink.write(self.content)
 
     async def _assemble(self) -> None:
         assembly: Assembly = self.open_call.route.call.endpoint.assembly()

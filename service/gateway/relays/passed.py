@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator
 from typing import Final
 
 from service.errors import ServiceError, UpstreamError
@@ -10,7 +9,7 @@ from service.gateway.attempts import Attempts
 from service.gateway.open_call import OpenCall
 from service.gateway.relays.relay import OK_STATUS, AnswerRelay
 from service.ledger import Outcome
-from service.upstream import Metered, UpstreamResponse, read_headers
+from service.upstream import Metered, Sink, UpstreamResponse, read_headers
 
 HTML: Final = "text/html"
 JSON_TYPES: Final = ("application/json", "application/problem+json")
@@ -51,13 +50,12 @@ class PassedRelay(AnswerRelay):
             return False
         return EMPTY_OR_ERROR.match(self._first_chunk) is not None
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """See :meth:`AnswerRelay.chunks`."""
+    async def pass_to(self, sink: Sink) -> None:
+        """See :meth:`AnswerRelay.pass_to`."""
         try:
-            if self._first_chunk:
-                yield self._first_chunk
-            while chunk := await self._answer.next_chunk():
-                yield chunk
+            if self._first_chunk and not sink.write(self._first_chunk):
+                await sink.drain()
+            await self._answer.pass_to(sink)
         except ServiceError as error:
             self.fail(error)
             raise

@@ -2,7 +2,7 @@
 
 import abc
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any, Final
 
 import structlog
@@ -15,7 +15,7 @@ from service.gateway.call import Bound, Cost, Translation
 from service.gateway.open_call import OpenCall
 from service.gateway.waiting import is_done_within
 from service.ledger import CostSource, Entry, Outcome
-from service.upstream import Metered, UpstreamResponse, read_plain
+from service.upstream import Metered, Sink, UpstreamResponse, read_plain
 
 log = structlog.get_logger()
 
@@ -28,7 +28,7 @@ OK_STATUS: Final = 200
 class AnswerRelay(abc.ABC):
     """Sends a call, passes Venice's answer on and computes what the call cost.
 
-    The methods are called in the order ``begin``, ``chunks``, ``finish`` (only for a caller that
+    The methods are called in the order ``begin``, ``pass_to``, ``finish`` (only for a caller that
     has left), ``entry``, ``close``.
     """
 
@@ -68,8 +68,8 @@ class AnswerRelay(abc.ABC):
         """
 
     @abc.abstractmethod
-    def chunks(self) -> AsyncGenerator[bytes]:
-        """The body as it arrives.
+    async def pass_to(self, sink: Sink) -> None:
+        """Give the body to the sink as it arrives.
 
         :raises UpstreamError: when it fails on the way.
         """
@@ -96,6 +96,11 @@ class AnswerRelay(abc.ABC):
             # Even if Venice answered: the caller gets the error in place of the answer.
             self.open_call.forget_end()
         self.open_call.fail(error)
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether the caller speaks another API than Venice, so that the answer is translated."""
+        return self.open_call.route.call.translation is not None
 
     def translation(self) -> Translation | None:
         """Make what translates the answer, where the caller speaks another API. The model that

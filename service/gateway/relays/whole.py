@@ -1,13 +1,12 @@
 """JSON that is read to its end before the caller gets it."""
 
 import time
-from collections.abc import AsyncGenerator
 from typing import Final
 
 from service.errors import UpstreamError
 from service.gateway.relays.relay import OK_STATUS, AnswerRelay
 from service.ledger import Outcome
-from service.upstream import Metered, failed_response
+from service.upstream import Metered, Sink, failed_response
 
 ENDED_HERE: Final = frozenset({Outcome.CLIENT_CLOSED, Outcome.SHUTDOWN})
 """Outcomes of calls that this side ended."""
@@ -33,9 +32,9 @@ class WholeRelay(AnswerRelay):
         self.headers = answer.headers
         self.cost = self._cost_by(metered)
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """See :meth:`AnswerRelay.chunks`."""
-        yield self.content
+    async def pass_to(self, sink: Sink) -> None:
+        """See :meth:`AnswerRelay.pass_to`; one chunk."""
+        sink.write(self.content)
 
     def _chargeable(self, metered: Metered, outcome: Outcome) -> Metered | None:
         if self.metered is not None:
