@@ -1,8 +1,6 @@
 """The application: every part of the service, in the order in which it is opened."""
 
-import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from service.background import (
 from service.background.repeated import every
 from service.catalog import ALIASES_EVERY_S, Catalog
 from service.crypto import Keyring
-from service.database import embedded, schema
+from service.database import embedded, migration_process, schema
 from service.database.first_connection import first_connection
 from service.database.lanes import Lanes
 from service.database.listening import listen
@@ -125,23 +123,15 @@ async def ready_schema(app: web.Application) -> AsyncIterator[None]:
     # In development, whoever goes back to an earlier commit wants the functions of that commit.
     restore = settings.environment is Environment.DEVELOPMENT
     if lacking or (newer and restore):
-        await _migrate(address, settings.startup_database_timeout_s, restore=restore)
+        timeout_s = settings.startup_database_timeout_s
+        await migration_process.apply(
+            migration_process.Order(address=address, connect_timeout_s=timeout_s, restore=restore)
+        )
     else:
         log.info("migrations", pending=0)
     async with first_connection(address, settings.startup_database_timeout_s) as conn:
         await schema.verify(conn)
     yield
-
-
-async def _migrate(address: DatabaseAddress, timeout: float, *, restore: bool) -> None:
-    stopped = threading.Event()
-    try:
-        await asyncio.to_thread(
-            schema.apply, address, connect_timeout_s=timeout, stopped=stopped, restore=restore
-        )
-    finally:
-        # A thread cannot be cancelled. If the start is, this event ends the thread's wait.
-        stopped.set()
 
 
 async def pool(app: web.Application) -> AsyncIterator[None]:

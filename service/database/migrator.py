@@ -24,7 +24,6 @@ import random
 import re
 import socket
 import ssl
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -144,14 +143,12 @@ class Migrator:
         connect_timeout_s: float,
         turn_timeout_s: float,
         lock_timeout_s: float,
-        stopped: threading.Event | None = None,
     ) -> None:
         self._address = address
         self._directory = directory
         self._connect_timeout_s = connect_timeout_s
         self._turn_timeout_s = turn_timeout_s
         self._lock_timeout_s = lock_timeout_s
-        self._stopped = stopped or threading.Event()
         # This module logs the same events, in the format of the service.
         logging.getLogger("yoyo").setLevel(logging.CRITICAL)
 
@@ -220,12 +217,8 @@ class Migrator:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_lost),
-            stop=tenacity.stop_any(
-                tenacity.stop_before_delay(self._connect_timeout_s),
-                tenacity.stop_when_event_set(self._stopped),
-            ),
+            stop=tenacity.stop_before_delay(self._connect_timeout_s),
             wait=_pause_s,
-            sleep=tenacity.sleep_using_event(self._stopped),
             before_sleep=_log_not_there,
             reraise=True,
         )
@@ -261,8 +254,7 @@ class Migrator:
             if waited_s - logged_at >= TURN_LOG_EVERY_S:
                 logged_at = waited_s
                 log.info("another process migrates", backend=holder, waited_s=round(waited_s, 1))
-            if self._stopped.wait(TURN_POLL_S * random.uniform(0.5, 1.5)):  # noqa: S311
-                raise StartupError("Stopped while another process migrates.", "Start again.")
+            time.sleep(TURN_POLL_S * random.uniform(0.5, 1.5))  # noqa: S311
 
     def _run_one(self, backend: "Backend", run: Callable[[], None]) -> float:
         """Run one transaction, and again after a pause when it did not get the lock of a table.
@@ -274,13 +266,9 @@ class Migrator:
             retry=tenacity.retry_if_exception_type(
                 (errors.LockNotAvailable, errors.DeadlockDetected)
             ),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(LOCK_ATTEMPTS),
-                tenacity.stop_when_event_set(self._stopped),
-            ),
+            stop=tenacity.stop_after_attempt(LOCK_ATTEMPTS),
             # Sessions that queued behind the attempt get their turn in the pause.
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
-            sleep=tenacity.sleep_using_event(self._stopped),
             before_sleep=lambda state: log.warning(
                 "migration waits for a lock",
                 attempt=state.attempt_number,

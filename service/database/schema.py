@@ -1,10 +1,9 @@
 """The schema: apply migrations and functions safely, and find the fourteen tables before serving.
 
-Serving with nothing pending imports neither yoyo nor psycopg: only ``migrator`` does, and it is
-imported when there is something to apply.
+A serving process imports neither yoyo nor psycopg: only ``migrator`` does, and a start runs it in a
+process of its own, with ``migration_process``.
 """
 
-import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -214,7 +213,6 @@ def apply(
     connect_timeout_s: float = 30.0,
     turn_timeout_s: float = TURN_TIMEOUT_S,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
-    stopped: threading.Event | None = None,
     restore: bool = False,
 ) -> list[str]:
     """Apply what is pending and return the migrations. Any number of processes may do so at once.
@@ -224,15 +222,13 @@ def apply(
     A connection that fails or is lost is made again with backoff for ``connect_timeout_s``. That is
     safe, since a migration is applied whole or not at all. ``turn_timeout_s`` is the wait for
     another process that migrates, ``lock_timeout_s`` that for the lock of a table, which is tried a
-    few times. Setting ``stopped`` ends every wait between statements.
+    few times.
 
     :raises StartupError: naming the migration that failed, and why; earlier ones stay applied.
     """
     from service.database.migrator import Migrator  # noqa: PLC0415
 
-    migrator = Migrator(
-        address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s, stopped
-    )
+    migrator = Migrator(address, directory, connect_timeout_s, turn_timeout_s, lock_timeout_s)
     return migrator.apply(restore=restore)
 
 

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 import asyncpg
+import psutil
 import psycopg
 import pytest
 from conftest import NO_DURABILITY, new_database, running_server
@@ -23,7 +24,7 @@ from faults import TcpProxy
 from structlog.testing import capture_logs
 
 from scripts.schema_sql import render
-from service.database import migrator, schema
+from service.database import migration_process, migrator, schema
 from service.database.connections import connect_arguments
 from service.errors import StartupError
 
@@ -34,7 +35,7 @@ PASSWORD = "correct-horse-battery"
 MIGRATE = """
 import json, sys
 from pathlib import Path
-from service.database import migrator, schema
+from service.database import migration_process, migrator, schema
 from service.settings.address import DatabaseAddress
 from service.telemetry import logs
 
@@ -422,22 +423,74 @@ def test_another_process_migrates_for_ever(address, directory):
     assert "pg_terminate_backend" in raised.value.hint
 
 
-def test_a_stop_ends_the_waits(address, directory, unused_tcp_port):
-    """A process that is stopped while it waits, for its turn or for the server, ends at once."""
+def order(address, directory, **options):
+    """What a start gives to the process that migrates."""
+    options = {"connect_timeout_s": 30.0, "restore": False, **options}
+    return migration_process.Order(address=address, directory=str(directory), **options)
+
+
+async def test_a_stop_ends_the_waits(address, directory, unused_tcp_port):
+    """A start that is stopped while it waits, for its turn or for the server, ends at once."""
     write(directory, a=create("a"))
     nowhere = dataclasses.replace(address, host="127.0.0.1", port=unused_tcp_port)
+    waits = {"another process migrates": address, "database not there yet": nowhere}
     with connect(address) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [migrator.ADVISORY_LOCK])
-        for where in (address, nowhere):
-            stopped = threading.Event()
-            options = {"directory": directory, "stopped": stopped}
-            with in_thread(schema.apply, where, **options) as outcome:
-                time.sleep(0.3)
-                assert outcome == []
+        for event, where in waits.items():
+            with capture_logs() as lines:
+                applying = asyncio.create_task(migration_process.apply(order(where, directory)))
+                async with asyncio.timeout(30):
+                    while not any(line["event"] == event for line in lines):
+                        await asyncio.sleep(0.02)
                 started = time.monotonic()
-                stopped.set()
+                applying.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await applying
             assert time.monotonic() - started < 1
-            assert isinstance(outcome[0], StartupError)
+
+    assert tables(address) == set()
+
+
+async def test_a_start_migrates_in_a_process_of_its_own(address, directory):
+    """The other process applies what is pending; what it logs and why it fails arrive here."""
+    write(directory, a=create("a"))
+    with capture_logs() as lines:
+        await migration_process.apply(order(address, directory))
+    (applied,) = [line for line in lines if line["event"] == "migration applied"]
+    assert (applied["migration"], applied["log_level"]) == ("a", "info")
+    assert tables(address) == {"a"}
+
+    write(directory, b="SELECT 1 / 0;")
+    with pytest.raises(StartupError, match="Migration b failed: division by zero") as raised:
+        await migration_process.apply(order(address, directory))
+    assert raised.value.hint.startswith("Mend")
+    assert "DivisionByZero" in str(raised.value.__cause__)
+
+    (directory / "functions").mkdir()
+    (directory / "functions" / "c.sql").write_bytes(b"\xff")
+    with pytest.raises(StartupError, match="UnicodeDecodeError, which is unexpected") as raised:
+        await migration_process.apply(order(address, directory))
+    assert "Traceback" in str(raised.value.__cause__)
+
+
+async def test_the_process_that_migrates_is_killed(address, directory):
+    """A start fails with the status of a process that ended without a result."""
+    write(directory, a=create("a"))
+    with connect(address) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [migrator.ADVISORY_LOCK])
+        with capture_logs() as lines:
+            applying = asyncio.create_task(migration_process.apply(order(address, directory)))
+            async with asyncio.timeout(30):
+                while not lines:
+                    await asyncio.sleep(0.02)
+            (child,) = [
+                one
+                for one in psutil.Process().children()
+                if "service.database.migration_process" in one.cmdline()
+            ]
+            child.kill()
+            with pytest.raises(StartupError, match="ended with status -9"):
+                await applying
 
     assert tables(address) == set()
 

@@ -53,7 +53,11 @@ async def test_a_first_start_logs_each_step(tmp_path, empty_database_address, up
     async with started(tmp_path, **environment(empty_database_address, upstream)) as service:
         await service.listening()
         await service.wait_for_line("catalogue refreshed")
+        mapped = Path(f"/proc/{service.process.pid}/maps").read_text()
 
+    # What migrates is in a process of its own, which has ended.
+    assert "asyncpg" in mapped
+    assert "psycopg" not in mapped
     messages = [line["message"] for line in service.lines]
     steps = ["settings", "database connected", "migration applied", "14/14 audit_events", "pool"]
     places = [messages.index(step) for step in [*steps, "catalogue", "listening"]]
