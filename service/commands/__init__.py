@@ -4,6 +4,7 @@ A serving process therefore does not hold the operator's code, and the parent of
 does not hold the service.
 """
 
+import gc
 import importlib
 import signal
 from typing import Final
@@ -42,5 +43,6 @@ class LazyGroup(click.Group):
             # __main__ sets the default handler for the duration of the imports. Commands need
             # cleanup.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.enable()
         command: click.Command = getattr(module, attribute)
         return command

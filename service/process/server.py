@@ -105,6 +105,7 @@ def _tune_python() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
+    gc.enable()
     sys.setswitchinterval(THREAD_SWITCH_S)
 
 
