@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import asyncpg
 import pytest
-from process import MIGRATIONS, ROOT, database_url, started
+from process import MIGRATIONS, ROOT, database_url, started, variables
 from support import ENCRYPTION_KEY, OPERATOR_KEY
 
 from service.database.connections import connect_arguments
@@ -82,6 +82,37 @@ async def test_a_second_start_imports_nothing_it_does_not_need(
     assert service.lines_with("migration applied") == []
     assert "asyncpg" in mapped
     assert "psycopg" not in mapped
+
+
+COLLECTS = """
+import atexit, gc, runpy, sys
+atexit.register(lambda: print("collects", gc.isenabled(), gc.get_freeze_count() > 0, flush=True))
+sys.argv = ["service", *sys.argv[1:]]
+runpy.run_module("service", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("arguments", "is_serving"), [([], True), (["keys", "--help"], False)])
+async def test_garbage_is_collected_after_the_start(
+    tmp_path, database_address, upstream, arguments, is_serving
+):
+    """A start runs without collections of garbage, and what serves or works after it with them."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-c", COLLECTS, *arguments],
+        cwd=tmp_path,
+        env=variables(tmp_path, **environment(database_address, upstream)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        if is_serving:
+            while b'"listening"' not in (line := await process.stderr.readline()):
+                assert line
+            process.send_signal(signal.SIGTERM)
+        output, _ = await process.communicate()
+
+    assert process.returncode == 0
+    assert output.decode().splitlines()[-1] == f"collects True {is_serving}"
 
 
 async def test_replicas_start_concurrently(tmp_path, empty_database_address, upstream):
