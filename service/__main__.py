@@ -8,7 +8,7 @@ import sys
 
 if __name__ == "__main__":
     # A start makes hardly any garbage, and looking for it takes an eighth of the imports' time. A
-    # process that serves collects once it listens, and the others once they have imported.
+    # service collects garbage once it listens, and a verb once it is imported.
     gc.disable()
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C during the imports ends the process as it would any other, without a traceback. What
