@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import structlog
 
-from scripts.bench import machine, report
+from scripts.bench import documents, machine, report
 from scripts.bench.peers import PEERS
 from scripts.bench.programs import CACHE, BenchError
 from scripts.bench.rialto import (
@@ -50,7 +50,7 @@ def _names(known):
 
 
 @click.command()
-@click.argument("extent", type=click.Choice([*EXTENTS, "last"]), default="quick")
+@click.argument("extent", type=click.Choice([*EXTENTS, "last", "aims"]), default="quick")
 @click.option("--only", metavar="SIDE,...", help="These sides: " + ", ".join(ALL) + ".")
 @click.option(
     "--workload",
@@ -73,16 +73,16 @@ def _names(known):
 )
 @click.option("--rounds", type=click.IntRange(1), help="Runs of each; the median is shown.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="How long a run measures.")
-@click.option("--write", "is_write", is_flag=True, help="Write docs/benchmarks-results.md.")
+@click.option("--write", "is_write", is_flag=True, help="Write the results into the documents.")
 def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
     """Measure Rialto beside others. `quick` takes minutes and has Rialto, a bare pass-through and
     the upstream itself; `full` takes more than an hour and has every side. `last` shows the last
-    results again without measuring.
+    results again without measuring, and `aims` only what they give for each aim.
 
     The exit status is 1 if any run was void.
     """
     try:
-        if extent != "last":
+        if extent in EXTENTS:
             names = _names(ALL)(
                 None, None, only or (",".join(QUICK) if extent == "quick" else None)
             )
@@ -94,9 +94,9 @@ def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
             results = _measured(kinds, [WORKLOADS[name] for name in chosen], planned, python)
             RESULTS.write_text(json.dumps(results, indent=1))
         results = json.loads(RESULTS.read_text())
-        _show(results)
+        _show(results, only_aims=extent == "aims")
         if is_write:
-            report.write(results)
+            documents.write(results)
     except (BenchError, FileNotFoundError) as error:
         sys.exit(str(error))
     sys.exit(bool(results["void"]))
@@ -109,9 +109,9 @@ def _measured(kinds, chosen, planned, python):
     return Bench(kinds, chosen, planned, python).run()
 
 
-def _show(results):
+def _show(results, *, only_aims):
     click.echo("\n".join(machine.described(results["machine"])))
-    for table in report.tables(results):
+    for table in [report.of_aims(results)] if only_aims else report.tables(results):
         click.echo(f"\n{report.as_text(table)}")
     for one in results["void"]:
         click.echo(f"void: {one['workload']} of {one['side']}: {one['reason']}", err=True)

@@ -16,6 +16,7 @@ PORTKEY = "1.15.2"
 HONO_NODE_SERVER = "1.13.5"
 """Portkey's streams fail with a newer version."""
 OTARI = "0.4.0"
+OTARI_MCP = "mcp<2"
 OTARI_MINOR = 13
 """The oldest Python that Otari runs on, 3.13."""
 DEBIAN = ("nginx", "libpcre2-8-0", "libssl3")
@@ -154,6 +155,7 @@ class Litellm(_OfPython):
     """LiteLLM's proxy as it starts without a database, which counts nothing."""
 
     name = "litellm"
+    title = "LiteLLM's proxy, without its database"
     about = "its proxy without a database, so without keys, budgets or spend"
     versions = (f"litellm[proxy]=={LITELLM}",)
     targets = MappingProxyType(
@@ -197,6 +199,7 @@ class LitellmDatabase(Litellm):
     """LiteLLM's proxy with PostgreSQL, which counts spend."""
 
     name = "litellm-db"
+    title = "LiteLLM's proxy, with its database"
     about = "its proxy with PostgreSQL and a key, so that it counts spend"
     keeps = "a key, spend"
     versions = (f"litellm[proxy]=={LITELLM}", f"prisma=={PRISMA}")
@@ -262,7 +265,9 @@ class Tensorzero(_OfPython):
     """TensorZero's gateway in Rust, which its Python package can serve over HTTP."""
 
     name = "tensorzero"
+    title = "TensorZero"
     about = "its gateway in Rust, without observability: it counts nothing"
+    keeps = "nothing; its observability is off"
     versions = (f"tensorzero=={TENSORZERO}",)
     chat_path = "/openai/v1/chat/completions"
     embeddings_path = "/openai/v1/embeddings"
@@ -297,6 +302,7 @@ class Portkey(Peer):
     """Portkey's gateway on Node."""
 
     name = "portkey"
+    title = "Portkey"
     about = "its open gateway on Node: it counts nothing"
     versions = (f"@portkey-ai/gateway@{PORTKEY}", f"@hono/node-server@{HONO_NODE_SERVER}")
 
@@ -327,9 +333,10 @@ class Otari(Peer):
     is not on PyPI (the package of that name is its client), so it runs from its repository."""
 
     name = "otari"
+    title = "Otari"
     about = "its gateway with PostgreSQL and a key, on a Python of its own: it keeps a usage log"
     keeps = "keys, budgets, reservations, a usage log"
-    versions = (f"otari v{OTARI}",)
+    versions = (f"otari v{OTARI}", OTARI_MCP)
     model = f"openai:{Side.model}"
     embedding_model = f"openai:{Side.embedding_model}"
     master = "master-key-of-the-bench-0123456789abcdef"
@@ -343,11 +350,16 @@ class Otari(Peer):
             "git", "clone", "--quiet", "--depth", "1", "--branch", f"v{OTARI}", address, source
         )
         run_step(python, "-m", "venv", self.home / "venv")
-        # Its migrations are found beside its source.
-        run_step(self._tool("pip"), "install", "--quiet", "--editable", source)
+        # Its migrations are found beside its source. It allows newer versions of mcp, and fails
+        # with them.
+        run_step(self._tool("pip"), "install", "--quiet", "--editable", source, OTARI_MCP)
 
     def _tool(self, name):
         return self.home / "venv" / "bin" / name
+
+    def install(self):
+        """Return the version, with that of its Python."""
+        return f"{super().install()}, {run_step(self._tool('python'), '--version').strip()}"
 
     def start(self):
         """Start it; the first start creates the tables and a key."""
@@ -358,7 +370,8 @@ class Otari(Peer):
         """One process that asks nobody but the upstream."""
         prices = {"input_price_per_million": 0.7, "output_price_per_million": 2.8}
         config = {
-            "database_url": self._database_url,
+            # Its migrations have this driver, and what SQLAlchemy takes otherwise it has not.
+            "database_url": self._database_url.replace("postgresql:", "postgresql+psycopg2:"),
             "host": "127.0.0.1",
             "port": self.port,
             "master_key": self.master,

@@ -1,16 +1,11 @@
-"""Tables of the results, for the terminal and for docs/benchmarks-results.md with its charts."""
+"""Tables of the results, for the terminal and for the documents."""
 
 import dataclasses
 import statistics
 from collections.abc import Callable
 
-from scripts.bench import charts, machine
-from scripts.bench.programs import ROOT, BenchError
+from scripts.bench import aims
 from scripts.bench.workloads import WORKLOADS
-
-DOCUMENT = ROOT / "docs" / "benchmarks-results.md"
-CHARTS = ROOT / "docs" / "benchmarks"
-BEGIN, END = "<!-- results: made by scripts/bench.sh --write -->", "<!-- end of results -->"
 
 RATE = "{:,.0f}".format
 
@@ -36,11 +31,16 @@ FIRST = (
     Figure("first byte p99 ms", "first_byte_p99_ms"),
 )
 
+BYTES = (
+    Figure("WAL bytes/request", "wal_bytes", RATE),
+    Figure("ledger bytes/request", "ledger_bytes", RATE),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
     """The results of one workload: ``rows`` of text by side, and the ``values`` of its chart
-    (median, minimum and maximum)."""
+    (median, minimum and maximum; none without a chart)."""
 
     name: str
     title: str
@@ -63,6 +63,11 @@ def tables(results):
         yield _of_starts(results["start_s"])
 
 
+def of_aims(results):
+    """Return the table of what was aimed at and what was found."""
+    return Table("aims", "Aims", "", list(aims.HEAD), aims.rows(results), {})
+
+
 def _figures(workload):
     unit = "chunk" if workload.per == "markers" else "request"
     cpu = (
@@ -70,9 +75,11 @@ def _figures(workload):
         Figure(f"PostgreSQL µs/{unit}", "postgres_cpu_us", "{:,.1f}".format),
         Figure("calls/batch", "batch_size", "{:,.1f}".format),
     )
+    if workload.processes:
+        return (*cpu, *BYTES, REQUESTS, *COMMON)
     if workload.is_stream:
-        return (CHUNKS, *FIRST, *COMMON[:2], *cpu)
-    return (REQUESTS, *COMMON, *cpu)
+        return (*cpu, CHUNKS, *FIRST, *COMMON[:2])
+    return (*cpu, REQUESTS, *COMMON)
 
 
 def _of_workload(workload, sides, runs, void):
@@ -92,7 +99,7 @@ def _of_workload(workload, sides, runs, void):
 
 
 def _cell(figure, runs):
-    known = [run[figure.key] for run in runs]
+    known = [run.get(figure.key) for run in runs]
     if None in known:
         return "–"
     if figure is REQUESTS and any(run["never_sent"] for run in runs):
@@ -152,52 +159,3 @@ def as_markdown(table):
     """Format the table for a document."""
     lines = [table.head, ["---", *["---:"] * (len(table.head) - 1)], *table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write(results):
-    """Put the results into docs/benchmarks-results.md, between its marks, and the charts beside it.
-
-    :raises BenchError: if the marks are missing.
-    """
-    before, begin, rest = DOCUMENT.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise BenchError(f"{DOCUMENT} has no place for results")
-    CHARTS.mkdir(exist_ok=True)
-    for old in CHARTS.glob("*.svg"):
-        old.unlink()
-    parts = [
-        "\n".join(f"- {line}" for line in machine.described(results["machine"])),
-        _sides(results),
-    ]
-    for table in tables(results):
-        parts.append(f"### {table.title}")
-        shown = {side: value for side, value in table.values.items() if value[1] > 0}
-        if shown:
-            path = CHARTS / f"{table.name}.svg"
-            path.write_text(charts.svg(table.title, table.main, shown))
-            parts.append(f"![{table.title}: {table.main}]({CHARTS.name}/{path.name})")
-        parts.append(as_markdown(table))
-    parts += [
-        f"Void: {one['workload']} of {one['side']}: {_quoted(one['reason'])}"
-        for one in results["void"]
-    ]
-    body = "\n\n".join(parts)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
-
-
-def _quoted(reason):
-    """Escape a program's output for a table."""
-    return f"`{reason.replace('|', '/').replace('`', chr(39))[:160]}`"
-
-
-def _sides(results):
-    extent = results["extent"]
-    lines = ["| side | version | what it is |", "| --- | --- | --- |"]
-    lines += [
-        f"| {name} | {side['version']} | {side['about']} |"
-        for name, side in results["sides"].items()
-    ]
-    lines += [f"| {name} | left out | {_quoted(why)} |" for name, why in results["skipped"].items()]
-    runs = f"{extent['rounds']} runs of {extent['seconds']:g} s each after {extent['warmup_s']:g} s"
-    return "\n".join(lines) + f"\n\nMedians of {runs} of warm-up; the sides take turns."

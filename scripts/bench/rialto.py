@@ -62,6 +62,7 @@ class Rialto(Side):
     requests, the ledger in PostgreSQL, a log."""
 
     name = "rialto"
+    title = "Rialto"
     about = "with everything on: three limits, the ledger in PostgreSQL, the log in a file"
     keeps = "keys, three limits, holds, a durable ledger, a log"
     program = ("-m", "service")
@@ -70,7 +71,7 @@ class Rialto(Side):
         super().__init__(place)
         self.tree = tree.resolve()
         if self.tree != ROOT:
-            self.name = f"rialto-{self.tree.name}"
+            self.name = self.title = f"rialto-{self.tree.name}"
             self.about = f"Rialto of another checkout, {self.tree.name}"
         self._database_url = self._interpreter = None
 
@@ -167,6 +168,7 @@ class RialtoTwice(Rialto):
     """Rialto with two processes on one port."""
 
     name = "rialto-2"
+    title = "Rialto, two processes on the core"
     about = "Rialto as two processes on the one core: what a further process costs"
 
     def command(self):
@@ -179,6 +181,7 @@ class RialtoWithoutBooks(Rialto):
     """Rialto without the ledger."""
 
     name = "rialto-no-books"
+    title = "Rialto without its books"
     about = "Rialto with admission and settlement taken out, for comparison only: what books cost"
     keeps = "keys, a log"
     program = (str(SOURCES / "without_books.py"),)

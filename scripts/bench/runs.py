@@ -18,7 +18,7 @@ from scripts.bench.rialto import Postgres, Rialto
 
 START_S = 4
 """The estimated duration of a start."""
-FRESH_START_S = 40
+FRESH_START_S = 60
 """The same from a fresh clone."""
 OVERHEAD_S = 0.6
 """The duration of a run beyond its load."""
@@ -151,8 +151,12 @@ class Bench:
             side.stop()
         else:
             self._sides.append(side)
-            facts = {"version": version, "about": side.about, "keeps": side.keeps}
-            self.results["sides"][side.name] = facts
+            self.results["sides"][side.name] = {
+                "version": version,
+                "title": side.title or side.name,
+                "about": side.about,
+                "keeps": side.keeps,
+            }
 
     def _weigh(self, when):
         """Measure the memory of every side that has its own process."""

@@ -15,10 +15,12 @@ class Side:
     """A server of chat completions.
 
     ``port`` and ``pids`` are known once it has started. ``place`` is the run's directory, cores,
-    Python and upstream port. ``keeps`` names what it keeps of a call.
+    Python and upstream port. ``title`` is its name for readers, if that is another, and ``keeps``
+    what it keeps of a call.
     """
 
     name = ""
+    title = ""
     about = ""
     keeps = "nothing"
     model = "llama-3.3-70b"
@@ -145,6 +147,7 @@ class Aiohttp(Side):
     """A bare pass-through, which shows the framework's limit."""
 
     name = "aiohttp"
+    title = "bare pass-through (aiohttp)"
     about = "a bare pass-through in 40 lines of aiohttp with uvloop: the framework's limit"
 
     def install(self):
@@ -163,6 +166,7 @@ class Lean(Aiohttp):
     """A pass-through without aiohttp's client, which shows what the framework's server allows."""
 
     name = "lean"
+    title = "lean pass-through (aiohttp's server, httptools)"
     about = "aiohttp's server with an upstream client of 60 lines: the practical limit in Python"
 
     def install(self):

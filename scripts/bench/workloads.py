@@ -33,7 +33,7 @@ class Workload:
     processes: int = 0
     is_disjoint: bool = False
     least_s: float = 0
-    main: str = "requests_per_s"
+    main: str = "gateway_cpu_us"
     per: str = "completed"
 
     @property
@@ -65,6 +65,7 @@ def _of_processes(name, processes, *, is_disjoint=False):
         name=name,
         title=f"{who}, {ORGANIZATIONS} organizations" + (f", {whose}" if processes > 1 else ""),
         connections=64 * processes,
+        main="requests_per_s",
         processes=processes,
         is_disjoint=is_disjoint,
     )
@@ -93,7 +94,6 @@ WORKLOADS = {
             content=f"[chunks={CHUNKS}] [pace={PACE}]",
             chunks=CHUNKS,
             least_s=CHUNKS / PACE + 1,
-            main="gateway_cpu_us",
             per="markers",
         ),
         Workload(

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from scripts.bench import loads, programs, report
+from scripts.bench import documents, loads, programs, report
 from scripts.bench.pythons import Python
 from scripts.bench.rialto import LedgerAlone, Replicas, Rialto
 from scripts.bench.runs import Bench, Extent, Place
@@ -41,7 +41,7 @@ def measured(sides, *workloads):
     return results, {(run["workload"], run["side"]): run for run in results["runs"]}
 
 
-def test_results_are_complete(tmp_path, monkeypatch):
+def test_results_are_complete(tmp_path):
     """The results, the document and its charts have every figure of every workload and side."""
     sides = {"direct", "rialto", "aiohttp"}
 
@@ -59,18 +59,15 @@ def test_results_are_complete(tmp_path, monkeypatch):
     for part in ("memory_bytes", "start_s"):
         assert set(results[part]) == {"rialto", "aiohttp"}
 
-    document = tmp_path / "benchmarks.md"
-    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    monkeypatch.setattr(report, "DOCUMENT", document)
-    monkeypatch.setattr(report, "CHARTS", tmp_path / "charts")
-    report.write(results)
-    written = document.read_text()
-    assert written.startswith("before\n")
-    assert written.endswith("\nafter\n")
-    assert "old" not in written
+    (tmp_path / "docs").mkdir()
+    for name in ("benchmarks.md", "benchmarks-results.md"):
+        shutil.copy(programs.ROOT / "docs" / name, tmp_path / "docs")
+    documents.write(results, tmp_path)
+
+    written = (tmp_path / "docs" / "benchmarks-results.md").read_text()
     for name in ("plain8", "stream64", "memory", "start"):
-        assert f"(charts/{name}.svg)" in written
-        ElementTree.parse(tmp_path / "charts" / f"{name}.svg")
+        assert f"(benchmarks/{name}.svg)" in written
+        ElementTree.parse(tmp_path / "docs" / "benchmarks" / f"{name}.svg")
 
 
 def test_the_lean_pass_through_keeps_its_connections(tmp_path):
