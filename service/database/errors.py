@@ -63,7 +63,8 @@ CONSTRAINTS: Final[dict[str, tuple[type[ServiceError], str]]] = {
     "upstream_keys_name_key": (Conflict, "An upstream key of this name exists."),
     "models_current_idx": (Conflict, "A model or an alias of this name exists."),
 }
-"""What a violated constraint means to a caller, by the constraint's name."""
+"""What a violated constraint means to a caller, by the beginning of the constraint's name: a part
+of a divided table adds to it."""
 
 
 class ConnectionLost(Exception):
@@ -79,11 +80,11 @@ def translated() -> Iterator[None]:
     try:
         yield
     except asyncpg.IntegrityConstraintViolationError as error:
-        known = CONSTRAINTS.get(error.constraint_name or "")
-        if known is None:
-            raise
-        kind, message = known
-        raise kind(message) from error
+        name = error.constraint_name or ""
+        for beginning, (kind, message) in CONSTRAINTS.items():
+            if name.startswith(beginning):
+                raise kind(message) from error
+        raise
     except POOLED as error:
         log.error("a pooler breaks statements", error=type(error).__name__, hint=POOLER_HINT)
         raise Unavailable(

@@ -47,7 +47,7 @@ RENEW_LEASES: Final = """
         FOR UPDATE SKIP LOCKED
     )
     UPDATE public.holds h
-    SET lease_until = clock_timestamp() + make_interval(secs => $5),
+    SET lease_until = now() + make_interval(secs => $5),
         upstream_key_id = k.upstream_key_id,
         upstream_request_id = k.upstream_request_id
     FROM free

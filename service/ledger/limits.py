@@ -128,14 +128,14 @@ CHANGE_LIMIT: Final = """
         raised_until = CASE WHEN $4 THEN $6 ELSE raised_until END,
         alert_percents = coalesce($7, alert_percents),
         set_by = CASE WHEN $8 = 'operator' THEN $8 ELSE set_by END,
-        updated_at = clock_timestamp()
+        updated_at = now()
     WHERE organization_id = $1
       AND id = $2
       AND deleted_at IS NULL
 """
 DELETE_LIMIT: Final = """
     UPDATE public.limits
-    SET deleted_at = clock_timestamp(), updated_at = clock_timestamp()
+    SET deleted_at = now(), updated_at = now()
     WHERE organization_id = $1
       AND id = $2
       AND deleted_at IS NULL
