@@ -64,7 +64,7 @@ def _names(known):
     "trees",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Rialto of another checkout as one more side; repeat for more.",
+    help="The sides of Rialto also from another checkout; repeat for more.",
 )
 @click.option(
     "--python",
@@ -90,7 +90,9 @@ def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
             changes = {name: value for name, value in changes.items() if value}
             planned = dataclasses.replace(EXTENTS[extent], **changes)
             kinds = [ALL[name] for name in names]
-            kinds += [functools.partial(Rialto, tree=tree) for tree in trees]
+            # Of a checkout there is the same as of this one, at least the service itself.
+            own = [kind for kind in kinds if issubclass(kind, Rialto)] or [Rialto]
+            kinds += [functools.partial(kind, tree=tree) for tree in trees for kind in own]
             results = _measured(kinds, [WORKLOADS[name] for name in chosen], planned, python)
             RESULTS.write_text(json.dumps(results, indent=1))
         results = json.loads(RESULTS.read_text())

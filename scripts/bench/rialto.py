@@ -71,8 +71,8 @@ class Rialto(Side):
         super().__init__(place)
         self.tree = tree.resolve()
         if self.tree != ROOT:
-            self.name = self.title = f"rialto-{self.tree.name}"
-            self.about = f"Rialto of another checkout, {self.tree.name}"
+            self.name = self.title = f"{self.name}-{self.tree.name}"
+            self.about = f"of another checkout, {self.tree.name}: {self.about}"
         self._database_url = self._interpreter = None
 
     def install(self):
