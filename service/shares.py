@@ -4,7 +4,6 @@ An organization may hold as much as is still free, and a key half of that. So a 
 gets half of the whole, the next one half of the remainder, and a newcomer always gets something.
 """
 
-from collections import Counter
 from typing import Self
 from uuid import UUID
 
@@ -16,12 +15,12 @@ class Shares:
 
     def __init__(self, total: int) -> None:
         self.free = total
-        self.amounts: Counter[UUID] = Counter()
-        """What each organization and each key holds."""
+        self.amounts: dict[UUID, int] = {}
+        """What each organization and each key holds, if that is anything."""
 
     def held(self, holder: UUID) -> int:
         """Return the amount that an organization or key holds."""
-        return self.amounts[holder]
+        return self.amounts.get(holder, 0)
 
 
 class Share(msgspec.Struct, eq=False):
@@ -37,12 +36,16 @@ class Share(msgspec.Struct, eq=False):
 
         Returns False, and takes nothing, if the organization or the key may not hold that much.
         """
-        free, held = self.shares.free - amount, self.shares.amounts
-        if held[self.organization_id] + amount > free or 2 * (held[self.key_id] + amount) > free:
+        if not amount:
+            return True
+        amounts, free = self.shares.amounts, self.shares.free - amount
+        of_organization = amounts.get(self.organization_id, 0) + amount
+        if of_organization > free or 2 * (amounts.get(self.key_id, 0) + amount) > free:
             return False
         self.shares.free = free
-        held[self.organization_id] += amount
-        held[self.key_id] += amount
+        amounts[self.organization_id] = of_organization
+        # Read again, since both may be one.
+        amounts[self.key_id] = amounts.get(self.key_id, 0) + amount
         self.amount += amount
         return True
 
@@ -50,12 +53,13 @@ class Share(msgspec.Struct, eq=False):
         """Return everything that the request holds."""
         if not self.amount:
             return
-        held = self.shares.amounts
+        amounts = self.shares.amounts
         self.shares.free += self.amount
         for holder in (self.organization_id, self.key_id):
-            held[holder] -= self.amount
-            if not held[holder]:
-                del held[holder]
+            if left := amounts[holder] - self.amount:
+                amounts[holder] = left
+            else:
+                del amounts[holder]
         self.amount = 0
 
     def __enter__(self) -> Self:

@@ -28,20 +28,21 @@ API_KEY_HEADER: Final = "x-api-key"
 
 def _bearer(request: Request) -> str:
     header = request.headers.get("Authorization")
-    is_empty = header is None or not header.strip()
-    if is_empty and (key := request.headers.get(API_KEY_HEADER, "").strip()):
+    scheme, _, key = (header or "").partition(" ")
+    if scheme.lower() == "bearer" and (key := key.strip()):
         return key
-    if header is None:
-        raise Unauthenticated(
-            "There is no API key: send it as 'Authorization: Bearer rk_…'.", code="missing_api_key"
-        )
-    scheme, _, key = header.partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
-        raise Unauthenticated(
-            "The Authorization header is malformed: it must be 'Bearer rk_…'.",
-            code="malformed_api_key",
-        )
-    return key.strip()
+    if header is None or not header.strip():
+        if key := request.headers.get(API_KEY_HEADER, "").strip():
+            return key
+        if header is None:
+            raise Unauthenticated(
+                "There is no API key: send it as 'Authorization: Bearer rk_…'.",
+                code="missing_api_key",
+            )
+    raise Unauthenticated(
+        "The Authorization header is malformed: it must be 'Bearer rk_…'.",
+        code="malformed_api_key",
+    )
 
 
 async def authenticate(request: Request) -> Caller:

@@ -55,6 +55,8 @@ Dialect = Callable[[ServiceError, str | None], Error | anthropic.AnthropicError]
 """Makes the body of an error, with the request's id, in the format of the caller's API."""
 OPENAI: Final[Dialect] = error_object
 ANTHROPIC: Final[Dialect] = anthropic.error_object
+ID_HEADERS: Final = {OPENAI: ("x-request-id",), ANTHROPIC: ("x-request-id", "request-id")}
+"""The headers in which the clients of each API look for the id of a request."""
 MESSAGES_PATH: Final = re.compile(r"/+(?:api/+)?v1/+messages(?:/.*)?")
 
 

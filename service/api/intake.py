@@ -45,17 +45,18 @@ class Intake:
         :raises ClientError: when it does not match its headers.
         """
         max_bytes = min(max_bytes or self._max_bytes, self._max_bytes)
-        coding = _check(request, max_bytes)
-        if coding is None and request.content.is_eof():
+        content = request.content
+        if content.is_eof() and "Content-Encoding" not in request.headers:
             # It came with the headers: there is nothing to wait for.
             try:
-                body = request.content.read_nowait()
+                body = content.read_nowait()
             except web.RequestPayloadError as error:
                 raise inflate.not_as_encoded() from error
             if len(body) > max_bytes:
                 raise _too_large(max_bytes)
             self._reserve(request, len(body))
             return body
+        coding = _check(request, max_bytes)
         # What is stated is set aside at once, so that no body is refused half-way.
         stated_bytes = 0 if coding is not None else request.content_length or 0
         self._reserve(request, stated_bytes)

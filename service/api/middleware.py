@@ -7,9 +7,10 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion11, web
 
-from service.api.request_ids import request_id_of
+from service.api import request_ids
+from service.api.dialects import ID_HEADERS
 from service.api.requests import Request
-from service.api.response_headers import SECURITY_HEADERS, id_headers, let_origin_read, preflight
+from service.api.response_headers import SECURITY_HEADERS, let_origin_read, preflight
 from service.api.state import SETTINGS, STATUS
 from service.api.wire import Handler, error_response
 from service.crypto import UnknownMasterKey
@@ -21,6 +22,7 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
+from service.ids import uuid7
 from service.telemetry import logs, metrics
 
 log = structlog.get_logger()
@@ -39,12 +41,14 @@ def observed(app: web.Application, routed: Handler) -> Handler:
     counter = app[STATUS]
 
     async def observe(request: Request) -> web.StreamResponse:
-        request.request_id = request_id_of(request)
-        logs.request_id.set(request.request_id)
+        is_stated = request_ids.HEADER in request.headers
+        request_id = (is_stated and request_ids.stated_id(request)) or uuid7().hex
+        request.request_id = request_id
+        logs.request_id.set(request_id)
         status, started_at = CLIENT_CLOSED, time.perf_counter()
         counter.open_requests += not request.is_quiet
+        route = request.known_route
         try:
-            route = request.known_route
             try:
                 response = await (routed if route is None else route.handler)(request)
             except Exception as error:  # noqa: BLE001 - what is not rendered is raised again
@@ -58,24 +62,32 @@ def observed(app: web.Application, routed: Handler) -> Handler:
             for share in (request.place, request.body_share):
                 if share is not None:
                     share.close()
-            _record(request, status, time.perf_counter() - started_at)
+            if route is not None:
+                method, path = route.method, route.path
+            else:
+                method, path = _labels(request)
+            duration_s = time.perf_counter() - started_at
+            metrics.note(metrics.REQUEST_SECONDS, duration_s, method, path, status)
+            log_request = log.debug if request.is_quiet and status == 200 else log.info
+            log_request(
+                "request",
+                method=method,
+                route=path,
+                status=status,
+                duration_ms=round(duration_s * 1000, 1),
+            )
 
     return observe
 
 
-def _record(request: Request, status: int, duration_s: float) -> None:
-    """Log and count a request that has ended. Of methods and routes there are few, whatever is
-    asked for."""
-    if (known := request.known_route) is not None:
-        method, path = known.method, known.path
-    else:
-        method = request.method if request.method in METHODS else "other"
-        resource = request.match_info.route.resource
-        path = resource.canonical if resource is not None else "none"
-    metrics.note(metrics.REQUEST_SECONDS, duration_s, method, path, status)
-    log_request = log.debug if request.is_quiet and status == 200 else log.info
-    duration_ms = round(duration_s * 1000, 1)
-    log_request("request", method=method, route=path, status=status, duration_ms=duration_ms)
+def _labels(request: Request) -> tuple[str, str]:
+    """The method and the route of a request whose route had to be found. Of both there are few,
+    whatever is asked for."""
+    resource = request.match_info.route.resource
+    return (
+        request.method if request.method in METHODS else "other",
+        resource.canonical if resource is not None else "none",
+    )
 
 
 @web.middleware
@@ -137,7 +149,7 @@ def _of_aiohttp(error: web.HTTPException) -> ServiceError:
 
 async def finish_headers(request: Request, response: web.StreamResponse) -> None:
     """Add the headers that every answer has, streams too: they are not on their way yet."""
-    response.headers.update(id_headers(request))
+    response.headers.update(dict.fromkeys(ID_HEADERS[request.dialect], request.request_id))
     # Whether the body still comes nobody knows, nor where the next request would begin.
     is_withheld = "Expect" in request.headers and not request.content.is_eof()
     # HTTP/1.0 has no chunks: where there is no length, the end of the connection is the end.

@@ -10,7 +10,6 @@ from typing import Final
 from service import crypto
 from service.api.requests import Request
 from service.api.state import SETTINGS
-from service.ids import uuid7
 from service.telemetry import logs
 
 HEADER: Final = "X-Request-ID"
@@ -21,12 +20,10 @@ PART: Final = re.compile(r"[A-Za-z0-9]{1,16}|[0-9a-fA-F]{17,32}|[0-9A-HJKMNP-TV-
 KEY_HEADERS: Final = ("Authorization", "x-api-key", "api-key")
 
 
-def request_id_of(request: Request) -> str:
-    """The id that the request's answer, log lines and ledger entry have."""
-    given = request.headers.get(HEADER, "")
-    if given and _is_id(given) and not _is_key(given, request):
-        return given
-    return uuid7().hex
+def stated_id(request: Request) -> str | None:
+    """The caller's own id; None where it can be something else."""
+    stated = request.headers.get(HEADER, "")
+    return stated if _is_id(stated) and not _is_key(stated, request) else None
 
 
 def _is_id(text: str) -> bool:

@@ -1,13 +1,18 @@
 """Headers of every answer: what browsers may do with it, and which pages may read it."""
 
+import functools
 import re
+import time
 from collections.abc import Collection
+from email.utils import formatdate
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
-from service.api.dialects import ANTHROPIC
+from service.api.dialects import ID_HEADERS
 from service.api.requests import Request
+from service.api.state import SETTINGS
 from service.settings.allow_lists import ANY_ORIGIN
 from service.upstream import PASSED_HEADERS
 
@@ -39,17 +44,11 @@ OWN_HEADERS: Final = (
 )
 EXPOSED_HEADERS: Final = ", ".join((*OWN_HEADERS, *sorted(PASSED_HEADERS - {"content-type"})))
 METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
+STATUS_LINE: Final = "HTTP/1.1 200 OK"
 PREFLIGHT_S: Final = 600
 """How long a browser may go by the answer to a preflight."""
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(,\s*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 MAX_HEADER_NAMES_LENGTH: Final = 2000
-
-
-def id_headers(request: Request) -> dict[str, str]:
-    """The id of the request, by the name that the clients of its API look for too."""
-    if request.dialect is ANTHROPIC:
-        return {"x-request-id": request.request_id, "request-id": request.request_id}
-    return {"x-request-id": request.request_id}
 
 
 class UnsignedResponse(web.Response):
@@ -59,6 +58,51 @@ class UnsignedResponse(web.Response):
     async def _prepare_headers(self) -> None:
         await super()._prepare_headers()
         self.headers.popall("Server", None)
+
+
+class WholeResponse(web.StreamResponse):
+    """The answer to a plain call, which is there whole before any of it is sent. Its head is built
+    in one go: aiohttp would look each header up, add it by itself and then ask the application for
+    more.
+
+    ``headers`` are those of the answer alone. Only an answer to POST, with status 200, can be sent
+    so.
+    """
+
+    def __init__(self, request: Request, headers: dict[str, str], body: bytes) -> None:
+        super().__init__(
+            headers={
+                **headers,
+                "Content-Length": str(len(body)),
+                "Date": _date(int(time.time())),
+                **dict.fromkeys(ID_HEADERS[request.dialect], request.request_id),
+                **SECURITY_HEADERS,
+            }
+        )
+        self._whole_body = body
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the answer."""
+        if request.version != HttpVersion11 or "Expect" in request.headers:
+            writer = await super().prepare(request)
+        else:
+            assert isinstance(request, Request)  # noqa: S101 - the server makes them
+            if origins := request.app[SETTINGS].cors_origins:
+                let_origin_read(request, self, origins)
+            if self._keep_alive is None:
+                self._keep_alive = request.keep_alive
+            if not self._keep_alive:
+                self.headers["Connection"] = "close"
+            self._payload_writer = writer = request.writer
+            await writer.write_headers(STATUS_LINE, self.headers)
+        await self.write_eof(self._whole_body)
+        return writer
+
+
+@functools.lru_cache(maxsize=2)
+def _date(unix_s: int) -> str:
+    """Cached, because many answers share a second."""
+    return formatdate(unix_s, usegmt=True)
 
 
 def let_origin_read(

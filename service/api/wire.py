@@ -13,8 +13,8 @@ from aiohttp import web
 from service import money
 from service.api.body_writer import BodyWriter, begin_body
 from service.api.requests import Request
+from service.api.response_headers import WholeResponse
 from service.api.state import INTAKE, SETTINGS
-from service.api.whole_response import WholeResponse
 from service.errors import (
     NotFound,
     ServiceError,

@@ -474,7 +474,8 @@ def _json_logger(kind: Any, lines: Lines, process: int | None) -> Any:
     class Logger(kind):  # type: ignore[misc]  # structlog creates it without a type
         def _proxy_to_logger(self, level: str, event: Any = None, /, **facts: Any) -> None:
             try:
-                lines.put(_as_json(level, event, {**self._context, **facts}, process))
+                facts = {**self._context, **facts} if self._context else facts
+                lines.put(_as_json(level, event, facts, process))
             except Exception:  # noqa: BLE001 - logging never raises
                 lines.drop()
 

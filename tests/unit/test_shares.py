@@ -58,3 +58,24 @@ def test_an_amount_that_does_not_fit_takes_nothing(amount):
 
     assert not Share(shares, A, KEYS[0]).grow(amount)
     assert Share(shares, A, KEYS[0]).grow(3)
+
+
+def test_nothing_is_kept_of_those_who_hold_nothing():
+    """Holders are forgotten when they have returned everything, or took an amount of zero."""
+    shares = Shares(9)
+    with Share(shares, A, KEYS[0]) as one, Share(shares, A, KEYS[1]) as other:
+        assert one.grow(1)
+        assert other.grow(0)
+        assert shares.amounts == {A: 1, KEYS[0]: 1}
+
+    assert (shares.amounts, shares.free) == ({}, 9)
+
+
+def test_an_organization_that_is_its_own_key_returns_what_it_took():
+    """The operator has no key of its own: its organization stands for one."""
+    shares = Shares(9)
+    with Share(shares, A, A) as share:
+        assert share.grow(1)
+        assert share.grow(1)
+
+    assert (shares.amounts, shares.free) == ({}, 9)
