@@ -204,6 +204,17 @@ def test_lines_are_written_in_order():
         assert lines.take_dropped() == 0
 
 
+def test_a_flush_ends_the_collecting(monkeypatch):
+    """Lines that are waited for are written at once, however long lines are collected."""
+    monkeypatch.setattr(logs, "COLLECT_S", 60)
+    with written_to_pipe() as (lines, reader, _):
+        for number in range(3):
+            lines.put(f"line {number}")
+            lines.flush(10)
+            assert lines._is_idle
+            assert reader.readline() == f"line {number}\n".encode()
+
+
 def test_a_full_pipe_delays_nobody():
     """Lines beyond the bound are dropped and counted; after somebody reads, the queued ones are
     written and the number of dropped ones is reported once."""
