@@ -54,6 +54,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Whether any limit of its organization is for one model."""
     has_rate_limit: bool = False
     """Whether any limit of its organization is one of requests of a minute or an hour."""
+    unnamed_pseudonym: str = ""
+    """The pseudonym of all end users whom the caller does not name; computed once."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "unnamed_pseudonym", self.pseudonym(""))
 
     @property
     def actor_name(self) -> str:
@@ -80,6 +85,8 @@ class _Known(msgspec.Struct, frozen=True):
     """How many changes there were before it was read."""
     row: Any
     caller: Caller
+    is_endless: bool
+    """Whether no time ends the key, and nothing has: it needs no check until it is read again."""
 
 
 class Callers:
@@ -110,7 +117,8 @@ class Callers:
         known = self._fresh(digest)
         if known is None:
             return None
-        _check_in_force(known.row, digest)
+        if not known.is_endless:
+            _check_in_force(known.row, digest)
         return known.caller
 
     def _fresh(self, digest: bytes) -> _Known | None:
@@ -157,7 +165,7 @@ class Callers:
         if row is None:
             self._cache.pop(digest, None)
             raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
-        known = _Known(read_at, changes, row, self._caller(row))
+        known = _Known(read_at, changes, row, self._caller(row), _is_endless(row, digest))
         # What was read before a change was announced is not fresh, but shows that the key is known.
         self._cache[digest] = known
         self._cache.move_to_end(digest)
@@ -203,6 +211,15 @@ def _merged(row: Any) -> KeySettings:
         settings,
         venice_parameters=parameters,
         on_small_budget=stated or ("cut" if cuts else "refuse"),
+    )
+
+
+def _is_endless(row: Any, digest: bytes) -> bool:
+    return (
+        row["digest"] == digest
+        and row["revoked_at"] is None
+        and row["expires_at"] is None
+        and row["organization_status"] == "active"
     )
 
 

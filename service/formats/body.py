@@ -108,12 +108,14 @@ class Document(msgspec.Struct, eq=False):
     def edited(self, changes: Mapping[str, Any]) -> "Document":
         """Return the object with ``changes`` made. A member that exists is replaced in place, or
         removed if its new value is ``UNSET``. A new member goes to the front."""
-        added = {
-            name: value
-            for name, value in changes.items()
-            if name not in self.names and value is not msgspec.UNSET
-        }
-        if not self.names & changes.keys():
+        added = {}
+        is_replaced = False
+        for name, value in changes.items():
+            if name in self.names:
+                is_replaced = True
+            elif value is not msgspec.UNSET:
+                added[name] = value
+        if not is_replaced:
             return self._with_front(added) if added else self
         pieces = _Pieces(self.content)
         spans = self.locate()

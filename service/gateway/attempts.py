@@ -4,9 +4,11 @@ may not be retried."""
 import asyncio
 import math
 import time
+from collections.abc import Awaitable
 from typing import Final
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from service.errors import ServiceError, UpstreamError
@@ -39,28 +41,27 @@ FREE_OUTCOMES: Final = frozenset(
 """Outcomes for which Venice charges nothing: it was not reached, or refused before any work."""
 
 
-class Attempts:
+class Attempts(msgspec.Struct, eq=False):
     """Sends one call, as often as it may be repeated."""
 
-    def __init__(self, venice: Venice, route: Route) -> None:
-        self._venice = venice
-        self._route = route
-        caller = route.caller
-        self._source = Source(caller.organization_id, caller.api_key_id)
-        self._budget = venice.budgets.of(caller.api_key_id)
-        self._key: UpstreamKey | None = None
-        self._ids: set[UUID] = set()
-        self._tried: list[tuple[str, str]] = []
-        """The key and the model of each attempt."""
-        self.codes: list[str] = []
-        """The code of each attempt, ``ok`` for the answer."""
-        self.key_id: UUID | None = None
-        """The key of the last attempt."""
-        self.answer: UpstreamResponse | None = None
-        """Venice's answer, once there is one."""
-        self._departure: Departure | None = None
-        self.has_failed = False
-        """Whether an attempt before the last one failed in a way that may have been charged."""
+    _venice: Venice
+    _route: Route
+    _source: Source
+    codes: list[str] = []
+    """The code of each attempt, ``ok`` for the answer."""
+    key_id: UUID | None = None
+    """The key of the last attempt."""
+    answer: UpstreamResponse | None = None
+    """Venice's answer, once there is one."""
+    has_failed: bool = False
+    """Whether an attempt before the last one failed in a way that may have been charged."""
+    _key: UpstreamKey | None = None
+    """The key whose calls in flight include this one."""
+    _ids: set[UUID] = set()
+    """The keys that were tried for the current model."""
+    _tried: list[tuple[str, str]] = []
+    """The key and the model of each attempt."""
+    _departure: Departure | None = None
 
     async def send(self, accept: str) -> UpstreamResponse:
         """Send the call and return the answer, whose status is 2xx. Nothing is retried after the
@@ -68,23 +69,32 @@ class Attempts:
 
         :raises UpstreamError: of the last attempt, with the codes of all in ``attempts``.
         """
+        venice, route = self._venice, self._route
         began_at = time.monotonic()
-        left_at = began_at + (self._route.call.timeout_s or math.inf)
-        ends_at = min(began_at + self._venice.retry_s, left_at)
+        left_at = began_at + (route.call.timeout_s or math.inf)
+        ends_at = min(began_at + venice.retry_s, left_at)
         while True:
             try:
-                answer = await self._attempt(accept)
-            except UpstreamError as error:
-                if time.monotonic() >= left_at or not await self._prepare_retry(error, ends_at):
+                key, sending = self._start(accept)
+                self.answer = answer = await sending
+            except ServiceError as error:
+                failure = await self._record_failure(error)
+                if isinstance(failure, UpstreamError):
+                    if time.monotonic() < left_at and await self._prepare_retry(failure, ends_at):
+                        continue
                     if len(self.codes) > 1:
                         self._log_attempts()
-                    error.attempts = tuple(self.codes)
+                    failure.attempts = tuple(self.codes)
+                if failure is error:
                     raise
-            else:
-                self._budget.earn()
-                if len(self.codes) > 1:
-                    self._log_attempts()
-                return answer
+                raise failure from error
+            venice.keys.succeeded(key, route.model_name, self._source, answer.raw_headers)
+            self.codes.append(OK)
+            if venice.budgets.left:
+                venice.budgets.earn(self._source.api_key_id)
+            if len(self.codes) > 1:
+                self._log_attempts()
+            return answer
 
     @property
     def may_be_charged(self) -> bool:
@@ -95,9 +105,6 @@ class Attempts:
         """Release the connection, and the key's room for another call."""
         if self.answer is not None:
             self.answer.close()
-        self._release_key()
-
-    def _release_key(self) -> None:
         if self._key is not None:
             self._venice.keys.in_flight[self._key.id] -= 1
             self._key = None
@@ -105,7 +112,7 @@ class Attempts:
     async def _prepare_retry(self, error: UpstreamError, ends_at: float) -> bool:
         """Choose the next attempt and wait until it is due; False if there is none. Another key
         comes first, then another model, then the same model after a pause."""
-        route, budget = self._route, self._budget
+        route, budgets, key_id = self._route, self._venice.budgets, self._source.api_key_id
         is_sent = route.call.upload is not None and route.call.upload.is_begun
         if is_sent or not route.call.endpoint.is_known:
             return False
@@ -116,24 +123,28 @@ class Attempts:
             wait_s = 0.0
         may_advance = wait_s != 0.0 and is_uncharged(error, is_inference=is_inference)
         may_advance = may_advance and route.has_next and not self.has_failed
-        if may_advance and budget.spend() and await route.advance():
+        if may_advance and budgets.spend(key_id) and await route.advance():
             self._ids.clear()
             return True
-        if wait_s is None or time.monotonic() + wait_s > ends_at or not budget.spend():
+        if wait_s is None or time.monotonic() + wait_s > ends_at or not budgets.spend(key_id):
             return False
         self.has_failed = self.has_failed or may_be_charged
         await asyncio.sleep(wait_s)
         return True
 
-    async def _attempt(self, accept: str) -> UpstreamResponse:
-        route, venice, keys = self._route, self._venice, self._venice.keys
+    def _start(self, accept: str) -> tuple[UpstreamKey, Awaitable[UpstreamResponse]]:
+        """Choose the key of the next attempt, and return it with the attempt, which is to be
+        awaited at once.
+
+        :raises UpstreamError: when no key is ready.
+        """
+        route, keys = self._route, self._venice.keys
         call, model = route.call, route.model_name
         self._departure = None
         try:
             key = keys.choose(self._source, model, self._ids)
-        except UpstreamError as error:
+        except UpstreamError:
             self._tried.append(("none", model))
-            self.codes.append(error.code)
             raise
         self._tried.append((key.name, model))
         self._key, self.key_id = key, key.id
@@ -149,31 +160,29 @@ class Attempts:
             else StreamedBody(call.upload, call.upload.length_bytes)
         )
         path = call.path or call.endpoint.path
-        try:
-            answer = await venice.send(call.method, path, body, headers, key, departure=departure)
-        except ServiceError as error:
-            failure = self._cause(error)
-            is_charge_kept = isinstance(failure, UpstreamError) and failure.is_charge_kept
-            if failure.outcome in FREE_OUTCOMES and not is_charge_kept:
-                self._departure = None
-            self.codes.append(failure.outcome)
-            self._release_key()
-            if call.endpoint.is_known:
-                await venice.note_failed(key, model, self._source, failure)
-            if failure is not error:
-                raise failure from error
-            raise
-        self.answer = answer
-        keys.succeeded(key, model, self._source, answer.raw_headers)
-        self.codes.append(OK)
-        return answer
+        return key, self._venice.send(call.method, path, body, headers, key, departure=departure)
 
-    def _cause(self, error: ServiceError) -> ServiceError:
-        """The error to raise: that of the caller's upload, where it is why the request failed."""
-        upload = self._route.call.upload
-        if isinstance(error, UpstreamError) and upload is not None and upload.error is not None:
-            return upload.error
-        return error
+    async def _record_failure(self, error: ServiceError) -> ServiceError:
+        """Record why an attempt failed, for the key and in the log. Returns the error to raise:
+        that of the caller's upload, where it is why the request failed."""
+        route, key = self._route, self._key
+        call = route.call
+        if key is None:
+            self.codes.append(error.code)
+            return error
+        failure = error
+        if isinstance(error, UpstreamError) and call.upload is not None:
+            failure = call.upload.error or error
+        is_charge_kept = isinstance(failure, UpstreamError) and failure.is_charge_kept
+        if failure.outcome in FREE_OUTCOMES and not is_charge_kept:
+            self._departure = None
+        self.codes.append(failure.outcome)
+        # The key has room for another call, while Venice is asked about it.
+        self._venice.keys.in_flight[key.id] -= 1
+        self._key = None
+        if call.endpoint.is_known:
+            await self._venice.note_failed(key, route.model_name, self._source, failure)
+        return failure
 
     def _pause_s(self, error: UpstreamError) -> float | None:
         call, keys = self._route.call, self._venice.keys

@@ -22,7 +22,7 @@ from service.gateway.waiting import is_done_within
 from service.ledger import Ledger, Limit
 from service.shares import Share, Shares
 from service.telemetry import metrics
-from service.upstream import Venice
+from service.upstream import Source, Venice
 
 log = structlog.get_logger()
 
@@ -73,8 +73,9 @@ class Gateway:
         if len(self._open_calls) >= MAX_OPEN_CALLS:
             raise Unavailable("Too many calls are in flight.", retry_after_s=1)
         route = self._route(caller, call)
-        relay = RELAYS[call.relay](OpenCall(route), Attempts(self._venice, route))
-        return CallContext(self, relay)
+        source = Source(caller.organization_id, caller.api_key_id)
+        attempts = Attempts(self._venice, route, source)
+        return CallContext(self, RELAYS[call.relay](OpenCall(route), attempts))
 
     async def begin(self, relay: AnswerRelay) -> AnswerRelay:
         """Admit and send the call; returns its relay once Venice's first byte is there."""

@@ -27,7 +27,14 @@ from service.errors import (
 )
 from service.upstream.cooldowns import Cooldowns, Source
 from service.upstream.findings import Finding
-from service.upstream.refusals import BUSY_RETRY_S, EXHAUSTED_RETRY_S, spent_rate_reset_s
+from service.upstream.refusals import (
+    BUSY_RETRY_S,
+    EXHAUSTED_RETRY_S,
+    NONE_LEFT,
+    REQUESTS_LEFT,
+    TOKENS_LEFT,
+    spent_rate_reset_s,
+)
 
 log = structlog.get_logger()
 
@@ -176,7 +183,9 @@ class UpstreamKeys:
         :raises UpstreamExhausted, UpstreamBusy: when every key is out of service or cooling down,
             with the time until one is ready again.
         """
-        ready = self.ready(source, model)
+        ready = self._by_organization.get(source.organization_id, self._shared)
+        if self._out_of_service or self._cooldowns.by_scope:
+            ready = self.ready(source, model)
         if not ready:
             raise self._unavailable_error(source, model)
         key = ready[0] if len(ready) == 1 else self._best(ready, tried)
@@ -242,10 +251,14 @@ class UpstreamKeys:
         """
         if self._cooldowns.by_scope:
             self._cooldowns.note_answered(key.id, model, source)
-        if key.id not in self._out_of_service:
+        if self._probes and key.id not in self._out_of_service:
             self._probes.pop(key.id, None)
-        if headers is not None and (reset_s := spent_rate_reset_s(headers)) is not None:
-            self._name(key, model, min(reset_s, MAX_RATE_COOLDOWN_S), RATE_SPENT)
+        if headers is None:
+            return
+        if headers.get(REQUESTS_LEFT) == NONE_LEFT or headers.get(TOKENS_LEFT) == NONE_LEFT:
+            reset_s = spent_rate_reset_s(headers)
+            if reset_s is not None:
+                self._name(key, model, min(reset_s, MAX_RATE_COOLDOWN_S), RATE_SPENT)
 
     def failed(self, key: UpstreamKey, model: str, source: Source, error: ServiceError) -> None:
         """Record a failed call. The key cools down for the callers that the failure is evidence

@@ -34,10 +34,13 @@ log = structlog.get_logger()
 MESSAGE_CHARACTERS: Final = 2000
 BUSY_RETRY_S: Final = 5
 EXHAUSTED_RETRY_S: Final = 60
+REQUESTS_LEFT: Final = "x-ratelimit-remaining-requests"
+TOKENS_LEFT: Final = "x-ratelimit-remaining-tokens"
 RATES: Final = (
-    ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
-    ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+    (REQUESTS_LEFT, "x-ratelimit-reset-requests"),
+    (TOKENS_LEFT, "x-ratelimit-reset-tokens"),
 )
+NONE_LEFT: Final = "0"
 ERROR_MEMBER: Final = b'"error"'
 """Stands in every event with an error, so in no other has one to be looked for."""
 EDGE_TIMEOUTS: Final = (504, 522, 524)
@@ -141,7 +144,7 @@ def _evidence(status: int, headers: Mapping[str, str], decoded: Mapping[str, Any
         is_of_model = _code(decoded) in FORBIDDEN_MODEL_CODES
         return Evidence.MODEL_FORBIDDEN if is_of_model else Evidence.KEY_REFUSED
     if status == 429:
-        if any(headers.get(left) == "0" for left, _ in RATES):
+        if any(headers.get(left) == NONE_LEFT for left, _ in RATES):
             return Evidence.RATE_SPENT
         # A 429 without rate numbers means a request that is too large, or a caller whose requests
         # failed too often. With a time in Retry-After, the model is overloaded for everybody.
@@ -164,7 +167,7 @@ def spent_rate_reset_s(headers: Mapping[str, str]) -> float | None:
     """
     last_ms = None
     for left, reset in RATES:
-        if headers.get(left) == "0":
+        if headers.get(left) == NONE_LEFT:
             at_ms = _parse_whole_header(headers.get(reset))
             if at_ms is not None:
                 last_ms = max(at_ms, last_ms or 0)

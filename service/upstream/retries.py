@@ -24,44 +24,37 @@ EARNED_PER_SUCCESS: Final = 2.0
 MAX_BUDGETS: Final = 10_000
 
 
-class RetryBudget:
-    """The retries left to one caller in this process.
+class RetryBudgets:
+    """The retries left to each API key in this process, so a key whose calls always fail uses up no
+    other's budget.
 
     Each successful call earns two. An outage earns none, so it is made worse by at most a hundred
-    retries.
+    retries of each key.
     """
 
-    def __init__(self, left: float = MAX_RETRIES) -> None:
-        self._left = left
-
-    def earn(self) -> None:
-        """Record a successful call."""
-        self._left = min(MAX_RETRIES, self._left + EARNED_PER_SUCCESS)
-
-    def spend(self) -> bool:
-        """Take one retry from the budget. Returns False when none is left."""
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
-class RetryBudgets:
-    """A retry budget for each API key, so a key whose calls always fail uses up no other's
-    budget."""
-
     def __init__(self) -> None:
-        self._budgets: OrderedDict[UUID | None, RetryBudget] = OrderedDict()
+        self.left: OrderedDict[UUID | None, float] = OrderedDict()
+        """Of the keys that have spent retries and not earned them again, the latest spender last.
+        All others have ``MAX_RETRIES``."""
 
-    def of(self, api_key_id: UUID | None) -> RetryBudget:
-        """Return the budget of the key."""
-        budget = self._budgets.get(api_key_id)
-        if budget is None:
-            budget = self._budgets[api_key_id] = RetryBudget()
-            if len(self._budgets) > MAX_BUDGETS:
-                self._budgets.popitem(last=False)
-        self._budgets.move_to_end(api_key_id)
-        return budget
+    def earn(self, api_key_id: UUID | None) -> None:
+        """Record a successful call. Needed only while any key is in ``left``."""
+        left = self.left.get(api_key_id, MAX_RETRIES) + EARNED_PER_SUCCESS
+        if left < MAX_RETRIES:
+            self.left[api_key_id] = left
+        else:
+            self.left.pop(api_key_id, None)
+
+    def spend(self, api_key_id: UUID | None) -> bool:
+        """Take one retry from the key's budget. Returns False when none is left."""
+        left = self.left.get(api_key_id, MAX_RETRIES)
+        if left < 1:
+            return False
+        self.left[api_key_id] = left - 1
+        self.left.move_to_end(api_key_id)
+        if len(self.left) > MAX_BUDGETS:
+            self.left.popitem(last=False)
+        return True
 
 
 def pause_s(

@@ -424,8 +424,8 @@ class TestRepeatedFailures:
         await set_limit(plain, unit="usd", period="day", ceiling="100")
         costs = []
         for one in (caller, plain):
-            budget = service.app[VENICE].budgets.of(UUID(one.key_id))
-            while budget.spend():
+            budgets, key_id = service.app[VENICE].budgets, UUID(one.key_id)
+            while budgets.spend(key_id):
                 pass
             upstream.faults.push("/chat/completions", "inference_failed", times=1)
             async with one.chat("[tokens=3]") as response:

@@ -84,6 +84,20 @@ async def test_large_bodies_are_read_outside_the_event_loop():
     assert large is not threading.main_thread()
 
 
+@pytest.mark.parametrize(
+    ("members", "is_located"),
+    [({}, False), ({"max_tokens": 5}, False), ({"user": "u"}, True), ({"anon_user_id": "u"}, True)],
+)
+async def test_members_to_replace_are_located_with_a_large_body(members, is_located):
+    """The members of a large body are located in the other thread if one of them is replaced in
+    every call. If none is, the body is not looked through once more."""
+    message = {"role": "user", "content": "x" * 1_000_000}
+    content = json.dumps({"model": MODEL, "messages": [message], **members}).encode()
+    call = await parse(CHAT, Inbound(content=content, request_id="r", headers={}))
+
+    assert (call.document.spans is not None) == is_located
+
+
 async def test_the_service_responds_while_a_large_body_is_parsed(caller):
     """Small calls are answered while a large body is parsed."""
     big = json.dumps({"role": "user", "content": [{"type": "text", "text": "a, b"}] * 60_000})

@@ -26,7 +26,7 @@ from service.upstream import (
     pause_s,
 )
 from service.upstream import refusals as refusals_of_venice
-from service.upstream.retries import MAX_BUDGETS, MAX_RETRIES, RetryBudget, RetryBudgets
+from service.upstream.retries import MAX_BUDGETS, MAX_RETRIES, RetryBudgets
 
 TENANT = uuid.UUID(int=7)
 CALLER = Source(TENANT, uuid.UUID(int=8))
@@ -483,11 +483,22 @@ def test_pauses():
 
 def test_an_outage_is_not_amplified():
     """After a hundred retries there are no more until a call succeeds."""
-    budget = RetryBudget()
+    budgets, caller = RetryBudgets(), uuid.uuid4()
 
-    assert sum(budget.spend() for _ in range(1000)) == MAX_RETRIES
-    budget.earn()
-    assert sum(budget.spend() for _ in range(10)) == 2
+    assert sum(budgets.spend(caller) for _ in range(1000)) == MAX_RETRIES
+    budgets.earn(caller)
+    assert sum(budgets.spend(caller) for _ in range(10)) == 2
+
+
+def test_calls_earn_no_more_than_the_whole_budget():
+    """A caller earns its retries back, never more than it had, and is not remembered then."""
+    budgets, caller = RetryBudgets(), uuid.uuid4()
+    assert all(budgets.spend(caller) for _ in range(3))
+    for _ in range(4):
+        budgets.earn(caller)
+
+    assert not budgets.left
+    assert sum(budgets.spend(caller) for _ in range(1000)) == MAX_RETRIES
 
 
 def test_each_caller_has_a_budget_of_its_own():
@@ -495,13 +506,13 @@ def test_each_caller_has_a_budget_of_its_own():
     budgets are forgotten."""
     budgets = RetryBudgets()
     poisoner, victim = uuid.uuid4(), uuid.uuid4()
-    while budgets.of(poisoner).spend():
+    while budgets.spend(poisoner):
         pass
 
-    assert budgets.of(victim).spend()
+    assert budgets.spend(victim)
     for _ in range(MAX_BUDGETS):
-        budgets.of(uuid.uuid4())
-    assert len(budgets._budgets) == MAX_BUDGETS
+        budgets.spend(uuid.uuid4())
+    assert len(budgets.left) == MAX_BUDGETS
 
 
 def test_sealed_keys_open_for_their_owner_alone():

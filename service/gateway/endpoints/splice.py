@@ -18,6 +18,9 @@ from service.gateway.endpoints.tokens import END_TO_END_ENCRYPTED, TokenCall
 class Value(enum.Enum):
     """What a member is set to."""
 
+    # Looked up for each member of a body; a hash of the enum's own is computed in Python.
+    __hash__ = object.__hash__
+
     PSEUDONYM = enum.auto()
     """The pseudonym of the end user; all end users whom the caller does not name share one."""
     PSEUDONYM_IF_NAMED = enum.auto()
@@ -30,6 +33,10 @@ class Value(enum.Enum):
     """The caller's parameters with Venice's own system prompt off, where that is the default."""
     STREAM = enum.auto()
     """True, where the answer is assembled from a stream."""
+
+
+SURE: Final = frozenset({Value.PSEUDONYM, Value.REMOVED})
+"""The values that a member gets in every call."""
 
 
 class Splice(NamedTuple):
@@ -88,29 +95,45 @@ def upstream_body(call: Call, caller: Caller, bound: Bound) -> bytes:
     # A body that is end-to-end encrypted is never changed.
     if splice is None or document is None or call.model.startswith(END_TO_END_ENCRYPTED):
         return call.body
-    pseudonym = caller.pseudonym(call.end_user or "")
-    values: dict[Value, Any] = {
-        Value.PSEUDONYM: pseudonym,
-        Value.PSEUDONYM_IF_NAMED: pseudonym if call.end_user else None,
-        Value.REMOVED: UNSET,
-        Value.OUTPUT_CAP: bound.output_cap,
-        Value.NO_VENICE_PROMPT: _without_venice_prompt(call, bound),
-        Value.STREAM: True if call.relay is Relay.ASSEMBLED else None,
-    }
-    present = {name: kind for name, kind in splice.replaced.items() if name in document.names}
-    kinds = {**splice.added, **present}
-    changes = {name: values[kind] for name, kind in kinds.items() if values[kind] is not None}
-    if isinstance(call, TokenCall):
+    values = _values(call, caller, bound)
+    changes: dict[str, Any] = {}
+    for name, kind in splice.added.items():
+        if kind in values:
+            changes[name] = values[kind]
+    for name in splice.replaced.keys() & document.names:
+        if (kind := splice.replaced[name]) in values:
+            changes[name] = values[kind]
+    if bound.output_cap is not None and isinstance(call, TokenCall):
         # Of several maxima the caller may state one that is below the cap.
         for name in changes.keys() & call.stated_maxima.keys():
             changes[name] = min(changes[name], call.stated_maxima[name])
     return document.edited(changes).content if changes else call.body
 
 
-def _without_venice_prompt(call: Call, bound: Bound) -> dict[str, Any] | None:
-    """Return parameters that leave Venice's own prompt out; None for no change."""
-    if not isinstance(call, TokenCall) or call.has_venice_prompt is not None:
-        return None
-    if bound.has_venice_prompt:
-        return None
-    return {**call.venice_parameters, "include_venice_system_prompt": False}
+def _values(call: Call, caller: Caller, bound: Bound) -> dict[Value, Any]:
+    """The values that members of the call's body get. What does not change has none."""
+    pseudonym = caller.pseudonym(call.end_user) if call.end_user else caller.unnamed_pseudonym
+    values: dict[Value, Any] = {Value.PSEUDONYM: pseudonym, Value.REMOVED: UNSET}
+    if call.end_user:
+        values[Value.PSEUDONYM_IF_NAMED] = pseudonym
+    if bound.output_cap is not None:
+        values[Value.OUTPUT_CAP] = bound.output_cap
+    if call.relay is Relay.ASSEMBLED:
+        values[Value.STREAM] = True
+    if (
+        isinstance(call, TokenCall)
+        and call.has_venice_prompt is None
+        and not bound.has_venice_prompt
+    ):
+        off = {**call.venice_parameters, "include_venice_system_prompt": False}
+        values[Value.NO_VENICE_PROMPT] = off
+    return values
+
+
+def replaces_surely(call: Call) -> bool:
+    """Whether a member of the call's body gets another value, whatever its caller and bound."""
+    splice, document = SPLICES.get(call.endpoint.path), call.document
+    if splice is None or document is None:
+        return False
+    kinds = {**splice.added, **splice.replaced}
+    return any(kinds[name] in SURE for name in kinds.keys() & document.names)
