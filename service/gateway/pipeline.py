@@ -19,7 +19,7 @@ from service.gateway.open_call import OpenCall
 from service.gateway.relays import RELAYS, AnswerRelay
 from service.gateway.route import Route
 from service.gateway.waiting import is_done_within
-from service.ledger import Ledger, Limit
+from service.ledger import Ledger, Limit, Outcome
 from service.shares import Share, Shares
 from service.telemetry import metrics
 from service.upstream import Source, Venice
@@ -142,7 +142,16 @@ class Gateway:
                     raise
             else:
                 calls = call.for_models(names)
-        return Route(self._ledger, self._catalog, self._venice, caller, calls)
+        is_repeated = caller.settings.repeat_failed and call.endpoint.is_inference
+        return Route(
+            self._ledger,
+            self._catalog,
+            self._venice,
+            caller,
+            calls[0],
+            [*calls],
+            2 if is_repeated else 1,
+        )
 
     def _with_other_models(self, caller: Caller, call: Call) -> Call:
         """The call with the own names of the other models that may answer.
@@ -291,7 +300,7 @@ class CallContext(msgspec.Struct, eq=False):
         return self.gateway.begin(self.relay)
 
     def __aexit__(self, _: object, error: BaseException | None, __: object) -> Awaitable[None]:
-        if error is None and not self.relay.is_left_unfinished:
+        if error is None and self.relay.open_call.outcome is Outcome.OK:
             return self.gateway.settle(self.relay)
         return self.gateway.end(self.relay, error)
 

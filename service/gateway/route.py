@@ -1,7 +1,6 @@
 """Where a call goes: to one model after another, each under a hold of its own bound."""
 
 import contextlib
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -32,34 +31,28 @@ REFUSED: Final = (LimitExceeded, RateLimited, UpstreamError)
 """Refusals after which the call may go to another model."""
 
 
-class Route:
+NO_BOUND: Final = Bound(nanos=None)
+
+
+class Route(msgspec.Struct, eq=False):
     """The models that a call may go to, in order, and the current one."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        catalog: Catalog,
-        venice: Venice,
-        caller: Caller,
-        calls: Sequence[Call],
-    ) -> None:
-        self._ledger = ledger
-        self.catalog = catalog
-        self._venice = venice
-        self._remaining = deque(calls)
-        self.caller = caller
-        self.call = calls[0]
-        is_repeated = caller.settings.repeat_failed and self.call.endpoint.is_inference
-        self._attempts = 2 if is_repeated else 1
-        """For how many attempts a hold is: the first of two may have been charged."""
-        self.bound = Bound(nanos=None)
-        self.hold: Hold | None = None
-        """There once the call is admitted."""
-        self.model_name = ""
-        """The ledger's name for the model, without a suffix."""
-        self.admission: Admission | None = None
-        self.sent = Sent()
-        """What is known of the call at Venice, which the ledger keeps while it is in flight."""
+    _ledger: Ledger
+    catalog: Catalog
+    _venice: Venice
+    caller: Caller
+    call: Call
+    _remaining: list[Call]
+    _attempts: int
+    """For how many attempts a hold is: the first of two may have been charged."""
+    bound: Bound = NO_BOUND
+    hold: Hold | None = None
+    """There once the call is admitted."""
+    model_name: str = ""
+    """The ledger's name for the model, without a suffix."""
+    admission: Admission | None = None
+    sent: Sent = msgspec.field(default_factory=Sent)
+    """What is known of the call at Venice, which the ledger keeps while it is in flight."""
 
     @property
     def has_next(self) -> bool:
@@ -80,7 +73,7 @@ class Route:
         refusal: ServiceError | None = None
         refused = []
         while self._remaining:
-            call = self._remaining.popleft()
+            call = self._remaining.pop(0)
             try:
                 await self._take(call, self._ledger.admit)
             except REFUSED as error:
@@ -108,7 +101,7 @@ class Route:
         """Go on to the next model whose bound its limits have room for, in one step with giving up
         the hold of this one; False where there is none."""
         while self._remaining:
-            call = self._remaining.popleft()
+            call = self._remaining.pop(0)
             try:
                 await self._take(call, self._ledger.move)
             except (ClientError, UpstreamError) as error:
@@ -159,7 +152,9 @@ class Route:
             raise answered from error
         self.call, self.hold, self.admission = call, hold, admission
         self.model_name, self.sent = hold.model, self._ledger.sent_of(hold)
-        self.bound = self._granted(call, bound, admission)
+        self.bound = bound
+        if (admission.bound_nanos, admission.bound_tokens) != (hold.bound_nanos, hold.bound_tokens):
+            self.bound = self._cut(call, bound, admission)
 
     async def _quote_of(self, call: Call, *, is_last: bool) -> Quote:
         if call.is_priced_by_venice:
@@ -179,15 +174,14 @@ class Route:
                 self._advise(refusal, call, least or bound, dry_run.limits)
         else:
             nanos, tokens = dry_run.outcome.bound_nanos, dry_run.outcome.bound_tokens
-            bound = self._granted(call, bound, dry_run.outcome)
+            if (nanos, tokens) != (hold.bound_nanos, hold.bound_tokens):
+                bound = self._cut(call, bound, dry_run.outcome)
         bound = msgspec.structs.replace(bound, nanos=nanos, tokens=tokens)
         return Quote(call=call, bound=bound, limits=dry_run.limits, refusal=refusal)
 
-    def _granted(self, call: Call, bound: Bound, admission: Admission) -> Bound:
-        """The bound with its output cut to what the admission grants, if that is less."""
+    def _cut(self, call: Call, bound: Bound, admission: Admission) -> Bound:
+        """The bound with its output cut to what the admission grants each attempt."""
         granted = admission if self._attempts == 1 else _part(admission, self._attempts)
-        if (granted.bound_nanos, granted.bound_tokens) == (bound.nanos, bound.tokens):
-            return bound
         return call.endpoint.cut(call, bound, granted, self.catalog)
 
     def _affordable(self, refusal: ServiceError, call: Call, bound: Bound) -> Bound | None:

@@ -23,6 +23,7 @@ MAX_FINISH_S: Final = 900.0
 """How long an answer is read for the books alone after its caller has left."""
 OK_STATUS: Final = 200
 """The only status of Venice's answers to paid calls."""
+NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 class AnswerRelay(abc.ABC):
@@ -39,16 +40,16 @@ class AnswerRelay(abc.ABC):
     may_go_on: bool | None = None
     """Whether Venice may have gone on after the last chunk that was read; None where the outcome
     decides."""
+    headers: Mapping[str, str] = NO_HEADERS
+    """Venice's headers that the caller gets, complete after ``begin``."""
+    metered: Metered | None = None
+    """The usage and cost that Venice stated, once all of it was read."""
+    _task: asyncio.Task[None] | None = None
+    """The work that goes on when the caller leaves."""
 
     def __init__(self, open_call: OpenCall, attempts: Attempts) -> None:
         self.open_call = open_call
         self.attempts = attempts
-        self.headers: Mapping[str, str] = {}
-        """Venice's headers that the caller gets, complete after ``begin``."""
-        self.metered: Metered | None = None
-        """The usage and cost that Venice stated, once all of it was read."""
-        self._task: asyncio.Task[None] | None = None
-        """The work that goes on when the caller leaves."""
 
     def begin(self, patience_s: float) -> Awaitable[object]:
         """Send the call and wait for the first byte of the answer. Where the caller's key wants
@@ -139,29 +140,24 @@ class AnswerRelay(abc.ABC):
 
     def _cost_by(self, metered: Metered) -> Cost:
         """What the call cost, by what was metered, with the attempts before the last one."""
-        cost = self._cost_of_last_attempt(metered)
-        if self.attempts.has_failed:
-            route = self.open_call.route
-            call = route.call
-            failed = call.endpoint.cost(call, route.bound, Metered(), route.catalog)
+        open_call, attempts, route = self.open_call, self.attempts, self.open_call.route
+        call, endpoint = route.call, route.call.endpoint
+        upload = call.upload
+        # Venice never had all of the body, and answered nothing.
+        is_upload_cut = upload is not None and not upload.is_whole and attempts.answer is None
+        outcome = open_call.outcome or open_call.early_outcome()
+        if open_call.stated_usd:
+            cost = Cost(None, money.parse_usd(open_call.stated_usd), CostSource.REPORTED)
+        elif is_upload_cut or metered.is_withheld or not attempts.may_be_charged:
+            cost = Cost(None, 0, CostSource.NOT_CHARGED)
+        elif chargeable := self._chargeable(metered, outcome):
+            cost = endpoint.cost(call, route.bound, chargeable, route.catalog)
+        else:
+            cost = Cost(None, None, CostSource.UNKNOWN)
+        if attempts.has_failed:
+            failed = endpoint.cost(call, route.bound, Metered(), route.catalog)
             cost = _sum(cost, failed, route.bound)
         return cost
-
-    def _cost_of_last_attempt(self, metered: Metered) -> Cost:
-        open_call, attempts = self.open_call, self.attempts
-        if open_call.stated_usd:
-            return Cost(None, money.parse_usd(open_call.stated_usd), CostSource.REPORTED)
-        if not attempts.may_be_charged or metered.is_withheld:
-            return Cost(None, 0, CostSource.NOT_CHARGED)
-        route = open_call.route
-        call = route.call
-        if call.upload is not None and not call.upload.is_whole and attempts.answer is None:
-            # Venice never had all of the body, and answered nothing.
-            return Cost(None, 0, CostSource.NOT_CHARGED)
-        chargeable = self._chargeable(metered, open_call.outcome or open_call.early_outcome())
-        if chargeable is None:
-            return Cost(None, None, CostSource.UNKNOWN)
-        return call.endpoint.cost(call, route.bound, chargeable, route.catalog)
 
     async def _read_whole(self, answer: UpstreamResponse) -> tuple[bytes, Metered]:
         """The whole body, and what it states; that is recorded even if the body is cut."""
