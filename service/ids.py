@@ -7,6 +7,12 @@ from uuid import UUID
 from asyncpg.pgproto.pgproto import UUID as FastUUID  # noqa: N811 - it is one
 
 
+def uuid_of(number: int) -> UUID:
+    """Create a UUID with this number, of asyncpg's type, which is hashed in C."""
+    made: UUID = FastUUID(number.to_bytes(16))
+    return made
+
+
 def uuid7() -> UUID:
     """Create a UUIDv7 (RFC 9562): milliseconds, 12 bits of their fraction, then 62 random bits.
 

@@ -25,6 +25,7 @@ from service.errors import (
     UpstreamError,
     UpstreamExhausted,
 )
+from service.ids import uuid_of
 from service.upstream.cooldowns import Cooldowns, Source
 from service.upstream.findings import Finding
 from service.upstream.refusals import (
@@ -38,7 +39,7 @@ from service.upstream.refusals import (
 
 log = structlog.get_logger()
 
-ENVIRONMENT_KEY_ID: Final = UUID(int=1)
+ENVIRONMENT_KEY_ID: Final = uuid_of(1)
 """The id of the key from the settings, ``VENICE_API_KEY``."""
 EVERY_MODEL: Final = ""
 MAX_RATE_COOLDOWN_S: Final = 60.0

@@ -26,6 +26,7 @@ FIRST_LINES: Final = (sse.DATA, sse.BYTE_ORDER_MARK + sse.DATA)
 MAX_HELD_BYTES: Final = 1024 * 1024
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+NO_USD: Final = Decimal(0)
 MAX_USD: Final = Decimal(1_000_000)
 """No call costs as much. A higher stated cost is ignored."""
 MAX_NAME_CHARACTERS: Final = 256
@@ -143,7 +144,7 @@ class CostObject(msgspec.Struct):
         amounts = []
         is_partial = False
         for raw in (self.usd, self.diem):
-            if bytes(raw) == b"null":
+            if raw is ABSENT or bytes(raw) == b"null":
                 continue
             try:
                 amounts.append(AMOUNT.decode(raw))
@@ -154,13 +155,13 @@ class CostObject(msgspec.Struct):
 
 
 def _sum_usd(amounts: Sequence[Decimal]) -> Decimal | None:
-    # Check before adding: Decimal cannot add some of the numbers that JSON can hold.
-    if not amounts or not all(map(Decimal.is_finite, amounts)):
-        return None
-    if min(amounts) < 0 or max(amounts) > MAX_USD:
-        return None
-    total = sum(amounts, Decimal(0))
-    return total if total <= MAX_USD else None
+    total = NO_USD if amounts else None
+    for amount in amounts:
+        # Checked before it is added: Decimal cannot add some of the numbers that JSON can hold.
+        if total is None or not amount.is_finite() or not NO_USD <= amount <= MAX_USD:
+            return None
+        total += amount
+    return total if total is None or total <= MAX_USD else None
 
 
 class Facts(msgspec.Struct):
