@@ -51,13 +51,14 @@ class KeptReasoning:
         self._others = ObjectPieces()
 
     def take(self, piece: AssistantMessage) -> None:
-        """Add the members of a piece of a message."""
-        members = {
-            DETAILS: piece.reasoning_details,
-            SIGNATURE: piece.thought_signature,
-            ENCRYPTED: piece.reasoning_encrypted,
-        }
-        self.add(members, is_continued=True)
+        """Add the members of a piece of a message, most of which have none."""
+        if piece.reasoning_details or piece.thought_signature or piece.reasoning_encrypted:
+            members = {
+                DETAILS: piece.reasoning_details,
+                SIGNATURE: piece.thought_signature,
+                ENCRYPTED: piece.reasoning_encrypted,
+            }
+            self.add(members, is_continued=True)
 
     def add(self, members: Json, *, is_continued: bool) -> None:
         """Add decoded members. ``is_continued`` is for those of a block without a thought, which go

@@ -9,7 +9,7 @@ Bytes are cut into events, never changed, so a stream can be passed on as it cam
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -24,6 +24,8 @@ EMPTY_LINE: Final = b"\n\n"
 """How an event ends in a stream without carriage returns."""
 EVENT_ENDS: Final = (b"\n\n", b"\r\r", b"\n\r\n", b"\n\r")
 ANY_EMPTY_LINE: Final = re.compile(rb"\n\n|\r\r|\n\r\n?")
+ONE_LINE: Final = re.compile(rb"data: ([^\r\n]+)\n\n")
+"""An event as most come: of one line, and alone."""
 SEAM_BYTES: Final = 2
 """The longest beginning of an event's end."""
 
@@ -135,10 +137,11 @@ def texts_of(event: bytes) -> list[bytes]:
     return [data] if LF not in data or _is_json(data) else data.split(LF)
 
 
-def texts(content: bytes) -> Iterator[bytes]:
+def texts(content: bytes) -> Iterable[bytes]:
     """The texts of all events in ``content``. Events without data are left out."""
-    for event in split(content):
-        yield from filter(None, texts_of(event))
+    if (usual := ONE_LINE.fullmatch(content)) is not None:
+        return (usual[1],)
+    return (text for event in split(content) for text in texts_of(event) if text)
 
 
 def _is_json(data: bytes) -> bool:

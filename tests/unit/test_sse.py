@@ -122,10 +122,14 @@ def test_an_endless_event_is_passed_on():
 
 
 def test_an_event_that_has_come_is_not_copied():
-    """A chunk that ends with an event is passed on as the same object."""
-    chunk = TOKEN * 3
+    """A chunk that ends with an event is passed on as the same object, also after an event that
+    came in two chunks."""
+    chunk, reader = TOKEN * 3, EventReader()
 
-    assert EventReader().feed(chunk) is chunk
+    assert reader.feed(chunk) is chunk
+    assert reader.feed(TOKEN[:9]) == b""
+    assert reader.feed(TOKEN[9:]) == TOKEN
+    assert reader.feed(chunk) is chunk
 
 
 @pytest.mark.parametrize(
@@ -142,6 +146,15 @@ def test_each_line_may_be_an_event(event, texts):
     """Lines that are not one JSON value are texts of their own: the empty line may be missing."""
     assert sse.texts_of(event) == texts
     assert list(sse.texts(event + event)) == [text for text in texts + texts if text]
+
+
+@given(st.lists(st.sampled_from([b"data", b":", b" ", b"x", b"\n", b"\r"]), max_size=12))
+def test_the_texts_of_any_content_are_those_of_its_events(parts):
+    """The usual form of an event, which is recognized at once, is read as any other."""
+    content = b"data: x" + b"".join(parts) + b"\n\n"
+
+    expected = [text for event in sse.split(content) for text in sse.texts_of(event) if text]
+    assert list(sse.texts(content)) == expected
 
 
 @given(st.lists(st.binary(max_size=20), max_size=8), st.integers(1, 60))
