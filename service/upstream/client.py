@@ -83,19 +83,14 @@ class Venice:
     def __init__(
         self,
         http: HttpClient[UpstreamResponse],
-        limits: Limits,
         base_url: str,
         keys: UpstreamKeys,
-        settings: Settings,
+        retry_s: float,
     ) -> None:
         self._http = http
-        self._head_timeout_s = limits.connect_s + limits.silence_s
-        """How long to wait for the response head. A silence timeout alone would not end the wait,
-        because Venice may send any number of 1xx responses first."""
-        self._upload_timeout_s = settings.body_timeout_s
         self._base_url = base_url
         self.keys = keys
-        self.retry_s = settings.venice_retry_s
+        self.retry_s = retry_s
         """The time after a call's first attempt during which further attempts may begin."""
         self.budgets = RetryBudgets()
         self._confirming: dict[UUID, asyncio.Task[None]] = {}
@@ -136,15 +131,10 @@ class Venice:
         :raises UpstreamError: for every status but 2xx, in the subclass that fits.
         """
         sent = {"Authorization": f"Bearer {(key or self.keys.any()).secret}", **headers}
-        timeout_s = self._head_timeout_s
-        if isinstance(body, StreamedBody):
-            timeout_s += self._upload_timeout_s
         if parameters:
             path = f"{path}?{urlencode(parameters)}"
         try:
-            response = await self._http.send(
-                method, self._base_url, path, sent, body, timeout_s, departure
-            )
+            response = await self._http.send(method, self._base_url, path, sent, body, departure)
         except InvalidRequestError as error:
             log.error("request not sent", reason=str(error))
             raise UpstreamUnreachable("The request could not be sent to Venice.") from None
@@ -333,13 +323,14 @@ async def open_venice(
     limits = Limits(
         connect_s=settings.venice_connect_timeout_s,
         silence_s=settings.venice_silence_timeout_s,
+        upload_s=settings.body_timeout_s,
         head_max_bytes=settings.venice_head_max_bytes,
         max_headers=settings.venice_max_headers,
         max_connections=settings.venice_max_connections,
     )
     headers = {"User-Agent": f"rialto/{__version__}", "Accept-Encoding": "identity"}
     http = HttpClient(UpstreamResponse, limits, headers)
-    venice = Venice(http, limits, base_url, keys, settings)
+    venice = Venice(http, base_url, keys, settings.venice_retry_s)
     try:
         yield venice
     finally:

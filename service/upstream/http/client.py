@@ -50,6 +50,9 @@ class HttpClient(Generic[R]):
     ) -> None:
         self._response_class = response_class
         self._limits = limits
+        self._head_timeout_s = limits.connect_s + limits.silence_s
+        """How long to wait for the head of a response. The deadline for silence would not end the
+        wait, because Venice may send any number of 1xx responses first."""
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._dialer = Dialer(context)
         self._bases: dict[str, _Base] = {}
@@ -63,11 +66,9 @@ class HttpClient(Generic[R]):
         path: str,
         headers: Mapping[str, str],
         body: bytes | StreamedBody,
-        timeout_s: float,
         departure: Departure | None = None,
     ) -> R:
-        """Send a request and return its response once the head has arrived, which may take
-        ``timeout_s`` from when the request is sent.
+        """Send a request and return its response once the head has arrived.
 
         ``departure`` notes that the request was sent, and says that it may cost something. A GET or
         HEAD without one is sent once more when the server has closed a kept connection meanwhile.
@@ -77,9 +78,9 @@ class HttpClient(Generic[R]):
         :raises UpstreamError: when no valid head arrives in time.
         """
         base = self._bases.get(base_url) or self._open_base(base_url)
-        framing = ""
+        framing, head_timeout_s = "", self._head_timeout_s
         if isinstance(body, StreamedBody):
-            framing = body.framing
+            framing, head_timeout_s = body.framing, head_timeout_s + self._limits.upload_s
         elif body or method not in BODILESS_METHODS:
             framing = f"Content-Length: {len(body)}\r\n"
         head = write_head(method, base.path + path, base.host_lines, headers, framing)
@@ -93,7 +94,7 @@ class HttpClient(Generic[R]):
             if departure is not None:
                 departure.has_left = True
             try:
-                connection.send(response, head, body, timeout_s)
+                connection.send(response, head, body, head_timeout_s)
                 if isinstance(body, StreamedBody):
                     await self._send_body(connection, response)
                 await response.waiter

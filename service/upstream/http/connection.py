@@ -34,6 +34,9 @@ class Limits(NamedTuple):
     connect_s: float
     """For a place among the connections, the name, the connection and its TLS together."""
     silence_s: float
+    """Without any byte of a response, or of an upload."""
+    upload_s: float
+    """How much longer the head of a response may take when a body is streamed."""
     head_max_bytes: int
     max_headers: int
     max_connections: int

@@ -45,7 +45,7 @@ class Dialer:
             sock = await aiohappyeyeballs.start_connection(
                 addresses, happy_eyeballs_delay=ATTEMPT_DELAY_S, interleave=1, loop=loop
             )
-        except OSError:
+        except (OSError, RuntimeError):
             self._lookups.pop(origin, None)
             raise
         try:
@@ -86,6 +86,8 @@ class Dialer:
             if len(self._lookups) >= MAX_NAMES:
                 self._lookups.clear()
             lookup = loop.create_task(self._look_up(origin, loop))
+            # Its exception is of no interest once every request that waited has left.
+            lookup.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._lookups[origin] = (loop.time() + DNS_CACHE_S, lookup)
         try:
             # The others still need the lookup if this request is cancelled.

@@ -16,8 +16,8 @@ from service.upstream.http.response import Response
 METHOD: Final = re.compile(r"[A-Z]{1,20}")
 TARGET: Final = re.compile(r"/[!\"$-~]*")
 """The path and the query: visible ASCII without ``#``, since a fragment is never sent."""
-NAMES: Final = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:\n|\Z))*")
-"""Names of headers, each on a line."""
+NAMES: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z\n]*")
+"""Names of headers, with a line feed between two."""
 VALUES: Final = re.compile(r"[\t -~\x80-\U0010ffff]*")
 FRAMING: Final = frozenset(
     {"connection", "content-length", "expect", "host", "keep-alive", "te", "trailer"}
@@ -54,7 +54,8 @@ def write_head(
     """
     if METHOD.fullmatch(method) is None or TARGET.fullmatch(target) is None:
         raise InvalidRequestError("The method or the path has characters that cannot be sent.")
-    if NAMES.fullmatch("\n".join(headers)) is None or "" in headers:
+    names = "\n".join(headers)
+    if "" in headers or NAMES.fullmatch(names) is None or names.count("\n") >= max(1, len(headers)):
         raise InvalidRequestError("A header's name has characters that cannot be sent.")
     if VALUES.fullmatch("".join(headers.values())) is None:
         raise InvalidRequestError("A header's value has characters that cannot be sent.")

@@ -55,12 +55,13 @@ class Pool:
         """
         try:
             async with asyncio.timeout(self.limits.connect_s):
-                while True:
-                    connection = await self._wait_for_turn() or await self._dial()
-                    if not connection.transport.is_closing():
-                        return connection
-                    self.forget(connection)
-        except (OSError, TimeoutError, ValueError) as error:
+                while (freed := await self._wait_for_turn()) is not None:
+                    if not freed.transport.is_closing():
+                        return freed
+                    self.forget(freed)
+                return await self._dial()
+        except (OSError, RuntimeError, TimeoutError, ValueError) as error:
+            # uvloop raises RuntimeError for some addresses, and names can be invalid.
             raise unreachable() from error
 
     async def _wait_for_turn(self) -> Connection | None:
@@ -89,6 +90,8 @@ class Pool:
             connection = await self._dialer.connect(
                 self._origin, lambda: Connection(self, self._loop), self.limits.connect_s
             )
+            if connection.transport.is_closing():
+                raise ConnectionResetError("The server closed the connection at once.")
         except BaseException:
             self._free_place()
             raise
