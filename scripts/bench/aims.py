@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable
 
-NOT_MEASURED = "–"
+NONE = "–"
 
 
 class Rounds:
@@ -190,7 +190,7 @@ AIMS = (
     ),
     Aim(
         title="ledger of 2 processes: calls/s on shared ÷ own organizations",
-        before="–",
+        before=NONE,
         aim=0.8,
         is_least=True,
         find=_shared(2, "ledger"),
@@ -204,14 +204,14 @@ AIMS = (
     ),
     Aim(
         title="2 services: requests/s on shared ÷ own organizations",
-        before="–",
+        before=NONE,
         aim=0.8,
         is_least=True,
         find=_shared(2, "rialto-4"),
     ),
     Aim(
         title="4 services: requests/s on shared ÷ own organizations",
-        before="–",
+        before=NONE,
         aim=0.8,
         is_least=True,
         find=_shared(4, "rialto-4"),
@@ -263,10 +263,10 @@ def rows(results):
 
 def _row(aim, found):
     sign = "≥" if aim.is_least else "≤"
-    stretch = _shown(aim.stretch, aim.unit) if aim.stretch is not None else NOT_MEASURED
-    known = [aim.title, aim.before, f"{sign} {_shown(aim.aim, aim.unit)}", stretch]
+    stretch = NONE if aim.stretch is None else f"{aim.stretch:g}{aim.unit}"
+    known = [aim.title, aim.before, f"{sign} {aim.aim:g}{aim.unit}", stretch]
     if not found:
-        return [*known, NOT_MEASURED, NOT_MEASURED, "0", "not measured"]
+        return [*known, NONE, NONE, "0", "not measured"]
     middle = statistics.median(found)
     spread = f"{_shown(min(found), '')} – {_shown(max(found), '')}"
     return [*known, _shown(middle, aim.unit), spread, str(len(found)), _verdict(aim, middle)]
@@ -281,4 +281,4 @@ def _verdict(aim, found):
 def _shown(value, unit):
     """Format a figure with three digits, so that rounding hides no missed aim."""
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:,.{digits}f}".removesuffix(".00").removesuffix(".0") + unit
+    return f"{value:,.{digits}f}{unit}"

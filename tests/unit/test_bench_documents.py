@@ -75,12 +75,12 @@ def test_an_aim_is_the_median_over_rounds():
         )
     )
 
-    assert row_of(results, "CPU a request") == ["1.20", "1 – 1.50", "3", "met"]
+    assert row_of(results, "CPU a request") == ["1.20", "1.00 – 1.50", "3", "met"]
 
 
 @pytest.mark.parametrize(
     ("rate", "found", "verdict"),
-    [(79.9, "0.799", "missed"), (80, "0.800", "met"), (100, "1", "stretch")],
+    [(79.9, "0.799", "missed"), (80, "0.800", "met"), (100, "1.00", "stretch")],
 )
 def test_an_aim_is_met_or_missed(rate, found, verdict):
     """The verdict does not follow the rounded figure."""
@@ -113,8 +113,8 @@ def test_aims_of_memory_starts_and_processes():
         run_of("disjoint4", "ledger", requests_per_s=1000),
     )
 
-    assert row_of(results, "memory after")[0] == "81 MB"
-    assert row_of(results, "memory, idle") == ["64 MB", "64 – 64", "1", "met"]
+    assert row_of(results, "memory after")[0] == "81.0 MB"
+    assert row_of(results, "memory, idle") == ["64.0 MB", "64.0 – 64.0", "1", "met"]
     assert row_of(results, "start on") == ["0.400 s", "0.300 – 0.500", "3", "met"]
     assert row_of(results, "from a fresh")[3] == "stretch"
     assert row_of(results, "ledger of 4")[0] == "0.500"
