@@ -79,6 +79,8 @@ class WholeResponse(web.StreamResponse):
                 **SECURITY_HEADERS,
             }
         )
+        # By the name in any case, as Venice states it.
+        self.headers.setdefault("Content-Type", "application/octet-stream")
         self._whole_body = body
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:

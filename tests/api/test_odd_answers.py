@@ -487,6 +487,28 @@ async def test_plain_answers(odd):
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.parametrize(
+    ("stated", "passed"),
+    [
+        (b"", "application/octet-stream"),
+        (b"content-type: application/json\r\n", "application/json"),
+        (b"CONTENT-TYPE: application/json; charset=utf-8\r\n", "application/json; charset=utf-8"),
+    ],
+)
+async def test_the_type_of_a_plain_answer(odd, stated, passed):
+    """A plain answer has the type that Venice states, once, and the general one if there is
+    none."""
+    venice, caller = odd
+    venice.answer = b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        stated,
+        len(plain()),
+        plain(),
+    )
+    async with caller.chat(model="m") as response:
+        assert response.status == 200
+        assert response.headers.getall("Content-Type") == [passed]
+
+
 async def test_a_refusal_in_pieces(odd):
     """A refusal that arrives in pieces is read to its end."""
     venice, caller = odd
