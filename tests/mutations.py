@@ -109,8 +109,8 @@ MUTATIONS = (
     Mutation(
         "the lowest of several maxima counts",
         "service/gateway/endpoints/tokens.py",
-        '"max_output_tokens": max(maxima.values())',
-        '"max_output_tokens": min(maxima.values())',
+        "highest = max(maxima,",
+        "highest = min(maxima,",
         "tests/api/test_quoted_extras.py::test_the_highest_maximum_counts",
     ),
     Mutation(

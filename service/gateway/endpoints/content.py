@@ -79,13 +79,13 @@ class Content(msgspec.Struct):
         """Read messages, or the items of a response's input."""
         waiting: list[_Place] = []
         for message in conversation if isinstance(conversation, list) else (conversation,):
-            if not isinstance(message, dict):
-                if isinstance(message, list):
-                    waiting.append(_Place(message))
-            elif not (
-                isinstance(message.get("content"), str) and message.keys() <= OF_TEXT_MESSAGES
-            ):
-                waiting.append(_Place(message))
+            if isinstance(message, dict):
+                is_text = isinstance(message.get("content"), str)
+                if is_text and message.keys() <= OF_TEXT_MESSAGES:
+                    continue
+            elif not isinstance(message, list):
+                continue
+            waiting.append(_Place(message))
         while waiting:
             place = waiting.pop()
             if isinstance(place.value, list):

@@ -475,6 +475,7 @@ def _facts(
             parts += len(value)
     if request.safety_identifier or request.user or request.anon_user_id:
         named = end_user(request)
+    highest = max(maxima, key=maxima.__getitem__, default=None)
     facts = {
         **inbound.facts(json),
         **asked.facts(),
@@ -484,10 +485,8 @@ def _facts(
         "text_bytes": json.text_bytes - content.picture_bytes,
         "parts": parts,
         "pictures": content.pictures,
-        "max_output_tokens": max(maxima.values()) if maxima else None,
-        "output_field": max(maxima, key=maxima.__getitem__)
-        if maxima
-        else endpoint.cap_member or "",
+        "max_output_tokens": None if highest is None else maxima[highest],
+        "output_field": highest or endpoint.cap_member or "",
         "venice_parameters": request.venice_parameters or NO_MEMBERS,
     }
     if content.is_unbounded and facts["window_filler"] is None:
