@@ -168,3 +168,24 @@ def test_only_content_has_pictures(message, is_picture):
 
     assert (content.pictures is not NO_PICTURES) is is_picture
     assert content.is_unbounded is not is_picture
+
+
+@pytest.mark.parametrize(
+    ("beside", "is_unbounded"),
+    [
+        ({}, False),
+        ({"name": "a", "cache_control": {"type": "ephemeral"}, "reasoning_content": "b"}, False),
+        ({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]}, False),
+        ({"audio": {"id": "a"}}, True),
+        ({"images": ["a"]}, True),
+        ({"type": "input_audio"}, True),
+        ({"output": {"file": "a"}}, True),
+    ],
+)
+def test_media_beside_a_text_are_found(beside, is_unbounded):
+    """A message whose content is a text may have media in its other members."""
+    for message in ({"role": "user", "content": "Hello", **beside}, {"content": "", **beside}):
+        content = Content()
+        content.read([{"role": "user", "content": "Hello"}, message])
+
+        assert content.is_unbounded is is_unbounded
