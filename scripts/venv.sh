@@ -96,6 +96,14 @@ show_progress() {
     done
 }
 
+# Runs pip, with `--python` for that of another environment, on a list of requirements.
+run_pip() {
+    list=$1
+    shift
+    run_step "$@" install --disable-pip-version-check --no-compile --require-hashes \
+        --requirement "$list"
+}
+
 install_with_pip() {
     .venv/bin/python -m pip --version >/dev/null 2>&1 ||
         run_step .venv/bin/python -m ensurepip >/dev/null || return
@@ -103,18 +111,19 @@ install_with_pip() {
     show_progress "$1" >&2 &
     progress=$!
     status=0
-    run_step .venv/bin/python -m pip install --disable-pip-version-check --no-compile \
-        --require-hashes --requirement "$1" >"$pip_output" || status=$?
+    run_pip "$1" .venv/bin/python -m pip >"$pip_output" || status=$?
     kill "$progress" 2>/dev/null || true
     wait "$progress" 2>/dev/null || true
     return "$status"
 }
 
-# Sets uv to the uv of the PATH or of .venv. A smaller set is for a quick start, so pip gets uv for it.
+# Sets uv to the uv of the PATH or of .venv. A smaller set is for a quick start, so pip gets uv for it:
+# the pip of the interpreter, or of .venv, which takes seconds to make.
 find_uv() {
     uv=$(command -v uv || command -v .venv/bin/uv) || {
         [ "$requirements" != "$all_requirements" ] || return
-        install_with_pip requirements/uv.txt
+        run_pip requirements/uv.txt "${python:-python3}" -m pip --python .venv/bin/python \
+            >/dev/null 2>&1 || install_with_pip requirements/uv.txt
         uv=.venv/bin/uv
     }
 }
