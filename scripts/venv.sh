@@ -117,8 +117,8 @@ install_with_pip() {
     return "$status"
 }
 
-# Sets uv to the uv of the PATH or of .venv. A smaller set is for a quick start, so pip gets uv for it:
-# the pip of the interpreter, or of .venv, which takes seconds to make.
+# Sets uv to the uv of the PATH or of .venv. A smaller set is for a quick start, so pip gets uv for
+# it: the pip of the interpreter, or else that of .venv, which takes seconds to make.
 find_uv() {
     uv=$(command -v uv || command -v .venv/bin/uv) || {
         [ "$requirements" != "$all_requirements" ] || return
