@@ -56,6 +56,13 @@ class Database:
         self.succeeded_at = time.monotonic()
         self.losses = 0
         """How often a connection was lost under a statement, which the server may yet run."""
+        self.in_use = 0
+        """How many connections are taken from the pool."""
+
+    @property
+    def size(self) -> int:
+        """How many connections the pool may have."""
+        return self._settings.database_pool_max_size
 
     @property
     def connections(self) -> tuple[int, int]:
@@ -138,7 +145,7 @@ class Database:
 
     def sticky(self) -> "StickyConnection":
         """A connection to reuse for consecutive statements."""
-        return StickyConnection(self, self._pool, lambda: self._connection(certain=False))
+        return StickyConnection(self, lambda: self._connection(certain=False))
 
     async def _repeated(self, run: Callable[[Any], Awaitable[T]]) -> T:
         with translated():
@@ -176,6 +183,7 @@ class Database:
         """Give the connection back. One whose last statement was cancelled has to wait for the
         server; asyncpg terminates it at the deadline, and who was cancelled hears of that alone.
         One that breaks as it is closed, since its siblings were lost, is gone as it should be."""
+        self.in_use -= 1
         with contextlib.suppress(TimeoutError, *LOST):
             await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
@@ -208,6 +216,7 @@ class Database:
                 await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
                 pause_s = min(pause_s * 2, 0.5)
                 continue
+            self.in_use += 1
             usable = False
             try:
                 usable = await self._is_usable(connection, deadline, certain=certain)
@@ -245,11 +254,10 @@ class StickyConnection:
     def __init__(
         self,
         database: Database,
-        pool: Any,
         take: Callable[[], contextlib.AbstractAsyncContextManager[Any]],
     ) -> None:
         self._database = database
-        self._pool = pool
+        self._size = database.size
         self._take_one = take
         self._taken: contextlib.AbstractAsyncContextManager[Any] | None = None
         self._connection: Any = None
@@ -268,7 +276,7 @@ class StickyConnection:
                 await self._end(*sys.exc_info())
                 raise
             self._database.succeeded_at = time.monotonic()
-            if not self._pool.get_idle_size():
+            if self._database.in_use == self._size:
                 await self.give_back()
         except ConnectionLost:
             return await self._database.fetch(sql, *arguments)

@@ -1,6 +1,7 @@
 """Where a call goes: to one model after another, each under a hold of its own bound."""
 
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -75,7 +76,7 @@ class Route(msgspec.Struct, eq=False):
         while self._remaining:
             call = self._remaining.pop(0)
             try:
-                await self._take(call, self._ledger.admit)
+                await self._take(call, functools.partial(self._ledger.admit, sent=self.sent))
             except REFUSED as error:
                 refusal = refusal or error
                 refused.append(call)
@@ -151,7 +152,7 @@ class Route(msgspec.Struct, eq=False):
                     self._advise(answered, call, least or bound, limits)
             raise answered from error
         self.call, self.hold, self.admission = call, hold, admission
-        self.model_name, self.sent = hold.model, self._ledger.sent_of(hold)
+        self.model_name = hold.model
         self.bound = bound
         if (admission.bound_nanos, admission.bound_tokens) != (hold.bound_nanos, hold.bound_tokens):
             self.bound = self._cut(call, bound, admission)

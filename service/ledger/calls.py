@@ -22,7 +22,7 @@ from service.ledger.implausible import ImplausibleCost, ImplausibleCosts
 from service.ledger.limits import Limit, list_binding
 from service.ledger.records import NOT_SENT, Admission, Entry, Hold, Sent, not_sent
 from service.ledger.refusals import has_room_within
-from service.ledger.writer import LEASE_S, BatchWriter, verdict_of
+from service.ledger.writer import LEASE_S, SETTLE_AND_ADMIT, BatchWriter, verdict_of
 from service.telemetry import metrics
 
 log = structlog.get_logger()
@@ -78,7 +78,7 @@ class Ledger:
         self._database = database
         self._writer = BatchWriter(database, process_id, max_end_users, self._undo)
         self._implausible = ImplausibleCosts(database)
-        self._open: dict[UUID, Hold] = {}
+        self._open: dict[UUID, tuple[Hold, Sent]] = {}
         self._batches = Batches(
             self._writer,
             self._open,
@@ -87,10 +87,8 @@ class Ledger:
         )
         # One at a time, since it locks limits that calls wait for.
         self._trying = asyncio.Semaphore(1)
-        self._sent: dict[UUID, Sent] = {}
         self._moving: set[UUID] = set()
         """Holds whose move is under way, or whose end nobody has waited for."""
-        self._settling: set[asyncio.Future[None]] = set()
         self._undoing: set[asyncio.Task[None]] = set()
         self._waiting = asyncio.Semaphore(MAX_WAITING)
 
@@ -104,15 +102,16 @@ class Ledger:
         """Set when a settlement has brought a limit to the next of its thresholds."""
         return self._writer.alerts_are_due
 
-    async def admit(self, hold: Hold) -> Admission:
-        """Take the hold on every limit that applies to the call, or on none.
+    async def admit(self, hold: Hold, sent: Sent = NOT_SENT) -> Admission:
+        """Take the hold on every limit that applies to the call, or on none. What becomes known of
+        the call at Venice is ``sent``, which is stored when the lease of the hold is renewed.
 
         :raises LimitExceeded, RateLimited: naming the limit that has no room.
         :raises Unauthenticated, Forbidden: when key or organization are no longer in force.
         :raises Unavailable: when the database is unavailable: no new calls without books.
         """
         future = self._batches.admit(hold)
-        self._open[hold.id] = hold
+        self._open[hold.id] = hold, sent
         submitted_at = time.perf_counter()
         try:
             return await future
@@ -183,7 +182,7 @@ class Ledger:
         entry = not_sent(hold)
 
         async def undo() -> None:
-            await self._batches.end_of_batch()
+            await self._batches.end_of_batch(hold)
             await asyncio.wait({self.settle(entry)})
             await asyncio.sleep(UNDO_AGAIN_S)
             await asyncio.wait({self.settle(entry)})
@@ -218,7 +217,7 @@ class Ledger:
                 limits = await list_binding(
                     conn, hold.organization_id, hold.api_key_id, end_user, hold.model
                 )
-                (row,) = await self._writer.fetch(conn, (), [hold])
+                (row,) = await conn.fetch(SETTLE_AND_ADMIT, *self._writer.arguments((), [hold]))
                 raise _TakenBack
         except _TakenBack:
             return DryRun(limits=limits, outcome=verdict_of(row))
@@ -245,7 +244,7 @@ class Ledger:
             tags={"ballast": secrets.token_hex(ballast_bytes // 2)} if ballast_bytes else None,
         )
         for entries, holds in (((), [hold]), ([not_sent(hold)], ())):
-            rows = await self._writer.fetch(conn, entries, holds)
+            rows = await conn.fetch(SETTLE_AND_ADMIT, *self._writer.arguments(entries, holds))
             if len(rows) != 1 or rows[0]["verdict"] not in (None, "admitted"):
                 raise Unavailable("The books refuse a call without a limit.")
 
@@ -256,21 +255,24 @@ class Ledger:
         is what remains of the call, and the sweeper settles that. Where there is no hold (the call
         was never admitted, or is settled) nothing is written.
         """
-        future: asyncio.Future[None]
         if entry.hold.id in self._moving:
-            future = asyncio.ensure_future(self._settle_moved(entry))
-        else:
-            future = self._batches.settle(entry)
-        self._settling.add(future)
-        future.add_done_callback(functools.partial(self._end, entry))
+            moved = asyncio.create_task(self._settle_moved(entry))
+            self._undoing.add(moved)
+            moved.add_done_callback(self._undoing.discard)
+            return moved
+        future = self._batches.settle(entry)
+        if entry.max_nanos is not None:
+            future.add_done_callback(functools.partial(self._report, entry))
         return future
 
     async def _settle_moved(self, entry: Entry) -> None:
         """Settle a call whose move was not waited for, when it can no longer come in between."""
-        await self._batches.end_of_batch()
-        await self._batches.settle(entry)
+        await self._batches.end_of_batch(entry.hold)
+        self._moving.discard(entry.hold.id)
+        await self.settle(entry)
 
-    def _end(self, entry: Entry, settling: asyncio.Future[None]) -> None:
+    def _report(self, entry: Entry, _: asyncio.Future[None]) -> None:
+        """Have the operator hear of a settled cost that no call of the model can have."""
         hold = entry.hold
         if entry.max_nanos is not None and entry.cost_nanos is not None:
             self._implausible.add(
@@ -279,10 +281,6 @@ class Ledger:
                 )
             )
             self.alerts_are_due.set()
-        self._settling.discard(settling)
-        self._open.pop(hold.id, None)
-        self._sent.pop(hold.id, None)
-        self._moving.discard(hold.id)
 
     async def report_implausible(self) -> None:
         """Report to the operator costs that no call of their model can have.
@@ -293,27 +291,16 @@ class Ledger:
 
     async def renew_leases(self) -> None:
         """Keep what this process has in flight from the sweeper."""
-        holds = list(self._open.values())
-        if holds:
-            sent = [self._sent.get(hold.id, NOT_SENT) for hold in holds]
+        calls = list(self._open.values())
+        if calls:
             await self._database.fetch(
                 RENEW_LEASES,
-                list({hold.organization_id for hold in holds}),
-                [hold.id for hold in holds],
-                [known.upstream_key_id for known in sent],
-                [known.upstream_request_id for known in sent],
+                list({hold.organization_id for hold, _ in calls}),
+                [hold.id for hold, _ in calls],
+                [sent.upstream_key_id for _, sent in calls],
+                [sent.upstream_request_id for _, sent in calls],
                 LEASE_S,
             )
-
-    def sent_of(self, hold: Hold) -> Sent:
-        """Where to write what is known of the call at Venice. It is kept with the hold when its
-        lease is renewed."""
-        sent = self._sent.get(hold.id)
-        if sent is None:
-            sent = Sent()
-            if hold.id in self._open:
-                self._sent[hold.id] = sent
-        return sent
 
     async def flush(self, timeout: float) -> int:
         """Wait for the settlements under way; returns how many were not written in time."""
@@ -323,9 +310,10 @@ class Ledger:
                 await self._batches.end_of_batch()
                 # What is to be undone of that batch is among the settlements after this turn.
                 await asyncio.sleep(0)
-        while self._settling and time.monotonic() < deadline:
-            await asyncio.wait(set(self._settling), timeout=deadline - time.monotonic())
-        left = len(self._settling)
+        unsettled = self._batches.unsettled
+        while unsettled and (left_s := deadline - time.monotonic()) > 0:
+            await asyncio.wait(set(unsettled), timeout=left_s)
+        left = len(unsettled)
         if left:
             log.error("settlements not written; their holds remain", count=left)
         for task in self._undoing:

@@ -1,14 +1,14 @@
 """Writes batches of entries and holds to the database, and reads what became of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 import structlog
 
-from service.database.database import Database
+from service.database.database import Database, StickyConnection
 from service.errors import Forbidden, ServiceError, Unauthenticated, Unavailable
 from service.ledger.condition import Condition, is_schema_error
 from service.ledger.records import Admission, Entry, Hold, Rates
@@ -18,6 +18,9 @@ from service.telemetry import metrics
 log = structlog.get_logger()
 
 LEASE_S: Final = 60
+MAX_CONNECTIONS: Final = 3
+OTHERS: Final = 2
+"""How many connections of the pool stay for health, reports and everything else."""
 RETRY_FIRST_S: Final = 0.2
 MAX_RETRY_S: Final = 5.0
 
@@ -27,6 +30,31 @@ SETTLE_AND_ADMIT: Final = """
         $1::text::jsonb, false, $2::text::jsonb, $3, make_interval(secs => $4), $5
     )
 """
+
+
+class Batch(msgspec.Struct, eq=False):
+    """Entries to write and holds to take in one transaction, with the futures of those who wait
+    for them, in the same order."""
+
+    entries: list[Entry] = []
+    settling: list[asyncio.Future[None]] = []
+    holds: list[Hold] = []
+    admitting: list[asyncio.Future[Admission]] = []
+
+    def settled(self) -> None:
+        """Resolve the futures of the entries."""
+        for future in self.settling:
+            if not future.done():
+                future.set_result(None)
+
+    def parts(self) -> "list[Batch]":
+        """A batch for each of the entries and holds."""
+        settlements = zip(self.entries, self.settling, strict=True)
+        admissions = zip(self.holds, self.admitting, strict=True)
+        return [
+            *(Batch(entries=[entry], settling=[future]) for entry, future in settlements),
+            *(Batch(holds=[hold], admitting=[future]) for hold, future in admissions),
+        ]
 
 
 class BatchWriter:
@@ -44,30 +72,32 @@ class BatchWriter:
         undo: Callable[[Hold], None],
     ) -> None:
         self._database = database
-        self._sticky = database.sticky()
         self._process_id = process_id
         self._max_end_users = max_end_users
         self._undo = undo
+        self.max_connections = max(1, min(MAX_CONNECTIONS, database.size - OTHERS))
+        """How many batches may be written at once."""
         self.condition = Condition()
         self.alerts_are_due = asyncio.Event()
         """Set when a settlement has brought a limit to the next of its thresholds."""
 
-    async def write(
-        self,
-        entries: Sequence[Entry],
-        holds: Sequence[Hold],
-        database: Database | None = None,
-    ) -> Sequence[Admission | ServiceError]:
-        """Write the entries, then take the holds, both or nothing; returns a verdict for each
-        hold. Without a ``database`` the connection is the one that is kept for batches."""
+    def connect(self) -> StickyConnection:
+        """A connection for consecutive batches."""
+        return self._database.sticky()
+
+    async def write(self, batch: Batch, connection: Database | StickyConnection) -> None:
+        """Write the entries, then take the holds, both or nothing, and resolve their futures.
+
+        :raises Exception: when nothing is written. The futures are left as they are.
+        """
+        entries, holds = batch.entries, batch.holds
         if entries:
             metrics.note(metrics.BATCH_SIZE, len(entries), "settlement")
         if holds:
             metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
         losses = self._database.losses
-        statement = self.fetch(database or self._sticky, entries, holds)
         try:
-            rows = await statement
+            rows = await connection.fetch(SETTLE_AND_ADMIT, *self.arguments(entries, holds))
         except Exception as error:
             self.condition.failed(error)
             if is_schema_error(error):
@@ -75,73 +105,63 @@ class BatchWriter:
                 raise Unavailable("The books cannot be written.", retry_after_s=5) from error
             raise
         self.condition.succeeded()
-        verdicts, settled_nanos = [], 0
+        was_repeated = self._database.losses != losses
+        settled_nanos = 0
         for row in rows:
-            if row["number"] is None:
+            if (number := row["number"]) is None:
                 settled_nanos += self._note_written(row)
+            elif row["verdict"] == "admitted":
+                if not batch.admitting[number - 1].done():
+                    batch.admitting[number - 1].set_result(_admission(row))
             else:
-                verdicts.append(verdict_of(row))
+                self._refuse(batch, number - 1, _refusal(row), was_repeated=was_repeated)
         if settled_nanos:
             metrics.SETTLED_USD.inc(settled_nanos / 1e9)
-        if self._database.losses != losses:
-            self._undo_refused(holds, verdicts)
-        return verdicts
 
-    def _undo_refused(
-        self, holds: Sequence[Hold], verdicts: Sequence[Admission | ServiceError]
-    ) -> None:
-        """End what may become of refused holds. Their statement may have been a repetition, and the
-        first one may run yet: what was refused now may then be admitted."""
-        for hold, verdict in zip(holds, verdicts, strict=True):
-            if isinstance(verdict, ServiceError) and not hold.is_moved:
-                self._undo(hold)
+    def _refuse(self, batch: Batch, place: int, error: ServiceError, *, was_repeated: bool) -> None:
+        if was_repeated and not batch.holds[place].is_moved:
+            # The first statement may run yet: what was refused now may then be admitted.
+            self._undo(batch.holds[place])
+        if not batch.admitting[place].done():
+            batch.admitting[place].set_exception(error)
 
-    async def settle(self, entries: Sequence[Entry]) -> None:
-        """Write the entries, however long it takes. Never raises."""
+    async def settle(self, batch: Batch) -> None:
+        """Write the entries of the batch, however long it takes. Never raises."""
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                await self.write(entries, (), self._database)
+                await self.write(batch, self._database)
             except Unavailable:
                 metrics.SETTLEMENT_RETRIES.inc()
                 log.warning(
-                    "settlements wait for the database", count=len(entries), retry_s=pause_s
+                    "settlements wait for the database", count=len(batch.entries), retry_s=pause_s
                 )
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, MAX_RETRY_S)
             except Exception:
-                if len(entries) > 1:
+                parts = batch.parts()
+                if len(parts) > 1:
                     # One that cannot be written keeps no other from it.
-                    for entry in entries:
-                        await self.settle([entry])
-                else:
-                    # What could not be written must be in the log.
-                    metrics.UNWRITTEN.inc()
-                    log.exception("settlement failed", **_facts(entries[0]))
+                    for part in parts:
+                        await self.settle(part)
+                    return
+                # What could not be written must be in the log.
+                metrics.UNWRITTEN.inc()
+                log.exception("settlement failed", **_facts(batch.entries[0]))
+                batch.settled()
                 return
             else:
                 return
 
-    async def give_back(self) -> None:
-        """Return the connection that is kept from one batch to the next."""
-        await self._sticky.give_back()
+    def arguments(self, entries: Sequence[Entry], holds: Sequence[Hold]) -> tuple[Any, ...]:
+        """The arguments of ``SETTLE_AND_ADMIT``.
 
-    def fetch(
-        self, conn: Any, entries: Sequence[Entry], holds: Sequence[Hold]
-    ) -> Awaitable[list[Any]]:
-        """Settle, then admit, in one statement; returns its rows.
-
-        What cannot be encoded raises here, before anything is awaited.
+        :raises Exception: when something cannot be encoded.
         """
-        settled = calls = None
-        if entries:
-            settled = msgspec.json.encode(list(map(Entry.row, entries))).decode()
-        if holds:
-            calls = msgspec.json.encode(holds).decode()
-        rows: Awaitable[list[Any]] = conn.fetch(
-            SETTLE_AND_ADMIT, settled, calls, self._process_id, LEASE_S, self._max_end_users
-        )
-        return rows
+        encode = msgspec.json.encode
+        settled = encode(list(map(Entry.row, entries))).decode() if entries else None
+        calls = encode(holds).decode() if holds else None
+        return settled, calls, self._process_id, LEASE_S, self._max_end_users
 
     def _note_written(self, written: Any) -> int:
         """Returns the nano-dollars that a call was settled with now."""
@@ -165,13 +185,19 @@ class BatchWriter:
 
 def verdict_of(row: Any) -> Admission | ServiceError:
     """What a row of ``public.settle_and_admit`` decides for its call."""
+    return _admission(row) if row["verdict"] == "admitted" else _refusal(row)
+
+
+def _admission(row: Any) -> Admission:
+    return Admission(
+        bound_nanos=row["granted_nanos"],
+        bound_tokens=row["granted_tokens"],
+        rates=Rates.of(row),
+    )
+
+
+def _refusal(row: Any) -> ServiceError:
     verdict = row["verdict"]
-    if verdict == "admitted":
-        return Admission(
-            bound_nanos=row["granted_nanos"],
-            bound_tokens=row["granted_tokens"],
-            rates=Rates.of(row),
-        )
     if verdict == "organization_inactive":
         return Forbidden("The organization is not active.", code=verdict)
     if verdict == "not_held":

@@ -10,7 +10,7 @@ from service import ledger
 from service.database.pool import open_pool
 from service.errors import RateLimited, Unavailable
 from service.ids import uuid7
-from service.ledger import Ledger
+from service.ledger import Hold, Ledger
 from service.ledger.batches import Batches
 
 SAME_TRANSACTION = """
@@ -58,7 +58,10 @@ async def test_calls_without_a_caller_are_settled_in_large_batches(books):
     ("unit", "period"),
     [("concurrency", None), ("usd", "month"), ("tokens", "hour"), ("tokens", "day")],
 )
-async def test_a_settlement_makes_room_for_an_admission_beside_it(books, unit, period):
+@pytest.mark.parametrize("is_settled_first", [True, False])
+async def test_a_settlement_makes_room_for_an_admission_beside_it(
+    books, unit, period, is_settled_first
+):
     """A settlement and an admission share a transaction, and the settlement comes first in it, in
     whatever order they were requested."""
     limit = await books.limit(unit, period, 10 if unit != "concurrency" else 1)
@@ -67,9 +70,11 @@ async def test_a_settlement_makes_room_for_an_admission_beside_it(books, unit, p
         await books.ledger.admit(books.hold(4, 4))
 
     second = books.hold(4, 4)
-    admission, _ = await asyncio.gather(
-        books.ledger.admit(second), books.ledger.settle(entry_of(first, 6, 6))
-    )
+    admitting, settling = books.ledger.admit(second), books.settle(first, 6, 6)
+    if is_settled_first:
+        _, admission = await asyncio.gather(settling, admitting)
+    else:
+        admission, _ = await asyncio.gather(admitting, settling)
 
     assert (admission.bound_nanos, admission.bound_tokens) == (4, 4)
     assert await books.connection.fetchval(SAME_TRANSACTION) == 1
@@ -217,14 +222,33 @@ async def test_each_admission_times_out_at_its_own_deadline(monkeypatch):
     writing = asyncio.Event()
 
     class SilentWriter:
-        async def write(self, entries, holds):
+        max_connections = 1
+
+        def connect(self):
+            return self
+
+        async def write(self, *_):
             writing.set()
             await asyncio.Event().wait()
 
-    batches = Batches(SilentWriter(), [], max_admitting=10, admit_s=1000)
+        async def give_back(self):
+            pass
+
+    hold = Hold(
+        organization_id=uuid7(),
+        id=uuid7(),
+        api_key_id=uuid7(),
+        request_id="r",
+        endpoint="/chat/completions",
+        model="m",
+        is_stream=False,
+        bound_nanos=1,
+        bound_tokens=1,
+    )
+    batches = Batches(SilentWriter(), {}, max_admitting=10, admit_s=1000)
     waiting = []
     for _ in range(3):
-        waiting.append(batches.admit("hold"))
+        waiting.append(batches.admit(hold))
         skipped_s += 300
     await writing.wait()
 

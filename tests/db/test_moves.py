@@ -10,7 +10,7 @@ from books import EACH_USER, entry_of
 
 from service import ledger, money
 from service.errors import LimitExceeded, RateLimited, Unavailable
-from service.ledger import CostSource, Ledger, Outcome
+from service.ledger import CostSource, Ledger, Outcome, Sent
 from service.ledger.writer import LEASE_S, SETTLE_AND_ADMIT
 
 
@@ -167,8 +167,8 @@ async def test_venices_request_id_is_stored_with_the_hold(books):
     """A hold stores Venice's request id and the requested name, so a dead process's call can be
     found in Venice's bill."""
     hold = msgspec.structs.replace(books.hold(), requested_model="fast", price_version=3)
-    await books.ledger.admit(hold)
-    sent = books.ledger.sent_of(hold)
+    sent = Sent()
+    await books.ledger.admit(hold, sent)
     sent.upstream_key_id, sent.upstream_request_id = books.keys[1], "chatcmpl-1"
     await books.ledger.renew_leases()
     await books.connection.execute("UPDATE holds SET lease_until = now() - interval '1 second'")
