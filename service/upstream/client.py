@@ -178,7 +178,7 @@ class Venice:
         async with _within(JOB_TIMEOUT_S):
             answer = await self.post_for_job(path, body, headers, organization_id, key_id)
             try:
-                if not answer.headers.get("Content-Type", "").startswith(JSON):
+                if answer.content_type != JSON:
                     return JobState(is_processing=False, is_refunded=False)
                 content = await answer.read()
             finally:

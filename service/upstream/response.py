@@ -53,12 +53,14 @@ class UpstreamResponse(Response, eq=False):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that callers get."""
-        return {
-            name: value
-            for name, value in self.raw_headers.items()
-            if name.lower() in PASSED_HEADERS
-        }
+        """The headers that callers get. The media type is always ``Content-Type``, however Venice
+        spells it, so that another can take its place."""
+        passed = {}
+        for name, value in self.raw_headers.items():
+            spelled = name.lower()
+            if spelled in PASSED_HEADERS:
+                passed["Content-Type" if spelled == "content-type" else name] = value
+        return passed
 
     @property
     def content_type(self) -> str:

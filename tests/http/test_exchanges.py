@@ -86,6 +86,17 @@ async def test_a_status_without_a_body(status):
     assert here.server.connections == 1
 
 
+async def test_the_media_type_has_one_name():
+    """A media type reaches the caller under the name that a relay can replace it by."""
+    async with lab(
+        answer(b"{}", "200 OK", "content-type: Application/JSON; charset=utf-8")
+    ) as here:
+        response = await here.send()
+        assert response.headers == {"Content-Type": "Application/JSON; a=b"}
+        assert response.content_type == "application/json"
+        response.close()
+
+
 async def test_a_response_to_head_has_no_body():
     """Its length is that of the body that GET would return."""
     async with lab(answer(b"")[:-5] + b"5\r\n\r\n") as here:
