@@ -84,24 +84,12 @@ CREATE TABLE public.limits (
     CONSTRAINT limits_pkey PRIMARY KEY (organization_id, id),
     CONSTRAINT limits_api_key_id_fkey FOREIGN KEY (api_key_id) REFERENCES public.api_keys(id),
     CONSTRAINT limits_organization_id_fkey FOREIGN KEY (organization_id) REFERENCES public.organizations(id),
-    CONSTRAINT limits_ceiling CHECK (ceiling >= 0),
-    CONSTRAINT limits_held CHECK (held >= 0),
-    CONSTRAINT limits_period CHECK (
-    CASE
-        WHEN unit = 'concurrency' THEN period IS NULL
-        ELSE period IN ('minute', 'hour', 'day', 'month', 'lifetime')
-    END IS TRUE),
-    CONSTRAINT limits_raised CHECK ((raised_to IS NULL) = (raised_until IS NULL)),
-    CONSTRAINT limits_scope CHECK (scope IN ('organization', 'api_key', 'end_user', 'each_end_user')),
-    CONSTRAINT limits_scope_api_key CHECK (scope <> 'api_key' OR api_key_id IS NOT NULL),
-    CONSTRAINT limits_scope_child CHECK (template_id IS NULL OR scope = 'end_user'),
-    CONSTRAINT limits_scope_end_user CHECK ((scope = 'end_user') = (end_user IS NOT NULL)),
-    CONSTRAINT limits_set_by CHECK (set_by IN ('operator', 'administrator')),
-    CONSTRAINT limits_unit CHECK (unit IN ('usd', 'requests', 'tokens', 'concurrency'))
+    CONSTRAINT limits_held CHECK (held >= 0)
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
 CREATE INDEX limits_applying_idx ON public.limits (organization_id, api_key_id, end_user) WHERE ((template_id IS NULL) AND (deleted_at IS NULL));
 CREATE INDEX limits_id_idx ON public.limits (id);
 CREATE INDEX limits_template_id_idx ON public.limits (template_id) WHERE (template_id IS NOT NULL);
+CREATE TRIGGER limits_check AFTER INSERT OR UPDATE OF scope, api_key_id, end_user, template_id, unit, period, ceiling, raised_to, raised_until, set_by ON public.limits FOR EACH ROW EXECUTE FUNCTION public.check_limit();
 COMMENT ON COLUMN public.limits.children IS 'How many end users have a counter of this template; the shared ones do not count.';
 COMMENT ON COLUMN public.limits.set_by IS 'Who set the ceiling last: the operator, or an administrator of the organization.';
 
@@ -191,9 +179,7 @@ CREATE TABLE public.holds (
     tags jsonb,
     created_at timestamptz NOT NULL DEFAULT now(),
     requested_model text,
-    CONSTRAINT holds_pkey PRIMARY KEY (organization_id, id),
-    CONSTRAINT holds_bound_nanos CHECK (bound_nanos >= 0),
-    CONSTRAINT holds_bound_tokens CHECK (bound_tokens >= 0)
+    CONSTRAINT holds_pkey PRIMARY KEY (organization_id, id)
 ) WITH (fillfactor=50, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=100, autovacuum_vacuum_cost_delay=0);
 COMMENT ON COLUMN public.holds.requested_model IS 'The name by which the caller asked for the model; null where that is the model''s own.';
 
@@ -232,11 +218,7 @@ CREATE TABLE public.ledger_entries (
     created_at timestamptz NOT NULL DEFAULT now(),
     tokens bigint NOT NULL DEFAULT 0,
     CONSTRAINT ledger_entries_pkey PRIMARY KEY (organization_id, id),
-    CONSTRAINT ledger_entries_amends CHECK (kind <> 'correction' OR amends_id IS NOT NULL),
-    CONSTRAINT ledger_entries_call CHECK (kind <> 'call' OR api_key_id IS NOT NULL AND outcome IS NOT NULL AND endpoint IS NOT NULL AND request_id IS NOT NULL),
-    CONSTRAINT ledger_entries_cost_known CHECK ((cost_source = 'unknown') = (cost_nanos IS NULL)),
-    CONSTRAINT ledger_entries_cost_source CHECK (cost_source IN ('reported', 'computed', 'estimated', 'not_charged', 'bound', 'manual', 'unknown')),
-    CONSTRAINT ledger_entries_kind CHECK (kind IN ('call', 'correction', 'credit', 'unattributed'))
+    CONSTRAINT ledger_entries_cost_known CHECK ((cost_source = 'unknown') = (cost_nanos IS NULL))
 ) PARTITION BY RANGE (id);
 CREATE INDEX ledger_entries_amends_id_idx ON ONLY public.ledger_entries (organization_id, amends_id) WHERE (amends_id IS NOT NULL);
 CREATE INDEX ledger_entries_counted_idx ON ONLY public.ledger_entries (organization_id, counted_at, id);
@@ -385,6 +367,29 @@ CREATE TYPE public.applying_limits AS (
     left_ids uuid[]
 );
 
+CREATE TYPE public.asking_call AS (
+    organization_id uuid,
+    id uuid,
+    api_key_id uuid,
+    end_user bytea,
+    request_id text,
+    endpoint text,
+    model text,
+    is_stream boolean,
+    bound_nanos bigint,
+    bound_tokens bigint,
+    least_nanos bigint,
+    least_tokens bigint,
+    requested_model text,
+    price_version integer,
+    tags jsonb,
+    is_moved boolean,
+    caller text,
+    standing text,
+    limit_ids uuid[],
+    template_ids uuid[]
+);
+
 CREATE TYPE public.batch_result AS (
     id uuid,
     kind text,
@@ -413,6 +418,93 @@ CREATE TYPE public.batch_result AS (
     tokens_reset_s integer
 );
 
+CREATE TYPE public.ended_call AS (
+    correction_id uuid,
+    model text,
+    outcome text,
+    status smallint,
+    input_tokens bigint,
+    cached_input_tokens bigint,
+    output_tokens bigint,
+    cost_nanos bigint,
+    cost_source text,
+    upstream_key_id uuid,
+    upstream_request_id text,
+    first_byte_ms integer,
+    duration_ms integer
+);
+
+CREATE TYPE public.entry_row AS (
+    organization_id uuid,
+    id uuid,
+    kind text,
+    amends_id uuid,
+    api_key_id uuid,
+    end_user bytea,
+    request_id text,
+    endpoint text,
+    model text,
+    requested_model text,
+    is_stream boolean,
+    outcome text,
+    status smallint,
+    requests integer,
+    input_tokens bigint,
+    cached_input_tokens bigint,
+    output_tokens bigint,
+    cost_nanos bigint,
+    cost_source text,
+    bound_nanos bigint,
+    bound_tokens bigint,
+    price_version integer,
+    limit_ids uuid[],
+    limit_windows timestamptz[],
+    upstream_key_id uuid,
+    upstream_request_id text,
+    first_byte_ms integer,
+    duration_ms integer,
+    tags jsonb,
+    tokens bigint
+);
+
+CREATE TYPE public.hold_row AS (
+    organization_id uuid,
+    id uuid,
+    api_key_id uuid,
+    end_user bytea,
+    request_id text,
+    endpoint text,
+    model text,
+    is_stream boolean,
+    bound_nanos bigint,
+    bound_tokens bigint,
+    limit_ids uuid[],
+    limit_windows timestamptz[],
+    price_version integer,
+    tags jsonb,
+    requested_model text
+);
+
+CREATE TYPE public.limit_row AS (
+    organization_id uuid,
+    id uuid,
+    template_id uuid,
+    scope text,
+    model text,
+    unit text,
+    period text,
+    ceiling bigint,
+    raised_to bigint,
+    raised_until timestamptz,
+    used bigint,
+    held bigint,
+    window_start timestamptz,
+    buckets bigint[],
+    bucket_at timestamptz,
+    alert_percents smallint[],
+    alerted_percent smallint
+);
+
 CREATE TYPE public.limit_state AS (
     organization_id uuid,
     id uuid,
@@ -434,6 +526,23 @@ CREATE TYPE public.limit_state AS (
     is_changed boolean
 );
 
+CREATE TYPE public.locked_limit AS (
+    id uuid,
+    template_id uuid,
+    scope text,
+    model text,
+    unit text,
+    period text,
+    ceiling bigint,
+    bucket_s integer,
+    window_at timestamptz,
+    ring bigint[],
+    alert_percents smallint[],
+    alerted_percent smallint,
+    is_rolled boolean,
+    is_changed boolean
+);
+
 CREATE TYPE public.settled_holds AS (
     organization_ids uuid[],
     ids uuid[],
@@ -442,7 +551,17 @@ CREATE TYPE public.settled_holds AS (
     limit_ids uuid[]
 );
 
-CREATE OR REPLACE FUNCTION public.affordable(limits public.limit_state[], places integer[], least_nanos bigint, least_tokens bigint, INOUT nanos bigint, INOUT tokens bigint)
+CREATE TYPE public.written_limit AS (
+    id uuid,
+    used bigint,
+    held bigint,
+    is_rolled boolean,
+    window_start timestamptz,
+    buckets bigint[],
+    bucket_at timestamptz
+);
+
+CREATE OR REPLACE FUNCTION public.affordable_v2(limits public.locked_limit[], used bigint[], held bigint[], places integer[], least_nanos bigint, least_tokens bigint, INOUT nanos bigint, INOUT tokens bigint)
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
@@ -451,13 +570,35 @@ DECLARE
     remaining bigint;
 BEGIN
     FOREACH place IN ARRAY places LOOP
-        remaining := limits[place].ceiling - limits[place].used - limits[place].held;
+        remaining := limits[place].ceiling - used[place] - held[place];
         IF limits[place].unit = 'usd' AND nanos IS NOT NULL THEN
             nanos := least(nanos, greatest(remaining, least_nanos));
         ELSIF limits[place].unit = 'tokens' THEN
             tokens := least(tokens, greatest(remaining, least_tokens));
         END IF;
     END LOOP;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.alert_at(unit text, ceiling bigint, alert_percents smallint[], alerted_percent smallint)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ IMMUTABLE
+AS $function$
+DECLARE
+    percent smallint;
+    next_percent smallint;
+BEGIN
+    IF unit <> 'usd' OR ceiling = 0 THEN
+        RETURN NULL;
+    END IF;
+    FOREACH percent IN ARRAY alert_percents LOOP
+        IF percent > alerted_percent THEN
+            next_percent := least(next_percent, percent);
+        END IF;
+    END LOOP;
+    -- Rounded up, and nothing on the way exceeds the ceiling.
+    RETURN ceiling / 100 * next_percent + (ceiling % 100 * next_percent + 99) / 100;
 END
 $function$;
 
@@ -469,12 +610,39 @@ AS $function$
     SELECT CASE unit WHEN 'usd' THEN nanos WHEN 'tokens' THEN tokens ELSE calls END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.corrections_of(entries jsonb, settled public.settled_holds, decided_at timestamp with time zone)
- RETURNS public.ledger_entries[]
+CREATE OR REPLACE FUNCTION public.check_limit()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    broken text := CASE
+        WHEN NEW.scope NOT IN ('organization', 'api_key', 'end_user', 'each_end_user')
+            THEN 'limits_scope'
+        WHEN (NEW.scope = 'end_user') <> (NEW.end_user IS NOT NULL) THEN 'limits_scope_end_user'
+        WHEN NEW.scope = 'api_key' AND NEW.api_key_id IS NULL THEN 'limits_scope_api_key'
+        WHEN NEW.template_id IS NOT NULL AND NEW.scope <> 'end_user' THEN 'limits_scope_child'
+        WHEN NEW.unit NOT IN ('usd', 'requests', 'tokens', 'concurrency') THEN 'limits_unit'
+        WHEN CASE WHEN NEW.unit = 'concurrency' THEN NEW.period IS NOT NULL
+                  ELSE (NEW.period IN ('minute', 'hour', 'day', 'month', 'lifetime')) IS NOT TRUE
+             END THEN 'limits_period'
+        WHEN NEW.ceiling < 0 THEN 'limits_ceiling'
+        WHEN (NEW.raised_to IS NULL) <> (NEW.raised_until IS NULL) THEN 'limits_raised'
+        WHEN NEW.set_by NOT IN ('operator', 'administrator') THEN 'limits_set_by'
+    END;
+BEGIN
+    IF broken IS NOT NULL THEN
+        RAISE EXCEPTION 'new row for relation "limits" violates check constraint "%"', broken
+            USING ERRCODE = 'check_violation', TABLE = 'limits', CONSTRAINT = broken;
+    END IF;
+    RETURN NULL;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.corrections_of_v2(entries jsonb, late_ids uuid[])
+ RETURNS public.entry_row[]
  LANGUAGE plpgsql
 AS $function$
 BEGIN
-    -- In the order of the table's columns.
     RETURN ARRAY(
         SELECT ROW(
             x.organization_id, e.correction_id, 'correction', x.id, x.api_key_id, x.end_user,
@@ -483,12 +651,12 @@ BEGIN
             e.input_tokens - coalesce(x.input_tokens, 0), e.cached_input_tokens,
             e.output_tokens - coalesce(x.output_tokens, 0),
             e.cost_nanos - coalesce(x.cost_nanos, 0), e.cost_source, x.bound_nanos, x.bound_tokens,
-            x.price_version, x.limit_ids, x.limit_windows, decided_at,
+            x.price_version, x.limit_ids, x.limit_windows,
             coalesce(e.upstream_key_id, x.upstream_key_id), e.upstream_request_id, e.first_byte_ms,
-            e.duration_ms, x.tags, NULL, decided_at,
+            e.duration_ms, x.tags,
             CASE WHEN e.cost_source = 'not_charged' THEN 0
                  ELSE coalesce(e.input_tokens + e.output_tokens, x.tokens) END - x.tokens
-        )::public.ledger_entries
+        )::public.entry_row
         FROM (
             SELECT DISTINCT ON (e.organization_id, e.id) e.*
             FROM jsonb_to_recordset(entries) AS e (
@@ -506,7 +674,7 @@ BEGIN
             WHERE x.organization_id = e.organization_id
               AND x.id = e.id
               AND x.outcome = 'interrupted'
-              AND (x.id = ANY (settled.interrupted_ids) OR x.id = ANY (settled.seen_ids))
+              AND x.id = ANY (late_ids)
               AND NOT EXISTS (
                   SELECT
                   FROM public.ledger_entries y
@@ -521,53 +689,60 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.count_entries(INOUT limits public.limit_state[], INOUT entries public.ledger_entries[])
+CREATE OR REPLACE FUNCTION public.count_entries_v2(limit_ids uuid[], INOUT limits public.locked_limit[], INOUT used bigint[], INOUT held bigint[], INOUT entries public.entry_row[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    limit_ids uuid[];
-    entry public.ledger_entries;
-    state public.limit_state;
-    used bigint;
-    held bigint;
+    entry public.entry_row;
+    is_call boolean;   -- which held what it could need
+    is_moved boolean;  -- to other windows
     place integer;
+    unused bigint;
     slot integer;
 BEGIN
-    FOREACH state IN ARRAY limits LOOP
-        limit_ids := limit_ids || state.id;
-    END LOOP;
     FOR m IN 1 .. cardinality(entries) LOOP
         entry := entries[m];
+        is_call := entry.kind = 'call';
+        is_moved := false;
         FOR n IN 1 .. cardinality(entry.limit_ids) LOOP
             place := array_position(limit_ids, entry.limit_ids[n]);
             CONTINUE WHEN place IS NULL;
-            state := limits[place];
-            used := CASE WHEN state.unit = 'concurrency' THEN 0
-                         ELSE public.amount_of(
-                             state.unit, entry.cost_nanos, entry.tokens, entry.requests
-                         ) END;
-            held := CASE WHEN entry.kind <> 'call' THEN 0
-                         ELSE public.amount_of(
-                             state.unit, entry.bound_nanos, entry.bound_tokens, 1
-                         ) END;
-            IF state.bucket_s IS NULL THEN
-                state.used := state.used + used;
-                state.held := state.held - held;
-                entry.limit_windows[n] := state.window_at;
-            ELSIF entry.limit_windows[n]
-                > state.window_at - 61 * state.bucket_s * interval '1 second'
-            THEN
-                -- Its bound was counted as used when it was admitted. What was not used is given
-                -- back in the same bucket.
-                slot := public.slot_of(entry.limit_windows[n], state.bucket_s);
-                state.ring[slot] := state.ring[slot] + used - held;
-                state.used := state.used + used - held;
+            IF limits[place].bucket_s IS NULL THEN
+                used[place] := used[place] + CASE limits[place].unit
+                    WHEN 'usd' THEN entry.cost_nanos
+                    WHEN 'tokens' THEN entry.tokens
+                    WHEN 'requests' THEN entry.requests
+                    ELSE 0 END;
+                IF is_call THEN
+                    held[place] := held[place] - public.amount_of(
+                        limits[place].unit, entry.bound_nanos, entry.bound_tokens, 1
+                    );
+                END IF;
+                IF entry.limit_windows[n] <> limits[place].window_at THEN
+                    entry.limit_windows[n] := limits[place].window_at;
+                    is_moved := true;
+                END IF;
+                CONTINUE;
             END IF;
-            state.is_changed := true;
-            limits[place] := state;
+            -- Its bound was counted as used when it was admitted. What was not used is given back in
+            -- the same bucket.
+            unused := CASE WHEN NOT is_call THEN 0
+                           WHEN limits[place].unit = 'tokens' THEN entry.bound_tokens
+                           ELSE 1 END
+                - CASE limits[place].unit WHEN 'tokens' THEN entry.tokens ELSE entry.requests END;
+            IF unused <> 0 AND entry.limit_windows[n]
+                > limits[place].window_at - 61 * limits[place].bucket_s * interval '1 second'
+            THEN
+                slot := public.slot_of(entry.limit_windows[n], limits[place].bucket_s);
+                limits[place].ring[slot] := limits[place].ring[slot] - unused;
+                limits[place].is_changed := true;
+                used[place] := used[place] - unused;
+            END IF;
         END LOOP;
-        entries[m] := entry;
+        IF is_moved THEN
+            entries[m] := entry;
+        END IF;
     END LOOP;
 END
 $function$;
@@ -583,7 +758,7 @@ DECLARE
     call public.ledger_entries;
     same public.ledger_entries;
     locked record;
-    credited public.ledger_entries;
+    credited public.entry_row;
     counted record;
 BEGIN
     -- One credit of an organization at a time; before the ledger is touched, as in every change.
@@ -599,7 +774,7 @@ BEGIN
         RETURN;
     END IF;
 
-    locked := public.lock_limits(
+    locked := public.lock_limits_v2(
         ARRAY(
             SELECT l.id
             FROM public.limits l
@@ -631,13 +806,13 @@ BEGIN
     END IF;
 
     -- A credit counts as a correction does: it holds nothing.
-    credited := call;
-    credited.id := credit_id;
     credited.kind := 'credit';
-    credited.amends_id := call_id;
     credited.cost_nanos := -credit_nanos;
-    counted := public.count_entries(locked.limits, ARRAY[credited]);
-    credited := counted.entries[1];
+    credited.limit_ids := call.limit_ids;
+    credited.limit_windows := call.limit_windows;
+    counted := public.count_entries_v2(
+        locked.ids, locked.limits, locked.used, locked.held, ARRAY[credited]
+    );
 
     INSERT INTO public.ledger_entries (
         organization_id, id, kind, amends_id, api_key_id, end_user, request_id, endpoint, model,
@@ -647,11 +822,11 @@ BEGIN
     VALUES (
         call_organization_id, credit_id, 'credit', call_id, call.api_key_id, call.end_user,
         call.request_id, call.endpoint, call.model, call.requested_model, call.is_stream,
-        -credit_nanos, 'manual', call.price_version, call.limit_ids, credited.limit_windows,
-        locked.decided_at, call.tags, credit_note
+        -credit_nanos, 'manual', call.price_version, call.limit_ids,
+        counted.entries[1].limit_windows, locked.decided_at, call.tags, credit_note
     );
 
-    PERFORM public.write_limits(counted.limits);
+    PERFORM public.write_limits_v2(locked, counted.limits, counted.used, counted.held);
 END
 $function$;
 
@@ -711,114 +886,80 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.end_calls(entries jsonb, only_expired boolean, settled public.settled_holds, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT written public.ledger_entries[])
+CREATE OR REPLACE FUNCTION public.end_calls_v2(entries jsonb, only_expired boolean, OUT written public.entry_row[], OUT released public.entry_row[], OUT limit_ids uuid[], OUT late_ids uuid[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
+#variable_conflict use_variable
 DECLARE
-    gone record;
-    call record;
-    hold public.holds;
-    released public.ledger_entries[] := '{}';
-    counted record;
-    place integer;
+    now CONSTANT timestamptz := clock_timestamp();
+    organization_ids uuid[] := '{}';
+    ids uuid[] := '{}';
+    ended_ids uuid[] := '{}';
+    hold record;
+    call public.ended_call;
 BEGIN
+    FOR place IN 0 .. jsonb_array_length(entries) - 1 LOOP
+        organization_ids := organization_ids || (entries -> place ->> 'organization_id')::uuid;
+        ids := ids || (entries -> place ->> 'id')::uuid;
+    END LOOP;
     written := '{}';
-    gone := public.end_holds(settled, only_expired, decided_at);
-    FOR call IN
-        SELECT e.*
-        FROM jsonb_to_recordset(entries) AS e (
-            organization_id uuid, id uuid, model text, outcome text, status smallint,
-            input_tokens bigint, cached_input_tokens bigint, output_tokens bigint,
-            cost_nanos bigint, cost_source text, upstream_key_id uuid, upstream_request_id text,
-            first_byte_ms integer, duration_ms integer
-        )
+    released := '{}';
+    FOR hold IN
+        DELETE FROM public.holds h
+        WHERE h.organization_id = ANY (organization_ids)
+          AND h.id = ANY (ids)
+          AND h.organization_id = organization_ids[array_position(ids, h.id)]
+          AND (NOT only_expired OR h.lease_until < now)
+        RETURNING h.organization_id, h.id, h.api_key_id, h.end_user, h.request_id, h.endpoint,
+                  h.model, h.is_stream, h.bound_nanos, h.bound_tokens, h.limit_ids,
+                  h.limit_windows, h.price_version, h.upstream_key_id, h.upstream_request_id,
+                  h.tags, h.requested_model
     LOOP
-        place := array_position(gone.ids, call.id);
-        CONTINUE WHEN place IS NULL;
-        gone.ids[place] := NULL;
-        hold := gone.ended[place];
-        IF only_expired AND public.is_over(hold) THEN
-            released := released || public.released(hold);
+        ended_ids := ended_ids || hold.id;
+        IF hold.limit_ids <> '{}' THEN
+            limit_ids := limit_ids || hold.limit_ids;
+        END IF;
+        IF only_expired AND public.has_entry(hold.organization_id, hold.id) THEN
+            released := released || public.release_of(
+                hold.bound_nanos, hold.bound_tokens, hold.limit_ids, hold.limit_windows
+            );
             CONTINUE;
         END IF;
+        call := jsonb_populate_record(
+            NULL::public.ended_call, entries -> array_position(ids, hold.id) - 1
+        );
         IF call.cost_nanos IS NULL AND hold.bound_nanos IS NOT NULL THEN
             call.cost_nanos := hold.bound_nanos;
             call.cost_source := 'bound';
         ELSIF call.cost_source = 'estimated' THEN
             call.cost_nanos := least(call.cost_nanos, hold.bound_nanos);
         END IF;
-        -- In the order of the table's columns.
         written := written || ROW(
             hold.organization_id, hold.id, 'call', NULL, hold.api_key_id, hold.end_user,
             hold.request_id, hold.endpoint, call.model, coalesce(hold.requested_model, hold.model),
             hold.is_stream, call.outcome, call.status, 1, call.input_tokens,
             call.cached_input_tokens, call.output_tokens, call.cost_nanos, call.cost_source,
             hold.bound_nanos, hold.bound_tokens, hold.price_version, hold.limit_ids,
-            hold.limit_windows, decided_at, coalesce(call.upstream_key_id, hold.upstream_key_id),
+            hold.limit_windows, coalesce(call.upstream_key_id, hold.upstream_key_id),
             coalesce(call.upstream_request_id, hold.upstream_request_id), call.first_byte_ms,
-            call.duration_ms, hold.tags, NULL, decided_at,
+            call.duration_ms, hold.tags,
             CASE WHEN call.cost_source = 'not_charged' THEN 0
                  ELSE coalesce(call.input_tokens + call.output_tokens, hold.bound_tokens, 0) END
-        )::public.ledger_entries;
+        )::public.entry_row;
     END LOOP;
-    IF NOT only_expired AND cardinality(written) < cardinality(settled.ids) THEN
-        written := written || public.corrections_of(entries, settled, decided_at);
+    IF NOT only_expired AND cardinality(ended_ids) < cardinality(ids) THEN
+        -- The other calls ended already, or never began. Where the sweeper ended one, its entry may
+        -- need a correction.
+        SELECT array_agg(DISTINCT x.id), limit_ids || array_agg(DISTINCT c.limit_id)
+        INTO late_ids, limit_ids
+        FROM public.ledger_entries x
+        LEFT JOIN LATERAL unnest(x.limit_ids) AS c (limit_id) ON true
+        WHERE x.organization_id = ANY (organization_ids)
+          AND x.id = ANY (ids)
+          AND x.outcome = 'interrupted'
+          AND x.kind = 'call';
     END IF;
-    IF cardinality(limits) > 0 THEN
-        counted := public.count_entries(limits, written || released);
-        limits := counted.limits;
-        written := counted.entries[1 : cardinality(written)];
-    END IF;
-END
-$function$;
-
-CREATE OR REPLACE FUNCTION public.end_holds(settled public.settled_holds, only_expired boolean, decided_at timestamp with time zone, OUT ended public.holds[], OUT ids uuid[])
- RETURNS record
- LANGUAGE plpgsql
-AS $function$
-DECLARE
-    locked CONSTANT uuid[] := coalesce(settled.limit_ids, '{}');
-BEGIN
-    IF settled.seen_ids IS NULL THEN
-        RETURN;
-    END IF;
-    WITH gone AS (
-        DELETE FROM public.holds h
-        WHERE h.organization_id = ANY (settled.organization_ids)
-          AND h.id = ANY (settled.seen_ids)
-          AND h.organization_id = settled.organization_ids[array_position(settled.ids, h.id)]
-          AND (NOT only_expired OR h.lease_until < decided_at)
-          AND h.limit_ids <@ locked
-        RETURNING h AS hold
-    )
-    SELECT array_agg(g.hold), array_agg((g.hold).id) INTO ended, ids FROM gone g;
-    IF NOT settled.seen_ids <@ coalesce(ids, '{}') AND EXISTS (
-        SELECT
-        FROM public.holds h
-        WHERE h.organization_id = ANY (settled.organization_ids)
-          AND h.id = ANY (settled.seen_ids)
-          AND NOT h.limit_ids <@ locked
-          AND (NOT only_expired OR h.lease_until < decided_at)
-    ) THEN
-        -- It was moved since its limits were read, so the whole batch is done again.
-        RAISE EXCEPTION 'a hold was moved' USING ERRCODE = 'serialization_failure';
-    END IF;
-END
-$function$;
-
-CREATE OR REPLACE FUNCTION public.ends_of(ids uuid[], OUT first_id uuid, OUT last_id uuid)
- RETURNS record
- LANGUAGE plpgsql
- IMMUTABLE
-AS $function$
-DECLARE
-    id uuid;
-BEGIN
-    FOREACH id IN ARRAY ids LOOP
-        first_id := least(first_id, id);
-        last_id := greatest(last_id, id);
-    END LOOP;
 END
 $function$;
 
@@ -834,19 +975,47 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.hold_of(call_organization_id uuid, call_id uuid)
- RETURNS public.holds
+CREATE OR REPLACE FUNCTION public.has_entry(call_organization_id uuid, call_id uuid)
+ RETURNS boolean
  LANGUAGE plpgsql
 AS $function$
-DECLARE
-    hold public.holds;
 BEGIN
-    SELECT h.* INTO hold
+    -- As in standings_of_calls_v2().
+    RETURN (
+        SELECT true
+        FROM public.ledger_entries x
+        WHERE x.organization_id = call_organization_id
+          AND x.id BETWEEN call_id AND call_id
+        ORDER BY x.id
+        LIMIT 1
+    ) IS NOT NULL;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.hold_of_call(call_organization_id uuid, call_id uuid, OUT id uuid, OUT bound_nanos bigint, OUT bound_tokens bigint, OUT limit_ids uuid[], OUT limit_windows timestamp with time zone[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_column
+BEGIN
+    SELECT h.id, h.bound_nanos, h.bound_tokens, h.limit_ids, h.limit_windows
+    INTO id, bound_nanos, bound_tokens, limit_ids, limit_windows
     FROM public.holds h
     WHERE h.organization_id = call_organization_id
       AND h.id = call_id;
-    RETURN hold;
 END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.is_idle(unit text, period text, used bigint, window_start timestamp with time zone, buckets bigint[], bucket_at timestamp with time zone, instant timestamp with time zone)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT CASE WHEN period IS NULL OR used = 0 AND buckets IS NULL THEN true
+                WHEN buckets IS NULL THEN window_start < public.limit_window(period, instant)
+                ELSE bucket_at
+                     < instant - 61 * public.limit_bucket_s(unit, period) * interval '1 second'
+           END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.is_month_read(partition_name text)
@@ -870,23 +1039,6 @@ AS $function$
     )
 $function$;
 
-CREATE OR REPLACE FUNCTION public.is_over(hold public.holds)
- RETURNS boolean
- LANGUAGE plpgsql
-AS $function$
-BEGIN
-    -- As in standings_of_calls().
-    RETURN (
-        SELECT true
-        FROM public.ledger_entries x
-        WHERE x.organization_id = hold.organization_id
-          AND x.id BETWEEN hold.id AND hold.id
-        ORDER BY x.id
-        LIMIT 1
-    ) IS NOT NULL;
-END
-$function$;
-
 CREATE OR REPLACE FUNCTION public.ledger_months()
  RETURNS TABLE(month timestamp with time zone)
  LANGUAGE sql
@@ -899,67 +1051,6 @@ AS $function$
         AS named (month)
     WHERE i.inhparent = 'public.ledger_entries'::regclass
       AND named.month IS NOT NULL
-$function$;
-
-CREATE OR REPLACE FUNCTION public.limit_as_of(l public.limits, instant timestamp with time zone)
- RETURNS public.limit_state
- LANGUAGE plpgsql
- STABLE
-AS $function$
-DECLARE
-    template public.limits;
-    state public.limit_state;
-    alert_percents smallint[] := l.alert_percents;
-    bucket bigint;
-    percent smallint;
-    next_percent smallint;
-BEGIN
-    state := ROW(
-        l.organization_id, l.id, l.template_id, l.scope, l.api_key_id, l.end_user, l.model, l.unit,
-        l.period, CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END, 0, l.held,
-        public.limit_bucket_s(l.unit, l.period), NULL, NULL, NULL, NULL, false
-    );
-    IF l.template_id IS NOT NULL THEN
-        SELECT t.* INTO template
-        FROM public.limits t
-        WHERE t.organization_id = l.organization_id
-          AND t.id = l.template_id;
-        IF template.id IS NOT NULL THEN
-            state.ceiling := CASE WHEN template.raised_until > instant THEN template.raised_to
-                                  ELSE template.ceiling END;
-            alert_percents := template.alert_percents;
-        END IF;
-    END IF;
-
-    -- A clock that went back stays with what is newest until it has caught up.
-    IF state.bucket_s IS NULL THEN
-        state.window_at := greatest(l.window_start, public.limit_window(l.period, instant));
-        state.resets_at := public.limit_resets_at(l.period, state.window_at);
-        state.used := CASE WHEN l.window_start = state.window_at THEN l.used ELSE 0 END;
-    ELSE
-        state.window_at := greatest(
-            l.bucket_at, date_bin(state.bucket_s * interval '1 second', instant, 'epoch')
-        );
-        state.resets_at := state.window_at + 61 * state.bucket_s * interval '1 second';
-        state.ring := CASE
-            WHEN l.bucket_at = state.window_at AND l.buckets IS NOT NULL THEN l.buckets
-            ELSE public.limit_ring(l.buckets, l.bucket_at, state.bucket_s, state.window_at) END;
-        FOREACH bucket IN ARRAY state.ring LOOP
-            state.used := state.used + bucket;
-        END LOOP;
-    END IF;
-
-    IF l.unit = 'usd' THEN
-        FOREACH percent IN ARRAY alert_percents LOOP
-            IF percent > l.alerted_percent OR l.window_start IS DISTINCT FROM state.window_at THEN
-                next_percent := least(next_percent, percent);
-            END IF;
-        END LOOP;
-        -- The use at which the next alert is due.
-        state.alert_at := ceil(next_percent * nullif(state.ceiling, 0)::numeric / 100);
-    END IF;
-    RETURN state;
-END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limit_bucket_s(unit text, period text)
@@ -979,18 +1070,34 @@ AS $function$
     SELECT left(encode(sha256(uuid_send(template_id) || end_user), 'hex'), 32)::uuid
 $function$;
 
-CREATE OR REPLACE FUNCTION public.limit_is_idle(l public.limits, instant timestamp with time zone)
- RETURNS boolean
+CREATE OR REPLACE FUNCTION public.limit_ends_at(period text, bucket_s integer, window_at timestamp with time zone)
+ RETURNS timestamp with time zone
  LANGUAGE sql
  STABLE
 AS $function$
-    SELECT l.held = 0
-       AND CASE
-           WHEN l.period IS NULL OR l.used = 0 AND l.buckets IS NULL THEN true
-           WHEN l.buckets IS NULL THEN l.window_start < public.limit_window(l.period, instant)
-           ELSE l.bucket_at
-                < instant - 61 * public.limit_bucket_s(l.unit, l.period) * interval '1 second'
-       END
+    SELECT CASE WHEN bucket_s IS NULL THEN public.limit_resets_at(period, window_at)
+                ELSE window_at + 61 * bucket_s * interval '1 second' END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limit_of_template(INOUT l public.limit_row)
+ RETURNS public.limit_row
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+DECLARE
+    template record;
+BEGIN
+    SELECT t.ceiling, t.raised_to, t.raised_until, t.alert_percents INTO template
+    FROM public.limits t
+    WHERE t.organization_id = l.organization_id
+      AND t.id = l.template_id;
+    IF FOUND THEN
+        l.ceiling := template.ceiling;
+        l.raised_to := template.raised_to;
+        l.raised_until := template.raised_until;
+        l.alert_percents := template.alert_percents;
+    END IF;
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limit_resets_at(period text, window_start timestamp with time zone)
@@ -1033,26 +1140,78 @@ $function$;
 
 CREATE OR REPLACE FUNCTION public.limits_as_of(wanted uuid[], instant timestamp with time zone)
  RETURNS TABLE(organization_id uuid, id uuid, scope text, api_key_id uuid, end_user bytea, template_id uuid, model text, unit text, period text, ceiling bigint, used bigint, held bigint, bucket_s integer, window_at timestamp with time zone, resets_at timestamp with time zone, ring bigint[], alert_percents smallint[], alert_at bigint)
- LANGUAGE sql
+ LANGUAGE plpgsql
  STABLE
 AS $function$
-    SELECT s.organization_id, s.id, s.scope, s.api_key_id, s.end_user, s.template_id, s.model,
-           s.unit, s.period, s.ceiling, s.used, s.held, s.bucket_s, s.window_at, s.resets_at,
-           s.ring,
-           coalesce(
-               (
-                   SELECT t.alert_percents
-                   FROM public.limits t
-                   WHERE t.organization_id = l.organization_id
-                     AND t.id = l.template_id
-               ),
-               l.alert_percents
-           ),
-           s.alert_at
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT l.organization_id, l.id, l.scope, l.api_key_id, l.end_user, l.template_id, l.model,
+           l.unit, l.period, s.ceiling, r.used[1], r.held[1], s.bucket_s, s.window_at,
+           public.limit_ends_at(l.period, s.bucket_s, s.window_at), s.ring, s.alert_percents,
+           public.alert_at(l.unit, s.ceiling, s.alert_percents, s.alerted_percent)
     FROM public.limits l
-    CROSS JOIN LATERAL public.limit_as_of(l, instant) s
+    CROSS JOIN LATERAL public.limits_at(
+        ARRAY[
+            ROW(
+                l.organization_id, l.id, l.template_id, l.scope, l.model, l.unit, l.period,
+                l.ceiling, l.raised_to, l.raised_until, l.used, l.held, l.window_start, l.buckets,
+                l.bucket_at, l.alert_percents, l.alerted_percent
+            )::public.limit_row
+        ],
+        instant
+    ) r
+    CROSS JOIN LATERAL unnest(r.limits) s
     WHERE l.id = ANY (wanted)
-    ORDER BY l.organization_id, l.id
+    ORDER BY l.organization_id, l.id;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.limits_at(rows public.limit_row[], instant timestamp with time zone, OUT limits public.locked_limit[], OUT used bigint[], OUT held bigint[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    l public.limit_row;
+    bucket_s integer;
+    window_at timestamptz;
+    ring bigint[];
+    amount bigint;
+    bucket bigint;
+BEGIN
+    FOREACH l IN ARRAY rows LOOP
+        bucket_s := public.limit_bucket_s(l.unit, l.period);
+        -- A clock that went back stays with what is newest until it has caught up.
+        IF bucket_s IS NULL THEN
+            ring := NULL;
+            window_at := greatest(l.window_start, public.limit_window(l.period, instant));
+            amount := CASE WHEN l.window_start = window_at THEN l.used ELSE 0 END;
+        ELSE
+            window_at := greatest(
+                l.bucket_at, date_bin(bucket_s * interval '1 second', instant, 'epoch')
+            );
+            ring := CASE
+                WHEN l.bucket_at = window_at AND l.buckets IS NOT NULL THEN l.buckets
+                ELSE public.limit_ring(l.buckets, l.bucket_at, bucket_s, window_at) END;
+            amount := 0;
+            FOREACH bucket IN ARRAY ring LOOP
+                amount := amount + bucket;
+            END LOOP;
+        END IF;
+        IF l.template_id IS NOT NULL THEN
+            l := public.limit_of_template(l);
+        END IF;
+        used := used || amount;
+        held := held || l.held;
+        limits := limits || ROW(
+            l.id, l.template_id, l.scope, l.model, l.unit, l.period,
+            CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END, bucket_s,
+            window_at, ring, l.alert_percents,
+            CASE WHEN l.window_start = window_at THEN l.alerted_percent ELSE 0 END,
+            l.window_start IS DISTINCT FROM window_at, false
+        )::public.locked_limit;
+    END LOOP;
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limits_binding(call_organization_id uuid, call_api_key_id uuid, call_end_user bytea)
@@ -1093,95 +1252,123 @@ AS $function$
       AND l.deleted_at IS NULL
 $function$;
 
-CREATE OR REPLACE FUNCTION public.limits_of_calls(calls jsonb, OUT applying public.applying_limits)
- RETURNS public.applying_limits
+CREATE OR REPLACE FUNCTION public.limits_of_caller(limits public.locked_limit[], ids uuid[], call public.asking_call, applying public.applying_limits, child_ids uuid[], OUT places integer[], OUT rate_places integer[], OUT limit_ids uuid[], OUT limit_windows timestamp with time zone[])
+ RETURNS record
  LANGUAGE plpgsql
+ STABLE
 AS $function$
+DECLARE
+    own_ids uuid[] := coalesce(call.limit_ids, '{}');
+    id uuid;
+    place integer;
 BEGIN
-    SELECT array_agg(DISTINCT l.id) FILTER (WHERE l.scope <> 'each_end_user'),
-           array_agg(l.id) FILTER (WHERE l.scope = 'each_end_user'),
-           array_agg(coalesce(c.end_user, '')) FILTER (WHERE l.scope = 'each_end_user')
-    INTO applying.ids, applying.template_ids, applying.template_users
-    FROM (
-        SELECT DISTINCT c.organization_id, c.api_key_id, decode(c.end_user, 'hex') AS end_user
-        FROM jsonb_to_recordset(calls)
-            AS c (organization_id uuid, api_key_id uuid, end_user text)
-    ) c
-    CROSS JOIN LATERAL public.limits_binding(c.organization_id, c.api_key_id, c.end_user) l;
-    IF calls @> '[{"is_moved": true}]' THEN
-        SELECT array_agg(DISTINCT o.limit_id) INTO applying.left_ids
-        FROM jsonb_to_recordset(calls) AS c (organization_id uuid, id uuid, is_moved boolean)
-        CROSS JOIN LATERAL (
-            SELECT h.limit_ids
-            FROM public.holds h
-            WHERE h.organization_id = c.organization_id
-              AND h.id = c.id
-            OFFSET 0  -- by its key, never by a join of all
-        ) h
-        CROSS JOIN LATERAL unnest(h.limit_ids) AS o (limit_id)
-        WHERE c.is_moved;
+    places := '{}';
+    rate_places := '{}';
+    limit_ids := '{}';
+    limit_windows := '{}';
+    IF call.template_ids IS NOT NULL THEN
+        FOREACH place IN ARRAY
+            array_positions(applying.template_users, coalesce(call.end_user, ''))
+        LOOP
+            -- Calls of other models, or of other keys, may bring the same pair again.
+            IF applying.template_ids[place] = ANY (call.template_ids)
+               AND child_ids[place] <> ALL (own_ids) THEN
+                own_ids := own_ids || child_ids[place];
+            END IF;
+        END LOOP;
     END IF;
+    FOREACH id IN ARRAY own_ids LOOP
+        place := array_position(ids, id);
+        CONTINUE WHEN place IS NULL OR limits[place].model <> call.model;
+        places := places || place;
+        limit_ids := limit_ids || id;
+        limit_windows := limit_windows || limits[place].window_at;
+        IF limits[place].unit IN ('requests', 'tokens') THEN
+            rate_places := rate_places || place;
+        END IF;
+    END LOOP;
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.limits_of_entries(entries jsonb, only_expired boolean, OUT settled public.settled_holds)
- RETURNS public.settled_holds
+CREATE OR REPLACE FUNCTION public.limits_of_calls_v2(calls public.asking_call[], OUT applying public.applying_limits)
+ RETURNS public.applying_limits
+ LANGUAGE plpgsql
+ IMMUTABLE
+AS $function$
+DECLARE
+    caller text := '';
+    template_id uuid;
+    ids uuid[];
+    template_ids uuid[];
+    template_users bytea[];
+BEGIN
+    FOR n IN 1 .. cardinality(calls) LOOP
+        CONTINUE WHEN calls[n].caller = caller;
+        caller := calls[n].caller;
+        ids := ids || calls[n].limit_ids;
+        IF calls[n].template_ids IS NOT NULL THEN
+            FOREACH template_id IN ARRAY calls[n].template_ids LOOP
+                template_ids := template_ids || template_id;
+                template_users := template_users || coalesce(calls[n].end_user, '');
+            END LOOP;
+        END IF;
+    END LOOP;
+    applying := ROW(ids, template_ids, template_users, NULL);
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.lock_holds(entries jsonb, calls public.asking_call[], OUT left_ids uuid[])
+ RETURNS uuid[]
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    organization_ids CONSTANT uuid[] := public.member_ids(entries, 'organization_id');
-    ids CONSTANT uuid[] := public.member_ids(entries, 'id');
     hold record;
-    seen_ids uuid[];
-    limit_ids uuid[];  -- null where the calls count on none
 BEGIN
     FOR hold IN
-        SELECT h.id, h.limit_ids
-        FROM public.holds h
-        WHERE h.organization_id = ANY (organization_ids)
-          AND h.id = ANY (ids)
+        SELECT h.limit_ids, w.is_moved
+        FROM (
+            SELECT c.organization_id, c.id, true AS is_moved
+            FROM unnest(calls) c
+            WHERE c.is_moved
+            UNION ALL
+            SELECT e.organization_id, e.id, false
+            FROM jsonb_to_recordset(entries) AS e (organization_id uuid, id uuid)
+            ORDER BY organization_id, id
+        ) w
+        CROSS JOIN LATERAL (
+            SELECT h.limit_ids
+            FROM public.holds h
+            WHERE h.organization_id = w.organization_id
+              AND h.id = w.id
+            FOR UPDATE
+        ) h
     LOOP
-        seen_ids := seen_ids || hold.id;
-        IF NOT hold.limit_ids <@ coalesce(limit_ids, '{}') THEN
-            limit_ids := limit_ids || hold.limit_ids;
+        IF hold.is_moved AND hold.limit_ids <> '{}' THEN
+            left_ids := left_ids || hold.limit_ids;
         END IF;
     END LOOP;
-    settled.organization_ids := organization_ids;
-    settled.ids := ids;
-    settled.seen_ids := seen_ids;
-    settled.limit_ids := limit_ids;
-    IF NOT only_expired AND NOT ids <@ coalesce(seen_ids, '{}') THEN
-        -- These calls ended already, or never began. Where the sweeper ended one, its entry may
-        -- need a correction.
-        SELECT array_agg(DISTINCT x.id), settled.limit_ids || array_agg(DISTINCT c.limit_id)
-        INTO settled.interrupted_ids, settled.limit_ids
-        FROM public.ledger_entries x
-        LEFT JOIN LATERAL unnest(x.limit_ids) AS c (limit_id) ON true
-        WHERE x.organization_id = ANY (organization_ids)
-          AND x.id = ANY (ids)
-          AND x.outcome = 'interrupted'
-          AND x.kind = 'call';
-    END IF;
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.lock_limits(limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer, OUT child_ids uuid[], OUT decided_at timestamp with time zone, OUT limits public.limit_state[])
+CREATE OR REPLACE FUNCTION public.lock_limits_v2(limit_ids uuid[], template_ids uuid[], template_users bytea[], most_end_users integer, OUT decided_at timestamp with time zone, OUT child_ids uuid[], OUT ids uuid[], OUT limits public.locked_limit[], OUT used bigint[], OUT held bigint[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    locked public.limits[];
-    locked_ids uuid[];
-    one public.limits;
+    locked public.limit_row[];
+    rolled record;
 BEGIN
     WHILE limit_ids IS NOT NULL OR template_ids IS NOT NULL LOOP
         IF template_ids IS NOT NULL THEN
             child_ids := public.make_children(template_ids, template_users, most_end_users);
         END IF;
-        SELECT array_agg(o.l), array_agg((o.l).id)
-        INTO locked, locked_ids
+        SELECT array_agg(o.id), array_agg(o.found) INTO ids, locked
         FROM (
-            SELECT l
+            SELECT l.id, ROW(
+                       l.organization_id, l.id, l.template_id, l.scope, l.model, l.unit, l.period,
+                       l.ceiling, l.raised_to, l.raised_until, l.used, l.held, l.window_start,
+                       l.buckets, l.bucket_at, l.alert_percents, l.alerted_percent
+                   )::public.limit_row AS found
             FROM public.limits l
             WHERE l.id = ANY (limit_ids || child_ids)
             -- Everybody locks in this order, so that no two wait for each other.
@@ -1189,14 +1376,21 @@ BEGIN
             FOR NO KEY UPDATE
         ) o;
         -- A counter that was idle may have been swept before its lock was taken: it is made again.
-        EXIT WHEN child_ids IS NULL OR child_ids <@ locked_ids;
+        EXIT WHEN child_ids IS NULL OR child_ids <@ ids;
     END LOOP;
     -- The wait for the locks is over: what is decided is decided as of now.
     decided_at := clock_timestamp();
-    limits := '{}';
-    FOREACH one IN ARRAY coalesce(locked, '{}') LOOP
-        limits := limits || public.limit_as_of(one, decided_at);
-    END LOOP;
+    IF ids IS NULL THEN
+        ids := '{}';
+        limits := '{}';
+        used := '{}';
+        held := '{}';
+    ELSE
+        rolled := public.limits_at(locked, decided_at);
+        limits := rolled.limits;
+        used := rolled.used;
+        held := rolled.held;
+    END IF;
 END
 $function$;
 
@@ -1312,21 +1506,6 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.member_ids(objects jsonb, member text)
- RETURNS uuid[]
- LANGUAGE plpgsql
- IMMUTABLE
-AS $function$
-DECLARE
-    ids uuid[] := '{}';
-BEGIN
-    FOR place IN 0 .. jsonb_array_length(objects) - 1 LOOP
-        ids := ids || (objects -> place ->> member)::uuid;
-    END LOOP;
-    RETURN ids;
-END
-$function$;
-
 CREATE OR REPLACE FUNCTION public.move_hold(call record, moved_limit_ids uuid[], moved_limit_windows timestamp with time zone[], moved_lease_until timestamp with time zone)
  RETURNS void
  LANGUAGE plpgsql
@@ -1348,70 +1527,17 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.owners_of(limits public.limit_state[])
- RETURNS uuid[]
- LANGUAGE plpgsql
- IMMUTABLE
-AS $function$
-DECLARE
-    state public.limit_state;
-    owner_ids uuid[];
-BEGIN
-    FOREACH state IN ARRAY limits LOOP
-        owner_ids := owner_ids || state.organization_id;
-    END LOOP;
-    RETURN owner_ids;
-END
-$function$;
-
-CREATE OR REPLACE FUNCTION public.places_binding(limits public.limit_state[], owner_ids uuid[], applying public.applying_limits, child_ids uuid[], call_organization_id uuid, call_api_key_id uuid, call_end_user bytea, call_model text)
- RETURNS integer[]
- LANGUAGE plpgsql
- STABLE
-AS $function$
-DECLARE
-    places integer[] := '{}';
-    own_child_ids uuid[];  -- the counters that templates keep for the end user
-    place integer;
-    state public.limit_state;
-    is_binding boolean;
-BEGIN
-    IF child_ids IS NOT NULL THEN
-        FOREACH place IN ARRAY array_positions(applying.template_users, coalesce(call_end_user, ''))
-        LOOP
-            own_child_ids := own_child_ids || child_ids[place];
-        END LOOP;
-    END IF;
-    place := array_position(owner_ids, call_organization_id);
-    WHILE owner_ids[place] = call_organization_id LOOP
-        state := limits[place];
-        is_binding := CASE
-            WHEN state.api_key_id <> call_api_key_id OR state.model <> call_model THEN false
-            WHEN state.scope <> 'end_user' THEN state.id = ANY (applying.ids)
-            WHEN state.id = ANY (applying.ids) THEN state.end_user = call_end_user
-            ELSE state.id = ANY (own_child_ids) END;
-        IF is_binding THEN
-            places := places || place;
-        END IF;
-        place := place + 1;
-    END LOOP;
-    RETURN places;
-END
-$function$;
-
-CREATE OR REPLACE FUNCTION public.refusal_of(limits public.limit_state[], places integer[], nanos bigint, tokens bigint, decided_at timestamp with time zone)
+CREATE OR REPLACE FUNCTION public.refusal_by(limits public.locked_limit[], used bigint[], held bigint[], places integer[], nanos bigint, tokens bigint, decided_at timestamp with time zone)
  RETURNS public.batch_result
  LANGUAGE plpgsql
 AS $function$
 DECLARE
     verdicts CONSTANT text[] := '{limit_held,rate_limited,limit_exceeded,price_unknown}';
     place integer;
-    state public.limit_state;
+    state public.locked_limit;
     need bigint;
     rank integer;
     retry_at timestamptz;
-    worst public.limit_state;
-    worst_need bigint;
     worst_rank integer := 0;
     worst_retry_at timestamptz;
     refusal public.batch_result;
@@ -1419,35 +1545,37 @@ BEGIN
     FOREACH place IN ARRAY places LOOP
         state := limits[place];
         need := public.amount_of(state.unit, nanos, tokens, 1);
-        CONTINUE WHEN state.used + state.held + need <= state.ceiling;
+        CONTINUE WHEN used[place] + held[place] + need <= state.ceiling;
         rank := CASE WHEN need IS NULL THEN 4
                      WHEN state.unit <> 'usd' THEN 2
-                     WHEN state.used + need > state.ceiling THEN 3
+                     WHEN used[place] + need > state.ceiling THEN 3
                      ELSE 1 END;
         retry_at := CASE WHEN rank > 2 OR need > state.ceiling THEN 'infinity'
-                         ELSE public.room_at(state, need, decided_at) END;
-        IF rank > worst_rank OR rank = worst_rank AND retry_at > worst_retry_at THEN
-            worst := state;
-            worst_need := need;
-            worst_rank := rank;
-            worst_retry_at := retry_at;
+                         ELSE public.room_at_v2(
+                             state, used[place], held[place], need, decided_at
+                         ) END;
+        CONTINUE WHEN rank < worst_rank OR rank = worst_rank AND retry_at <= worst_retry_at;
+        worst_rank := rank;
+        worst_retry_at := retry_at;
+        refusal.verdict := verdicts[rank];
+        refusal.limit_id := coalesce(state.template_id, state.id);
+        refusal.scope := state.scope;
+        refusal.model := state.model;
+        refusal.unit := state.unit;
+        refusal.period := state.period;
+        refusal.used := used[place];
+        refusal.held := held[place];
+        refusal.ceiling := state.ceiling;
+        refusal.needed := need;
+        refusal.resets_at := public.limit_resets_at(state.period, state.window_at);
+        IF state.bucket_s IS NOT NULL THEN
+            refusal.used := used[place] + held[place];
+            refusal.held := 0;
+            refusal.resets_at := NULL;
         END IF;
-    END LOOP;
-    IF worst_rank > 0 THEN
-        refusal.verdict := verdicts[worst_rank];
-        refusal.limit_id := coalesce(worst.template_id, worst.id);
-        refusal.scope := worst.scope;
-        refusal.model := worst.model;
-        refusal.unit := worst.unit;
-        refusal.period := worst.period;
-        refusal.used := worst.used;
-        refusal.held := worst.held;
-        refusal.ceiling := worst.ceiling;
-        refusal.needed := worst_need;
-        refusal.resets_at := CASE WHEN worst.bucket_s IS NULL THEN worst.resets_at END;
         refusal.retry_after_s :=
-            ceil(extract(epoch FROM nullif(worst_retry_at, 'infinity') - decided_at));
-    END IF;
+            ceil(extract(epoch FROM nullif(retry_at, 'infinity') - decided_at));
+    END LOOP;
     RETURN refusal;
 END
 $function$;
@@ -1462,21 +1590,21 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.released(hold public.holds)
- RETURNS public.ledger_entries
+CREATE OR REPLACE FUNCTION public.release_of(held_nanos bigint, held_tokens bigint, held_limit_ids uuid[], held_windows timestamp with time zone[])
+ RETURNS public.entry_row
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    entry public.ledger_entries;
+    entry public.entry_row;
 BEGIN
     entry.kind := 'call';
     entry.requests := 0;
     entry.tokens := 0;
     entry.cost_nanos := 0;
-    entry.bound_nanos := hold.bound_nanos;
-    entry.bound_tokens := hold.bound_tokens;
-    entry.limit_ids := hold.limit_ids;
-    entry.limit_windows := hold.limit_windows;
+    entry.bound_nanos := held_nanos;
+    entry.bound_tokens := held_tokens;
+    entry.limit_ids := held_limit_ids;
+    entry.limit_windows := held_windows;
     RETURN entry;
 END
 $function$;
@@ -1489,14 +1617,14 @@ CREATE OR REPLACE FUNCTION public.repair_limits(repaired_organization_id uuid, l
 AS $function$
 #variable_conflict use_column
 DECLARE
-    limits public.limit_state[];
-    ids uuid[];
-    state public.limit_state;
+    locked record;
+    limits public.locked_limit[];
+    used bigint[];
+    held bigint[];
     i integer;
     slot integer;
 BEGIN
-    SELECT l.limits INTO limits
-    FROM public.lock_limits(
+    locked := public.lock_limits_v2(
         ARRAY(
             SELECT l.id
             FROM public.limits l
@@ -1504,53 +1632,56 @@ BEGIN
               AND l.id = ANY (limit_ids)
         ),
         NULL, NULL, NULL
-    ) l;
-    SELECT array_agg(l.id) INTO ids FROM unnest(limits) l;
+    );
+    limits := locked.limits;
+    used := locked.used;
+    held := locked.held;
 
     FOR n IN 1 .. cardinality(limit_ids) LOOP
-        i := array_position(ids, limit_ids[n]);
+        i := array_position(locked.ids, limit_ids[n]);
         CONTINUE WHEN i IS NULL;
-        state := limits[i];
         limit_id := limit_ids[n];
         counter := counters[n];
         window_at := counted[n];
         IF counters[n] = 'held' THEN
-            stands := state.held;
-            state.held := stands - drifts[n];
-        ELSIF state.bucket_s IS NULL THEN
-            CONTINUE WHEN state.window_at <> counted[n];
-            stands := state.used;
-            state.used := stands - drifts[n];
+            stands := held[i];
+            held[i] := stands - drifts[n];
+        ELSIF limits[i].bucket_s IS NULL THEN
+            CONTINUE WHEN limits[i].window_at <> counted[n];
+            stands := used[i];
+            used[i] := stands - drifts[n];
         ELSE
             CONTINUE WHEN counted[n]
-                <= state.window_at - 61 * state.bucket_s * interval '1 second';
-            slot := public.slot_of(counted[n], state.bucket_s);
-            stands := state.ring[slot];
-            state.ring[slot] := stands - drifts[n];
+                <= limits[i].window_at - 61 * limits[i].bucket_s * interval '1 second';
+            slot := public.slot_of(counted[n], limits[i].bucket_s);
+            stands := limits[i].ring[slot];
+            limits[i].ring[slot] := stands - drifts[n];
+            limits[i].is_changed := true;
         END IF;
-        state.is_changed := true;
-        limits[i] := state;
         proven := stands - drifts[n];
         RETURN NEXT;
     END LOOP;
 
-    PERFORM public.write_limits(limits);
+    PERFORM public.write_limits_v2(locked, limits, used, held);
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.room_at(state public.limit_state, need bigint, decided_at timestamp with time zone)
+CREATE OR REPLACE FUNCTION public.room_at_v2(state public.locked_limit, used bigint, held bigint, need bigint, decided_at timestamp with time zone)
  RETURNS timestamp with time zone
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    missing bigint := state.used + need - state.ceiling;
+    missing bigint := used + need - state.ceiling;
     running bigint := extract(epoch FROM state.window_at)::bigint / state.bucket_s;
 BEGIN
     IF state.bucket_s IS NULL THEN
         -- Where only what other calls hold is in the way, it may be free at any time.
-        RETURN CASE WHEN missing > 0 THEN coalesce(state.resets_at, 'infinity')
+        RETURN CASE WHEN missing > 0
+                    THEN coalesce(public.limit_resets_at(state.period, state.window_at), 'infinity')
                     ELSE decided_at + interval '1 second' END;
     END IF;
+    -- What this batch has admitted is in the newest bucket.
+    missing := missing + held;
     FOR bucket IN running - 60 .. running LOOP
         missing := missing - state.ring[bucket % 61 + 1];
         IF missing <= 0 OR bucket = running THEN
@@ -1563,69 +1694,112 @@ $function$;
 CREATE OR REPLACE FUNCTION public.settle_and_admit(entries jsonb, only_expired boolean, calls jsonb, process_id uuid, lease interval, most_end_users integer)
  RETURNS SETOF public.batch_result
  LANGUAGE plpgsql
+ SET enable_bitmapscan TO 'off'
  SET enable_seqscan TO 'off'
  SET plan_cache_mode TO 'force_generic_plan'
  SET lock_timeout TO '1500ms'
 AS $function$
 DECLARE
-    settled public.settled_holds;
+    asking public.asking_call[];
     applying public.applying_limits;
+    ending record;
+    written public.entry_row[];
+    limit_ids uuid[];
     locked record;
-    limits public.limit_state[];
-    ended record;
+    limits public.locked_limit[];
+    used bigint[];
+    held bigint[];
+    counted record;
     admitted record;
-    entry public.ledger_entries;
-    state public.limit_state;
+    ended public.entry_row[];  -- of calls that had ended before they were admitted
     result public.batch_result;
 BEGIN
     -- Before the limits, as does whoever drops a month. An admission reads the ledger when it has
     -- the limits, so without this it and the drop would wait for each other.
     LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
-    IF entries IS NOT NULL THEN
-        settled := public.limits_of_entries(entries, only_expired);
-    END IF;
     IF calls IS NOT NULL THEN
-        applying := public.limits_of_calls(calls);
+        asking := public.standings_of_calls_v2(calls, clock_timestamp());
+        IF calls @? '$[*].end_user ? (@ != null)' THEN
+            asking := public.with_end_users(asking);
+        END IF;
+        applying := public.limits_of_calls_v2(asking);
+        limit_ids := applying.ids;
+        IF calls @> '[{"is_moved": true}]' THEN
+            limit_ids := limit_ids || public.lock_holds(entries, asking);
+        END IF;
     END IF;
-    locked := public.lock_limits(
-        settled.limit_ids || applying.ids || applying.left_ids,
-        applying.template_ids, applying.template_users, most_end_users
+    IF entries IS NOT NULL THEN
+        ending := public.end_calls_v2(entries, only_expired);
+        limit_ids := limit_ids || ending.limit_ids;
+    END IF;
+    locked := public.lock_limits_v2(
+        limit_ids, applying.template_ids, applying.template_users, most_end_users
     );
     limits := locked.limits;
+    used := locked.used;
+    held := locked.held;
 
     -- Settlements come first: what they free is room for the admissions.
     IF entries IS NOT NULL THEN
-        ended := public.end_calls(entries, only_expired, settled, locked.decided_at, limits);
-        limits := ended.limits;
-        INSERT INTO public.ledger_entries SELECT e.* FROM unnest(ended.written) e;
-        FOREACH entry IN ARRAY ended.written LOOP
-            result.id := coalesce(entry.amends_id, entry.id);
-            result.kind := entry.kind;
-            result.cost_nanos := entry.cost_nanos;
-            result.bound_nanos := entry.bound_nanos;
+        IF ending.late_ids IS NOT NULL THEN
+            ending.written :=
+                ending.written || public.corrections_of_v2(entries, ending.late_ids);
+        END IF;
+        IF cardinality(limits) > 0 THEN
+            counted := public.count_entries_v2(
+                locked.ids, limits, used, held, ending.written || ending.released
+            );
+            ending.written := counted.entries[1 : cardinality(ending.written)];
+            limits := counted.limits;
+            used := counted.used;
+            held := counted.held;
+        END IF;
+        written := ending.written;
+        PERFORM public.write_entries(written, locked.decided_at);
+        FOR n IN 1 .. cardinality(written) LOOP
+            result.id := coalesce(written[n].amends_id, written[n].id);
+            result.kind := written[n].kind;
+            result.cost_nanos := written[n].cost_nanos;
+            result.bound_nanos := written[n].bound_nanos;
             RETURN NEXT result;
         END LOOP;
         result := NULL;
         result.kind := 'alert';
-        FOREACH state IN ARRAY limits LOOP
-            IF state.used >= state.alert_at AND state.is_changed THEN
-                result.id := state.id;
+        FOR place IN 1 .. cardinality(locked.ids) LOOP
+            CONTINUE WHEN used[place] = locked.used[place];
+            IF used[place] >= public.alert_at(
+                limits[place].unit, limits[place].ceiling, limits[place].alert_percents,
+                limits[place].alerted_percent
+            ) THEN
+                result.id := limits[place].id;
                 RETURN NEXT result;
             END IF;
         END LOOP;
     END IF;
     IF calls IS NOT NULL THEN
-        admitted := public.take_calls(
-            calls, applying, locked.child_ids, process_id, lease, locked.decided_at, limits
+        admitted := public.take_calls_v2(
+            asking, applying, locked, lease, limits, used, held
         );
         limits := admitted.limits;
-        INSERT INTO public.holds SELECT h.* FROM unnest(admitted.taken) h;
+        used := admitted.used;
+        held := admitted.held;
+        ended := public.write_holds(
+            admitted.taken, process_id, locked.decided_at, locked.decided_at + lease
+        );
+        IF cardinality(ended) > 0 AND cardinality(limits) > 0 THEN
+            counted := public.count_entries_v2(
+                locked.ids, limits, used, held, ended
+            );
+            limits := counted.limits;
+            used := counted.used;
+            held := counted.held;
+        END IF;
         FOREACH result IN ARRAY admitted.results LOOP
             RETURN NEXT result;
         END LOOP;
     END IF;
     IF cardinality(limits) > 0 THEN
-        PERFORM public.write_limits(limits);
+        PERFORM public.write_limits_v2(locked, limits, used, held);
     END IF;
 END
 $function$;
@@ -1638,72 +1812,77 @@ AS $function$
     SELECT (extract(epoch FROM bucket_at)::bigint / bucket_s % 61 + 1)::integer
 $function$;
 
-CREATE OR REPLACE FUNCTION public.standings_of_calls(calls jsonb, first_id uuid, last_id uuid, key_ids uuid[], key_organization_ids uuid[], key_standings text[])
- RETURNS TABLE(place bigint, organization_id uuid, id uuid, api_key_id uuid, end_user bytea, request_id text, endpoint text, model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text, price_version integer, tags jsonb, is_moved boolean, caller text, standing text)
- LANGUAGE sql
- STABLE
-AS $function$
-    SELECT c.place, c.organization_id, c.id, c.api_key_id, decode(c.end_user, 'hex'), c.request_id,
-           c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
-           c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
-           concat(c.organization_id, c.api_key_id, c.end_user, ' ', c.model),
-           CASE WHEN c.is_moved IS NOT TRUE AND (
-                    EXISTS (
-                        SELECT
-                        FROM public.holds h
-                        WHERE h.organization_id = c.organization_id
-                          AND h.id = c.id
-                        OFFSET 0
-                    )
-                    -- A range in order, since only the primary key serves it. For an equality every
-                    -- index costs the same while the table is empty, and a plan made then may read
-                    -- all entries of the organization when there are many. The range of all calls
-                    -- keeps other months closed.
-                    OR (
-                        SELECT true
-                        FROM public.ledger_entries x
-                        WHERE x.organization_id = c.organization_id
-                          AND x.id BETWEEN c.id AND c.id
-                          AND x.id BETWEEN first_id AND last_id
-                        ORDER BY x.id
-                        LIMIT 1
-                    )
-                ) THEN 'repeated'
-                WHEN key_organization_ids[array_position(key_ids, c.api_key_id)]
-                     = c.organization_id
-                THEN key_standings[array_position(key_ids, c.api_key_id)]
-                ELSE 'invalid_api_key' END
-    FROM ROWS FROM (
-        jsonb_to_recordset(calls) AS (
-            organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
-            endpoint text, model text, is_stream boolean, bound_nanos bigint, bound_tokens bigint,
-            least_nanos bigint, least_tokens bigint, requested_model text, price_version integer,
-            tags jsonb, is_moved boolean
-        )
-    ) WITH ORDINALITY AS c (
-        organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
-        bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model, price_version, tags,
-        is_moved, place
-    )
-    ORDER BY c.place
-$function$;
-
-CREATE OR REPLACE FUNCTION public.standings_of_keys(key_ids uuid[], decided_at timestamp with time zone, OUT ids uuid[], OUT organization_ids uuid[], OUT standings text[])
- RETURNS record
+CREATE OR REPLACE FUNCTION public.standings_of_calls_v2(calls jsonb, instant timestamp with time zone)
+ RETURNS public.asking_call[]
  LANGUAGE plpgsql
 AS $function$
 BEGIN
-    SELECT array_agg(k.id), array_agg(k.organization_id), array_agg(
-        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
-             WHEN k.expires_at <= decided_at THEN 'expired_api_key'
-             WHEN (
-                 SELECT o.status FROM public.organizations o WHERE o.id = k.organization_id
-             ) <> 'active' THEN 'organization_inactive'
-             ELSE 'admitted' END
-    )
-    INTO ids, organization_ids, standings
-    FROM public.api_keys k
-    WHERE k.id = ANY (key_ids);
+    RETURN ARRAY(
+        SELECT ROW(
+            c.organization_id, c.id, c.api_key_id, decode(c.end_user, 'hex'), c.request_id,
+            c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
+            c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
+            concat(c.organization_id, c.api_key_id, c.end_user, ' ', c.model),
+            CASE WHEN c.is_moved IS NOT TRUE AND EXISTS (
+                    SELECT
+                    FROM public.holds h
+                    WHERE h.organization_id = c.organization_id
+                      AND h.id = c.id
+                    OFFSET 0
+                ) THEN 'repeated'
+                ELSE coalesce(
+                    (
+                        SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+                                    WHEN k.expires_at <= instant THEN 'expired_api_key'
+                                    WHEN (
+                                        SELECT o.status
+                                        FROM public.organizations o
+                                        WHERE o.id = k.organization_id
+                                    ) <> 'active' THEN 'organization_inactive'
+                                    ELSE 'admitted' END
+                        FROM public.api_keys k
+                        WHERE k.id = c.api_key_id
+                          AND k.organization_id = c.organization_id
+                    ),
+                    'invalid_api_key'
+                ) END,
+            l.limit_ids, l.template_ids
+        )::public.asking_call
+        FROM ROWS FROM (
+            jsonb_to_recordset(calls) AS (
+                organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
+                endpoint text, model text, is_stream boolean, bound_nanos bigint,
+                bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text,
+                price_version integer, tags jsonb, is_moved boolean
+            )
+        ) WITH ORDINALITY AS c (
+            organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
+            bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model, price_version,
+            tags, is_moved, place
+        )
+        CROSS JOIN LATERAL (
+            SELECT array_agg(l.id) FILTER (WHERE l.scope <> 'each_end_user') AS limit_ids,
+                   array_agg(l.id) FILTER (WHERE l.scope = 'each_end_user') AS template_ids
+            FROM (
+                SELECT l.id, l.scope
+                FROM public.limits l
+                WHERE l.organization_id = c.organization_id
+                  AND l.api_key_id IS NULL
+                  AND l.end_user IS NULL
+                  AND l.template_id IS NULL
+                  AND l.deleted_at IS NULL
+                UNION ALL
+                SELECT l.id, l.scope
+                FROM public.limits l
+                WHERE l.organization_id = c.organization_id
+                  AND l.api_key_id = c.api_key_id
+                  AND l.end_user IS NULL
+                  AND l.template_id IS NULL
+                  AND l.deleted_at IS NULL
+            ) l
+        ) l
+        ORDER BY c.place
+    );
 END
 $function$;
 
@@ -1726,7 +1905,9 @@ BEGIN
         JOIN public.limits t ON t.organization_id = l.organization_id AND t.id = l.template_id
         WHERE l.template_id IS NOT NULL
           AND l.held = 0
-          AND (t.deleted_at IS NOT NULL OR public.limit_is_idle(l, clock_timestamp()))
+          AND (t.deleted_at IS NOT NULL OR public.is_idle(
+              l.unit, l.period, l.used, l.window_start, l.buckets, l.bucket_at, clock_timestamp()
+          ))
           AND NOT EXISTS (SELECT FROM held WHERE held.id = l.id)
         LIMIT most
     ) l;
@@ -1763,119 +1944,117 @@ BEGIN
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.take_calls(calls jsonb, applying public.applying_limits, child_ids uuid[], process_id uuid, lease interval, decided_at timestamp with time zone, INOUT limits public.limit_state[], OUT taken public.holds[], OUT results public.batch_result[])
+CREATE OR REPLACE FUNCTION public.take_calls_v2(calls public.asking_call[], applying public.applying_limits, locked record, lease interval, INOUT limits public.locked_limit[], INOUT used bigint[], INOUT held bigint[], OUT taken public.hold_row[], OUT results public.batch_result[])
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    owner_ids uuid[];           -- the organizations of limits
-    keys record;
-    ends record;
-    call record;
-    caller text := '';          -- the one for whom places were computed
-    hold public.holds;          -- the one that the call has already
-    places integer[] := '{}';   -- in limits, of those that bind the call
-    before public.limit_state[];
+    call public.asking_call;
+    caller text := '';         -- the one for whom binding was computed
+    binding record;
+    hold record;               -- the one that the call has already
     bounds record;
+    kept record;               -- what a move that is refused leaves as it was
+    freed record;
     result public.batch_result;
     place integer;
-    state public.limit_state;
-    need bigint;
-    slot integer;
-    limit_ids uuid[];
-    limit_windows timestamptz[];
+    is_refused boolean;
 BEGIN
+    taken := '{}';
     results := '{}';
-    owner_ids := public.owners_of(limits);
-    keys := public.standings_of_keys(public.member_ids(calls, 'api_key_id'), decided_at);
-    ends := public.ends_of(public.member_ids(calls, 'id'));
-    FOR call IN
-        SELECT c.*
-        FROM public.standings_of_calls(
-            calls, ends.first_id, ends.last_id, keys.ids, keys.organization_ids, keys.standings
-        ) c
-    LOOP
-        IF call.is_moved OR call.standing = 'repeated' THEN
-            hold := public.hold_of(call.organization_id, call.id);
-            IF call.is_moved AND hold.id IS NULL THEN
-                call.standing := 'not_held';
-            END IF;
-        END IF;
+    FOR number IN 1 .. cardinality(calls) LOOP
+        call := calls[number];
         result := NULL;
-        result.number := call.place;
-        IF call.standing <> 'admitted' THEN
-            result.verdict := call.standing;
-            IF call.standing = 'repeated' THEN
-                result.verdict := 'admitted';
+        result.number := number;
+        IF call.is_moved OR call.standing <> 'admitted' THEN
+            hold := public.hold_of_call(call.organization_id, call.id);
+            result.verdict := CASE WHEN call.standing = 'repeated' THEN 'admitted'
+                                   WHEN call.standing <> 'admitted' THEN call.standing
+                                   WHEN hold.id IS NULL THEN 'not_held' END;
+            IF result.verdict IS NOT NULL THEN
                 result.granted_nanos := hold.bound_nanos;
                 result.granted_tokens := hold.bound_tokens;
+                results := results || result;
+                CONTINUE;
             END IF;
-            results := results || result;
-            CONTINUE;
         END IF;
-
-        IF call.caller <> caller AND cardinality(limits) > 0 THEN
+        IF call.caller <> caller THEN
             caller := call.caller;
-            places := public.places_binding(
-                limits, owner_ids, applying, child_ids, call.organization_id, call.api_key_id,
-                call.end_user, call.model
+            binding := public.limits_of_caller(
+                limits, locked.ids, call, applying, locked.child_ids
             );
         END IF;
         IF call.is_moved THEN
-            before := limits;
-            limits := public.without_hold(limits, hold);
+            SELECT limits, used, held INTO kept;
+            freed := public.count_entries_v2(
+                locked.ids, limits, used, held,
+                ARRAY[
+                    public.release_of(
+                        hold.bound_nanos, hold.bound_tokens, hold.limit_ids, hold.limit_windows
+                    )
+                ]
+            );
+            limits := freed.limits;
+            used := freed.used;
+            held := freed.held;
         END IF;
         IF call.least_tokens IS NOT NULL THEN
-            bounds := public.affordable(
-                limits, places, call.least_nanos, call.least_tokens, call.bound_nanos,
-                call.bound_tokens
+            bounds := public.affordable_v2(
+                limits, used, held, binding.places, call.least_nanos, call.least_tokens,
+                call.bound_nanos, call.bound_tokens
             );
             call.bound_nanos := bounds.nanos;
             call.bound_tokens := bounds.tokens;
         END IF;
-        IF cardinality(places) > 0 THEN
-            result := public.refusal_of(
-                limits, places, call.bound_nanos, call.bound_tokens, decided_at
+        is_refused := false;
+        FOREACH place IN ARRAY binding.places LOOP
+            -- Null, as for an amount that is not known, refuses.
+            is_refused := (
+                used[place] + held[place] + public.amount_of(
+                    limits[place].unit, call.bound_nanos, call.bound_tokens, 1
+                ) <= limits[place].ceiling
+            ) IS NOT TRUE;
+            EXIT WHEN is_refused;
+        END LOOP;
+        IF is_refused THEN
+            result := public.refusal_by(
+                limits, used, held, binding.places, call.bound_nanos, call.bound_tokens,
+                locked.decided_at
             );
-            result.number := call.place;
-        END IF;
-        IF result.verdict IS NULL THEN
+            result.number := number;
+            IF call.is_moved THEN
+                limits := kept.limits;
+                used := kept.used;
+                held := kept.held;
+            END IF;
+        ELSIF call.bound_nanos < 0 OR call.bound_tokens < 0 THEN
+            RAISE EXCEPTION 'a bound is below zero' USING ERRCODE = 'check_violation';
+        ELSE
             result.verdict := 'admitted';
-            limit_ids := '{}';
-            limit_windows := '{}';
-            FOREACH place IN ARRAY places LOOP
-                state := limits[place];
-                need := public.amount_of(state.unit, call.bound_nanos, call.bound_tokens, 1);
-                IF state.bucket_s IS NULL THEN
-                    state.held := state.held + need;
-                ELSE
-                    slot := public.slot_of(state.window_at, state.bucket_s);
-                    state.ring[slot] := state.ring[slot] + need;
-                    state.used := state.used + need;
-                END IF;
-                state.is_changed := true;
-                limits[place] := state;
-                limit_ids := limit_ids || state.id;
-                limit_windows := limit_windows || state.window_at;
+            FOREACH place IN ARRAY binding.places LOOP
+                held[place] := held[place] + public.amount_of(
+                    limits[place].unit, call.bound_nanos, call.bound_tokens, 1
+                );
             END LOOP;
             IF call.is_moved THEN
-                PERFORM public.move_hold(call, limit_ids, limit_windows, decided_at + lease);
+                PERFORM public.move_hold(
+                    call, binding.limit_ids, binding.limit_windows, locked.decided_at + lease
+                );
             ELSE
-                -- In the order of the table's columns.
                 taken := taken || ROW(
                     call.organization_id, call.id, call.api_key_id, call.end_user, call.request_id,
                     call.endpoint, call.model, call.is_stream, call.bound_nanos, call.bound_tokens,
-                    limit_ids, limit_windows, process_id, decided_at + lease, call.price_version,
-                    NULL, NULL, call.tags, decided_at, call.requested_model
-                )::public.holds;
+                    binding.limit_ids, binding.limit_windows, call.price_version,
+                    call.tags, call.requested_model
+                )::public.hold_row;
             END IF;
-        ELSIF call.is_moved THEN
-            limits := before;
         END IF;
         result.granted_nanos := call.bound_nanos;
         result.granted_tokens := call.bound_tokens;
-        IF cardinality(places) > 0 THEN
-            result := public.with_rates(result, limits, places, decided_at);
+        IF cardinality(binding.rate_places) > 0 THEN
+            result := public.with_rates_v2(
+                result, limits, used, held, binding.rate_places, locked.decided_at
+            );
         END IF;
         results := results || result;
     END LOOP;
@@ -1901,63 +2080,182 @@ AS $function$
     )::uuid
 $function$;
 
-CREATE OR REPLACE FUNCTION public.with_rates(result public.batch_result, limits public.limit_state[], places integer[], decided_at timestamp with time zone)
+CREATE OR REPLACE FUNCTION public.with_end_users(INOUT calls public.asking_call[])
+ RETURNS public.asking_call[]
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    call public.asking_call;
+BEGIN
+    FOR n IN 1 .. cardinality(calls) LOOP
+        call := calls[n];
+        CONTINUE WHEN call.end_user IS NULL;
+        call.limit_ids := call.limit_ids || ARRAY(
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.organization_id = call.organization_id
+              AND l.api_key_id IS NULL
+              AND l.end_user = call.end_user
+              AND l.template_id IS NULL
+              AND l.deleted_at IS NULL
+            UNION ALL
+            SELECT l.id
+            FROM public.limits l
+            WHERE l.organization_id = call.organization_id
+              AND l.api_key_id = call.api_key_id
+              AND l.end_user = call.end_user
+              AND l.template_id IS NULL
+              AND l.deleted_at IS NULL
+        );
+        calls[n] := call;
+    END LOOP;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.with_rates_v2(result public.batch_result, limits public.locked_limit[], used bigint[], held bigint[], rate_places integer[], decided_at timestamp with time zone)
  RETURNS public.batch_result
  LANGUAGE plpgsql
 AS $function$
 DECLARE
     place integer;
-    state public.limit_state;
     remaining bigint;
+    reset_s integer;
 BEGIN
-    FOREACH place IN ARRAY places LOOP
-        state := limits[place];
-        remaining := greatest(0, state.ceiling - state.used - state.held);
-        IF state.unit = 'requests'
-           AND remaining < coalesce(result.requests_left, remaining + 1) THEN
-            result.requests_ceiling := state.ceiling;
+    FOREACH place IN ARRAY rate_places LOOP
+        remaining := greatest(0, limits[place].ceiling - used[place] - held[place]);
+        reset_s := ceil(
+            extract(
+                epoch FROM public.limit_ends_at(
+                    limits[place].period, limits[place].bucket_s, limits[place].window_at
+                ) - decided_at
+            )
+        );
+        IF limits[place].unit = 'requests' THEN
+            CONTINUE WHEN remaining >= result.requests_left;
+            result.requests_ceiling := limits[place].ceiling;
             result.requests_left := remaining;
-            result.requests_reset_s := ceil(extract(epoch FROM state.resets_at - decided_at));
-        ELSIF state.unit = 'tokens' AND remaining < coalesce(result.tokens_left, remaining + 1) THEN
-            result.tokens_ceiling := state.ceiling;
+            result.requests_reset_s := reset_s;
+        ELSE
+            CONTINUE WHEN remaining >= result.tokens_left;
+            result.tokens_ceiling := limits[place].ceiling;
             result.tokens_left := remaining;
-            result.tokens_reset_s := ceil(extract(epoch FROM state.resets_at - decided_at));
+            result.tokens_reset_s := reset_s;
         END IF;
     END LOOP;
     RETURN result;
 END
 $function$;
 
-CREATE OR REPLACE FUNCTION public.without_hold(limits public.limit_state[], hold public.holds)
- RETURNS public.limit_state[]
- LANGUAGE plpgsql
-AS $function$
-DECLARE
-    counted record;
-BEGIN
-    counted := public.count_entries(limits, ARRAY[public.released(hold)]);
-    RETURN counted.limits;
-END
-$function$;
-
-CREATE OR REPLACE FUNCTION public.write_limits(limits public.limit_state[])
+CREATE OR REPLACE FUNCTION public.write_entries(entries public.entry_row[], counted_at timestamp with time zone)
  RETURNS void
  LANGUAGE plpgsql
 AS $function$
+#variable_conflict use_variable
+DECLARE
+    sources CONSTANT text[] := '{reported,computed,estimated,not_charged,bound,unknown}';
 BEGIN
+    FOR n IN 1 .. cardinality(entries) LOOP
+        IF entries[n].outcome IS NULL OR entries[n].cost_source <> ALL (sources) THEN
+            RAISE EXCEPTION 'an entry has no outcome, or an unknown source of its cost'
+                USING ERRCODE = 'check_violation';
+        END IF;
+    END LOOP;
+    INSERT INTO public.ledger_entries (
+        organization_id, id, kind, amends_id, api_key_id, end_user, request_id, endpoint, model,
+        requested_model, is_stream, outcome, status, requests, input_tokens, cached_input_tokens,
+        output_tokens, cost_nanos, cost_source, bound_nanos, bound_tokens, price_version,
+        limit_ids, limit_windows, upstream_key_id, upstream_request_id, first_byte_ms, duration_ms,
+        tags, tokens, counted_at, created_at
+    )
+    SELECT e.organization_id, e.id, e.kind, e.amends_id, e.api_key_id, e.end_user, e.request_id,
+           e.endpoint, e.model, e.requested_model, e.is_stream, e.outcome, e.status, e.requests,
+           e.input_tokens, e.cached_input_tokens, e.output_tokens, e.cost_nanos, e.cost_source,
+           e.bound_nanos, e.bound_tokens, e.price_version, e.limit_ids, e.limit_windows,
+           e.upstream_key_id, e.upstream_request_id, e.first_byte_ms, e.duration_ms, e.tags,
+           e.tokens, counted_at, counted_at
+    FROM unnest(entries) e;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.write_holds(taken public.hold_row[], process_id uuid, decided_at timestamp with time zone, lease_until timestamp with time zone)
+ RETURNS public.entry_row[]
+ LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_variable
+DECLARE
+    first_id uuid;
+    last_id uuid;
+    count integer;
+BEGIN
+    FOR n IN 1 .. cardinality(taken) LOOP
+        first_id := least(first_id, taken[n].id);
+        last_id := greatest(last_id, taken[n].id);
+    END LOOP;
+    INSERT INTO public.holds (
+        organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
+        bound_nanos, bound_tokens, limit_ids, limit_windows, process_id, lease_until,
+        price_version, tags, created_at, requested_model
+    )
+    SELECT h.organization_id, h.id, h.api_key_id, h.end_user, h.request_id, h.endpoint, h.model,
+           h.is_stream, h.bound_nanos, h.bound_tokens, h.limit_ids, h.limit_windows, process_id,
+           lease_until, h.price_version, h.tags, decided_at, h.requested_model
+    FROM unnest(taken) h
+    -- A range in order, since only the primary key serves it. For an equality every index costs the
+    -- same while the table is empty, and a plan made then may read all entries of the organization
+    -- when there are many. The range of all calls keeps other months closed.
+    WHERE (
+        SELECT true
+        FROM public.ledger_entries x
+        WHERE x.organization_id = h.organization_id
+          AND x.id BETWEEN h.id AND h.id
+          AND x.id BETWEEN first_id AND last_id
+        ORDER BY x.id
+        LIMIT 1
+    ) IS NULL;
+    GET DIAGNOSTICS count = ROW_COUNT;
+    IF count = cardinality(taken) THEN
+        RETURN '{}';
+    END IF;
+    RETURN ARRAY(
+        SELECT public.release_of(h.bound_nanos, h.bound_tokens, h.limit_ids, h.limit_windows)
+        FROM unnest(taken) h
+        WHERE public.has_entry(h.organization_id, h.id)
+    );
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.write_limits_v2(locked record, limits public.locked_limit[], used bigint[], held bigint[])
+ RETURNS void
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    written public.written_limit[] := '{}';
+    slot integer;
+BEGIN
+    FOR n IN 1 .. cardinality(limits) LOOP
+        IF limits[n].bucket_s IS NULL THEN
+            CONTINUE WHEN held[n] = locked.held[n] AND used[n] = locked.used[n];
+            written := written || ROW(
+                limits[n].id, used[n], held[n], limits[n].is_rolled, limits[n].window_at, NULL, NULL
+            )::public.written_limit;
+        ELSE
+            CONTINUE WHEN held[n] = 0 AND NOT limits[n].is_changed;
+            slot := public.slot_of(limits[n].window_at, limits[n].bucket_s);
+            limits[n].ring[slot] := limits[n].ring[slot] + held[n];
+            written := written || ROW(
+                limits[n].id, 0, 0, false, NULL, limits[n].ring, limits[n].window_at
+            )::public.written_limit;
+        END IF;
+    END LOOP;
     UPDATE public.limits l
     SET held = n.held,
-        used = CASE WHEN n.bucket_s IS NULL THEN n.used ELSE l.used END,
-        carried = CASE WHEN n.bucket_s IS NOT NULL OR l.window_start = n.window_at THEN l.carried
-                       ELSE 0 END,
-        alerted_percent = CASE WHEN n.bucket_s IS NOT NULL OR l.window_start = n.window_at
-                               THEN l.alerted_percent
-                               ELSE 0 END,
-        window_start = CASE WHEN n.bucket_s IS NULL THEN n.window_at ELSE l.window_start END,
-        buckets = CASE WHEN n.bucket_s IS NULL THEN l.buckets ELSE n.ring END,
-        bucket_at = CASE WHEN n.bucket_s IS NULL THEN l.bucket_at ELSE n.window_at END
-    FROM unnest(limits) n
-    WHERE l.id = n.id
-      AND n.is_changed;
+        used = n.used,
+        carried = CASE WHEN n.is_rolled THEN 0 ELSE l.carried END,
+        alerted_percent = CASE WHEN n.is_rolled THEN 0 ELSE l.alerted_percent END,
+        window_start = n.window_start,
+        buckets = n.buckets,
+        bucket_at = n.bucket_at
+    FROM unnest(written) n
+    WHERE l.id = n.id;
 END
 $function$;

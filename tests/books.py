@@ -100,7 +100,7 @@ class Books:
         await self.connection.execute(source.replace(old, new, 1))
 
     async def slow_down(
-        self, function="settle_and_admit", before="INSERT INTO public.holds", without="", instead=""
+        self, function="write_holds", before="INSERT INTO public.holds", without="", instead=""
     ):
         """Make a database function wait 0.3 s before a statement, and optionally remove a guard
         from it."""

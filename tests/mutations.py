@@ -25,21 +25,21 @@ MUTATIONS = (
     # Hard limits.
     Mutation(
         "limits are read without a row lock",
-        f"{SQL}/lock_limits.sql",
+        f"{SQL}/lock_limits_v2.sql",
         "            FOR NO KEY UPDATE\n",
         "",
         "tests/db/test_admission.py::test_the_lock_is_what_keeps_replicas_apart",
     ),
     Mutation(
         "what other calls hold is ignored",
-        f"{SQL}/refusal_of.sql",
-        "CONTINUE WHEN state.used + state.held + need <= state.ceiling;",
-        "CONTINUE WHEN state.used + need <= state.ceiling;",
+        f"{SQL}/take_calls_v2.sql",
+        "used[place] + held[place] + public.amount_of(",
+        "used[place] + public.amount_of(",
         "tests/db/test_admission.py::test_exactly_as_many_as_fit",
     ),
     Mutation(
         "a revoked key is admitted while a cache still knows it",
-        f"{SQL}/standings_of_keys.sql",
+        f"{SQL}/standings_of_calls_v2.sql",
         "WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'",
         "WHEN false THEN 'revoked_api_key'",
         "tests/api/test_auth.py::test_a_stale_cache_lets_no_paid_call_through",
@@ -61,25 +61,25 @@ MUTATIONS = (
     # Settlement.
     Mutation(
         "an admission that is repeated is one more",
-        f"{SQL}/standings_of_calls.sql",
-        "CASE WHEN c.is_moved IS NOT TRUE AND (",
-        "CASE WHEN false AND (",
+        f"{SQL}/standings_of_calls_v2.sql",
+        "CASE WHEN c.is_moved IS NOT TRUE AND EXISTS (",
+        "CASE WHEN false AND EXISTS (",
         "tests/db/test_settlement.py::test_repetitions_change_nothing",
     ),
     Mutation(
         "a settled call keeps its hold",
-        f"{SQL}/end_holds.sql",
+        f"{SQL}/end_calls_v2.sql",
         """        DELETE FROM public.holds h
-        WHERE h.organization_id = ANY (settled.organization_ids)
+        WHERE h.organization_id = ANY (organization_ids)
 """,
         """        UPDATE public.holds h SET id = h.id
-        WHERE h.organization_id = ANY (settled.organization_ids)
+        WHERE h.organization_id = ANY (organization_ids)
 """,
         "tests/db/test_settlement.py::test_repetitions_change_nothing",
     ),
     Mutation(
         "late news corrects an entry twice",
-        f"{SQL}/corrections_of.sql",
+        f"{SQL}/corrections_of_v2.sql",
         "                    AND y.kind = 'correction'\n",
         "                    AND false\n",
         "tests/db/test_settlement.py::test_the_sweeper_settles_at_the_bound_and_a_late_settlement_corrects_it",
@@ -151,18 +151,18 @@ MUTATIONS = (
     # Tenants.
     Mutation(
         "a key of another organization admits a call",
-        f"{SQL}/standings_of_calls.sql",
-        """                WHEN key_organization_ids[array_position(key_ids, c.api_key_id)]
-                     = c.organization_id
-""",
-        "                WHEN true\n",
+        f"{SQL}/standings_of_calls_v2.sql",
+        "                          AND k.organization_id = c.organization_id\n",
+        "",
         "tests/db/test_admission.py::test_a_key_admits_calls_of_its_own_organization_only",
     ),
     Mutation(
         "the limits of other organizations in a batch bind a call",
-        f"{SQL}/places_binding.sql",
-        "WHILE owner_ids[place] = call_organization_id LOOP",
-        "WHILE place <= cardinality(owner_ids) LOOP",
+        f"{SQL}/standings_of_calls_v2.sql",
+        """                WHERE l.organization_id = c.organization_id
+                  AND l.api_key_id IS NULL
+""",
+        "                WHERE l.api_key_id IS NULL\n",
         "tests/db/test_admission.py::test_each_call_of_a_batch_counts_on_its_own_limits",
     ),
     Mutation(

@@ -17,7 +17,7 @@ DECLARE
     call public.ledger_entries;
     same public.ledger_entries;
     locked record;
-    credited public.ledger_entries;
+    credited public.entry_row;
     counted record;
 BEGIN
     -- One credit of an organization at a time; before the ledger is touched, as in every change.
@@ -33,7 +33,7 @@ BEGIN
         RETURN;
     END IF;
 
-    locked := public.lock_limits(
+    locked := public.lock_limits_v2(
         ARRAY(
             SELECT l.id
             FROM public.limits l
@@ -65,13 +65,13 @@ BEGIN
     END IF;
 
     -- A credit counts as a correction does: it holds nothing.
-    credited := call;
-    credited.id := credit_id;
     credited.kind := 'credit';
-    credited.amends_id := call_id;
     credited.cost_nanos := -credit_nanos;
-    counted := public.count_entries(locked.limits, ARRAY[credited]);
-    credited := counted.entries[1];
+    credited.limit_ids := call.limit_ids;
+    credited.limit_windows := call.limit_windows;
+    counted := public.count_entries_v2(
+        locked.ids, locked.limits, locked.used, locked.held, ARRAY[credited]
+    );
 
     INSERT INTO public.ledger_entries (
         organization_id, id, kind, amends_id, api_key_id, end_user, request_id, endpoint, model,
@@ -81,10 +81,10 @@ BEGIN
     VALUES (
         call_organization_id, credit_id, 'credit', call_id, call.api_key_id, call.end_user,
         call.request_id, call.endpoint, call.model, call.requested_model, call.is_stream,
-        -credit_nanos, 'manual', call.price_version, call.limit_ids, credited.limit_windows,
-        locked.decided_at, call.tags, credit_note
+        -credit_nanos, 'manual', call.price_version, call.limit_ids,
+        counted.entries[1].limit_windows, locked.decided_at, call.tags, credit_note
     );
 
-    PERFORM public.write_limits(counted.limits);
+    PERFORM public.write_limits_v2(locked, counted.limits, counted.used, counted.held);
 END
 $$;

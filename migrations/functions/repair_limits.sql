@@ -15,14 +15,14 @@ SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-    limits public.limit_state[];
-    ids uuid[];
-    state public.limit_state;
+    locked record;
+    limits public.locked_limit[];
+    used bigint[];
+    held bigint[];
     i integer;
     slot integer;
 BEGIN
-    SELECT l.limits INTO limits
-    FROM public.lock_limits(
+    locked := public.lock_limits_v2(
         ARRAY(
             SELECT l.id
             FROM public.limits l
@@ -30,36 +30,36 @@ BEGIN
               AND l.id = ANY (limit_ids)
         ),
         NULL, NULL, NULL
-    ) l;
-    SELECT array_agg(l.id) INTO ids FROM unnest(limits) l;
+    );
+    limits := locked.limits;
+    used := locked.used;
+    held := locked.held;
 
     FOR n IN 1 .. cardinality(limit_ids) LOOP
-        i := array_position(ids, limit_ids[n]);
+        i := array_position(locked.ids, limit_ids[n]);
         CONTINUE WHEN i IS NULL;
-        state := limits[i];
         limit_id := limit_ids[n];
         counter := counters[n];
         window_at := counted[n];
         IF counters[n] = 'held' THEN
-            stands := state.held;
-            state.held := stands - drifts[n];
-        ELSIF state.bucket_s IS NULL THEN
-            CONTINUE WHEN state.window_at <> counted[n];
-            stands := state.used;
-            state.used := stands - drifts[n];
+            stands := held[i];
+            held[i] := stands - drifts[n];
+        ELSIF limits[i].bucket_s IS NULL THEN
+            CONTINUE WHEN limits[i].window_at <> counted[n];
+            stands := used[i];
+            used[i] := stands - drifts[n];
         ELSE
             CONTINUE WHEN counted[n]
-                <= state.window_at - 61 * state.bucket_s * interval '1 second';
-            slot := public.slot_of(counted[n], state.bucket_s);
-            stands := state.ring[slot];
-            state.ring[slot] := stands - drifts[n];
+                <= limits[i].window_at - 61 * limits[i].bucket_s * interval '1 second';
+            slot := public.slot_of(counted[n], limits[i].bucket_s);
+            stands := limits[i].ring[slot];
+            limits[i].ring[slot] := stands - drifts[n];
+            limits[i].is_changed := true;
         END IF;
-        state.is_changed := true;
-        limits[i] := state;
         proven := stands - drifts[n];
         RETURN NEXT;
     END LOOP;
 
-    PERFORM public.write_limits(limits);
+    PERFORM public.write_limits_v2(locked, limits, used, held);
 END
 $$;

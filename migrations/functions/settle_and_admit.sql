@@ -24,80 +24,123 @@
 -- retry_after_s when waiting helps.
 --
 -- Lock order, everywhere: the organization (its audit chain), the ledger as a whole, its
--- partitions, templates, other limits, each by (organization_id, id), then holds. Admission and
+-- partitions, holds, templates, other limits, each by (organization_id, id). Admission and
 -- settlement lock no organization. VOLATILE, so that each statement sees what was committed before
 -- it. Tables are read by keys at hand, without sequential scans and by one generic plan: a plan
--- made when a table was small would read all of it until the next analysis. The steps run with
--- these settings and plan their statements under them. The lock timeout is short because every
--- other call waits for the batch.
+-- made when a table was small would read all of it until the next analysis. For the few rows of a
+-- batch a bitmap costs more than it saves. The steps run with these settings and plan their
+-- statements under them. The lock timeout is short because every other call waits for the batch.
 CREATE OR REPLACE FUNCTION public.settle_and_admit(
     entries jsonb, only_expired boolean, calls jsonb, process_id uuid, lease interval,
     most_end_users integer
 )
 RETURNS SETOF public.batch_result
 LANGUAGE plpgsql
+SET enable_bitmapscan = off
 SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 SET lock_timeout = '1500ms' AS $$
 DECLARE
-    settled public.settled_holds;
+    asking public.asking_call[];
     applying public.applying_limits;
+    ending record;
+    written public.entry_row[];
+    limit_ids uuid[];
     locked record;
-    limits public.limit_state[];
-    ended record;
+    limits public.locked_limit[];
+    used bigint[];
+    held bigint[];
+    counted record;
     admitted record;
-    entry public.ledger_entries;
-    state public.limit_state;
+    ended public.entry_row[];  -- of calls that had ended before they were admitted
     result public.batch_result;
 BEGIN
     -- Before the limits, as does whoever drops a month. An admission reads the ledger when it has
     -- the limits, so without this it and the drop would wait for each other.
     LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
-    IF entries IS NOT NULL THEN
-        settled := public.limits_of_entries(entries, only_expired);
-    END IF;
     IF calls IS NOT NULL THEN
-        applying := public.limits_of_calls(calls);
+        asking := public.standings_of_calls_v2(calls, clock_timestamp());
+        IF calls @? '$[*].end_user ? (@ != null)' THEN
+            asking := public.with_end_users(asking);
+        END IF;
+        applying := public.limits_of_calls_v2(asking);
+        limit_ids := applying.ids;
+        IF calls @> '[{"is_moved": true}]' THEN
+            limit_ids := limit_ids || public.lock_holds(entries, asking);
+        END IF;
     END IF;
-    locked := public.lock_limits(
-        settled.limit_ids || applying.ids || applying.left_ids,
-        applying.template_ids, applying.template_users, most_end_users
+    IF entries IS NOT NULL THEN
+        ending := public.end_calls_v2(entries, only_expired);
+        limit_ids := limit_ids || ending.limit_ids;
+    END IF;
+    locked := public.lock_limits_v2(
+        limit_ids, applying.template_ids, applying.template_users, most_end_users
     );
     limits := locked.limits;
+    used := locked.used;
+    held := locked.held;
 
     -- Settlements come first: what they free is room for the admissions.
     IF entries IS NOT NULL THEN
-        ended := public.end_calls(entries, only_expired, settled, locked.decided_at, limits);
-        limits := ended.limits;
-        INSERT INTO public.ledger_entries SELECT e.* FROM unnest(ended.written) e;
-        FOREACH entry IN ARRAY ended.written LOOP
-            result.id := coalesce(entry.amends_id, entry.id);
-            result.kind := entry.kind;
-            result.cost_nanos := entry.cost_nanos;
-            result.bound_nanos := entry.bound_nanos;
+        IF ending.late_ids IS NOT NULL THEN
+            ending.written :=
+                ending.written || public.corrections_of_v2(entries, ending.late_ids);
+        END IF;
+        IF cardinality(limits) > 0 THEN
+            counted := public.count_entries_v2(
+                locked.ids, limits, used, held, ending.written || ending.released
+            );
+            ending.written := counted.entries[1 : cardinality(ending.written)];
+            limits := counted.limits;
+            used := counted.used;
+            held := counted.held;
+        END IF;
+        written := ending.written;
+        PERFORM public.write_entries(written, locked.decided_at);
+        FOR n IN 1 .. cardinality(written) LOOP
+            result.id := coalesce(written[n].amends_id, written[n].id);
+            result.kind := written[n].kind;
+            result.cost_nanos := written[n].cost_nanos;
+            result.bound_nanos := written[n].bound_nanos;
             RETURN NEXT result;
         END LOOP;
         result := NULL;
         result.kind := 'alert';
-        FOREACH state IN ARRAY limits LOOP
-            IF state.used >= state.alert_at AND state.is_changed THEN
-                result.id := state.id;
+        FOR place IN 1 .. cardinality(locked.ids) LOOP
+            CONTINUE WHEN used[place] = locked.used[place];
+            IF used[place] >= public.alert_at(
+                limits[place].unit, limits[place].ceiling, limits[place].alert_percents,
+                limits[place].alerted_percent
+            ) THEN
+                result.id := limits[place].id;
                 RETURN NEXT result;
             END IF;
         END LOOP;
     END IF;
     IF calls IS NOT NULL THEN
-        admitted := public.take_calls(
-            calls, applying, locked.child_ids, process_id, lease, locked.decided_at, limits
+        admitted := public.take_calls_v2(
+            asking, applying, locked, lease, limits, used, held
         );
         limits := admitted.limits;
-        INSERT INTO public.holds SELECT h.* FROM unnest(admitted.taken) h;
+        used := admitted.used;
+        held := admitted.held;
+        ended := public.write_holds(
+            admitted.taken, process_id, locked.decided_at, locked.decided_at + lease
+        );
+        IF cardinality(ended) > 0 AND cardinality(limits) > 0 THEN
+            counted := public.count_entries_v2(
+                locked.ids, limits, used, held, ended
+            );
+            limits := counted.limits;
+            used := counted.used;
+            held := counted.held;
+        END IF;
         FOREACH result IN ARRAY admitted.results LOOP
             RETURN NEXT result;
         END LOOP;
     END IF;
     IF cardinality(limits) > 0 THEN
-        PERFORM public.write_limits(limits);
+        PERFORM public.write_limits_v2(locked, limits, used, held);
     END IF;
 END
 $$;

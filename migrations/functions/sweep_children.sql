@@ -18,7 +18,9 @@ BEGIN
         JOIN public.limits t ON t.organization_id = l.organization_id AND t.id = l.template_id
         WHERE l.template_id IS NOT NULL
           AND l.held = 0
-          AND (t.deleted_at IS NOT NULL OR public.limit_is_idle(l, clock_timestamp()))
+          AND (t.deleted_at IS NOT NULL OR public.is_idle(
+              l.unit, l.period, l.used, l.window_start, l.buckets, l.bucket_at, clock_timestamp()
+          ))
           AND NOT EXISTS (SELECT FROM held WHERE held.id = l.id)
         LIMIT most
     ) l;

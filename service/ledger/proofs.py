@@ -93,6 +93,19 @@ FIND_FAULTS: Final = """
     JOIN public.ledger_entries e USING (organization_id, id)
     WHERE h.organization_id = $1
     UNION ALL
+    -- What the functions guarantee, since constraints would cost each batch more.
+    SELECT e.id, 'malformed ' || e.kind, NULL, 1, 0
+    FROM public.ledger_entries e
+    WHERE e.organization_id = $1
+      AND (
+          e.kind NOT IN ('call', 'correction', 'credit', 'unattributed')
+          OR e.kind = 'call' AND num_nulls(e.api_key_id, e.request_id, e.endpoint, e.outcome) > 0
+          OR e.kind = 'correction' AND e.amends_id IS NULL
+          OR e.cost_source NOT IN (
+              'reported', 'computed', 'estimated', 'not_charged', 'bound', 'manual', 'unknown'
+          )
+      )
+    UNION ALL
     -- The call may be in a month that was dropped.
     SELECT c.id, 'orphaned ' || c.kind, NULL, 1, 0
     FROM public.ledger_entries c
@@ -195,6 +208,8 @@ async def repair(conn: Any, actor: Actor, organization_id: UUID) -> Sequence[Fau
     faults = [_fault(row) for row in await conn.fetch(FIND_FAULTS, organization_id)]
     counters = [fault for fault in faults if fault.what in COUNTERS]
     settled = [fault.id for fault in faults if fault.what == SETTLED_HOLD]
+    # Holds are locked before limits, as in every batch.
+    removed = await conn.fetch(REMOVE_SETTLED_HOLDS, organization_id, settled)
     rows = await conn.fetch(
         REPAIR_LIMITS,
         organization_id,
@@ -207,7 +222,7 @@ async def repair(conn: Any, actor: Actor, organization_id: UUID) -> Sequence[Fau
     for limit_id, parts in groupby(repaired, key=lambda fault: fault.id):
         detail = {"counters": [msgspec.to_builtins(part) for part in parts]}
         await audit.record(conn, organization_id, actor, "limit.repair", str(limit_id), detail)
-    for row in await conn.fetch(REMOVE_SETTLED_HOLDS, organization_id, settled):
+    for row in removed:
         repaired.append(_fault(row))
         await audit.record(conn, organization_id, actor, "hold.remove", str(row["id"]))
     return repaired

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -64,7 +65,7 @@ async def test_the_lock_is_what_keeps_replicas_apart(books, is_guarded):
     """Without the row lock two replicas that decide concurrently would both use the same room."""
     await books.slow_down()
     if not is_guarded:
-        await books.change("lock_limits", "FOR NO KEY UPDATE", "")
+        await books.change("lock_limits_v2", "FOR NO KEY UPDATE", "")
     await books.limit("usd", "month", 100)
     ledgers = [Ledger(books.database, uuid7()) for _ in range(2)]
 
@@ -244,9 +245,9 @@ async def test_a_counter_swept_before_its_lock_is_created_again(books, is_guarde
     await books.settle(first)
     await books.age_by_a_day("alice")
     await books.slow_down(
-        "lock_limits",
-        before="SELECT array_agg(o.l), array_agg((o.l).id)",
-        without="" if is_guarded else "EXIT WHEN child_ids IS NULL OR child_ids <@ locked_ids;",
+        "lock_limits_v2",
+        before="SELECT array_agg(o.id), array_agg(o.found)",
+        without="" if is_guarded else "EXIT WHEN child_ids IS NULL OR child_ids <@ ids;",
         instead="EXIT;",
     )
 
@@ -387,15 +388,21 @@ async def test_a_key_admits_calls_of_its_own_organization_only(books):
 async def test_an_admission_opens_only_the_months_of_its_ids(books):
     """The search for entries of the calls prunes all other months before it starts, by a generic
     plan, so its cost does not grow with the months that are kept."""
-    hold = books.hold()
+    source = await books.connection.fetchval(
+        "SELECT prosrc FROM pg_proc WHERE proname = 'write_holds'"
+    )
+    statement = re.search(r"INSERT INTO public\.holds.*?;", source, re.DOTALL)[0]
+    variables = ("taken", "process_id", "decided_at", "lease_until", "first_id", "last_id")
+    names, values = statement.split("SELECT", 1)
+    for number, name in enumerate(variables, 1):
+        values = re.sub(rf"(?<!\.)\b{name}\b", f"${number}", values)
     await books.connection.execute("SET plan_cache_mode = force_generic_plan")
     await books.connection.execute(
-        "PREPARE standing (jsonb, uuid) AS SELECT c.*"
-        " FROM public.standings_of_calls($1, $2, $2, NULL, NULL, NULL) c"
+        "PREPARE writing (hold_row[], uuid, timestamptz, timestamptz, uuid, uuid) AS"
+        f" {names} SELECT {values}"
     )
-    calls = msgspec.json.encode([hold]).decode()
     plan = await books.connection.fetch(
-        f"EXPLAIN (COSTS OFF) EXECUTE standing ('{calls}', '{hold.id}')"
+        f"EXPLAIN (COSTS OFF) EXECUTE writing ('{{}}', NULL, NULL, NULL, '{uuid7()}', '{uuid7()}')"
     )
 
     lines = [row[0] for row in plan]

@@ -171,7 +171,7 @@ async def test_admissions_continue_while_settlements_fail(books):
     source = await books.connection.fetchval(
         "SELECT pg_get_functiondef('public.settle_and_admit'::regproc)"
     )
-    before = "settled := public.limits_of_entries"
+    before = "ending := public.end_calls_v2"
     assert before in source
     await books.connection.execute(
         source.replace(before, f"RAISE EXCEPTION 'full' USING ERRCODE = '53100'; {before}")

@@ -25,6 +25,7 @@ from service.database import schema
 from service.database.connections import connect_arguments
 from service.database.functions import read_functions
 from service.errors import StartupError
+from service.ids import uuid7
 
 RECORDED = "SELECT name FROM yoyo.functions ORDER BY name"
 
@@ -274,3 +275,43 @@ def test_migrations_call_no_functions():
 
     assert names
     assert found == []
+
+
+ROW_TYPES = """
+    SELECT DISTINCT p.proname
+    FROM pg_proc p
+    CROSS JOIN LATERAL unnest(
+        coalesce(p.proallargtypes, p.proargtypes::oid[]) || p.prorettype
+    ) AS used (type)
+    JOIN pg_type t ON t.oid = used.type
+    JOIN pg_type e ON e.oid = coalesce(nullif(t.typelem, 0), t.oid)
+    JOIN pg_class c ON c.oid = e.typrelid AND c.relkind <> 'c'
+    WHERE p.pronamespace = 'public'::regnamespace
+"""
+
+
+async def test_no_function_takes_the_row_of_a_table(database_address):
+    """Functions have row types of their own, so that a table may grow while they run."""
+    assert ask(database_address, ROW_TYPES) == []
+
+
+async def test_a_new_column_breaks_no_function(books):
+    """Calls are admitted and settled, and credits given, on a new connection by the functions of
+    before a table has grown."""
+    for table in ("limits", "holds", "ledger_entries"):
+        await books.connection.execute(f"ALTER TABLE {table} ADD COLUMN a_new_one text")
+    limit_id = await books.limit("usd", "month", 100)
+    await books.limit("tokens", "minute", 100)
+    hold = books.hold(10)
+
+    await books.ledger.admit(hold)
+    await books.ledger.move(hold)
+    await books.settle(hold, 5)
+
+    assert await books.state(limit_id) == ("0.000000005", "0.00")
+    verdict = "SELECT verdict FROM public.credit($1, $2, $3, 3, 'note')"
+    assert (
+        await books.connection.fetchval(verdict, books.organization_id, hold.id, uuid7())
+        == "credited"
+    )
+    assert await books.state(limit_id) == ("0.000000002", "0.00")

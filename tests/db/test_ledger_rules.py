@@ -4,13 +4,16 @@ import uuid
 from datetime import UTC, datetime
 
 import asyncpg
+import msgspec
 import pytest
+from books import entry_of
 from support import make_settings
 
 from service import ledger
 from service.database.connections import connect_arguments
 from service.database.pool import open_pool
 from service.ids import uuid7
+from service.ledger.writer import SETTLE_AND_ADMIT
 
 INSERT = """
     INSERT INTO public.ledger_entries (organization_id, id, kind, cost_source, cost_nanos)
@@ -72,6 +75,117 @@ async def test_an_unknown_cost_is_not_zero(connection):
                 source,
                 nanos,
             )
+
+
+LIMIT = {
+    "scope": "organization",
+    "api_key_id": None,
+    "end_user": None,
+    "unit": "usd",
+    "period": "day",
+    "ceiling": 1,
+    "raised_to": None,
+    "raised_until": None,
+    "set_by": "operator",
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        ("scope", {"scope": "planet"}),
+        ("scope_end_user", {"scope": "end_user"}),
+        ("scope_end_user", {"end_user": b"x"}),
+        ("scope_api_key", {"scope": "api_key"}),
+        ("unit", {"unit": "eur"}),
+        ("period", {"period": "week"}),
+        ("period", {"period": None}),
+        ("period", {"unit": "concurrency"}),
+        ("ceiling", {"ceiling": -1}),
+        ("raised", {"raised_to": 5}),
+        ("raised", {"raised_until": datetime(2030, 1, 1, tzinfo=UTC)}),
+        ("set_by", {"set_by": "nobody"}),
+    ],
+)
+async def test_settings_of_a_limit_are_valid(books, rule, settings):
+    """The database rejects a limit whose settings contradict each other, new or changed."""
+    insert = (
+        f"INSERT INTO limits (organization_id, id, {', '.join(LIMIT)})"
+        f" VALUES ($1, $2, {', '.join(f'${number + 3}' for number in range(len(LIMIT)))})"
+    )
+    values = {**LIMIT, **settings}
+    with pytest.raises(asyncpg.CheckViolationError) as error:
+        await books.connection.execute(insert, books.organization_id, uuid7(), *values.values())
+    assert error.value.constraint_name == f"limits_{rule}"
+
+    await books.connection.execute(insert, books.organization_id, uuid7(), *LIMIT.values())
+    change = ", ".join(f"{name} = ${number}" for number, name in enumerate(settings, 1))
+    with pytest.raises(asyncpg.CheckViolationError) as error:
+        await books.connection.execute(f"UPDATE limits SET {change}", *settings.values())
+    assert error.value.constraint_name == f"limits_{rule}"
+
+
+async def test_nothing_held_is_below_zero(books):
+    """The database rejects a counter that holds less than nothing, whoever writes it."""
+    await books.limit("usd", "month", 100)
+    with pytest.raises(asyncpg.CheckViolationError, match="limits_held"):
+        await books.connection.execute("UPDATE limits SET held = -1")
+
+
+@pytest.mark.parametrize("change", [{"cost_source": "guessed"}, {"outcome": None}])
+async def test_a_malformed_entry_is_not_written(books, change):
+    """An entry without an outcome, or with an unknown source of its cost, is rejected and its hold
+    stays."""
+    limit = await books.limit("usd", "month", 100)
+    hold = books.hold(10)
+    await books.ledger.admit(hold)
+    entries = msgspec.json.encode([{**entry_of(hold, 5, 5).row(), **change}]).decode()
+
+    with pytest.raises(asyncpg.CheckViolationError, match="an entry has no outcome"):
+        await books.connection.fetch(SETTLE_AND_ADMIT, entries, None, uuid7(), 60, 100)
+
+    assert await books.state(limit) == ("0.00", "0.00000001")
+    await books.settle(hold)
+
+
+@pytest.mark.parametrize("nanos", [-1, 1])
+async def test_no_bound_is_below_zero(books, nanos):
+    """A call whose bound is below zero would make room, so it is not admitted."""
+    calls = msgspec.json.encode([books.hold(nanos, -nanos)]).decode()
+    with pytest.raises(asyncpg.CheckViolationError, match="a bound is below zero"):
+        await books.connection.fetch(SETTLE_AND_ADMIT, None, calls, uuid7(), 60, 100)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"kind": "gift"},
+        {"kind": "call", "outcome": "ok", "endpoint": "/x", "request_id": "r"},
+        {"kind": "correction"},
+        {"cost_source": "guessed"},
+    ],
+)
+async def test_the_audit_finds_malformed_entries(books, columns):
+    """What no function writes is a fault, however it came into the ledger."""
+    columns = {"kind": "credit", "cost_source": "manual", "cost_nanos": 1, **columns}
+    names = ", ".join(columns)
+    values = ", ".join(f"${number + 3}" for number in range(len(columns)))
+    entry_id = uuid7()
+    await books.connection.execute(
+        f"INSERT INTO ledger_entries (organization_id, id, {names}) VALUES ($1, $2, {values})",
+        books.organization_id,
+        entry_id,
+        *columns.values(),
+    )
+
+    faults = (await ledger.prove(books.database, books.organization_id)).faults
+
+    assert (entry_id, f"malformed {columns['kind']}") in [
+        (fault.id, fault.what) for fault in faults
+    ]
+    await books.connection.execute(
+        "SET session_replication_role = replica; DELETE FROM ledger_entries"
+    )
 
 
 async def test_entries_find_their_month(connection):

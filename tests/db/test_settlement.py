@@ -233,9 +233,9 @@ async def test_a_hold_of_a_settled_call_is_released(books):
     await books.settle(hold, 50, 6)
     before = [await books.state(limit_id) for limit_id in limits]
     source = await books.connection.fetchval(
-        "SELECT pg_get_functiondef('public.standings_of_calls'::regproc)"
+        "SELECT pg_get_functiondef('public.write_holds'::regproc)"
     )
-    blind = source.replace("x.id BETWEEN c.id AND c.id", "false")
+    blind = source.replace("x.id BETWEEN h.id AND h.id", "false")
     assert blind != source
     await books.connection.execute(blind)
     await admit_late(books, hold)

@@ -1,13 +1,11 @@
 -- Make corrections of calls that the sweeper settled before their own entries came.
 --
--- An entry whose cost is unknown corrects nothing, and a call is corrected once.
-CREATE OR REPLACE FUNCTION public.corrections_of(
-    entries jsonb, settled public.settled_holds, decided_at timestamptz
-)
-RETURNS public.ledger_entries[]
+-- An entry whose cost is unknown corrects nothing, and a call is corrected once. late_ids are the
+-- calls that the sweeper settled.
+CREATE OR REPLACE FUNCTION public.corrections_of_v2(entries jsonb, late_ids uuid[])
+RETURNS public.entry_row[]
 LANGUAGE plpgsql AS $$
 BEGIN
-    -- In the order of the table's columns.
     RETURN ARRAY(
         SELECT ROW(
             x.organization_id, e.correction_id, 'correction', x.id, x.api_key_id, x.end_user,
@@ -16,12 +14,12 @@ BEGIN
             e.input_tokens - coalesce(x.input_tokens, 0), e.cached_input_tokens,
             e.output_tokens - coalesce(x.output_tokens, 0),
             e.cost_nanos - coalesce(x.cost_nanos, 0), e.cost_source, x.bound_nanos, x.bound_tokens,
-            x.price_version, x.limit_ids, x.limit_windows, decided_at,
+            x.price_version, x.limit_ids, x.limit_windows,
             coalesce(e.upstream_key_id, x.upstream_key_id), e.upstream_request_id, e.first_byte_ms,
-            e.duration_ms, x.tags, NULL, decided_at,
+            e.duration_ms, x.tags,
             CASE WHEN e.cost_source = 'not_charged' THEN 0
                  ELSE coalesce(e.input_tokens + e.output_tokens, x.tokens) END - x.tokens
-        )::public.ledger_entries
+        )::public.entry_row
         FROM (
             SELECT DISTINCT ON (e.organization_id, e.id) e.*
             FROM jsonb_to_recordset(entries) AS e (
@@ -39,7 +37,7 @@ BEGIN
             WHERE x.organization_id = e.organization_id
               AND x.id = e.id
               AND x.outcome = 'interrupted'
-              AND (x.id = ANY (settled.interrupted_ids) OR x.id = ANY (settled.seen_ids))
+              AND x.id = ANY (late_ids)
               AND NOT EXISTS (
                   SELECT
                   FROM public.ledger_entries y

@@ -1,0 +1,78 @@
+-- Return calls in order, each with its standing and with the limits that may bind it.
+--
+-- standing is 'admitted' where only limits can refuse the call, and 'repeated' where it has a hold:
+-- an admission whose connection broke is repeated. A moved call has a hold and is not 'repeated'.
+-- There is a branch for each key of the index of limits, since an OR would read the limits of all
+-- API keys. Those of end users are added by with_end_users().
+CREATE OR REPLACE FUNCTION public.standings_of_calls_v2(calls jsonb, instant timestamptz)
+RETURNS public.asking_call[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT ROW(
+            c.organization_id, c.id, c.api_key_id, decode(c.end_user, 'hex'), c.request_id,
+            c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
+            c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
+            concat(c.organization_id, c.api_key_id, c.end_user, ' ', c.model),
+            CASE WHEN c.is_moved IS NOT TRUE AND EXISTS (
+                    SELECT
+                    FROM public.holds h
+                    WHERE h.organization_id = c.organization_id
+                      AND h.id = c.id
+                    OFFSET 0
+                ) THEN 'repeated'
+                ELSE coalesce(
+                    (
+                        SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+                                    WHEN k.expires_at <= instant THEN 'expired_api_key'
+                                    WHEN (
+                                        SELECT o.status
+                                        FROM public.organizations o
+                                        WHERE o.id = k.organization_id
+                                    ) <> 'active' THEN 'organization_inactive'
+                                    ELSE 'admitted' END
+                        FROM public.api_keys k
+                        WHERE k.id = c.api_key_id
+                          AND k.organization_id = c.organization_id
+                    ),
+                    'invalid_api_key'
+                ) END,
+            l.limit_ids, l.template_ids
+        )::public.asking_call
+        FROM ROWS FROM (
+            jsonb_to_recordset(calls) AS (
+                organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
+                endpoint text, model text, is_stream boolean, bound_nanos bigint,
+                bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text,
+                price_version integer, tags jsonb, is_moved boolean
+            )
+        ) WITH ORDINALITY AS c (
+            organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
+            bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model, price_version,
+            tags, is_moved, place
+        )
+        CROSS JOIN LATERAL (
+            SELECT array_agg(l.id) FILTER (WHERE l.scope <> 'each_end_user') AS limit_ids,
+                   array_agg(l.id) FILTER (WHERE l.scope = 'each_end_user') AS template_ids
+            FROM (
+                SELECT l.id, l.scope
+                FROM public.limits l
+                WHERE l.organization_id = c.organization_id
+                  AND l.api_key_id IS NULL
+                  AND l.end_user IS NULL
+                  AND l.template_id IS NULL
+                  AND l.deleted_at IS NULL
+                UNION ALL
+                SELECT l.id, l.scope
+                FROM public.limits l
+                WHERE l.organization_id = c.organization_id
+                  AND l.api_key_id = c.api_key_id
+                  AND l.end_user IS NULL
+                  AND l.template_id IS NULL
+                  AND l.deleted_at IS NULL
+            ) l
+        ) l
+        ORDER BY c.place
+    );
+END
+$$;
