@@ -16,6 +16,7 @@ lock requirements/serve.txt setup.cfg
 lock requirements/development.txt setup.cfg --extra embedded --extra dev --constraint requirements/serve.txt
 lock requirements/run.txt setup.cfg --extra embedded --constraint requirements/development.txt
 echo uv | lock requirements/uv.txt - --constraint requirements/development.txt
+lock requirements/fuzz.txt setup.cfg --extra fuzz --constraint requirements/serve.txt
 lock requirements/clients.txt requirements/clients.in
 # The clients from npm are locked by the Node.js of the environment that the tests install.
 .venv/bin/python tests/clients/installed.py lock

@@ -15,6 +15,15 @@ HEAD = re.compile(rb"HTTP/1\.1 (\d{3})[^\r\n]*\r\n((?:[^\r\n:]+:[^\r\n]*\r\n)*)\
 CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:;[^\r\n]*)?\r\n")
 TRAILERS = re.compile(rb"(?:[^\r\n]+\r\n)*\r\n")
 
+# What random bytes would seldom contain.
+PARTS_OF_RESPONSES = [
+    *(b"HTTP/1.1 ", b"HTTP/1.0 ", b"200 OK", b"103 Early", b"204 No", b"101 Switch"),
+    *(b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\0", b" ", b":", b"0", b"1", b"5", b"ff", b";"),
+    *(b"Content-Length: ", b"Transfer-Encoding: ", b"chunked", b"Connection: close"),
+    *(b"HTTP/1.1 200 OK\r\n", b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n"),
+    *(b"a", b"abc", b"1\r\na\r\n", b"0\r\n\r\n", b"X: y\r\n"),
+]
+
 
 class Wire(asyncio.Transport):
     """A transport without a socket."""

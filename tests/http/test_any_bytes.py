@@ -1,7 +1,7 @@
 """However a response is cut into pieces, and whatever its bytes are, the HTTP client behaves."""
 
 import pytest
-from http_wire import play
+from http_wire import PARTS_OF_RESPONSES, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,15 +98,7 @@ async def test_bytes_after_any_response(response, places, extra):
     assert error is InvalidResponse or (got_status, received, error) == (status, body, None)
 
 
-PARTS = st.sampled_from(
-    [
-        *(b"HTTP/1.1 ", b"HTTP/1.0 ", b"200 OK", b"103 Early", b"204 No", b"101 Switch"),
-        *(b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\0", b" ", b":", b"0", b"1", b"5", b"ff", b";"),
-        *(b"Content-Length: ", b"Transfer-Encoding: ", b"chunked", b"Connection: close"),
-        *(b"HTTP/1.1 200 OK\r\n", b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n"),
-        *(b"a", b"abc", b"1\r\na\r\n", b"0\r\n\r\n", b"X: y\r\n"),
-    ]
-)
+PARTS = st.sampled_from(PARTS_OF_RESPONSES)
 ANYTHING = st.lists(PARTS | st.binary(max_size=4), max_size=14).map(b"".join)
 MUTATED = st.tuples(responses(), st.integers(0, 200_000), PARTS | st.binary(max_size=3)).map(
     lambda made: made[0][0][: made[1] % 400] + made[2] + made[0][0][made[1] % 400 + 1 :]

@@ -81,6 +81,7 @@ INVALID = {
     "an empty line first": b"\r\n" + answer(),
     "no status line": b"Content-Length: 2\r\n\r\nok",
     "an unsolicited 101": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "an informational response of HTTP/1.0": b"HTTP/1.0 103 Early\r\n\r\n" + answer(),
     "an informational response with a body": b"HTTP/1.1 103 Early\r\n" + CL + b"\r\nok" + answer(),
     # Heads that are too large.
     "a long header": OK + b"X: " + b"x" * LIMITS.head_max_bytes + b"\r\n" + CL + b"\r\nok",

@@ -242,6 +242,8 @@ class Connection(asyncio.Protocol):
                 break
             if status == SWITCHING_PROTOCOLS:
                 raise invalid("it switches to a protocol that was not asked for")
+            if head[1] == b"0":
+                raise invalid("HTTP/1.0 has no informational responses")
             if status == CONTINUE and self._upload is not None:
                 self._upload.begin()
             start, known_bytes = head.end(), 0
