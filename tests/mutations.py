@@ -221,11 +221,18 @@ MUTATIONS = (
     ),
     # Venice.
     Mutation(
-        "a redirect of a paid call is followed",
-        "service/upstream/client.py",
-        "                    allow_redirects=False,\n",
-        "",
-        "tests/api/test_sending.py::test_no_paid_call_follows_a_redirect",
+        "a paid call is sent again when a kept connection closes",
+        "service/upstream/http/client.py",
+        "may_repeat = departure is None and not body and",
+        "may_repeat = not body and",
+        "tests/http/test_exchanges.py::test_only_a_free_get_is_sent_again",
+    ),
+    Mutation(
+        "a connection is kept that got bytes nobody asked for",
+        "service/upstream/http/connection.py",
+        "            self.abort()\n            return\n        if not self.is_paused:\n",
+        "            return\n        if not self.is_paused:\n",
+        "tests/http/test_hostile_bytes.py::test_bytes_while_idle",
     ),
     Mutation(
         "an unpacked body is sent with the length of the packed one",
