@@ -6,7 +6,7 @@ from typing import Final
 
 from service.errors import ClientError, UnsupportedEncoding, UpstreamError
 from service.formats.inflate import Inflater, coding_of
-from service.upstream.http import CHUNK_BYTES, Response
+from service.upstream.http import CHUNK_BYTES, Flow, Response
 from service.upstream.sinks import Sink
 
 PLAIN_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -150,6 +150,31 @@ class UpstreamResponse(Response, eq=False):
 
     async def pass_to(self, sink: Sink) -> None:
         """Give the body to the sink as it arrives; see :meth:`next_chunk`."""
-        while chunk := await self.next_chunk():
-            if not sink.write(chunk):
+        is_plain = "Content-Encoding" not in self.raw_headers
+        while True:
+            if is_plain and not self.unread_bytes and not self.is_complete:
+                may_follow = await self._flow_to(sink)
+            elif chunk := await self.next_chunk():
+                may_follow = sink.write(chunk)
+            else:
+                return
+            if not may_follow:
                 await sink.drain()
+
+    async def _flow_to(self, sink: Sink) -> bool:
+        """Have the connection itself give the sink what arrives, until this has to be waited for or
+        the body ends. Return whether the sink can take the next chunk at once."""
+        waiter = self.renew_waiter()
+        self.flow = flow = Flow(self, sink.write)
+        try:
+            await waiter
+        finally:
+            self.flow = None
+        error, flow.error = flow.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Otherwise the error would lead to itself, by its traceback.
+                del error
+        return flow.may_follow

@@ -8,7 +8,7 @@ from service.upstream.http.client import Departure, HttpClient
 from service.upstream.http.connection import Limits
 from service.upstream.http.dial import Dialer
 from service.upstream.http.head import InvalidRequestError
-from service.upstream.http.response import CHUNK_BYTES, READ_BUFFER_BYTES, Response
+from service.upstream.http.response import CHUNK_BYTES, READ_BUFFER_BYTES, Flow, Response
 from service.upstream.http.upload import StreamedBody
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "READ_BUFFER_BYTES",
     "Departure",
     "Dialer",
+    "Flow",
     "HttpClient",
     "InvalidRequestError",
     "Limits",

@@ -188,11 +188,13 @@ class Connection(asyncio.Protocol):
             response.unread_bytes += len(chunk)
             if response.unread_bytes >= READ_BUFFER_BYTES:
                 self.pause()
-        elif events == MESSAGE_BEGUN:
+        else:
             self._count_bodiless(len(data))
         if len(events) > len(MESSAGE_BEGUN) or response.is_complete:
             self._end_exchange(response)
-        if response.status and not response.waiter.done():
+        if response.flow is not None:
+            response.flow.go_on()
+        elif response.status and not response.waiter.done():
             response.waiter.set_result(None)
 
     # What llhttp calls. It reads these once, and each call of a method of a list costs no call of
@@ -252,7 +254,8 @@ class Connection(asyncio.Protocol):
     def _count_bodiless(self, size_bytes: int) -> None:
         """Bound chunk extensions and trailers, of which llhttp takes any number."""
         self._bodiless_bytes += size_bytes
-        if self._bodiless_bytes > 2 * self._owner.limits.head_max_bytes:
+        is_within_message = self._events == MESSAGE_BEGUN
+        if is_within_message and self._bodiless_bytes > 2 * self._owner.limits.head_max_bytes:
             self._fail(invalid("its trailers or chunk extensions are too long"))
 
     def _end_exchange(self, response: Response) -> None:

@@ -1,7 +1,9 @@
 """One response as it arrives over a connection."""
 
 import asyncio
+import contextvars
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,6 +19,42 @@ READ_BUFFER_BYTES: Final = 64 * 1024
 """The unread bytes at which a connection stops to read. One read may bring up to 256 KB at once."""
 CHUNK_BYTES: Final = 16 * 1024
 """The most bytes of a response that are processed before other tasks get a turn."""
+
+
+class Flow:
+    """Gives each chunk to a sink in the moment in which the connection receives it, while the
+    reader waits. To wake a task for a chunk takes as long as all else that is done with it.
+
+    It ends with the body, when a chunk is large, and when the sink cannot take the next one at
+    once.
+    """
+
+    __slots__ = ("_response", "_run", "_write", "error", "may_follow")
+
+    def __init__(self, response: "Response", write: Callable[[bytes], bool]) -> None:
+        self._response = response
+        self._write = write
+        # The connection's callbacks run in the context of the request that opened it, whose id
+        # would stand in what the sink logs.
+        self._run = contextvars.copy_context().run
+        self.may_follow = True
+        """Whether the sink can take the next chunk at once."""
+        self.error: Exception | None = None
+        """What the sink raised."""
+
+    def go_on(self) -> None:
+        """Give the sink the chunk that has just arrived, if any, or wake the reader."""
+        response = self._response
+        is_small = response.unread_bytes <= CHUNK_BYTES
+        if response.unread and is_small:
+            response.unread_bytes = 0
+            try:
+                self.may_follow = self._run(self._write, response.unread.pop())
+            except Exception as error:  # noqa: BLE001 - raised again in the task of the reader
+                self.error, self.may_follow = error, False
+        if response.is_complete or not is_small or not self.may_follow:
+            response.flow = None
+            response.wake()
 
 
 class Response(msgspec.Struct, eq=False):
@@ -42,6 +80,8 @@ class Response(msgspec.Struct, eq=False):
     """Whether the end of the connection is the end of the body."""
     unread: list[bytes] = msgspec.field(default_factory=list)
     unread_bytes: int = 0
+    flow: Flow | None = None
+    """What takes each chunk at once, while there is nothing else to read."""
     is_complete: bool = False
     """Whether the whole body has arrived."""
     error: UpstreamError | None = None
