@@ -430,8 +430,8 @@ def _read_last_events(tail: bytes) -> tuple[Metered, int]:
         is_output_old = is_output_old or (is_first and is_output_later)
         if decoded >= LAST_EVENTS or (metered.cost_usd is not None and metered.usage.is_whole):
             break
-    if metered.usage is not None and FINISHED.search(tail[-TAIL_BYTES:]):
-        metered.is_final = True
+    if metered.usage is not None and not metered.is_final:
+        metered.is_final = FINISHED.search(tail[-TAIL_BYTES:]) is not None
     if metered.usage is not None and is_output_old:
         least_output_tokens = metered.usage.all_output_tokens or 0
         metered.usage.completion_tokens = metered.usage.output_tokens = None
