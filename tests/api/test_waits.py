@@ -7,11 +7,9 @@ import re
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from support import MODEL, OPERATOR_KEY, set_limit
 
 from service import api, errors
-from service.api.wire import error_response
 
 pytestmark = pytest.mark.shares_service
 
@@ -130,18 +128,27 @@ MAY_BE_CHARGED_AGAIN = {"upstream_error", "upstream_cut", "upstream_timeout", "i
 
 @pytest.mark.parametrize("wait_s", [None, 1, 60, 61])
 @pytest.mark.parametrize("code", sorted(CODES))
-async def test_every_code_states_whether_to_retry(code, wait_s):
+async def test_every_code_states_whether_to_retry(service, code, wait_s):
     """Each code is final, asks for a retry within a minute, or leaves it to the client; a longer
     wait is final, since clients do not wait for it."""
 
-    async def refuse(request):
-        return error_response(CODES[code]("No.", code=code, retry_after_s=wait_s), request)
+    async def refuse(_):
+        raise CODES[code]("No.", code=code, retry_after_s=wait_s)
 
     app = web.Application()
+    for key in (api.SETTINGS, api.STATUS):
+        app[key] = service.app[key]
     app.router.add_get("/", refuse)
-    async with TestServer(app) as server, aiohttp.request("GET", server.make_url("/")) as response:
-        should_retry = response.headers.get("x-should-retry")
-        retry_after = response.headers.get("Retry-After")
+    runner = api.make_runner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = runner.addresses[0][1]
+        async with aiohttp.request("GET", f"http://127.0.0.1:{port}/") as response:
+            should_retry = response.headers.get("x-should-retry")
+            retry_after = response.headers.get("Retry-After")
+    finally:
+        await runner.cleanup()
 
     if code in FINAL or wait_s == 61:
         assert should_retry == "false"
