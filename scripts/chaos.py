@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import chaos  # noqa: E402
 import click  # noqa: E402
 import structlog  # noqa: E402
-from conftest import durable_server  # noqa: E402
+from postgres import durable_server  # noqa: E402
 
 LONG_FORM = {
     "kill-service": 100,

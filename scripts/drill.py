@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import click  # noqa: E402
 import drill  # noqa: E402
 import structlog  # noqa: E402
-from conftest import durable_server  # noqa: E402
+from postgres import durable_server  # noqa: E402
 
 
 @click.command()

@@ -13,7 +13,7 @@ import click  # noqa: E402
 import fuzz  # noqa: E402
 import psycopg  # noqa: E402
 import structlog  # noqa: E402
-from conftest import running_server  # noqa: E402
+from postgres import running_server  # noqa: E402
 from support import make_settings, running  # noqa: E402
 from upstream import running_sandbox  # noqa: E402
 

@@ -117,22 +117,19 @@ async def ready_schema(app: web.Application) -> AsyncIterator[None]:
     timeout_s = settings.startup_database_timeout_s
     # In development, whoever goes back to an earlier commit wants the functions of that commit.
     restore = settings.environment is Environment.DEVELOPMENT
-    async with contextlib.AsyncExitStack() as stack:
-        with logs.step("database connected", address=str(address)) as facts:
-            connecting = first_connection(address, timeout_s, must_write=True)
-            conn = await stack.enter_async_context(connecting)
+    with logs.step("database connected", address=str(address)) as facts:
+        async with first_connection(address, timeout_s, must_write=True) as conn:
             facts["server_version"] = conn.get_settings().server_version
-        lacking, newer = await schema.pending(conn)
-        must_apply = bool(lacking or (newer and restore))
-        if not must_apply:
-            log.info("migrations", pending=0)
-            await schema.verify(conn)
-    if must_apply:
+            lacking, newer = await schema.pending(conn)
+    if lacking or (newer and restore):
         await migration_process.apply(
             migration_process.Order(address=address, connect_timeout_s=timeout_s, restore=restore)
         )
-        async with first_connection(address, timeout_s) as conn:
-            await schema.verify(conn)
+    else:
+        log.info("migrations", pending=0)
+    # A connection of its own, since behind a pooler one cannot repeat a statement.
+    async with first_connection(address, timeout_s) as conn:
+        await schema.verify(conn)
     yield
 
 

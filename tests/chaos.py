@@ -23,8 +23,8 @@ from pathlib import Path
 import aiohttp
 import psutil
 from charges import Charges, number_tag, request_id
-from conftest import administration
 from faults import TcpProxy
+from postgres import administration
 from process import client_of, database_url, started
 from support import MODEL, Caller, make_settings, set_limit
 from upstream import running_sandbox

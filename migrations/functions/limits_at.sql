@@ -38,7 +38,7 @@ BEGIN
             l := public.limit_of_template(l);
         END IF;
         used := used || amount;
-        held := held || l.held;
+        held := held || CASE WHEN bucket_s IS NULL THEN l.held ELSE 0 END;
         limits := limits || ROW(
             l.id, l.template_id, l.scope, l.model, l.unit, l.period,
             CASE WHEN l.raised_until > instant THEN l.raised_to ELSE l.ceiling END, bucket_s,

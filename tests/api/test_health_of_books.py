@@ -6,7 +6,7 @@ import dataclasses
 
 import asyncpg
 import pytest
-from conftest import durable_server
+from postgres import durable_server
 from process import database_url, started
 from support import make_settings, running
 

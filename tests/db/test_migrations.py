@@ -19,8 +19,8 @@ import asyncpg
 import psutil
 import psycopg
 import pytest
-from conftest import NO_DURABILITY, new_database, running_server
 from faults import TcpProxy
+from postgres import NO_DURABILITY, new_database, running_server
 from structlog.testing import capture_logs
 
 from scripts.schema_sql import render

@@ -6,7 +6,7 @@ import re
 
 import asyncpg
 import pytest
-from conftest import new_database
+from postgres import new_database
 
 import service
 from service.database.connections import connect_arguments

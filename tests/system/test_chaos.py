@@ -4,7 +4,7 @@ import shutil
 
 import chaos
 import pytest
-from conftest import durable_server
+from postgres import durable_server
 
 pytestmark = pytest.mark.slow
 
