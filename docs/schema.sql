@@ -1216,9 +1216,11 @@ $function$;
 
 CREATE OR REPLACE FUNCTION public.limits_binding(call_organization_id uuid, call_api_key_id uuid, call_end_user bytea)
  RETURNS TABLE(id uuid, scope text)
- LANGUAGE sql
+ LANGUAGE plpgsql
  STABLE
 AS $function$
+BEGIN
+    RETURN QUERY
     SELECT l.id, l.scope
     FROM public.limits l
     WHERE l.organization_id = call_organization_id
@@ -1249,7 +1251,8 @@ AS $function$
       AND l.api_key_id = call_api_key_id
       AND l.end_user = call_end_user
       AND l.template_id IS NULL
-      AND l.deleted_at IS NULL
+      AND l.deleted_at IS NULL;
+END
 $function$;
 
 CREATE OR REPLACE FUNCTION public.limits_of_caller(limits public.locked_limit[], ids uuid[], call public.asking_call, applying public.applying_limits, child_ids uuid[], OUT places integer[], OUT rate_places integer[], OUT limit_ids uuid[], OUT limit_windows timestamp with time zone[])

@@ -5,7 +5,9 @@ CREATE OR REPLACE FUNCTION public.limits_binding(
     call_organization_id uuid, call_api_key_id uuid, call_end_user bytea
 )
 RETURNS TABLE (id uuid, scope text)
-LANGUAGE sql STABLE AS $$
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY
     SELECT l.id, l.scope
     FROM public.limits l
     WHERE l.organization_id = call_organization_id
@@ -36,5 +38,6 @@ LANGUAGE sql STABLE AS $$
       AND l.api_key_id = call_api_key_id
       AND l.end_user = call_end_user
       AND l.template_id IS NULL
-      AND l.deleted_at IS NULL
+      AND l.deleted_at IS NULL;
+END
 $$;

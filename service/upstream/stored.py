@@ -64,23 +64,22 @@ NOTE_STATE: Final = """
 """
 NOTE_CHECK: Final = """
     UPDATE public.upstream_keys
-    SET last_check = $2, last_checked_at = clock_timestamp() - make_interval(secs => $3)
+    SET last_check = $2, last_checked_at = now() - make_interval(secs => $3)
     WHERE id = $1
     RETURNING condition
 """
 # Serializes processes that see the same change. The second one finds it already recorded.
 LOCK_CONDITION: Final = """
-    SELECT condition,
-           condition_at IS NULL
-               OR condition_at < clock_timestamp() - make_interval(secs => $2) AS is_newer
+    SELECT condition, found_at, condition_at IS NULL OR condition_at < found_at AS is_newer
     FROM public.upstream_keys
+    CROSS JOIN LATERAL (SELECT clock_timestamp() - make_interval(secs => $2)) AS f (found_at)
     WHERE id = $1
       AND status <> 'disabled'
-    FOR UPDATE
+    FOR UPDATE OF upstream_keys
 """
 NOTE_CONDITION: Final = """
     UPDATE public.upstream_keys
-    SET condition = $2, condition_at = clock_timestamp() - make_interval(secs => $3)
+    SET condition = $2, condition_at = $3
     WHERE id = $1
 """
 DISABLE_KEY: Final = """
@@ -268,7 +267,7 @@ async def record(database: Database, key: UpstreamKey, found: KeyFinding) -> Non
         before = await conn.fetchrow(LOCK_CONDITION, key.id, age_s)
         if before is None or before["condition"] == found.finding or not before["is_newer"]:
             return
-        await conn.execute(NOTE_CONDITION, key.id, found.finding.value, age_s)
+        await conn.execute(NOTE_CONDITION, key.id, found.finding.value, before["found_at"])
         detail = {"name": key.name, "finding": found.finding.value, "reason": found.reason}
         if found.finding is not Finding.WELL:
             await _report(conn, "upstream_key.unusable", key, detail)
