@@ -44,6 +44,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self):
         self.may_read.set()
 
+    def get_write_buffer_size(self):
+        return 0
+
     def is_closing(self):
         return self._is_closing
 

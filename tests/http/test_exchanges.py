@@ -1,16 +1,9 @@
 """The HTTP client: connections, deadlines, uploads and backpressure, against real sockets."""
 
 import asyncio
-import datetime
-import ipaddress
-import ssl
 import time
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from raw_server import answer, lab
 
 from service.errors import UpstreamCut, UpstreamTimeout, UpstreamUnreachable
@@ -544,57 +537,18 @@ async def test_an_upload_has_backpressure():
         assert await sending == (200, b"ok")
 
 
-@pytest.fixture(scope="module")
-def contexts():
-    """The TLS contexts of a server for localhost and of a client that trusts it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    return key, pem
-
-
-def tls(contexts, directory):
-    """The server's and the client's context."""
-    key, pem = contexts
-    path = directory / "key.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + pem.encode()
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
-    return server, ssl.create_default_context(cadata=pem)
-
-
-async def test_tls(contexts, tmp_path):
+async def test_tls(contexts):
     """Requests go over TLS, and a connection is kept."""
-    server, client = tls(contexts, tmp_path)
+    server, client = contexts
     async with lab(answer(b"x" * 300_000), server_context=server, context=client) as here:
         for _ in range(2):
             assert await here.call() == (200, b"x" * 300_000)
     assert here.server.connections == 1
 
 
-async def test_a_certificate_that_is_not_trusted(contexts, tmp_path):
+async def test_a_certificate_that_is_not_trusted(contexts):
     """Nothing is sent to a server that cannot prove its name."""
-    server, _ = tls(contexts, tmp_path)
+    server, _ = contexts
     async with lab(answer(), server_context=server) as here:
         departure = Departure()
         with pytest.raises(UpstreamUnreachable):
@@ -603,7 +557,7 @@ async def test_a_certificate_that_is_not_trusted(contexts, tmp_path):
     assert here.server.heads == []
 
 
-async def test_a_server_that_never_ends_the_handshake(contexts, tmp_path):
+async def test_a_server_that_never_ends_the_handshake():
     """TLS has the deadline of the connection."""
 
     async def script(reader, writer):

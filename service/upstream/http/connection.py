@@ -17,7 +17,9 @@ from service.upstream.http.response import READ_BUFFER_BYTES, Response
 from service.upstream.http.upload import StreamedBody, Upload
 
 JOINED_BYTES: Final = 64 * 1024
-"""Bodies up to this size are copied behind their head, so that both are sent at once."""
+"""Bodies up to this size are copied behind their head, so that both are sent at once. Larger ones
+are written in pieces of it: TLS hides what the socket did not take of one write, and shows what it
+holds back of the next one."""
 CONTINUE: Final = 100
 SWITCHING_PROTOCOLS: Final = 101
 BEGIN: Final = "begin"
@@ -99,7 +101,11 @@ class Connection(asyncio.Protocol):
         elif len(body) <= JOINED_BYTES:
             self.transport.write(head + body)
         else:
-            self.transport.writelines((head, body))
+            self.transport.write(head)
+            view = memoryview(body)
+            for start in range(0, len(body), JOINED_BYTES):
+                if not self.transport.is_closing():
+                    self.transport.write(view[start : start + JOINED_BYTES])
 
     async def send_body(self) -> None:
         """Send the streamed body of the current request.
@@ -124,7 +130,7 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def close(self) -> None:
-        """Close the connection, which has no exchange."""
+        """Close the connection, which has no exchange and nothing left to send."""
         self._owner.forget(self)
         self.transport.close()
 
@@ -133,6 +139,13 @@ class Connection(asyncio.Protocol):
         self._response = None
         self._owner.forget(self)
         self.transport.abort()
+
+    def cut(self) -> None:
+        """Close the connection at once. A response that is arriving fails."""
+        if self._response is None:
+            self.abort()
+        else:
+            self._fail(cut())
 
     # What asyncio calls.
 
@@ -145,8 +158,7 @@ class Connection(asyncio.Protocol):
         if self._upload is not None:
             self._upload.resume()
             self._upload = None
-        if self._response is not None:
-            self._fail(cut())
+        self.cut()
 
     def pause_writing(self) -> None:
         if self._upload is not None:
@@ -157,12 +169,13 @@ class Connection(asyncio.Protocol):
             self._upload.resume()
 
     def eof_received(self) -> None:
-        self._owner.forget(self)
         response = self._response
         if response is not None and response.ends_with_connection:
             self._response = None
             response.is_complete = True
             response.wake()
+        # Venice may still keep its end open for what was not sent yet, and never read it.
+        self.cut()
 
     def data_received(self, data: bytes) -> None:
         response = self._response
@@ -266,11 +279,13 @@ class Connection(asyncio.Protocol):
         upload, self._upload = self._upload, None
         self._response = None
         response.is_complete = True
-        if response.is_last:
-            self.close()
-        elif upload is not None and not upload.is_whole:
-            # What is missing of the body would be read as the next request.
+        is_upload_whole = upload is None or upload.is_whole
+        if not is_upload_whole or self.transport.get_write_buffer_size():
+            # A next request would be read as the rest of this one, or wait behind it for ever if
+            # Venice reads no more of it.
             self.abort()
+        elif response.is_last:
+            self.close()
         else:
             if self.is_paused:
                 self.resume()

@@ -1,0 +1,92 @@
+"""The HTTP client, when a server answers or closes before it has read the request."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from raw_server import answer, lab
+
+from service.errors import UpstreamCut
+from service.upstream.http import Departure, StreamedBody
+
+LARGE = b"x" * 20_000_000
+"""More than the system's buffers hold."""
+
+
+async def parts(body):
+    """Yield a body in parts."""
+    for start in range(0, len(body), 60_000):
+        yield body[start : start + 60_000]
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_no_request_waits_behind_a_body_that_is_not_read(is_tls, contexts):
+    """A connection with an answer to a body that is not sent whole serves no other request."""
+
+    async def script(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer(b"no", "413 Too Large"))
+        writer.transport.pause_reading()
+        await asyncio.sleep(60)
+
+    server, client = contexts if is_tls else (None, None)
+    async with lab(script, server_context=server, context=client) as here:
+        for count in (1, 2):
+            assert await here.call(body=LARGE) == (413, b"no")
+            assert here.pool._connections == set()
+            assert here.server.connections == count
+
+
+@pytest.mark.parametrize(
+    "response",
+    [answer(b"no", "413 Too Large", "Connection: close"), b"HTTP/1.1 413 Too Large\r\n\r\nno"],
+)
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_the_rest_of_a_body_is_dropped(response, is_tls, contexts):
+    """When the last answer of a connection comes early, the connection ends at once, whether the
+    server reads on or not."""
+    received = []
+
+    async def script(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(response)
+        if b"Content-Length" not in response:
+            writer.write_eof() if writer.can_write_eof() else writer.close()
+        writer.transport.pause_reading()
+        await asyncio.sleep(0.2)
+        writer.transport.resume_reading()
+        with contextlib.suppress(OSError):
+            while part := await reader.read(len(LARGE)):
+                received.append(part)
+        ended.set()
+
+    ended = asyncio.Event()
+    server, client = contexts if is_tls else (None, None)
+    async with lab(script, server_context=server, context=client) as here:
+        assert await here.call(body=LARGE) == (413, b"no")
+        async with asyncio.timeout(5):
+            await ended.wait()
+    assert sum(map(len, received)) < len(LARGE)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_server_that_closes_its_side_alone(is_streamed):
+    """It cannot answer any more, so the request fails at once, though it was not sent whole."""
+
+    async def script(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await asyncio.sleep(0.2)
+        writer.write_eof()
+        await asyncio.sleep(60)
+
+    async with lab(script, silence_s=10.0) as here:
+        body = StreamedBody(parts(LARGE), len(LARGE)) if is_streamed else LARGE
+        departure, began = Departure(), time.monotonic()
+        with pytest.raises(UpstreamCut):
+            await here.send(body=body, departure=departure)
+        assert departure.has_left
+        assert time.monotonic() - began < 3
+        assert here.pool._connections == set()
