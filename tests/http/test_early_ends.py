@@ -1,4 +1,5 @@
-"""The HTTP client, when a server answers or closes before it has read the request."""
+"""The HTTP client, when a server answers or closes before it has read the request, and when the
+client itself is closed."""
 
 import asyncio
 import contextlib
@@ -7,7 +8,7 @@ import time
 import pytest
 from raw_server import answer, lab
 
-from service.errors import UpstreamCut
+from service.errors import UpstreamCut, UpstreamUnreachable
 from service.upstream.http import Departure, StreamedBody
 
 LARGE = b"x" * 20_000_000
@@ -90,3 +91,33 @@ async def test_a_server_that_closes_its_side_alone(is_streamed):
         assert departure.has_left
         assert time.monotonic() - began < 3
         assert here.pool._connections == set()
+
+
+async def test_closing_the_client_ends_every_request():
+    """Those that were sent are cut; those that wait for a connection are unsent."""
+
+    async def script(reader, writer):
+        await here.server.read(reader)
+        if here.server.connections == 1:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\na")
+        await asyncio.sleep(60)
+
+    async def read_on():
+        while await response.next_chunk():
+            pass
+
+    async with lab(script, max_connections=3, connect_s=5.0, silence_s=5.0) as here:
+        response = await here.send()
+        departures = [Departure() for _ in range(3)]
+        requests = [asyncio.create_task(read_on())]
+        requests += [asyncio.create_task(here.send(departure=one)) for one in departures]
+        await asyncio.sleep(0.1)
+        await here.client.close()
+        async with asyncio.timeout(2):
+            ends = await asyncio.gather(*requests, return_exceptions=True)
+        assert [type(end) for end in ends] == [UpstreamCut] * 3 + [UpstreamUnreachable]
+        assert [one.has_left for one in departures] == [True, True, False]
+        with pytest.raises(UpstreamUnreachable):
+            await here.send()
+        assert here.pool._connections == set()
+        assert here.pool._dialing == 0

@@ -92,6 +92,10 @@ class Dialer:
         try:
             # The others still need the lookup if this request is cancelled.
             return await asyncio.shield(lookup)
+        except asyncio.CancelledError:
+            if lookup.cancelled():
+                raise OSError("The lookup was given up.") from None
+            raise
         except (OSError, ValueError):
             self._lookups.pop(origin, None)
             raise

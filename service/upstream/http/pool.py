@@ -13,7 +13,7 @@ MAX_IDLE_S: Final = 10.0
 MAX_AGE_S: Final = 600.0
 """Connections end after this, so that they follow changes of DNS."""
 MAX_WAITING: Final = 1000
-CLOSE_TIMEOUT_S: Final = 2.0
+STOPPING: Final = "The service is stopping, so the request was not sent to Venice."
 
 
 class Pool:
@@ -36,6 +36,7 @@ class Pool:
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         """Requests that wait for a connection, or with None for the place to make one."""
         self._sweep: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def take(self) -> Connection | None:
         """Return an idle connection; None if there is none."""
@@ -67,6 +68,8 @@ class Pool:
     async def _wait_for_turn(self) -> Connection | None:
         """Return a connection that was freed; None once there is a place to make one, which is then
         taken."""
+        if self._is_closed:
+            raise unreachable(STOPPING)
         if len(self._connections) + self._dialing < self.limits.max_connections:
             self._dialing += 1
             return None
@@ -79,6 +82,8 @@ class Pool:
         except BaseException:
             if turn.cancelled() or not turn.done():
                 self._waiting = deque(one for one in self._waiting if one is not turn)
+            elif turn.exception() is not None:
+                pass
             elif (connection := turn.result()) is None:
                 self._free_place()
             elif connection in self._connections:
@@ -90,6 +95,9 @@ class Pool:
             connection = await self._dialer.connect(
                 self._origin, lambda: Connection(self, self._loop), self.limits.connect_s
             )
+            if self._is_closed:
+                connection.abort()
+                raise unreachable(STOPPING)
             if connection.transport.is_closing():
                 raise ConnectionResetError("The server closed the connection at once.")
         except BaseException:
@@ -117,11 +125,14 @@ class Pool:
             self._free_place()
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and fail the requests that use one or wait for one."""
+        self._is_closed = True
         if self._sweep is not None:
             self._sweep.cancel()
+        while (turn := self._next_turn()) is not None:
+            turn.set_exception(unreachable(STOPPING))
         for connection in list(self._connections):
-            connection.abort()
+            connection.cut()
         # Transports are closed by the event loop's next iteration.
         await asyncio.sleep(0)
 
