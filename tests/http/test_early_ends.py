@@ -3,13 +3,17 @@ client itself is closed."""
 
 import asyncio
 import contextlib
+import math
 import time
 
 import pytest
+from http_wire import Wire
 from raw_server import answer, lab
 
 from service.errors import UpstreamCut, UpstreamUnreachable
 from service.upstream.http import Departure, StreamedBody
+from service.upstream.http.deadline import Deadline
+from service.upstream.http.upload import Upload
 
 LARGE = b"x" * 20_000_000
 """More than the system's buffers hold."""
@@ -121,3 +125,14 @@ async def test_closing_the_client_ends_every_request():
             await here.send()
         assert here.pool._connections == set()
         assert here.pool._dialing == 0
+
+
+async def test_an_upload_lets_a_paused_deadline_rest():
+    """While the reader of an early answer is slow, no silence is counted, whatever is sent."""
+    deadline = Deadline(asyncio.get_running_loop(), 1.0, lambda: None)
+    upload = Upload(StreamedBody(parts(b"ab"), 2))
+    upload.begin()
+    deadline.pause()
+    await upload.send(Wire(None), deadline)
+    assert upload.is_whole
+    assert deadline.active_at == math.inf

@@ -39,6 +39,11 @@ class Deadline:
         if at < math.inf:
             self.timer = self._loop.call_at(at, self._check)
 
+    def note_activity(self) -> None:
+        """Count the silence from now on, if activity is expected."""
+        if self.active_at < math.inf:
+            self.active_at = self.now()
+
     def pause(self) -> None:
         """Expect no activity until :meth:`resume`."""
         self.active_at = math.inf

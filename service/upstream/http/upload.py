@@ -59,7 +59,8 @@ class Upload:
         self._may_write.set()
 
     async def send(self, transport: asyncio.WriteTransport, deadline: Deadline) -> None:
-        """Write the whole body. Each part that the transport takes counts as activity.
+        """Write the whole body, unless the connection ends before. Each part that the transport
+        takes counts as activity.
 
         :raises WrongLengthError: when its length is not the stated one.
         """
@@ -78,7 +79,9 @@ class Upload:
             else:
                 transport.write(chunk)
             await self._may_write.wait()
-            deadline.active_at = deadline.now()
+            if transport.is_closing():
+                return
+            deadline.note_activity()
         if length_bytes is None:
             transport.write(b"0\r\n\r\n")
         elif sent_bytes != length_bytes:
