@@ -980,7 +980,7 @@ CREATE OR REPLACE FUNCTION public.has_entry(call_organization_id uuid, call_id u
  LANGUAGE plpgsql
 AS $function$
 BEGIN
-    -- As in standings_of_calls_v2().
+    -- As in write_holds().
     RETURN (
         SELECT true
         FROM public.ledger_entries x
@@ -1669,6 +1669,26 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.repeated_of(calls public.asking_call[])
+ RETURNS uuid[]
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    RETURN ARRAY(
+        SELECT c.id
+        FROM unnest(calls) c
+        WHERE c.is_moved IS NOT TRUE
+          AND EXISTS (
+              SELECT
+              FROM public.holds h
+              WHERE h.organization_id = c.organization_id
+                AND h.id = c.id
+              OFFSET 0  -- by its key, never by a join of all
+          )
+    );
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.room_at_v2(state public.locked_limit, used bigint, held bigint, need bigint, decided_at timestamp with time zone)
  RETURNS timestamp with time zone
  LANGUAGE plpgsql
@@ -1714,7 +1734,7 @@ DECLARE
     held bigint[];
     counted record;
     admitted record;
-    ended public.entry_row[];  -- of calls that had ended before they were admitted
+    ended public.entry_row[];  -- of calls that take no hold after all
     result public.batch_result;
 BEGIN
     -- Before the limits, as does whoever drops a month. An admission reads the ledger when it has
@@ -1826,29 +1846,22 @@ BEGIN
             c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
             c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
             concat(c.organization_id, c.api_key_id, c.end_user, ' ', c.model),
-            CASE WHEN c.is_moved IS NOT TRUE AND EXISTS (
-                    SELECT
-                    FROM public.holds h
-                    WHERE h.organization_id = c.organization_id
-                      AND h.id = c.id
-                    OFFSET 0
-                ) THEN 'repeated'
-                ELSE coalesce(
-                    (
-                        SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
-                                    WHEN k.expires_at <= instant THEN 'expired_api_key'
-                                    WHEN (
-                                        SELECT o.status
-                                        FROM public.organizations o
-                                        WHERE o.id = k.organization_id
-                                    ) <> 'active' THEN 'organization_inactive'
-                                    ELSE 'admitted' END
-                        FROM public.api_keys k
-                        WHERE k.id = c.api_key_id
-                          AND k.organization_id = c.organization_id
-                    ),
-                    'invalid_api_key'
-                ) END,
+            coalesce(
+                (
+                    SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+                                WHEN k.expires_at <= instant THEN 'expired_api_key'
+                                WHEN (
+                                    SELECT o.status
+                                    FROM public.organizations o
+                                    WHERE o.id = k.organization_id
+                                ) <> 'active' THEN 'organization_inactive'
+                                ELSE 'admitted' END
+                    FROM public.api_keys k
+                    WHERE k.id = c.api_key_id
+                      AND k.organization_id = c.organization_id
+                ),
+                'invalid_api_key'
+            ),
             l.limit_ids, l.template_ids
         )::public.asking_call
         FROM ROWS FROM (
@@ -1955,6 +1968,7 @@ DECLARE
     call public.asking_call;
     caller text := '';         -- the one for whom binding was computed
     binding record;
+    repeated_ids uuid[];
     hold record;               -- the one that the call has already
     bounds record;
     kept record;               -- what a move that is refused leaves as it was
@@ -1965,13 +1979,14 @@ DECLARE
 BEGIN
     taken := '{}';
     results := '{}';
+    repeated_ids := public.repeated_of(calls);
     FOR number IN 1 .. cardinality(calls) LOOP
         call := calls[number];
         result := NULL;
         result.number := number;
-        IF call.is_moved OR call.standing <> 'admitted' THEN
+        IF call.is_moved OR call.standing <> 'admitted' OR call.id = ANY (repeated_ids) THEN
             hold := public.hold_of_call(call.organization_id, call.id);
-            result.verdict := CASE WHEN call.standing = 'repeated' THEN 'admitted'
+            result.verdict := CASE WHEN call.id = ANY (repeated_ids) THEN 'admitted'
                                    WHEN call.standing <> 'admitted' THEN call.standing
                                    WHEN hold.id IS NULL THEN 'not_held' END;
             IF result.verdict IS NOT NULL THEN
@@ -2214,15 +2229,27 @@ BEGIN
           AND x.id BETWEEN first_id AND last_id
         ORDER BY x.id
         LIMIT 1
-    ) IS NULL;
+    ) IS NULL
+    ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS count = ROW_COUNT;
     IF count = cardinality(taken) THEN
         RETURN '{}';
     END IF;
     RETURN ARRAY(
-        SELECT public.release_of(h.bound_nanos, h.bound_tokens, h.limit_ids, h.limit_windows)
-        FROM unnest(taken) h
-        WHERE public.has_entry(h.organization_id, h.id)
+        SELECT public.release_of(t.bound_nanos, t.bound_tokens, t.limit_ids, t.limit_windows)
+        FROM (
+            SELECT t.*, row_number() OVER (PARTITION BY t.organization_id, t.id) AS nth
+            FROM unnest(taken) t
+        ) t
+        WHERE t.nth > 1
+           OR NOT EXISTS (
+               SELECT
+               FROM public.holds h
+               WHERE h.organization_id = t.organization_id
+                 AND h.id = t.id
+                 AND h.xmin = pg_current_xact_id()::xid
+               OFFSET 0
+           )
     );
 END
 $function$;

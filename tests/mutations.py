@@ -61,10 +61,26 @@ MUTATIONS = (
     # Settlement.
     Mutation(
         "an admission that is repeated is one more",
-        f"{SQL}/standings_of_calls_v2.sql",
-        "CASE WHEN c.is_moved IS NOT TRUE AND EXISTS (",
-        "CASE WHEN false AND EXISTS (",
-        "tests/db/test_settlement.py::test_repetitions_change_nothing",
+        f"{SQL}/take_calls_v2.sql",
+        "    repeated_ids := public.repeated_of(calls);\n",
+        "",
+        "tests/db/test_settlement.py"
+        "::test_an_admission_that_is_repeated_while_its_first_statement_runs_is_one",
+    ),
+    Mutation(
+        "a hold that another statement has written is one more",
+        f"{SQL}/write_holds.sql",
+        "\n    ON CONFLICT DO NOTHING;",
+        ";",
+        "tests/db/test_settlement.py"
+        "::test_an_admission_that_is_repeated_while_its_first_statement_runs_is_one",
+    ),
+    Mutation(
+        "a ring holds what its row has",
+        f"{SQL}/limits_at.sql",
+        "CASE WHEN bucket_s IS NULL THEN l.held ELSE 0 END",
+        "l.held",
+        "tests/db/test_operator_entries.py::test_a_ring_holds_nothing",
     ),
     Mutation(
         "a settled call keeps its hold",

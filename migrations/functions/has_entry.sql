@@ -5,7 +5,7 @@ CREATE OR REPLACE FUNCTION public.has_entry(call_organization_id uuid, call_id u
 RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    -- As in standings_of_calls_v2().
+    -- As in write_holds().
     RETURN (
         SELECT true
         FROM public.ledger_entries x

@@ -1,7 +1,7 @@
 -- Roll limits on to an instant: windows and rings rolled, raises applied.
 --
--- used and held have one amount for each limit. A ring holds nothing: what is admitted counts as
--- used.
+-- used and held have one amount for each limit. A ring holds nothing, whatever its row has: what is
+-- admitted counts as used.
 CREATE OR REPLACE FUNCTION public.limits_at(
     rows public.limit_row[], instant timestamptz,
     OUT limits public.locked_limit[], OUT used bigint[], OUT held bigint[]

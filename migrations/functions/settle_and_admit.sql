@@ -52,7 +52,7 @@ DECLARE
     held bigint[];
     counted record;
     admitted record;
-    ended public.entry_row[];  -- of calls that had ended before they were admitted
+    ended public.entry_row[];  -- of calls that take no hold after all
     result public.batch_result;
 BEGIN
     -- Before the limits, as does whoever drops a month. An admission reads the ledger when it has

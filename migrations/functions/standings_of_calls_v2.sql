@@ -1,7 +1,6 @@
 -- Return calls in order, each with its standing and with the limits that may bind it.
 --
--- standing is 'admitted' where only limits can refuse the call, and 'repeated' where it has a hold:
--- an admission whose connection broke is repeated. A moved call has a hold and is not 'repeated'.
+-- standing is 'admitted' where only limits can refuse the call.
 -- There is a branch for each key of the index of limits, since an OR would read the limits of all
 -- API keys. Those of end users are added by with_end_users().
 CREATE OR REPLACE FUNCTION public.standings_of_calls_v2(calls jsonb, instant timestamptz)
@@ -14,29 +13,22 @@ BEGIN
             c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
             c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
             concat(c.organization_id, c.api_key_id, c.end_user, ' ', c.model),
-            CASE WHEN c.is_moved IS NOT TRUE AND EXISTS (
-                    SELECT
-                    FROM public.holds h
-                    WHERE h.organization_id = c.organization_id
-                      AND h.id = c.id
-                    OFFSET 0
-                ) THEN 'repeated'
-                ELSE coalesce(
-                    (
-                        SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
-                                    WHEN k.expires_at <= instant THEN 'expired_api_key'
-                                    WHEN (
-                                        SELECT o.status
-                                        FROM public.organizations o
-                                        WHERE o.id = k.organization_id
-                                    ) <> 'active' THEN 'organization_inactive'
-                                    ELSE 'admitted' END
-                        FROM public.api_keys k
-                        WHERE k.id = c.api_key_id
-                          AND k.organization_id = c.organization_id
-                    ),
-                    'invalid_api_key'
-                ) END,
+            coalesce(
+                (
+                    SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+                                WHEN k.expires_at <= instant THEN 'expired_api_key'
+                                WHEN (
+                                    SELECT o.status
+                                    FROM public.organizations o
+                                    WHERE o.id = k.organization_id
+                                ) <> 'active' THEN 'organization_inactive'
+                                ELSE 'admitted' END
+                    FROM public.api_keys k
+                    WHERE k.id = c.api_key_id
+                      AND k.organization_id = c.organization_id
+                ),
+                'invalid_api_key'
+            ),
             l.limit_ids, l.template_ids
         )::public.asking_call
         FROM ROWS FROM (

@@ -2,6 +2,9 @@
 --
 -- used and held are those of limits. taken are the holds to be written; a moved call has its own
 -- already, which is changed here. There is a result for each call.
+--
+-- Another call that has a hold is admitted already: an admission whose connection broke is repeated.
+-- Its first statement may have held the limits, so that is read when they are locked.
 CREATE OR REPLACE FUNCTION public.take_calls_v2(
     calls public.asking_call[], applying public.applying_limits, locked record, lease interval,
     INOUT limits public.locked_limit[], INOUT used bigint[], INOUT held bigint[],
@@ -12,6 +15,7 @@ DECLARE
     call public.asking_call;
     caller text := '';         -- the one for whom binding was computed
     binding record;
+    repeated_ids uuid[];
     hold record;               -- the one that the call has already
     bounds record;
     kept record;               -- what a move that is refused leaves as it was
@@ -22,13 +26,14 @@ DECLARE
 BEGIN
     taken := '{}';
     results := '{}';
+    repeated_ids := public.repeated_of(calls);
     FOR number IN 1 .. cardinality(calls) LOOP
         call := calls[number];
         result := NULL;
         result.number := number;
-        IF call.is_moved OR call.standing <> 'admitted' THEN
+        IF call.is_moved OR call.standing <> 'admitted' OR call.id = ANY (repeated_ids) THEN
             hold := public.hold_of_call(call.organization_id, call.id);
-            result.verdict := CASE WHEN call.standing = 'repeated' THEN 'admitted'
+            result.verdict := CASE WHEN call.id = ANY (repeated_ids) THEN 'admitted'
                                    WHEN call.standing <> 'admitted' THEN call.standing
                                    WHEN hold.id IS NULL THEN 'not_held' END;
             IF result.verdict IS NOT NULL THEN

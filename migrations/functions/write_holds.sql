@@ -1,8 +1,8 @@
--- Write the holds that were taken, and return the releases of those whose call has its entry
--- already.
+-- Write the holds that were taken, and return the releases of those that need not be written.
 --
 -- The server may come to the first statement of an admission when the call is long over. Such a call
--- holds nothing.
+-- holds nothing. And where no limit keeps the two statements apart, the other may have written the
+-- hold by now.
 CREATE OR REPLACE FUNCTION public.write_holds(
     taken public.hold_row[], process_id uuid, decided_at timestamptz, lease_until timestamptz
 )
@@ -38,15 +38,27 @@ BEGIN
           AND x.id BETWEEN first_id AND last_id
         ORDER BY x.id
         LIMIT 1
-    ) IS NULL;
+    ) IS NULL
+    ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS count = ROW_COUNT;
     IF count = cardinality(taken) THEN
         RETURN '{}';
     END IF;
     RETURN ARRAY(
-        SELECT public.release_of(h.bound_nanos, h.bound_tokens, h.limit_ids, h.limit_windows)
-        FROM unnest(taken) h
-        WHERE public.has_entry(h.organization_id, h.id)
+        SELECT public.release_of(t.bound_nanos, t.bound_tokens, t.limit_ids, t.limit_windows)
+        FROM (
+            SELECT t.*, row_number() OVER (PARTITION BY t.organization_id, t.id) AS nth
+            FROM unnest(taken) t
+        ) t
+        WHERE t.nth > 1
+           OR NOT EXISTS (
+               SELECT
+               FROM public.holds h
+               WHERE h.organization_id = t.organization_id
+                 AND h.id = t.id
+                 AND h.xmin = pg_current_xact_id()::xid
+               OFFSET 0
+           )
     );
 END
 $$;

@@ -393,6 +393,20 @@ async def test_the_repair_is_right_while_calls_continue(books, database_address,
             assert await faults(books) == [], round_number
 
 
+async def test_a_ring_holds_nothing(books, database_address):
+    """A held amount in the row of a ring, which no call writes, is not counted: neither by a call
+    nor by a repair."""
+    ids = [await books.limit(unit, "minute", 1000) for unit in ("requests", "tokens")]
+    await settled(books)
+    manipulate(database_address, "UPDATE limits SET held = 990")
+
+    assert await repair(books) == []
+    assert await books.admitted([books.hold(1, 30)]) == [True]
+
+    assert [await books.state(limit_id) for limit_id in ids] == [(2, 0), (35, 0)]
+    assert await faults(books) == []
+
+
 async def test_expired_use_needs_no_repair(books):
     """A window that ended and a bucket that slid out since the proof are not repaired."""
     ids = [await books.limit("usd", "day", 1000), await books.limit("requests", "minute", 1000)]

@@ -221,6 +221,31 @@ async def test_a_late_admission_holds_nothing(books, limits):
     assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
 
 
+@pytest.mark.parametrize("limits", [[], ["concurrency"]])
+async def test_an_admission_that_is_repeated_while_its_first_statement_runs_is_one(
+    books, proxy, proxied_address, limits
+):
+    """When the connection breaks while the server decides, and the repeated statement comes before
+    the first has ended, the call is admitted once and holds once."""
+    ids = [await books.limit(unit, None, 1) for unit in limits]
+    await books.slow_down()
+    async with open_pool(make_settings(proxied_address, "http://x"), proxied_address) as pool:
+        away = Ledger(pool, uuid7())
+        hold = books.hold(7)
+        admitting = asyncio.create_task(away.admit(hold))
+        await books.wait_for(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        )
+        proxy.reset()
+
+        assert (await admitting).bound_nanos == 7
+
+        assert await books.connection.fetchval("SELECT count(*) FROM holds") == 1
+        assert [await books.state(limit_id) for limit_id in ids] == [(0, 1)] * len(ids)
+        await away.settle(entry_of(hold, 1, 1))
+        assert await away.flush(1) == 0
+
+
 async def test_a_hold_of_a_settled_call_is_released(books):
     """When a late admission just missed the settlement, the sweeper releases its hold without
     counting the call again."""
