@@ -41,6 +41,8 @@ REPLACEMENT: Final = rb"\\ufffd"
 ESCAPED_BACKSLASH: Final = b"\\\\"
 ESCAPED_QUOTE: Final = b'\\"'
 DIGITS_AS_ZERO: Final = bytes.maketrans(b"123456789", b"000000000")
+MANY_DIGITS: Final = b"0" * 17
+"""The digits of the shortest number whose encoding has an exponent, and may be longer for it."""
 AS_ROUND: Final = bytes.maketrans(b"[]{}", b"()()")
 NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 SLICE_BYTES: Final = 64 * 1024
@@ -264,9 +266,14 @@ def _check_counts(content: bytes, outside: bytes, limits: Limits) -> None:
 
 
 def _length_of_text(content: bytes, outside: bytes, value: Any) -> int:
-    """The length that the body would have if it were encoded again, which takes long for a long
-    text. Without escapes and exponents only the white space would be left out."""
-    if _exponents(outside) or any(b"\\" in piece for piece in _slices(content)):
+    """The length that the body would have if it were encoded again, or a little more. To encode a
+    long text takes long. Without escapes and exponents only white space and digits would be left
+    out; a number of many digits may get an exponent."""
+    if (
+        _exponents(outside)
+        or MANY_DIGITS in outside.translate(DIGITS_AS_ZERO)
+        or any(b"\\" in piece for piece in _slices(content))
+    ):
         return len(msgspec.json.encode(value))
     return len(content) - len(outside) + len(outside.translate(None, SPACES))
 

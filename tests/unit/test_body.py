@@ -262,6 +262,23 @@ def test_a_long_text_has_the_length_of_its_encoding(text):
             assert body.read(content).text_bytes == length
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        "31186746009474785.5",
+        "-47016672402067711.1",
+        "123456789012345678901",
+        "0.00001",
+        "2.50",
+        "7",
+    ],
+)
+def test_a_long_body_is_never_measured_as_shorter_than_its_encoding(number):
+    """The encoding of a number may be longer than the number; the bound of a call covers both."""
+    content = b'{"a":"%b","n":%b}' % (b"word " * 4_000, number.encode())
+    assert body.read(content).text_bytes >= len(msgspec.json.encode(msgspec.json.decode(content)))
+
+
 @pytest.mark.parametrize("twice", [rb'"n":1,"n":2', rb'"n":1,"\u006e":2', rb'"n":1,"n":{"n":2}'])
 def test_a_member_twice_in_a_long_body_is_refused(twice):
     """A member that is there twice is refused at any depth and in any spelling of its name."""
