@@ -114,19 +114,14 @@ class Callers:
         if not crypto.API_KEY_FORM.fullmatch(key):
             return None
         digest = crypto.key_digest(key)
-        known = self._fresh(digest)
-        if known is None:
+        known = self._cache.get(digest)
+        if known is None or known.changes != self._changes:
+            return None
+        if time.monotonic() - known.read_at > self._cache_s:
             return None
         if not known.is_endless:
             _check_in_force(known.row, digest)
         return known.caller
-
-    def _fresh(self, digest: bytes) -> _Known | None:
-        """What is known of a key, unless it has to be read again."""
-        known = self._cache.get(digest)
-        if known is None or known.changes != self._changes:
-            return None
-        return known if time.monotonic() - known.read_at <= self._cache_s else None
 
     async def identify(self, key: str) -> Caller:
         """The caller whose key this is.
@@ -140,8 +135,10 @@ class Callers:
                 "The API key is malformed: a key is rk_ and 43 letters, digits, - or _.",
                 code="malformed_api_key",
             )
+        if (caller := self.find(key)) is not None:
+            return caller
         digest = crypto.key_digest(key)
-        known = self._fresh(digest) or await self._read_once(digest)
+        known = await self._read_once(digest)
         _check_in_force(known.row, digest)
         return known.caller
 

@@ -165,13 +165,11 @@ async def relay(request: Request, answer: AnswerRelay) -> web.StreamResponse:
     if isinstance(answer, AssembledRelay) and answer.content is None:
         return await _relay_late(request, answer, headers)
     if isinstance(answer, WholeRelay | AssembledRelay) and answer.content is not None:
-        return WholeResponse(request, headers, _translated(answer, answer.content))
+        content = answer.content
+        if (translation := answer.translation()) is not None:
+            content = translation.whole(content)
+        return WholeResponse(request, headers, content)
     return await pass_on(request, headers, answer)
-
-
-def _translated(answer: AnswerRelay, content: bytes) -> bytes:
-    translation = answer.translation()
-    return content if translation is None else translation.whole(content)
 
 
 async def _relay_late(
@@ -186,7 +184,9 @@ async def _relay_late(
     while content is None:
         await response.write(SPACE)
         content = await answer.wait(request.app[SETTINGS].heartbeat_s)
-    await response.write(_translated(answer, content))
+    if (translation := answer.translation()) is not None:
+        content = translation.whole(content)
+    await response.write(content)
     return response
 
 

@@ -256,10 +256,11 @@ class Gateway:
         # The ledger writes it in a task of its own, so a cancelled handler loses no entry.
         settling = self._ledger.settle(entry)
         try:
-            endpoint = entry.hold.endpoint
-            metrics.note(metrics.CALLS, 1, endpoint, entry.outcome.value)
+            endpoint, noted = entry.hold.endpoint, metrics.noted
+            noted.append((metrics.CALLS, 1, (endpoint, entry.outcome.value)))
             if entry.first_byte_ms is not None:
-                metrics.note(metrics.FIRST_BYTE_SECONDS, entry.first_byte_ms / 1000, endpoint)
+                first_byte_s = entry.first_byte_ms / 1000
+                noted.append((metrics.FIRST_BYTE_SECONDS, first_byte_s, (endpoint,)))
             await relay.close()
             await is_done_within(settling, SETTLE_WAIT_S)
         finally:

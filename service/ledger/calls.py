@@ -130,7 +130,8 @@ class Ledger:
             self._open.pop(hold.id, None)
             raise
         finally:
-            metrics.note(metrics.ADMISSION_SECONDS, time.perf_counter() - submitted_at)
+            waited_s = time.perf_counter() - submitted_at
+            metrics.noted.append((metrics.ADMISSION_SECONDS, waited_s, ()))
 
     def count_refusal(self, refusal: ServiceError) -> None:
         """Count a call that is not admitted after all, if a limit refused it."""

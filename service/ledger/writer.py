@@ -92,9 +92,9 @@ class BatchWriter:
         """
         entries, holds = batch.entries, batch.holds
         if entries:
-            metrics.note(metrics.BATCH_SIZE, len(entries), "settlement")
+            metrics.noted.append((metrics.BATCH_SIZE, len(entries), ("settlement",)))
         if holds:
-            metrics.note(metrics.BATCH_SIZE, len(holds), "admission")
+            metrics.noted.append((metrics.BATCH_SIZE, len(holds), ("admission",)))
         losses = self._database.losses
         try:
             rows = await connection.fetch(SETTLE_AND_ADMIT, *self.arguments(entries, holds))

@@ -53,7 +53,9 @@ class Histogram(prometheus_client.Histogram):
 
 
 I = TypeVar("I", Counter, Histogram)  # noqa: E741 - the kind of instrument
-_noted: Final[list[tuple[Counter | Histogram, float, tuple[str | int, ...]]]] = []
+noted: Final[list[tuple[Counter | Histogram, float, tuple[str | int, ...]]]] = []
+"""The queued increments and observations, each with its labels. The parts of a request append to it
+directly; :func:`note`, with which the request ends, bounds it."""
 
 
 def note(instrument: Counter | Histogram, amount: float, *labels: str | int) -> None:
@@ -62,8 +64,8 @@ def note(instrument: Counter | Histogram, amount: float, *labels: str | int) -> 
     An update of an instrument locks it and, with several processes, writes to a file. So each
     instrument is updated once for all that was noted. Only the event loop's thread may call this.
     """
-    _noted.append((instrument, amount, labels))
-    if len(_noted) >= MAX_NOTED:
+    noted.append((instrument, amount, labels))
+    if len(noted) >= MAX_NOTED:
         flush_noted()
 
 
@@ -71,9 +73,9 @@ def flush_noted() -> None:
     """Apply the queued increments and observations to the instruments."""
     LOG_LINES_DROPPED.inc(logs.take_dropped())
     amounts = collections.defaultdict[Any, list[float]](list)
-    for instrument, amount, labels in _noted:
+    for instrument, amount, labels in noted:
         amounts[instrument, labels].append(amount)
-    _noted.clear()
+    noted.clear()
     for (instrument, labels), those in amounts.items():
         one = _child(instrument, labels) if labels else instrument
         if type(one) is Histogram:

@@ -8,7 +8,7 @@ When the numbers are missing, the output is estimated by the number of events.
 import contextlib
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Final
 
@@ -141,27 +141,22 @@ class CostObject(msgspec.Struct):
     def total_usd(self) -> Decimal | None:
         """The sum of the amounts that can be read. None if there is no amount, if one is negative
         or too high, or if the sum is zero and one amount cannot be read."""
-        amounts = []
-        is_partial = False
+        total, has_amount, is_partial = NO_USD, False, False
         for raw in (self.usd, self.diem):
             if raw is ABSENT or bytes(raw) == b"null":
                 continue
             try:
-                amounts.append(AMOUNT.decode(raw))
+                amount = AMOUNT.decode(raw)
             except UNREADABLE:
                 is_partial = True
-        total = _sum_usd(amounts)
-        return None if is_partial and not total else total
-
-
-def _sum_usd(amounts: Sequence[Decimal]) -> Decimal | None:
-    total = NO_USD if amounts else None
-    for amount in amounts:
-        # Checked before it is added: Decimal cannot add some of the numbers that JSON can hold.
-        if total is None or not amount.is_finite() or not NO_USD <= amount <= MAX_USD:
+                continue
+            # Checked before it is added: Decimal cannot add some of the numbers that JSON can hold.
+            if not amount.is_finite() or not NO_USD <= amount <= MAX_USD:
+                return None
+            total, has_amount = total + amount, True
+        if not has_amount or total > MAX_USD or (is_partial and not total):
             return None
-        total += amount
-    return total if total is None or total <= MAX_USD else None
+        return total
 
 
 class Facts(msgspec.Struct):
@@ -268,9 +263,10 @@ def read_headers(headers: Mapping[str, str]) -> Metered:
 
 def _header_cost(headers: Mapping[str, str]) -> Decimal | None:
     try:
-        return _sum_usd([Decimal(headers.get(COST_HEADER, ""))])
+        amount = Decimal(headers.get(COST_HEADER, ""))
     except ArithmeticError:
         return None
+    return amount if amount.is_finite() and NO_USD <= amount <= MAX_USD else None
 
 
 def stated_cost(headers: Mapping[str, str], body: bytes) -> Decimal | None:
