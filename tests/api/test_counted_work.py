@@ -28,6 +28,8 @@ CALLS = 20
 SERVICE = str(Path(package.__file__).parent)
 SANDBOX = str(Path(package.__file__).parent / "sandbox")
 DECODES = {"json_decode", "decode"}
+AFTER_AWAIT = 3
+"""The argument of the instruction RESUME where a coroutine goes on; it is 0 where one begins."""
 
 
 def is_ours(code):
@@ -37,8 +39,8 @@ def is_ours(code):
 
 class Work:
     """Counts, while it is entered: statements, tasks and decoded JSON of the service, how often one
-    of its functions is entered, which for a coroutine is each time that it goes on, and in how many
-    modules."""
+    of its functions is entered, which for a coroutine is each time that it goes on, how often that
+    is after an await, and in how many modules."""
 
     def __init__(self, monkeypatch):
         self.counts = collections.Counter()
@@ -60,6 +62,8 @@ class Work:
             return
         if event == "call":
             self.counts["functions"] += 1
+            resumed = frame.f_code.co_code[frame.f_lasti + 1]
+            self.counts["awaits"] += resumed & AFTER_AWAIT == AFTER_AWAIT
             self.modules.add(frame.f_code.co_filename)
         elif event == "c_call" and what.__name__ in DECODES and "msgspec" in repr(what):
             self.counts["decodes"] += 1
@@ -100,8 +104,8 @@ def work(monkeypatch):
 
 
 async def counted(work, caller, content, **members):
-    """What one of many calls takes, when the key is known already. Functions and modules are
-    counted for each call, and their median is taken: on a busy machine an answer comes in more
+    """What one of many calls takes, when the key is known already. Functions, awaits and modules
+    are counted for each call, and their median is taken: on a busy machine an answer comes in more
     pieces."""
 
     async def called():
@@ -110,17 +114,17 @@ async def counted(work, caller, content, **members):
             assert response.status == 200
 
     await called()
-    functions, modules = [], []
+    of_calls = collections.defaultdict(list)
     with work:
         for _ in range(CALLS):
-            before = work.counts["functions"]
+            before = work.counts.copy()
             work.modules.clear()
             await called()
-            functions.append(work.counts["functions"] - before)
-            modules.append(len(work.modules))
+            for name in ("functions", "awaits"):
+                of_calls[name].append(work.counts[name] - before[name])
+            of_calls["modules"].append(len(work.modules))
     done = {name: count / CALLS for name, count in work.counts.items()}
-    medians = {"functions": statistics.median(functions), "modules": statistics.median(modules)}
-    return done | medians
+    return done | {name: statistics.median(counts) for name, counts in of_calls.items()}
 
 
 async def test_a_plain_call(caller, work):
@@ -132,9 +136,10 @@ async def test_a_plain_call(caller, work):
     assert done["statements"] == 2
     assert done["tasks"] <= 0.1
     # The request, the answer, and of that its parts.
-    assert done["decodes"] <= 5
-    assert done["functions"] <= 210
-    assert done["modules"] <= 46
+    assert done["decodes"] <= 3
+    assert done["functions"] <= 172
+    assert done["awaits"] <= 25
+    assert done["modules"] <= 50
 
 
 async def test_a_stream(caller, work):
@@ -143,9 +148,10 @@ async def test_a_stream(caller, work):
 
     assert done["statements"] == 2
     assert 1 <= done["tasks"] <= 1.1
-    assert done["decodes"] <= 5
-    assert done["functions"] <= 288
-    assert done["modules"] <= 48
+    assert done["decodes"] <= 3
+    assert done["functions"] <= 228
+    assert done["awaits"] <= 29
+    assert done["modules"] <= 53
 
 
 async def test_a_chunk_of_a_stream(caller, work):
