@@ -1,5 +1,6 @@
 """Builds, starts on a core, waits for, counts and stops the programs that take part."""
 
+import hashlib
 import json
 import os
 import socket
@@ -37,12 +38,15 @@ def cores():
 
 
 def compiled(name):
-    """Compile ``name.c`` if it has changed; return the program's path.
+    """Compile ``name.c`` unless this text of it was; return the program's path.
 
     :raises BenchError: if gcc fails.
     """
-    source, program = SOURCES / f"{name}.c", CACHE / "bin" / name
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+    source = SOURCES / f"{name}.c"
+    # Checkouts may share the directory, and a newer file may be an earlier text.
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    program = CACHE / "bin" / f"{name}-{digest[:16]}"
+    if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
         # Other benches may compile or run it now, so it is replaced as a whole.
         with tempfile.TemporaryDirectory(dir=program.parent) as directory:
