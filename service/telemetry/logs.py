@@ -98,13 +98,13 @@ class Lines:
     def put(self, line: str) -> None:
         """Queue the line, or drop it."""
         with self._changed:
-            queued_characters = self._queued_characters + len(line)
             has_writer = self._thread is not None or self._start_writer()
-            if queued_characters > MAX_QUEUED_CHARACTERS or not has_writer:
+            if self._queued_characters + len(line) > MAX_QUEUED_CHARACTERS or not has_writer:
                 self._drop(1)
                 return
             self._queue.append(line)
-            self._queued_characters = queued_characters
+            # Not computed before: starting the writer may run a finalizer, which may log.
+            self._queued_characters += len(line)
             if self._is_idle:
                 self._is_idle = False
                 self._changed.notify_all()
@@ -321,10 +321,18 @@ def _has_secret_name(names: tuple[str, ...]) -> bool:
 
 
 def _redact_event(_: Any, __: str, event: Event) -> Event:
-    for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = REDACTED if _is_secret(name) else redact(value)
-    return event
+    return {name: _redacted(name, value) for name, value in event.items()}
+
+
+def _redacted(name: str, value: Any) -> Any:
+    """Redact a value wherever it has a text: itself, or within lists, objects and exceptions."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {inner: _redacted(str(inner), item) for inner, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redacted(name, item) for item in value]
+    return REDACTED if _is_secret(name) else redact(str(value))
 
 
 @functools.lru_cache(maxsize=2)

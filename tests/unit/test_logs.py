@@ -94,6 +94,32 @@ def test_values_that_look_secret_are_replaced(lines, text):
     assert "Traceback" in shown
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        [f"a {KEY}"],
+        {"inner": (1, {"deep": KEY})},
+        {"headers": {"Authorization": f"Bearer {KEY}"}},
+        {KEY},
+        Path(f"/{KEY}/x"),
+        ValueError(KEY),
+    ],
+)
+def test_values_that_look_secret_are_replaced_within_others(lines, value):
+    """A secret is replaced wherever it is in a value, on the terminal too."""
+    structlog.get_logger().info("x", value=value, count=1)
+    (line,) = lines()
+    assert KEY not in json.dumps(line)
+    assert logs.REDACTED in json.dumps(line)
+    assert line["count"] == 1
+
+    stream = io.StringIO()
+    logs.configure("info", "console", stream)
+    structlog.get_logger().info("x", value=value)
+    logs.flush(10)
+    assert KEY not in stream.getvalue()
+
+
 def test_rows_of_the_database_are_not_shown(lines):
     """PostgreSQL's details of a rejected row are removed, also over several lines, and the rest
     stays."""
