@@ -1,14 +1,16 @@
 """Migrations at a start, in a process of their own.
 
 yoyo, psycopg and all that they load would stay in the serving process: 13 MB of 75. So the service
-starts this module as a program, which reads its :class:`Order` from standard input and writes one
-JSON object a line to standard output: what it logs, and last how it ended.
+starts this module as a program, which reads its :class:`Order` from standard input, as a line, and
+writes one JSON object a line to standard output: what it logs, and last how it ended. It ends at
+once, with nothing half done, when the service does: that closes its standard input.
 """
 
 import asyncio
 import contextlib
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,8 @@ log = structlog.get_logger()
 
 LINE_BYTES: Final = 1 << 20
 """The longest line; the longest is a traceback."""
+EX_ABANDONED: Final = 1
+"""The status when the service has ended. Nobody reads it."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,8 +88,7 @@ async def _converse(process: asyncio.subprocess.Process, order: Order) -> Outcom
     """Send the order and log the lines; return the last, or None if the process ended before."""
     assert process.stdin is not None  # noqa: S101 - a pipe
     assert process.stdout is not None  # noqa: S101 - a pipe
-    process.stdin.write(msgspec.json.encode(order))
-    process.stdin.close()
+    process.stdin.write(msgspec.json.encode(order) + b"\n")
     async for line in process.stdout:
         facts = msgspec.json.decode(line)
         if "event" not in facts:
@@ -123,6 +126,14 @@ def _log(_logger: Any, level: str, facts: Any) -> Any:
     raise structlog.DropEvent
 
 
+def _end_with_service() -> None:
+    # Not sys.stdin.read(), whose lock Python could not take at its exit.
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(EX_ABANDONED)
+
+
 if __name__ == "__main__":
     structlog.configure(processors=[_log])
-    _write(_run(msgspec.json.decode(sys.stdin.buffer.read(), type=Order)))
+    given = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    threading.Thread(target=_end_with_service, daemon=True).start()
+    _write(_run(given))

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import psutil
 import psycopg
 import pytest
@@ -491,6 +492,31 @@ async def test_the_process_that_migrates_is_killed(address, directory):
             child.kill()
             with pytest.raises(StartupError, match="ended with status -9"):
                 await applying
+
+    assert tables(address) == set()
+
+
+async def test_the_process_that_migrates_ends_with_its_service(address, directory):
+    """A service that is killed leaves no process that waits, migrates or holds a lock."""
+    write(directory, a=create("a"))
+    start = (
+        "import asyncio, sys, msgspec\n"
+        "from service.database import migration_process as m\n"
+        "asyncio.run(m.apply(msgspec.json.decode(sys.argv[1], type=m.Order)))"
+    )
+    with connect(address) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [migrator.ADVISORY_LOCK])
+        arguments = [sys.executable, "-c", start, msgspec.json.encode(order(address, directory))]
+        service = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE, cwd=ROOT)
+        async with asyncio.timeout(30):
+            assert b"another process migrates" in await service.stdout.readline()
+        (child,) = psutil.Process(service.pid).children()
+        service.kill()
+        await service.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            gone, _ = psutil.wait_procs([child], timeout=5)
+            assert gone or child.status() == psutil.STATUS_ZOMBIE
+        other.execute("SELECT pg_advisory_unlock(%s)", [migrator.ADVISORY_LOCK])
 
     assert tables(address) == set()
 
