@@ -136,3 +136,22 @@ async def test_an_upload_lets_a_paused_deadline_rest():
     await upload.send(Wire(None), deadline)
     assert upload.is_whole
     assert deadline.active_at == math.inf
+
+
+async def test_a_response_that_another_task_closes():
+    """Its reader fails at once."""
+
+    async def script(reader, writer):
+        await here.server.read(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\na")
+        await asyncio.sleep(60)
+
+    async with lab(script) as here:
+        response = await here.send()
+        assert await response.next_chunk() == b"a"
+        reading = asyncio.create_task(response.next_chunk())
+        await asyncio.sleep(0)
+        response.close()
+        async with asyncio.timeout(1):
+            with pytest.raises(UpstreamCut):
+                await reading

@@ -1,5 +1,5 @@
-"""The failures of an exchange with Venice, as the service's own errors. Each is counted once, when
-it is made."""
+"""The failures of an exchange with Venice, as the service's own errors. Each failure of Venice is
+counted once, when its error is made."""
 
 from service.errors import UpstreamCut, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from service.telemetry import metrics
@@ -25,6 +25,11 @@ def cut() -> UpstreamCut:
     """Return the error for a connection that ended before the response did."""
     metrics.note(metrics.UPSTREAM, 1, "cut")
     return UpstreamCut("Venice closed the connection before its response was complete.")
+
+
+def closed() -> UpstreamCut:
+    """Return the error for a response that the service closed itself. It is not counted."""
+    return UpstreamCut("The response was closed before it was complete.")
 
 
 def upload_failed() -> UpstreamCut:

@@ -10,13 +10,14 @@ import msgspec
 from multidict import CIMultiDict
 
 from service.errors import UpstreamCut, UpstreamError
-from service.upstream.http.errors import InvalidResponse
+from service.upstream.http.errors import InvalidResponse, closed
 
 if TYPE_CHECKING:
     from service.upstream.http.connection import Connection
 
 READ_BUFFER_BYTES: Final = 64 * 1024
-"""The unread bytes at which a connection stops to read. One read may bring up to 256 KB at once."""
+"""The unread bytes at which a connection stops to read. One read may bring up to 256 KB at once,
+over TLS twice that."""
 CHUNK_BYTES: Final = 16 * 1024
 """The most bytes of a response that are processed before other tasks get a turn."""
 
@@ -154,8 +155,10 @@ class Response(msgspec.Struct, eq=False):
             self.connection.resume()
 
     def close(self) -> None:
-        """End the exchange. The connection is closed unless the whole body has arrived."""
+        """End the exchange. Unless the whole body has arrived, the connection is closed, and a task
+        that still reads gets an error."""
         self.unread.clear()
         self.unread_bytes = 0
         if not self.is_complete and self.error is None:
             self.connection.abort()
+            self.fail(closed(), drops_unread=True)
