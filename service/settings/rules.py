@@ -124,6 +124,8 @@ def _read_venice_url(env: Env, name: str, default: Any, environment: Environment
             raise ValidationError(form)
         if parts.username is not None or "?" in value or "#" in value:
             raise ValidationError(f"{form}, without a user, a query and a fragment")
+        if not value.isascii():
+            raise ValidationError(f"{form}, in ASCII; an international host in its xn-- form")
         if environment is Environment.PRODUCTION and parts.scheme != "https":
             raise ValidationError("must be an https:// URL in production")
 

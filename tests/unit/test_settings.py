@@ -604,6 +604,8 @@ def test_open_paths_keep_their_order(environ):
         "https://api.venice.ai/api/v1?x=",
         "https://api.venice.ai/api/v1#x",
         "https://api..venice.ai/api/v1",
+        "https://b\u00fccher.example/api/v1",
+        "https://api.venice.ai/\u00e9",
         "api.venice.ai",
     ],
 )
