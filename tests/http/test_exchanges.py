@@ -229,6 +229,14 @@ async def test_idle_and_old_connections_are_closed(monkeypatch):
     assert here.server.connections == 3
 
 
+async def test_an_old_connection_goes_to_no_waiting_request(monkeypatch):
+    """The request makes a new one in its place, so that a busy client follows changes of DNS."""
+    monkeypatch.setattr(pool, "MAX_AGE_S", 0.0)
+    async with lab(answer(), max_connections=1) as here:
+        assert await asyncio.gather(*(here.call() for _ in range(3))) == [(200, b"ok")] * 3
+    assert here.server.connections == 3
+
+
 async def test_waiting_is_fair_and_bounded(monkeypatch):
     """With all connections in use, requests wait in order, and too many are refused unsent."""
     monkeypatch.setattr(pool, "MAX_WAITING", 3)

@@ -11,7 +11,7 @@ from service.upstream.http.errors import unreachable
 MAX_IDLE_S: Final = 10.0
 """Shorter than the edge's own timeout, so that no request is sent on a connection being closed."""
 MAX_AGE_S: Final = 600.0
-"""Connections end after this, so that they follow changes of DNS."""
+"""Connections end with the first exchange after this, so that they follow changes of DNS."""
 MAX_WAITING: Final = 1000
 STOPPING: Final = "The service is stopping, so the request was not sent to Venice."
 
@@ -42,8 +42,7 @@ class Pool:
         """Return an idle connection; None if there is none."""
         while self._idle:
             connection, idle_since = self._idle.popitem()
-            now = self._loop.time()
-            is_fresh = now - idle_since < MAX_IDLE_S and now - connection.opened_at < MAX_AGE_S
+            is_fresh = self._loop.time() - idle_since < MAX_IDLE_S
             if is_fresh and not connection.transport.is_closing():
                 return connection
             connection.close()
@@ -108,11 +107,15 @@ class Pool:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Take a connection whose exchange is complete."""
+        """Take a connection whose exchange is complete. An old one is closed."""
+        now = self._loop.time()
+        if now - connection.opened_at >= MAX_AGE_S:
+            connection.close()
+            return
         if self._waiting and (turn := self._next_turn()) is not None:
             turn.set_result(connection)
             return
-        self._idle[connection] = self._loop.time()
+        self._idle[connection] = now
         if self._sweep is None:
             self._sweep = self._loop.call_later(MAX_IDLE_S, self._close_expired)
 
