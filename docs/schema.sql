@@ -1361,10 +1361,10 @@ DECLARE
     locked public.limit_row[];
     rolled record;
 BEGIN
-    WHILE limit_ids IS NOT NULL OR template_ids IS NOT NULL LOOP
-        IF template_ids IS NOT NULL THEN
-            child_ids := public.make_children(template_ids, template_users, most_end_users);
-        END IF;
+    IF template_ids IS NOT NULL THEN
+        child_ids := public.make_children(template_ids, template_users, most_end_users);
+    END IF;
+    IF limit_ids IS NOT NULL OR child_ids IS NOT NULL THEN
         SELECT array_agg(o.id), array_agg(o.found) INTO ids, locked
         FROM (
             SELECT l.id, ROW(
@@ -1378,9 +1378,12 @@ BEGIN
             ORDER BY l.organization_id, l.id
             FOR NO KEY UPDATE
         ) o;
-        -- A counter that was idle may have been swept before its lock was taken: it is made again.
-        EXIT WHEN child_ids IS NULL OR child_ids <@ ids;
-    END LOOP;
+        IF NOT child_ids <@ coalesce(ids, '{}') THEN
+            -- A counter that was idle was swept before its lock was taken. To make it again needs
+            -- its template, which is locked before limits: so the whole batch is done again.
+            RAISE EXCEPTION 'a counter was swept' USING ERRCODE = 'serialization_failure';
+        END IF;
+    END IF;
     -- The wait for the locks is over: what is decided is decided as of now.
     decided_at := clock_timestamp();
     IF ids IS NULL THEN

@@ -40,12 +40,14 @@ MAX_READERS: Final = 2
 READ_TIMEOUT_S: Final = 30.0
 SET_WAITS: Final = "".join(f"SET LOCAL {name} = {ms};" for name, ms in WAITS_MS.items())
 REPEATS: Final = 2
-"""A statement whose connection was lost runs this often again at most."""
+"""A statement whose connection was lost, or that gave way to others, runs this often again at
+most."""
 
 
 class Database:
-    """The pool. ``fetch`` and its kin repeat a statement when the connection is lost under it, so
-    they are for statements that may run twice: reads, and writes keyed by an id of the client's.
+    """The pool. ``fetch`` and its kin repeat a statement when the connection is lost under it or
+    the server rolls it back in favour of others, so they are for statements that may run twice:
+    reads, and writes keyed by an id of the client's.
     Everything else goes through :meth:`transaction`, on a connection that has just answered.
     """
 
@@ -150,7 +152,7 @@ class Database:
     async def _repeated(self, run: Callable[[Any], Awaitable[T]]) -> T:
         with translated():
             for _ in range(REPEATS):
-                with contextlib.suppress(ConnectionLost):
+                with contextlib.suppress(ConnectionLost, asyncpg.TransactionRollbackError):
                     async with self._connection(certain=False) as connection:
                         return await run(connection)
             async with self._connection(certain=True) as connection:
@@ -278,7 +280,7 @@ class StickyConnection:
             self._database.succeeded_at = time.monotonic()
             if self._database.in_use == self._size:
                 await self.give_back()
-        except ConnectionLost:
+        except (ConnectionLost, asyncpg.TransactionRollbackError):
             return await self._database.fetch(sql, *arguments)
         except Exception:
             # Entered for errors alone: statements follow each other all the time.

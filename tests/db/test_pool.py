@@ -235,6 +235,34 @@ async def test_a_lost_sticky_connection_is_replaced(server, proxy, proxied_addre
     await sticky.give_back()
 
 
+@pytest.mark.parametrize("is_sticky", [True, False])
+async def test_a_statement_that_gives_way_is_repeated(pool, is_sticky):
+    """A statement that the server rolls back in favour of others, as in a deadlock, runs again: so
+    often at most as one whose connection is lost."""
+    await pool.fetch("CREATE SEQUENCE runs")
+    give_way = """
+        CREATE FUNCTION give_way(times integer) RETURNS integer LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('runs') <= times THEN
+                RAISE EXCEPTION 'deadlock' USING ERRCODE = 'deadlock_detected';
+            END IF;
+            RETURN times;
+        END $$
+    """
+    await pool.fetch(give_way)
+    user = pool.sticky() if is_sticky else pool
+
+    assert (await user.fetch("SELECT give_way(2)"))[0]["give_way"] == 2
+
+    with pytest.raises(Unavailable):
+        await user.fetch("SELECT give_way(1000)")
+    assert await pool.fetchval("SELECT last_value FROM runs") == (7 if is_sticky else 6)
+    assert pool.losses == 0
+    if is_sticky:
+        await user.give_back()
+    assert pool.in_use == 0
+
+
 async def test_an_old_sticky_connection_is_replaced(proxied_address):
     """A sticky connection that is too old is replaced, however busy it is."""
     settings = make_settings(proxied_address, "http://x", database_max_age_s=0.3)
