@@ -60,7 +60,8 @@ class GroupedBatch(Batch):
 
     def take(self, group: Group, most: int) -> None:
         """Take what waits in the group, settlements before admissions, until the batch has ``most``
-        of them or the next would be of one organization too many. What was cancelled is dropped."""
+        of them or the next would be of one organization too many. An admission that was cancelled
+        is dropped; a settlement is written, whoever waits for it."""
         self.groups.append(group)
         group.batch = self
         organizations = self.organizations
@@ -71,9 +72,8 @@ class GroupedBatch(Batch):
             if len(organizations) > MAX_ORGANIZATIONS:
                 break
             settlements.popleft()
-            if not settled.done():
-                self.entries.append(entry)
-                self.settling.append(settled)
+            self.entries.append(entry)
+            self.settling.append(settled)
         while admissions and len(self.holds) < most:
             hold, admitted = admissions[0]
             organizations.add(hold.organization_id)
@@ -255,7 +255,8 @@ class Batches:
         if batch.entries:
             self._let_go(batch)
         self._undecided -= batch.undecided
-        for group in batch.groups:
+        # The first may have filled the batch, so the next one begins with another.
+        for group in (*batch.groups[1:], batch.groups[0]):
             group.batch = None
             group.is_idle = not (group.admissions or (group.settlements and group.late is None))
             if not group.is_idle:

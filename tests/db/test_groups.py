@@ -152,3 +152,49 @@ async def test_a_lost_connection_of_a_group_loses_no_call(books, tenants):
         await asyncio.gather(*calls)
 
     assert await books.connection.fetchval("SELECT count(*) FROM holds") == 3 * ORGANIZATIONS
+
+
+async def test_a_group_that_fills_each_batch_delays_no_other(
+    books, tenants, database_address, monkeypatch
+):
+    """Where one connection writes all batches, an organization that could fill each of them leaves
+    room for those of other groups."""
+    monkeypatch.setattr(batches, "MAX_BATCH", 4)
+    monkeypatch.setattr(batches, "MIN_BATCH", 4)
+    settings = make_settings(
+        database_address, "http://x", database_pool_min_size=3, database_pool_max_size=3
+    )
+    busy = tenants[0]
+    others = [t for t in tenants if group_of(t.organization_id) != group_of(busy.organization_id)]
+    async with open_pool(settings, database_address) as pool:
+        small = Ledger(pool, uuid7())
+        await books.connection.execute("UPDATE limits SET ceiling = 100")
+
+        async def keep_calling():
+            while True:
+                hold = busy.hold()
+                await small.admit(hold)
+                await small.settle(entry_of(hold, 1, 1))
+
+        calling = [asyncio.create_task(keep_calling()) for _ in range(24)]
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(3):
+            for other in others[:4]:
+                hold = other.hold()
+                await small.admit(hold)
+                await small.settle(entry_of(hold, 1, 1))
+        for call in calling:
+            call.cancel()
+        await asyncio.wait(calling)
+        assert await small.flush(5) == 0
+
+
+async def test_a_settlement_that_nobody_waits_for_is_written(books, tenants):
+    """A settlement whose future is cancelled is written, and its call is not left open."""
+    (hold,) = await admitted(books, tenants[:1], 1)
+
+    books.ledger.settle(entry_of(hold, 1, 1)).cancel()
+
+    await books.wait_for("SELECT count(*) > 0 FROM ledger_entries")
+    async with asyncio.timeout(1):
+        assert await books.ledger.flush(5) == 0
