@@ -168,7 +168,7 @@ MUTATIONS = (
     Mutation(
         "a key of another organization admits a call",
         f"{SQL}/standings_of_calls_v2.sql",
-        "                          AND k.organization_id = c.organization_id\n",
+        "                      AND k.organization_id = c.organization_id\n",
         "",
         "tests/db/test_admission.py::test_a_key_admits_calls_of_its_own_organization_only",
     ),
@@ -231,7 +231,7 @@ MUTATIONS = (
     Mutation(
         "a log that nobody reads fills the memory",
         "service/telemetry/logs.py",
-        "queued_characters > MAX_QUEUED_CHARACTERS or ",
+        "self._queued_characters + len(line) > MAX_QUEUED_CHARACTERS or ",
         "",
         "tests/unit/test_logs.py::test_a_full_pipe_delays_nobody",
     ),

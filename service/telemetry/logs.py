@@ -14,6 +14,7 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
 import re
 import select
@@ -54,9 +55,9 @@ MAX_WRITE_BYTES: Final = 4096
 processes do not mix."""
 MAX_QUEUED_CHARACTERS: Final = 4 << 20
 """About 15,000 lines. Further lines are dropped."""
-COLLECT_S: Final = 0.02
-"""How long the writer collects lines, so that it wakes up at most 50 times a second. Each time it
-takes Python's lock from the thread of the requests: with 5 ms a request took 3 % longer."""
+COLLECT_S: Final = 0.1
+"""How long after a write the writer collects lines, so that it wakes up about 10 times a second.
+Each time it takes Python's lock from the thread of the requests. Errors do not wait for it."""
 NONBLOCKING_PAUSE_MS: Final = 1000
 MAX_LOCATIONS: Final = 5
 MAX_CHAINED: Final = 5
@@ -86,8 +87,8 @@ class Lines:
         self._queue: deque[str] = deque()
         self._queued_characters = 0
         self._is_idle = True
-        self._is_flushed = False
-        """Whether somebody waits for the lines."""
+        self._is_due = False
+        """Whether what is queued is written without collecting more."""
         self._thread: threading.Thread | None = None
         self._is_line_open = False
         """True after a write that failed in the middle of a line."""
@@ -109,7 +110,15 @@ class Lines:
                 self._is_idle = False
                 self._changed.notify_all()
 
-    debug = info = warning = error = critical = put
+    def put_at_once(self, line: str) -> None:
+        """Queue the line, or drop it. What is queued is written without waiting for more."""
+        with self._changed:
+            self.put(line)
+            self._is_due = True
+            self._changed.notify_all()
+
+    debug = info = warning = put
+    error = critical = put_at_once
 
     def drop(self) -> None:
         """Count a line that could not be rendered."""
@@ -119,7 +128,7 @@ class Lines:
     def flush(self, timeout_s: float) -> None:
         """Wait until all lines are written, for at most ``timeout_s``."""
         with self._changed:
-            self._is_flushed = True
+            self._is_due = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._is_idle, timeout_s)
 
@@ -147,16 +156,19 @@ class Lines:
         return True
 
     def _run(self) -> None:
+        written_at = -math.inf
         while True:
             with self._changed:
                 while not self._queue:
-                    self._is_idle, self._is_flushed = True, False
+                    self._is_idle, self._is_due = True, False
                     self._changed.notify_all()
                     self._changed.wait()
-                self._changed.wait_for(lambda: self._is_flushed, COLLECT_S)
+                collect_s = max(written_at + COLLECT_S - time.monotonic(), 0.0)
+                self._changed.wait_for(lambda: self._is_due, collect_s)
             while lines := self._next_lines():
                 is_written = self._write(b"".join(line for line, _ in lines))
                 self._note_end(lines, is_written=is_written)
+            written_at = time.monotonic()
 
     def _next_lines(self) -> list[tuple[bytes, int]]:
         """Return the lines for one write, each with its number of characters in the queue: as many
@@ -486,7 +498,7 @@ def _json_logger(kind: Any, lines: Lines, process: int | None) -> Any:
         def _proxy_to_logger(self, level: str, event: Any = None, /, **facts: Any) -> None:
             try:
                 facts = {**self._context, **facts} if self._context else facts
-                lines.put(_as_json(level, event, facts, process))
+                getattr(lines, level)(_as_json(level, event, facts, process))
             except Exception:  # noqa: BLE001 - logging never raises
                 lines.drop()
 

@@ -241,6 +241,17 @@ def test_a_flush_ends_the_collecting(monkeypatch):
             assert reader.readline() == f"line {number}\n".encode()
 
 
+def test_an_error_is_written_at_once(monkeypatch):
+    """An error takes the lines before it along, however long lines are collected."""
+    monkeypatch.setattr(logs, "COLLECT_S", 60)
+    with written_to_pipe() as (lines, reader, _):
+        lines.info("first")
+        assert reader.readline() == b"first\n"
+        lines.info("collected")
+        lines.error("urgent")
+        assert [reader.readline() for _ in range(2)] == [b"collected\n", b"urgent\n"]
+
+
 def test_a_full_pipe_delays_nobody():
     """Lines beyond the bound are dropped and counted; after somebody reads, the queued ones are
     written and the number of dropped ones is reported once."""
