@@ -873,3 +873,28 @@ def test_serving_does_not_import_what_only_migrating_needs():
 def test_the_page_is_current(database_address):
     """docs/schema.sql shows the current schema."""
     assert (ROOT / "docs" / "schema.sql").read_text() == render(database_address)
+
+
+def test_a_migration_that_waits_for_the_ledger_locks_no_limit(database_address):
+    """The migration of the books locks tables in the order of a batch. In another order each would
+    wait for the other, and no attempt would succeed while batches follow each other."""
+    arguments = {"host": database_address.host, "port": database_address.port}
+    arguments |= {"user": database_address.user, "dbname": database_address.database}
+    schema.rollback(database_address, migration="0006_cheap_batches")
+    applied = []
+    migrating = threading.Thread(
+        target=lambda: applied.extend(schema.apply(database_address, lock_timeout_s=5))
+    )
+    with psycopg.connect(**arguments) as batch:
+        batch.execute("LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE")
+        migrating.start()
+        deadline = time.monotonic() + 5
+        find = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+        while not batch.execute(find).fetchone()[0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        batch.execute("SET LOCAL lock_timeout = '500ms'")
+        batch.execute("LOCK TABLE public.holds, public.limits IN ROW EXCLUSIVE MODE")
+    migrating.join(10)
+
+    assert applied == ["0006_cheap_batches"]
