@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 
-import pytest
 from raw_server import answer, lab
 
 from service.errors import UpstreamError
@@ -47,8 +46,7 @@ async def cancel(task, rng):
     task.cancel()
 
 
-@pytest.mark.parametrize("is_tls", [False, True])
-async def test_cancelling_anywhere_leaves_nothing_behind(is_tls, contexts):
+async def test_cancelling_anywhere_leaves_nothing_behind():
     """Whatever the server does, every request ends and all places are free for the next ones."""
     rng = random.Random(1)
 
@@ -74,9 +72,8 @@ async def test_cancelling_anywhere_leaves_nothing_behind(is_tls, contexts):
             if mode == "whole":
                 writer.write(content)
 
-    server, client = contexts if is_tls else (None, None)
     limits = {"max_connections": MAX_CONNECTIONS, "connect_s": 10.0, "silence_s": 10.0}
-    async with lab(script, server_context=server, context=client, **limits) as here:
+    async with lab(script, **limits) as here:
         tasks = []
         for _ in range(REQUESTS):
             tasks.append(asyncio.create_task(request(here, rng)))
@@ -90,3 +87,5 @@ async def test_cancelling_anywhere_leaves_nothing_behind(is_tls, contexts):
         assert {type(end) for end in ends} <= {type(None), asyncio.CancelledError}
         assert (pool._dialing, len(pool._waiting)) == (0, 0)
         assert pool._connections == set(pool._idle)
+        # The server still notices the last closed connections.
+        await asyncio.sleep(0.3)
