@@ -7,6 +7,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import aiohttp
+import structlog
 from aiohttp import web
 
 from service import app as application
@@ -14,6 +15,7 @@ from service import audit, ledger
 from service.errors import Unavailable
 from service.settings import Settings
 from service.settings.rules import Environment
+from service.telemetry import logs
 
 OPERATOR_KEY = "operator-key-of-the-tests-0123456789"
 ENCRYPTION_KEY = "encryption-key-of-the-tests-0123456789"
@@ -42,6 +44,13 @@ def make_settings(address, venice_url, **changes):
         "startup_database_timeout_s": 10.0,
     }
     return Settings(**{**values, **changes})
+
+
+def configure_logs(level, form, stream):
+    """Configure the log of this process for one test. Loggers that are used meanwhile do not keep
+    it, as they do in a service, so ``structlog.reset_defaults()`` ends it for all."""
+    logs.configure(level, form, stream)
+    structlog.configure(cache_logger_on_first_use=False)
 
 
 @contextlib.asynccontextmanager

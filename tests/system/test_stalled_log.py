@@ -9,12 +9,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import structlog
 from process import database_url, variables
-from support import Service, make_settings, running
+from support import Service, configure_logs, make_settings, running
 
 from service import api
 from service.background import queued_jobs, upkeep, upstream_keys
-from service.telemetry import logs, metrics
+from service.telemetry import metrics
 
 
 @contextlib.asynccontextmanager
@@ -158,6 +159,14 @@ def dropped():
     return metrics.REGISTRY.get_sample_value("rialto_log_lines_dropped_total")
 
 
+@pytest.fixture
+def own_log():
+    """The log of this process is the test's own, which configures it."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("own_log")
 async def test_background_work_survives_a_closed_log(
     proxy, proxied_address, upstream, pipe, monkeypatch
 ):
@@ -169,7 +178,7 @@ async def test_background_work_survives_a_closed_log(
     monkeypatch.setattr(upstream_keys, "INTERVAL_S", 0.05)
     monkeypatch.setattr(queued_jobs, "INTERVAL_S", 0.05)
     with os.fdopen(os.dup(writing), "w") as stream:
-        logs.configure("debug", "json", stream)
+        configure_logs("debug", "json", stream)
     settings = make_settings(proxied_address, upstream.url, database_acquire_timeout_s=0.3)
     async with running(settings) as service:
         caller = await service.new_caller()

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import structlog
 from process import ROOT
+from support import configure_logs
 
 from service.telemetry import logs
 
@@ -31,7 +32,7 @@ MARKER = "a prompt of somebody"
 def lines():
     """A function that returns the lines of a logging configured for the test."""
     stream = io.StringIO()
-    logs.configure("info", "json", stream)
+    configure_logs("info", "json", stream)
 
     def written():
         logs.flush(10)
@@ -114,7 +115,7 @@ def test_values_that_look_secret_are_replaced_within_others(lines, value):
     assert line["count"] == 1
 
     stream = io.StringIO()
-    logs.configure("info", "console", stream)
+    configure_logs("info", "console", stream)
     structlog.get_logger().info("x", value=value)
     logs.flush(10)
     assert KEY not in stream.getvalue()
