@@ -264,7 +264,8 @@ async def record(database: Database, key: UpstreamKey, found: KeyFinding) -> Non
         return
     async with database.transaction() as conn:
         await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
-        before = await conn.fetchrow(LOCK_CONDITION, key.id, age_s)
+        # Measured again: the waits for a connection and for the lock would make the result younger.
+        before = await conn.fetchrow(LOCK_CONDITION, key.id, time.monotonic() - found.at)
         if before is None or before["condition"] == found.finding or not before["is_newer"]:
             return
         await conn.execute(NOTE_CONDITION, key.id, found.finding.value, before["found_at"])
