@@ -95,7 +95,8 @@ def main(*, extent, only, chosen, trees, python, rounds, seconds, is_write):
             kinds += [functools.partial(kind, tree=tree) for tree in trees for kind in own]
             results = _measured(kinds, [WORKLOADS[name] for name in chosen], planned, python)
             RESULTS.write_text(json.dumps(results, indent=1))
-        results = json.loads(RESULTS.read_text())
+        else:
+            results = _last_results()
         _show(results, only_aims=extent == "aims")
         if is_write:
             documents.write(results)
@@ -109,6 +110,15 @@ def _measured(kinds, chosen, planned, python):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     return Bench(kinds, chosen, planned, python).run()
+
+
+def _last_results():
+    if not RESULTS.exists():
+        raise BenchError(
+            "There are no results to show yet. Run scripts/bench.sh quick or scripts/bench.sh full"
+            " first."
+        )
+    return json.loads(RESULTS.read_text())
 
 
 def _show(results, *, only_aims):
