@@ -1,5 +1,6 @@
 """Gateways and proxies of others, each in its own environment in the cache."""
 
+import abc
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import shutil
 from types import MappingProxyType
 
 from scripts.bench.programs import CACHE, ask, run_step
-from scripts.bench.sides import Side
+from scripts.bench.sides import ProgramSide, Side
 
 LITELLM = "1.108.7"
 PRISMA = "0.15.0"
@@ -22,7 +23,7 @@ OTARI_MINOR = 13
 DEBIAN = ("nginx", "libpcre2-8-0", "libssl3")
 
 
-class Peer(Side):
+class Peer(ProgramSide):
     """A gateway that is installed into its own directory. ``versions`` are its pinned versions; a
     directory made for other versions is replaced."""
 
@@ -47,8 +48,9 @@ class Peer(Side):
     def _made_with(self):
         return ()
 
+    @abc.abstractmethod
     def _install(self):
-        raise NotImplementedError
+        """Install the gateway into its directory, which is empty."""
 
     def _upstream(self, path=""):
         return f"http://127.0.0.1:{self.place.upstream.port}{path}"

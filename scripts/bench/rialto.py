@@ -8,7 +8,7 @@ import psycopg
 
 from scripts.bench.admitting import admit_together, summary_of
 from scripts.bench.programs import ROOT, SOURCES, BenchError, ask
-from scripts.bench.sides import SERVING, Side
+from scripts.bench.sides import SERVING, ProgramSide
 from scripts.bench.workloads import ORGANIZATIONS, WORKLOADS
 from service.database.embedded import Embedded
 
@@ -57,7 +57,7 @@ class Postgres:
         self._server.stop()
 
 
-class Rialto(Side):
+class Rialto(ProgramSide):
     """This service with everything on: limits of money on organization and key, a limit on
     requests, the ledger in PostgreSQL, a log."""
 

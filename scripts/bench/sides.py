@@ -1,6 +1,8 @@
 """The sides that are compared: the upstream itself and bare pass-throughs. Rialto's are in
 ``rialto``, those of others in ``peers``."""
 
+import abc
+
 from scripts.bench import loads
 from scripts.bench.programs import ROOT, SOURCES, Program, ask, cpu_s, free_port, memory_bytes
 from scripts.bench.workloads import MARKER
@@ -11,7 +13,7 @@ SERVING = ROOT / "requirements" / "serve.txt"
 PROBE = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 300}
 
 
-class Side:
+class Side(abc.ABC):
     """A server of chat completions.
 
     ``port`` and ``pids`` are known once it has started. ``place`` is the run's directory, cores,
@@ -33,42 +35,30 @@ class Side:
     def __init__(self, place):
         self.place = place
         self.headers = {}
-        self.port = self._program = None
+        self.port = None
 
+    @abc.abstractmethod
     def install(self):
         """Install everything that it needs once; return its version.
 
         :raises BenchError: if that is not possible here.
         """
-        raise NotImplementedError
 
-    def command(self):
-        """Return the program's arguments and environment."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def start(self):
         """Start it; return the seconds until a call was answered with the upstream's response.
 
         :raises BenchError: if it does not start.
         """
-        self.port = free_port()
-        self._program = self._started()
-        return self._program.wait_for(self.is_ready, READY_S)
-
-    def _started(self):
-        arguments, environment = self.command()
-        return Program(
-            arguments,
-            core=self.place.gateway_core,
-            log_path=self.place.directory / f"{self.name}.log",
-            environment=environment,
-            cwd=self.place.directory,
-        )
 
     @property
+    @abc.abstractmethod
     def pids(self):
         """The processes that serve."""
-        return [self._program.pid]
+
+    @abc.abstractmethod
+    def stop(self):
+        """Stop it."""
 
     @property
     def memory_bytes(self):
@@ -112,8 +102,38 @@ class Side:
         status, answer = ask(self.port, self.chat_path, headers=self.headers, body=body)
         return status == 200 and MARKER.encode() in answer
 
+
+class ProgramSide(Side):
+    """A side that is a program of its own, on the gateway's core."""
+
+    def __init__(self, place):
+        super().__init__(place)
+        self._program = None
+
+    @abc.abstractmethod
+    def command(self):
+        """Return the program's arguments and environment."""
+
+    def start(self):
+        """See :meth:`Side.start`."""
+        self.port = free_port()
+        arguments, environment = self.command()
+        self._program = Program(
+            arguments,
+            core=self.place.gateway_core,
+            log_path=self.place.directory / f"{self.name}.log",
+            environment=environment,
+            cwd=self.place.directory,
+        )
+        return self._program.wait_for(self.is_ready, READY_S)
+
+    @property
+    def pids(self):
+        """The program's process; its children are counted with it."""
+        return [self._program.pid]
+
     def stop(self):
-        """Stop it."""
+        """Stop the program."""
         if self._program is not None:
             self._program.stop()
 
@@ -143,7 +163,7 @@ class Direct(Side):
         """Do nothing: the run owns the upstream."""
 
 
-class Aiohttp(Side):
+class Aiohttp(ProgramSide):
     """A bare pass-through, which shows the framework's limit."""
 
     name = "aiohttp"

@@ -1,5 +1,7 @@
 """The command line of the bench, without a measurement."""
 
+import inspect
+
 import pytest
 from click.testing import CliRunner
 
@@ -15,3 +17,8 @@ def test_without_results_there_is_nothing_to_show(extent, tmp_path, monkeypatch)
 
     assert ran.exit_code == 1
     assert "Run scripts/bench.sh quick" in ran.output
+
+
+def test_every_side_is_complete():
+    """Each side that the command line names has all that a bench asks of a side."""
+    assert [name for name, side in command.ALL.items() if inspect.isabstract(side)] == []
