@@ -187,7 +187,7 @@ def test_links_lead_somewhere():
 def test_paths_in_the_architecture_exist():
     """Each file and folder that docs/architecture.md names is there, in service/ or at the root."""
     page = FENCE.sub("", text_of("architecture.md"))
-    named = set(re.findall(r"`([\w./]+(?:/|\.py|\.md|\.sh))`", page))
+    named = set(re.findall(r"`([\w./]+(?:/|\.py|\.md|\.sh|\.sql))`", page))
 
     assert len(named) > 20
     assert [
