@@ -3,6 +3,7 @@ asserted."""
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -165,3 +166,18 @@ def test_concurrent_builds_of_a_program(tmp_path, monkeypatch):
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(make_and_run, range(8)))) == 1
+
+
+def test_a_program_is_compiled_again_when_its_text_differs(tmp_path, monkeypatch):
+    """Each text has a program of its own, even if it is older than the program of another."""
+    monkeypatch.setattr(programs, "CACHE", tmp_path)
+    monkeypatch.setattr(programs, "SOURCES", tmp_path)
+    source = tmp_path / "ends.c"
+    statuses = []
+
+    for status in (1, 2, 1):
+        source.write_text(f"int main(void) {{ return {status}; }}\n")
+        os.utime(source, (0, 0))
+        statuses.append(subprocess.run([programs.compiled("ends")], check=False).returncode)
+
+    assert statuses == [1, 2, 1]

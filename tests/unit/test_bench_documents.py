@@ -145,6 +145,36 @@ def test_every_place_in_the_documents_is_filled(tmp_path):
     assert "412" not in summary
 
 
+def test_what_is_no_gateway_or_is_void_is_not_in_the_summary(tmp_path):
+    """The upstream alone is no gateway to compare, and a void side has no figures, though some of
+    its rounds were not void."""
+    copy_documents(tmp_path)
+    sides = ("direct", "rialto", "aiohttp", "litellm")
+    void = {"workload": "plain64", "side": "aiohttp", "reason": "an error"}
+    results = results_of(*(run_of("plain64", side) for side in sides), void=[void])
+    about = results["sides"]["rialto"]
+    results["sides"] = {side: {**about, "title": f"the side {side}"} for side in sides}
+
+    documents.write(results, tmp_path)
+
+    page = (tmp_path / "docs/benchmarks.md").read_text()
+    summary = page.partition("<!-- end of summary -->")[0]
+    assert [side for side in sides if f"the side {side}" in summary] == ["rialto", "litellm"]
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+
+
+def test_a_chart_leaves_out_what_is_zero(tmp_path):
+    """A logarithmic axis has no place for zero, which a short run can measure."""
+    copy_documents(tmp_path)
+    runs = [run_of("plain64", "rialto", gateway_cpu_us=0), run_of("plain64", "aiohttp")]
+
+    documents.write(results_of(*runs), tmp_path)
+
+    chart = (tmp_path / "docs/benchmarks/plain64.svg").read_text()
+    assert ">aiohttp<" in chart
+    assert ">rialto<" not in chart
+
+
 def test_results_without_a_side_leave_its_documents(tmp_path):
     """A run without LiteLLM or the ledger does not touch the README and the page on scaling."""
     copy_documents(tmp_path)
