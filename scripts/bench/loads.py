@@ -61,13 +61,13 @@ def send(targets, workload, directory, *, path, body, warmup_s, seconds):
     }
     for name, value in arguments.items():
         command += [f"--{name}", str(value)]
-    ran = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=LOAD_TIMEOUT_S + warmup_s + seconds,
-    )
+    timeout_s = LOAD_TIMEOUT_S + warmup_s + seconds
+    try:
+        ran = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"the load did not end within {timeout_s:g} s") from error
     if ran.returncode:
         problem = json.loads(ran.stdout)["error"] if ran.stdout else f"the load died: {ran.stderr}"
         raise BenchError(problem)

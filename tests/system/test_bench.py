@@ -142,6 +142,17 @@ def test_wrong_responses_void_a_run():
     assert plain.rows[0][:2] == stream.rows[0][:2] == ["direct", "void"]
 
 
+def test_a_load_that_does_not_end_voids_its_run(monkeypatch):
+    """It is killed, and the other runs of the bench go on."""
+    monkeypatch.setattr(loads, "LOAD_TIMEOUT_S", -SHORTEST.seconds)
+
+    results, runs = measured([Direct], WORKLOADS["plain8"])
+
+    assert runs == {}
+    (void,) = results["void"]
+    assert void["reason"] == "the load did not end within 0.1 s"
+
+
 def test_an_open_loop_includes_the_wait():
     """A latency starts when the request was due, and unsent requests are reported: 100 requests a
     second are due while one connection takes 0.1 s for each."""
