@@ -31,20 +31,6 @@ TABLES = "|".join(
 )
 
 
-def takes_a_row(text):
-    """Return whether a function has a parameter that is a row, or rows, of a table."""
-    parameters = re.search(
-        r"CREATE OR REPLACE FUNCTION public\.\w+\((.*?)\)\s*(?:RETURNS|LANGUAGE)",
-        code_of(text),
-        re.DOTALL,
-    )[1]
-    return any(
-        re.search(rf"\bpublic\.(?:{TABLES})\b", parameter)
-        for parameter in parameters.split(",")
-        if not parameter.strip().startswith("OUT ")
-    )
-
-
 def reads_a_table_in_sql(text):
     """Return whether a function in the language SQL names a table."""
     code = code_of(text)
@@ -76,11 +62,6 @@ def constants_of(path):
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             parts = [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant)]
             yield ast.unparse(target), " ".join(part for part in parts if isinstance(part, str))
-
-
-def test_no_function_takes_a_row_of_a_table():
-    """A function takes columns, or a type of its own."""
-    assert {path.stem for path in FUNCTIONS if takes_a_row(path.read_text())} == set()
 
 
 def test_functions_that_read_tables_are_plpgsql():
@@ -119,11 +100,6 @@ def test_the_retention_lock_is_advisory():
 @pytest.mark.parametrize(
     ("check", "breaks", "keeps"),
     [
-        (
-            takes_a_row,
-            "CREATE OR REPLACE FUNCTION public.f(a int, l public.limits[])\nRETURNS int",
-            "CREATE OR REPLACE FUNCTION public.f(l public.hold, OUT h public.holds) RETURNS",
-        ),
         (
             reads_a_table_in_sql,
             "LANGUAGE sql AS $$ SELECT 1 FROM public.limits l $$",
