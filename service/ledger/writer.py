@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 LEASE_S: Final = 60
 MAX_CONNECTIONS: Final = 3
-OTHERS: Final = 2
+OTHER_CONNECTIONS: Final = 2
 """How many connections of the pool stay for health, reports and everything else."""
 RETRY_FIRST_S: Final = 0.2
 MAX_RETRY_S: Final = 5.0
@@ -40,12 +40,6 @@ class Batch(msgspec.Struct, eq=False):
     settling: list[asyncio.Future[None]] = []
     holds: list[Hold] = []
     admitting: list[asyncio.Future[Admission]] = []
-
-    def settled(self) -> None:
-        """Resolve the futures of the entries."""
-        for future in self.settling:
-            if not future.done():
-                future.set_result(None)
 
     def parts(self) -> "list[Batch]":
         """A batch for each of the entries and holds."""
@@ -75,7 +69,7 @@ class BatchWriter:
         self._process_id = process_id
         self._max_end_users = max_end_users
         self._undo = undo
-        self.max_connections = max(1, min(MAX_CONNECTIONS, database.size - OTHERS))
+        self.max_connections = max(1, min(MAX_CONNECTIONS, database.size - OTHER_CONNECTIONS))
         """How many batches may be written at once."""
         self.condition = Condition()
         self.alerts_are_due = asyncio.Event()
@@ -86,7 +80,8 @@ class BatchWriter:
         return self._database.sticky()
 
     async def write(self, batch: Batch, connection: Database | StickyConnection) -> None:
-        """Write the entries, then take the holds, both or nothing, and resolve their futures.
+        """Write the entries, then take the holds, both or nothing, and resolve the futures of the
+        holds.
 
         :raises Exception: when nothing is written. The futures are left as they are.
         """
@@ -126,7 +121,8 @@ class BatchWriter:
             batch.admitting[place].set_exception(error)
 
     async def settle(self, batch: Batch) -> None:
-        """Write the entries of the batch, however long it takes. Never raises."""
+        """Write the entries of the batch, however long it takes. Never raises, and leaves the
+        futures to the caller."""
         pause_s = RETRY_FIRST_S
         while True:
             try:
@@ -148,7 +144,6 @@ class BatchWriter:
                 # What could not be written must be in the log.
                 metrics.UNWRITTEN.inc()
                 log.exception("settlement failed", **_facts(batch.entries[0]))
-                batch.settled()
                 return
             else:
                 return
