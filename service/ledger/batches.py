@@ -122,7 +122,7 @@ class Batches:
         self._idle: list[tuple[float, asyncio.Future[bool]]] = []
         """The writers among these that wait for work, with the time since when. The last one is
         woken first."""
-        self._rest: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     def admit(self, hold: Hold) -> asyncio.Future[Admission]:
         """Queue the hold. One whose future is cancelled before its batch begins is left out.
@@ -161,8 +161,8 @@ class Batches:
     def close(self) -> None:
         """Stop; what waits is cancelled."""
         self._deadlines.close()
-        if self._rest is not None:
-            self._rest.cancel()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         late = {group.late for group in self._groups if group.late is not None}
         for task in self._writers | late:
             task.cancel()
@@ -211,8 +211,8 @@ class Batches:
                     del batch
                 woken = loop.create_future()
                 self._idle.append((loop.time(), woken))
-                if self._rest is None:
-                    self._rest = loop.call_later(LINGER_S, self._end_idle, loop)
+                if self._idle_timer is None:
+                    self._idle_timer = loop.call_later(LINGER_S, self._end_idle, loop)
                 if not await woken and not self._line:
                     return
         finally:
@@ -221,13 +221,13 @@ class Batches:
 
     def _end_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the writers that have been idle for LINGER_S."""
-        self._rest = None
+        self._idle_timer = None
         ended = [idle for idle in self._idle if idle[0] + LINGER_S <= loop.time()]
         for idle in ended:
             self._idle.remove(idle)
             idle[1].set_result(False)
         if self._idle:
-            self._rest = loop.call_at(self._idle[0][0] + LINGER_S, self._end_idle, loop)
+            self._idle_timer = loop.call_at(self._idle[0][0] + LINGER_S, self._end_idle, loop)
 
     def _take(self) -> GroupedBatch | None:
         """The next batch of the groups in line; None if they wait for the batch under way."""
