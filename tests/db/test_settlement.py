@@ -5,7 +5,7 @@ import asyncio
 
 import msgspec
 import pytest
-from books import entry_of
+from books import Books, entry_of
 from support import make_settings
 
 from service import ledger
@@ -124,7 +124,7 @@ async def test_the_sweeper_settles_at_the_bound_and_a_late_settlement_corrects_i
 
 
 async def test_a_renewed_lease_is_not_swept(books):
-    """A lease that is renewed between the sweeper's lookup and its lock is not swept."""
+    """A call whose lease was renewed is not swept."""
     hold = books.hold()
     await books.ledger.admit(hold)
     await books.connection.execute(EXPIRE)
@@ -134,6 +134,40 @@ async def test_a_renewed_lease_is_not_swept(books):
     assert await ledger.sweep(books.database) == 0
     await books.settle(hold)
     assert await books.connection.fetchval("SELECT count(*) FROM ledger_entries") == 1
+
+
+async def test_a_lease_that_is_renewed_before_the_sweepers_lock_is_not_swept(books):
+    """A lease that is renewed between the sweeper's lookup and its lock is not swept."""
+    hold = books.hold()
+    await books.ledger.admit(hold)
+    await books.connection.execute(EXPIRE)
+    async with books.connection.transaction():
+        await books.connection.execute("UPDATE holds SET lease_until = now() + interval '60 s'")
+        sweeping = asyncio.create_task(ledger.sweep(books.database))
+        await books.wait_for("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+
+    assert await sweeping == 0
+    await books.settle(hold)
+
+
+async def test_an_entry_settles_a_call_of_its_own_organization_only(books):
+    """An entry with the id of another organization's call does not settle that call, even beside an
+    entry of that organization."""
+    other = Books(books.database, books.connection)
+    await other.prepare()
+    holds = [other.hold(), other.hold()]
+    await other.admitted(holds)
+    stray, right = (entry_of(hold, 1, 1).row() for hold in holds)
+    entries = [{**stray, "organization_id": books.organization_id}, right]
+
+    rows = await books.connection.fetch(
+        SETTLE_AND_ADMIT, msgspec.json.encode(entries).decode(), None, uuid7(), 60, 100
+    )
+
+    assert [row["id"] for row in rows] == [holds[1].id]
+    assert await books.connection.fetchval("SELECT id FROM holds") == holds[0].id
+    await asyncio.gather(*(other.settle(hold) for hold in holds))
+    await other.audit()
 
 
 async def test_a_hold_that_cannot_be_settled_blocks_no_other(books):
@@ -221,12 +255,26 @@ async def test_a_late_admission_holds_nothing(books, limits):
     assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
 
 
-@pytest.mark.parametrize("limits", [[], ["concurrency"]])
+async def test_a_call_that_is_twice_in_a_batch_holds_once(books):
+    """The second of two admissions of one call takes no more room than the first."""
+    limit_id = await books.limit("concurrency", None, 2)
+    hold = books.hold()
+    calls = msgspec.json.encode([hold, hold]).decode()
+
+    await books.connection.fetch(SETTLE_AND_ADMIT, None, calls, uuid7(), 60, 100)
+
+    assert await books.state(limit_id) == (0, 1)
+    await books.settle(hold)
+    assert await books.state(limit_id) == (0, 0)
+
+
+@pytest.mark.parametrize(("limits", "later"), [([], []), (["concurrency"], []), ([], ["usd"])])
 async def test_an_admission_that_is_repeated_while_its_first_statement_runs_is_one(
-    books, proxy, proxied_address, limits
+    books, proxy, proxied_address, limits, later
 ):
     """When the connection breaks while the server decides, and the repeated statement comes before
-    the first has ended, the call is admitted once and holds once."""
+    the first has ended, the call is admitted once and holds once. On limits that are set later than
+    the first began it holds nothing."""
     ids = [await books.limit(unit, None, 1) for unit in limits]
     await books.slow_down()
     async with open_pool(make_settings(proxied_address, "http://x"), proxied_address) as pool:
@@ -236,12 +284,15 @@ async def test_an_admission_that_is_repeated_while_its_first_statement_runs_is_o
         await books.wait_for(
             "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
         )
+        later_ids = [await books.limit(unit, "month", 7) for unit in later]
         proxy.reset()
 
         assert (await admitting).bound_nanos == 7
 
         assert await books.connection.fetchval("SELECT count(*) FROM holds") == 1
         assert [await books.state(limit_id) for limit_id in ids] == [(0, 1)] * len(ids)
+        unused = [("0.00", "0.00")] * len(later)
+        assert [await books.state(limit_id) for limit_id in later_ids] == unused
         await away.settle(entry_of(hold, 1, 1))
         assert await away.flush(1) == 0
 
