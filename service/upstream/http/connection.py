@@ -229,10 +229,11 @@ class Connection(asyncio.Protocol):
         """Read the head once all of it has arrived, and return what llhttp is to parse."""
         limits, start = self._owner.limits, 0
         if known_bytes := len(self._head):
-            data = self._head + data
+            data, head = self._head + data, None
             self._head = b""
-        head = RESPONSE_HEAD.match(data)
-        if known_bytes or head is None or int(head[2]) < MIN_FINAL:
+        else:
+            head = RESPONSE_HEAD.match(data)
+        if head is None or int(head[2]) < MIN_FINAL:
             start, head = self._skip_interim(data, known_bytes)
             if head is None:
                 self._head, response.has_begun = data[start:], True
