@@ -62,9 +62,14 @@ NOTE_STATE: Final = """
     SET balance_usd_nanos = $2, balance_diem_nanos = $3, tier = $4
     WHERE id = $1
 """
+# A result that confirms the condition renews its time, so that an older result cannot replace it.
 NOTE_CHECK: Final = """
     UPDATE public.upstream_keys
-    SET last_check = $2, last_checked_at = now() - make_interval(secs => $3)
+    SET last_check = CASE WHEN last_checked_at > found_at THEN last_check ELSE $2 END,
+        last_checked_at = greatest(last_checked_at, found_at),
+        condition_at =
+            CASE WHEN condition = $2 THEN greatest(condition_at, found_at) ELSE condition_at END
+    FROM (SELECT statement_timestamp() - make_interval(secs => $3)) AS f (found_at)
     WHERE id = $1
     RETURNING condition
 """
@@ -72,7 +77,7 @@ NOTE_CHECK: Final = """
 LOCK_CONDITION: Final = """
     SELECT condition, found_at, condition_at IS NULL OR condition_at < found_at AS is_newer
     FROM public.upstream_keys
-    CROSS JOIN LATERAL (SELECT clock_timestamp() - make_interval(secs => $2)) AS f (found_at)
+    CROSS JOIN LATERAL (SELECT statement_timestamp() - make_interval(secs => $2)) AS f (found_at)
     WHERE id = $1
       AND status <> 'disabled'
     FOR UPDATE OF upstream_keys
@@ -255,16 +260,18 @@ async def check(database: Database, venice: Venice, key: UpstreamKey) -> KeyChec
 async def record(database: Database, key: UpstreamKey, found: KeyFinding) -> None:
     """Store the result of a key check.
 
-    A changed condition is audited once: the process that stores it first writes the event. Results
-    older than the stored one change nothing.
+    A changed condition is audited once: the process that stores it first writes the event. A result
+    does not replace a newer one.
     """
-    age_s = time.monotonic() - found.at
-    known = await database.fetchrow(NOTE_CHECK, key.id, found.finding.value, age_s)
+    # The age is measured right before each statement. If it were measured before a wait, for a
+    # connection or for the lock, the result would seem younger.
+    async with database.transaction() as conn:
+        age_s = time.monotonic() - found.at
+        known = await conn.fetchrow(NOTE_CHECK, key.id, found.finding.value, age_s)
     if known is None or not found.finding.is_about_key or known["condition"] == found.finding:
         return
     async with database.transaction() as conn:
         await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
-        # Measured again: the waits for a connection and for the lock would make the result younger.
         before = await conn.fetchrow(LOCK_CONDITION, key.id, time.monotonic() - found.at)
         if before is None or before["condition"] == found.finding or not before["is_newer"]:
             return

@@ -2,7 +2,11 @@
 results."""
 
 import asyncio
+import contextlib
 import json
+import time
+import uuid
+from types import SimpleNamespace
 
 import odd_venice
 import pytest
@@ -10,9 +14,11 @@ from process import database_url, started
 from support import ORGANIZATIONS, make_settings, running
 
 from service import app as application
+from service import audit
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.background import upstream_keys
-from service.upstream import ENVIRONMENT_KEY_ID, record
+from service.upstream import ENVIRONMENT_KEY_ID, Finding, UpstreamKey, record, stored
+from service.upstream.keys import KeyFinding
 
 KEYS = "/admin/v1/upstream-keys"
 RATE_LIMITS = "/api_keys/rate_limits"
@@ -194,6 +200,82 @@ async def test_several_processes_report_a_change_once(database_address, upstream
             ("upstream_key.recovered", "environment", None),
         ]
         await reported(one, expected)
+
+
+@pytest.fixture
+async def unchecked(service):
+    """A key that the service does not check itself, and that was well an hour ago."""
+    key = UpstreamKey(id=uuid.uuid4(), name="spare", secret="", organization_id=None)
+    await service.app[application.api.DATABASE].fetch(
+        "INSERT INTO public.upstream_keys"
+        " (id, name, source, role, last_check, last_checked_at, condition, condition_at)"
+        " VALUES ($1, $2, 'environment', 'admin', 'well', now() - interval '1 hour', 'well',"
+        " now() - interval '1 hour')",
+        key.id,
+        key.name,
+    )
+    return key
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The process's clock, which the test can set forward."""
+    clock = SimpleNamespace(ahead_s=0.0, monotonic=lambda: time.monotonic() + clock.ahead_s)
+    monkeypatch.setattr(stored, "time", clock)
+    return clock
+
+
+def result(finding, age_s):
+    """Return a result that was found so long ago."""
+    return KeyFinding(finding, "status 401", time.monotonic() - age_s)
+
+
+async def test_an_older_result_replaces_no_newer_one(service, unchecked):
+    """Neither in the list nor in the events, even if the newer result changed nothing."""
+    database = service.app[application.api.DATABASE]
+    await record(database, unchecked, result(Finding.WELL, 10))
+    await record(database, unchecked, result(Finding.INVALID, 30))
+
+    assert (await listed(service))["spare"]["last_check"] == "well"
+    assert await events(service) == []
+    await record(database, unchecked, result(Finding.INVALID, 5))
+    assert (await listed(service))["spare"]["last_check"] == "invalid"
+    await reported(service, [("upstream_key.unusable", "spare", "invalid")])
+
+
+async def test_a_result_gets_older_while_it_waits_for_the_lock(service, unchecked, clock):
+    """A result that waited for a minute does not replace one that was found meanwhile."""
+    database = service.app[application.api.DATABASE]
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    async with database.transaction() as conn:
+        await audit.lock(conn, OPERATOR_ORGANIZATION_ID)
+        recording = asyncio.create_task(record(database, unchecked, result(Finding.INVALID, 0)))
+        async with asyncio.timeout(10):
+            while not await database.fetchval(waiting):
+                await asyncio.sleep(0.01)
+        await record(database, unchecked, result(Finding.WELL, 30))
+        clock.ahead_s = 60
+    await recording
+
+    assert await events(service) == []
+
+
+async def test_a_result_gets_older_while_it_waits_for_a_connection(service, unchecked, clock):
+    """The time of the check is that of Venice's answer, however long its recording takes."""
+    database = service.app[application.api.DATABASE]
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(database.size):
+            await stack.enter_async_context(database.transaction())
+        recording = asyncio.create_task(record(database, unchecked, result(Finding.WELL, 0)))
+        await asyncio.sleep(0.05)
+        clock.ahead_s = 60
+    await recording
+
+    age_s = await database.fetchval(
+        "SELECT extract(epoch FROM now() - last_checked_at)"
+        " FROM public.upstream_keys WHERE name = 'spare'"
+    )
+    assert 60 <= age_s < 90
 
 
 @pytest.mark.parametrize("state", [{}, {"balances": {"USD": 100.0}}, {"accessPermitted": None}])
