@@ -187,7 +187,7 @@ class Settings:
         "VENICE_MAX_CONNECTIONS",
         "integer",
         "How many connections to Venice a process has at most. Further requests wait for one in"
-        " turn, for `VENICE_CONNECT_TIMEOUT_SECONDS` at most. More than `MAX_OPEN_REQUESTS`, so"
+        " turn, for `VENICE_CONNECT_TIMEOUT_SECONDS` at most. Keep it above `MAX_OPEN_REQUESTS`, so"
         " that no caller waits for another.",
         integer(1, 1_000_000),
         5000,
@@ -195,15 +195,15 @@ class Settings:
     venice_head_max_bytes: int = _variable(
         "VENICE_HEAD_MAX_BYTES",
         "integer",
-        "The longest head of an answer of Venice's, to which the edge adds headers. A longer one is"
-        " refused with 502.",
+        "The most bytes in the head of a response from Venice, with the headers that its edge adds."
+        " A longer head is a 502.",
         integer(1024, 1 << 20),
         64 * 1024,
     )
     venice_max_headers: int = _variable(
         "VENICE_MAX_HEADERS",
         "integer",
-        "The most headers of an answer of Venice's. One with more is refused with 502.",
+        "The most headers in a response from Venice. A response with more is a 502.",
         integer(10, 10_000),
         1000,
     )
