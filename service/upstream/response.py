@@ -76,10 +76,7 @@ class UpstreamResponse(Response, eq=False):
         """
         if self.is_complete and "Content-Encoding" not in self.raw_headers:
             # All of it has arrived, and a connection holds far less than the bound.
-            body = b"".join(self.unread)
-            self.unread.clear()
-            self.unread_bytes = 0
-            return body
+            return self.take()
         chunks, size = [], 0
         try:
             while chunk := await self.next_chunk():

@@ -6,7 +6,6 @@ nothing. Everything that Venice sends is hostile input: ``head`` and llhttp both
 
 from service.upstream.http.client import Departure, HttpClient
 from service.upstream.http.connection import Limits
-from service.upstream.http.dial import Dialer
 from service.upstream.http.head import InvalidRequestError
 from service.upstream.http.response import CHUNK_BYTES, READ_BUFFER_BYTES, Flow, Response
 from service.upstream.http.upload import StreamedBody
@@ -15,7 +14,6 @@ __all__ = [
     "CHUNK_BYTES",
     "READ_BUFFER_BYTES",
     "Departure",
-    "Dialer",
     "Flow",
     "HttpClient",
     "InvalidRequestError",
