@@ -85,8 +85,6 @@ class _Known(msgspec.Struct, frozen=True):
     """How many changes there were before it was read."""
     row: Any
     caller: Caller
-    is_endless: bool
-    """Whether no time ends the key, and nothing has: it needs no check until it is read again."""
 
 
 class Callers:
@@ -119,8 +117,7 @@ class Callers:
             return None
         if time.monotonic() - known.read_at > self._cache_s:
             return None
-        if not known.is_endless:
-            _check_in_force(known.row, digest)
+        _check_in_force(known.row, digest)
         return known.caller
 
     async def identify(self, key: str) -> Caller:
@@ -162,7 +159,7 @@ class Callers:
         if row is None:
             self._cache.pop(digest, None)
             raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
-        known = _Known(read_at, changes, row, self._caller(row), _is_endless(row, digest))
+        known = _Known(read_at, changes, row, self._caller(row))
         # What was read before a change was announced is not fresh, but shows that the key is known.
         self._cache[digest] = known
         self._cache.move_to_end(digest)
@@ -208,15 +205,6 @@ def _merged(row: Any) -> KeySettings:
         settings,
         venice_parameters=parameters,
         on_small_budget=stated or ("cut" if cuts else "refuse"),
-    )
-
-
-def _is_endless(row: Any, digest: bytes) -> bool:
-    return (
-        row["digest"] == digest
-        and row["revoked_at"] is None
-        and row["expires_at"] is None
-        and row["organization_status"] == "active"
     )
 
 
