@@ -76,8 +76,6 @@ class Catalog:
         self._database = database
         self._copy: Copy = {}
         self._names = Names(Models())
-        self.is_loaded = False
-        """True once models and prices are known, from the copy or from Venice."""
         self._syncing: asyncio.Task[None] | None = None
         self._overheads = _Overheads()
 
@@ -94,7 +92,6 @@ class Catalog:
         models = self._names.models
         if known != self._copy:
             self._copy, models = known, Models(known.values())
-            self.is_loaded = bool(models.listed)
         self._names = Names(models, its_aliases)
 
     async def sync(self) -> None:
@@ -167,6 +164,11 @@ class Catalog:
         except Exception:
             log.exception("catalogue not refreshed", retry_s=REFRESH_S)
         return REFRESH_S
+
+    @property
+    def is_loaded(self) -> bool:
+        """True once models and prices are known, from the copy or from Venice."""
+        return bool(self._names.models.listed)
 
     @property
     def names(self) -> Collection[str]:
