@@ -4,6 +4,7 @@ Proxies cut a connection that is silent for five minutes. So Venice is asked for
 plain answer may take longer.
 """
 
+import abc
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,7 @@ FAILURES: Final = frozenset({"response.failed", "error"})
 UNREADABLE: Final = (UpstreamError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Assembly:
+class Assembly(abc.ABC):
     """Takes the events of a stream, and returns the answer at its end.
 
     ``result`` raises the error of an event that cannot be read, so the stream is read to its end
@@ -59,12 +60,13 @@ class Assembly:
             raise UpstreamError("Venice's stream holds no answer.")
         return answer
 
+    @abc.abstractmethod
     def _take(self, data: bytes) -> None:
         """:raises UpstreamError, msgspec.DecodeError: when an event is no piece of an answer."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _whole(self) -> bytes | None:
-        raise NotImplementedError
+        """The answer as JSON; None if the events hold none."""
 
 
 class ChatCompletion(Assembly):

@@ -1,5 +1,6 @@
 """A paid call as its caller requested it, and the differences between the kinds of call."""
 
+import abc
 import enum
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -345,7 +346,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 C = TypeVar("C", bound=Call)
 
 
-class Endpoint(Generic[C]):
+class Endpoint(abc.ABC, Generic[C]):
     """The differences between the kinds of call; the methods are called in this order."""
 
     path: ClassVar[str]
@@ -372,13 +373,13 @@ class Endpoint(Generic[C]):
     is_inference: ClassVar[bool] = False
     """Whether a call that Venice was too busy for can be retried: it is charged after it ran."""
 
+    @abc.abstractmethod
     def parse(self, inbound: Inbound) -> C:
         """:raises ClientError: when Venice would surely refuse the body."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def bound(self, call: C, caller: Caller, catalog: Catalog) -> Bound:
         """The most that the call can use."""
-        raise NotImplementedError
 
     def least(self, call: C, bound: Bound, caller: Caller, catalog: Catalog) -> Bound | None:
         """The bound with the least output to which the call may be cut; None if it may not be."""
@@ -401,12 +402,13 @@ class Endpoint(Generic[C]):
         return None
 
     def assembly(self) -> Assembly:
-        """The assembly of a stream of events into the plain answer that the caller asked for."""
+        """The assembly of a stream of events into the plain answer that the caller asked for. Only
+        endpoints whose calls may be :attr:`Relay.ASSEMBLED` have one."""
         raise NotImplementedError
 
+    @abc.abstractmethod
     def cost(self, call: C, bound: Bound, metered: Metered, catalog: Catalog) -> Cost:
         """What the call cost, by the best source; an estimate is never above the bound."""
-        raise NotImplementedError
 
     def max_nanos(self, call: C, bound: Bound, catalog: Catalog) -> int | None:
         """The most that any call of this kind to the model can cost."""

@@ -1,5 +1,6 @@
 """The base of endpoints that charge by the piece: an image, a second, a request."""
 
+import abc
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -71,9 +72,9 @@ def read_form(inbound: Inbound, shape: type[S], media: Collection[str] = ()) -> 
 class UnitEndpoint(Endpoint[T], Generic[T]):
     """An endpoint whose price follows from the request."""
 
+    @abc.abstractmethod
     def nanos(self, call: T, catalog: Catalog, metered: Metered | None = None) -> int | None:
         """The most that the call can cost, or with ``metered`` its cost; None if unknown."""
-        raise NotImplementedError
 
     def bound(self, call: T, caller: Caller, catalog: Catalog) -> Bound:
         """See :meth:`Endpoint.bound`."""
