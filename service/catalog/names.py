@@ -46,7 +46,7 @@ class Models:
         self.listed: dict[str, Stored] = {}
         self.prices: dict[str, Price] = {}
         self.token_terms: dict[str, TokenTerms] = {}
-        """The terms of each model alone. They change only with all of these models."""
+        """The terms of each model alone, computed once, since these models never change."""
         self._spellings: dict[str, str] = {}
         self._also_named: dict[tuple[str, str], str] = {}
         self._capabilities: dict[str, frozenset[str]] = {}

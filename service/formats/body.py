@@ -266,9 +266,12 @@ def _check_counts(content: bytes, outside: bytes, limits: Limits) -> None:
 
 
 def _length_of_text(content: bytes, outside: bytes, value: Any) -> int:
-    """The length that the body would have if it were encoded again, or a little more. To encode a
-    long text takes long. Without escapes and exponents only white space and digits would be left
-    out; a number of many digits may get an exponent."""
+    """The length that the body would have if it were encoded again, or a little more.
+
+    A long text is not encoded again if it can be measured faster: without escapes and exponents,
+    encoding only drops white space and digits, unless a number has so many digits that it gets an
+    exponent.
+    """
     if (
         _exponents(outside)
         or MANY_DIGITS in outside.translate(DIGITS_AS_ZERO)

@@ -62,7 +62,7 @@ class EventReader:
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, and return all whole events that were not returned before."""
         if chunk.endswith(EMPTY_LINE) and not self._held:
-            # As good as always: the chunk is whole events.
+            # Almost always the chunk is whole events.
             self._seam = b""
             return chunk
         # Held bytes were searched when they came, so only the seam is searched again.

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from service.errors import Unavailable
 from service.gateway.call import Call, Endpoint, Inbound
-from service.gateway.endpoints.splice import replaces_surely
+from service.gateway.endpoints.splice import always_replaces
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ async def read_large(size_bytes: int, function: Callable[..., T], *arguments: An
 
 def _parse_large(endpoint: Endpoint[Any], inbound: Inbound) -> Call:
     call: Call = endpoint.parse(inbound)
-    if call.document is not None and replaces_surely(call):
+    if call.document is not None and always_replaces(call):
         # Here and not in the event loop, which replaces members later.
         call.document.locate()
     return call

@@ -30,8 +30,6 @@ NUMBER_BYTES: Final = 16
 """The length of a number in JSON with the punctuation around it."""
 REFUSED: Final = (LimitExceeded, RateLimited, UpstreamError)
 """Refusals after which the call may go to another model."""
-
-
 NO_BOUND: Final = Bound(nanos=None)
 
 

@@ -368,7 +368,7 @@ def _items(items: list[Any], within: str, *, may_begin: bool) -> Iterator[RuledM
 
 
 def _check_content(content: Any, field: str) -> None:
-    """Unlike the output of a tool, a message may not have any JSON as its content.
+    """Check the content of an item, which cannot be arbitrary JSON like the output of a tool.
 
     :raises ClientError: when it is neither a text nor parts.
     """

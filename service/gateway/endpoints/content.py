@@ -44,8 +44,8 @@ UNREAD: Final = frozenset(
     | {"logprobs", "reasoning_content", "refusal", "cache_control", "phase"}
 )
 """Members that are not media, whatever their value."""
-OF_TEXT_MESSAGES: Final = (UNREAD | {"content"}) - {"type"}
-"""Members of a message whose content is a text, and which has nothing else to be read."""
+TEXT_MESSAGE_MEMBERS: Final = (UNREAD | {"content"}) - {"type"}
+"""A message with no other members has nothing to be read if its content is a text."""
 EMPTY: Final[tuple[Any, ...]] = (None, False, "", [], {})
 URL: Final = re.compile(r"https?://", re.IGNORECASE)
 DATA_URL: Final = "data:image/"
@@ -81,7 +81,7 @@ class Content(msgspec.Struct):
         for message in conversation if isinstance(conversation, list) else (conversation,):
             if isinstance(message, dict):
                 is_text = isinstance(message.get("content"), str)
-                if is_text and message.keys() <= OF_TEXT_MESSAGES:
+                if is_text and message.keys() <= TEXT_MESSAGE_MEMBERS:
                     continue
             elif not isinstance(message, list):
                 continue

@@ -35,8 +35,8 @@ class Value(enum.Enum):
     """True, where the answer is assembled from a stream."""
 
 
-SURE: Final = frozenset({Value.PSEUDONYM, Value.REMOVED})
-"""The values that a member gets in every call."""
+ALWAYS_SET: Final = frozenset({Value.PSEUDONYM, Value.REMOVED})
+"""A member that is set to one of these is set in every call."""
 
 
 class Splice(NamedTuple):
@@ -130,10 +130,10 @@ def _values(call: Call, caller: Caller, bound: Bound) -> dict[Value, Any]:
     return values
 
 
-def replaces_surely(call: Call) -> bool:
-    """Whether a member of the call's body gets another value, whatever its caller and bound."""
+def always_replaces(call: Call) -> bool:
+    """Whether a member of the call's body is replaced, whatever its caller and bound."""
     splice, document = SPLICES.get(call.endpoint.path), call.document
     if splice is None or document is None:
         return False
     kinds = {**splice.added, **splice.replaced}
-    return any(kinds[name] in SURE for name in kinds.keys() & document.names)
+    return any(kinds[name] in ALWAYS_SET for name in kinds.keys() & document.names)
