@@ -45,6 +45,14 @@ MUTATIONS = (
         "tests/api/test_auth.py::test_a_stale_cache_lets_no_paid_call_through",
     ),
     Mutation(
+        "a key that has ended passes while the cache knows it",
+        "service/accounts/callers.py",
+        "        _check_in_force(known.row, digest)\n"
+        "        return known.caller\n\n    async def id",
+        "        return known.caller\n\n    async def id",
+        "tests/api/test_auth.py::test_the_cache_lets_no_ended_key_through",
+    ),
+    Mutation(
         "an operator's limit is loosened by an administrator",
         "service/ledger/limits.py",
         '    if setting is None or setting["set_by"] != "operator":\n',

@@ -184,6 +184,25 @@ async def test_an_expired_key(service):
         assert (await response.json())["error"]["code"] == "expired_api_key"
 
 
+async def test_the_cache_lets_no_ended_key_through(database_address, upstream):
+    """A key that expires or is revoked is refused on free routes too while the cache knows it."""
+    slow = make_settings(database_address, upstream.url, key_cache_s=300.0)
+    async with running(slow) as service:
+        soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+        expiring, revoked = await service.new_caller(expires_at=soon), await service.new_caller()
+        await service.operate("DELETE", f"/admin/v1/keys/{revoked.key_id}")
+
+        async def code(caller):
+            async with service.http.get("/v1/models", headers=caller.headers) as response:
+                return response.status == 200 or (await response.json())["error"]["code"]
+
+        # The first request reads the key, the second finds it in the cache.
+        assert [await code(revoked), await code(revoked)] == ["revoked_api_key"] * 2
+        assert await code(expiring) is True
+        await asyncio.sleep(2.1)
+        assert await code(expiring) == "expired_api_key"
+
+
 async def test_the_cache_is_read_again(database_address, upstream):
     """A change whose NOTIFY was lost is found when the cache entry is read again."""
     quick = make_settings(database_address, upstream.url, key_cache_s=0.2)
