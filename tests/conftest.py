@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import openai
 import pytest
+import structlog
 from books import Books
 from faults import TcpProxy
 from hypothesis import settings as hypothesis_settings
@@ -51,6 +52,14 @@ def pytest_collection_modifyitems(items):
         dealt += share + others[:room]
         del others[:room]
     items[:] = dealt + others
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_log():
+    """Fail a test that leaves the log configured, which :func:`support.configured_logs` ends."""
+    before = structlog.get_config()["logger_factory"]
+    yield
+    assert structlog.get_config()["logger_factory"] is before
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 from decimal import Decimal
 from uuid import UUID
 
@@ -46,11 +47,18 @@ def make_settings(address, venice_url, **changes):
     return Settings(**{**values, **changes})
 
 
-def configure_logs(level, form, stream):
-    """Configure the log of this process for one test. Loggers that are used meanwhile do not keep
-    it, as they do in a service, so ``structlog.reset_defaults()`` ends it for all."""
+@contextlib.contextmanager
+def configured_logs(level, form, stream):
+    """Configure the log of this process for the length of the block; nothing else in the tests
+    does."""
     logs.configure(level, form, stream)
+    # A logger that is used in the block would keep the configuration, as it does in a service.
     structlog.configure(cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(handlers=[], force=True)
 
 
 @contextlib.asynccontextmanager

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import structlog
 from process import database_url, variables
-from support import Service, configure_logs, make_settings, running
+from support import Service, configured_logs, make_settings, running
 
 from service import api
 from service.background import queued_jobs, upkeep, upstream_keys
@@ -160,25 +159,21 @@ def dropped():
 
 
 @pytest.fixture
-def own_log():
-    """The log of this process is the test's own, which configures it."""
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("own_log")
-async def test_background_work_survives_a_closed_log(
-    proxy, proxied_address, upstream, pipe, monkeypatch
-):
-    """After a database outage during which nothing could be logged, each background task still
-    runs, and the lease of a call in flight is renewed."""
+def closed_log(pipe):
+    """The log of this process is a pipe that nobody can read any more."""
     reading, writing = pipe
     os.close(reading)
+    with os.fdopen(os.dup(writing), "w") as stream, configured_logs("debug", "json", stream):
+        yield
+
+
+@pytest.mark.usefixtures("closed_log")
+async def test_background_work_survives_a_closed_log(proxy, proxied_address, upstream, monkeypatch):
+    """After a database outage during which nothing could be logged, each background task still
+    runs, and the lease of a call in flight is renewed."""
     monkeypatch.setattr(upkeep, "LEASES_EVERY_S", 0.05)
     monkeypatch.setattr(upstream_keys, "INTERVAL_S", 0.05)
     monkeypatch.setattr(queued_jobs, "INTERVAL_S", 0.05)
-    with os.fdopen(os.dup(writing), "w") as stream:
-        configure_logs("debug", "json", stream)
     settings = make_settings(proxied_address, upstream.url, database_acquire_timeout_s=0.3)
     async with running(settings) as service:
         caller = await service.new_caller()
