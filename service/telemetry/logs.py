@@ -340,11 +340,13 @@ def _redacted(name: str, value: Any) -> Any:
     """Redact a value wherever it has a text: itself, or within lists, objects and exceptions."""
     if value is None or isinstance(value, bool | int | float):
         return value
+    if _is_secret(name):
+        return REDACTED
     if isinstance(value, dict):
-        return {inner: _redacted(str(inner), item) for inner, item in value.items()}
+        return {redact(str(inner)): _redacted(str(inner), item) for inner, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_redacted(name, item) for item in value]
-    return REDACTED if _is_secret(name) else redact(str(value))
+    return redact(str(value))
 
 
 @functools.lru_cache(maxsize=2)
@@ -369,7 +371,9 @@ def _as_json(level: str, message: Any, facts: Event, process: int | None) -> str
     if (current := request_id.get()) is not None:
         line.setdefault("request_id", current)
     encoded = _encode(line)
-    if _may_have_secret(encoded) or _has_secret_name(tuple(facts)):
+    # A second brace may begin an object within a field, which has names of its own.
+    is_nested = encoded.count("{") > 1
+    if is_nested or _may_have_secret(encoded) or _has_secret_name(tuple(facts)):
         encoded = _encode(_redact_event(None, level, line))
     return encoded
 

@@ -26,6 +26,7 @@ from support import configured_logs
 from service.telemetry import logs
 
 KEY = "rk_" + "A" * 43
+HUSH = "a secret that only its name shows"
 MARKER = "a prompt of somebody"
 
 
@@ -100,6 +101,9 @@ def test_values_that_look_secret_are_replaced(lines, text):
         [f"a {KEY}"],
         {"inner": (1, {"deep": KEY})},
         {"headers": {"Authorization": f"Bearer {KEY}"}},
+        {"inner": [{"api_key": HUSH}]},
+        {"passwords": {"inner": [HUSH]}},
+        {KEY: 1},
         {KEY},
         Path(f"/{KEY}/x"),
         ValueError(KEY),
@@ -115,6 +119,7 @@ def test_values_that_look_secret_are_replaced_within_others(form, value):
 
     line = stream.getvalue()
     assert KEY not in line
+    assert HUSH not in line
     assert logs.REDACTED in line
     assert re.search(r"count\W+1\b", line)
 
