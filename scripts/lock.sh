@@ -1,7 +1,7 @@
 #!/bin/sh
 # Generates the hash-locked requirements, for every platform and Python from 3.11: of the service, of
-# scripts/run.sh and of development from setup.cfg, of the tested clients from clients.in and
-# package.json, and of uv for scripts/venv.sh.
+# scripts/run.sh, of development and of scripts/fuzz_http.sh from setup.cfg, of the tested clients
+# from clients.in and package.json, and of uv for scripts/venv.sh.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
