@@ -16,7 +16,7 @@ class Shares:
     def __init__(self, total: int) -> None:
         self.free = total
         self.amounts: dict[UUID, int] = {}
-        """What each organization and each key holds, if that is anything."""
+        """The amounts of the organizations and keys that hold any."""
 
     def held(self, holder: UUID) -> int:
         """Return the amount that an organization or key holds."""
@@ -44,7 +44,7 @@ class Share(msgspec.Struct, eq=False):
             return False
         self.shares.free = free
         amounts[self.organization_id] = of_organization
-        # Read again, since both may be one.
+        # Read again, since the organization and the key may have one id.
         amounts[self.key_id] = amounts.get(self.key_id, 0) + amount
         self.amount += amount
         return True

@@ -10,8 +10,8 @@ from aiohttp.abc import AbstractStreamWriter
 class BodyWriter:
     """Writes the body of a response whose head was sent; the sink of a caller's connection.
 
-    For each chunk ``StreamResponse.write`` runs two coroutines and three functions. This one writes
-    to the transport, and waits for the connection only when it is told to.
+    For each chunk ``StreamResponse.write`` runs two coroutines and three functions. This class
+    writes to the transport at once, and waits for the connection only in :meth:`drain`.
     """
 
     __slots__ = ("_is_chunked", "_protocol", "_writer", "written_at")

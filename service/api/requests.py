@@ -35,7 +35,7 @@ class KnownRoute(NamedTuple):
 
 
 KnownRoutes = Mapping[tuple[str, str], KnownRoute]
-"""Those of an application, by method and path."""
+"""The known routes of an application, by method and path."""
 
 
 def known_routes(app: web.Application) -> KnownRoutes:

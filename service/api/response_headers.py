@@ -65,8 +65,8 @@ class WholeResponse(web.StreamResponse):
     in one go: aiohttp would look each header up, add it by itself and then ask the application for
     more.
 
-    ``headers`` are those of the answer alone. Only an answer to POST, with status 200, can be sent
-    so.
+    ``headers`` are those that only this answer has. The request must be a POST, and the status is
+    200.
     """
 
     def __init__(self, request: Request, headers: dict[str, str], body: bytes) -> None:
@@ -79,7 +79,7 @@ class WholeResponse(web.StreamResponse):
                 **SECURITY_HEADERS,
             }
         )
-        # By the name in any case, as Venice states it.
+        # Not in the dict above, because Venice may spell the name in any case.
         self.headers.setdefault("Content-Type", "application/octet-stream")
         self._whole_body = body
 

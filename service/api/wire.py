@@ -59,7 +59,8 @@ async def read_body(request: Request, max_bytes: int | None = None) -> bytes:
 
 
 async def read_as(request: Request, shape: type[T]) -> T:
-    """Decode the JSON body of an administrative request. It is small, since the event loop does.
+    """Decode the JSON body of an administrative request. It has to be small, because the event loop
+    decodes it.
 
     :raises ClientError: naming the field and the rule.
     :raises PayloadTooLarge: when it is larger than ``MAX_SMALL_BODY_BYTES``.

@@ -55,7 +55,7 @@ class Histogram(prometheus_client.Histogram):
 I = TypeVar("I", Counter, Histogram)  # noqa: E741 - the kind of instrument
 noted: Final[list[tuple[Counter | Histogram, float, tuple[str | int, ...]]]] = []
 """The queued increments and observations, each with its labels. The parts of a request append to it
-directly; :func:`note`, with which the request ends, bounds it."""
+directly. Each request ends with :func:`note`, which bounds it."""
 
 
 def note(instrument: Counter | Histogram, amount: float, *labels: str | int) -> None:
