@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from structlog.testing import capture_logs
 from support import make_settings, running
 
 from service import api
@@ -116,6 +117,21 @@ async def test_full_health_does_not_wait_for_venice(upstream, service):
     assert status == 503
     assert '"venice_api":"error: upstream_timeout"' in body
     assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize("path", ["/health", "/health?x=1", "/health/full"])
+async def test_a_good_report_is_logged_for_debugging_only(service, path):
+    """A 200 is logged at debug level, any other status at info level, as for other requests."""
+    with capture_logs() as lines:
+        await read(service, path)
+        service.app[api.STATUS].is_draining = True
+        await read(service, path)
+
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [(line["status"], line["log_level"]) for line in requests] == [
+        (200, "debug"),
+        (503, "info"),
+    ]
 
 
 async def test_draining_is_reported(upstream, service):
