@@ -606,6 +606,23 @@ async def test_unused_tokens_are_returned(books):
     await books.ledger.admit(books.hold(tokens=95))
 
 
+async def test_unused_tokens_that_slid_out_are_not_returned(books):
+    """Tokens that a call did not use make no room once its bound has slid out of the rate."""
+    limit_id = await books.limit("tokens", "minute", 100)
+    early, late = books.hold(tokens=50), books.hold(tokens=40)
+    await books.ledger.admit(early)
+    await books.connection.execute(
+        "UPDATE limits SET bucket_at = bucket_at - interval '61 s';"
+        "UPDATE holds SET limit_windows = ARRAY[limit_windows[1] - interval '61 s']"
+    )
+    await books.ledger.admit(late)
+
+    await books.settle(early, tokens=10)
+
+    assert await books.state(limit_id) == (40, 0)
+    await books.settle(late, tokens=40)
+
+
 async def test_a_call_that_never_fits_is_refused_for_good(books):
     """A call that needs more than the ceiling gets a refusal that does not ask it to wait."""
     await books.limit("tokens", "minute", 10)
@@ -647,6 +664,36 @@ async def test_windows_roll(books):
     await books.settle(second, 30)
 
     assert await books.state(limit_id) == ("0.00000003", "0.00000006")
+
+
+async def test_what_is_carried_ends_with_its_window(books):
+    """What a limit carries for a dropped month is not part of the next window."""
+    await books.limit("usd", "day", 100)
+    await books.connection.execute("UPDATE limits SET window_start = now(), used = 5, carried = 5")
+    await books.age_by_a_day()
+    hold = books.hold(10)
+
+    await books.ledger.admit(hold)
+    await books.settle(hold, 10)
+
+    assert await books.connection.fetchval("SELECT carried FROM limits") == 0
+    await books.audit()
+
+
+async def test_a_clock_that_goes_back_makes_no_room(books):
+    """When the database's clock goes back to the window before, the newer one stays in force."""
+    limit_id = await books.limit("usd", "day", 10)
+    hold = books.hold(10)
+    await books.ledger.admit(hold)
+    await books.settle(hold, 10)
+    await books.connection.execute(
+        "SET session_replication_role = replica;"
+        "UPDATE ledger_entries SET limit_windows = ARRAY[limit_windows[1] + interval '1 day'];"
+        "UPDATE limits SET window_start = window_start + interval '1 day'"
+    )
+
+    assert await books.admitted([books.hold(10)]) == [False]
+    assert await books.state(limit_id) == ("0.00000001", "0.00")
 
 
 @pytest.mark.parametrize("end_user", [None, EACH_USER])
