@@ -91,6 +91,13 @@ MUTATIONS = (
         "tests/db/test_operator_entries.py::test_a_ring_holds_nothing",
     ),
     Mutation(
+        "a clock that goes back begins the window before again",
+        f"{SQL}/limits_at.sql",
+        "greatest(l.window_start, public.limit_window(l.period, instant))",
+        "public.limit_window(l.period, instant)",
+        "tests/db/test_admission.py::test_a_clock_that_goes_back_makes_no_room",
+    ),
+    Mutation(
         "a settled call keeps its hold",
         f"{SQL}/end_calls_v2.sql",
         """        DELETE FROM public.holds h
@@ -179,6 +186,14 @@ MUTATIONS = (
         "                      AND k.organization_id = c.organization_id\n",
         "",
         "tests/db/test_admission.py::test_a_key_admits_calls_of_its_own_organization_only",
+    ),
+    Mutation(
+        "an entry settles a call of another organization",
+        f"{SQL}/end_calls_v2.sql",
+        "          AND h.organization_id = organization_ids[array_position(ids, h.id)]\n",
+        "",
+        "tests/db/test_settlement.py"
+        "::test_an_entry_settles_a_call_of_its_own_organization_only",
     ),
     Mutation(
         "the limits of other organizations in a batch bind a call",
