@@ -192,8 +192,7 @@ MUTATIONS = (
         f"{SQL}/end_calls_v2.sql",
         "          AND h.organization_id = organization_ids[array_position(ids, h.id)]\n",
         "",
-        "tests/db/test_settlement.py"
-        "::test_an_entry_settles_a_call_of_its_own_organization_only",
+        "tests/db/test_settlement.py::test_an_entry_settles_a_call_of_its_own_organization_only",
     ),
     Mutation(
         "the limits of other organizations in a batch bind a call",
