@@ -12,7 +12,7 @@ from service import ledger
 from service.database.pool import open_pool
 from service.errors import RateLimited, Unavailable
 from service.ids import uuid7
-from service.ledger import Ledger
+from service.ledger import CostSource, Ledger
 from service.ledger.writer import SETTLE_AND_ADMIT
 
 EXPIRE = "UPDATE holds SET lease_until = now() - interval '1 s'"
@@ -253,6 +253,21 @@ async def test_a_late_admission_holds_nothing(books, limits):
 
     assert [await books.state(limit_id) for limit_id in ids] == before
     assert await books.connection.fetchval("SELECT count(*) FROM holds") == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "booked"),
+    [(CostSource.ESTIMATED, "0.00000001"), (CostSource.REPORTED, "0.00000002")],
+)
+async def test_no_estimate_is_above_the_bound(books, source, booked):
+    """An estimated cost is booked at most at the bound of its call; a stated one in full."""
+    limit_id = await books.limit("usd", "month", 10)
+    hold = books.hold(10)
+    await books.ledger.admit(hold)
+
+    await books.settle(hold, 20, cost_source=source)
+
+    assert await books.state(limit_id) == (booked, "0.00")
 
 
 async def test_a_call_that_is_twice_in_a_batch_holds_once(books):
