@@ -127,6 +127,23 @@ async def test_closing_the_client_ends_every_request():
         assert here.pool._dialing == 0
 
 
+async def test_closing_the_client_ends_a_request_that_is_connecting():
+    """Its connection is closed as soon as it is made, and nothing is sent."""
+    async with lab(answer(b"ok", "200 OK", "Connection: close")) as here:
+        # The name is known then, so the next request is not ended by the end of its lookup.
+        await here.call()
+        departure = Departure()
+        sending = asyncio.create_task(here.send(departure=departure))
+        async with asyncio.timeout(5):
+            while not here.pool._dialing:
+                await asyncio.sleep(0)
+        await here.client.close()
+        with pytest.raises(UpstreamUnreachable):
+            await sending
+        assert not departure.has_left
+        assert here.pool._connections == set()
+
+
 async def test_an_upload_lets_a_paused_deadline_rest():
     """While the reader of an early answer is slow, no silence is counted, whatever is sent."""
     deadline = Deadline(asyncio.get_running_loop(), 1.0, lambda: None)

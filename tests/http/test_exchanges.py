@@ -311,6 +311,21 @@ async def test_a_place_is_given_on(ends):
             await first
 
 
+async def test_a_connection_that_ends_as_it_is_given_on():
+    """The request that waited for it makes a new one."""
+    async with lab(answer(b"ok"), max_connections=1) as here:
+        await here.call()
+        connection = here.pool.take()
+        waiting = asyncio.create_task(here.call())
+        async with asyncio.timeout(5):
+            while not here.pool._waiting:
+                await asyncio.sleep(0)
+        here.pool.give_back(connection)
+        connection.abort()
+        assert await waiting == (200, b"ok")
+    assert here.server.connections == 2
+
+
 async def test_cancelling_closes_the_connection():
     """A cancelled request, and a response that is not read to its end, close their connection."""
     closed = []
