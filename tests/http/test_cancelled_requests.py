@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 
+import pytest
 from raw_server import answer, lab
 
 from service.errors import UpstreamError
@@ -44,6 +45,27 @@ async def cancel(task, rng):
     if rng.random() < 0.5:
         await asyncio.sleep(rng.random() / 20)
     task.cancel()
+
+
+@pytest.mark.parametrize("given", ["connection", "place"])
+async def test_what_a_cancelled_request_was_given_is_free_again(given):
+    """A request that is cancelled just as its turn comes gives on what it got."""
+    async with lab(answer(), max_connections=1) as here:
+        await here.call()
+        connection = here.pool.take()
+        waiting = asyncio.create_task(here.call())
+        async with asyncio.timeout(5):
+            while not here.pool._waiting:
+                await asyncio.sleep(0)
+        if given == "connection":
+            here.pool.give_back(connection)
+        else:
+            connection.abort()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await here.call() == (200, b"ok")
+    assert here.server.connections == (1 if given == "connection" else 2)
 
 
 async def test_cancelling_anywhere_leaves_nothing_behind():
