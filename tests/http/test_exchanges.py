@@ -1,6 +1,7 @@
 """The HTTP client: connections, deadlines, uploads and backpressure, against real sockets."""
 
 import asyncio
+import socket
 import time
 
 import pytest
@@ -613,6 +614,30 @@ async def test_the_next_address_is_tried():
             here.url = f"http://two.example:{port}"
             await asyncio.gather(*(here.call() for _ in range(3)))
     assert lookups == ["two.example"]
+
+
+@pytest.mark.parametrize("first_port", [None, 1])
+async def test_a_name_is_looked_up_again_after_a_failure(first_port):
+    """What a name resolved to is forgotten at once when no address answers, and so is a failed
+    lookup."""
+    async with lab(answer()) as here:
+        port = int(here.url.rpartition(":")[2])
+        loop = asyncio.get_running_loop()
+        ports, resolve = [first_port, port], loop.getaddrinfo
+
+        async def getaddrinfo(host, *arguments, **others):
+            if host != "moved.example":
+                return await resolve(host, *arguments, **others)
+            if (found := ports.pop(0)) is None:
+                raise socket.gaierror
+            return [(2, 1, 6, "", ("127.0.0.1", found))]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "getaddrinfo", getaddrinfo)
+            here.url = f"http://moved.example:{port}"
+            with pytest.raises(UpstreamUnreachable):
+                await here.call()
+            assert await here.call() == (200, b"ok")
 
 
 @pytest.mark.parametrize(
