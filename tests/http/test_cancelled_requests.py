@@ -68,6 +68,26 @@ async def test_what_a_cancelled_request_was_given_is_free_again(given):
     assert here.server.connections == (1 if given == "connection" else 2)
 
 
+async def test_a_cancelled_request_ends_no_others_lookup(monkeypatch):
+    """Requests share the lookup of a name, and each can be cancelled alone."""
+    async with lab(answer()) as here:
+        loop, may_resolve = asyncio.get_running_loop(), asyncio.Event()
+        resolve = loop.getaddrinfo
+
+        async def getaddrinfo(*arguments, **others):
+            await may_resolve.wait()
+            return await resolve(*arguments, **others)
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        first, second = (asyncio.create_task(here.call()) for _ in range(2))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        may_resolve.set()
+        assert await second == (200, b"ok")
+
+
 async def test_cancelling_anywhere_leaves_nothing_behind():
     """Whatever the server does, every request ends and all places are free for the next ones."""
     rng = random.Random(1)
