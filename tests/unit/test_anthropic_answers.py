@@ -257,9 +257,9 @@ def test_a_search_is_shown_with_its_citations():
     """The results come before the answer, and the answer cites those that it marks."""
     first = {"choices": [], "venice_parameters": {"web_search_citations": RESULTS}}
     blocks, last = stream(
-        first, chunk(content="They run.^1"), chunk(content=", 2^ So^9^."), first, chunk("stop")
+        first, chunk(content="They run.^1"), chunk(content=", 2^ So^0, 9^."), first, chunk("stop")
     )
-    message = whole(content="They run.^1, 2^ So^9^.", results=RESULTS)
+    message = whole(content="They run.^1, 2^ So^0, 9^.", results=RESULTS)
 
     for content, usage in (
         (blocks, last["usage"]),
@@ -272,7 +272,7 @@ def test_a_search_is_shown_with_its_citations():
             ("Foxes", "https://f.invalid"),
             ("Bears", "https://b.invalid"),
         ]
-        assert text["text"] == "They run.^1, 2^ So^9^."
+        assert text["text"] == "They run.^1, 2^ So^0, 9^."
         assert [citation["url"] for citation in text["citations"]] == [
             "https://f.invalid",
             "https://b.invalid",

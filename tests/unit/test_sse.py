@@ -132,6 +132,15 @@ def test_an_event_that_has_come_is_not_copied():
     assert reader.feed(chunk) is chunk
 
 
+def test_an_event_that_was_too_long_leaves_nothing_behind():
+    """After an event that was passed on in pieces, only its own end counts as one."""
+    reader = EventReader(9)
+    assert reader.feed(b"data: a b\n") == b"data: a b\n"
+    assert reader.feed(b"data: y\n\n") == b"data: y\n\n"
+
+    assert reader.feed(b"\ndata: z") == b""
+
+
 @pytest.mark.parametrize(
     ("event", "texts"),
     [
