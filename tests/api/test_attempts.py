@@ -30,7 +30,8 @@ async def with_keys(service):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_short_outage_is_retried(caller, upstream, stream):
-    """A call that succeeds on a retry has one entry, and a header lists the attempts."""
+    """A call that succeeds on a retry has one entry, and a header lists the attempts. Each attempt
+    counts as in flight with its key until it ends."""
     upstream.faults.push("/chat/completions", "at_capacity", times=1)
     async with caller.chat(stream=stream) as response:
         await response.read()
@@ -38,6 +39,7 @@ async def test_a_short_outage_is_retried(caller, upstream, stream):
     assert response.status == 200
     assert response.headers["x-rialto-attempts"] == "upstream_busy, ok"
     assert (await caller.only_entry())["outcome"] == "ok"
+    assert not any(caller.service.app[VENICE].keys.in_flight.values())
     await caller.service.audit()
 
 
