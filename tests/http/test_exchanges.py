@@ -369,19 +369,19 @@ async def test_silence_has_a_deadline(part):
 
 
 async def test_each_part_renews_the_silence():
-    """A slow response may take far longer than the silence."""
+    """A slow response may take far longer than the silence, and than its head may."""
 
     async def script(reader, writer):
         while True:
             await here.server.read(reader)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
-            for _ in range(8):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
+            for _ in range(12):
                 await asyncio.sleep(0.1)
                 writer.write(b"x")
 
-    async with lab(script, silence_s=0.4) as here:
+    async with lab(script, silence_s=0.4, connect_s=0.5) as here:
         for _ in range(2):
-            assert await here.call() == (200, b"x" * 8)
+            assert await here.call() == (200, b"x" * 12)
     assert here.server.connections == 1
 
 
