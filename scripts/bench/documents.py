@@ -180,7 +180,8 @@ def _results(results, charts_directory):
 
 
 def _quoted(reason):
-    """Escape a program's output for a table."""
+    """Escape a program's output for a table, without the place of this checkout."""
+    reason = reason.replace(f"{ROOT}/", "")
     return f"`{reason.replace('|', '/').replace('`', chr(39))[:160]}`"
 
 

@@ -185,6 +185,19 @@ def test_results_without_a_side_leave_its_documents(tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
+def test_the_documents_do_not_name_the_place_of_the_checkout(tmp_path):
+    """Why a side was left out may be the end of its output, which names files."""
+    copy_documents(tmp_path)
+    results = results_of(run_of("plain64", "rialto"))
+    results["skipped"]["peer"] = f'it ended: File "{ROOT}/service/app.py", line 3'
+
+    documents.write(results, tmp_path)
+
+    written = (tmp_path / "docs" / "benchmarks-results.md").read_text()
+    assert 'it ended: File "service/app.py", line 3' in written
+    assert str(ROOT) not in written
+
+
 def test_a_document_without_a_place_is_an_error(tmp_path):
     """Results never go to a document that has no marks for them."""
     copy_documents(tmp_path)
