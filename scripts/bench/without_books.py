@@ -10,8 +10,8 @@ import runpy
 from service.ledger import Admission, Ledger, Rates
 
 
-async def admit(_, hold):
-    """Admit the call with its bound."""
+async def admit(_, hold, **__):
+    """Admit the call with its bound. What is sent is kept by nobody."""
     rates = Rates(requests=None, tokens=None)
     return Admission(bound_nanos=hold.bound_nanos, bound_tokens=hold.bound_tokens, rates=rates)
 

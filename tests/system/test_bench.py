@@ -16,7 +16,7 @@ import pytest
 
 from scripts.bench import documents, loads, programs, report
 from scripts.bench.pythons import Python
-from scripts.bench.rialto import LedgerAlone, Replicas, Rialto
+from scripts.bench.rialto import LedgerAlone, Replicas, Rialto, RialtoWithoutBooks
 from scripts.bench.runs import Bench, Extent, Place
 from scripts.bench.sides import Aiohttp, Direct, Lean
 from scripts.bench.workloads import WORKLOADS
@@ -192,3 +192,11 @@ def test_a_program_is_compiled_again_when_its_text_differs(tmp_path, monkeypatch
         statuses.append(subprocess.run([programs.compiled("ends")], check=False).returncode)
 
     assert statuses == [1, 2, 1]
+
+
+def test_rialto_without_its_books_answers():
+    """The side that leaves the books out starts and answers every call."""
+    results, runs = measured([RialtoWithoutBooks], WORKLOADS["plain8"])
+
+    assert (results["void"], results["skipped"]) == ([], {})
+    assert runs["plain8", "rialto-no-books"]["completed"] > 0
