@@ -59,10 +59,11 @@ FUNCTIONS: Final = """
     ORDER BY proname, pg_get_function_identity_arguments(oid)
 """
 TABLES: Final = """
-    SELECT oid, relname, array_to_string(reloptions, ', '),
-           CASE relkind WHEN 'p' THEN pg_get_partkeydef(oid) END
+    SELECT pg_class.oid, nspname || '.' || relname, array_to_string(reloptions, ', '),
+           CASE relkind WHEN 'p' THEN pg_get_partkeydef(pg_class.oid) END
     FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname IN ('public', 'derived') AND relkind IN ('r', 'p')
 """
 COLUMNS: Final = """
     SELECT format('%%I %%s', attname, format_type(atttypid, atttypmod))
@@ -111,14 +112,15 @@ COMMENTS: Final = """
 
 
 def render(address: DatabaseAddress) -> str:
-    """Return the schema of a database as SQL: the tables in the order of docs/books.md, then types,
-    then functions."""
+    """Return the schema of a database as SQL: the tables in the order of docs/books.md, those of
+    the schema derived, then types, then functions."""
     with psycopg.connect(
         host=address.host, port=address.port, user=address.user, dbname=address.database
     ) as connection:
         # An empty search path makes PostgreSQL qualify names with their schema.
         connection.execute("SET search_path = ''")
-        order = {name: number for number, name in enumerate(schema.TABLES)}
+        names = [*(f"public.{name}" for name in schema.TABLES), *schema.DERIVED_TABLES]
+        order = {name: number for number, name in enumerate(names)}
         tables = connection.execute(TABLES).fetchall()
         tables.sort(key=lambda row: (order.get(row[1], len(order)), row[1]))
         parts = [HEAD.rstrip(), *_texts(connection, SCHEMAS)]
@@ -137,7 +139,7 @@ def _table(
     rest = [
         line for query in (INDEXES, TRIGGERS, COMMENTS) for line in _texts(connection, query, oid)
     ]
-    return "\n".join([f"CREATE TABLE public.{name} (\n{body}\n){end};", *rest])
+    return "\n".join([f"CREATE TABLE {name} (\n{body}\n){end};", *rest])
 
 
 def _texts(

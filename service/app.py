@@ -16,6 +16,7 @@ from service.background import (
     memory,
     proofs,
     queued_jobs,
+    records,
     rehearsal,
     repeated,
     upkeep,
@@ -30,6 +31,7 @@ from service.database.first_connection import first_connection
 from service.database.lanes import Lanes
 from service.database.listening import listen
 from service.database.pool import open_pool
+from service.derived import Recorder
 from service.errors import StartupError
 from service.gateway import FreeRequests, Gateway
 from service.ids import uuid7
@@ -44,6 +46,8 @@ from service.upstream import ENVIRONMENT_KEY_ID, UpstreamKey, UpstreamKeys, open
 log = structlog.get_logger()
 
 FLUSH_TIMEOUT_S: Final = 5.0
+RECORDS_TIMEOUT_S: Final = 1.0
+"""How long the end of the process waits for records, which can be lost."""
 SANDBOX_KEY: Final = "sandbox"
 
 ADDRESS: Final = web.AppKey("ADDRESS", DatabaseAddress)
@@ -202,13 +206,22 @@ async def books(app: web.Application) -> AsyncIterator[None]:
         await rehearsal.rehearse_until_it_works(
             ledger, database, settings.startup_database_timeout_s
         )
+    app[api.RECORDER] = recorder = Recorder(database)
     app[api.GATEWAY] = Gateway(
-        ledger, app[api.CATALOG], app[api.VENICE], settings.heartbeat_s, FreeRequests(lanes)
+        ledger,
+        app[api.CATALOG],
+        app[api.VENICE],
+        settings.heartbeat_s,
+        FreeRequests(lanes),
+        recorder,
     )
     yield
     await app[api.GATEWAY].close()
     left = await ledger.flush(FLUSH_TIMEOUT_S)
     log.info("ledger flushed", unwritten=left)
+    if not left:
+        # A database that does not take the ledger takes no records.
+        await recorder.flush(RECORDS_TIMEOUT_S)
 
 
 async def background(app: web.Application) -> AsyncIterator[None]:
@@ -228,6 +241,10 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         queued_jobs.keep_queued_jobs(database, client),
         upkeep.keep_end_users(database),
         upkeep.keep_partitions(database),
+        records.keep_writing(app[api.RECORDER]),
+        records.keep_trimmed(
+            database, settings.record_retention_days, settings.record_retention_rows
+        ),
         clocks.keep_clock(database),
         memory.keep_giving_back(),
     ]

@@ -106,13 +106,15 @@ class ServiceError(Exception):
 
     ``message`` is for people; ``code`` and ``param`` (the invalid field) are for programs.
     ``retry_after_s`` becomes the Retry-After header. A refusal by a limit has in ``limit`` the
-    limit with the numbers that prove it, and in ``rates`` what the caller has left.
+    limit with the numbers that prove it, and in ``rates`` what the caller has left. ``model`` is
+    the caller's name for a model that it cannot use.
     """
 
     status: int = 500
     code: str = "internal_error"
     reasons: tuple[str, ...] = ()
     """More specific codes that replace ``code`` where the reason is known."""
+    model: str | None = None
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from service.accounts.organizations import (
     find_organization,
     list_organizations,
 )
+from service.accounts.references import find_key_id, find_organization_id, parse_id
 from service.accounts.settings import (
     KeySettings,
     Role,
@@ -53,11 +54,14 @@ __all__ = [
     "create_passing_key",
     "end_user_digest",
     "find_key",
+    "find_key_id",
     "find_organization",
+    "find_organization_id",
     "is_on_list_of_operator",
     "list_keys",
     "list_organizations",
     "must_be_among",
     "must_have_key",
+    "parse_id",
     "revoke_key",
 ]

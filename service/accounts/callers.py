@@ -24,8 +24,9 @@ from service.ledger import HAS_LIMITS
 
 CACHED_CALLERS: Final = 10_000
 FIND_CALLER: Final = f"""
-    SELECT k.id, k.organization_id, k.name, k.role, k.digest, k.previous_digest, k.previous_until,
-           k.expires_at, k.revoked_at, k.settings::text AS settings, k.allowed_models,
+    SELECT k.id, k.organization_id, k.name, k.role, k.prefix, k.digest, k.previous_digest,
+           k.previous_until, k.expires_at, k.revoked_at, k.settings::text AS settings,
+           k.allowed_models,
            o.status AS organization_status, o.wrapped_data_key,
            o.settings::text AS organization_settings,
            {HAS_LIMITS}
@@ -42,6 +43,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     organization_id: UUID
     api_key_id: UUID | None
     role: Role
+    key_prefix: str | None = None
+    """The visible beginning of its key."""
     pseudonym_key: bytes = b""
     end_users_key: bytes = b""
     settings: KeySettings = KeySettings()
@@ -139,6 +142,11 @@ class Callers:
         _check_in_force(known.row, digest)
         return known.caller
 
+    def last_known(self, key: str) -> Caller | None:
+        """The caller whose key this is or was, in force or not; None if it was not read lately."""
+        known = self._cache.get(crypto.key_digest(key))
+        return None if known is None else known.caller
+
     async def _read_once(self, digest: bytes) -> _Known:
         """Many may call with a key at once; it is read for all of them, but for those that come
         after a change was announced."""
@@ -178,6 +186,7 @@ class Callers:
             organization_id=row["organization_id"],
             api_key_id=row["id"],
             role=row["role"],
+            key_prefix=row["prefix"],
             pseudonym_key=pseudonym_key,
             end_users_key=end_users_key,
             settings=_merged(row),

@@ -76,13 +76,18 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
+def is_valid_name(name: str) -> bool:
+    """Whether the name of an organization or a key keeps its rule."""
+    unprintable = any(unicodedata.category(character) in UNPRINTABLE for character in name)
+    return bool(name.strip()) and len(name) <= NAME_LENGTH and not unprintable
+
+
 def check_name(name: str) -> None:
     """The rule for the names of organizations and keys, whichever way they come in.
 
     :raises ClientError: when the name breaks it.
     """
-    unprintable = any(unicodedata.category(character) in UNPRINTABLE for character in name)
-    if not name.strip() or len(name) > NAME_LENGTH or unprintable:
+    if not is_valid_name(name):
         raise ClientError(
             f"name: must be 1 to {NAME_LENGTH} characters, not only white space, and without"
             " control characters.",

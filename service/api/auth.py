@@ -26,6 +26,14 @@ API_KEY_HEADER: Final = "x-api-key"
 """Where Anthropic's clients have their key."""
 
 
+def shown_key(request: Request) -> str | None:
+    """The key that the request shows, whether or not it is one."""
+    try:
+        return _bearer(request)
+    except Unauthenticated:
+        return None
+
+
 def _bearer(request: Request) -> str:
     header = request.headers.get("Authorization")
     scheme, _, key = (header or "").partition(" ")
@@ -74,6 +82,9 @@ def _enter(request: Request, caller: Caller) -> None:
     :raises RateLimited, Unavailable: when the caller has its share of them, or nobody has room.
     """
     request.caller = caller
+    request.facts["organization_id"] = str(caller.organization_id)
+    if caller.key_prefix is not None:
+        request.facts["key_prefix"] = caller.key_prefix
     if not request.connection.is_known:
         request.connection.show_key(caller)
     if caller is OPERATOR:

@@ -21,6 +21,7 @@ from aiohttp.web_protocol import _ErrInfo
 from service.accounts import Caller
 from service.api.dialects import dialect_of
 from service.api.middleware import finish_headers, observed
+from service.api.refusals import record_refusal
 from service.api.requests import Request, known_routes
 from service.api.response_headers import UnsignedResponse, let_origin_read
 from service.api.stalls import UnreadWatch, ask_if_there, has_tcp_info, is_reset
@@ -246,7 +247,9 @@ class CallerProtocol(web.RequestHandler):
             assert isinstance(request, Request)  # noqa: S101 - the server makes them
             request.request_id = uuid7().hex
             request.dialect = dialect_of(self._failed_at_path or "")
-            error = error_response(self._error_of(err_info), request)
+            failure = self._error_of(err_info)
+            record_refusal(request, failure, "other", "none")
+            error = error_response(failure, request)
             response = UnsignedResponse(body=error.body, status=error.status, headers=error.headers)
             response.force_close()
             response.headers["Connection"] = "close"

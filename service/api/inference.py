@@ -74,6 +74,7 @@ def paid(endpoint: Endpoint[Any]) -> Handler:
         caller = await authenticate(request)
         inbound = await _inbound(request, endpoint.path, caller, endpoint)
         context = request.app[GATEWAY].call(caller, await parse(endpoint, inbound))
+        request.relay = context.relay
         # The body need not be in memory twice until the call ends.
         del inbound
         async with context as answer:
@@ -158,7 +159,7 @@ class OtherPaths:
         entry = None if self._known.fullmatch(path) else allow_lists.find_entry(path, paths)
         if entry is None:
             raise NotFound(
-                f"There is nothing at {request.method} {path}. If Venice has it, the operator can"
+                f"There is nothing at {request.method} {path!r}. If Venice has it, the operator can"
                 " open it with VENICE_OTHER_PATHS."
             )
         content, upload = await read_or_pass(request)
@@ -171,7 +172,9 @@ class OtherPaths:
             method=request.method,
             opened_by=entry,
         )
-        async with request.app[GATEWAY].call(caller, OTHER.parse(inbound)) as answer:
+        context = request.app[GATEWAY].call(caller, OTHER.parse(inbound))
+        request.relay = context.relay
+        async with context as answer:
             return await relay(request, answer)
 
 
@@ -179,7 +182,7 @@ def _must_be_plain(path: str) -> None:
     """Refuse names that would turn the path into another one at Venice."""
     parts = path.split("/")[1:]
     if any(part in ("", ".", "..") or "\\" in part for part in parts):
-        raise NotFound(f"There is nothing at {path}.")
+        raise NotFound(f"There is nothing at {path!r}.")
 
 
 async def _inbound(
@@ -248,7 +251,7 @@ def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/{}]+)", endpoint.path)
         if (match := re.fullmatch(pattern, f"/{path}")) is not None:
             return endpoint, match.groupdict()
-    raise NotFound(f"There is no paid call at /{path}.")
+    raise NotFound(f"There is no paid call at {f'/{path}'!r}.")
 
 
 async def models(request: Request) -> web.Response:

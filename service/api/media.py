@@ -74,7 +74,9 @@ async def edit(request: Request) -> web.StreamResponse:
         return _images(content, content_type, as_url=as_url)
 
     call = await read_large(len(inbound.content), _edit_call, inbound, form)
-    async with request.app[GATEWAY].call(caller, call) as answer:
+    context = request.app[GATEWAY].call(caller, call)
+    request.relay = context.relay
+    async with context as answer:
         return await relay_as(answer, "application/json", translate)
 
 
@@ -95,7 +97,9 @@ async def transcribe(request: Request) -> web.StreamResponse:
     inbound = _inbound(request, caller, await read_body(request))
     inbound, is_text = await read_large(len(inbound.content), _as_json_request, inbound)
     call = await parse(TRANSCRIPTIONS, inbound)
-    async with request.app[GATEWAY].call(caller, call) as answer:
+    context = request.app[GATEWAY].call(caller, call)
+    request.relay = context.relay
+    async with context as answer:
         if is_text:
             return await relay_as(answer, "text/plain; charset=utf-8", _text)
         return await relay(request, answer)

@@ -24,7 +24,9 @@ async def create(request: Request) -> web.StreamResponse:
     """``POST /v1/messages``: a chat completion in Anthropic's format."""
     caller = await authenticate(request)
     call = await read_call(request, caller)
-    async with request.app[GATEWAY].call(caller, call) as answer:
+    context = request.app[GATEWAY].call(caller, call)
+    request.relay = context.relay
+    async with context as answer:
         return await relay(request, answer)
 
 

@@ -9,6 +9,7 @@ from aiohttp import HttpVersion11, web
 
 from service.api import request_ids
 from service.api.dialects import ID_HEADERS
+from service.api.refusals import record_refusal
 from service.api.requests import Request
 from service.api.response_headers import SECURITY_HEADERS, let_origin_read, preflight
 from service.api.state import SETTINGS, STATUS
@@ -68,6 +69,9 @@ def observed(app: web.Application, routed: Handler) -> Handler:
                 method, path = _labels(request)
             duration_s = time.perf_counter() - started_at
             metrics.note(metrics.REQUEST_SECONDS, duration_s, method, path, status)
+            facts = request.facts
+            if request.relay is not None:
+                facts |= request.relay.facts
             log_request = log.debug if request.is_quiet and status == 200 else log.info
             log_request(
                 "request",
@@ -75,7 +79,12 @@ def observed(app: web.Application, routed: Handler) -> Handler:
                 route=path,
                 status=status,
                 duration_ms=round(duration_s * 1000, 1),
+                **facts,
             )
+            if request.error is not None:
+                record_refusal(request, request.error, method, path)
+            # Neither keeps the call in memory until Python looks for cycles.
+            request.relay = request.error = None
 
     return observe
 
@@ -111,7 +120,9 @@ def _rendered(error: Exception, request: Request) -> web.StreamResponse:
         case web.HTTPException():
             if error.status < 400:
                 raise error
-            return error_response(_of_aiohttp(error), request)
+            failure = _of_aiohttp(error)
+            _note_failure(failure, request)
+            return error_response(failure, request)
         case ServiceError():
             failure = error
             if failure.status >= 500:
@@ -126,10 +137,20 @@ def _rendered(error: Exception, request: Request) -> web.StreamResponse:
         case _:
             log.error("unhandled error", exc_info=error)
             failure = ServiceError("Something went wrong here. The request id finds it in the log.")
+    _note_failure(failure, request)
     if _has_begun(request):
         # A second answer inside the first would corrupt both: end the connection instead.
         raise failure
     return error_response(failure, request)
+
+
+def _note_failure(failure: ServiceError, request: Request) -> None:
+    request.error = failure
+    request.facts["code"] = failure.code
+    relay = request.relay
+    if relay is not None and not relay.facts:
+        # The call was not admitted.
+        request.facts["model"] = relay.open_call.route.call.model_name
 
 
 def _has_begun(request: Request) -> bool:

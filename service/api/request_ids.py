@@ -23,7 +23,7 @@ KEY_HEADERS: Final = ("Authorization", "x-api-key", "api-key")
 def stated_id(request: Request) -> str | None:
     """The caller's own id; None where it can be something else."""
     stated = request.headers.get(HEADER, "")
-    return stated if _is_id(stated) and not _is_key(stated, request) else None
+    return stated if _is_id(stated) and not is_key(stated, request) else None
 
 
 def _is_id(text: str) -> bool:
@@ -32,7 +32,7 @@ def _is_id(text: str) -> bool:
     return all(PART.fullmatch(part) for part in re.split("[._:-]", text) if part)
 
 
-def _is_key(text: str, request: Request) -> bool:
+def is_key(text: str, request: Request) -> bool:
     """Whether it looks like a key, is a secret of the settings, or is part of the key of this
     request."""
     settings = request.app[SETTINGS]

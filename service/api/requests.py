@@ -8,6 +8,8 @@ from aiohttp import web
 
 from service.accounts import Caller
 from service.api.dialects import Dialect, dialect_of
+from service.errors import ServiceError
+from service.gateway import AnswerRelay
 from service.shares import Share
 
 QUIET_PATHS: Final = frozenset({"/health", "/health/full", "/metrics"})
@@ -64,9 +66,12 @@ class Request(web.Request):
         "caller",
         "connection",
         "dialect",
+        "error",
+        "facts",
         "is_quiet",
         "known_route",
         "place",
+        "relay",
         "request_id",
     )
     ATTRS = web.Request.ATTRS | frozenset(__slots__)
@@ -86,6 +91,12 @@ class Request(web.Request):
     """Its place among the requests that are under way."""
     body_share: Share | None
     """How much of the room for bodies it has."""
+    relay: AnswerRelay | None
+    """The relay of a paid call, once the call is prepared."""
+    error: ServiceError | None
+    """The error that is its answer, if it failed."""
+    facts: dict[str, Any]
+    """What its line in the log states beside its route, status and duration."""
 
     def __init__(
         self,
@@ -101,7 +112,8 @@ class Request(web.Request):
         self.app = app
         self.connection = protocol
         self.request_id = ""
-        self.place = self.body_share = None
+        self.place = self.body_share = self.relay = self.error = None
+        self.facts = {}
         self.known_route = known = routes.get((message.method, message.path))
         if known is None:
             self.dialect = dialect_of(self.path)

@@ -12,6 +12,7 @@ from service.api import (
     admin,
     health,
     inference,
+    lookups,
     media,
     messages,
     metrics,
@@ -32,8 +33,10 @@ from service.api.description import (
 from service.api.description import messages as anthropic
 from service.api.operations import add_operation
 from service.api.queries import PageQuery
+from service.derived import RefusalPage
 from service.errors import ClientError, Conflict, Forbidden, LimitExceeded, NotFound, RateLimited
 from service.gateway import CHAT, DECISIONS, ENDPOINTS, FREE_PATHS, TRANSCRIPTIONS, Endpoint
+from service.reports.story import Story
 
 READ_PATHS: Final = (
     "/models/traits",
@@ -69,6 +72,7 @@ def add_routes(app: web.Application) -> None:
     _add_own(routes)
     _add_organizations(routes, "/admin/v1/organizations")
     _add_keys_and_limits(routes)
+    _add_lookups(routes)
     _add_models_and_upstream_keys(routes)
     # What Venice may have beside all that.
     prefix = "/api/v1"
@@ -132,6 +136,8 @@ def _add_own(routes: Routes) -> None:
     routes.add("GET /v1/usage", reports.own_usage, usage)
     limits = caller(query=reports.OwnLimitsQuery, gives=reports.OwnLimits)
     routes.add("GET /v1/limits", reports.own_limits, limits)
+    refusals = caller(query=lookups.OwnRefusalsQuery, gives=RefusalPage)
+    routes.add("GET /v1/refusals", lookups.own_refusals, refusals)
 
 
 def _add_organizations(routes: Routes, path: str) -> None:
@@ -177,6 +183,13 @@ def _add_keys_and_limits(routes: Routes) -> None:
     entry, refuses = ledger.LedgerEntry, (Conflict,)
     credit = operator(takes=ledger.NewCredit, gives=entry, status=201, refuses=refuses)
     add_operation(routes, "POST /admin/v1/ledger/{id}/credit", admin.credit, credit)
+
+
+def _add_lookups(routes: Routes) -> None:
+    found = administrator(gives=Story)
+    add_operation(routes, "GET /admin/v1/requests/{request_id}", lookups.find_request, found)
+    listed = administrator(query=lookups.RefusalsQuery, gives=RefusalPage)
+    add_operation(routes, "GET /admin/v1/refusals", lookups.refusals, listed)
 
 
 def _add_models_and_upstream_keys(routes: Routes) -> None:

@@ -11,6 +11,7 @@ from service.catalog import Catalog
 from service.crypto import Keyring
 from service.database.database import Database
 from service.database.lanes import Lanes
+from service.derived import Recorder
 from service.gateway import Gateway
 from service.ledger import Ledger
 from service.settings import Settings
@@ -35,6 +36,7 @@ DATABASE: Final = web.AppKey("DATABASE", Database)
 LANES: Final = web.AppKey("LANES", Lanes)
 KEYRING: Final = web.AppKey("KEYRING", Keyring)
 BOOKS: Final = web.AppKey("BOOKS", Ledger)
+RECORDER: Final = web.AppKey("RECORDER", Recorder)
 CALLERS: Final = web.AppKey("CALLERS", Callers)
 CATALOG: Final = web.AppKey("CATALOG", Catalog)
 VENICE: Final = web.AppKey("VENICE", Venice)

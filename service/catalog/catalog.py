@@ -13,7 +13,7 @@ import structlog
 from service.catalog import aliases, copy
 from service.catalog.copy import Copy
 from service.catalog.models import Model, read_list
-from service.catalog.names import Alias, Models, Names
+from service.catalog.names import Alias, Models, Names, about_model
 from service.catalog.prices import Price, TokenTerms
 from service.database.database import Database
 from service.errors import (
@@ -288,7 +288,8 @@ class Catalog:
         try:
             target, *_ = self.targets(organization_id, name, allowed)
         except Forbidden as error:
-            raise NotFound(str(error), code="model_not_found", param="model") from None
+            hidden = NotFound(str(error), code="model_not_found", param="model")
+            raise about_model(hidden, name) from None
         model = self._names.models.listed[target.partition(":")[0]].model
         alias = self._names.alias(organization_id, name.partition(":")[0])
         return model.listing.encode() if alias is None else _alias_entry(alias, model)

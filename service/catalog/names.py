@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,8 @@ import msgspec
 from service.catalog.models import Model, Stored
 from service.catalog.prices import Price, TokenPrice, TokenTerms
 from service.errors import ClientError, Forbidden, NotFound, Unavailable
+
+E = TypeVar("E", bound=ClientError)
 
 EQUIVALENT_CHARACTERS: Final = str.maketrans("._ /", "----")
 """Characters that Venice treats as equal in a model name."""
@@ -199,11 +201,12 @@ class Names:
             except KeyError:
                 continue  # Retired without a replacement, so try the next target.
         if not there:
-            raise NotFound(
+            retired = NotFound(
                 f"All models of the alias {alias.name!r} are retired.",
                 code="model_retired",
                 param="model",
             )
+            raise about_model(retired, alias.name)
         is_all = allowed is None or alias.name in allowed
         usable = [name for name in there if is_all or name in (allowed or ())]
         if not usable:
@@ -222,7 +225,7 @@ class Names:
         nearest = _nearest(name, itertools.chain(self.models.listed, *aliases), usable)
         if nearest:
             text += f" Did you mean {_listed(nearest)}?"
-        return NotFound(text, code="model_not_found", param="model")
+        return about_model(NotFound(text, code="model_not_found", param="model"), name)
 
     def _is_usable(
         self, organization_id: UUID, allowed: frozenset[str] | None
@@ -262,20 +265,28 @@ def _resolve_before_load(
 
 
 def _not_allowed(name: str) -> Forbidden:
-    return Forbidden(
+    error = Forbidden(
         f"This key may not use the model {name[:MAX_SHOWN_LENGTH]!r}.",
         code="model_not_allowed",
         param="model",
     )
+    return about_model(error, name)
 
 
 def _retired(name: str, retired_at: datetime) -> NotFound:
-    return NotFound(
+    error = NotFound(
         f"The model {name[:MAX_SHOWN_LENGTH]!r} was retired on"
         f" {retired_at.astimezone(UTC):%Y-%m-%d} and has no replacement.",
         code="model_retired",
         param="model",
     )
+    return about_model(error, name)
+
+
+def about_model(error: E, name: str) -> E:
+    """Return the error with the caller's name for the model in question."""
+    error.model = name
+    return error
 
 
 def _nearest(name: str, names: Iterable[str], is_usable: Callable[[str], bool]) -> list[str]:

@@ -4,7 +4,7 @@ A serving process imports neither yoyo nor psycopg: only ``migrator`` does, and 
 process of its own, with ``migration_process``.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -96,6 +96,18 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
 }
 """The tables in the order of docs/books.md, each with the columns that this code needs. A column
 leaves this list one release before the migration that drops it."""
+DERIVED_TABLES: Final[dict[str, tuple[str, ...]]] = {
+    "derived.refusals": _columns(
+        "id refused_at request_id method route status code message param organization_id "
+        "api_key_id key_prefix end_user endpoint model requested_model is_stream limit_state "
+        "retry_after_s repeats"
+    ),
+    "derived.attempts": _columns(
+        "id organization_id entry_id number started_at duration_ms model upstream_key_id status "
+        "code"
+    ),
+}
+"""The tables of the schema ``derived``, whose rows can be lost or made again."""
 
 
 def migration_ids(directory: Path = MIGRATIONS_DIRECTORY) -> list[str]:
@@ -152,14 +164,19 @@ def refuse_old_chain(applied: Collection[str]) -> None:
 
 
 COLUMNS: Final = """
-    SELECT class.relname AS "table", array_agg(attribute.attname::text) AS columns
+    SELECT CASE namespace.nspname
+               WHEN 'public' THEN class.relname::text
+               ELSE namespace.nspname || '.' || class.relname
+           END AS "table",
+           array_agg(attribute.attname::text) AS columns
     FROM pg_catalog.pg_class AS class
+    JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
     JOIN pg_catalog.pg_attribute AS attribute ON attribute.attrelid = class.oid
-    WHERE class.relnamespace = 'public'::regnamespace
+    WHERE namespace.nspname IN ('public', 'derived')
       AND class.relkind IN ('r', 'p')
       AND attribute.attnum > 0
       AND NOT attribute.attisdropped
-    GROUP BY class.relname
+    GROUP BY 1
 """
 
 
@@ -175,15 +192,11 @@ async def verify(conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTOR
     if unknown:
         log.warning("database is newer than the code", migrations=unknown)
     found = {row["table"]: row["columns"] for row in await conn.fetch(COLUMNS)}
-    missing = []
-    for number, (table, columns) in enumerate(TABLES.items(), start=1):
-        if table not in found:
-            missing.append(f"table {table}")
-            continue
-        found_as = f"{number}/{len(TABLES)} {table}"
-        log.info(found_as)
-        missing += [f"column {table}.{name}" for name in columns if name not in found[table]]
-    if missing:
+    for number, table in enumerate(TABLES, start=1):
+        if table in found:
+            found_as = f"{number}/{len(TABLES)} {table}"
+            log.info(found_as)
+    if missing := _missing(found):
         raise StartupError(
             f"The database lacks what this version needs: {', '.join(missing)}.",
             "Deploy the version that fits the database, or restore the database from a backup."
@@ -195,6 +208,17 @@ async def verify(conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTOR
             f"The database lacks migrations: {', '.join(lacking)}.",
             "Apply them: scripts/migrate.sh.",
         )
+
+
+def _missing(found: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the tables and columns that this code needs and the database lacks."""
+    missing = []
+    for table, columns in (TABLES | DERIVED_TABLES).items():
+        if table not in found:
+            missing.append(f"table {table}")
+        else:
+            missing += [f"column {table}.{name}" for name in columns if name not in found[table]]
+    return missing
 
 
 def check_server_version(major: int) -> None:

@@ -194,7 +194,7 @@ def _headers(head: bytes) -> dict[str, str]:
             raise ClientError("A part of the multipart body has a line that is no header.")
         name = match[1].lower()
         if name in headers:
-            raise ClientError(f"A part of the multipart body has {match[1][:100]} twice.")
+            raise ClientError(f"A part of the multipart body has {match[1][:100]!r} twice.")
         headers[name] = match[2].rstrip(" \t")
     return headers
 

@@ -4,17 +4,19 @@ may not be retried."""
 import asyncio
 import math
 import time
-from collections.abc import Awaitable
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 import structlog
 
+from service.derived import Attempt
 from service.errors import ServiceError, UpstreamError
 from service.gateway.endpoints.splice import upstream_body
 from service.gateway.route import Route
-from service.ledger import Outcome
+from service.ledger import Hold, Outcome
 from service.upstream import (
     Departure,
     Source,
@@ -39,6 +41,23 @@ FREE_OUTCOMES: Final = frozenset(
     }
 )
 """Outcomes for which Venice charges nothing: it was not reached, or refused before any work."""
+FAILURES: Final = FREE_OUTCOMES | {
+    Outcome.UPSTREAM_ERROR,
+    Outcome.UPSTREAM_TIMEOUT,
+    Outcome.UPSTREAM_CUT,
+}
+"""Outcomes of calls that Venice failed, perhaps after it had answered."""
+
+
+class Ended(NamedTuple):
+    """An attempt that has ended. Times are those of :func:`time.monotonic`."""
+
+    started_at: float
+    ended_at: float
+    model: str
+    key_id: UUID | None
+    status: int | None
+    code: str
 
 
 class Attempts(msgspec.Struct, eq=False):
@@ -61,6 +80,10 @@ class Attempts(msgspec.Struct, eq=False):
     """The keys that were tried for the current model."""
     _tried: list[tuple[str, str]] = []
     """The key and the model of each attempt."""
+    ended: list[Ended] = []
+    """The attempts, once one has failed; none of a call that succeeds at once."""
+    _started_at: float = 0.0
+    """When the last attempt started."""
     _departure: Departure | None = None
 
     async def send(self, accept: str) -> UpstreamResponse:
@@ -74,6 +97,7 @@ class Attempts(msgspec.Struct, eq=False):
         left_at = began_at + (route.call.timeout_s or math.inf)
         ends_at = min(began_at + venice.retry_s, left_at)
         while True:
+            self._started_at = time.monotonic()
             try:
                 key, sending = self._start(accept)
                 self.answer = answer = await sending
@@ -90,6 +114,8 @@ class Attempts(msgspec.Struct, eq=False):
                 raise failure from error
             venice.keys.succeeded(key, route.model_name, self._source, answer.raw_headers)
             self.codes.append(OK)
+            if self.ended:
+                self._note_end(OK, answer.status)
             if venice.budgets.left:
                 venice.budgets.earn(self._source.api_key_id)
             if len(self.codes) > 1:
@@ -169,6 +195,7 @@ class Attempts(msgspec.Struct, eq=False):
         call = route.call
         if key is None:
             self.codes.append(error.code)
+            self._note_end(error.code, None)
             return error
         failure = error
         if isinstance(error, UpstreamError) and call.upload is not None:
@@ -177,12 +204,42 @@ class Attempts(msgspec.Struct, eq=False):
         if failure.outcome in FREE_OUTCOMES and not is_charge_kept:
             self._departure = None
         self.codes.append(failure.outcome)
+        status = failure.upstream_status if isinstance(failure, UpstreamError) else None
+        self._note_end(failure.outcome, status)
         # The key has room for another call, while Venice is asked about it.
         self._venice.keys.in_flight[key.id] -= 1
         self._key = None
         if call.endpoint.is_known:
             await self._venice.note_failed(key, route.model_name, self._source, failure)
         return failure
+
+    def _note_end(self, code: str, status: int | None) -> None:
+        key_id = None if self._key is None else self._key.id
+        now, model = time.monotonic(), self._route.model_name
+        self.ended.append(Ended(self._started_at, now, model, key_id, status, code))
+
+    def records(self, hold: Hold, outcome: Outcome) -> Sequence[Attempt]:
+        """What to record of a call that has ended: its attempts, if one of them failed."""
+        if outcome in FAILURES and self.answer is not None:
+            # Venice answered, and failed after that.
+            if self.ended:
+                self.ended.pop()
+            self._note_end(outcome, self.answer.status)
+        now, clock = datetime.now(UTC), time.monotonic()
+        return [
+            Attempt(
+                organization_id=hold.organization_id,
+                entry_id=hold.id,
+                number=number,
+                started_at=now - timedelta(seconds=clock - ended.started_at),
+                duration_ms=round((ended.ended_at - ended.started_at) * 1000),
+                model=ended.model,
+                upstream_key_id=ended.key_id,
+                status=ended.status,
+                code=ended.code,
+            )
+            for number, ended in enumerate(self.ended, start=1)
+        ]
 
     def _pause_s(self, error: UpstreamError) -> float | None:
         call, keys = self._route.call, self._venice.keys

@@ -60,7 +60,7 @@ def parse_tags(stated: str) -> dict[str, str] | None:
                 param=TAGS_HEADER,
             )
         if match[1] in tags:
-            raise ClientError(f"{TAGS_HEADER}: {match[1]} is there twice.", param=TAGS_HEADER)
+            raise ClientError(f"{TAGS_HEADER}: {match[1]!r} is there twice.", param=TAGS_HEADER)
         tags[match[1]] = match[2]
     if len(tags) > MAX_TAGS:
         raise ClientError(f"{TAGS_HEADER}: at most {MAX_TAGS} tags.", param=TAGS_HEADER)

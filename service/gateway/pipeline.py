@@ -9,8 +9,10 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from service import money
 from service.accounts import Caller
 from service.catalog import Catalog
+from service.derived import Recorder
 from service.errors import Forbidden, NotFound, Unavailable
 from service.gateway.attempts import Attempts
 from service.gateway.call import Call, Quote
@@ -47,8 +49,10 @@ class Gateway:
         venice: Venice,
         heartbeat_s: float,
         free_requests: FreeRequests,
+        recorder: Recorder,
     ) -> None:
         self._ledger = ledger
+        self._recorder = recorder
         self._free_requests = free_requests
         self._catalog = catalog
         self._venice = venice
@@ -255,6 +259,13 @@ class Gateway:
             return
         # The ledger writes it in a task of its own, so a cancelled handler loses no entry.
         settling = self._ledger.settle(entry)
+        facts = relay.facts = {"model": entry.hold.model, "outcome": entry.outcome}
+        if entry.output_tokens is not None:
+            facts["input_tokens"], facts["output_tokens"] = entry.input_tokens, entry.output_tokens
+        if entry.cost_nanos is not None:
+            facts["cost_usd"] = money.format_usd(entry.cost_nanos)
+        if relay.attempts.ended or entry.outcome is not Outcome.OK:
+            self._recorder.add_attempts(relay.attempts.records(entry.hold, entry.outcome))
         try:
             endpoint, noted = entry.hold.endpoint, metrics.noted
             noted.append((metrics.CALLS, 1, (endpoint, entry.outcome.value)))

@@ -36,6 +36,7 @@ from service.ledger.limits import (
     left_of,
     list_binding,
     list_limits,
+    read_limits,
 )
 from service.ledger.partitions import make_partitions
 from service.ledger.proofs import Fault, prove, repair
@@ -103,6 +104,7 @@ __all__ = [
     "list_limits",
     "make_partitions",
     "prove",
+    "read_limits",
     "refund",
     "repair",
     "report",

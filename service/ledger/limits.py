@@ -353,6 +353,11 @@ async def list_binding(
     return [_limit(row) for row in await conn.fetch(READ_LIMITS, [row["id"] for row in found])]
 
 
+async def read_limits(database: Database, limit_ids: Sequence[UUID]) -> Sequence[Limit]:
+    """Return the limits with these ids as of now, oldest first, without those that are deleted."""
+    return [_limit(row) for row in await database.fetch(READ_LIMITS, limit_ids)]
+
+
 async def find_limit(database: Database, limit_id: UUID) -> Limit:
     """Return one limit.
 

@@ -328,6 +328,21 @@ class Settings:
         integer(0, 1200),
         0,
     )
+    record_retention_days: int = _variable(
+        "RECORD_RETENTION_DAYS",
+        "integer",
+        "How many days refusals and failed attempts are kept.",
+        integer(1, 3650),
+        30,
+    )
+    record_retention_rows: int = _variable(
+        "RECORD_RETENTION_ROWS",
+        "integer",
+        "How many refusals, and how many attempts, are kept. Beyond that the oldest are removed, of"
+        " the organizations with the most first.",
+        integer(100, 1_000_000_000),
+        1_000_000,
+    )
     shutdown_listen_s: float = _variable(
         "SHUTDOWN_LISTEN_SECONDS",
         "seconds",

@@ -47,8 +47,10 @@ ROW_CONTENTS: Final = re.compile(
     re.DOTALL,
 )
 """Where PostgreSQL quotes the rejected row. It spans several lines when a value does."""
-SECRET_MARKERS: Final = ("rk_", "VENICE_", "://", "earer ", "sk-", "DETAIL:")
-"""Every text with something to redact contains one of these, and most texts contain none."""
+OWN_KEY: Final = re.compile(r"rk_[A-Za-z0-9_-]{20}")
+"""The beginning of a key of Rialto's. The visible prefix of a key is shorter."""
+SECRET_MARKERS: Final = ("VENICE_", "://", "earer ", "sk-", "DETAIL:")
+"""Every text with something to redact has one of these or an own key, and most texts have none."""
 
 MAX_WRITE_BYTES: Final = 4096
 """The most that a pipe takes in one piece (PIPE_BUF on Linux), so that lines of several
@@ -313,7 +315,7 @@ def redact(text: str) -> str:
 
 
 def _may_have_secret(text: str) -> bool:
-    return any(map(text.__contains__, SECRET_MARKERS))
+    return any(map(text.__contains__, SECRET_MARKERS)) or OWN_KEY.search(text) is not None
 
 
 def _add_request_id(_: Any, __: str, event: Event) -> Event:

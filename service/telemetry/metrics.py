@@ -174,6 +174,9 @@ UPSTREAM_BALANCE_USD: Final = _gauge(
 UPSTREAM_RESTING: Final = _gauge(
     "rialto_upstream_keys_resting", "Venice keys that are out of service.", of_all="max"
 )
+UNRECORDED: Final = _counter(
+    "rialto_unrecorded_total", "Refusals and attempts that were not recorded.", "table", "reason"
+)
 LOG_LINES_DROPPED: Final = _counter(
     "rialto_log_lines_dropped_total", "Log lines that were dropped."
 )

@@ -83,8 +83,8 @@ EVERYTHING = """
         CREATE ROLE rialto_clerk LOGIN;
     EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
     END $$;
-    GRANT USAGE ON SCHEMA public, ledger_partitions, yoyo TO rialto_clerk;
-    GRANT ALL ON ALL TABLES IN SCHEMA public, ledger_partitions, yoyo TO rialto_clerk;
+    GRANT USAGE ON SCHEMA public, ledger_partitions, derived, yoyo TO rialto_clerk;
+    GRANT ALL ON ALL TABLES IN SCHEMA public, ledger_partitions, derived, yoyo TO rialto_clerk;
     GRANT ALL ON ALL SEQUENCES IN SCHEMA public, yoyo TO rialto_clerk;
 """
 

@@ -42,7 +42,11 @@ ORGANIZATIONS_OWN = [
     f"DELETE {MODELS}/{{alias}}",
 ]
 """Routes that the operator may use for any organization, and an administrator for its own."""
-ADMINISTRATORS = [f"GET {MODELS}"]
+ADMINISTRATORS = [
+    f"GET {MODELS}",
+    "GET /admin/v1/requests/{request_id}",
+    "GET /admin/v1/refusals",
+]
 FREE = [
     *(
         f"POST /v1/{family}/{step}"
@@ -65,6 +69,7 @@ FREE = [
     "GET /v1/billing/balance",
     "GET /v1/usage",
     "GET /v1/limits",
+    "GET /v1/refusals",
 ]
 """Free routes for any key of an organization."""
 PAID = [
@@ -192,6 +197,7 @@ class Victim:
             "alias": self.MARK,
             "model": self.MARK,
             "slug": "venice",
+            "request_id": self.entry["request_id"],
             "network": "base-mainnet",
             "path": "chat/completions",
             "other": "new/thing",
@@ -200,7 +206,7 @@ class Victim:
         query = {}
         if family == "models" and method == "DELETE":
             query = {"organization_id": caller.organization_id}
-        if path in ("/v1/usage", "/v1/limits"):
+        if path in ("/v1/usage", "/v1/limits", "/v1/refusals"):
             query = {"api_key_id": caller.key_id, "organization_id": caller.organization_id}
         return url, {"params": query, **self.body(method, path)}
 

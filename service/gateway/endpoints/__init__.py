@@ -9,6 +9,7 @@ from service.gateway.endpoints.chat import CHAT
 from service.gateway.endpoints.decisions import DECISIONS
 from service.gateway.endpoints.embeddings import EMBEDDINGS
 from service.gateway.endpoints.images import EDIT, MULTI_EDIT
+from service.gateway.endpoints.members import KNOWN_MEMBERS
 from service.gateway.endpoints.queues import FREE_PATHS
 from service.gateway.endpoints.requests import OTHER
 from service.gateway.endpoints.responses import RESPONSES
@@ -19,6 +20,7 @@ __all__ = [
     "EDIT",
     "ENDPOINTS",
     "FREE_PATHS",
+    "KNOWN_MEMBERS",
     "MULTI_EDIT",
     "OTHER",
     "TRANSCRIPTIONS",

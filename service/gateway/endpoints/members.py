@@ -6,6 +6,7 @@ parameters, in the body or behind the model's name, and to tools.
 """
 
 import enum
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -169,6 +170,26 @@ AUDIO_QUEUE: Final = _table(
 )
 AUGMENT_SEARCH: Final = _table("query limit search_provider")
 AUGMENT_SCRAPE: Final = _table("url")
+KNOWN_MEMBERS: Final = frozenset(
+    itertools.chain(
+        PARAMETERS,
+        REASONING,
+        TEXT,
+        EMBEDDINGS,
+        DECISIONS,
+        IMAGE_GENERATE,
+        IMAGE_GENERATIONS,
+        IMAGE_EDIT,
+        IMAGE_UPSCALE,
+        SPEECH,
+        TRANSCRIPTION,
+        VIDEO_QUEUE,
+        AUDIO_QUEUE,
+        AUGMENT_SEARCH,
+        AUGMENT_SCRAPE,
+    )
+)
+"""The names of all members above."""
 LEAVES_OUT: Final = ("strip", "disable", "hide")
 """Prefixes of Venice parameters that only leave things out. Venice ignores unknown ones."""
 OFF: Final[tuple[Any, ...]] = (None, False, "", "off", [], msgspec.UNSET)

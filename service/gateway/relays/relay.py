@@ -24,6 +24,7 @@ MAX_FINISH_S: Final = 900.0
 OK_STATUS: Final = 200
 """The only status of Venice's answers to paid calls."""
 NO_HEADERS: Final[Mapping[str, str]] = {}
+NO_FACTS: Final[Mapping[str, Any]] = {}
 
 
 class AnswerRelay(abc.ABC):
@@ -44,6 +45,8 @@ class AnswerRelay(abc.ABC):
     """Venice's headers that the caller gets, complete after ``begin``."""
     metered: Metered | None = None
     """The usage and cost that Venice stated, once all of it was read."""
+    facts: Mapping[str, Any] = NO_FACTS
+    """What the log states of the call, once it is being settled."""
     _task: asyncio.Task[None] | None = None
     """The work that goes on when the caller leaves."""
 

@@ -1,0 +1,1 @@
+"""Answers to people's questions, which join the tables of several rooms. Reports only read."""
