@@ -1,6 +1,8 @@
 -- The schema after every migration, to be read. Made from migrations/ by scripts/docs.sh; do not
 -- edit. Left out: the partitions of ledger_entries and the bookkeeping of the migrations.
 
+CREATE SCHEMA derived;
+
 CREATE SCHEMA ledger_partitions;
 
 CREATE TABLE public.organizations (
@@ -224,6 +226,7 @@ CREATE INDEX ledger_entries_amends_id_idx ON ONLY public.ledger_entries (organiz
 CREATE INDEX ledger_entries_counted_idx ON ONLY public.ledger_entries (organization_id, counted_at, id);
 CREATE INDEX ledger_entries_job_idx ON ONLY public.ledger_entries (organization_id, upstream_request_id) WHERE (endpoint ~~ '%/queue');
 CREATE INDEX ledger_entries_queued_idx ON ONLY public.ledger_entries (counted_at) WHERE (endpoint ~~ '%/queue');
+CREATE INDEX ledger_entries_request_id_idx ON ONLY public.ledger_entries (request_id, organization_id);
 CREATE TRIGGER ledger_entries_insert_only BEFORE DELETE OR UPDATE ON public.ledger_entries FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER ledger_entries_no_truncate BEFORE TRUNCATE ON public.ledger_entries FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -359,6 +362,53 @@ CREATE TABLE public.audit_events (
 CREATE INDEX audit_events_implausible_idx ON public.audit_events (((detail ->> 'organization_id')), sequence) WHERE (action = 'ledger.implausible_cost');
 CREATE TRIGGER audit_events_insert_only BEFORE DELETE OR UPDATE ON public.audit_events FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TABLE derived.refusals (
+    id uuid NOT NULL,
+    refused_at timestamptz NOT NULL,
+    request_id text NOT NULL,
+    method text NOT NULL,
+    route text NOT NULL,
+    status smallint NOT NULL,
+    code text NOT NULL,
+    message text NOT NULL,
+    param text,
+    organization_id uuid,
+    api_key_id uuid,
+    key_prefix text,
+    end_user bytea,
+    endpoint text,
+    model text,
+    requested_model text,
+    is_stream boolean,
+    limit_state jsonb,
+    retry_after_s integer,
+    repeats integer NOT NULL DEFAULT 0,
+    CONSTRAINT refusals_pkey PRIMARY KEY (id)
+);
+CREATE INDEX refusals_api_key_id_idx ON derived.refusals (api_key_id, id);
+CREATE INDEX refusals_code_idx ON derived.refusals (code, id);
+CREATE INDEX refusals_organization_id_idx ON derived.refusals (organization_id, id);
+CREATE INDEX refusals_request_id_idx ON derived.refusals (request_id);
+COMMENT ON COLUMN derived.refusals.organization_id IS 'Null where no key of an organization was shown.';
+COMMENT ON COLUMN derived.refusals.limit_state IS 'The limit that refused, with the numbers that the caller got.';
+COMMENT ON COLUMN derived.refusals.repeats IS 'How many more refusals of the same key or address and code came within the same second and have no row.';
+
+CREATE TABLE derived.attempts (
+    id uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    entry_id uuid NOT NULL,
+    number smallint NOT NULL,
+    started_at timestamptz NOT NULL,
+    duration_ms integer NOT NULL,
+    model text NOT NULL,
+    upstream_key_id uuid,
+    status smallint,
+    code text NOT NULL,
+    CONSTRAINT attempts_pkey PRIMARY KEY (id)
+);
+CREATE INDEX attempts_entry_id_idx ON derived.attempts (entry_id);
+CREATE INDEX attempts_organization_id_idx ON derived.attempts (organization_id, id);
 
 CREATE TYPE public.applying_limits AS (
     ids uuid[],
@@ -1744,7 +1794,7 @@ BEGIN
     -- the limits, so without this it and the drop would wait for each other.
     LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
     IF calls IS NOT NULL THEN
-        asking := public.standings_of_calls_v2(calls, clock_timestamp());
+        asking := public.standings_of_calls_v3(calls, clock_timestamp());
         IF calls @? '$[*].end_user ? (@ != null)' THEN
             asking := public.with_end_users(asking);
         END IF;
@@ -1878,6 +1928,79 @@ BEGIN
             organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
             bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model, price_version,
             tags, is_moved, place
+        )
+        CROSS JOIN LATERAL (
+            SELECT array_agg(l.id) FILTER (WHERE l.scope <> 'each_end_user') AS limit_ids,
+                   array_agg(l.id) FILTER (WHERE l.scope = 'each_end_user') AS template_ids
+            FROM (
+                SELECT l.id, l.scope
+                FROM public.limits l
+                WHERE l.organization_id = c.organization_id
+                  AND l.api_key_id IS NULL
+                  AND l.end_user IS NULL
+                  AND l.template_id IS NULL
+                  AND l.deleted_at IS NULL
+                UNION ALL
+                SELECT l.id, l.scope
+                FROM public.limits l
+                WHERE l.organization_id = c.organization_id
+                  AND l.api_key_id = c.api_key_id
+                  AND l.end_user IS NULL
+                  AND l.template_id IS NULL
+                  AND l.deleted_at IS NULL
+            ) l
+        ) l
+        ORDER BY c.place
+    );
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.standings_of_calls_v3(calls jsonb, instant timestamp with time zone)
+ RETURNS public.asking_call[]
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    RETURN ARRAY(
+        SELECT ROW(
+            c.organization_id, c.id, c.api_key_id, decode(c.end_user, 'hex'), c.request_id,
+            c.endpoint, c.model, c.is_stream, c.bound_nanos, c.bound_tokens, c.least_nanos,
+            c.least_tokens, c.requested_model, c.price_version, c.tags, c.is_moved,
+            concat(c.organization_id, c.api_key_id, c.end_user, ' ', c.model),
+            coalesce(
+                (
+                    SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'
+                                WHEN k.expires_at <= instant THEN 'expired_api_key'
+                                WHEN k.digest <> decode(c.key_digest, 'base64')
+                                    AND (
+                                        k.previous_digest = decode(c.key_digest, 'base64')
+                                        AND k.previous_until > instant
+                                    ) IS NOT TRUE THEN 'expired_api_key'
+                                WHEN (
+                                    SELECT o.status
+                                    FROM public.organizations o
+                                    WHERE o.id = k.organization_id
+                                ) <> 'active' THEN 'organization_inactive'
+                                ELSE 'admitted' END
+                    FROM public.api_keys k
+                    WHERE k.id = c.api_key_id
+                      AND k.organization_id = c.organization_id
+                ),
+                'invalid_api_key'
+            ),
+            l.limit_ids, l.template_ids
+        )::public.asking_call
+        FROM ROWS FROM (
+            jsonb_to_recordset(calls) AS (
+                organization_id uuid, id uuid, api_key_id uuid, end_user text, request_id text,
+                endpoint text, model text, is_stream boolean, bound_nanos bigint,
+                bound_tokens bigint, least_nanos bigint, least_tokens bigint, requested_model text,
+                price_version integer, tags jsonb, is_moved boolean,
+                key_digest text
+            )
+        ) WITH ORDINALITY AS c (
+            organization_id, id, api_key_id, end_user, request_id, endpoint, model, is_stream,
+            bound_nanos, bound_tokens, least_nanos, least_tokens, requested_model, price_version,
+            tags, is_moved, key_digest, place
         )
         CROSS JOIN LATERAL (
             SELECT array_agg(l.id) FILTER (WHERE l.scope <> 'each_end_user') AS limit_ids,

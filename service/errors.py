@@ -68,6 +68,8 @@ ADVICE: Final[Mapping[str, Advice]] = {
             "price_unknown",
             "forbidden",
             "organization_inactive",
+            "address_not_allowed",
+            "endpoint_not_allowed",
             "model_not_allowed",
             "not_found",
             "model_not_found",
@@ -204,7 +206,12 @@ class Forbidden(ClientError):
 
     status = 403
     code = "forbidden"
-    reasons = ("organization_inactive", "model_not_allowed")
+    reasons = (
+        "organization_inactive",
+        "address_not_allowed",
+        "endpoint_not_allowed",
+        "model_not_allowed",
+    )
 
 
 class NotFound(ClientError):

@@ -39,17 +39,37 @@ MUTATIONS = (
     ),
     Mutation(
         "a revoked key is admitted while a cache still knows it",
-        f"{SQL}/standings_of_calls_v2.sql",
+        f"{SQL}/standings_of_calls_v3.sql",
         "WHEN k.revoked_at IS NOT NULL THEN 'revoked_api_key'",
         "WHEN false THEN 'revoked_api_key'",
         "tests/api/test_auth.py::test_a_stale_cache_lets_no_paid_call_through",
     ),
     Mutation(
+        "a previous secret is admitted after its overlap",
+        f"{SQL}/standings_of_calls_v3.sql",
+        "                                        AND k.previous_until > instant\n",
+        "",
+        "tests/db/test_admission.py::test_the_secret_of_a_call_must_work",
+    ),
+    Mutation(
+        "a previous secret rotates its key",
+        "service/accounts/rotation.py",
+        '    if row["digest"] != own_digest:\n',
+        "    if False:\n",
+        "tests/api/test_rotation.py::test_an_old_secret_does_not_take_the_key_over",
+    ),
+    Mutation(
+        "a key is used from anywhere",
+        "service/api/auth.py",
+        "    if caller.restrictions is not None:\n",
+        "    if False:\n",
+        "tests/api/test_restrictions.py::test_a_key_is_used_from_its_networks_only",
+    ),
+    Mutation(
         "a key that has ended passes while the cache knows it",
         "service/accounts/callers.py",
-        "        _check_in_force(known.row, digest)\n"
-        "        return known.caller\n\n    async def id",
-        "        return known.caller\n\n    async def id",
+        "            known.check_in_force()\n",
+        "            pass\n",
         "tests/api/test_auth.py::test_the_cache_lets_no_ended_key_through",
     ),
     Mutation(
@@ -182,7 +202,7 @@ MUTATIONS = (
     # Tenants.
     Mutation(
         "a key of another organization admits a call",
-        f"{SQL}/standings_of_calls_v2.sql",
+        f"{SQL}/standings_of_calls_v3.sql",
         "                      AND k.organization_id = c.organization_id\n",
         "",
         "tests/db/test_admission.py::test_a_key_admits_calls_of_its_own_organization_only",
@@ -196,7 +216,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the limits of other organizations in a batch bind a call",
-        f"{SQL}/standings_of_calls_v2.sql",
+        f"{SQL}/standings_of_calls_v3.sql",
         """                WHERE l.organization_id = c.organization_id
                   AND l.api_key_id IS NULL
 """,
@@ -213,8 +233,8 @@ MUTATIONS = (
     Mutation(
         "a change is answered before it is in force",
         "service/api/operations.py",
-        "        self.app[CALLERS].forget()\n",
-        "        pass\n",
+        "            request.app[CALLERS].forget()\n",
+        "            pass\n",
         "tests/api/test_auth.py::test_a_change_is_in_force_when_the_response_arrives",
     ),
     Mutation(

@@ -11,10 +11,10 @@
 -- calls is an array of objects: organization_id, id, api_key_id, end_user (hex of its digest),
 -- request_id, endpoint, model, is_stream, bound_nanos (null: no price), bound_tokens, least_nanos
 -- and least_tokens (the call may be cut down to these; null: it may not), requested_model (the name
--- that the caller used), price_version, tags, is_moved. They are admitted in the order of the
--- array, each with all of its limits or none. A call that is_moved has a hold already: the new hold
--- replaces it and may use its room. If it is refused the old hold stays; if there is none the
--- verdict is 'not_held'.
+-- that the caller used), price_version, tags, is_moved, key_digest (base64 of the digest of the
+-- secret that the caller showed). They are admitted in the order of the array, each with all of its
+-- limits or none. A call that is_moved has a hold already: the new hold replaces it and may use its
+-- room. If it is refused the old hold stays; if there is none the verdict is 'not_held'.
 --
 -- Returns first one row for each entry that was written, with its kind and without a number. A hold
 -- that was settled before, or never existed, has no row. Then one row of kind 'alert' for each
@@ -59,7 +59,7 @@ BEGIN
     -- the limits, so without this it and the drop would wait for each other.
     LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
     IF calls IS NOT NULL THEN
-        asking := public.standings_of_calls_v2(calls, clock_timestamp());
+        asking := public.standings_of_calls_v3(calls, clock_timestamp());
         IF calls @? '$[*].end_user ? (@ != null)' THEN
             asking := public.with_end_users(asking);
         END IF;

@@ -11,7 +11,6 @@ from service.accounts.keys import (
     find_key,
     is_on_list_of_operator,
     list_keys,
-    must_be_among,
     must_have_key,
     revoke_key,
 )
@@ -22,11 +21,25 @@ from service.accounts.organizations import (
     change_organization,
     check_master_key,
     create_organization,
+    delete_organization,
     end_user_digest,
     find_organization,
     list_organizations,
+    must_be_kept,
+    rename_organization,
+    resume_organization,
+    suspend_organization,
 )
 from service.accounts.references import find_key_id, find_organization_id, parse_id
+from service.accounts.restrictions import (
+    Restrictions,
+    endpoint_of,
+    must_be_among,
+    must_be_within,
+    parse_endpoints,
+    parse_networks,
+)
+from service.accounts.rotation import DEFAULT_OVERLAP_S, MAX_OVERLAP_S, Rotation, rotate_key
 from service.accounts.settings import (
     KeySettings,
     Role,
@@ -35,6 +48,8 @@ from service.accounts.settings import (
 
 __all__ = [
     "CHANNEL",
+    "DEFAULT_OVERLAP_S",
+    "MAX_OVERLAP_S",
     "OPERATOR",
     "ApiKey",
     "Caller",
@@ -43,7 +58,9 @@ __all__ = [
     "KeySettings",
     "NewKey",
     "Organization",
+    "Restrictions",
     "Role",
+    "Rotation",
     "StatedOrganizationSettings",
     "announce",
     "change_key",
@@ -52,7 +69,9 @@ __all__ = [
     "create_key",
     "create_organization",
     "create_passing_key",
+    "delete_organization",
     "end_user_digest",
+    "endpoint_of",
     "find_key",
     "find_key_id",
     "find_organization",
@@ -61,7 +80,15 @@ __all__ = [
     "list_keys",
     "list_organizations",
     "must_be_among",
+    "must_be_kept",
+    "must_be_within",
     "must_have_key",
+    "parse_endpoints",
     "parse_id",
+    "parse_networks",
+    "rename_organization",
+    "resume_organization",
     "revoke_key",
+    "rotate_key",
+    "suspend_organization",
 ]

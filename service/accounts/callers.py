@@ -6,27 +6,30 @@ and paid calls are checked again at admission.
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
-from datetime import UTC, datetime
-from typing import Any, Final
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from service import crypto
 from service.accounts.organizations import END_USERS
+from service.accounts.restrictions import Restrictions
 from service.accounts.settings import KeySettings, OrganizationSettings, Role
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.database.lanes import STRANGERS, Lanes
-from service.errors import Forbidden, Unauthenticated
+from service.errors import Forbidden, ServiceError, Unauthenticated
 from service.ledger import HAS_LIMITS
 
 CACHED_CALLERS: Final = 10_000
 FIND_CALLER: Final = f"""
-    SELECT k.id, k.organization_id, k.name, k.role, k.prefix, k.digest, k.previous_digest,
-           k.previous_until, k.expires_at, k.revoked_at, k.settings::text AS settings,
-           k.allowed_models,
+    SELECT k.id, k.organization_id, k.name, k.role, k.prefix, k.digest, k.previous_until,
+           k.expires_at, k.revoked_at, k.settings::text AS settings, k.allowed_models,
+           k.allowed_endpoints, k.ip_allow_list, clock_timestamp() AS now,
            o.status AS organization_status, o.wrapped_data_key,
            o.settings::text AS organization_settings,
            {HAS_LIMITS}
@@ -48,7 +51,13 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     pseudonym_key: bytes = b""
     end_users_key: bytes = b""
     settings: KeySettings = KeySettings()
+    key_digest: bytes | None = None
+    """The digest of the secret that was shown: that of the key, or its previous one."""
+    previous_until: datetime | None = None
+    """When the secret that was shown stops working, if it is the previous one."""
     expires_at: datetime | None = None
+    restrictions: Restrictions | None = None
+    """Where and for what it may be used; None if that is not restricted."""
     allowed_models: frozenset[str] | None = None
     """Aliases and models of Venice's that it may use; None for all."""
     has_money_limit: bool = False
@@ -82,12 +91,31 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 OPERATOR: Final = Caller(organization_id=OPERATOR_ORGANIZATION_ID, api_key_id=None, role="operator")
 
 
+class _End(NamedTuple):
+    """A reason for which a secret stops working."""
+
+    at: float
+    """When, by the clock of :func:`time.monotonic`."""
+    error: type[ServiceError]
+    code: str
+    message: str
+
+
 class _Known(msgspec.Struct, frozen=True):
     read_at: float
     changes: int
     """How many changes there were before it was read."""
-    row: Any
     caller: Caller
+    ends: tuple[_End, ...]
+    ends_at: float
+    """The first of them; infinite where there is none."""
+
+    def check_in_force(self) -> None:
+        """:raises Unauthenticated, Forbidden: when the secret works no longer."""
+        now = time.monotonic()
+        for end in self.ends:
+            if end.at <= now:
+                raise end.error(end.message, code=end.code)
 
 
 class Callers:
@@ -118,9 +146,11 @@ class Callers:
         known = self._cache.get(digest)
         if known is None or known.changes != self._changes:
             return None
-        if time.monotonic() - known.read_at > self._cache_s:
+        now = time.monotonic()
+        if now - known.read_at > self._cache_s:
             return None
-        _check_in_force(known.row, digest)
+        if known.ends_at <= now:
+            known.check_in_force()
         return known.caller
 
     async def identify(self, key: str) -> Caller:
@@ -139,7 +169,7 @@ class Callers:
             return caller
         digest = crypto.key_digest(key)
         known = await self._read_once(digest)
-        _check_in_force(known.row, digest)
+        known.check_in_force()
         return known.caller
 
     def last_known(self, key: str) -> Caller | None:
@@ -167,7 +197,9 @@ class Callers:
         if row is None:
             self._cache.pop(digest, None)
             raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
-        known = _Known(read_at, changes, row, self._caller(row))
+        ends = tuple(_ends(row, digest))
+        ends_at = min((end.at for end in ends), default=math.inf)
+        known = _Known(read_at, changes, self._caller(row, digest), ends, ends_at)
         # What was read before a change was announced is not fresh, but shows that the key is known.
         self._cache[digest] = known
         self._cache.move_to_end(digest)
@@ -175,7 +207,7 @@ class Callers:
             self._cache.popitem(last=False)
         return known
 
-    def _caller(self, row: Any) -> Caller:
+    def _caller(self, row: Any, digest: bytes) -> Caller:
         pseudonym_key = end_users_key = b""
         if row["wrapped_data_key"] is not None:
             owner = row["organization_id"].bytes
@@ -190,7 +222,10 @@ class Callers:
             pseudonym_key=pseudonym_key,
             end_users_key=end_users_key,
             settings=_merged(row),
+            key_digest=digest,
+            previous_until=_previous_until(row, digest),
             expires_at=row["expires_at"],
+            restrictions=Restrictions.of(row),
             allowed_models=_set(row["allowed_models"]),
             has_money_limit=row["has_money_limit"],
             has_model_limit=row["has_model_limit"],
@@ -217,20 +252,42 @@ def _merged(row: Any) -> KeySettings:
     )
 
 
-def _check_in_force(row: Any, digest: bytes) -> None:
+def _previous_until(row: Any, digest: bytes) -> datetime | None:
+    """When the secret of this digest stops working, if it is the previous one of its key."""
+    if row["digest"] == digest:
+        return None
+    ends: list[datetime] = [row["previous_until"]]
+    if row["expires_at"] is not None:
+        ends.append(row["expires_at"])
+    return min(ends)
+
+
+def _ends(row: Any, digest: bytes) -> Iterator[_End]:
+    """The reasons for which the secret of this digest does not work, or will not.
+
+    Times are the database's, whose clock may differ from that of this process. So each becomes a
+    time from now on.
+    """
+    now = time.monotonic()
+    database_now: datetime = row["now"]
+
+    def at(moment: datetime) -> float:
+        return now + (moment - database_now).total_seconds()
+
+    if row["revoked_at"] is not None:
+        yield _End(-math.inf, Unauthenticated, "revoked_api_key", "The API key was revoked.")
     # Which of its two digests the row was found by; both are of random keys, and no secrets.
     if row["digest"] != digest:
-        if row["previous_digest"] != digest:
-            raise Unauthenticated("The API key is not known here.", code="invalid_api_key")
-        if row["previous_until"] <= datetime.now(UTC):
-            raise Unauthenticated(
-                "The API key was rotated and its overlap is over.", code="expired_api_key"
-            )
-    if row["revoked_at"] is not None:
-        raise Unauthenticated("The API key was revoked.", code="revoked_api_key")
-    if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
-        raise Unauthenticated("The API key has expired.", code="expired_api_key")
-    if row["organization_status"] != "active":
-        raise Forbidden(
-            f"The organization is {row['organization_status']}.", code="organization_inactive"
+        yield _End(
+            at(row["previous_until"]),
+            Unauthenticated,
+            "expired_api_key",
+            "The API key was rotated, and its previous secret does not work any more.",
         )
+    if row["expires_at"] is not None:
+        expired = "The API key has expired."
+        yield _End(at(row["expires_at"]), Unauthenticated, "expired_api_key", expired)
+    status = row["organization_status"]
+    if status != "active":
+        inactive = f"The organization is {status}."
+        yield _End(-math.inf, Forbidden, "organization_inactive", inactive)

@@ -1,7 +1,6 @@
 """The keys of callers, as they are administered."""
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -9,7 +8,14 @@ from uuid import UUID
 import msgspec
 
 from service import audit, crypto
-from service.accounts.organizations import NAME_LENGTH, announce, check_name
+from service.accounts.organizations import NAME_LENGTH, announce, check_name, must_be_kept
+from service.accounts.restrictions import (
+    check_models,
+    must_be_among,
+    must_be_within,
+    parse_endpoints,
+    parse_networks,
+)
 from service.accounts.settings import KeySettings, Role, StatedKeySettings
 from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.database.database import NOW, Database
@@ -19,23 +25,22 @@ from service.errors import (
     Forbidden,
     NotFound,
 )
+from service.formats.addresses import Network
 from service.formats.parsing import check_future
 from service.ids import uuid7
-
-MAX_MODELS: Final = 100
-SHOWN_MODELS: Final = 10
-_MODEL_NAME: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
 
 INSERT_KEY: Final = """
     INSERT INTO public.api_keys (
         id, organization_id, name, role, digest, prefix, settings, allowed_models, expires_at,
-        created_at, updated_at, set_by
+        created_at, updated_at, set_by, allowed_endpoints, ip_allow_list
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $10, $11)
+    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $10, $11, $12, $13)
 """
 LIST_KEYS: Final = """
     SELECT id, organization_id, name, role, prefix, settings::text AS settings,
-           allowed_models AS models, expires_at, revoked_at, created_at, set_by
+           allowed_models AS models, allowed_endpoints, ip_allow_list, expires_at,
+           CASE WHEN previous_until > clock_timestamp() THEN previous_until END AS previous_until,
+           revoked_at, created_at, set_by
     FROM public.api_keys
     WHERE organization_id = $1
       AND id > $2
@@ -44,25 +49,26 @@ LIST_KEYS: Final = """
 """
 FIND_KEY: Final = """
     SELECT id, organization_id, name, role, prefix, settings::text AS settings,
-           allowed_models AS models, expires_at, revoked_at, created_at, set_by
+           allowed_models AS models, allowed_endpoints, ip_allow_list, expires_at,
+           CASE WHEN previous_until > clock_timestamp() THEN previous_until END AS previous_until,
+           revoked_at, created_at, set_by
+    FROM public.api_keys
+    WHERE id = $1
+"""
+READ_KEY: Final = """
+    SELECT name, settings::text AS settings, allowed_models, allowed_endpoints, ip_allow_list,
+           expires_at, set_by
     FROM public.api_keys
     WHERE id = $1
 """
 CHANGE_KEY: Final = """
     UPDATE public.api_keys
-    SET settings = coalesce($2::text::jsonb, settings),
-        allowed_models = CASE WHEN $3::boolean THEN $4::text[] ELSE allowed_models END,
-        set_by = CASE WHEN $3::boolean THEN $6 ELSE set_by END,
-        updated_at = $5
+    SET name = $2, settings = $3::text::jsonb, allowed_models = $4, allowed_endpoints = $5,
+        ip_allow_list = $6, expires_at = $7, set_by = $8, updated_at = now()
     WHERE id = $1
 """
 OWNER_OF_KEY: Final = """
     SELECT organization_id
-    FROM public.api_keys
-    WHERE id = $1
-"""
-READ_ALLOWED: Final = """
-    SELECT allowed_models, set_by
     FROM public.api_keys
     WHERE id = $1
 """
@@ -83,10 +89,19 @@ REVOKE_KEY: Final = """
       AND revoked_at IS NULL
 """
 
+RESTRICTING: Final = {
+    "allowed_models": "models",
+    "allowed_endpoints": "allowed_endpoints",
+    "ip_allow_list": "ip_allow_list",
+    "expires_at": "expires_at",
+}
+"""The columns that restrict what a key may be used for, with the names of their fields."""
+
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller's key, as the operator sees it: never the key itself. ``set_by`` is who set last
-    what it may use: administrators may narrow the operator's ``models``, and not widen them."""
+    """A caller's key, as the operator sees it: never the key itself. ``previous_until`` is when the
+    secret before the last rotation stops working, while it works. ``set_by`` is who set last what
+    the key may be used for: administrators may narrow what the operator set, and not widen it."""
 
     id: UUID
     organization_id: UUID
@@ -95,46 +110,40 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str
     settings: KeySettings
     models: list[str] | None
+    allowed_endpoints: list[str] | None
+    ip_allow_list: list[str] | None
     expires_at: datetime | None
+    previous_until: datetime | None
     revoked_at: datetime | None
     created_at: datetime
     set_by: Literal["operator", "administrator"]
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key to be made. ``models`` are the aliases and Venice's models it may use; null for all."""
+    """A key to be made. ``models`` are the aliases and Venice's models it may use,
+    ``allowed_endpoints`` the paths of the routes, and ``ip_allow_list`` the networks from which it
+    may be used; null for all."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH)]
     role: Role = "inference"
     expires_at: datetime | None = None
     settings: StatedKeySettings | None = None
     models: list[str] | None = None
+    allowed_endpoints: list[str] | None = None
+    ip_allow_list: list[str] | None = None
 
 
 class KeyChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What of a key is replaced; at least one of them."""
 
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    expires_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
     settings: StatedKeySettings | msgspec.UnsetType = msgspec.UNSET
     models: list[str] | msgspec.UnsetType | None = msgspec.UNSET
-
-
-def _check_models(models: list[str] | None) -> None:
-    """The rule for what a key may use. An empty list would be a key that can do nothing, or a
-    mistake for null.
-
-    :raises ClientError: when a list breaks it.
-    """
-    if models is None:
-        return
-    if not 1 <= len(models) <= MAX_MODELS:
-        raise ClientError(
-            f"models: must be null, for all, or 1 to {MAX_MODELS} names.", param="models"
-        )
-    if not all(_MODEL_NAME.fullmatch(name) for name in models):
-        raise ClientError(
-            "models: each must be 1 to 200 printable ASCII characters without spaces.",
-            param="models",
-        )
+    allowed_endpoints: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+    ip_allow_list: list[str] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 async def create_key(
@@ -143,12 +152,15 @@ async def create_key(
     """A new key and its secret, which is stored nowhere: this is the only time it is seen.
 
     :raises NotFound: when there is no such organization.
-    :raises Conflict: when an operator's key is asked for a tenant, or the reverse.
-    :raises ClientError: when the name or a model breaks its rule, or the expiry is not in the
-        future.
+    :raises Conflict: when an operator's key is asked for a tenant, or the reverse, or the
+        organization was deleted.
+    :raises ClientError: when the name or an entry of a list breaks its rule, or the expiry is not
+        in the future.
     """
     check_name(new.name)
-    _check_models(new.models)
+    check_models(new.models)
+    endpoints, networks = parse_endpoints(new.allowed_endpoints), parse_networks(new.ip_allow_list)
+    await must_be_kept(conn, organization_id)
     expires_at = None
     if new.expires_at is not None:
         expires_at = check_future("expires_at", new.expires_at, await conn.fetchval(NOW))
@@ -167,7 +179,10 @@ async def create_key(
         prefix=secret[: crypto.API_KEY_PREFIX_LENGTH],
         settings=new.settings or KeySettings(),
         models=new.models,
+        allowed_endpoints=endpoints,
+        ip_allow_list=_texts(networks),
         expires_at=expires_at,
+        previous_until=None,
         revoked_at=None,
         created_at=datetime.now(UTC),
         set_by=actor.set_by,
@@ -185,10 +200,13 @@ async def create_key(
         key.expires_at,
         key.created_at,
         key.set_by,
+        endpoints,
+        networks,
     )
     detail: dict[str, Any] = {"name": key.name, "role": key.role, "prefix": key.prefix}
-    if key.models is not None:
-        detail["models"] = key.models
+    for field in ("models", "allowed_endpoints", "ip_allow_list"):
+        if (entries := getattr(key, field)) is not None:
+            detail[field] = entries
     await audit.record(conn, organization_id, actor, "api_key.create", str(key.id), detail)
     return key, secret
 
@@ -211,6 +229,8 @@ async def create_passing_key(conn: Any) -> UUID:
         None,
         now,
         "operator",
+        None,
+        None,
     )
     return key_id
 
@@ -225,11 +245,19 @@ async def list_keys(
 
 def _key(row: Any) -> ApiKey:
     settings = msgspec.json.decode(row["settings"], type=KeySettings)
-    return ApiKey(**{**row, "settings": settings})
+    networks = _texts(row["ip_allow_list"])
+    return ApiKey(**{**row, "settings": settings, "ip_allow_list": networks})
 
 
-async def find_key(database: Database, api_key_id: UUID) -> ApiKey:
-    """:raises NotFound: when there is none of this id."""
+def _texts(networks: Sequence[Network] | None) -> list[str] | None:
+    return None if networks is None else list(map(str, networks))
+
+
+async def find_key(database: Any, api_key_id: UUID) -> ApiKey:
+    """One key, read by the database or within a transaction.
+
+    :raises NotFound: when there is none of this id.
+    """
     row = await database.fetchrow(FIND_KEY, api_key_id)
     if row is None:
         raise NotFound("There is no such API key.")
@@ -246,37 +274,75 @@ async def must_have_key(conn: Any, organization_id: UUID, api_key_id: UUID | Non
 
 
 async def change_key(conn: Any, actor: Actor, key: ApiKey, change: KeyChange) -> None:
-    """Give the key other settings or models, here and on every replica.
+    """Change what is stated of the key, here and on every replica.
 
-    :raises ClientError: when neither is given, or a model breaks its rule.
-    :raises Forbidden: when an administrator would widen what the operator allows.
+    :raises ClientError: when nothing is stated, the name or an entry of a list breaks its rule, or
+        the expiry is not in the future.
+    :raises Forbidden: when an administrator would loosen what the operator set.
+    :raises Conflict: when the organization was deleted.
     """
-    stated = msgspec.to_builtins(change)
+    stated = msgspec.structs.asdict(change)
+    stated = {name: value for name, value in stated.items() if value is not msgspec.UNSET}
     if not stated:
-        raise ClientError("settings, models: at least one of them must be given.")
-    models = stated.get("models")
-    _check_models(models)
-    settings = msgspec.json.encode(stated["settings"]).decode() if "settings" in stated else None
-    set_by: str = actor.set_by
-    await audit.lock(conn, key.organization_id)
-    allowed = await conn.fetchrow(READ_ALLOWED, key.id)
-    is_of_operator = allowed["set_by"] == "operator" and allowed["allowed_models"] is not None
-    if "models" in stated and actor.is_administrator and is_of_operator:
-        must_be_among(models, allowed["allowed_models"], "the operator allows this key")
-        set_by = "operator"
-    now = datetime.now(UTC)
-    await conn.execute(CHANGE_KEY, key.id, settings, "models" in stated, models, now, set_by)
-    await audit.record(conn, key.organization_id, actor, "api_key.change", str(key.id), stated)
+        fields = ", ".join(KeyChange.__struct_fields__)
+        raise ClientError(f"At least one of these must be given: {fields}.")
+    values = _columns(stated)
+    await must_be_kept(conn, key.organization_id)
+    if values.get("expires_at") is not None:
+        now = await conn.fetchval(NOW)
+        values["expires_at"] = check_future("expires_at", values["expires_at"], now)
+    before = dict(await conn.fetchrow(READ_KEY, key.id))
+    if not values.keys().isdisjoint(RESTRICTING):
+        values["set_by"] = _setter(actor, before, values)
+    await conn.execute(CHANGE_KEY, key.id, *(before | values).values())
+    detail = msgspec.to_builtins(change)
+    await audit.record(conn, key.organization_id, actor, "api_key.change", str(key.id), detail)
     await announce(conn, key.id)
 
 
-def must_be_among(
-    models: list[str] | None, allowed: Collection[str], whose: str, field: str = "models"
-) -> None:
-    """:raises Forbidden: when the list is of more than ``whose`` own."""
-    if models is None or not set(models) <= set(allowed):
-        names = ", ".join(sorted(allowed)[:SHOWN_MODELS])
-        raise Forbidden(f"{field}: must be among those that {whose}: {names}.", param=field)
+def _columns(stated: dict[str, Any]) -> dict[str, Any]:
+    """The columns of what is stated in a change, with their values.
+
+    :raises ClientError: when the name or an entry of a list breaks its rule.
+    """
+    values = dict(stated)
+    if "name" in values:
+        check_name(values["name"])
+    if "settings" in values:
+        values["settings"] = msgspec.json.encode(values["settings"]).decode()
+    if "models" in values:
+        models = values.pop("models")
+        check_models(models)
+        values["allowed_models"] = models
+    if "allowed_endpoints" in values:
+        values["allowed_endpoints"] = parse_endpoints(values["allowed_endpoints"])
+    if "ip_allow_list" in values:
+        values["ip_allow_list"] = parse_networks(values["ip_allow_list"])
+    return values
+
+
+def _setter(actor: Actor, before: dict[str, Any], values: dict[str, Any]) -> str:
+    """Return who has set what the key may be used for, when the values have replaced those before.
+    While a restriction of the operator's is left, it is the operator.
+
+    :raises Forbidden: when an administrator would loosen one.
+    """
+    if not actor.is_administrator or before["set_by"] != "operator":
+        return actor.set_by
+    held = {name: before[name] for name in RESTRICTING if before[name] is not None}
+    whose = "the operator allows this key"
+    for name in held.keys() & values.keys():
+        value = values[name]
+        if name == "ip_allow_list":
+            must_be_within(value, held[name], whose)
+        elif name != "expires_at":
+            must_be_among(value, held[name], whose, RESTRICTING[name])
+        elif value is None or value > held[name]:
+            raise Forbidden(
+                "expires_at: the operator set it, so only the operator can put it off.",
+                param="expires_at",
+            )
+    return "operator" if held else actor.set_by
 
 
 async def is_on_list_of_operator(conn: Any, organization_id: UUID, name: str) -> bool:
@@ -285,7 +351,10 @@ async def is_on_list_of_operator(conn: Any, organization_id: UUID, name: str) ->
 
 
 async def revoke_key(conn: Any, actor: Actor, key: ApiKey) -> None:
-    """Put the key out of force, here and on every replica. Revoking it again changes nothing."""
+    """Put the key out of force, with its previous secret, here and on every replica. Revoking it
+    again changes nothing."""
+    # Before the lock of the key, as in every other change.
+    await audit.lock(conn, key.organization_id)
     status = await conn.execute(REVOKE_KEY, key.id, datetime.now(UTC))
     if status == "UPDATE 1":
         await audit.record(conn, key.organization_id, actor, "api_key.revoke", str(key.id))

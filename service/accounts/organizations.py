@@ -3,17 +3,18 @@
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
 
-from service import audit, crypto
+from service import audit, catalog, crypto, ledger
 from service.accounts.settings import OrganizationSettings
-from service.audit import Actor
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.database.database import Database
 from service.errors import (
     ClientError,
+    Conflict,
     NotFound,
     StartupError,
 )
@@ -45,16 +46,51 @@ FIND_ORGANIZATION: Final = """
     FROM public.organizations
     WHERE id = $1
 """
+# The lock orders the changes of an organization, as that of its audit chain does.
+LOCK_ORGANIZATION: Final = """
+    SELECT name, status
+    FROM public.organizations
+    WHERE id = $1
+    FOR NO KEY UPDATE
+"""
 CHANGE_ORGANIZATION: Final = """
     UPDATE public.organizations
     SET settings = $2::text::jsonb, updated_at = $3
     WHERE id = $1
 """
+RENAME_ORGANIZATION: Final = """
+    UPDATE public.organizations
+    SET name = $2, updated_at = now()
+    WHERE id = $1
+"""
+CHANGE_STATUS: Final = """
+    UPDATE public.organizations
+    SET status = $2, updated_at = now()
+    WHERE id = $1
+"""
+REVOKE_KEYS: Final = """
+    WITH locked AS (
+        SELECT id
+        FROM public.api_keys
+        WHERE organization_id = $1
+          AND revoked_at IS NULL
+        ORDER BY id
+        FOR NO KEY UPDATE
+    )
+    UPDATE public.api_keys k
+    SET revoked_at = now(), updated_at = now()
+    FROM locked
+    WHERE k.id = locked.id
+"""
+SHRED_ORGANIZATION: Final = """
+    UPDATE public.organizations
+    SET status = 'deleted', wrapped_data_key = NULL, deleted_at = now(), updated_at = now()
+    WHERE id = $1
+"""
 NEWEST_DATA_KEY: Final = """
     SELECT id, wrapped_data_key
     FROM public.organizations
-    WHERE status = 'active'
-      AND wrapped_data_key IS NOT NULL
+    WHERE wrapped_data_key IS NOT NULL
     ORDER BY id DESC
     LIMIT 1
 """
@@ -71,7 +107,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
 
     id: UUID
     name: str
-    status: str
+    status: Literal["active", "suspended", "deleted"]
     settings: OrganizationSettings
     created_at: datetime
 
@@ -96,7 +132,7 @@ def check_name(name: str) -> None:
 
 
 async def check_master_key(database: Database, keyring: crypto.Keyring) -> None:
-    """Open the data key of the newest active organization. Keys are only ever added to the ring, so
+    """Open the data key of the newest organization. Keys are only ever added to the ring, so
     a ring that does not open this one was replaced or belongs to another database, and what it
     wrapped from now on would be lost on the way back.
 
@@ -161,16 +197,122 @@ async def find_organization(database: Database, organization_id: UUID) -> Organi
     return _organization(row)
 
 
+async def must_be_kept(conn: Any, organization_id: UUID) -> Any:
+    """Lock an organization that is to change until the transaction ends, and return its name and
+    status. It comes before all other locks of the transaction.
+
+    :raises NotFound: when there is no such organization.
+    :raises Conflict: when it was deleted.
+    """
+    row = await conn.fetchrow(LOCK_ORGANIZATION, organization_id)
+    if row is None:
+        raise NotFound("There is no such organization.")
+    if row["status"] == "deleted":
+        raise Conflict("The organization was deleted, which cannot be undone.")
+    return row
+
+
 async def change_organization(
     conn: Any, actor: Actor, organization_id: UUID, settings: OrganizationSettings
 ) -> None:
-    """Give the organization other settings, here and on every replica."""
+    """Give the organization other settings, here and on every replica.
+
+    :raises NotFound, Conflict: when there is no such organization, or it was deleted.
+    """
+    await must_be_kept(conn, organization_id)
     stored = msgspec.json.encode(settings).decode()
-    detail = {"settings": msgspec.to_builtins(settings)}
-    target = str(organization_id)
-    # First, since it locks the organization and raises if there is none.
-    await audit.record(conn, organization_id, actor, "organization.change", target, detail)
     await conn.execute(CHANGE_ORGANIZATION, organization_id, stored, datetime.now(UTC))
+    detail = {"settings": msgspec.to_builtins(settings)}
+    await _record(conn, actor, organization_id, "organization.change", detail)
+
+
+async def rename_organization(conn: Any, actor: Actor, organization_id: UUID, name: str) -> None:
+    """Give the organization another name.
+
+    :raises ClientError: when the name breaks its rule.
+    :raises NotFound, Conflict: when there is no such organization, or it was deleted.
+    """
+    check_name(name)
+    before = await must_be_kept(conn, organization_id)
+    if before["name"] == name:
+        return
+    await conn.execute(RENAME_ORGANIZATION, organization_id, name)
+    detail = {"before": before["name"], "after": name}
+    await _record(conn, actor, organization_id, "organization.rename", detail)
+
+
+async def suspend_organization(conn: Any, actor: Actor, organization_id: UUID) -> None:
+    """Refuse the organization's calls on every replica. Calls in flight end, and are booked.
+    Suspending it again changes nothing.
+
+    :raises NotFound: when there is no such organization.
+    :raises Conflict: when it was deleted, or is the operator's own.
+    """
+    _must_be_tenant(organization_id)
+    before = await must_be_kept(conn, organization_id)
+    if before["status"] != "suspended":
+        await conn.execute(CHANGE_STATUS, organization_id, "suspended")
+        await _record(conn, actor, organization_id, "organization.suspend", {})
+
+
+async def resume_organization(conn: Any, actor: Actor, organization_id: UUID) -> None:
+    """End a suspension on every replica. Resuming an active organization changes nothing.
+
+    :raises NotFound: when there is no such organization.
+    :raises Conflict: when it was deleted.
+    """
+    before = await must_be_kept(conn, organization_id)
+    if before["status"] != "active":
+        await conn.execute(CHANGE_STATUS, organization_id, "active")
+        await _record(conn, actor, organization_id, "organization.resume", {})
+
+
+async def delete_organization(conn: Any, actor: Actor, organization_id: UUID) -> None:
+    """End the organization for good: its keys are revoked, its limits and aliases end, and its data
+    key is destroyed, so that nobody can find out whose entries an end user's are. Its name, its
+    ledger and its audit events stay. Deleting it again changes nothing.
+
+    An admission that began before may still be committed. Its call ends and is booked as any other,
+    since settlement needs nothing that is destroyed here.
+
+    :raises NotFound: when there is no such organization.
+    :raises Conflict: when calls are in flight, or it is the operator's own.
+    """
+    _must_be_tenant(organization_id)
+    row = await conn.fetchrow(LOCK_ORGANIZATION, organization_id)
+    if row is None:
+        raise NotFound("There is no such organization.")
+    if row["status"] == "deleted":
+        return
+    if calls := await ledger.count_in_flight(conn, organization_id):
+        raise Conflict(
+            f"Calls are in flight: {calls}. Suspend the organization, wait until they have ended,"
+            " and delete it then."
+        )
+    revoked = await conn.execute(REVOKE_KEYS, organization_id)
+    aliases = await catalog.end_aliases(conn, organization_id)
+    limits = await ledger.end_limits(conn, organization_id)
+    await conn.execute(SHRED_ORGANIZATION, organization_id)
+    detail = {
+        "name": row["name"],
+        "keys": int(revoked.removeprefix("UPDATE ")),
+        "limits": limits,
+        "aliases": aliases,
+    }
+    await _record(conn, actor, organization_id, "organization.delete", detail)
+
+
+def _must_be_tenant(organization_id: UUID) -> None:
+    """:raises Conflict: for the operator's own organization, whose keys administer all others."""
+    if organization_id == OPERATOR_ORGANIZATION_ID:
+        raise Conflict("The operator's own organization can be neither suspended nor deleted.")
+
+
+async def _record(
+    conn: Any, actor: Actor, organization_id: UUID, action: str, detail: dict[str, Any]
+) -> None:
+    """Audit a change of the organization, and announce it to every replica."""
+    await audit.record(conn, organization_id, actor, action, str(organization_id), detail)
     await announce(conn, organization_id)
 
 

@@ -1,18 +1,20 @@
 """What Venice's clients ask about their account, answered from the caller's own limits in Venice's
-shape. Nothing of the operator's account is in it."""
+shape, and what a key's holder does with the key. Nothing of the operator's account is in it."""
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, time, timedelta
 from typing import Annotated, Final, Literal
+from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
-from service import ledger, money
+from service import accounts, ledger, money
 from service.api.auth import authenticate_key, database_of
+from service.api.operations import actor_of, caller_change
 from service.api.requests import Request
 from service.api.state import CATALOG
-from service.api.wire import json_response
+from service.api.wire import json_response, read_as
 from service.ledger import MAX_CEILING_NANOS, Limit
 
 Kind = Literal["RPM", "RPD", "TPM", "TPD"]
@@ -87,6 +89,36 @@ class Balance(msgspec.Struct, rename="camel"):
     balances: BalancesLeft
     consumption_currency: str = "USD"
     diem_epoch_allocation: int = 0
+
+
+class OwnKey(msgspec.Struct):
+    """A caller's key after its rotation, with the secret that is shown this once, and when the old
+    one stops working."""
+
+    id: UUID
+    key: str
+    prefix: str
+    previous_until: datetime | None
+
+
+async def rotate_key(request: Request) -> web.Response:
+    """``POST /v1/key/rotate``: give the caller's key a new secret, which is shown only now. The old
+    secret goes on working for ``overlap_seconds``, a day unless stated, but cannot rotate the key
+    again."""
+    caller, key_id = await authenticate_key(request)
+    rotation = await read_as(request, accounts.Rotation)
+    key = await accounts.find_key(database_of(request), key_id)
+    async with caller_change(request) as conn:
+        secret = await accounts.rotate_key(
+            conn,
+            actor_of(request),
+            key,
+            rotation.overlap_seconds,
+            own_digest=caller.key_digest,
+        )
+        # Read here: an answer that failed after the commit would lose the secret.
+        rotated = await accounts.find_key(conn, key_id)
+    return json_response(OwnKey(key_id, secret, rotated.prefix, rotated.previous_until))
 
 
 async def rate_limits(request: Request) -> web.Response:

@@ -1,8 +1,9 @@
 """Routes to administer organizations, keys, limits, aliases and the ledger. Every change is audited
 by the verb that makes it."""
 
+import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -10,13 +11,18 @@ from msgspec import UNSET, UnsetType
 
 from service import accounts, audit, catalog, ledger
 from service.accounts import ApiKey, Organization, StatedOrganizationSettings
-from service.api.auth import must_grant_own, must_not_outlive
+from service.api.auth import (
+    must_be_granted,
+    must_grant_own,
+    must_not_outlive,
+    must_restrict_as_own,
+)
 from service.api.operations import Operation
 from service.api.queries import PAGE, OptionalId, PageLimit, PageQuery, id_of
 from service.api.state import CATALOG, KEYRING
 from service.audit import Actor
 from service.catalog import ListedName
-from service.errors import Forbidden
+from service.errors import ClientError, Forbidden
 from service.ledger import LedgerEntry, Limit
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -31,9 +37,12 @@ class NewOrganization(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OrganizationChange(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``PATCH /admin/v1/organizations/{id}``: settings that replace those it has."""
+    """The body of ``PATCH /admin/v1/organizations/{id}``: what replaces what it has; at least one
+    of them."""
 
-    settings: StatedOrganizationSettings
+    name: Name | UnsetType = UNSET
+    status: Literal["active", "suspended"] | UnsetType = UNSET
+    settings: StatedOrganizationSettings | UnsetType = UNSET
 
 
 class LimitsQuery(PageQuery, kw_only=True):
@@ -63,7 +72,7 @@ class AliasQuery(msgspec.Struct, kw_only=True):
 
 
 class MadeKey(ApiKey, frozen=True, kw_only=True):
-    """A new key, with the secret that is shown this once."""
+    """A key that is new or was rotated, with the secret that is shown this once."""
 
     key: str
 
@@ -134,13 +143,34 @@ async def find_organization(operation: Operation) -> Organization:
 
 
 async def change_organization(operation: Operation) -> Organization:
-    """``PATCH /admin/v1/organizations/{id}``: replace an organization's settings."""
-    organization_id = operation.administered_organization()
+    """``PATCH /admin/v1/organizations/{id}``: replace an organization's settings, rename, suspend
+    or resume it. Only the operator can do more than replace settings. A suspended organization's
+    calls are refused; those in flight end."""
+    organization_id, actor = operation.administered_organization(), operation.actor
     change = await operation.read_body(OrganizationChange)
-    await accounts.find_organization(operation.database, organization_id)
+    if change.name is not UNSET or change.status is not UNSET:
+        operation.must_be_operator()
+    elif change.settings is UNSET:
+        raise ClientError("At least one of these must be given: name, status, settings.")
     async with operation.caller_change() as conn:
-        await accounts.change_organization(conn, operation.actor, organization_id, change.settings)
+        if change.name is not UNSET:
+            await accounts.rename_organization(conn, actor, organization_id, change.name)
+        if change.settings is not UNSET:
+            await accounts.change_organization(conn, actor, organization_id, change.settings)
+        if change.status == "suspended":
+            await accounts.suspend_organization(conn, actor, organization_id)
+        elif change.status == "active":
+            await accounts.resume_organization(conn, actor, organization_id)
     return await accounts.find_organization(operation.database, organization_id)
+
+
+async def delete_organization(operation: Operation) -> None:
+    """``DELETE /admin/v1/organizations/{id}`` → 204: delete an organization that has no calls in
+    flight. Its keys are revoked, its limits and aliases end and its data key is destroyed. Its
+    ledger stays. This cannot be undone."""
+    organization_id = operation.path_id
+    async with operation.caller_change() as conn:
+        await accounts.delete_organization(conn, operation.actor, organization_id)
 
 
 async def create_key(operation: Operation) -> MadeKey:
@@ -152,6 +182,8 @@ async def create_key(operation: Operation) -> MadeKey:
         raise Forbidden("Only the operator can make a key of role operator.")
     must_grant_own(caller, new.models)
     must_not_outlive(caller, new.expires_at)
+    must_restrict_as_own(caller, new.role, new.allowed_endpoints, new.ip_allow_list)
+    _must_be_routes(operation, new.allowed_endpoints)
     async with operation.transaction() as conn:
         key, secret = await accounts.create_key(conn, operation.actor, organization_id, new)
     return MadeKey(**msgspec.structs.asdict(key), key=secret)
@@ -170,15 +202,40 @@ async def list_keys(operation: Operation) -> Keys:
 
 
 async def change_key(operation: Operation) -> ApiKey:
-    """``PATCH /admin/v1/keys/{id}``: change a key's settings and the models that it may use."""
+    """``PATCH /admin/v1/keys/{id}``: change a key's name, expiry and settings, and the models,
+    endpoints and addresses that it may be used for and from."""
     key = await accounts.find_key(operation.database, operation.path_id)
     operation.must_administer(key.organization_id)
     change = await operation.read_body(accounts.KeyChange)
+    caller = operation.caller
     if change.models is not UNSET:
-        must_grant_own(operation.caller, change.models)
+        must_grant_own(caller, change.models)
+    if change.expires_at is not UNSET:
+        must_not_outlive(caller, change.expires_at)
+    must_restrict_as_own(caller, key.role, change.allowed_endpoints, change.ip_allow_list)
+    if change.allowed_endpoints is not UNSET:
+        _must_be_routes(operation, change.allowed_endpoints)
     async with operation.caller_change() as conn:
         await accounts.change_key(conn, operation.actor, key, change)
     return await accounts.find_key(operation.database, key.id)
+
+
+async def rotate_key(operation: Operation) -> MadeKey:
+    """``POST /admin/v1/keys/{id}/rotate``: give a key a new secret, which is shown only now. The
+    old secret goes on working for ``overlap_seconds``, a day unless stated. Settings, limits and
+    history stay with the key."""
+    key = await accounts.find_key(operation.database, operation.path_id)
+    operation.must_administer(key.organization_id)
+    rotation, caller = await operation.read_body(accounts.Rotation), operation.caller
+    must_be_granted(caller, key)
+    own_digest = caller.key_digest if caller.api_key_id == key.id else None
+    async with operation.caller_change() as conn:
+        secret = await accounts.rotate_key(
+            conn, operation.actor, key, rotation.overlap_seconds, own_digest=own_digest
+        )
+        # Read here: an answer that failed after the commit would lose the secret.
+        rotated = await accounts.find_key(conn, key.id)
+    return MadeKey(**msgspec.structs.asdict(rotated), key=secret)
 
 
 async def revoke_key(operation: Operation) -> None:
@@ -200,6 +257,7 @@ async def create_limit(operation: Operation) -> Limit:
     if new.end_user is not None:
         end_user = await _digest(operation, organization_id, new.end_user)
     async with operation.caller_change() as conn:
+        await accounts.must_be_kept(conn, organization_id)
         await accounts.must_have_key(conn, organization_id, new.api_key_id)
         limit_id = await ledger.create_limit(conn, operation.actor, organization_id, new, end_user)
         await accounts.announce(conn, organization_id)
@@ -298,6 +356,8 @@ async def set_alias(operation: Operation) -> ListedName:
     must_grant_own(operation.caller, new.targets, "targets")
     actor, alias = operation.actor, operation.request.match_info["alias"]
     async with operation.transaction() as conn:
+        if new.organization_id is not None:
+            await accounts.must_be_kept(conn, new.organization_id)
         await _must_not_redirect(conn, actor, new.organization_id, alias)
         await catalog.set_alias(conn, actor, alias, new)
     await operation.app[CATALOG].load_aliases()
@@ -313,6 +373,24 @@ async def remove_alias(operation: Operation) -> None:
         await _must_not_redirect(conn, actor, organization_id, alias)
         await catalog.remove_alias(conn, actor, alias, organization_id)
     await operation.app[CATALOG].load_aliases()
+
+
+def _must_be_routes(operation: Operation, endpoints: list[str] | None) -> None:
+    """Refuse endpoints that a key could never be used for.
+
+    :raises ClientError: naming the first, and the routes that are meant.
+    """
+    names = {
+        accounts.endpoint_of(resource.canonical) for resource in operation.app.router.resources()
+    }
+    for endpoint in accounts.parse_endpoints(endpoints) or ():
+        if endpoint not in names:
+            similar = difflib.get_close_matches(endpoint, names)
+            meant = f" Similar paths: {', '.join(similar)}." if similar else ""
+            raise ClientError(
+                f"allowed_endpoints: {endpoint!r} is no route of GET /openapi.json.{meant}",
+                param="allowed_endpoints",
+            )
 
 
 async def _must_own(operation: Operation, organization_id: UUID | None) -> None:

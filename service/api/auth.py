@@ -5,9 +5,10 @@ from typing import Final
 from uuid import UUID
 
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from service import accounts, crypto
-from service.accounts import OPERATOR, Caller
+from service.accounts import OPERATOR, ApiKey, Caller, Restrictions, Role
 from service.api.requests import Request
 from service.api.state import (
     CALLERS,
@@ -19,6 +20,7 @@ from service.api.state import (
 )
 from service.database.database import Database
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
+from service.formats.addresses import client_address, is_within
 from service.shares import Share
 from service.telemetry import metrics
 
@@ -79,12 +81,16 @@ def _enter(request: Request, caller: Caller) -> None:
     """Note whose request it is, and take a place for it among those that are under way; the
     operator needs none.
 
+    :raises Forbidden: when the key may not be used here, or not from there.
     :raises RateLimited, Unavailable: when the caller has its share of them, or nobody has room.
     """
     request.caller = caller
     request.facts["organization_id"] = str(caller.organization_id)
     if caller.key_prefix is not None:
         request.facts["key_prefix"] = caller.key_prefix
+    request.previous_until = caller.previous_until
+    if caller.restrictions is not None:
+        _check_restrictions(request, caller.restrictions)
     if not request.connection.is_known:
         request.connection.show_key(caller)
     if caller is OPERATOR:
@@ -101,6 +107,36 @@ def _enter(request: Request, caller: Caller) -> None:
         " time. Try again when one of them has ended.",
         retry_after_s=1,
     )
+
+
+def _check_restrictions(request: Request, restrictions: Restrictions) -> None:
+    """:raises Forbidden: when the key may not be used for the route, or not from the address."""
+    if restrictions.networks is not None:
+        settings = request.app[SETTINGS]
+        forwarded = request.headers.getall(settings.client_address_header, ())
+        address = client_address(request.remote or "", forwarded, settings.trusted_proxies)
+        if address is None or not is_within(address, restrictions.networks):
+            shown = "an address that is not known" if address is None else address
+            raise Forbidden(
+                f"This key may not be used from {shown}. Its ip_allow_list has the networks from"
+                " which it may.",
+                code="address_not_allowed",
+            )
+    if restrictions.endpoints is not None:
+        endpoint = accounts.endpoint_of(_path_of_route(request))
+        if endpoint not in restrictions.endpoints:
+            raise Forbidden(
+                f"This key may not be used for {endpoint}. Its allowed_endpoints has the paths for"
+                " which it may.",
+                code="endpoint_not_allowed",
+            )
+
+
+def _path_of_route(request: Request) -> str:
+    if request.known_route is not None:
+        return request.known_route.path
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical
 
 
 async def authenticate_free(request: Request) -> Caller:
@@ -167,8 +203,43 @@ def must_grant_own(caller: Caller, models: list[str] | None, field: str = "model
         accounts.must_be_among(models, caller.allowed_models, "your own key may use", field)
 
 
+def must_be_granted(caller: Caller, key: ApiKey) -> None:
+    """The rule for a key whose new secret an administrator gets: it may do no more than the
+    administrator's own.
+
+    :raises Forbidden: when it may.
+    """
+    must_grant_own(caller, key.models)
+    must_not_outlive(caller, key.expires_at)
+    must_restrict_as_own(caller, key.role, key.allowed_endpoints, key.ip_allow_list)
+
+
+def must_restrict_as_own(
+    caller: Caller,
+    role: Role,
+    endpoints: list[str] | UnsetType | None,
+    networks: list[str] | UnsetType | None,
+) -> None:
+    """The rule for administrators' keys that an administrator makes or changes: they may be used
+    for no more routes, and from no more addresses, than the administrator's own. Keys that make
+    calls are used elsewhere.
+
+    :raises ClientError: when an entry of a list breaks its rule.
+    :raises Forbidden: when they may be used for or from more.
+    """
+    own = caller.restrictions
+    if caller.role == "operator" or role != "admin" or own is None:
+        return
+    whose = "your own key may use"
+    if own.endpoints is not None and endpoints is not UNSET:
+        stated = accounts.parse_endpoints(endpoints)
+        accounts.must_be_among(stated, own.endpoints, whose, "allowed_endpoints")
+    if own.networks is not None and networks is not UNSET:
+        accounts.must_be_within(accounts.parse_networks(networks), own.networks, whose)
+
+
 def must_not_outlive(caller: Caller, expires_at: datetime | None) -> None:
-    """The rule for keys that an administrator makes: they expire no later than the
+    """The rule for keys that an administrator makes or changes: they expire no later than the
     administrator's own.
 
     :raises Forbidden: when they would.

@@ -11,7 +11,13 @@ from service.api import request_ids
 from service.api.dialects import ID_HEADERS
 from service.api.refusals import record_refusal
 from service.api.requests import Request
-from service.api.response_headers import SECURITY_HEADERS, let_origin_read, preflight
+from service.api.response_headers import (
+    KEY_EXPIRES_AT,
+    SECURITY_HEADERS,
+    format_time,
+    let_origin_read,
+    preflight,
+)
 from service.api.state import SETTINGS, STATUS
 from service.api.wire import Handler, error_response
 from service.crypto import UnknownMasterKey
@@ -179,6 +185,8 @@ async def finish_headers(request: Request, response: web.StreamResponse) -> None
         response.force_close()
         response.headers["Connection"] = "close"
     headers = response.headers
+    if request.previous_until is not None:
+        headers[KEY_EXPIRES_AT] = format_time(request.previous_until)
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     # Nobody needs to know which software answers.

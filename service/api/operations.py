@@ -28,6 +28,7 @@ from service.api.wire import (
 )
 from service.audit import Actor
 from service.database.database import Database
+from service.errors import ClientError
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -52,11 +53,7 @@ class Operation:
     @property
     def actor(self) -> Actor:
         """Who makes the change, for the audit."""
-        return Actor(
-            name=self.caller.actor_name,
-            request_id=self.request.request_id,
-            is_administrator=self.caller.role != "operator",
-        )
+        return actor_of(self.request)
 
     @property
     def path_id(self) -> UUID:
@@ -103,16 +100,38 @@ class Operation:
         """A transaction on the caller's share of the database."""
         return self.database.transaction()
 
-    @contextlib.asynccontextmanager
-    async def caller_change(self) -> AsyncIterator[Any]:
-        """A transaction that changes what callers may do. This process applies the change before it
-        answers; the others do when NOTIFY reaches them, which may be after the answer."""
-        try:
-            async with self.transaction() as conn:
-                yield conn
-        finally:
-            # After a failure too: a commit may succeed although its acknowledgement is lost.
-            self.app[CALLERS].forget()
+    def caller_change(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        """A transaction that changes what callers may do; see :func:`caller_change`."""
+        return caller_change(self.request)
+
+
+def actor_of(request: Request) -> Actor:
+    """Who makes a change, for the audit."""
+    caller = request.caller
+    return Actor(
+        name=caller.actor_name,
+        request_id=request.request_id,
+        is_administrator=caller.role != "operator",
+    )
+
+
+@contextlib.asynccontextmanager
+async def caller_change(request: Request) -> AsyncIterator[Any]:
+    """A transaction that changes what callers may do, on the caller's share of the database. This
+    process applies the change before it answers; the others do when NOTIFY reaches them, which may
+    be after the answer."""
+    is_refused = False
+    try:
+        async with database_of(request).transaction() as conn:
+            yield conn
+    except ClientError:
+        # Nothing was committed, and whoever repeats such a request empties no cache.
+        is_refused = True
+        raise
+    finally:
+        # After a failure too: a commit may succeed although its acknowledgement is lost.
+        if not is_refused:
+            request.app[CALLERS].forget()
 
 
 OperationHandler = Callable[[Operation], Awaitable[Any]]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import web
@@ -71,6 +72,7 @@ class Request(web.Request):
         "is_quiet",
         "known_route",
         "place",
+        "previous_until",
         "relay",
         "request_id",
     )
@@ -87,6 +89,9 @@ class Request(web.Request):
     """Whether it comes so often that its success needs no line in the log."""
     caller: Caller
     """Whose request it is. Authentication sets it, and no body is read without it."""
+    previous_until: datetime | None
+    """When the secret that was shown stops working, if it is the previous one of a key that was
+    rotated."""
     place: Share | None
     """Its place among the requests that are under way."""
     body_share: Share | None
@@ -112,7 +117,7 @@ class Request(web.Request):
         self.app = app
         self.connection = protocol
         self.request_id = ""
-        self.place = self.body_share = self.relay = self.error = None
+        self.place = self.body_share = self.relay = self.error = self.previous_until = None
         self.facts = {}
         self.known_route = known = routes.get((message.method, message.path))
         if known is None:

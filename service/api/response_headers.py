@@ -4,6 +4,7 @@ import functools
 import re
 import time
 from collections.abc import Collection
+from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Final
 
@@ -27,12 +28,15 @@ SECURITY_HEADERS: Final = {
     # Every answer is for the key that asked.
     "Cache-Control": "no-store",
 }
+KEY_EXPIRES_AT: Final = "x-rialto-key-expires-at"
+"""The header by which a client learns that it has to change to the new secret of its key."""
 OWN_HEADERS: Final = (
     "Retry-After",
     "request-id",
     "x-request-id",
     "x-rialto-attempts",
     "x-rialto-cost-usd",
+    KEY_EXPIRES_AT,
     "x-rialto-max-output-tokens",
     "x-rialto-model",
     "x-should-retry",
@@ -79,6 +83,8 @@ class WholeResponse(web.StreamResponse):
                 **SECURITY_HEADERS,
             }
         )
+        if request.previous_until is not None:
+            self.headers[KEY_EXPIRES_AT] = format_time(request.previous_until)
         # Not in the dict above, because Venice may spell the name in any case.
         self.headers.setdefault("Content-Type", "application/octet-stream")
         self._whole_body = body
@@ -99,6 +105,11 @@ class WholeResponse(web.StreamResponse):
             await writer.write_headers(STATUS_LINE, self.headers)
         await self.write_eof(self._whole_body)
         return writer
+
+
+def format_time(at: datetime) -> str:
+    """The time in a header of ours, as ``2026-11-01T08:00:00Z``."""
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 @functools.lru_cache(maxsize=2)

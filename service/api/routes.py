@@ -5,7 +5,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from service import catalog, ledger
-from service.accounts import ApiKey, KeyChange, NewKey, Organization
+from service.accounts import ApiKey, KeyChange, NewKey, Organization, Rotation
 from service.anthropic import CountRequest, MessagesRequest
 from service.api import (
     account,
@@ -134,6 +134,8 @@ def _add_own(routes: Routes) -> None:
     routes.add("POST /v1/quote/{path:.+}", inference.quote, quote)
     usage = caller(query=reports.OwnUsageQuery, gives=reports.Usage)
     routes.add("GET /v1/usage", reports.own_usage, usage)
+    rotated = caller(takes=Rotation, gives=account.OwnKey, refuses=(Conflict,))
+    routes.add("POST /v1/key/rotate", account.rotate_key, rotated)
     limits = caller(query=reports.OwnLimitsQuery, gives=reports.OwnLimits)
     routes.add("GET /v1/limits", reports.own_limits, limits)
     refusals = caller(query=lookups.OwnRefusalsQuery, gives=RefusalPage)
@@ -147,8 +149,10 @@ def _add_organizations(routes: Routes, path: str) -> None:
     add_operation(routes, f"GET {path}", admin.list_organizations, listed)
     path += "/{id}"
     add_operation(routes, f"GET {path}", admin.find_organization, administrator(gives=Organization))
-    changed = administrator(takes=admin.OrganizationChange, gives=Organization)
+    changed = administrator(takes=admin.OrganizationChange, gives=Organization, refuses=(Conflict,))
     add_operation(routes, f"PATCH {path}", admin.change_organization, changed)
+    gone = operator(gives=NO_BODY, status=204, refuses=(Conflict,))
+    add_operation(routes, f"DELETE {path}", admin.delete_organization, gone)
     key = administrator(takes=NewKey, gives=admin.MadeKey, status=201, refuses=(Conflict,))
     add_operation(routes, f"POST {path}/keys", admin.create_key, key)
     keys = administrator(query=PageQuery, gives=admin.Keys)
@@ -171,8 +175,10 @@ def _add_organizations(routes: Routes, path: str) -> None:
 
 def _add_keys_and_limits(routes: Routes) -> None:
     key, limit = "/admin/v1/keys/{id}", "/admin/v1/limits/{id}"
-    changed_key = administrator(takes=KeyChange, gives=ApiKey)
+    changed_key = administrator(takes=KeyChange, gives=ApiKey, refuses=(Conflict,))
     add_operation(routes, f"PATCH {key}", admin.change_key, changed_key)
+    rotated = administrator(takes=Rotation, gives=admin.MadeKey, refuses=(Conflict,))
+    add_operation(routes, f"POST {key}/rotate", admin.rotate_key, rotated)
     add_operation(
         routes, f"DELETE {key}", admin.revoke_key, administrator(gives=NO_BODY, status=204)
     )

@@ -67,6 +67,13 @@ END_ALIAS: Final = """
       AND name = $2
     RETURNING targets
 """
+END_ALIASES: Final = """
+    UPDATE public.models
+    SET is_current = false
+    WHERE kind = 'alias'
+      AND is_current
+      AND organization_id = $1
+"""
 FIND_SETTER: Final = """
     SELECT set_by
     FROM public.models
@@ -235,6 +242,13 @@ async def remove_alias(conn: Any, actor: Actor, name: str, organization_id: UUID
         "after": None,
     }
     await audit.record(conn, owner, actor, "model_alias.remove", name, detail)
+
+
+async def end_aliases(conn: Any, organization_id: UUID) -> int:
+    """Remove all aliases of an organization that is deleted, and return how many there were. The
+    caller has locked the organization, and audits its end."""
+    status: str = await conn.execute(END_ALIASES, organization_id)
+    return int(status.removeprefix("UPDATE "))
 
 
 async def find_alias(database: Database, name: str, organization_id: UUID | None) -> ListedName:

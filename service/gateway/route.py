@@ -233,6 +233,7 @@ class Route(msgspec.Struct, eq=False):
             # The books may know the hold of a refused call, so each admission has a new one.
             id=uuid7() if self.hold is None else self.hold.id,
             api_key_id=caller.api_key_id,
+            key_digest=caller.key_digest,
             request_id=call.request_id,
             endpoint=call.endpoint.path,
             model=call.model_name,

@@ -20,7 +20,7 @@ from service.ledger.entries import (
     list_jobs,
 )
 from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
-from service.ledger.leases import sweep
+from service.ledger.leases import count_in_flight, sweep
 from service.ledger.limits import (
     HAS_LIMITS,
     MAX_CEILING_COUNT,
@@ -32,6 +32,7 @@ from service.ledger.limits import (
     change_limit,
     create_limit,
     delete_limit,
+    end_limits,
     find_limit,
     left_of,
     list_binding,
@@ -86,9 +87,11 @@ __all__ = [
     "Unit",
     "announce",
     "change_limit",
+    "count_in_flight",
     "create_limit",
     "credit",
     "delete_limit",
+    "end_limits",
     "expired",
     "export",
     "find_entry",

@@ -1,7 +1,9 @@
-"""The sweeper: settles the calls of processes that died, at their bound."""
+"""Calls in flight, and the sweeper, which settles the calls of processes that died, at their
+bound."""
 
 from collections.abc import Sequence
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -23,10 +25,20 @@ FIND_EXPIRED: Final = """
     ORDER BY lease_until
     LIMIT $1
 """
+COUNT_IN_FLIGHT: Final = """
+    SELECT count(*)
+    FROM (SELECT FROM public.holds WHERE organization_id = $1 LIMIT 1000) h
+"""
 SETTLE_EXPIRED: Final = """
     SELECT id, kind
     FROM public.settle_and_admit($1::text::jsonb, true, NULL, NULL, NULL, NULL)
 """
+
+
+async def count_in_flight(conn: Any, organization_id: UUID) -> int:
+    """Count an organization's calls in flight, up to 1000."""
+    count: int = await conn.fetchval(COUNT_IN_FLIGHT, organization_id)
+    return count
 
 
 async def sweep(database: Database) -> int:

@@ -141,6 +141,24 @@ DELETE_LIMIT: Final = """
       AND deleted_at IS NULL
 """
 
+# Admissions lock limits in this order too. Counters of end users end with their template.
+END_LIMITS: Final = """
+    WITH locked AS (
+        SELECT id
+        FROM public.limits
+        WHERE organization_id = $1
+          AND template_id IS NULL
+          AND deleted_at IS NULL
+        ORDER BY organization_id, id
+        FOR NO KEY UPDATE
+    )
+    UPDATE public.limits l
+    SET deleted_at = now(), updated_at = now()
+    FROM locked
+    WHERE l.organization_id = $1
+      AND l.id = locked.id
+"""
+
 
 class NewLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A requested limit.
@@ -458,3 +476,10 @@ async def delete_limit(conn: Any, actor: Actor, limit: Limit) -> None:
     status = await conn.execute(DELETE_LIMIT, limit.organization_id, limit.id)
     if status == "UPDATE 1":
         await audit.record(conn, limit.organization_id, actor, "limit.delete", str(limit.id))
+
+
+async def end_limits(conn: Any, organization_id: UUID) -> int:
+    """Delete all limits of an organization that is deleted, and return how many there were. The
+    caller has locked the organization, and audits its end."""
+    status: str = await conn.execute(END_LIMITS, organization_id)
+    return int(status.removeprefix("UPDATE "))

@@ -73,6 +73,9 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     price_version: int | None = None
     is_moved: bool = False
     """True if it replaces the hold with the same id."""
+    key_digest: bytes | None = None
+    """The digest of the secret that the caller showed, which has to work when the call is admitted.
+    None leaves that out."""
 
 
 class Sent(msgspec.Struct, kw_only=True):

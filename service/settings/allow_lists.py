@@ -1,9 +1,11 @@
-"""Lists in the settings of what is let through: paths of Venice, origins of browsers (pure)."""
+"""Lists in the settings of what is let through: paths of Venice, origins of browsers, proxies
+(pure)."""
 
 import re
 from typing import Final
 from urllib.parse import urlsplit
 
+from service.formats.addresses import Network, parse_network
 from service.settings import hosts
 
 ACCOUNT_SEGMENTS: Final = frozenset(
@@ -80,6 +82,17 @@ def parse_origins(text: str) -> tuple[str, ...]:
             raise ValueError("must be * alone, or a list of origins without it")
         return origins
     return tuple(_origin(origin) for origin in origins)
+
+
+def parse_proxies(text: str) -> tuple[Network, ...]:
+    """Networks of proxies, separated by commas.
+
+    :raises ValueError: when one is none, or has every address.
+    """
+    networks = tuple(map(parse_network, _entries(text)))
+    if not all(network.prefixlen for network in networks):
+        raise ValueError("must not have every address, since then anybody could state another")
+    return networks
 
 
 def _origin(text: str) -> str:

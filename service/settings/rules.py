@@ -136,7 +136,7 @@ def _read_venice_url(env: Env, name: str, default: Any, environment: Environment
 VENICE_URL: Final = Rule(_read_venice_url, "https in production")
 
 
-def each_of(parse: Callable[[str], tuple[str, ...]]) -> Rule:
+def each_of(parse: Callable[[str], tuple[Any, ...]]) -> Rule:
     """A list, read by ``parse``."""
 
     def read(env: Env, name: str, default: Any, _: Environment | None) -> Any:

@@ -7,6 +7,7 @@ Every variable is declared once, as a field of :class:`Settings` with its rule a
 import dataclasses
 from typing import Any, Final
 
+from service.formats.addresses import Network
 from service.settings import allow_lists
 from service.settings.address import URL_FORM, DatabaseAddress
 from service.settings.rules import (
@@ -252,6 +253,23 @@ class Settings:
         " readers have.",
         each_of(allow_lists.parse_origins),
         (),
+    )
+    trusted_proxies: tuple[Network, ...] = _variable(
+        "TRUSTED_PROXIES",
+        "list",
+        "Networks of the proxies before Rialto, in CIDR notation and separated by commas. Only"
+        " these are believed when they state a client's address, which a key's `ip_allow_list` is"
+        " compared with. Empty: the address of the connection is the client's.",
+        each_of(allow_lists.parse_proxies),
+        (),
+    )
+    client_address_header: str = _variable(
+        "CLIENT_ADDRESS_HEADER",
+        "text",
+        "The header in which the proxies of `TRUSTED_PROXIES` state the client's address. Of"
+        " several addresses the last one counts that is not such a proxy.",
+        choice("x-forwarded-for", "x-real-ip"),
+        "x-forwarded-for",
     )
     body_max_bytes: int = _variable(
         "BODY_MAX_BYTES",

@@ -16,6 +16,7 @@ OPERATORS = [
     "GET /metrics",
     f"POST {ORGANIZATIONS}",
     f"GET {ORGANIZATIONS}",
+    f"DELETE {ORGANIZATIONS}/{{id}}",
     "POST /admin/v1/ledger/{id}/credit",
     "GET /admin/v1/upstream-keys",
     "POST /admin/v1/upstream-keys",
@@ -36,6 +37,7 @@ ORGANIZATIONS_OWN = [
     f"GET {ORGANIZATIONS}/{{id}}/audit-events",
     "PATCH /admin/v1/keys/{id}",
     "DELETE /admin/v1/keys/{id}",
+    "POST /admin/v1/keys/{id}/rotate",
     "PATCH /admin/v1/limits/{id}",
     "DELETE /admin/v1/limits/{id}",
     f"PUT {MODELS}/{{alias}}",
@@ -70,6 +72,7 @@ FREE = [
     "GET /v1/usage",
     "GET /v1/limits",
     "GET /v1/refusals",
+    "POST /v1/key/rotate",
 ]
 """Free routes for any key of an organization."""
 PAID = [

@@ -119,6 +119,7 @@ FINAL = {
     *("invalid_request", "invalid_json", "malformed_request", "unauthenticated"),
     *("missing_api_key", "malformed_api_key", "invalid_api_key", "expired_api_key"),
     *("revoked_api_key", "limit_exceeded", "price_unknown", "forbidden", "organization_inactive"),
+    *("address_not_allowed", "endpoint_not_allowed"),
     *("model_not_allowed", "not_found", "model_not_found", "model_retired", "method_not_allowed"),
     *("conflict", "books_disagree", "payload_too_large", "unsupported_encoding", "head_too_large"),
     *("call_too_large", "upstream_rejected", "context_length_exceeded"),

@@ -409,6 +409,28 @@ async def test_a_key_admits_calls_of_its_own_organization_only(books):
     ]
 
 
+async def test_the_secret_of_a_call_must_work(books):
+    """The current secret of a key admits a call, and the previous one does until its end. A call of
+    the release before, which states none, is admitted."""
+    current, previous, older = books.keys[0].bytes * 2, b"p" * 32, b"o" * 32
+    rotated = "UPDATE api_keys SET previous_digest = $2, previous_until = now() + $3 WHERE id = $1"
+
+    async def outcomes():
+        holds = [
+            msgspec.structs.replace(books.hold(), key_digest=shown)
+            for shown in (current, previous, older, None)
+        ]
+        found = await asyncio.gather(*map(books.ledger.admit, holds), return_exceptions=True)
+        return [getattr(outcome, "code", "admitted") for outcome in found]
+
+    refused = "expired_api_key"
+    assert await outcomes() == ["admitted", refused, refused, "admitted"]
+    await books.connection.execute(rotated, books.keys[0], previous, timedelta(minutes=1))
+    assert await outcomes() == ["admitted", "admitted", refused, "admitted"]
+    await books.connection.execute(rotated, books.keys[0], previous, timedelta(0))
+    assert await outcomes() == ["admitted", refused, refused, "admitted"]
+
+
 async def test_an_admission_opens_only_the_months_of_its_ids(books):
     """The search for entries of the calls prunes all other months before it starts, by a generic
     plan, so its cost does not grow with the months that are kept."""

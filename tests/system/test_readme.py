@@ -45,6 +45,23 @@ async def test_keys_and_the_ledger(tmp_path):
         assert await service.ended() == 0
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the blocks are for curl")
+async def test_change_keys_and_organizations(tmp_path):
+    """The blocks restrict a key, rotate it, and suspend and resume its organization."""
+    made = keys_and_the_ledger()
+    changes = "".join(blocks("docs/api.md", "Change keys and organizations"))
+    async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
+        port = await service.listening()
+        printed = paste(made + changes, tmp_path, port).splitlines()[3:]
+        service.send()
+        assert await service.ended() == 0
+
+    restricted, rotated, suspended, resumed = map(json.loads, printed)
+    assert restricted["ip_allow_list"] == ["203.0.113.0/24", "2001:db8::/32"]
+    assert (rotated["id"], "key" in rotated) == (restricted["id"], True)
+    assert [suspended["status"], resumed["status"]] == ["suspended", "active"]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
 async def test_limits(tmp_path):
     """The block goes on where the first one ended."""
