@@ -225,6 +225,7 @@ CREATE TABLE public.ledger_entries (
 CREATE INDEX ledger_entries_amends_id_idx ON ONLY public.ledger_entries (organization_id, amends_id) WHERE (amends_id IS NOT NULL);
 CREATE INDEX ledger_entries_counted_idx ON ONLY public.ledger_entries (organization_id, counted_at, id);
 CREATE INDEX ledger_entries_job_idx ON ONLY public.ledger_entries (organization_id, upstream_request_id) WHERE (endpoint ~~ '%/queue');
+CREATE INDEX ledger_entries_newest_idx ON ONLY public.ledger_entries ((counted_at AT TIME ZONE 'UTC'), id);
 CREATE INDEX ledger_entries_queued_idx ON ONLY public.ledger_entries (counted_at) WHERE (endpoint ~~ '%/queue');
 CREATE INDEX ledger_entries_request_id_idx ON ONLY public.ledger_entries (request_id, organization_id);
 CREATE TRIGGER ledger_entries_insert_only BEFORE DELETE OR UPDATE ON public.ledger_entries FOR EACH ROW EXECUTE FUNCTION public.refuse_change();

@@ -66,7 +66,7 @@ def parse_id(text: str) -> UUID | None:
     """Return the id that a text is, or None."""
     try:
         return msgspec.convert(text, UUID)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):
         return None
 
 

@@ -98,13 +98,6 @@ class Limits(msgspec.Struct):
     next: UUID | None
 
 
-class Entries(msgspec.Struct):
-    """A page of ledger entries; ``next`` is null on the last."""
-
-    entries: Sequence[LedgerEntry]
-    next: UUID | None
-
-
 class Events(msgspec.Struct):
     """A page of audit events; ``next`` is null on the last."""
 
@@ -138,7 +131,7 @@ async def list_organizations(operation: Operation) -> Organizations:
 
 async def find_organization(operation: Operation) -> Organization:
     """``GET /admin/v1/organizations/{id}``: get an organization."""
-    organization_id = operation.administered_organization()
+    organization_id = await operation.administered_organization()
     return await accounts.find_organization(operation.database, organization_id)
 
 
@@ -146,7 +139,7 @@ async def change_organization(operation: Operation) -> Organization:
     """``PATCH /admin/v1/organizations/{id}``: replace an organization's settings, rename, suspend
     or resume it. Only the operator can do more than replace settings. A suspended organization's
     calls are refused; those in flight end."""
-    organization_id, actor = operation.administered_organization(), operation.actor
+    organization_id, actor = await operation.administered_organization(), operation.actor
     change = await operation.read_body(OrganizationChange)
     if change.name is not UNSET or change.status is not UNSET:
         operation.must_be_operator()
@@ -168,14 +161,14 @@ async def delete_organization(operation: Operation) -> None:
     """``DELETE /admin/v1/organizations/{id}`` → 204: delete an organization that has no calls in
     flight. Its keys are revoked, its limits and aliases end and its data key is destroyed. Its
     ledger stays. This cannot be undone."""
-    organization_id = operation.path_id
+    organization_id = await operation.administered_organization()
     async with operation.caller_change() as conn:
         await accounts.delete_organization(conn, operation.actor, organization_id)
 
 
 async def create_key(operation: Operation) -> MadeKey:
     """``POST /admin/v1/organizations/{id}/keys`` → 201: create a key, which is shown only now."""
-    organization_id = operation.administered_organization()
+    organization_id = await operation.administered_organization()
     new = await operation.read_body(accounts.NewKey)
     caller = operation.caller
     if new.role == "operator" and caller.role != "operator":
@@ -192,20 +185,18 @@ async def create_key(operation: Operation) -> MadeKey:
 async def list_keys(operation: Operation) -> Keys:
     """``GET /admin/v1/organizations/{id}/keys?limit=&after=``: list the keys of an
     organization, oldest first."""
-    organization_id = operation.administered_organization()
+    organization_id = await operation.administered_organization()
     query = operation.read_query(PageQuery)
     rows = await accounts.list_keys(
         operation.database, organization_id, query.after_id or FIRST_ID, query.limit
     )
-    await _must_exist(operation, organization_id, rows)
     return Keys(rows, _next(rows, query))
 
 
 async def change_key(operation: Operation) -> ApiKey:
     """``PATCH /admin/v1/keys/{id}``: change a key's name, expiry and settings, and the models,
     endpoints and addresses that it may be used for and from."""
-    key = await accounts.find_key(operation.database, operation.path_id)
-    operation.must_administer(key.organization_id)
+    key = await operation.administered_key()
     change = await operation.read_body(accounts.KeyChange)
     caller = operation.caller
     if change.models is not UNSET:
@@ -224,8 +215,7 @@ async def rotate_key(operation: Operation) -> MadeKey:
     """``POST /admin/v1/keys/{id}/rotate``: give a key a new secret, which is shown only now. The
     old secret goes on working for ``overlap_seconds``, a day unless stated. Settings, limits and
     history stay with the key."""
-    key = await accounts.find_key(operation.database, operation.path_id)
-    operation.must_administer(key.organization_id)
+    key = await operation.administered_key()
     rotation, caller = await operation.read_body(accounts.Rotation), operation.caller
     must_be_granted(caller, key)
     own_digest = caller.key_digest if caller.api_key_id == key.id else None
@@ -241,8 +231,7 @@ async def rotate_key(operation: Operation) -> MadeKey:
 async def revoke_key(operation: Operation) -> None:
     """``DELETE /admin/v1/keys/{id}`` → 204: revoke a key. Every replica refuses its next paid
     call."""
-    key = await accounts.find_key(operation.database, operation.path_id)
-    operation.must_administer(key.organization_id)
+    key = await operation.administered_key()
     async with operation.caller_change() as conn:
         await accounts.revoke_key(conn, operation.actor, key)
 
@@ -250,9 +239,8 @@ async def revoke_key(operation: Operation) -> None:
 async def create_limit(operation: Operation) -> Limit:
     """``POST /admin/v1/organizations/{id}/limits`` → 201: create a limit, in force on the next
     call."""
-    organization_id = operation.administered_organization()
+    organization_id = await operation.administered_organization()
     new = await operation.read_body(ledger.NewLimit)
-    await accounts.find_organization(operation.database, organization_id)
     end_user = None
     if new.end_user is not None:
         end_user = await _digest(operation, organization_id, new.end_user)
@@ -268,7 +256,7 @@ async def list_limits(operation: Operation) -> Limits:
     """``GET /admin/v1/organizations/{id}/limits?limit=&after=&end_user=``: list the limits of
     an organization, with what is used and held. With ``end_user``, only those that bind that end
     user; an empty value means calls without one."""
-    organization_id = operation.administered_organization()
+    organization_id = await operation.administered_organization()
     query = operation.read_query(LimitsQuery)
     end_user = None
     if query.end_user is not UNSET:
@@ -277,7 +265,6 @@ async def list_limits(operation: Operation) -> Limits:
     rows = await ledger.list_limits(
         operation.database, organization_id, query.after_id or FIRST_ID, query.limit, end_user
     )
-    await _must_exist(operation, organization_id, rows)
     return Limits(rows, _next(rows, query))
 
 
@@ -300,18 +287,6 @@ async def delete_limit(operation: Operation) -> None:
         await accounts.announce(conn, limit.organization_id)
 
 
-async def list_ledger(operation: Operation) -> Entries:
-    """``GET /admin/v1/organizations/{id}/ledger?limit=&after=``: list the ledger of an
-    organization, newest first."""
-    organization_id = operation.administered_organization()
-    query = operation.read_query(PageQuery)
-    rows = await ledger.list_entries(
-        operation.database, organization_id, query.after_id, query.limit
-    )
-    await _must_exist(operation, organization_id, rows)
-    return Entries(rows, _next(rows, query))
-
-
 async def credit(operation: Operation) -> LedgerEntry:
     """``POST /admin/v1/ledger/{id}/credit`` → 201: give money of a call back. The same
     request again, with its ``id``, changes nothing."""
@@ -326,11 +301,10 @@ async def credit(operation: Operation) -> LedgerEntry:
 async def list_audit_events(operation: Operation) -> Events:
     """``GET /admin/v1/organizations/{id}/audit-events?limit=&before=``: list the changes in an
     organization, newest first."""
-    organization_id = operation.administered_organization()
+    organization_id = await operation.administered_organization()
     query = operation.read_query(EventsQuery)
     before = ledger.MAX_CEILING_COUNT if query.before is UNSET else query.before
     events = await audit.list_events(operation.database, organization_id, before, query.limit)
-    await _must_exist(operation, organization_id, events)
     following = events[-1].sequence if len(events) == query.limit else None
     return Events(events, following)
 
@@ -417,12 +391,6 @@ async def _must_not_redirect(
             "alias: the operator allows a key this name, so only the operator can change it.",
             param="alias",
         )
-
-
-async def _must_exist(operation: Operation, organization_id: UUID, rows: Sequence[Any]) -> None:
-    """:raises NotFound: when there are no rows because there is no such organization."""
-    if not rows:
-        await accounts.find_organization(operation.database, organization_id)
 
 
 async def _digest(operation: Operation, organization_id: UUID, end_user: str) -> bytes:

@@ -62,6 +62,11 @@ INFO: Final = {
         " `Retry-After`."
     ),
 }
+NAMED: Final = {
+    "/admin/v1/organizations/{id}": "An id or a name.",
+    "/admin/v1/keys/{id}": "An id, the beginning of the key, or a name.",
+}
+"""Paths that begin like this take more than an id."""
 _OPENING: Final = re.compile(r"^`[^`]+`(?: → \d+)?(?: with the operator's key)?[:;,]?\s*")
 _SENTENCE_END: Final = re.compile(r"\.(?:\s|$)|[:;] ")
 _PARAMETER: Final = re.compile(r"{(\w+)}")
@@ -216,9 +221,13 @@ class _Schemas:
         return exchange
 
     def _path(self, path: str) -> Iterator[Json]:
+        named = next((text for start, text in NAMED.items() if path.startswith(start)), None)
         for name in _PARAMETER.findall(path):
-            is_ours = path.startswith("/admin/") and name == "id"
-            schema = {"type": "string", "format": "uuid"} if is_ours else {"type": "string"}
+            schema = {"type": "string"}
+            if name == "id" and named is not None:
+                schema["description"] = named
+            elif name == "id" and path.startswith("/admin/"):
+                schema["format"] = "uuid"
             yield {"name": name, "in": "path", "required": True, "schema": schema}
 
     def _query(self, spec: RouteSpec) -> Iterator[Json]:
@@ -272,6 +281,8 @@ def _errors(path: str, spec: RouteSpec) -> Iterator[type[ServiceError]]:
         yield from (Unauthenticated, Forbidden, RateLimited, Unavailable)
     if "{" in path:
         yield NotFound
+    if path.startswith(tuple(NAMED)):
+        yield ClientError
     if spec.query is not None:
         yield ClientError
     if spec.takes is not None:

@@ -9,7 +9,8 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from service.accounts import Caller
+from service import accounts
+from service.accounts import ApiKey, Caller
 from service.api.auth import (
     authenticate_administrator,
     database_of,
@@ -28,7 +29,7 @@ from service.api.wire import (
 )
 from service.audit import Actor
 from service.database.database import Database
-from service.errors import ClientError
+from service.errors import ClientError, Forbidden, NotFound
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -71,14 +72,49 @@ class Operation:
         """:raises Forbidden: when the organization is not the caller's to administer."""
         must_administer(self.caller, organization_id)
 
-    def administered_organization(self) -> UUID:
-        """The id in the path, of an organization that the caller administers.
+    @property
+    def own_organization(self) -> UUID | None:
+        """The only organization that the caller administers; None for the operator, who
+        administers all."""
+        return None if self.caller.role == "operator" else self.caller.organization_id
 
-        :raises NotFound, Forbidden: when it is no UUID, or not the caller's to administer.
+    async def administered_organization(self) -> UUID:
+        """The organization that the path names; see :meth:`find_organization`."""
+        return await self.find_organization(self.request.match_info["id"])
+
+    async def administered_key(self) -> ApiKey:
+        """The key that the path names; see :meth:`find_key`."""
+        key_id = await self.find_key(self.request.match_info["id"])
+        return await accounts.find_key(self.database, key_id)
+
+    async def find_organization(self, text: str) -> UUID:
+        """The organization with this id or name, if the caller administers it. For an administrator
+        all other organizations look as if they did not exist.
+
+        :raises Forbidden: for an administrator, of any id but its own organization's.
+        :raises NotFound: when there is none; for an administrator, of any name but its own's.
+        :raises ClientError: when several have the name.
         """
-        organization_id = self.path_id
-        self.must_administer(organization_id)
-        return organization_id
+        own, stated_id = self.own_organization, accounts.parse_id(text)
+        if stated_id is not None:
+            self.must_administer(stated_id)
+        return await accounts.find_organization_id(self.database, text, own)
+
+    async def find_key(self, text: str, organization_id: UUID | None = None) -> UUID:
+        """The key with this id, prefix or name, if the caller administers it, optionally of one
+        organization alone. For an administrator all keys of others look as if they did not exist.
+
+        :raises Forbidden: for an administrator, of any id but those of its own keys.
+        :raises NotFound: when there is none; for an administrator, of any other's name or prefix.
+        :raises ClientError: when several keys fit, or it is a whole key.
+        """
+        own = self.own_organization
+        try:
+            return await accounts.find_key_id(self.database, text, own or organization_id)
+        except NotFound:
+            if own is None or accounts.parse_id(text) is None:
+                raise
+            raise Forbidden("This key administers its own organization only.") from None
 
     async def read_body(self, shape: type[T]) -> T:
         """The JSON body, as the type that describes it.

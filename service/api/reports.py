@@ -82,8 +82,7 @@ async def usage(operation: Operation) -> Usage:
     """``GET /admin/v1/organizations/{id}/usage?group_by=&from=&to=``: sums of the entries of a
     period. ``api_key_id``, ``end_user`` (the plain name), ``model`` and ``tag`` (``name=value``)
     choose among them."""
-    organization_id = operation.administered_organization()
-    await accounts.find_organization(operation.database, organization_id)
+    organization_id = await operation.administered_organization()
     query = operation.read_query(UsageQuery)
     return await _report(operation.request, organization_id, id_of(query.api_key_id), query)
 
@@ -112,9 +111,8 @@ async def export(operation: Operation) -> web.StreamResponse:
 
     If it cannot go on the connection is broken off, so that no part is taken for the whole.
     """
-    organization_id = operation.administered_organization()
+    organization_id = await operation.administered_organization()
     database, request = operation.database, operation.request
-    await accounts.find_organization(database, organization_id)
     query = operation.read_query(ExportQuery)
     wanted = query.format
     start, end = _period(query, await database.now())

@@ -12,6 +12,7 @@ from service.api import (
     admin,
     health,
     inference,
+    lists,
     lookups,
     media,
     messages,
@@ -36,6 +37,7 @@ from service.api.queries import PageQuery
 from service.derived import RefusalPage
 from service.errors import ClientError, Conflict, Forbidden, LimitExceeded, NotFound, RateLimited
 from service.gateway import CHAT, DECISIONS, ENDPOINTS, FREE_PATHS, TRANSCRIPTIONS, Endpoint
+from service.reports.entries import EntryPage
 from service.reports.story import Story
 
 READ_PATHS: Final = (
@@ -73,6 +75,7 @@ def add_routes(app: web.Application) -> None:
     _add_organizations(routes, "/admin/v1/organizations")
     _add_keys_and_limits(routes)
     _add_lookups(routes)
+    _add_lists(routes)
     _add_models_and_upstream_keys(routes)
     # What Venice may have beside all that.
     prefix = "/api/v1"
@@ -163,8 +166,8 @@ def _add_organizations(routes: Routes, path: str) -> None:
     add_operation(routes, f"POST {path}/limits", admin.create_limit, limit)
     limits = administrator(query=admin.LimitsQuery, gives=admin.Limits)
     add_operation(routes, f"GET {path}/limits", admin.list_limits, limits)
-    entries = administrator(query=PageQuery, gives=admin.Entries)
-    add_operation(routes, f"GET {path}/ledger", admin.list_ledger, entries)
+    entries = administrator(query=lists.SearchQuery, gives=EntryPage)
+    add_operation(routes, f"GET {path}/ledger", lists.list_ledger, entries)
     exported = administrator(query=reports.ExportQuery, gives=tuple(ledger.CONTENT_TYPES.values()))
     add_operation(routes, f"GET {path}/ledger/export", reports.export, exported)
     usage = administrator(query=reports.UsageQuery, gives=reports.Usage)
@@ -196,6 +199,17 @@ def _add_lookups(routes: Routes) -> None:
     add_operation(routes, "GET /admin/v1/requests/{request_id}", lookups.find_request, found)
     listed = administrator(query=lookups.RefusalsQuery, gives=RefusalPage)
     add_operation(routes, "GET /admin/v1/refusals", lookups.refusals, listed)
+
+
+def _add_lists(routes: Routes) -> None:
+    found = administrator(query=lists.LedgerQuery, gives=EntryPage, refuses=(NotFound,))
+    add_operation(routes, "GET /admin/v1/ledger", lists.search_ledger, found)
+    calls = administrator(query=lists.CallsQuery, gives=lists.Calls, refuses=(NotFound,))
+    add_operation(routes, "GET /admin/v1/calls", lists.list_calls, calls)
+    near = administrator(query=lists.NearQuery, gives=lists.Standings, refuses=(NotFound,))
+    add_operation(routes, "GET /admin/v1/limits", lists.list_near_limits, near)
+    keys = administrator(query=lists.KeysQuery, gives=lists.FoundKeys, refuses=(NotFound,))
+    add_operation(routes, "GET /admin/v1/keys", lists.search_keys, keys)
 
 
 def _add_models_and_upstream_keys(routes: Routes) -> None:

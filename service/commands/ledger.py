@@ -12,6 +12,7 @@ from service.commands.parameters import DAY, WholeNumber
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
 from service.database.database import Database
+from service.reports.entries import EntryFilter, search
 
 
 @click.group("ledger")
@@ -24,9 +25,12 @@ def ledger_group() -> None:
 @click.option("--limit", type=WholeNumber(1, 1000), default=20)
 def list_ledger(organization_id: UUID, limit: int) -> None:
     """List the newest entries."""
-    with_database(
-        lambda database, _: ledger.list_entries(database, organization_id, before=None, limit=limit)
-    )
+
+    async def work(database: Database, _: Keyring) -> Any:
+        wanted = EntryFilter(organization_id=organization_id)
+        return (await search(database, wanted, None, limit)).entries
+
+    with_database(work)
 
 
 @ledger_group.command("export")

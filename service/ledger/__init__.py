@@ -10,13 +10,13 @@ from service.ledger.calls import Ledger
 from service.ledger.credits import NewCredit, credit, refund
 from service.ledger.end_users import sweep_end_users
 from service.ledger.entries import (
+    EntryKind,
     Job,
     LedgerEntry,
     QueuedJob,
     find_entry,
     find_job,
     find_owner,
-    list_entries,
     list_jobs,
 )
 from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
@@ -64,6 +64,7 @@ __all__ = [
     "Alert",
     "CostSource",
     "Entry",
+    "EntryKind",
     "ExportFormat",
     "Fault",
     "Filter",
@@ -102,7 +103,6 @@ __all__ = [
     "is_too_large",
     "left_of",
     "list_binding",
-    "list_entries",
     "list_jobs",
     "list_limits",
     "make_partitions",

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,8 @@ from service import money
 from service.database.database import Database
 from service.errors import NotFound, Unavailable
 
+EntryKind = Literal["call", "correction", "credit", "unattributed"]
+
 # ruff: noqa: S608 - statements are built from constants
 COLUMNS: Final = """
     id, kind, amends_id, api_key_id, encode(end_user, 'hex') AS end_user, request_id, endpoint,
@@ -19,19 +21,6 @@ COLUMNS: Final = """
     output_tokens,
     cost_nanos, cost_source, bound_nanos, bound_tokens, price_version, upstream_request_id,
     first_byte_ms, duration_ms, tags::text AS tags, note, counted_at, created_at
-"""
-LIST_ENTRIES: Final = f"""
-    SELECT {COLUMNS}
-    FROM public.ledger_entries
-    WHERE organization_id = $1
-      AND (counted_at, id) < (
-          CASE WHEN $2::uuid IS NULL THEN 'infinity'
-               ELSE (SELECT counted_at FROM public.ledger_entries
-                     WHERE organization_id = $1 AND id = $2) END,
-          coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-      )
-    ORDER BY counted_at DESC, id DESC
-    LIMIT $3
 """
 FIND_ENTRY: Final = f"""
     SELECT {COLUMNS}
@@ -139,17 +128,6 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
-async def list_entries(
-    database: Database, organization_id: UUID, before: UUID | None, limit: int
-) -> Sequence[LedgerEntry]:
-    """List entries, newest settlement first, older than the entry ``before``.
-
-    Empty when there is no such entry.
-    """
-    rows = await database.fetch(LIST_ENTRIES, organization_id, before, limit)
-    return [_entry(row) for row in rows]
-
-
 async def find_entry(database: Database, organization_id: UUID, entry_id: UUID) -> LedgerEntry:
     """Return one entry.
 
@@ -226,15 +204,21 @@ async def list_jobs(
     return [QueuedJob(**row) for row in rows]
 
 
-def _entry(row: Any) -> LedgerEntry:
+def facts_of(row: Any) -> dict[str, Any]:
+    """Return the members of a :class:`LedgerEntry` from a row with ``COLUMNS``, and all others as
+    they are."""
     facts = dict(row)
-    tags = facts.pop("tags")
-    return LedgerEntry(
+    tags = facts["tags"]
+    return {
         **{name: facts[name] for name in facts if not name.endswith("_nanos")},
-        cost_usd=_usd(facts["cost_nanos"]),
-        bound_usd=_usd(facts["bound_nanos"]),
-        tags=None if tags is None else msgspec.json.decode(tags),
-    )
+        "cost_usd": _usd(facts["cost_nanos"]),
+        "bound_usd": _usd(facts["bound_nanos"]),
+        "tags": None if tags is None else msgspec.json.decode(tags),
+    }
+
+
+def _entry(row: Any) -> LedgerEntry:
+    return LedgerEntry(**facts_of(row))
 
 
 def _usd(nanos: int | None) -> str | None:

@@ -355,7 +355,7 @@ async def list_limits(
     counters. The empty digest means calls without an end user.
     """
     found = await database.fetch(LIST_IDS, organization_id, after, limit, end_user)
-    return [_limit(row) for row in await database.fetch(READ_LIMITS, [row["id"] for row in found])]
+    return await read_limits(database, [row["id"] for row in found])
 
 
 async def list_binding(
@@ -368,12 +368,12 @@ async def list_binding(
     """
     name = model and model.partition(":")[0]
     found = await conn.fetch(LIST_BINDING, organization_id, api_key_id, end_user, name)
-    return [_limit(row) for row in await conn.fetch(READ_LIMITS, [row["id"] for row in found])]
+    return await read_limits(conn, [row["id"] for row in found])
 
 
-async def read_limits(database: Database, limit_ids: Sequence[UUID]) -> Sequence[Limit]:
-    """Return the limits with these ids as of now, oldest first, without those that are deleted."""
-    return [_limit(row) for row in await database.fetch(READ_LIMITS, limit_ids)]
+async def read_limits(conn: Any, limit_ids: Sequence[UUID]) -> Sequence[Limit]:
+    """Return the limits with these ids as of now, oldest first, without the deleted ones."""
+    return [_limit(row) for row in await conn.fetch(READ_LIMITS, limit_ids)]
 
 
 async def find_limit(database: Database, limit_id: UUID) -> Limit:

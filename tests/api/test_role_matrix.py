@@ -48,7 +48,12 @@ ADMINISTRATORS = [
     f"GET {MODELS}",
     "GET /admin/v1/requests/{request_id}",
     "GET /admin/v1/refusals",
+    "GET /admin/v1/ledger",
+    "GET /admin/v1/calls",
+    "GET /admin/v1/limits",
+    "GET /admin/v1/keys",
 ]
+"""Routes that show an administrator its own organization without naming it."""
 FREE = [
     *(
         f"POST /v1/{family}/{step}"
@@ -374,6 +379,19 @@ IDS_OF_OTHERS = [
     ("GET", "{own}/ledger/export?organization_id={organization}", None, 200),
     ("GET", f"{MODELS}?organization_id={{organization}}", None, 200),
     ("GET", f"{ORGANIZATIONS}/{{own_id}}%2F..%2F{{organization}}", None, 404),
+    ("GET", f"{ORGANIZATIONS}/victims-own", None, 404),
+    ("GET", f"{ORGANIZATIONS}/victims-own/ledger", None, 404),
+    ("GET", "{own}/ledger?key={key}", None, 403),
+    ("GET", "{own}/ledger?key=victims-own", None, 404),
+    ("GET", "{own}/ledger?request_id={request}", None, 200),
+    ("GET", "/admin/v1/ledger?request_id={request}", None, 200),
+    ("GET", "/admin/v1/ledger?organization={organization}", None, 403),
+    ("GET", "/admin/v1/ledger?after={entry}", None, 200),
+    ("GET", "/admin/v1/calls?organization=victims-own", None, 404),
+    ("GET", "/admin/v1/limits?near=0", None, 200),
+    ("GET", "/admin/v1/keys?q=victims-own", None, 200),
+    ("GET", "/admin/v1/keys?after={key}", None, 200),
+    ("DELETE", "/admin/v1/keys/victims-own", None, 404),
 ]
 
 
@@ -392,6 +410,7 @@ async def test_ids_of_others_in_requests_for_ones_own(service, method, path, bod
         entry=victim.entry["id"],
         limit=victim.limit["id"],
         organization=caller.organization_id,
+        request=victim.entry["request_id"],
     )
     arguments = {"json": {**body, "api_key_id": caller.key_id}} if body else {}
     before = await victim.state()

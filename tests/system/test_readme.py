@@ -150,6 +150,23 @@ async def test_reports_and_keys_at_venice(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
+async def test_names_and_searches(tmp_path):
+    """Names stand for ids in paths and searches."""
+    made, (names,) = keys_and_the_ledger(), blocks("docs/api.md", "Administration")
+    (searches,) = blocks("docs/reports.md", "Search")
+    block = f"{names}REQUEST_ID=none\n{searches}"
+    async with started(tmp_path, OPERATOR_KEY=None, ENCRYPTION_KEY=None) as service:
+        port = await service.listening()
+        printed = paste(made + block, tmp_path, port).splitlines()[3:]
+        service.send()
+        assert await service.ended() == 0
+
+    keys, *found = map(json.loads, printed)
+    assert [key["name"] for key in keys["keys"]] == ["app"]
+    assert found == [{"entries": [], "next": None}] * 3
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
 def test_faults_on_demand(tmp_path, unused_tcp_port):
     """A sandbox that runs alone takes the fault, lists it with every kind, and forgets it."""
     run, _, block = (

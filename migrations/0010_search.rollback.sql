@@ -1,0 +1,1 @@
+DROP INDEX public.ledger_entries_newest_idx;
