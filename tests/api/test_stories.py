@@ -222,6 +222,23 @@ async def test_an_administrator_sees_its_own(service, upstream, caller):
                 assert found["upstream_key_name"] is None
 
 
+async def test_two_organizations_with_one_id(service, caller):
+    """An administrator finds its own request, though another organization has sent its id later."""
+    other = await service.new_caller("other")
+    for one in (caller, other):
+        one.headers["x-request-id"] = "shared-1"
+        await called(one)
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
+    _, admin = await service.operate("POST", path, json={"name": "a", "role": "admin"})
+    headers = {"Authorization": f"Bearer {admin['key']}"}
+    async with service.http.get(f"{REQUESTS}/shared-1", headers=headers) as response:
+        found = await response.json()
+
+    assert (found["organization_id"], found["others"]) == (caller.organization_id, [])
+    seen = await story_of(service, "shared-1")
+    assert (seen["organization_id"], len(seen["others"])) == (other.organization_id, 1)
+
+
 @pytest.mark.parametrize("request_id", ["nothing", str(UUID(int=5)), "x" * 500, "%00", "a%20b"])
 async def test_an_id_that_nothing_has(service, request_id):
     """An id that nothing has, of any form, is a 404."""
