@@ -187,28 +187,34 @@ async def create_key(
         created_at=datetime.now(UTC),
         set_by=actor.set_by,
     )
-    await conn.execute(
-        INSERT_KEY,
-        key.id,
-        organization_id,
-        key.name,
-        key.role,
-        crypto.key_digest(secret),
-        key.prefix,
-        msgspec.json.encode(key.settings).decode(),
-        key.models,
-        key.expires_at,
-        key.created_at,
-        key.set_by,
-        endpoints,
-        networks,
-    )
+    await _insert(conn, key, crypto.key_digest(secret), networks)
     detail: dict[str, Any] = {"name": key.name, "role": key.role, "prefix": key.prefix}
     for field in ("models", "allowed_endpoints", "ip_allow_list"):
         if (entries := getattr(key, field)) is not None:
             detail[field] = entries
     await audit.record(conn, organization_id, actor, "api_key.create", str(key.id), detail)
     return key, secret
+
+
+async def _insert(
+    conn: Any, key: ApiKey, digest: bytes, networks: Sequence[Network] | None
+) -> None:
+    await conn.execute(
+        INSERT_KEY,
+        key.id,
+        key.organization_id,
+        key.name,
+        key.role,
+        digest,
+        key.prefix,
+        msgspec.json.encode(key.settings).decode(),
+        key.models,
+        key.expires_at,
+        key.created_at,
+        key.set_by,
+        key.allowed_endpoints,
+        networks,
+    )
 
 
 async def create_passing_key(conn: Any) -> UUID:

@@ -194,8 +194,8 @@ async def list_keys(operation: Operation) -> Keys:
 
 
 async def change_key(operation: Operation) -> ApiKey:
-    """``PATCH /admin/v1/keys/{id}``: change a key's name, expiry and settings, and the models,
-    endpoints and addresses that it may be used for and from."""
+    """``PATCH /admin/v1/keys/{id}``: change a key's name, expiry, settings or restrictions. These
+    are the models and endpoints that it may be used for, and the networks from which."""
     key = await operation.administered_key()
     change = await operation.read_body(accounts.KeyChange)
     caller = operation.caller
