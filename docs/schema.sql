@@ -411,6 +411,68 @@ CREATE TABLE derived.attempts (
 CREATE INDEX attempts_entry_id_idx ON derived.attempts (entry_id);
 CREATE INDEX attempts_organization_id_idx ON derived.attempts (organization_id, id);
 
+CREATE TABLE derived.usage (
+    cut text NOT NULL,
+    start_at timestamptz NOT NULL,
+    organization_id uuid,
+    api_key_id uuid,
+    model text,
+    endpoint text,
+    outcome text,
+    entries bigint NOT NULL,
+    calls bigint NOT NULL,
+    failures bigint NOT NULL,
+    input_tokens bigint NOT NULL,
+    cached_input_tokens bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    cost_nanos bigint NOT NULL,
+    unknown_costs bigint NOT NULL,
+    first_bytes numeric NOT NULL,
+    durations numeric NOT NULL
+) PARTITION BY LIST (cut);
+CREATE TABLE derived.usage_by_hour PARTITION OF derived.usage FOR VALUES IN ('hour');
+CREATE TABLE derived.usage_by_day PARTITION OF derived.usage FOR VALUES IN ('day');
+CREATE TABLE derived.key_usage_by_hour PARTITION OF derived.usage FOR VALUES IN ('key_hour');
+CREATE TABLE derived.key_usage_by_day PARTITION OF derived.usage FOR VALUES IN ('key_day');
+CREATE TABLE derived.model_usage_by_hour PARTITION OF derived.usage FOR VALUES IN ('model_hour');
+CREATE TABLE derived.model_usage_by_day PARTITION OF derived.usage FOR VALUES IN ('model_day');
+CREATE UNIQUE INDEX usage_key ON ONLY derived.usage (cut, organization_id, start_at, api_key_id, model, endpoint, outcome) NULLS NOT DISTINCT;
+CREATE INDEX usage_start_at_idx ON ONLY derived.usage (start_at);
+
+CREATE TABLE derived.usage_cursor (
+    is_only boolean NOT NULL DEFAULT true,
+    counted_to timestamptz,
+    next_to timestamptz,
+    waits_for text[] NOT NULL DEFAULT '{}',
+    CONSTRAINT usage_cursor_pkey PRIMARY KEY (is_only),
+    CONSTRAINT usage_cursor_is_only CHECK (is_only)
+);
+
+CREATE VIEW derived.entries AS
+ SELECT organization_id,
+    id,
+    counted_at,
+    api_key_id,
+    end_user,
+    model,
+    endpoint,
+    outcome,
+    tags,
+    1::bigint AS entries,
+    requests::bigint AS calls,
+        CASE
+            WHEN outcome <> ALL (ARRAY['ok', 'client_closed', 'not_sent']) THEN requests::bigint
+            ELSE 0::bigint
+        END AS failures,
+    COALESCE(input_tokens, 0::bigint) AS input_tokens,
+    COALESCE(cached_input_tokens, 0::bigint) AS cached_input_tokens,
+    COALESCE(output_tokens, 0::bigint) AS output_tokens,
+    COALESCE(cost_nanos, 0::bigint) AS cost_nanos,
+    (cost_nanos IS NULL)::integer::bigint AS unknown_costs,
+    COALESCE(('{1,1000000000000,1000000000000000000000000,1000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000}')[1 + width_bucket(first_byte_ms, '{50,100,200,300,500,750,1000,1500,2000,3000,5000,10000,20000,30000,60000,120000}')], 0::numeric) AS first_bytes,
+    COALESCE(('{1,1000000000000,1000000000000000000000000,1000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000,1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000}')[1 + width_bucket(duration_ms, '{50,100,200,300,500,750,1000,1500,2000,3000,5000,10000,20000,30000,60000,120000}')], 0::numeric) AS durations
+   FROM public.ledger_entries e;
+
 CREATE TYPE public.applying_limits AS (
     ids uuid[],
     template_ids uuid[],
@@ -798,6 +860,78 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION public.count_usage(sign integer, counted_from timestamp with time zone, counted_to timestamp with time zone, first_id uuid, end_id uuid)
+ RETURNS TABLE(api_key_id uuid, last_used_at timestamp with time zone)
+ LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH batch AS MATERIALIZED (
+        SELECT date_trunc('hour', e.counted_at, 'UTC') AS hour, e.organization_id, e.api_key_id,
+               e.model, e.endpoint, e.outcome,
+               max(e.counted_at) FILTER (WHERE e.calls > 0) AS last_used_at,
+               sum(e.entries) AS entries, sum(e.calls) AS calls, sum(e.failures) AS failures,
+               sum(e.input_tokens) AS input_tokens,
+               sum(e.cached_input_tokens) AS cached_input_tokens,
+               sum(e.output_tokens) AS output_tokens, sum(e.cost_nanos) AS cost_nanos,
+               sum(e.unknown_costs) AS unknown_costs, sum(e.first_bytes) AS first_bytes,
+               sum(e.durations) AS durations
+        FROM public.organizations o
+        CROSS JOIN LATERAL (
+            SELECT x.*
+            FROM derived.entries x
+            WHERE x.organization_id = o.id
+              AND x.counted_at >= count_usage.counted_from
+              AND x.counted_at < count_usage.counted_to
+              AND (count_usage.first_id IS NULL
+                   OR x.id >= count_usage.first_id AND x.id < count_usage.end_id)
+            OFFSET 0
+        ) e
+        GROUP BY 1, 2, 3, 4, 5, 6
+    ), counted AS (
+        INSERT INTO derived.usage AS kept (
+            cut, start_at, organization_id, api_key_id, model, endpoint, outcome, entries, calls,
+            failures, input_tokens, cached_input_tokens, output_tokens, cost_nanos, unknown_costs,
+            first_bytes, durations
+        )
+        SELECT c.cut, date_trunc(c.unit, b.hour, 'UTC'),
+               CASE WHEN c.has_key THEN b.organization_id END,
+               CASE WHEN c.has_key THEN b.api_key_id END,
+               CASE WHEN c.has_model THEN b.model END,
+               CASE WHEN c.has_model THEN b.endpoint END,
+               CASE WHEN c.has_model THEN b.outcome END,
+               sign * sum(b.entries), sign * sum(b.calls), sign * sum(b.failures),
+               sign * sum(b.input_tokens), sign * sum(b.cached_input_tokens),
+               sign * sum(b.output_tokens), sign * sum(b.cost_nanos), sign * sum(b.unknown_costs),
+               sign * sum(b.first_bytes), sign * sum(b.durations)
+        FROM batch b
+        CROSS JOIN (
+            VALUES ('hour', 'hour', true, true), ('day', 'day', true, true),
+                   ('key_hour', 'hour', true, false), ('key_day', 'day', true, false),
+                   ('model_hour', 'hour', false, true), ('model_day', 'day', false, true)
+        ) AS c (cut, unit, has_key, has_model)
+        GROUP BY 1, 2, 3, 4, 5, 6, 7
+        ON CONFLICT (cut, organization_id, start_at, api_key_id, model, endpoint, outcome)
+        DO UPDATE SET
+            entries = kept.entries + excluded.entries,
+            calls = kept.calls + excluded.calls,
+            failures = kept.failures + excluded.failures,
+            input_tokens = kept.input_tokens + excluded.input_tokens,
+            cached_input_tokens = kept.cached_input_tokens + excluded.cached_input_tokens,
+            output_tokens = kept.output_tokens + excluded.output_tokens,
+            cost_nanos = kept.cost_nanos + excluded.cost_nanos,
+            unknown_costs = kept.unknown_costs + excluded.unknown_costs,
+            first_bytes = kept.first_bytes + excluded.first_bytes,
+            durations = kept.durations + excluded.durations
+    )
+    SELECT b.api_key_id, max(b.last_used_at)
+    FROM batch b
+    WHERE b.last_used_at IS NOT NULL
+    GROUP BY b.api_key_id;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION public.credit(call_organization_id uuid, call_id uuid, credit_id uuid, credit_nanos bigint, credit_note text)
  RETURNS TABLE(verdict text, left_nanos bigint)
  LANGUAGE plpgsql
@@ -814,6 +948,8 @@ DECLARE
 BEGIN
     -- One credit of an organization at a time; before the ledger is touched, as in every change.
     PERFORM FROM public.organizations o WHERE o.id = call_organization_id FOR NO KEY UPDATE;
+    -- Before the clock is read: roll-ups wait for whoever has this lock.
+    LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
 
     SELECT x.* INTO call
     FROM public.ledger_entries x
@@ -902,6 +1038,7 @@ AS $function$
 DECLARE
     name CONSTANT text := 'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
 BEGIN
+    PERFORM public.uncount_month(month);
     FOR attempt IN 1 .. attempts LOOP
         BEGIN
             IF public.is_month_read(name) THEN
@@ -2203,6 +2340,40 @@ BEGIN
         END IF;
         results := results || result;
     END LOOP;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.uncount_month(month timestamp with time zone)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    first_id CONSTANT uuid := public.uuid7_floor(month);
+    end_id CONSTANT uuid := public.uuid7_floor(
+        (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'
+    );
+    rolled_up_to timestamptz;
+    first_at timestamptz;
+    last_at timestamptz;
+BEGIN
+    SELECT c.counted_to INTO rolled_up_to
+    FROM derived.usage_cursor c
+    FOR UPDATE;
+    SELECT min(e.counted_at), max(e.counted_at) INTO first_at, last_at
+    FROM public.ledger_entries e
+    WHERE e.id >= first_id
+      AND e.id < end_id
+      AND e.counted_at < rolled_up_to;
+    IF first_at IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM public.count_usage(
+        -1, first_at, least(rolled_up_to, last_at + interval '1 microsecond'), first_id, end_id
+    );
+    DELETE FROM derived.usage u
+    WHERE u.start_at >= date_trunc('day', first_at, 'UTC')
+      AND u.start_at <= last_at
+      AND u.entries = 0;
 END
 $function$;
 

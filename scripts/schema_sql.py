@@ -63,7 +63,23 @@ TABLES: Final = """
            CASE relkind WHEN 'p' THEN pg_get_partkeydef(pg_class.oid) END
     FROM pg_class
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
-    WHERE nspname IN ('public', 'derived') AND relkind IN ('r', 'p')
+    WHERE nspname IN ('public', 'derived') AND relkind IN ('r', 'p') AND NOT relispartition
+"""
+VIEWS: Final = """
+    SELECT format(E'CREATE VIEW %s AS\\n%s', oid::regclass, pg_get_viewdef(oid, true))
+    FROM pg_class
+    WHERE relnamespace = to_regnamespace('derived') AND relkind = 'v'
+    ORDER BY relname
+"""
+PARTITIONS: Final = """
+    SELECT format(
+        'CREATE TABLE %%s PARTITION OF %%s %%s;', oid::regclass, inhparent::regclass,
+        pg_get_expr(relpartbound, oid)
+    )
+    FROM pg_class
+    JOIN pg_inherits ON inhrelid = oid
+    WHERE inhparent = %(table)s AND relnamespace = to_regnamespace('derived')
+    ORDER BY oid
 """
 COLUMNS: Final = """
     SELECT format('%%I %%s', attname, format_type(atttypid, atttypmod))
@@ -125,7 +141,7 @@ def render(address: DatabaseAddress) -> str:
         tables.sort(key=lambda row: (order.get(row[1], len(order)), row[1]))
         parts = [HEAD.rstrip(), *_texts(connection, SCHEMAS)]
         parts += [_table(connection, *row) for row in tables]
-        parts += [*_texts(connection, TYPES), *_texts(connection, FUNCTIONS)]
+        parts += [text for query in (VIEWS, TYPES, FUNCTIONS) for text in _texts(connection, query)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,7 +153,9 @@ def _table(
     end = f" PARTITION BY {key}" if key else ""
     end += f" WITH ({options})" if options else ""
     rest = [
-        line for query in (INDEXES, TRIGGERS, COMMENTS) for line in _texts(connection, query, oid)
+        line
+        for query in (PARTITIONS, INDEXES, TRIGGERS, COMMENTS)
+        for line in _texts(connection, query, oid)
     ]
     return "\n".join([f"CREATE TABLE {name} (\n{body}\n){end};", *rest])
 

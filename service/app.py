@@ -21,6 +21,7 @@ from service.background import (
     repeated,
     upkeep,
     upstream_keys,
+    usage,
     watchdog,
 )
 from service.background.repeated import every
@@ -245,6 +246,7 @@ async def background(app: web.Application) -> AsyncIterator[None]:
         records.keep_trimmed(
             database, settings.record_retention_days, settings.record_retention_rows
         ),
+        usage.keep_usage(database),
         clocks.keep_clock(database),
         memory.keep_giving_back(),
     ]

@@ -299,4 +299,47 @@ MUTATIONS = (
         "length_bytes = request.content_length",
         "tests/api/test_framing.py::test_the_frame_is_that_of_the_sent_bytes",
     ),
+    # Roll-ups.
+    Mutation(
+        "roll-ups pass a transaction that goes on",
+        "service/reports/rollups.py",
+        "    if not _have_ended(cursor.waits_for, writers):\n        return True\n",
+        "",
+        "tests/db/test_rollups.py::test_an_entry_that_is_committed_late_is_counted",
+    ),
+    Mutation(
+        "roll-ups pass a transaction that was prepared",
+        "service/reports/rollups.py",
+        " or one.startswith(PREPARED)",
+        "",
+        "tests/db/test_rollups.py::test_a_prepared_transaction_is_waited_for",
+    ),
+    Mutation(
+        "roll-ups pass a credit that has read the clock",
+        f"{SQL}/credit.sql",
+        "    LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;\n",
+        "",
+        "tests/db/test_rollups.py::test_a_credit_is_waited_for",
+    ),
+    Mutation(
+        "a dropped month stays in the roll-ups",
+        f"{SQL}/drop_ledger_month.sql",
+        "    PERFORM public.uncount_month(month);\n",
+        "",
+        "tests/db/test_rollups.py::test_a_dropped_month_leaves_the_roll_ups",
+    ),
+    Mutation(
+        "roll-ups keep what a clock that was set back has outdated",
+        "service/reports/rollups.py",
+        "    if now < cursor.next_to:\n",
+        "    if False:\n",
+        "tests/db/test_rollups.py::test_a_clock_that_is_set_back_is_noticed",
+    ),
+    Mutation(
+        "an administrator gets the usage of all organizations",
+        "service/api/reports.py",
+        '    own = None if caller.role == "operator" else caller.organization_id\n',
+        "    own = None\n",
+        "tests/api/test_reports.py::test_the_operator_sees_all_organizations",
+    ),
 )

@@ -22,6 +22,8 @@ DECLARE
 BEGIN
     -- One credit of an organization at a time; before the ledger is touched, as in every change.
     PERFORM FROM public.organizations o WHERE o.id = call_organization_id FOR NO KEY UPDATE;
+    -- Before the clock is read: roll-ups wait for whoever has this lock.
+    LOCK TABLE ONLY public.ledger_entries IN ROW EXCLUSIVE MODE;
 
     SELECT x.* INTO call
     FROM public.ledger_entries x

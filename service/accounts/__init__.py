@@ -12,6 +12,7 @@ from service.accounts.keys import (
     is_on_list_of_operator,
     list_keys,
     must_have_key,
+    note_use,
     revoke_key,
 )
 from service.accounts.organizations import (
@@ -83,6 +84,7 @@ __all__ = [
     "must_be_kept",
     "must_be_within",
     "must_have_key",
+    "note_use",
     "parse_endpoints",
     "parse_id",
     "parse_networks",

@@ -40,7 +40,7 @@ LIST_KEYS: Final = """
     SELECT id, organization_id, name, role, prefix, settings::text AS settings,
            allowed_models AS models, allowed_endpoints, ip_allow_list, expires_at,
            CASE WHEN previous_until > clock_timestamp() THEN previous_until END AS previous_until,
-           revoked_at, created_at, set_by
+           revoked_at, created_at, last_used_at, set_by
     FROM public.api_keys
     WHERE organization_id = $1
       AND id > $2
@@ -51,7 +51,7 @@ FIND_KEY: Final = """
     SELECT id, organization_id, name, role, prefix, settings::text AS settings,
            allowed_models AS models, allowed_endpoints, ip_allow_list, expires_at,
            CASE WHEN previous_until > clock_timestamp() THEN previous_until END AS previous_until,
-           revoked_at, created_at, set_by
+           revoked_at, created_at, last_used_at, set_by
     FROM public.api_keys
     WHERE id = $1
 """
@@ -88,6 +88,13 @@ REVOKE_KEY: Final = """
     WHERE id = $1
       AND revoked_at IS NULL
 """
+NOTE_USE: Final = """
+    UPDATE public.api_keys k
+    SET last_used_at = u.used_at
+    FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, used_at)
+    WHERE k.id = u.id
+      AND (k.last_used_at IS NULL OR k.last_used_at < u.used_at)
+"""
 
 RESTRICTING: Final = {
     "allowed_models": "models",
@@ -101,7 +108,8 @@ RESTRICTING: Final = {
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """A caller's key, as the operator sees it: never the key itself. ``previous_until`` is when the
     secret before the last rotation stops working, while it works. ``set_by`` is who set last what
-    the key may be used for: administrators may narrow what the operator set, and not widen it."""
+    the key may be used for: administrators may narrow what the operator set, and not widen it.
+    ``last_used_at`` is when the last admitted call ended, known a minute later; null before it."""
 
     id: UUID
     organization_id: UUID
@@ -116,6 +124,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     previous_until: datetime | None
     revoked_at: datetime | None
     created_at: datetime
+    last_used_at: datetime | None
     set_by: Literal["operator", "administrator"]
 
 
@@ -185,6 +194,7 @@ async def create_key(
         previous_until=None,
         revoked_at=None,
         created_at=datetime.now(UTC),
+        last_used_at=None,
         set_by=actor.set_by,
     )
     await _insert(conn, key, crypto.key_digest(secret), networks)
@@ -365,3 +375,8 @@ async def revoke_key(conn: Any, actor: Actor, key: ApiKey) -> None:
     if status == "UPDATE 1":
         await audit.record(conn, key.organization_id, actor, "api_key.revoke", str(key.id))
         await announce(conn, key.id)
+
+
+async def note_use(conn: Any, key_ids: Sequence[UUID], used_at: Sequence[datetime]) -> None:
+    """Record when keys were last used. A time before the recorded one changes nothing."""
+    await conn.execute(NOTE_USE, key_ids, used_at)

@@ -17,7 +17,8 @@ from service.api.requests import Request
 from service.api.state import KEYRING
 from service.api.wire import json_response
 from service.errors import ClientError
-from service.ledger import CONTENT_TYPES, ExportFormat, Group, GroupBy, Limit, Sums
+from service.ledger import CONTENT_TYPES, ExportFormat, Limit
+from service.reports.usage import Filter, Group, GroupBy, Report, Sums, report
 
 
 class PeriodQuery(msgspec.Struct, kw_only=True):
@@ -38,7 +39,7 @@ class EntriesQuery(PeriodQuery, kw_only=True):
 class OwnUsageQuery(EntriesQuery, kw_only=True):
     """By what they are summed."""
 
-    group_by: Literal["day", "model", "end_user", "endpoint", "tag"] = "day"
+    group_by: Literal["day", "model", "end_user", "endpoint", "tag", "outcome", "hour"] = "day"
 
 
 class UsageQuery(EntriesQuery, kw_only=True):
@@ -46,6 +47,12 @@ class UsageQuery(EntriesQuery, kw_only=True):
 
     group_by: GroupBy = "day"
     api_key_id: OptionalId | UnsetType = UNSET
+
+
+class AllUsageQuery(UsageQuery, kw_only=True):
+    """By what they are summed, and of which organization, by its id or name; of all without it."""
+
+    organization: Text | UnsetType = UNSET
 
 
 class ExportQuery(PeriodQuery, kw_only=True):
@@ -84,6 +91,14 @@ async def usage(operation: Operation) -> Usage:
     choose among them."""
     organization_id = await operation.administered_organization()
     query = operation.read_query(UsageQuery)
+    return await _report(operation.request, organization_id, id_of(query.api_key_id), query)
+
+
+async def all_usage(operation: Operation) -> Usage:
+    """``GET /admin/v1/usage?organization=&group_by=&from=&to=``: the same sums over all
+    organizations, or of one by its id or name. An administrator gets its own organization's."""
+    query = operation.read_query(AllUsageQuery)
+    organization_id = await _organization(operation, text_of(query.organization))
     return await _report(operation.request, organization_id, id_of(query.api_key_id), query)
 
 
@@ -132,9 +147,21 @@ async def export(operation: Operation) -> web.StreamResponse:
     return response
 
 
+async def _organization(operation: Operation, stated: str | None) -> UUID | None:
+    """The organization that the query names, or the administrator's own; None for all."""
+    caller = operation.caller
+    own = None if caller.role == "operator" else caller.organization_id
+    if not stated:
+        return own
+    stated_id = accounts.parse_id(stated)
+    if stated_id is not None:
+        operation.must_administer(stated_id)
+    return await accounts.find_organization_id(operation.database, stated, own)
+
+
 async def _report(
     request: Request,
-    organization_id: UUID,
+    organization_id: UUID | None,
     api_key_id: UUID | None,
     query: UsageQuery | OwnUsageQuery,
 ) -> Usage:
@@ -142,10 +169,15 @@ async def _report(
     start, end = _period(query, await database.now())
     end_user = None
     if query.end_user:
+        if organization_id is None:
+            raise ClientError(
+                "end_user: needs organization, because each has its own record of a name.",
+                param="end_user",
+            )
         end_user = await accounts.end_user_digest(
             database, request.app[KEYRING], organization_id, query.end_user
         )
-    wanted = ledger.Filter(
+    wanted = Filter(
         start=start,
         end=end,
         api_key_id=api_key_id,
@@ -153,12 +185,12 @@ async def _report(
         model=text_of(query.model),
         tag=None if query.tag is UNSET else query.tag.pair,
     )
-    return as_answer(await ledger.report(database, organization_id, query.group_by, wanted))
+    return as_answer(await report(database, organization_id, query.group_by, wanted))
 
 
-def as_answer(report: ledger.Report) -> Usage:
+def as_answer(made: Report) -> Usage:
     """The report with ``from`` and ``to``, as it was asked for."""
-    return Usage(**msgspec.structs.asdict(report))
+    return Usage(**msgspec.structs.asdict(made))
 
 
 def _period(query: PeriodQuery, now: datetime) -> tuple[datetime, datetime]:

@@ -172,6 +172,8 @@ def _add_organizations(routes: Routes, path: str) -> None:
     add_operation(routes, f"GET {path}/ledger/export", reports.export, exported)
     usage = administrator(query=reports.UsageQuery, gives=reports.Usage)
     add_operation(routes, f"GET {path}/usage", reports.usage, usage)
+    all_usage = administrator(query=reports.AllUsageQuery, gives=reports.Usage)
+    add_operation(routes, "GET /admin/v1/usage", reports.all_usage, all_usage)
     events = administrator(query=admin.EventsQuery, gives=admin.Events)
     add_operation(routes, f"GET {path}/audit-events", admin.list_audit_events, events)
 

@@ -22,7 +22,7 @@ from service.errors import Conflict
     help="Repair used and held amounts of limits. Calls continue meanwhile.",
 )
 def audit_books(organization_id: UUID | None, is_repair: bool) -> None:
-    """Check limits against holds and entries, and the audit chain.
+    """Check limits and usage against holds and entries, and the audit chain.
 
     Prints one line per organization and one per fault. Exits with status 1 if there are faults.
     --repair never changes entries, so faults among entries and broken chains remain.
@@ -40,9 +40,9 @@ def audit_books(organization_id: UUID | None, is_repair: bool) -> None:
         faults = [await _check(database, one) for one in wanted]
         if sum(faults):
             advice = (
-                "--repair does not change entries, holds or the audit chain."
+                "--repair does not change entries, holds, usage or the audit chain."
                 if is_repair
-                else "Use --repair to correct limits."
+                else "Use --repair to correct limits, and `ledger rebuild-usage` to correct usage."
             )
             raise Conflict(f"Faults found: {sum(faults)}. {advice}", code="books_disagree")
         return []

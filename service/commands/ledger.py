@@ -12,6 +12,7 @@ from service.commands.parameters import DAY, WholeNumber
 from service.commands.work import COMMAND_LINE, with_database
 from service.crypto import Keyring
 from service.database.database import Database
+from service.reports import rollups, usage
 from service.reports.entries import EntryFilter, search
 
 
@@ -110,15 +111,34 @@ def retain(months: int, is_dry_run: bool) -> None:
     with_database(work)
 
 
+@ledger_group.command("rebuild-usage")
+def rebuild_usage() -> None:
+    """Count usage again from the entries, day by day.
+
+    Reports stay right and calls continue meanwhile.
+    """
+
+    async def work(database: Database, _: Keyring) -> Any:
+        days = 0
+        async for day in rollups.rebuild(database):
+            days += 1
+            if sys.stderr.isatty():
+                click.echo(f"\r{day:%Y-%m-%d}", nl=False, err=True)
+        click.echo(f"\r{days} days" if sys.stderr.isatty() else f"{days} days", err=True)
+        return []
+
+    with_database(work)
+
+
 @click.command("usage")
 @click.option("--organization", "organization_id", type=click.UUID, required=True)
-@click.option("--group-by", type=click.Choice(get_args(ledger.GroupBy)), default="day")
+@click.option("--group-by", type=click.Choice(get_args(usage.GroupBy)), default="day")
 @click.option("--from", "start", type=DAY, metavar="DAY", help="Start at this day, UTC.")
 @click.option("--to", "end", type=DAY, metavar="DAY", help="End before this day, UTC.")
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of a table.")
 def show_usage(
     organization_id: UUID,
-    group_by: ledger.GroupBy,
+    group_by: usage.GroupBy,
     start: datetime | None,
     end: datetime | None,
     is_json: bool,
@@ -128,8 +148,8 @@ def show_usage(
     async def work(database: Database, _: Keyring) -> Any:
         since, until = await _period(database, start, end)
         await accounts.find_organization(database, organization_id)
-        wanted = ledger.Filter(start=since, end=until)
-        report = await ledger.report(database, organization_id, group_by, wanted)
+        wanted = usage.Filter(start=since, end=until)
+        report = await usage.report(database, organization_id, group_by, wanted)
         if is_json:
             return report
         _print_report(report)
@@ -138,9 +158,9 @@ def show_usage(
     with_database(work)
 
 
-def _print_report(report: ledger.Report) -> None:
+def _print_report(report: usage.Report) -> None:
     """Print the report as a table."""
-    rows: list[tuple[str, ledger.Sums]] = [(group.key or "-", group) for group in report.groups]
+    rows: list[tuple[str, usage.Sums]] = [(group.key or "-", group) for group in report.groups]
     rows.append(("total", report.total))
     width = max(len(report.group_by), *(len(key) for key, _ in rows))
     click.echo(f"{report.group_by:{width}} {'calls':>9} {'input':>13} {'output':>13} {'USD':>18}")

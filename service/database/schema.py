@@ -96,6 +96,10 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
 }
 """The tables in the order of docs/books.md, each with the columns that this code needs. A column
 leaves this list one release before the migration that drops it."""
+USAGE_COLUMNS: Final = _columns(
+    "cut start_at organization_id api_key_id model endpoint outcome entries calls failures "
+    "input_tokens cached_input_tokens output_tokens cost_nanos unknown_costs first_bytes durations"
+)
 DERIVED_TABLES: Final[dict[str, tuple[str, ...]]] = {
     "derived.refusals": _columns(
         "id refused_at request_id method route status code message param organization_id "
@@ -106,6 +110,14 @@ DERIVED_TABLES: Final[dict[str, tuple[str, ...]]] = {
         "id organization_id entry_id number started_at duration_ms model upstream_key_id status "
         "code"
     ),
+    "derived.usage": USAGE_COLUMNS,
+    "derived.usage_by_hour": USAGE_COLUMNS,
+    "derived.usage_by_day": USAGE_COLUMNS,
+    "derived.key_usage_by_hour": USAGE_COLUMNS,
+    "derived.key_usage_by_day": USAGE_COLUMNS,
+    "derived.model_usage_by_hour": USAGE_COLUMNS,
+    "derived.model_usage_by_day": USAGE_COLUMNS,
+    "derived.usage_cursor": _columns("is_only counted_to next_to waits_for"),
 }
 """The tables of the schema ``derived``, whose rows can be lost or made again."""
 

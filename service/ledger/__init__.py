@@ -52,7 +52,6 @@ from service.ledger.records import (
     Sent,
 )
 from service.ledger.refusals import has_room_for, is_too_large
-from service.ledger.reports import Filter, Group, GroupBy, Report, Sums, report
 from service.ledger.retention import expired, retain
 
 __all__ = [
@@ -67,9 +66,6 @@ __all__ = [
     "EntryKind",
     "ExportFormat",
     "Fault",
-    "Filter",
-    "Group",
-    "GroupBy",
     "Hold",
     "Job",
     "Ledger",
@@ -82,9 +78,7 @@ __all__ = [
     "QueuedJob",
     "Rate",
     "Rates",
-    "Report",
     "Sent",
-    "Sums",
     "Unit",
     "announce",
     "change_limit",
@@ -110,7 +104,6 @@ __all__ = [
     "read_limits",
     "refund",
     "repair",
-    "report",
     "retain",
     "sweep",
     "sweep_end_users",

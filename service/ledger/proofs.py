@@ -1,4 +1,4 @@
-"""Checks the ledger's limits against its entries and holds, and repairs them.
+"""Checks limits and roll-ups against the ledger's entries and holds, and repairs limits.
 
 Each organization is checked in one statement, which sees a single instant, so the check holds under
 load. Entries and holds are the truth and never change; the used and held amounts of limits follow
@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 
 from service import audit
-from service.audit import Actor
+from service.audit import OPERATOR_ORGANIZATION_ID, Actor
 from service.database.database import Database
 from service.ledger.entries import reading_ledger
 
@@ -135,6 +135,92 @@ FIND_FAULTS: Final = """
       )
     GROUP BY counted.limit_id
 """
+# ruff: noqa: S608 - statements are built from constants
+_COUNTED: Final = (
+    *("entries", "calls", "failures", "input_tokens", "cached_input_tokens", "output_tokens"),
+    *("cost_nanos", "unknown_costs", "first_bytes", "durations"),
+)
+_COLUMNS: Final = ", ".join(_COUNTED)
+_SUMS: Final = ", ".join(f"sum({name}) AS {name}" for name in _COUNTED)
+# EXCEPT takes nulls for equal. What is wrong is shown as the first of these that differs: how many
+# entries were counted, what they cost, how many rows are wrong.
+_DIFFERENCES: Final = """
+    , wrong AS (
+        SELECT cut, start_at, true AS is_recorded, entries, cost_nanos
+        FROM (SELECT * FROM recorded EXCEPT ALL SELECT * FROM expected) r
+        UNION ALL
+        SELECT cut, start_at, false, entries, cost_nanos
+        FROM (SELECT * FROM expected EXCEPT ALL SELECT * FROM recorded) e
+    ), compared AS (
+        SELECT cut, start_at,
+               coalesce(sum(entries) FILTER (WHERE is_recorded), 0) AS recorded_entries,
+               coalesce(sum(entries) FILTER (WHERE NOT is_recorded), 0) AS expected_entries,
+               coalesce(sum(cost_nanos) FILTER (WHERE is_recorded), 0) AS recorded_nanos,
+               coalesce(sum(cost_nanos) FILTER (WHERE NOT is_recorded), 0) AS expected_nanos,
+               count(*) FILTER (WHERE is_recorded) AS rows
+        FROM wrong
+        GROUP BY cut, start_at
+    )
+    SELECT $1::uuid AS id, f.what || ' in usage by ' || replace(c.cut, '_', ' and ') AS what,
+           c.start_at AS window_at, f.recorded, f.expected
+    FROM compared c
+    CROSS JOIN LATERAL (
+        SELECT 'entries', c.recorded_entries, c.expected_entries
+        WHERE c.recorded_entries <> c.expected_entries
+        UNION ALL
+        SELECT 'nano-dollars', c.recorded_nanos, c.expected_nanos
+        WHERE c.recorded_nanos <> c.expected_nanos
+        UNION ALL
+        SELECT 'wrong rows', c.rows, 0
+        LIMIT 1
+    ) AS f (what, recorded, expected)
+    ORDER BY c.start_at, c.cut
+    LIMIT 1000
+"""
+# The roll-ups of an organization follow from its entries.
+FIND_USAGE_FAULTS: Final = f"""
+    WITH counted AS (
+        SELECT date_trunc('hour', counted_at, 'UTC') AS hour, api_key_id, model, endpoint, outcome,
+               {_SUMS}
+        FROM derived.entries
+        WHERE organization_id = $1
+          AND counted_at < (SELECT counted_to FROM derived.usage_cursor)
+        GROUP BY hour, api_key_id, model, endpoint, outcome
+    ), expected AS (
+        SELECT c.cut, date_trunc(c.unit, hour, 'UTC') AS start_at, api_key_id,
+               CASE WHEN c.has_model THEN model END AS model,
+               CASE WHEN c.has_model THEN endpoint END AS endpoint,
+               CASE WHEN c.has_model THEN outcome END AS outcome,
+               {_SUMS}
+        FROM counted
+        CROSS JOIN (
+            VALUES ('hour', 'hour', true), ('day', 'day', true),
+                   ('key_hour', 'hour', false), ('key_day', 'day', false)
+        ) AS c (cut, unit, has_model)
+        GROUP BY 1, 2, 3, 4, 5, 6
+    ), recorded AS (
+        SELECT cut, start_at, api_key_id, model, endpoint, outcome, {_COLUMNS}
+        FROM derived.usage
+        WHERE organization_id = $1
+    )
+    {_DIFFERENCES}
+"""
+# Those by model, which are of all organizations, follow from the roll-ups of each.
+FIND_MODEL_USAGE_FAULTS: Final = f"""
+    WITH expected AS (
+        SELECT c.cut, date_trunc(c.unit, start_at, 'UTC') AS start_at, model, endpoint, outcome,
+               {_SUMS}
+        FROM derived.usage
+        CROSS JOIN (VALUES ('model_hour', 'hour'), ('model_day', 'day')) AS c (cut, unit)
+        WHERE usage.cut = 'hour'
+        GROUP BY 1, 2, 3, 4, 5
+    ), recorded AS (
+        SELECT cut, start_at, model, endpoint, outcome, {_COLUMNS}
+        FROM derived.usage
+        WHERE cut IN ('model_hour', 'model_day')
+    )
+    {_DIFFERENCES}
+"""
 COUNT_PROVEN: Final = """
     SELECT
         (SELECT count(*) FROM public.limits WHERE organization_id = $1) AS limits,
@@ -185,13 +271,19 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def prove(database: Database, organization_id: UUID) -> Proof:
-    """Check an organization's limits against its holds and entries, as of one instant.
+    """Check an organization's limits and roll-ups against its holds and entries, as of one instant.
+
+    The operator's organization stands for the roll-ups over all organizations, too.
 
     :raises Unavailable: when the database does not answer in time.
     """
     async with reading_ledger(database, PROOF_TIMEOUT_S) as conn:
         counts = await conn.fetchrow(COUNT_PROVEN, organization_id)
-        faults = [_fault(row) for row in await conn.fetch(FIND_FAULTS, organization_id)]
+        rows = await conn.fetch(FIND_FAULTS, organization_id)
+        rows += await conn.fetch(FIND_USAGE_FAULTS, organization_id)
+        if organization_id == OPERATOR_ORGANIZATION_ID:
+            rows += await conn.fetch(FIND_MODEL_USAGE_FAULTS, organization_id)
+    faults = [_fault(row) for row in rows]
     return Proof(organization_id=organization_id, **counts, faults=faults)
 
 

@@ -1,1 +1,1 @@
-"""Answers to people's questions, which join the tables of several rooms. Reports only read."""
+"""Answers to people's questions, which join the tables of several rooms. Only roll-ups write."""

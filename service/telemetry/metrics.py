@@ -193,6 +193,11 @@ CLOCK_AHEAD: Final = _gauge(
     "Seconds that this machine's clock is ahead of the database's.",
     of_all="mostrecent",
 )
+USAGE_LAG: Final = _gauge(
+    "rialto_usage_lag_seconds",
+    "Seconds by which the roll-ups of usage are behind the ledger.",
+    of_all="mostrecent",
+)
 AUDIT_FAULTS: Final = _gauge(
     "rialto_audit_faults", "Faults found by the last audit.", of_all="mostrecent"
 )

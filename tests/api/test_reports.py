@@ -17,12 +17,18 @@ from support import MODEL, OPERATOR_KEY, ORGANIZATIONS, limits_of, make_settings
 
 from service import app as application
 from service.ids import uuid7
+from service.reports import rollups, usage
 
 pytestmark = pytest.mark.shares_service
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
-GROUPS = ("day", "model", "key", "end_user", "endpoint", "tag")
-FIELDS = ("calls", "input_tokens", "cached_input_tokens", "output_tokens", "unknown_costs")
+GROUPS = (
+    *("day", "model", "key", "end_user", "endpoint", "tag", "organization", "outcome", "hour"),
+)
+FIELDS = (
+    *("calls", "failures", "input_tokens", "cached_input_tokens", "output_tokens"),
+    "unknown_costs",
+)
 
 
 def id_of(at):
@@ -41,6 +47,7 @@ def an_entry(chance, kind, calls):
         "end_user": chance.choice([None, "alice", "bob"]),
         "endpoint": "/chat/completions",
         "model": chance.choice(["m", "other"]),
+        "outcome": chance.choice(["ok", "ok", "client_closed", "upstream_error"]),
         "requests": 1,
         "input_tokens": chance.randrange(1000),
         "cached_input_tokens": chance.randrange(10),
@@ -48,6 +55,8 @@ def an_entry(chance, kind, calls):
         "cost_nanos": cost,
         "cost_source": "unknown" if cost is None else "reported",
         "tags": chance.choice([None, {"team": "a"}, {"team": "b", "feature": "=x"}]),
+        "first_byte_ms": chance.choice([None, 10, 700, 10**6]),
+        "duration_ms": chance.randrange(10**5),
         "counted_at": at,
         "amends_id": None,
         "note": None,
@@ -67,7 +76,9 @@ async def booked(service, caller):
     chance = random.Random(7)
     calls = [an_entry(chance, "call", ()) for _ in range(200)]
     entries = calls + [
-        an_entry(chance, chance.choice(["correction", "credit"]), calls) for _ in range(20)
+        # A call is corrected once.
+        an_entry(chance, chance.choice(["correction", "credit"]), [call])
+        for call in chance.sample(calls, 20)
     ]
     keys = {"key a": caller.key_id, "key b": str(uuid7())}
     database = service.app[application.api.DATABASE]
@@ -88,12 +99,35 @@ async def booked(service, caller):
         places = [f"${n + 1}{casts.get(name, '')}" for n, name in enumerate(columns)]
         values[columns.index("end_user")] = entry["end_user"] and bytes.fromhex(entry["end_user"])
         await database.fetch(
-            f"INSERT INTO public.ledger_entries (organization_id, outcome, request_id,"
-            f" {', '.join(columns)}) VALUES ('{caller.organization_id}', 'ok', '-r',"
+            f"INSERT INTO public.ledger_entries (organization_id, request_id,"
+            f" {', '.join(columns)}) VALUES ('{caller.organization_id}', '-r',"
             f" {', '.join(places)})",
             *values,
         )
+        entry["organization_id"] = caller.organization_id
+    await roll_up(database)
     return entries
+
+
+async def roll_up(database):
+    """Bring the roll-ups up to the present. A rebuild finds entries that a test wrote into the
+    past."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollups, "MARGIN", timedelta(0))
+        for _ in range(2):
+            while not await rollups.roll_up(database):
+                await asyncio.sleep(0.05)
+    async for _ in rollups.rebuild(database):
+        pass
+
+
+@pytest.fixture(params=["rolled up", "not rolled up"])
+async def source(request, service, booked):
+    """Where reports find the entries."""
+    if request.param == "not rolled up":
+        database = service.app[application.api.DATABASE]
+        await database.fetch("DELETE FROM derived.usage_cursor")
+        await database.fetch("DELETE FROM derived.usage")
 
 
 def summed(entries, group_by):
@@ -107,11 +141,15 @@ def summed(entries, group_by):
             "end_user": [entry["end_user"]],
             "endpoint": [entry["endpoint"]],
             "tag": [f"{name}={value}" for name, value in (entry["tags"] or {}).items()] or [None],
+            "organization": [entry["organization_id"]],
+            "outcome": [entry["outcome"]],
+            "hour": [f"{entry['counted_at']:%Y-%m-%dT%H:00:00Z}"],
             "all": ["all"],
         }[group_by]
         for key in keys:
             of_key = sums[key]
             of_key["calls"] += entry["requests"]
+            of_key["failures"] += entry["requests"] * (entry["outcome"] == "upstream_error")
             for name in ("input_tokens", "cached_input_tokens", "output_tokens"):
                 of_key[name] += entry[name]
             of_key["cost_nanos"] += entry["cost_nanos"] or 0
@@ -126,7 +164,7 @@ def check(sums, expected):
 
 
 @pytest.mark.parametrize("group_by", GROUPS)
-async def test_sums_are_exact(service, caller, booked, group_by):
+async def test_sums_are_exact(service, caller, booked, source, group_by):
     """Sums are exact by each group and in total, and leave out other organizations' entries."""
     await service.new_caller("other")
     path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
@@ -139,6 +177,130 @@ async def test_sums_are_exact(service, caller, booked, group_by):
         check(group, expected[group["key"]])
     check(report["total"], summed(booked, "all")["all"])
     assert (report["is_cut"], report["from"]) == (False, "2026-11-01T00:00:00Z")
+
+
+def times_of(entries, name):
+    """Return the percentiles that a report should be near to; None without times."""
+    times = sorted(entry[name] for entry in entries if entry[name] is not None)
+    return [times[int(share * (len(times) - 1))] for share in (0.5, 0.95)] if times else [None] * 2
+
+
+async def test_times_are_percentiles(service, caller, booked, source):
+    """Times to the first byte and durations are within the buckets of their percentiles."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/usage"
+    query = {"group_by": "model", "from": "2026-11-01", "to": "2026-12-01"}
+    _, report = await service.operate("GET", path, params=query)
+
+    for group in report["groups"]:
+        of_model = [entry for entry in booked if entry["model"] == group["key"]]
+        for name in ("first_byte", "duration"):
+            p50, p95 = times_of(of_model, f"{name}_ms")
+            assert p50 * 0.5 <= group[f"{name}_p50_ms"] <= p50 * 2
+            # The last bucket has no end.
+            assert min(p95, 120_000) * 0.5 <= group[f"{name}_p95_ms"] <= p95 * 2
+    _, empty = await service.operate("GET", path, params={"from": "2001-01-01", "to": "2001-01-02"})
+    assert empty["total"]["duration_p50_ms"] is None
+
+
+async def test_the_operator_sees_all_organizations(service, caller, booked, source):
+    """``GET /admin/v1/usage`` sums all organizations, or the one that is named, with names beside
+    ids; an administrator gets its own."""
+    month = {"from": "2026-11-01", "to": "2026-12-01"}
+    other = await service.new_caller("other")
+    async with other.chat() as response:
+        assert response.status == 200
+    path = f"{ORGANIZATIONS}/{caller.organization_id}"
+    _, organization = await service.operate("GET", path)
+    _, admin = await service.operate("POST", f"{path}/keys", json={"name": "a", "role": "admin"})
+    mine = summed(booked, "all")["all"]
+    sums = {}
+    for group_by in GROUPS:
+        query = {**month, "group_by": group_by}
+        status, report = await service.operate("GET", "/admin/v1/usage", params=query)
+        assert status == 200, report
+        sums[group_by] = report
+        assert report["total"] == sums["day"]["total"]
+        query["organization"] = caller.organization_id
+        _, report = await service.operate("GET", "/admin/v1/usage", params=query)
+        check(report["total"], mine)
+        del query["organization"]
+        headers = {"Authorization": f"Bearer {admin['key']}"}
+        async with service.http.get("/admin/v1/usage", params=query, headers=headers) as response:
+            assert (await response.json())["groups"] == report["groups"]
+    by_organization = {group["key"]: group for group in sums["organization"]["groups"]}
+    by_key = {group["key"]: group for group in sums["key"]["groups"]}
+
+    check(by_organization[caller.organization_id], mine)
+    assert by_organization[caller.organization_id]["name"] == organization["name"]
+    assert by_organization[other.organization_id]["calls"] == 1
+    assert by_key[other.key_id]["name"]
+    assert by_key[other.key_id]["calls"] == 1
+    assert sums["model"]["groups"][0]["name"] is None
+    query = {**month, "api_key_id": caller.key_id}
+    _, report = await service.operate("GET", "/admin/v1/usage", params=query)
+    check(
+        report["total"],
+        summed([e for e in booked if e["api_key_id"] == caller.key_id], "all")["all"],
+    )
+    query = {**month, "model": "other", "group_by": "organization"}
+    _, report = await service.operate("GET", "/admin/v1/usage", params=query)
+    of_other = summed([e for e in booked if e["model"] == "other"], "all")["all"]
+    check(next(g for g in report["groups"] if g["key"] == caller.organization_id), of_other)
+
+
+async def test_usage_of_all_is_refused(service, caller):
+    """An administrator gets no other organization's usage, and an end user needs one."""
+    other = await service.new_caller("other")
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
+    _, admin = await service.operate("POST", path, json={"name": "a", "role": "admin"})
+    for key, query, status in (
+        (admin["key"], {"organization": other.organization_id}, 403),
+        (admin["key"], {"organization": "no such"}, 404),
+        (admin["key"], {}, 200),
+        (caller.key, {}, 403),
+        (OPERATOR_KEY, {"organization": str(uuid7())}, 404),
+        (OPERATOR_KEY, {"end_user": "alice"}, 400),
+        (OPERATOR_KEY, {"end_user": "alice", "organization": caller.organization_id}, 200),
+    ):
+        headers = {"Authorization": f"Bearer {key}"}
+        async with service.http.get("/admin/v1/usage", params=query, headers=headers) as response:
+            assert response.status == status, (query, await response.text())
+
+
+async def test_users_of_deprecated_models_are_named(service, caller):
+    """A deprecated model that was called is listed with who called it, and no other model is."""
+    database = service.app[application.api.DATABASE]
+    assert await usage.deprecated_models_used(database, 7) == []
+    async with caller.chat(model="llama-3.2-3b") as response:
+        assert response.status == 200
+        cost_usd = response.headers["x-rialto-cost-usd"]
+    async with caller.chat() as response:
+        assert response.status == 200
+    for _ in range(2):
+        (model,) = await usage.deprecated_models_used(database, 7)
+        assert (model.model, model.replacement) == ("llama-3.2-3b", "llama-3.3-70b")
+        assert model.removed_on.startswith("2027-01-31")
+        (user,) = model.users
+        assert (str(user.organization_id), str(user.api_key_id)) == (
+            caller.organization_id,
+            caller.key_id,
+        )
+        assert (user.calls, user.cost_usd) == (1, cost_usd)
+        await roll_up(database)
+
+
+async def test_a_key_shows_when_it_was_used(service, caller):
+    """A key has the time of its last call once that is rolled up."""
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
+    _, before = await service.operate("GET", path)
+    async with caller.chat() as response:
+        assert response.status == 200
+    await roll_up(service.app[application.api.DATABASE])
+    _, after = await service.operate("GET", path)
+
+    assert [key["last_used_at"] for key in before["keys"]] == [None]
+    (entry,) = await caller.entries()
+    assert [key["last_used_at"] for key in after["keys"]] == [entry["counted_at"]]
 
 
 async def test_entries_are_filtered(service, caller, booked):

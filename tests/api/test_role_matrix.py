@@ -52,6 +52,7 @@ ADMINISTRATORS = [
     "GET /admin/v1/calls",
     "GET /admin/v1/limits",
     "GET /admin/v1/keys",
+    "GET /admin/v1/usage",
 ]
 """Routes that show an administrator its own organization without naming it."""
 FREE = [

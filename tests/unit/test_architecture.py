@@ -54,6 +54,8 @@ OWNERS = {
     "audit_events": "audit",
     "refusals": "derived",
     "attempts": "derived",
+    "usage": "reports",
+    "usage_cursor": "reports",
 }
 # Statements that name a table of another room, each with the reason.
 GUESTS = {
@@ -65,6 +67,9 @@ GUESTS = {
     ("ledger.entries", "FIND_OWNER"): "organizations",
     # The events that recorded the costs, newest first, up to the first that a limit counts.
     ("ledger.implausible", "FIND"): "audit_events",
+    # The books prove the roll-ups, too.
+    ("ledger.proofs", "FIND_MODEL_USAGE_FAULTS"): "usage",
+    ("ledger.proofs", "FIND_USAGE_FAULTS"): "usage_cursor",
     # A list of refusals has the names of organizations and keys beside their ids.
     ("derived.refusals", "LIST"): "organizations",
 }
