@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from aiohttp import http_parser, web
 
-from service import accounts, api
+from service import accounts, api, dashboard
 from service.accounts import CHANNEL, Callers
 from service.background import (
     clocks,
@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None) -> web.Application:
     app[api.KEYRING] = Keyring(settings.encryption_keys)
     app.on_response_prepare.append(api.prepare_headers)
     app.cleanup_ctx.extend([intake, database_server, ready_schema, pool, venice, books, background])
-    api.add_routes(app)
+    dashboard.add_routes(app, api.add_routes(app))
     return app
 
 

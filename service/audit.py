@@ -166,28 +166,30 @@ async def first_break(database: Database, organization_id: UUID) -> int | None:
     while events := await database.fetch(READ_CHAIN, organization_id, sequence, CHAIN_PAGE):
         for event in events:
             sequence += 1
-            fields = (
-                str(event["organization_id"]),
-                event["sequence"],
-                str(event["id"]),
-                event["actor"],
-                event["action"],
-                event["target"],
-                msgspec.json.decode(event["detail"]),
-                event["request_id"],
-                event["created_at"].astimezone(UTC).isoformat(timespec="microseconds"),
-            )
-            is_whole = (
-                event["sequence"] == sequence
-                and event["previous_hash"] == previous_hash
-                and event["hash"] == event_digest(previous_hash, fields)
-            )
-            if not is_whole:
+            if event["sequence"] != sequence or not is_whole(event, previous_hash):
                 return sequence
             previous_hash = event["hash"]
     # Events that came since the head was read are no break; events that the head has seen and that
     # are gone are one.
     return sequence + 1 if sequence < head["audit_sequence"] else None
+
+
+def is_whole(event: Any, previous_hash: bytes | None) -> bool:
+    """Whether the event, a row as it is stored, is unaltered and follows the event with the hash
+    ``previous_hash``; None for the first of a chain."""
+    fields = (
+        str(event["organization_id"]),
+        event["sequence"],
+        str(event["id"]),
+        event["actor"],
+        event["action"],
+        event["target"],
+        msgspec.json.decode(event["detail"]),
+        event["request_id"],
+        event["created_at"].astimezone(UTC).isoformat(timespec="microseconds"),
+    )
+    follows: bool = event["previous_hash"] == previous_hash
+    return follows and event["hash"] == event_digest(previous_hash, fields)
 
 
 def event_digest(previous_hash: bytes | None, fields: tuple[Any, ...]) -> bytes:

@@ -4,6 +4,8 @@ Each organization has its own data key, stored wrapped under the master key from
 Deleting the wrapped key makes everything it encrypted unreadable.
 """
 
+import base64
+import binascii
 import functools
 import hashlib
 import hmac
@@ -112,3 +114,36 @@ class Keyring:
             "none of the keys in ENCRYPTION_KEY decrypts the stored data key: append the key that"
             " was in use when it was stored to the list"
         )
+
+
+class Sealer:
+    """Seals small values that leave the service and come back, such as the cookie of a session.
+
+    Each purpose has keys of its own, one derived from each master key. The newest seals; a value
+    that an older one sealed still opens.
+    """
+
+    def __init__(self, master_keys: Sequence[str], purpose: str) -> None:
+        self._purpose = purpose.encode()
+        self._ciphers = [AESGCM(derive(key.encode(), purpose)) for key in master_keys]
+
+    def seal(self, content: bytes) -> str:
+        """Encrypt ``content``; the result is URL-safe text."""
+        nonce = os.urandom(NONCE_BYTES)
+        sealed = nonce + self._ciphers[0].encrypt(nonce, content, self._purpose)
+        return base64.urlsafe_b64encode(sealed).decode()
+
+    def unseal(self, text: str) -> bytes | None:
+        """Decrypt what ``seal`` returned; None for any other text."""
+        try:
+            sealed = base64.b64decode(text, altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            return None
+        if len(sealed) <= NONCE_BYTES:
+            return None
+        for cipher in self._ciphers:
+            try:
+                return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._purpose)
+            except InvalidTag:
+                continue
+        return None

@@ -167,7 +167,13 @@ class Callers:
             )
         if (caller := self.find(key)) is not None:
             return caller
-        digest = crypto.key_digest(key)
+        return await self.identify_digest(crypto.key_digest(key))
+
+    async def identify_digest(self, digest: bytes) -> Caller:
+        """The caller whose key has this digest, read anew.
+
+        :raises Unauthenticated, Forbidden, Unavailable: as :meth:`identify`.
+        """
         known = await self._read_once(digest)
         known.check_in_force()
         return known.caller

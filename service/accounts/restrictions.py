@@ -9,6 +9,7 @@ import msgspec
 from service.errors import ClientError, Forbidden
 from service.formats.addresses import Network, are_within, parse_network
 
+PAGES: Final = "/dashboard"
 MAX_ENTRIES: Final = 100
 SHOWN_ENTRIES: Final = 10
 _MODEL_NAME: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
@@ -50,8 +51,8 @@ def check_models(models: list[str] | None) -> None:
 
 def endpoint_of(path: str) -> str:
     """The name of an endpoint, by the path of its route. Both paths of Venice's routes, ``/v1/…``
-    and ``/api/v1/…``, are one endpoint."""
-    return path.removeprefix("/api")
+    and ``/api/v1/…``, are one endpoint, and so are all pages of the dashboard."""
+    return PAGES if path.startswith(PAGES) else path.removeprefix("/api")
 
 
 def parse_endpoints(paths: list[str] | None) -> list[str] | None:

@@ -1,6 +1,7 @@
 """The HTTP surface: routes, and nothing that knows how the work is done."""
 
 from service.api.connections import handler_arguments, make_runner
+from service.api.description import Routes
 from service.api.intake import Intake
 from service.api.metrics import REFRESH_S, refresh
 from service.api.middleware import answer_preflights, prepare_headers
@@ -42,6 +43,7 @@ __all__ = [
     "VENICE",
     "VENICE_KEY",
     "Intake",
+    "Routes",
     "Status",
     "add_routes",
     "answer_preflights",

@@ -1,7 +1,6 @@
 """Routes to administer organizations, keys, limits, aliases and the ledger. Every change is audited
 by the verb that makes it."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -11,18 +10,14 @@ from msgspec import UNSET, UnsetType
 
 from service import accounts, audit, catalog, ledger
 from service.accounts import ApiKey, Organization, StatedOrganizationSettings
-from service.api.auth import (
-    must_be_granted,
-    must_grant_own,
-    must_not_outlive,
-    must_restrict_as_own,
-)
+from service.api import aliases
+from service.api.auth import must_be_granted
+from service.api.key_rules import must_be_changeable, must_be_makeable
 from service.api.operations import Operation
 from service.api.queries import PAGE, OptionalId, PageLimit, PageQuery, id_of
-from service.api.state import CATALOG, KEYRING
-from service.audit import Actor
+from service.api.state import KEYRING
 from service.catalog import ListedName
-from service.errors import ClientError, Forbidden
+from service.errors import ClientError
 from service.ledger import LedgerEntry, Limit
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -170,13 +165,7 @@ async def create_key(operation: Operation) -> MadeKey:
     """``POST /admin/v1/organizations/{id}/keys`` → 201: create a key, which is shown only now."""
     organization_id = await operation.administered_organization()
     new = await operation.read_body(accounts.NewKey)
-    caller = operation.caller
-    if new.role == "operator" and caller.role != "operator":
-        raise Forbidden("Only the operator can make a key of role operator.")
-    must_grant_own(caller, new.models)
-    must_not_outlive(caller, new.expires_at)
-    must_restrict_as_own(caller, new.role, new.allowed_endpoints, new.ip_allow_list)
-    _must_be_routes(operation, new.allowed_endpoints)
+    must_be_makeable(operation.app, operation.caller, new)
     async with operation.transaction() as conn:
         key, secret = await accounts.create_key(conn, operation.actor, organization_id, new)
     return MadeKey(**msgspec.structs.asdict(key), key=secret)
@@ -198,14 +187,7 @@ async def change_key(operation: Operation) -> ApiKey:
     are the models and endpoints that it may be used for, and the networks from which."""
     key = await operation.administered_key()
     change = await operation.read_body(accounts.KeyChange)
-    caller = operation.caller
-    if change.models is not UNSET:
-        must_grant_own(caller, change.models)
-    if change.expires_at is not UNSET:
-        must_not_outlive(caller, change.expires_at)
-    must_restrict_as_own(caller, key.role, change.allowed_endpoints, change.ip_allow_list)
-    if change.allowed_endpoints is not UNSET:
-        _must_be_routes(operation, change.allowed_endpoints)
+    must_be_changeable(operation.app, operation.caller, key, change)
     async with operation.caller_change() as conn:
         await accounts.change_key(conn, operation.actor, key, change)
     return await accounts.find_key(operation.database, key.id)
@@ -326,71 +308,20 @@ async def set_alias(operation: Operation) -> ListedName:
     """``PUT /admin/v1/models/{alias}``: set the models that an alias resolves to; in force
     everywhere within seconds."""
     new = await operation.read_body(catalog.NewAlias)
-    await _must_own(operation, new.organization_id)
-    must_grant_own(operation.caller, new.targets, "targets")
-    actor, alias = operation.actor, operation.request.match_info["alias"]
-    async with operation.transaction() as conn:
-        if new.organization_id is not None:
-            await accounts.must_be_kept(conn, new.organization_id)
-        await _must_not_redirect(conn, actor, new.organization_id, alias)
-        await catalog.set_alias(conn, actor, alias, new)
-    await operation.app[CATALOG].load_aliases()
+    alias = operation.request.match_info["alias"]
+    await aliases.put(
+        operation.app, operation.database, operation.caller, operation.actor, alias, new
+    )
     return await catalog.find_alias(operation.database, alias, new.organization_id)
 
 
 async def remove_alias(operation: Operation) -> None:
     """``DELETE /admin/v1/models/{alias}?organization_id=`` → 204: remove an alias."""
     organization_id = id_of(operation.read_query(AliasQuery).organization_id)
-    await _must_own(operation, organization_id)
-    actor, alias = operation.actor, operation.request.match_info["alias"]
-    async with operation.transaction() as conn:
-        await _must_not_redirect(conn, actor, organization_id, alias)
-        await catalog.remove_alias(conn, actor, alias, organization_id)
-    await operation.app[CATALOG].load_aliases()
-
-
-def _must_be_routes(operation: Operation, endpoints: list[str] | None) -> None:
-    """Refuse endpoints that a key could never be used for.
-
-    :raises ClientError: naming the first, and the routes that are meant.
-    """
-    names = {
-        accounts.endpoint_of(resource.canonical) for resource in operation.app.router.resources()
-    }
-    for endpoint in accounts.parse_endpoints(endpoints) or ():
-        if endpoint not in names:
-            similar = difflib.get_close_matches(endpoint, names)
-            meant = f" Similar paths: {', '.join(similar)}." if similar else ""
-            raise ClientError(
-                f"allowed_endpoints: {endpoint!r} is no route of GET /openapi.json.{meant}",
-                param="allowed_endpoints",
-            )
-
-
-async def _must_own(operation: Operation, organization_id: UUID | None) -> None:
-    """Only the operator manages shared aliases; an administrator manages its organization's."""
-    if organization_id is None:
-        operation.must_be_operator()
-        return
-    operation.must_administer(organization_id)
-    await accounts.find_organization(operation.database, organization_id)
-
-
-async def _must_not_redirect(
-    conn: Any, actor: Actor, organization_id: UUID | None, alias: str
-) -> None:
-    """Refuse an administrator's change to an alias that the operator's model list of a key names.
-
-    :raises Forbidden: when it is one.
-    """
-    if not actor.is_administrator or organization_id is None:
-        return
-    await audit.lock(conn, organization_id)
-    if await accounts.is_on_list_of_operator(conn, organization_id, alias):
-        raise Forbidden(
-            "alias: the operator allows a key this name, so only the operator can change it.",
-            param="alias",
-        )
+    alias = operation.request.match_info["alias"]
+    await aliases.remove(
+        operation.app, operation.database, operation.caller, operation.actor, alias, organization_id
+    )
 
 
 async def _digest(operation: Operation, organization_id: UUID, end_user: str) -> bytes:

@@ -20,7 +20,7 @@ from service.api.state import (
 )
 from service.database.database import Database
 from service.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
-from service.formats.addresses import client_address, is_within
+from service.formats.addresses import Address, client_address, is_within
 from service.shares import Share
 from service.telemetry import metrics
 
@@ -64,7 +64,7 @@ async def authenticate(request: Request) -> Caller:
     key = _bearer(request)
     # Only keys of callers are found, so the operator's is recognized after that.
     caller = request.app[CALLERS].find(key) or await _identify(request.app, key)
-    _enter(request, caller)
+    enter(request, caller)
     return caller
 
 
@@ -77,7 +77,7 @@ async def _identify(app: web.Application, key: str) -> Caller:
     return await app[CALLERS].identify(key)
 
 
-def _enter(request: Request, caller: Caller) -> None:
+def enter(request: Request, caller: Caller) -> None:
     """Note whose request it is, and take a place for it among those that are under way; the
     operator needs none.
 
@@ -112,9 +112,7 @@ def _enter(request: Request, caller: Caller) -> None:
 def _check_restrictions(request: Request, restrictions: Restrictions) -> None:
     """:raises Forbidden: when the key may not be used for the route, or not from the address."""
     if restrictions.networks is not None:
-        settings = request.app[SETTINGS]
-        forwarded = request.headers.getall(settings.client_address_header, ())
-        address = client_address(request.remote or "", forwarded, settings.trusted_proxies)
+        address = address_of(request)
         if address is None or not is_within(address, restrictions.networks):
             shown = "an address that is not known" if address is None else address
             raise Forbidden(
@@ -130,6 +128,13 @@ def _check_restrictions(request: Request, restrictions: Restrictions) -> None:
                 " which it may.",
                 code="endpoint_not_allowed",
             )
+
+
+def address_of(request: Request) -> Address | None:
+    """The address of the client, which trusted proxies state; None if they state none."""
+    settings = request.app[SETTINGS]
+    forwarded = request.headers.getall(settings.client_address_header, ())
+    return client_address(request.remote or "", forwarded, settings.trusted_proxies)
 
 
 def _path_of_route(request: Request) -> str:
@@ -164,10 +169,10 @@ async def authenticate_administrator(request: Request) -> Caller:
     """
     key = _bearer(request)
     if crypto.equal(key, request.app[SETTINGS].operator_key):
-        _enter(request, OPERATOR)
+        enter(request, OPERATOR)
         return OPERATOR
     caller = await request.app[CALLERS].identify(key)
-    _enter(request, caller)
+    enter(request, caller)
     if caller.role == "inference":
         raise Forbidden("A key of role inference cannot administer.")
     return caller

@@ -113,6 +113,7 @@ class Routes:
     def __init__(self, app: web.Application) -> None:
         self._router = app.router
         self._specs: dict[web.AbstractRoute, RouteSpec] = {}
+        self._pages: set[web.AbstractRoute] = set()
 
     def add(self, route: str, handler: Handler, spec: RouteSpec) -> None:
         """``route`` is a method and a path; GET answers HEAD too."""
@@ -124,6 +125,15 @@ class Routes:
         else:
             added = self._router.add_route(method, path, untyped, expect_handler=_expect)
         self._specs[added] = spec
+
+    def add_page(self, method: str, path: str, handler: Handler) -> None:
+        """Add a route of people's browsers, which is no part of the API and its description."""
+        untyped: Any = handler
+        if method == "GET":
+            added = self._router.add_get(path, untyped, expect_handler=_expect)
+        else:
+            added = self._router.add_route(method, path, untyped, expect_handler=_expect)
+        self._pages.add(added)
 
     async def describe(self, request: Request) -> web.Response:
         """``GET /openapi.json``: this description."""
@@ -148,7 +158,11 @@ class Routes:
 
         :raises KeyError: for a route that was not added here.
         """
-        routes = [route for route in self._router.routes() if route.method != "HEAD"]
+        routes = [
+            route
+            for route in self._router.routes()
+            if route.method != "HEAD" and route not in self._pages
+        ]
         specs = [(route, self._specs[route]) for route in routes]
         schemas = _Schemas(spec for _, spec in specs)
         paths: dict[str, Json] = {}

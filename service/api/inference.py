@@ -227,19 +227,25 @@ async def quote(request: Request) -> web.Response:
         endpoint, names = _quotable(path)
         inbound = await _inbound(request, endpoint.path, caller, names=names)
         asked = await parse(endpoint, inbound)
-    quote = await request.app[GATEWAY].quote(caller, asked)
+    return json_response(await quote_call(request.app, caller, asked))
+
+
+async def quote_call(app: web.Application, caller: Caller, asked: Call) -> QuoteAnswer:
+    """What the call could cost, and whether it would pass now.
+
+    :raises ServiceError: as :meth:`Gateway.quote`.
+    """
+    quote = await app[GATEWAY].quote(caller, asked)
     call, bound, refusal = quote.call, quote.bound, quote.refusal
-    return json_response(
-        QuoteAnswer(
-            endpoint=call.endpoint.path,
-            model=call.model,
-            max_cost_usd=None if bound.nanos is None else money.format_usd(bound.nanos),
-            max_tokens=bound.tokens,
-            max_output_tokens=bound.output_cap or call.max_output,
-            would_pass=refusal is None,
-            refusal=None if refusal is None else error_object(refusal, None).error,
-            limits=quote.limits,
-        )
+    return QuoteAnswer(
+        endpoint=call.endpoint.path,
+        model=call.model,
+        max_cost_usd=None if bound.nanos is None else money.format_usd(bound.nanos),
+        max_tokens=bound.tokens,
+        max_output_tokens=bound.output_cap or call.max_output,
+        would_pass=refusal is None,
+        refusal=None if refusal is None else error_object(refusal, None).error,
+        limits=quote.limits,
     )
 
 

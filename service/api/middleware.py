@@ -121,14 +121,25 @@ def _rendered(error: Exception, request: Request) -> web.StreamResponse:
 
     :raises Exception: what is no failure, or comes when no response can be sent.
     """
+    failure = failure_of(error)
+    _note_failure(failure, request)
+    if _has_begun(request):
+        # A second answer inside the first would corrupt both: end the connection instead.
+        raise failure
+    return error_response(failure, request)
+
+
+def failure_of(error: Exception) -> ServiceError:
+    """The failure that the client gets to see, and a log line for what went wrong here.
+
+    :raises Exception: what is no failure, or comes when no response can be sent.
+    """
     failure: ServiceError
     match error:
         case web.HTTPException():
             if error.status < 400:
                 raise error
             failure = _of_aiohttp(error)
-            _note_failure(failure, request)
-            return error_response(failure, request)
         case ServiceError():
             failure = error
             if failure.status >= 500:
@@ -143,11 +154,7 @@ def _rendered(error: Exception, request: Request) -> web.StreamResponse:
         case _:
             log.error("unhandled error", exc_info=error)
             failure = ServiceError("Something went wrong here. The request id finds it in the log.")
-    _note_failure(failure, request)
-    if _has_begun(request):
-        # A second answer inside the first would corrupt both: end the connection instead.
-        raise failure
-    return error_response(failure, request)
+    return failure
 
 
 def _note_failure(failure: ServiceError, request: Request) -> None:

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import functools
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, TypeVar, cast
 from uuid import UUID
@@ -127,10 +128,18 @@ def read_query(request: Request, shape: type[Q]) -> Q:
 
     :raises ClientError: naming the parameter and its rule.
     """
+    return read_fields(request.query, shape)
+
+
+def read_fields(fields: Mapping[str, str], shape: type[Q]) -> Q:
+    """Read texts by name, of a query or of a form, as ``shape``.
+
+    :raises ClientError: naming the field and its rule.
+    """
     kinds = _kinds(shape)
     stated: dict[str, Any] = {}
     for name, kind in kinds.items():
-        text = request.query.get(name)
+        text = fields.get(name)
         if text is not None:
             is_number = isinstance(kind, inspect.IntType)
             stated[name] = _number(name, text, kind) if is_number else text

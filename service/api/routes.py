@@ -10,6 +10,7 @@ from service.anthropic import CountRequest, MessagesRequest
 from service.api import (
     account,
     admin,
+    audit_events,
     health,
     inference,
     lists,
@@ -38,6 +39,7 @@ from service.derived import RefusalPage
 from service.errors import ClientError, Conflict, Forbidden, LimitExceeded, NotFound, RateLimited
 from service.gateway import CHAT, DECISIONS, ENDPOINTS, FREE_PATHS, TRANSCRIPTIONS, Endpoint
 from service.reports.entries import EntryPage
+from service.reports.events import EventPage
 from service.reports.story import Story
 
 READ_PATHS: Final = (
@@ -58,8 +60,8 @@ PAID_ERRORS: Final = (*UPSTREAM_ERRORS, LimitExceeded, RateLimited)
 """The errors of a paid call."""
 
 
-def add_routes(app: web.Application) -> None:
-    """GET routes answer HEAD too."""
+def add_routes(app: web.Application) -> Routes:
+    """Add the routes of the API, and return them. GET routes answer HEAD too."""
     routes = Routes(app)
     checks = health.HealthChecks()
     routes.add("GET /health", checks.brief, public(gives=health.Health, also=(503,)))
@@ -89,6 +91,7 @@ def add_routes(app: web.Application) -> None:
         takes = Any if method in ("POST", "PUT", "PATCH") else None
         spec = caller(takes=takes, gives=ANYTHING, refuses=(*PAID_ERRORS, ClientError))
         routes.add(f"{method} {prefix}/{{other:.+}}", other.call, spec)
+    return routes
 
 
 def _add_inference(routes: Routes, prefix: str) -> None:
@@ -212,6 +215,8 @@ def _add_lists(routes: Routes) -> None:
     add_operation(routes, "GET /admin/v1/limits", lists.list_near_limits, near)
     keys = administrator(query=lists.KeysQuery, gives=lists.FoundKeys, refuses=(NotFound,))
     add_operation(routes, "GET /admin/v1/keys", lists.search_keys, keys)
+    events = administrator(query=audit_events.EventsQuery, gives=EventPage, refuses=(NotFound,))
+    add_operation(routes, "GET /admin/v1/audit-events", audit_events.search, events)
 
 
 def _add_models_and_upstream_keys(routes: Routes) -> None:

@@ -10,8 +10,9 @@ from aiohttp import web
 from service import upstream
 from service.api.operations import Operation
 from service.api.state import DATABASE, KEYRING, VENICE, VENICE_KEY
+from service.database.database import Database
 from service.errors import Conflict
-from service.upstream import KeyCooldown, StoredKey
+from service.upstream import KeyCheck, KeyCooldown, StoredKey
 
 
 class NewUpstreamKey(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,7 +59,7 @@ async def add_key(operation: Operation) -> ShownKey:
         key_id = await upstream.add(
             conn, operation.app[KEYRING], operation.actor, new.name, new.key, new.organization_id
         )
-    await _load(operation.app)
+    await load(operation.app)
     return _shown(await upstream.find_stored(operation.database, key_id))
 
 
@@ -66,7 +67,7 @@ async def disable_key(operation: Operation) -> None:
     """``DELETE /admin/v1/upstream-keys/{id}`` → 204: out of use; its calls go on to their end."""
     async with operation.transaction() as conn:
         await upstream.disable(conn, operation.actor, operation.path_id)
-    await _load(operation.app)
+    await load(operation.app)
 
 
 async def enable_key(operation: Operation) -> ShownKey:
@@ -74,29 +75,37 @@ async def enable_key(operation: Operation) -> ShownKey:
     key_id = operation.path_id
     async with operation.transaction() as conn:
         await upstream.enable(conn, operation.actor, key_id)
-    await _load(operation.app)
+    await load(operation.app)
     return _shown(await upstream.find_stored(operation.database, key_id))
 
 
 async def check_key(operation: Operation) -> CheckedKey:
     """``POST /admin/v1/upstream-keys/{id}/check``: the result of a check, which costs nothing.
     A key that was out of service and passes the check is used again."""
-    database, venice = operation.database, operation.app[VENICE]
-    await _load(operation.app)
-    key_id = (await upstream.find_stored(database, operation.path_id)).id
-    for key in venice.keys.all:
-        if key.id == key_id:
-            checked = await upstream.check(database, venice, key)
-            break
-    else:
-        raise Conflict("The key is not in use: it is disabled, or ENCRYPTION_KEY does not open it.")
-    shown = _shown(
-        await upstream.find_stored(database, key_id), venice.keys.cooldowns().get(key_id, ())
-    )
+    database, key_id = operation.database, operation.path_id
+    checked = await check(operation.app, database, key_id)
+    cooldowns = operation.app[VENICE].keys.cooldowns().get(key_id, ())
+    shown = _shown(await upstream.find_stored(database, key_id), cooldowns)
     return CheckedKey(**(msgspec.structs.asdict(shown) | msgspec.structs.asdict(checked)))
 
 
-async def _load(app: web.Application) -> None:
+async def check(app: web.Application, database: Database, key_id: UUID) -> KeyCheck:
+    """Ask Venice about a key, at no cost, and store the result.
+
+    :raises NotFound: when there is no such key.
+    :raises Conflict: when it is not in use.
+    """
+    await load(app)
+    await upstream.find_stored(database, key_id)
+    venice = app[VENICE]
+    key = venice.keys.find(key_id)
+    if key is None:
+        raise Conflict("The key is not in use: it is disabled, or ENCRYPTION_KEY does not open it.")
+    return await upstream.check(database, venice, key)
+
+
+async def load(app: web.Application) -> None:
+    """Use the keys as they are stored now."""
     keys = await upstream.load(app[DATABASE], app[KEYRING], app[VENICE_KEY])
     app[VENICE].keys.replace(keys)
 

@@ -15,6 +15,7 @@ from service.catalog.aliases import (
     set_alias,
 )
 from service.catalog.catalog import ALIASES_EVERY_S, Catalog
+from service.catalog.price_lines import PriceLine, price_lines
 
 __all__ = [
     "ALIASES_EVERY_S",
@@ -22,9 +23,11 @@ __all__ = [
     "Kind",
     "ListedName",
     "NewAlias",
+    "PriceLine",
     "end_aliases",
     "find_alias",
     "list_names",
+    "price_lines",
     "remove_alias",
     "set_alias",
 ]

@@ -5,12 +5,15 @@ process of its own, with ``migration_process``.
 """
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 import asyncpg
+import msgspec
 import structlog
 
+from service.database.database import Database
 from service.database.functions import RECORDED, compare, read_functions
 from service.errors import StartupError
 from service.settings.address import DatabaseAddress
@@ -140,6 +143,11 @@ def migration_ids(directory: Path = MIGRATIONS_DIRECTORY) -> list[str]:
 
 TABLE_IS_THERE: Final = "SELECT to_regclass('yoyo._yoyo_migration') IS NOT NULL"
 APPLIED: Final = "SELECT migration_id FROM yoyo._yoyo_migration"
+LIST_APPLIED: Final = """
+    SELECT migration_id AS name, applied_at_utc AT TIME ZONE 'UTC' AS applied_at
+    FROM yoyo._yoyo_migration
+    ORDER BY migration_id
+"""
 
 
 async def pending(
@@ -163,6 +171,23 @@ async def pending(
         [name for name in ids if name not in applied] + [f"function {one.name}" for one in lacking],
         sorted(applied.difference(ids)) + [f"function {one.name}" for one in replaced],
     )
+
+
+class AppliedMigration(msgspec.Struct, frozen=True, kw_only=True):
+    """A migration of the database. ``is_known`` is False for one that is newer than this code."""
+
+    name: str
+    applied_at: datetime
+    is_known: bool
+
+
+async def list_applied(database: Database) -> list[AppliedMigration]:
+    """Return the migrations that the database has, in their order."""
+    known = migration_ids()
+    return [
+        AppliedMigration(**row, is_known=row["name"] in known)
+        for row in await database.fetch(LIST_APPLIED)
+    ]
 
 
 def refuse_old_chain(applied: Collection[str]) -> None:

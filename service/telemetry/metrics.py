@@ -11,7 +11,7 @@ import bisect
 import collections
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -26,6 +26,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from service import __version__
 from service.errors import Unavailable
@@ -218,8 +219,26 @@ def exposition(directory: Path | None = None) -> bytes:
 
     :raises Unavailable: when this process's files are gone, as those of others may be.
     """
+    return generate_latest(_registry(directory))
+
+
+def samples(names: Collection[str], directory: Path | None = None) -> list[Sample]:
+    """Return the samples of the metrics with these names, of this process or of all that keep their
+    values in ``directory``.
+
+    :raises Unavailable: as :func:`exposition`.
+    """
+    collected = _registry(directory).collect()
+    return [sample for metric in collected if metric.name in names for sample in metric.samples]
+
+
+def _registry(directory: Path | None) -> CollectorRegistry:
+    """Return the registry of this process, or one of all processes.
+
+    :raises Unavailable: when this process's files are gone, as those of others may be.
+    """
     if directory is None:
-        return generate_latest(REGISTRY)
+        return REGISTRY
     if not any(directory.glob(f"*_{os.getpid()}.db")):
         raise Unavailable(
             f"The metrics files in {directory} were deleted. Restart the service, and set"
@@ -229,7 +248,7 @@ def exposition(directory: Path | None = None) -> bytes:
     registry.register(metric_files.Values(directory))
     registry.register(_Processes(directory))
     PlatformCollector(registry=registry)
-    return generate_latest(registry)
+    return registry
 
 
 class _Processes(Collector):

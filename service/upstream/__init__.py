@@ -27,6 +27,7 @@ from service.upstream.response import PASSED_HEADERS, PLAIN_BODY_BYTES, Upstream
 from service.upstream.retries import is_repeatable, is_uncharged, pause_s
 from service.upstream.sinks import Sink
 from service.upstream.stored import (
+    KEY_PROBLEMS,
     KeyCheck,
     StoredKey,
     add,
@@ -43,6 +44,7 @@ from service.upstream.stored import (
 __all__ = [
     "ENVIRONMENT_KEY_ID",
     "ERROR_MEMBER",
+    "KEY_PROBLEMS",
     "KEY_TIMEOUT_S",
     "MAX_HELD_BYTES",
     "PASSED_HEADERS",

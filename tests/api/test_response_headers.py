@@ -1,6 +1,7 @@
 """Security headers of every response, and which origins may call."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.shares_service
 APP = "https://app.example.com"
 OTHER = "https://evil.example.com"
 CHAT = "/v1/chat/completions"
+PAGES = re.compile(r"/(?:$|docs|dashboard)")
 SECURE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -39,7 +41,12 @@ async def test_every_route(service, caller, key):
         "operator": {"Authorization": f"Bearer {OPERATOR_KEY}"},
         "caller": caller.headers,
     }[key]
-    routes = {(route.method, route.resource.canonical) for route in service.app.router.routes()}
+    # Pages have headers of their own: tests/dashboard/test_pages.py.
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in service.app.router.routes()
+        if not PAGES.match(route.resource.canonical)
+    }
     for method, path in [*sorted(routes), ("GET", "/nothing"), ("OPTIONS", CHAT), ("TRACE", "/x")]:
         async with service.http.request(
             method, path.replace("{id}", caller.organization_id), headers=headers

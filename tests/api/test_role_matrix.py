@@ -53,6 +53,7 @@ ADMINISTRATORS = [
     "GET /admin/v1/limits",
     "GET /admin/v1/keys",
     "GET /admin/v1/usage",
+    "GET /admin/v1/audit-events",
 ]
 """Routes that show an administrator its own organization without naming it."""
 FREE = [
@@ -392,6 +393,9 @@ IDS_OF_OTHERS = [
     ("GET", "/admin/v1/limits?near=0", None, 200),
     ("GET", "/admin/v1/keys?q=victims-own", None, 200),
     ("GET", "/admin/v1/keys?after={key}", None, 200),
+    ("GET", "/admin/v1/audit-events?target={key}", None, 200),
+    ("GET", "/admin/v1/audit-events?actor={key}", None, 200),
+    ("GET", "/admin/v1/audit-events?organization=victims-own", None, 404),
     ("DELETE", "/admin/v1/keys/victims-own", None, 404),
 ]
 

@@ -136,9 +136,11 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("aiohttp.web", ("api", "app", "process", "commands.serving", "sandbox")),
+        ("aiohttp.web", ("api", "app", "dashboard", "process", "commands.serving", "sandbox")),
         ("aiohttp.ClientSession", ("webhooks",)),
         ("httptools", ("upstream.http",)),
+        ("aiohttp_jinja2", ("dashboard",)),
+        ("jinja2", ("dashboard",)),
         ("asyncpg", ("database", "ids")),
         ("psycopg", ("database.migrator",)),
         ("yoyo", ("database.migrator",)),
