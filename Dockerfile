@@ -11,17 +11,17 @@ RUN python -m venv --without-pip /opt/venv \
         --only-binary :all: --requirement /tmp/serve.txt
 WORKDIR /app
 COPY LICENSE ./
-COPY scripts/migrate.sh scripts/
+COPY scripts/migrate.sh scripts/rialto scripts/
 COPY migrations migrations
 COPY service service
 # The sources never change in an image, so their bytecode is made here and is not checked again.
 RUN python -m compileall -q --invalidation-mode unchecked-hash service \
     && chmod -R a+rX . \
-    && chmod a+x scripts/migrate.sh
+    && chmod a+x scripts/migrate.sh scripts/rialto
 
 FROM base
 ENV ENVIRONMENT=production \
-    PATH=/opt/venv/bin:$PATH \
+    PATH=/opt/venv/bin:/app/scripts:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     USER=rialto

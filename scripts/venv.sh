@@ -178,3 +178,8 @@ if ! is_installed; then
     fi
     end_install
 fi
+
+# The command line of this checkout, as an installed package would have it.
+if [ ! -L .venv/bin/rialto ]; then
+    ln -s ../../scripts/rialto .venv/bin/rialto 2>/dev/null || true
+fi

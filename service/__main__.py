@@ -1,4 +1,4 @@
-"""The command line, ``python -m service``: serving, and the operator's verbs."""
+"""The command line, ``rialto`` or ``python -m service``: serving, and the operator's verbs."""
 
 import asyncio
 import gc
@@ -56,5 +56,10 @@ def serve() -> None:
     sys.exit(asyncio.run(processes.serve(settings)))
 
 
+def run() -> None:
+    """Run the command line by its name, however it was called."""
+    main(prog_name="rialto")
+
+
 if __name__ == "__main__":
-    main(prog_name="python -m service")
+    run()

@@ -22,7 +22,7 @@ from service.accounts.restrictions import Restrictions
 from service.accounts.settings import KeySettings, OrganizationSettings, Role
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.database.lanes import STRANGERS, Lanes
-from service.errors import Forbidden, ServiceError, Unauthenticated
+from service.errors import Forbidden, NotFound, ServiceError, Unauthenticated
 from service.ledger import HAS_LIMITS
 
 CACHED_CALLERS: Final = 10_000
@@ -38,6 +38,12 @@ FIND_CALLER: Final = f"""
     WHERE k.digest = $1
        OR k.previous_digest = $1
 """  # noqa: S608 - put together from constants
+
+FIND_DIGEST: Final = """
+    SELECT digest
+    FROM public.api_keys
+    WHERE id = $1
+"""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +188,19 @@ class Callers:
         """The caller whose key this is or was, in force or not; None if it was not read lately."""
         known = self._cache.get(crypto.key_digest(key))
         return None if known is None else known.caller
+
+    async def of_key(self, api_key_id: UUID) -> Caller:
+        """The caller with the key of this id, for the operator's questions about its calls.
+
+        :raises NotFound: when there is no such key.
+        :raises Unauthenticated, Forbidden: as :meth:`identify`.
+        """
+        digest = await self._lanes.of(STRANGERS).fetchval(FIND_DIGEST, api_key_id)
+        if digest is None:
+            raise NotFound("There is no such API key.")
+        known = await self._read_once(digest)
+        known.check_in_force()
+        return known.caller
 
     async def _read_once(self, digest: bytes) -> _Known:
         """Many may call with a key at once; it is read for all of them, but for those that come

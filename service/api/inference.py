@@ -27,7 +27,17 @@ from service.api.wire import (
 )
 from service.errors import ClientError, NotFound, Unavailable, UpstreamError
 from service.formats import body
-from service.gateway import CHAT, ENDPOINTS, OTHER, Call, Endpoint, Inbound, parse, read_large
+from service.gateway import (
+    CHAT,
+    ENDPOINTS,
+    OTHER,
+    Call,
+    Endpoint,
+    Inbound,
+    Quote,
+    parse,
+    read_large,
+)
 from service.ledger import Limit
 from service.settings import allow_lists
 from service.upstream import UpstreamResponse
@@ -224,7 +234,7 @@ async def quote(request: Request) -> web.Response:
     if (read := TRANSLATED_PATHS.get(path or "")) is not None:
         asked = await read(request, caller)
     else:
-        endpoint, names = _quotable(path)
+        endpoint, names = quotable(path)
         inbound = await _inbound(request, endpoint.path, caller, names=names)
         asked = await parse(endpoint, inbound)
     return json_response(await quote_call(request.app, caller, asked))
@@ -235,7 +245,11 @@ async def quote_call(app: web.Application, caller: Caller, asked: Call) -> Quote
 
     :raises ServiceError: as :meth:`Gateway.quote`.
     """
-    quote = await app[GATEWAY].quote(caller, asked)
+    return quote_answer(await app[GATEWAY].quote(caller, asked))
+
+
+def quote_answer(quote: Quote) -> QuoteAnswer:
+    """The answer to a question for a quote."""
     call, bound, refusal = quote.call, quote.bound, quote.refusal
     return QuoteAnswer(
         endpoint=call.endpoint.path,
@@ -249,8 +263,11 @@ async def quote_call(app: web.Application, caller: Caller, asked: Call) -> Quote
     )
 
 
-def _quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
-    """The endpoint of the path, and the names in the path."""
+def quotable(path: str | None) -> tuple[Endpoint[Any], Mapping[str, str]]:
+    """The endpoint of a path, that of chat completions without one, and the names in the path.
+
+    :raises NotFound: when there is no paid call at the path.
+    """
     if path is None:
         return CHAT, {}
     for endpoint in ENDPOINTS:

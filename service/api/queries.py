@@ -14,7 +14,7 @@ from msgspec import inspect
 from service.api.requests import Request
 from service.errors import ClientError
 from service.formats.body import at_fault
-from service.formats.parsing import parse_day, parse_instant, parse_whole
+from service.formats.parsing import parse_moment, parse_whole
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 
@@ -68,17 +68,8 @@ class Moment(QueryValue):
     }
 
     def __init__(self, text: str) -> None:
-        with contextlib.suppress(ValueError):
-            self.at: datetime = parse_day(text)
-            return
-        with contextlib.suppress(ValueError):
-            # A plus sign that was not encoded arrives as a space.
-            self.at = parse_instant(text.replace(" ", "+"))
-            return
-        raise ValueError(
-            "must be a day, as 2026-11-01, or a time and zone, as 2026-11-01T08:00:00Z, of the"
-            " years 1 to 9999 in UTC"
-        )
+        # A plus sign that was not encoded arrives as a space.
+        self.at: datetime = parse_moment(text.replace(" ", "+"))
 
 
 class Tag(QueryValue):

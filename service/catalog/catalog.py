@@ -23,6 +23,7 @@ from service.errors import (
     ServiceError,
     UpstreamError,
 )
+from service.telemetry import logs
 
 log = structlog.get_logger()
 
@@ -127,7 +128,7 @@ class Catalog:
         names = dict(zip(NAMED_TYPES, named, strict=True))
         await copy.write(self._database, before, _with_names(listed, names, before))
         await self.load()
-        log.info("catalogue refreshed", models=len(self._names.models.listed))
+        logs.detail("catalogue refreshed", models=len(self._names.models.listed))
 
     async def _other_names(self, model_type: str) -> dict[str, str] | None:
         """Map alternative names to models of the type. None when Venice does not return them."""

@@ -6,14 +6,14 @@ from typing import Any
 import structlog
 
 from service.errors import SettingsError
-from service.settings import EX_CONFIG, Settings, load, suspicious_names
+from service.settings import EX_CONFIG, Settings, load, may_color, suspicious_names
 from service.telemetry import logs
 
 
-def read_settings(**defaults: Any) -> Settings:
+def read_settings(*, makes_secrets: bool = True, **defaults: Any) -> Settings:
     """Read the settings. If any are wrong, print every mistake and exit."""
     try:
-        settings = load(**defaults)
+        settings = load(makes_secrets=makes_secrets, **defaults)
     except SettingsError as error:
         errors = logs.Lines(sys.stderr)
         for mistake in error.mistakes:
@@ -23,8 +23,13 @@ def read_settings(**defaults: Any) -> Settings:
             errors.put(f"settings: {name}: is not a setting.{hint}")
         errors.put("Not started. See docs/settings.md for every setting.")
         sys.exit(EX_CONFIG)
-    logs.configure(settings.log_level, settings.log_format)
-    logs.capture_python_output()
+    configure_logs(settings)
     for name, meant in suspicious_names().items():
         structlog.get_logger().warning("unknown setting", name=name, meant=meant)
     return settings
+
+
+def configure_logs(settings: Settings, process: int | None = None) -> None:
+    """Set up the log as the settings state. ``process`` is the number among several processes."""
+    logs.configure(settings.log_level, settings.log_format, process=process, may_color=may_color())
+    logs.capture_python_output()

@@ -1,4 +1,4 @@
-"""``python -m service migrate``."""
+"""``rialto migrate``."""
 
 import asyncio
 from typing import Final
@@ -15,7 +15,11 @@ MIGRATE_TIMEOUT_S: Final = 90.0
 
 @click.command()
 def migrate() -> None:
-    """Apply pending migrations and functions, and check that all tables exist."""
+    """Apply pending migrations and check the tables.
+
+    Applies functions too. In development without DATABASE_URL it makes the embedded database, as a
+    start does.
+    """
     settings = read_settings()
     timeout_s = min(MIGRATE_TIMEOUT_S, settings.startup_database_timeout_s)
 

@@ -1,16 +1,21 @@
 """Commands that serve, as the only process or as one of several."""
 
+import asyncio
 import socket
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 from aiohttp import web
 
-from service.commands.console import read_settings
+from service.commands.console import configure_logs, read_settings
 from service.process import demo, server
 from service.settings import Settings
 from service.telemetry import logs
+
+FLUSH_S: Final = 1.0
+"""How long the welcome waits for the lines before it."""
 
 
 def alone(settings: Settings) -> int:
@@ -22,8 +27,13 @@ def _welcome(settings: Settings) -> server.OnListening | None:
     """Return the callback that prints the quick start, in development only."""
 
     async def welcome(app: web.Application, port: int) -> None:
-        # A reader of standard output that stalls must not delay the service.
-        logs.Lines(sys.stdout).put(await demo.welcome(app, port))
+        if sys.stdout.isatty():
+            # For people the start ends with the check of the key, whose result the welcome states.
+            await demo.wait_for_key_check(app)
+        text = await demo.welcome(app, port)
+        # The lines of the start come first. A reader that stalls must not delay the service.
+        await asyncio.to_thread(logs.flush, FLUSH_S)
+        logs.Lines(sys.stdout).put(text)
 
     return None if settings.is_production else welcome
 
@@ -43,7 +53,7 @@ def process(
 ) -> None:
     """Serve as one of several processes. Started by ``serve`` with inherited descriptors."""
     settings = read_settings()
-    logs.configure(settings.log_level, settings.log_format, process=number)
+    configure_logs(settings, process=number)
     parent = server.Parent(
         channel=socket.socket(fileno=channel),
         sockets=[socket.socket(fileno=one) for one in sockets],

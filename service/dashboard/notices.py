@@ -20,7 +20,7 @@ NOTICES: Final = {
     "alias_set": "The alias is set. Every replica uses it within seconds.",
     "alias_removed": "The alias is removed.",
     "venice_key_added": "The key is added, and Venice accepts it.",
-    "venice_key_added_not_well": "The key is added, but it did not pass its check. See its condition.",
+    "venice_key_added_not_well": "The key is added, but did not pass its check. See its condition.",
     "venice_key_checked": "Venice accepts the key.",
     "venice_key_checked_not_well": "The key did not pass its check. See its condition.",
     "venice_key_enabled": "The key is enabled, and Venice accepts it.",

@@ -76,7 +76,20 @@ async def first_connection(
         connection.terminate()
 
 
-async def _warn_of_pooler(connection: Connection) -> None:
+async def is_pooled(address: DatabaseAddress, timeout: float) -> bool:
+    """Return whether a pooler answers at the address instead of PostgreSQL.
+
+    :raises StartupError: as :func:`first_connection`.
+    """
+    async with first_connection(address, timeout) as connection:
+        return await _has_pooler(connection)
+
+
+async def _has_pooler(connection: Connection) -> bool:
     """A pooler answers with a process id that is not the server's."""
-    if await connection.fetchval(SERVER_PID) != connection.get_server_pid():
+    return bool(await connection.fetchval(SERVER_PID) != connection.get_server_pid())
+
+
+async def _warn_of_pooler(connection: Connection) -> None:
+    if await _has_pooler(connection):
         log.warning("a pooler stands before the database", hint=POOLER_HINT)

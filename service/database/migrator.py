@@ -169,9 +169,15 @@ class Migrator:
             _check_functions(lacking)
             pending = backend.to_apply(migrations)
             log.info("migrations", pending=len(pending), names=[one.id for one in pending])
-            for migration in pending:
+            for number, migration in enumerate(pending, start=1):
                 duration_ms = self._run_one(backend, partial(backend.apply_one, migration))
-                log.info("migration applied", migration=migration.id, duration_ms=duration_ms)
+                log.info(
+                    "migration applied",
+                    migration=migration.id,
+                    number=number,
+                    of=len(pending),
+                    duration_ms=duration_ms,
+                )
                 done.append(migration.id)
             if lacking:
                 duration_ms = self._run_one(backend, partial(backend.apply_functions, lacking))

@@ -17,6 +17,7 @@ from service.database.database import Database
 from service.database.functions import RECORDED, compare, read_functions
 from service.errors import StartupError
 from service.settings.address import DatabaseAddress
+from service.telemetry import logs
 
 log = structlog.get_logger()
 
@@ -231,8 +232,7 @@ async def verify(conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTOR
     found = {row["table"]: row["columns"] for row in await conn.fetch(COLUMNS)}
     for number, table in enumerate(TABLES, start=1):
         if table in found:
-            found_as = f"{number}/{len(TABLES)} {table}"
-            log.info(found_as)
+            logs.detail(f"{number}/{len(TABLES)} {table}")
     if missing := _missing(found):
         raise StartupError(
             f"The database lacks what this version needs: {', '.join(missing)}.",
@@ -245,6 +245,7 @@ async def verify(conn: asyncpg.Connection, directory: Path = MIGRATIONS_DIRECTOR
             f"The database lacks migrations: {', '.join(lacking)}.",
             "Apply them: scripts/migrate.sh.",
         )
+    log.info("tables", found=len(TABLES))
 
 
 def _missing(found: Mapping[str, Collection[str]]) -> list[str]:

@@ -70,6 +70,20 @@ def parse_instant(text: str) -> datetime:
     return _in_utc(at)
 
 
+def parse_moment(text: str) -> datetime:
+    """Parse a day, or a time of RFC 3339. Returns it, or the start of the day, in UTC.
+
+    :raises ValueError: when it is neither.
+    """
+    for parse in (parse_day, parse_instant):
+        with contextlib.suppress(ValueError):
+            return parse(text)
+    raise ValueError(
+        "must be a day, as 2026-11-01, or a time and zone, as 2026-11-01T08:00:00Z, of the years 1"
+        " to 9999 in UTC"
+    )
+
+
 def check_future(field: str, at: datetime, now: datetime) -> datetime:
     """Return the time of a field in UTC.
 

@@ -1,6 +1,14 @@
 """The one pipeline that every paid call takes, and a small ``Endpoint`` for each kind of call."""
 
-from service.gateway.call import Call, Endpoint, Inbound, Translation, Upload, check_end_user
+from service.gateway.call import (
+    Call,
+    Endpoint,
+    Inbound,
+    Quote,
+    Translation,
+    Upload,
+    check_end_user,
+)
 from service.gateway.endpoints import (
     CHAT,
     DECISIONS,
@@ -40,6 +48,7 @@ __all__ = [
     "FreeRequests",
     "Gateway",
     "Inbound",
+    "Quote",
     "Translation",
     "Upload",
     "WholeRelay",

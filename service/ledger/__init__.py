@@ -19,7 +19,7 @@ from service.ledger.entries import (
     find_owner,
     list_jobs,
 )
-from service.ledger.exports import CONTENT_TYPES, ExportFormat, export
+from service.ledger.exports import CONTENT_TYPES, ExportFormat, count_entries, export
 from service.ledger.leases import count_in_flight, sweep
 from service.ledger.limits import (
     HAS_LIMITS,
@@ -82,6 +82,7 @@ __all__ = [
     "Unit",
     "announce",
     "change_limit",
+    "count_entries",
     "count_in_flight",
     "create_limit",
     "credit",

@@ -69,6 +69,13 @@ EXPORT_CSV: Final = f"""
         {PAGE}
     ) e
 """
+COUNT: Final = """
+    SELECT count(*) AS entries
+    FROM public.ledger_entries
+    WHERE organization_id = $1
+      AND counted_at >= $2
+      AND counted_at < $3
+"""
 STATEMENTS: Final[dict[ExportFormat, str]] = {"csv": EXPORT_CSV, "jsonl": EXPORT_JSONL}
 
 
@@ -99,3 +106,15 @@ async def export(
         if page["entries"] < PAGE_ROWS:
             return
         after = (page["last_at"], page["last_id"])
+
+
+async def count_entries(
+    database: Database, organization_id: UUID, start: datetime, end: datetime
+) -> int:
+    """Return how many entries :func:`export` has for a period.
+
+    :raises Unavailable: when the database cannot be read.
+    """
+    async with database.reading() as conn:
+        row = await conn.fetchrow(COUNT, organization_id, start, end)
+    return int(row["entries"])

@@ -1,7 +1,7 @@
 """Drops months of the ledger that are past their retention."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -103,8 +103,14 @@ async def expired(database: Database, months: int) -> Sequence[Month]:
     return found
 
 
-async def retain(database: Database, actor: Actor, months: int) -> Sequence[Month]:
+async def retain(
+    database: Database,
+    actor: Actor,
+    months: int,
+    on_month: Callable[[Month], None] = lambda _: None,
+) -> Sequence[Month]:
     """Drop the months that ended at least ``months`` months ago, oldest first, and return them.
+    ``on_month`` is called with each month that is dropped or kept.
 
     A month with an entry settled since then is kept for now. Each month is dropped in one
     transaction: amounts that its entries counted in open windows are added to what the limits
@@ -128,6 +134,7 @@ async def retain(database: Database, actor: Actor, months: int) -> Sequence[Mont
         else:
             log.info("ledger month kept because entries were settled later", month=month.month)
             kept.append(row["month"])
+        on_month(month)
 
 
 async def _find_oldest(conn: Any, months: int, kept: Sequence[datetime]) -> Any:

@@ -1,5 +1,7 @@
 """The quick start that a development server prints: a demo key and commands to paste."""
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +12,13 @@ from service.audit import Actor
 from service.errors import Unauthenticated
 from service.settings import Settings
 from service.settings.data_directory import OPERATOR_KEY_FILE, write_secret
+from service.settings.hosts import local_host
 from service.upstream import ENVIRONMENT_KEY_ID, Finding
 
 KEY_FILE: Final = "demo_key"
-ANYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
-"""Addresses to listen on that a client cannot connect to."""
 NAME: Final = "demo"
+KEY_CHECK_S: Final = 3.0
+POLL_S: Final = 0.05
 
 WELCOME: Final = """
 Rialto listens on {url}
@@ -23,6 +26,7 @@ Rialto listens on {url}
 
   demo key      {key}
   operator key  {shown_operator_key}
+  command line  .venv/bin/rialto --help
 
 Try it with curl:
 
@@ -69,6 +73,16 @@ KEYS: Final = {
 }
 
 
+async def wait_for_key_check(app: web.Application) -> None:
+    """Wait until Venice was asked about the key of the settings, for at most ``KEY_CHECK_S``."""
+    findings = app[api.VENICE].keys.findings
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KEY_CHECK_S):
+            # It happens once, so that nothing announces it.
+            while ENVIRONMENT_KEY_ID not in findings:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+
+
 async def welcome(app: web.Application, port: int) -> str:
     """Return the text to print, with a working key. The key is created on the first start."""
     settings = app[api.SETTINGS]
@@ -78,7 +92,7 @@ async def welcome(app: web.Application, port: int) -> str:
     if settings.operator_key == _generated_operator_key(settings):
         shown = operator_key = settings.operator_key
     return WELCOME.format(
-        url=f"http://{_host(settings.host)}:{port}",
+        url=f"http://{local_host(settings.host)}:{port}",
         upstream=_upstream(app) if settings.venice_api_key else SIMULATED,
         key=key,
         operator_key=operator_key,
@@ -91,13 +105,6 @@ async def welcome(app: web.Application, port: int) -> str:
 def _upstream(app: web.Application) -> str:
     found = app[api.VENICE].keys.findings.get(ENVIRONMENT_KEY_ID)
     return REAL.format(app[api.SETTINGS].venice_base_url, KEYS[found and found.finding])
-
-
-def _host(host: str) -> str:
-    """Return an address at which a client on this machine reaches the listener."""
-    if host in ANYWHERE:
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _generated_operator_key(settings: Settings) -> str | None:

@@ -77,8 +77,12 @@ async def serve(
             app[SANDBOX_URL] = parent.sandbox_url
         _stop_with_parent(parent, signals)
     runner = api.make_runner(app)
+    sockets: Sequence[socket.socket] = ()
     try:
-        sites = await _start(runner, settings, signals, parent)
+        # A port that is in use is found before anything is opened. Nothing connects before a site
+        # listens.
+        sockets = await lifecycle.bind(settings) if parent is None else parent.sockets
+        sites = await _start(runner, settings, signals, sockets)
         if not sites:
             return 0
         _tune_python()
@@ -96,6 +100,8 @@ async def serve(
         return lifecycle.EX_FAILED
     finally:
         await runner.cleanup()
+        for one in sockets:
+            one.close()
     log.info("stopped")
     return 0
 
@@ -125,9 +131,12 @@ def _stop_with_parent(parent: Parent, signals: lifecycle.StopSignals) -> None:
 
 
 async def _start(
-    runner: web.AppRunner, settings: Settings, signals: lifecycle.StopSignals, parent: Parent | None
+    runner: web.AppRunner,
+    settings: Settings,
+    signals: lifecycle.StopSignals,
+    sockets: Sequence[socket.socket],
 ) -> list[web.SockSite]:
-    """Start the listening sites. Empty if a stop came first."""
+    """Start what listens on the sockets. Empty if a stop came first."""
     starting = asyncio.create_task(runner.setup())
     stopping = asyncio.create_task(signals.stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -138,7 +147,6 @@ async def _start(
             await starting
         return []
     await starting
-    sockets = await lifecycle.bind(settings) if parent is None else parent.sockets
     sites = [web.SockSite(runner, one) for one in sockets]
     try:
         for site in sites:

@@ -1,6 +1,6 @@
 """The settings: environment variables and `.env`, read once and checked together."""
 
-from service.settings.reading import EX_CONFIG, inherited, load, suspicious_names
+from service.settings.reading import EX_CONFIG, inherited, load, may_color, suspicious_names
 from service.settings.settings import REQUIRED, SURROUNDINGS, Settings, variables
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Settings",
     "inherited",
     "load",
+    "may_color",
     "suspicious_names",
     "variables",
 ]

@@ -27,6 +27,11 @@ def mistakes(directory: Path) -> list[str]:
     return []
 
 
+def has_database(directory: Path) -> bool:
+    """Whether development has made its database in the directory."""
+    return (directory / "postgres" / "PG_VERSION").exists()
+
+
 def kept_secret(path: Path) -> str:
     """The secret in the file, made once.
 

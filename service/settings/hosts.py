@@ -14,6 +14,9 @@ LOOPBACK_NAME: Final = re.compile(
 """The names of systemd's resolver, and those in the host files of Red Hat and Debian."""
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
+ANYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+"""Addresses to listen on that a client cannot connect to."""
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -34,6 +37,13 @@ def normalize_host(host: str) -> str:
         raise ValueError("is no name of a host")
     address = None if ":" in name else parse_ip(name)
     return name if address is None else str(address)
+
+
+def local_host(host: str) -> str:
+    """The host in a URL by which a client on this machine reaches what listens on ``host``."""
+    if host in ANYWHERE:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def parse_ip(name: str) -> IPAddress | None:

@@ -25,9 +25,10 @@ EX_CONFIG: Final = 78
 """Exit status of a configuration error, from sysexits.h."""
 
 
-def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
+def load(dotenv: Path = Path(".env"), *, makes_secrets: bool = True, **defaults: Any) -> Settings:
     """The settings of this process, from the environment and, below it, a ``.env`` file.
-    ``defaults`` replace those of fields of :class:`Settings`.
+    ``defaults`` replace those of fields of :class:`Settings`. Without ``makes_secrets``, secrets
+    that development would make stay None where it has no database of its own to use them with.
 
     :raises SettingsError: with every mistake found, one line each.
     """
@@ -38,7 +39,7 @@ def load(dotenv: Path = Path(".env"), **defaults: Any) -> Settings:
     mistakes += _joint_mistakes(values, environment)
     if mistakes or environment is None:
         raise SettingsError(mistakes)
-    if environment is Environment.DEVELOPMENT:
+    if environment is Environment.DEVELOPMENT and (makes_secrets or _has_database(values)):
         _add_kept_secrets(values)
     return Settings(environment=environment, **values)
 
@@ -75,6 +76,13 @@ def _joint_mistakes(values: dict[str, Any], environment: Environment | None) -> 
     if environment is Environment.DEVELOPMENT:
         mistakes += data_directory.mistakes(Path(values["data_directory"]))
     return mistakes
+
+
+def _has_database(values: dict[str, Any]) -> bool:
+    """Whether there is a database to use the secrets with."""
+    return values["database"] is not None or data_directory.has_database(
+        Path(values["data_directory"])
+    )
 
 
 def _add_kept_secrets(values: dict[str, Any]) -> None:
@@ -151,3 +159,8 @@ def _use_platform_draining_time(env: Env, values: dict[str, Any]) -> None:
 def inherited(**more: str) -> dict[str, str]:
     """The environment of a process to be started: that of this one, and ``more``."""
     return {**os.environ, **more}
+
+
+def may_color() -> bool:
+    """Whether a terminal may get colours, as NO_COLOR (https://no-color.org) and TERM state."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -43,6 +43,7 @@ SURROUNDINGS: Final = {
     "RAILWAY_ENVIRONMENT_NAME": "Set by Railway. Whatever it is, it means *production*.",
     "RAILWAY_DEPLOYMENT_DRAINING_SECONDS": "How long the platform waits before it kills; less 15 s"
     " it is the default of `SHUTDOWN_TIMEOUT`.",
+    "NO_COLOR": "With any text, commands and the log on a terminal have no colours.",
 }
 """Variables that are read and are no settings of their own."""
 

@@ -32,6 +32,8 @@ from typing import Any, Final, TextIO, cast
 import msgspec
 import structlog
 
+from service.telemetry.console import Renderer
+
 request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
 
 REDACTED: Final = "[redacted]"
@@ -398,22 +400,30 @@ def _numbering(process: int) -> Callable[[Any, str, Event], Event]:
 
 _lines: Lines | None = None
 """The queue that this process logs to."""
+_is_console = False
+"""Whether its lines are for people."""
 
 
 def configure(
-    level: str, form: str, stream: TextIO | None = None, process: int | None = None
+    level: str,
+    form: str,
+    stream: TextIO | None = None,
+    process: int | None = None,
+    *,
+    may_color: bool = True,
 ) -> None:
     """Set up logging for the process.
 
     ``form`` is ``json``, ``console`` or ``auto``. ``process`` is the number among several
-    processes, added to each line. Messages that libraries log with ``logging`` become events in the
-    same format.
+    processes, added to each line. With ``may_color`` a terminal gets colours. Messages that
+    libraries log with ``logging`` become events in the same format.
     """
+    global _is_console  # noqa: PLW0603 - a process has one log
     # None if the process was started without a standard error.
     stream = stream or cast("TextIO | None", sys.stderr)
     lines = _lines_to(stream)
     is_terminal = stream is not None and stream.isatty()
-    console = form == "console" or (form == "auto" and is_terminal)
+    console = _is_console = form == "console" or (form == "auto" and is_terminal)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     kind = structlog.make_filtering_bound_logger(threshold)
     structlog.configure(
@@ -424,9 +434,7 @@ def configure(
             *([_numbering(process)] if process is not None else []),
             _add_trace,
             _redact_event,
-            structlog.dev.ConsoleRenderer(
-                colors=is_terminal, exception_formatter=structlog.dev.plain_traceback
-            ),
+            Renderer(colors=is_terminal and may_color),
         ],
         wrapper_class=(
             _console_logger(kind, lines) if console else _json_logger(kind, lines, process)
@@ -435,6 +443,13 @@ def configure(
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_Handler()], force=True)
+
+
+def detail(event: str, **facts: Any) -> None:
+    """Log what programs want to read, and people only when they look for it: at level debug on a
+    terminal, else at level info."""
+    level = logging.DEBUG if _is_console else logging.INFO
+    structlog.get_logger().log(level, event, **facts)
 
 
 def capture_python_output() -> None:

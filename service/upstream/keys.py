@@ -26,6 +26,7 @@ from service.errors import (
     UpstreamExhausted,
 )
 from service.ids import uuid_of
+from service.telemetry import logs
 from service.upstream.cooldowns import Cooldowns, Source
 from service.upstream.findings import Finding
 from service.upstream.refusals import (
@@ -225,7 +226,7 @@ class UpstreamKeys:
         self.findings[key.id] = KeyFinding(finding, reason, time.monotonic())
         if known is None or known.finding is not finding:
             self.has_changed.set()
-            report = log.info if finding is Finding.WELL else log.warning
+            report = logs.detail if finding is Finding.WELL else log.warning
             variable = "VENICE_API_KEY" if key.id == ENVIRONMENT_KEY_ID else None
             report("upstream key checked", key=key.name, finding=finding.value, variable=variable)
 

@@ -2,45 +2,17 @@
 
 import asyncio
 import json
-import os
 import re
 import sys
 import uuid
 
 import asyncpg
 import pytest
+from command_line import rialto, run
 from process import MIGRATIONS, ROOT, client_of, database_url, started
-from support import ENCRYPTION_KEY, MODEL, OPERATOR_KEY, Caller
+from support import MODEL, Caller
 
 from service.database.connections import connect_arguments
-
-
-async def run(*command, directory, **environment):
-    """Run a command; return exit status, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=directory,
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
-            "OPERATOR_KEY": OPERATOR_KEY,
-            "ENCRYPTION_KEY": ENCRYPTION_KEY,
-            **environment,
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
-
-
-async def rialto(*arguments, directory, **environment):
-    """Run ``python -m service`` with arguments; decode each printed line."""
-    command = [sys.executable, "-m", "service", *arguments]
-    status, out, err = await run(*command, directory=directory, **environment)
-    assert status == 0, err
-    return [json.loads(line) for line in out.splitlines()]
 
 
 async def test_keys_are_created_and_revoked(tmp_path, database_address, upstream):
@@ -64,7 +36,7 @@ async def test_keys_are_created_and_revoked(tmp_path, database_address, upstream
         (entry,) = await rialto("ledger", "list", *one, **command)
         assert (entry["outcome"], entry["api_key_id"]) == ("ok", key["id"])
 
-        (revoked,) = await rialto("keys", "revoke", key["id"], **command)
+        (revoked,) = await rialto("keys", "revoke", key["id"], "--yes", **command)
         assert revoked["revoked_at"]
         async with caller.chat() as response:
             assert response.status == 401
@@ -85,26 +57,25 @@ async def test_aliases_are_set_and_removed(tmp_path, database_address, upstream)
         await process.wait_for_line("catalogue refreshed")
         (organization,) = await rialto("organizations", "create", "acme", **command)
         one = ("--organization", organization["id"])
-        named = ("--name", "app", "--model", "fast", "--model", "slow")
-        (key,) = await rialto("keys", "create", *one, *named, **command)
-        assert key["models"] == ["fast", "slow"]
-        caller = Caller(service, organization["id"], key)
-
         (alias,) = await rialto("models", "set", "fast", MODEL, "kimi-k2-6", *one, **command)
         assert (alias["targets"], alias["version"]) == ([MODEL, "kimi-k2-6"], 1)
         assert await rialto("models", "list", "--kind", "alias", **command) == [alias]
         assert MODEL in {line["name"] for line in await rialto("models", "list", **command)}
+        named = ("--name", "app", "--model", "fast")
+        (key,) = await rialto("keys", "create", *one, *named, **command)
+        assert key["models"] == ["fast"]
+        caller = Caller(service, organization["id"], key)
         async with asyncio.timeout(10):
             while await listed_ids(caller) != ["fast"]:
                 await asyncio.sleep(0.1)
 
-        assert await rialto("models", "remove", "fast", *one, **command) == []
+        assert await rialto("models", "delete", "fast", *one, "--yes", **command) == [alias]
         async with asyncio.timeout(10):
             while await listed_ids(caller):
                 await asyncio.sleep(0.1)
     program = [sys.executable, "-m", "service", "models"]
     for bad, expected in (
-        (["remove", "fast"], "not_found: There is no such alias."),
+        (["delete", "fast", "--yes"], "not_found: There is no such alias."),
         (["set", "fast", "lama"], "invalid_request: targets: 'lama' is not a model"),
         (["set", "fast", MODEL, "--organization", str(uuid.uuid4())], "not_found: There is no"),
     ):
@@ -134,20 +105,29 @@ async def test_limits_are_set_and_changed(tmp_path, database_address):
         ("requests", 60, "minute"),
         ("concurrency", 10, None),
     ]
-    (changed,) = await rialto("limits", "change", made[0]["id"], "7.50", **command)
+    (changed,) = await rialto("limits", "update", made[0]["id"], "7.50", **command)
     assert changed["ceiling"] == "7.50"
-    await rialto("limits", "delete", made[1]["id"], **command)
+    await rialto("limits", "delete", made[1]["id"], "--yes", **command)
     listed = await rialto("limits", "list", *one, **command)
     assert [limit["id"] for limit in listed] == [made[0]["id"], made[2]["id"]]
 
-    status, out, _ = await run(sys.executable, "-m", "service", "audit", **command)
-    assert status == 0
-    assert re.search(rf"{organization['id']} +3 +0 +0 +0 intact", out)
+    checked = {line["organization_id"]: line for line in await rialto("audit", **command)}
+    assert checked[organization["id"]] == {
+        "organization_id": organization["id"],
+        "organization_name": "acme",
+        "limits": 3,
+        "holds": 0,
+        "entries": 0,
+        "faults": [],
+        "chain_breaks_at": None,
+        "repaired": [],
+    }
     program = [sys.executable, "-m", "service", "limits", "create", *one]
     for bad, expected in (
         (["--usd", "5/year"], "'5/year' is not a ceiling and period"),
         (["--usd", "five/day"], "invalid_request: ceiling: must be a decimal number"),
-        (["--requests", "60"], "invalid_request: period: must be"),
+        (["--requests", "60"], "'60' has no period: minute, hour, day, month or lifetime, as 60/"),
+        (["--usd", "5"], "as 5/month"),
         ([], "Give at least one of --usd"),
     ):
         status, _, err = await run(*program, *bad, **command)
@@ -190,7 +170,7 @@ async def test_only_the_result_is_printed(tmp_path):
 async def test_mistakes_are_one_line(tmp_path, database_address):
     """A command that fails prints one line without a traceback and exits with 1."""
     status, out, err = await run(
-        *[sys.executable, "-m", "service", "keys", "revoke"],
+        *[sys.executable, "-m", "service", "keys", "revoke", "--yes"],
         "00000000-0000-0000-0000-000000000001",
         directory=tmp_path,
         DATABASE_URL=database_url(database_address),
@@ -301,7 +281,7 @@ async def test_nothing_is_created_with_another_encryption_key(tmp_path, database
         assert "Add the key that was in force to ENCRYPTION_KEY" in err
 
     assert len(await rialto("organizations", "list", **other)) == 1
-    (revoked,) = await rialto("keys", "revoke", caller.key_id, **other)
+    (revoked,) = await rialto("keys", "revoke", caller.key_id, "--yes", **other)
     assert revoked["revoked_at"]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from command_line import rialto, run
 from process import client_of, database_url, started
 from support import ENCRYPTION_KEY, OPERATOR_KEY, cost_of
-from test_command_line import rialto, run
 
 from service.ids import uuid7
 
@@ -38,9 +38,14 @@ def manipulate(address, statement):
 
 
 async def audited(command, *options):
-    """Return the exit status of ``audit`` and what it printed."""
+    """Return the exit status of ``audit``, and the faults, the repaired faults and the breaks of
+    chains that it printed."""
     status, out, _ = await run(sys.executable, "-m", "service", "audit", *options, **command)
-    return status, out
+    checked = [json.loads(line) for line in out.splitlines()]
+    faults = [fault for one in checked for fault in one["faults"]]
+    repaired = [fault for one in checked for fault in one["repaired"]]
+    breaks = [one["chain_breaks_at"] for one in checked if one["chain_breaks_at"] is not None]
+    return status, faults, repaired, breaks
 
 
 @contextlib.asynccontextmanager
@@ -113,18 +118,18 @@ async def test_the_books_are_repaired(database_address, command, tmp_path, upstr
         async with calling(caller) as statuses:
             manipulate(database_address, harm)
 
-            status, out = await audited(command)
-            assert (status, out.count("recorded")) == (1, 4)
-            status, out = await audited(command, "--repair")
-            assert (status, out.count("repaired ")) == (0, 4)
-            assert "used since " in out
+            status, faults, repaired, _ = await audited(command)
+            assert (status, len(faults), repaired) == (1, 4, [])
+            status, faults, repaired, _ = await audited(command, "--repair")
+            assert (status, faults, len(repaired)) == (0, [], 4)
+            assert any(fault["what"] == "used" and fault["window_at"] for fault in repaired)
             assert (await audited(command))[0] == 0
         assert statuses == {200}
     assert (await audited(command))[0] == 0
     chain = "UPDATE audit_events SET actor = 'nobody' WHERE sequence = 2"
     manipulate(database_address, chain)
-    status, out = await audited(command, "--repair")
-    assert (status, "breaks at 2" in out, "repaired" in out) == (1, True, False)
+    status, _, repaired, breaks = await audited(command, "--repair")
+    assert (status, set(breaks), repaired) == (1, {2}, [])
 
 
 async def test_months_are_dropped(database_address, command):
@@ -144,7 +149,9 @@ async def test_months_are_dropped(database_address, command):
     words = ("ledger", "retain", "--months", "12")
 
     (shown,) = await rialto(*words, "--dry-run", **command)
-    (dropped,) = await rialto(*words, **command)
+    status, _, err = await run(sys.executable, "-m", "service", *words, **command)
+    assert (status, "repeat it with --yes" in err) == (2, True)
+    (dropped,) = await rialto(*words, "--yes", **command)
 
     assert shown == {
         "month": "2025-01",
@@ -156,7 +163,7 @@ async def test_months_are_dropped(database_address, command):
         "is_dropped": False,
     }
     assert dropped == {**shown, "is_dropped": True}
-    assert await rialto(*words, **command) == []
+    assert await rialto(*words, "--yes", **command) == []
     assert (await audited(command))[0] == 0
 
 

@@ -95,7 +95,8 @@ async def test_models_and_aliases(tmp_path):
         service.send()
         assert await service.ended() == 0
 
-    *models, fast, theirs, clever, key = printed
+    *models, fast, theirs, deleted, clever, key = printed
+    assert deleted == theirs
     assert {model["kind"] for model in models} == {"venice"}
     assert fast["targets"] == ["llama-3.3-70b", "kimi-k2-6"]
     assert (theirs["targets"], clever["targets"]) == (["kimi-k2-6"], ["kimi-k2-6"])
@@ -114,16 +115,17 @@ async def test_first_key_call_cost_limit(tmp_path):
         service.send()
         assert await service.ended() == 0
 
-    answer, entry, _, of_model, total, money, rate, refused, *proof = printed
+    answer, entry, usage, money, rate, refused, proof = printed
     assert "simulated" in json.loads(answer)["choices"][0]["message"]["content"]
     assert json.loads(entry)["outcome"] == "ok"
-    assert of_model.split()[:2] == ["llama-3.3-70b", "1"]
-    assert total.split()[-1] == json.loads(entry)["cost_usd"] != "0.00"
+    report = json.loads(usage)
+    assert [(group["key"], group["calls"]) for group in report["groups"]] == [("llama-3.3-70b", 1)]
+    assert report["total"]["cost_usd"] == json.loads(entry)["cost_usd"] != "0.00"
     assert (json.loads(money)["ceiling"], json.loads(rate)["ceiling"]) == ("0.001", 60)
     error = json.loads(refused)["error"]
     assert error["code"] == "limit_exceeded"
     assert {"ceiling", "used", "held", "needed"} < set(error["limit"])
-    assert proof[-1].split()[-2:] == ["0", "intact"]
+    assert (json.loads(proof)["faults"], json.loads(proof)["chain_breaks_at"]) == ([], None)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one block is for curl")
@@ -139,10 +141,12 @@ async def test_reports_and_keys_at_venice(tmp_path):
         service.send()
         assert await service.ended() == 0
 
-    _, total, heading, *proofs, usage, added, environment, spare = printed
-    assert total.split() == ["total", "0", "0", "0", "0.00"]
-    assert heading.split()[-2:] == ["faults", "chain"]
-    assert {tuple(proof.split()[-2:]) for proof in proofs} == {("0", "intact")}
+    report, *proofs, usage, added, environment, spare = printed
+    total = json.loads(report)["total"]
+    assert (total["calls"], total["output_tokens"], total["cost_usd"]) == (0, 0, "0.00")
+    assert proofs
+    assert all(json.loads(proof)["faults"] == [] for proof in proofs)
+    assert all(json.loads(proof)["chain_breaks_at"] is None for proof in proofs)
     assert json.loads(usage)["group_by"] == "end_user"
     assert json.loads(environment)["name"] == "environment"
     assert json.loads(added)["id"] == json.loads(spare)["id"]
@@ -191,8 +195,10 @@ def test_faults_on_demand(tmp_path, unused_tcp_port):
 def paste(block, directory, port):
     """What a shell prints that a block is pasted into, in the directory of a service."""
     block = block.replace("localhost:8080", f"localhost:{port}")
+    block = block.replace(".venv/bin/python", sys.executable)
+    block = block.replace(".venv/bin/rialto", f"{sys.executable} -m service")
     return subprocess.run(
-        ["sh", "-euc", block.replace(".venv/bin/python", sys.executable)],
+        ["sh", "-euc", block],
         cwd=directory,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

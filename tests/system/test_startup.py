@@ -229,6 +229,18 @@ async def test_the_port_is_taken(tmp_path, database_address, upstream):
     assert failed["error"] == f"Cannot listen on 127.0.0.1:{port}: Address already in use."
     assert "PORT" in failed["hint"]
     assert "Traceback" not in "".join(service.raw)
+    assert service.lines_with("database connected") == []
+
+
+async def test_the_port_is_taken_before_anything_is_made(tmp_path):
+    """With a taken port a first start in development makes no database."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        async with started(tmp_path, PORT=port) as service:
+            assert await service.ended() == 1
+    assert not (tmp_path / ".rialto" / "postgres").exists()
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "nohost.invalid", "a..b"])

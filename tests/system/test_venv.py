@@ -354,9 +354,41 @@ def test_a_python_without_ensurepip_is_named(clone):
     assert not (clone / ".venv").exists()
 
 
+def test_the_command_line_is_there(clone):
+    """Whatever is installed, .venv/bin/rialto leads to the command line of the checkout."""
+    shutil.copy(ROOT / "scripts" / "rialto", clone / "scripts")
+    for _ in range(2):
+        assert source(clone)[0] == 0
+        assert (clone / ".venv" / "bin" / "rialto").resolve() == clone / "scripts" / "rialto"
+        (clone / ".venv" / "bin" / "rialto").unlink()
+
+
+def test_migrations_in_a_fresh_clone(clone):
+    """migrate.sh installs what it runs in a fresh clone, and nothing where an environment is."""
+    shutil.copy(ROOT / "scripts" / "migrate.sh", clone / "scripts")
+    (clone / "requirements" / "run.txt").write_text(package(clone, "part"))
+    (clone / "service").mkdir()
+    (clone / "service" / "__main__.py").write_text("import sys; print(sys.argv[1:])\n")
+    for outputs in (("Making .venv", "Installing requirements/run.txt"), ()):
+        ran = subprocess.run(
+            ["sh", "scripts/migrate.sh"],
+            cwd=clone,
+            env={"PATH": PATH, "PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+        assert ran.stdout.splitlines()[-1] == "['migrate']"
+        assert all(output in ran.stderr for output in outputs)
+        assert bool(outputs) is ("Making" in ran.stderr)
+    assert has(clone, "part")
+
+
 @pytest.mark.timeout(300)
 def test_a_fresh_clone_answers(tmp_path):
-    """In a fresh clone run.sh installs what it runs, and the demo key that it prints works."""
+    """In a fresh clone run.sh installs what it runs, and the demo key that it prints works, and so
+    does the command line."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -396,6 +428,16 @@ def test_a_fresh_clone_answers(tmp_path):
             )
             with urllib.request.urlopen(request, timeout=30) as response:
                 assert b"simulated" in response.read()
+            listed = subprocess.run(
+                [tmp_path / ".venv" / "bin" / "rialto", "ledger", "list"],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+            assert '"outcome":"ok"' in listed.stdout
         finally:
             service.terminate()
             rest, _ = service.communicate(timeout=60)
