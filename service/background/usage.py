@@ -9,7 +9,7 @@ from service.database.database import Database
 from service.reports import rollups
 from service.telemetry import metrics
 
-INTERVAL_S: Final = 5.0
+INTERVAL_S: Final = 10.0
 
 
 def keep_usage(database: Database) -> asyncio.Task[None]:

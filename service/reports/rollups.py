@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 MARGIN: Final = timedelta(seconds=30)
 COUNT_TIMEOUT_S: Final = 300
+LOCK_TIMEOUT_MS: Final = 100
+"""Roll-ups can wait, so they do not keep a connection while somebody has what they need."""
 FIRST_STEP: Final = timedelta(minutes=1)
 MIN_STEP: Final = timedelta(seconds=1)
 MAX_STEP: Final = timedelta(days=32)
@@ -202,6 +204,7 @@ async def _wait_for_cursor(conn: Any) -> Cursor:
 async def _advance(conn: Any, cursor: Cursor, step: timedelta) -> bool:
     """Count the entries of a ``step`` at most. Returns whether nothing more is due."""
     await _set_timeout(conn)
+    await conn.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
     # In this order: who gets the lock after this instant reads a later clock.
     await conn.execute(LOCK_LEDGER)
     now = await conn.fetchval(NOW)
