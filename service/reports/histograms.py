@@ -4,8 +4,9 @@ Each bucket has twelve decimal digits of the number, the shortest times the lowe
 the numbers of many hours is the histogram of all of them.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from decimal import Decimal
+from itertools import accumulate
 from typing import Final
 
 BOUNDS_MS: Final = (
@@ -13,29 +14,32 @@ BOUNDS_MS: Final = (
     *(10_000, 20_000, 30_000, 60_000, 120_000),
 )
 """Where each bucket begins, in milliseconds; as in the view ``derived.entries``."""
-BASE: Final = 10**12
+DIGITS: Final = 12
+LENGTH: Final = DIGITS * len(BOUNDS_MS)
+PLACES: Final = [(start, start + DIGITS) for start in range(LENGTH - DIGITS, -1, -DIGITS)]
 
 
-def unpack(packed: Decimal | int) -> Sequence[int]:
-    """Return how many times are in each bucket."""
-    rest = int(packed)
-    counts = []
-    for _ in BOUNDS_MS:
-        rest, count = divmod(rest, BASE)
-        counts.append(count)
-    return counts
+def unpack(packed: str) -> Sequence[int]:
+    """Return how many times are in each bucket. ``packed`` is the number in digits."""
+    digits = packed.zfill(LENGTH)
+    return [int(digits[start:end]) for start, end in PLACES]
 
 
-def percentile(counts: Sequence[int], share: float) -> int | None:
-    """Return the time in milliseconds that a ``share`` of all times does not exceed.
+def percentiles(counts: Sequence[int], shares: Sequence[float]) -> Sequence[int | None]:
+    """Return, for each of the shares, the time in milliseconds that it of all times does not
+    exceed.
 
     Within its bucket it is interpolated. The last bucket has no end, so its beginning is returned.
     None without times.
     """
-    rank = share * sum(counts)
-    ends = (*BOUNDS_MS[1:], BOUNDS_MS[-1])
-    for begin, end, count in zip(BOUNDS_MS, ends, counts, strict=True):
-        if count and rank <= count:
-            return round(begin + (end - begin) * rank / count)
-        rank -= count
-    return BOUNDS_MS[-1] if any(counts) else None
+    sums = list(accumulate(counts))
+    return [_interpolate(counts, sums, share * sums[-1]) if sums[-1] else None for share in shares]
+
+
+def _interpolate(counts: Sequence[int], sums: Sequence[int], rank: float) -> int:
+    place = bisect_left(sums, rank)
+    begin = BOUNDS_MS[place]
+    if place == len(BOUNDS_MS) - 1:
+        return begin
+    part = 1 - (sums[place] - rank) / counts[place]
+    return round(begin + (BOUNDS_MS[place + 1] - begin) * part)

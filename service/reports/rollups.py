@@ -73,8 +73,7 @@ READ_LAG: Final = """
     SELECT extract(epoch FROM clock_timestamp() - counted_to)::float8
     FROM derived.usage_cursor
 """
-# Every transaction that has written entries, or still may with a clock that it has read. A prepared
-# one has an id of its own.
+# Every transaction that has written entries, or still may with a clock that it has read.
 FIND_WRITERS: Final = """
     SELECT array_agg(virtualtransaction)
     FROM pg_catalog.pg_locks
@@ -236,8 +235,8 @@ async def _advance(conn: Any, cursor: Cursor, step: timedelta) -> bool:
 
 
 def _have_ended(waits_for: Sequence[str], writers: Sequence[str]) -> bool:
-    """Whether none of the noted transactions goes on. One that was prepared since then has got
-    another id, so none may be prepared."""
+    """Whether none of the noted transactions goes on. One that is prepared has another id after a
+    restart of the server, so none may be prepared."""
     return not any(one in waits_for or one.startswith(PREPARED) for one in writers)
 
 

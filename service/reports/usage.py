@@ -15,7 +15,7 @@ import msgspec
 from service import money
 from service.database.database import Database
 from service.ledger.entries import reading_ledger
-from service.reports.histograms import percentile, unpack
+from service.reports.histograms import percentiles, unpack
 from service.reports.rollups import READ_CURSOR
 
 GroupBy = Literal[
@@ -94,6 +94,10 @@ ROLLED_UP_OF_ALL: Final = """
 ROWS: Final = "SELECT {key} AS group_key, " + ", ".join(f"e.{name}" for name in SUMMED)
 SUMS: Final = ", ".join(f"sum({name}) AS {name}" for name in SUMMED)
 TOTALS: Final = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in SUMMED)
+# A number of two hundred digits is a text to whoever does not calculate with it.
+SHOWN: Final = ", ".join(
+    f"{name}::text" if name in ("first_bytes", "durations") else name for name in SUMMED
+)
 # The first row is the total, which has the groups that are left out too.
 SUM_GROUPS: Final = f"""
     WITH grouped AS MATERIALIZED (
@@ -101,15 +105,18 @@ SUM_GROUPS: Final = f"""
         FROM ({{rows}}) entry
         GROUP BY group_key
     )
-    SELECT true AS is_total, NULL AS group_key, {TOTALS}
-    FROM grouped
-    UNION ALL
-    (
-        SELECT false, group_key, {", ".join(SUMMED)}
+    SELECT is_total, group_key, {SHOWN}
+    FROM (
+        SELECT true AS is_total, NULL AS group_key, {TOTALS}
         FROM grouped
-        ORDER BY {{order}}group_key
-        LIMIT {MAX_GROUPS + 1}
-    )
+        UNION ALL
+        (
+            SELECT false, group_key, {", ".join(SUMMED)}
+            FROM grouped
+            ORDER BY {{order}}group_key
+            LIMIT {MAX_GROUPS + 1}
+        )
+    ) sums
     ORDER BY is_total DESC, {{order}}group_key
 """
 FIND_ORGANIZATION: Final = """
@@ -399,15 +406,16 @@ def _text(group_by: GroupBy, key: Any) -> str | None:
 
 
 def _sums(row: Any) -> dict[str, Any]:
-    first_bytes, durations = unpack(row["first_bytes"]), unpack(row["durations"])
+    first_byte = percentiles(unpack(row["first_bytes"]), (0.5, 0.95))
+    duration = percentiles(unpack(row["durations"]), (0.5, 0.95))
     return {
         **{name: int(row[name]) for name in SUMMED[:5]},
         "cost_usd": money.format_usd(int(row["cost_nanos"])),
         "unknown_costs": int(row["unknown_costs"]),
-        "first_byte_p50_ms": percentile(first_bytes, 0.5),
-        "first_byte_p95_ms": percentile(first_bytes, 0.95),
-        "duration_p50_ms": percentile(durations, 0.5),
-        "duration_p95_ms": percentile(durations, 0.95),
+        "first_byte_p50_ms": first_byte[0],
+        "first_byte_p95_ms": first_byte[1],
+        "duration_p50_ms": duration[0],
+        "duration_p95_ms": duration[1],
     }
 
 
