@@ -63,7 +63,7 @@ MUTATIONS = (
         "service/api/auth.py",
         "    if caller.restrictions is not None:\n",
         "    if False:\n",
-        "tests/api/test_restrictions.py::test_a_key_is_used_from_its_networks_only",
+        "tests/api/test_restrictions.py::TestAddresses::test_a_key_is_used_from_its_networks_only",
     ),
     Mutation(
         "a key that has ended passes while the cache knows it",
