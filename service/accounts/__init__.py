@@ -1,6 +1,6 @@
 """Organizations and the keys of their callers."""
 
-from service.accounts.callers import OPERATOR, Caller, Callers
+from service.accounts.callers import OPERATOR, VISITOR, Caller, Callers
 from service.accounts.keys import (
     ApiKey,
     KeyChange,
@@ -52,6 +52,7 @@ __all__ = [
     "DEFAULT_OVERLAP_S",
     "MAX_OVERLAP_S",
     "OPERATOR",
+    "VISITOR",
     "ApiKey",
     "Caller",
     "Callers",

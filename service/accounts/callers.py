@@ -95,6 +95,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 OPERATOR: Final = Caller(organization_id=OPERATOR_ORGANIZATION_ID, api_key_id=None, role="operator")
+VISITOR: Final = Caller(organization_id=STRANGERS, api_key_id=None, role="inference")
+"""Whoever has shown no key yet."""
 
 
 class _End(NamedTuple):

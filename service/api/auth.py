@@ -88,7 +88,6 @@ def enter(request: Request, caller: Caller) -> None:
     request.facts["organization_id"] = str(caller.organization_id)
     if caller.key_prefix is not None:
         request.facts["key_prefix"] = caller.key_prefix
-    request.previous_until = caller.previous_until
     if caller.restrictions is not None:
         _check_restrictions(request, caller.restrictions)
     if not request.connection.is_known:

@@ -52,14 +52,15 @@ def observed(app: web.Application, routed: Handler) -> Handler:
         request_id = (is_stated and request_ids.stated_id(request)) or uuid7().hex
         request.request_id = request_id
         logs.request_id.set(request_id)
-        status, started_at = CLIENT_CLOSED, time.perf_counter()
+        status, started_at, failure = CLIENT_CLOSED, time.perf_counter(), None
         counter.open_requests += not request.is_quiet
         route = request.known_route
         try:
             try:
                 response = await (routed if route is None else route.handler)(request)
             except Exception as error:  # noqa: BLE001 - what is not rendered is raised again
-                response = _rendered(error, request)
+                failure = failure_of(error)
+                response = _rendered(failure, request)
             status = response.status
             if counter.is_draining:
                 response.force_close()
@@ -87,10 +88,10 @@ def observed(app: web.Application, routed: Handler) -> Handler:
                 duration_ms=round(duration_s * 1000, 1),
                 **facts,
             )
-            if request.error is not None:
-                record_refusal(request, request.error, method, path)
+            if failure is not None:
+                record_refusal(request, failure, method, path)
             # Neither keeps the call in memory until Python looks for cycles.
-            request.relay = request.error = None
+            request.relay = failure = None
 
     return observe
 
@@ -116,13 +117,16 @@ async def answer_preflights(
     return answer or await handler(request)
 
 
-def _rendered(error: Exception, request: Request) -> web.StreamResponse:
+def _rendered(failure: ServiceError, request: Request) -> web.StreamResponse:
     """The answer to a request that failed.
 
-    :raises Exception: what is no failure, or comes when no response can be sent.
+    :raises ServiceError: the failure itself, when no response can be sent.
     """
-    failure = failure_of(error)
-    _note_failure(failure, request)
+    request.facts["code"] = failure.code
+    relay = request.relay
+    if relay is not None and not relay.facts:
+        # The call was not admitted.
+        request.facts["model"] = relay.open_call.route.call.model_name
     if _has_begun(request):
         # A second answer inside the first would corrupt both: end the connection instead.
         raise failure
@@ -157,15 +161,6 @@ def failure_of(error: Exception) -> ServiceError:
     return failure
 
 
-def _note_failure(failure: ServiceError, request: Request) -> None:
-    request.error = failure
-    request.facts["code"] = failure.code
-    relay = request.relay
-    if relay is not None and not relay.facts:
-        # The call was not admitted.
-        request.facts["model"] = relay.open_call.route.call.model_name
-
-
 def _has_begun(request: Request) -> bool:
     return request.writer.output_size > 0
 
@@ -192,8 +187,8 @@ async def finish_headers(request: Request, response: web.StreamResponse) -> None
         response.force_close()
         response.headers["Connection"] = "close"
     headers = response.headers
-    if request.previous_until is not None:
-        headers[KEY_EXPIRES_AT] = format_time(request.previous_until)
+    if (until := request.caller.previous_until) is not None:
+        headers[KEY_EXPIRES_AT] = format_time(until)
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     # Nobody needs to know which software answers.

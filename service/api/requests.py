@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import web
 
-from service.accounts import Caller
+from service.accounts import VISITOR, Caller
 from service.api.dialects import Dialect, dialect_of
-from service.errors import ServiceError
 from service.gateway import AnswerRelay
 from service.shares import Share
 
@@ -67,12 +65,10 @@ class Request(web.Request):
         "caller",
         "connection",
         "dialect",
-        "error",
         "facts",
         "is_quiet",
         "known_route",
         "place",
-        "previous_until",
         "relay",
         "request_id",
     )
@@ -88,18 +84,13 @@ class Request(web.Request):
     is_quiet: bool
     """Whether it comes so often that its success needs no line in the log."""
     caller: Caller
-    """Whose request it is. Authentication sets it, and no body is read without it."""
-    previous_until: datetime | None
-    """When the secret that was shown stops working, if it is the previous one of a key that was
-    rotated."""
+    """Whose request it is, once authentication knows; no body of an API's route is read before."""
     place: Share | None
     """Its place among the requests that are under way."""
     body_share: Share | None
     """How much of the room for bodies it has."""
     relay: AnswerRelay | None
     """The relay of a paid call, once the call is prepared."""
-    error: ServiceError | None
-    """The error that is its answer, if it failed."""
     facts: dict[str, Any]
     """What its line in the log states beside its route, status and duration."""
 
@@ -117,7 +108,8 @@ class Request(web.Request):
         self.app = app
         self.connection = protocol
         self.request_id = ""
-        self.place = self.body_share = self.relay = self.error = self.previous_until = None
+        self.place = self.body_share = self.relay = None
+        self.caller = VISITOR
         self.facts = {}
         self.known_route = known = routes.get((message.method, message.path))
         if known is None:

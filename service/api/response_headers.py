@@ -83,8 +83,8 @@ class WholeResponse(web.StreamResponse):
                 **SECURITY_HEADERS,
             }
         )
-        if request.previous_until is not None:
-            self.headers[KEY_EXPIRES_AT] = format_time(request.previous_until)
+        if (until := request.caller.previous_until) is not None:
+            self.headers[KEY_EXPIRES_AT] = format_time(until)
         # Not in the dict above, because Venice may spell the name in any case.
         self.headers.setdefault("Content-Type", "application/octet-stream")
         self._whole_body = body

@@ -14,15 +14,12 @@ from service.dashboard.forms import read_form
 from service.dashboard.page import Page, see_other
 from service.dashboard.paths import url
 from service.dashboard.state import ATTEMPTS, SESSIONS
-from service.database.lanes import STRANGERS
 from service.errors import ClientError, Unauthenticated
 
 log = structlog.get_logger()
 
 LOCAL_PATH: Final = re.compile(r"/dashboard(?:[/?][!-~]*)?")
 """A page of ours; never another host's."""
-VISITOR: Final = Caller(organization_id=STRANGERS, api_key_id=None, role="inference")
-"""Whose body is read before anybody knows whose it is."""
 
 
 async def show(page: Page) -> web.StreamResponse:
@@ -44,7 +41,6 @@ async def sign_in(page: Page) -> web.StreamResponse:
     """Begin a session of a key that is in force."""
     request = page.request
     request.app[ATTEMPTS].count(address_of(request))
-    request.caller = VISITOR
     fields = await read_form(request)
     key = fields.get("key", "")
     if not key:
