@@ -248,6 +248,27 @@ MUTATIONS = (
 """,
         "tests/api/test_queued_jobs.py::test_a_job_is_unknown_to_other_organizations",
     ),
+    Mutation(
+        "an administrator finds organizations of others by their names",
+        "service/api/operations.py",
+        "        return await accounts.find_organization_id(self.database, text, own)\n",
+        "        return await accounts.find_organization_id(self.database, text, None)\n",
+        "tests/api/test_references.py::TestPaths::test_an_administrator_learns_nothing_of_others",
+    ),
+    Mutation(
+        "an administrator finds keys of others by their names",
+        "service/api/operations.py",
+        "accounts.find_key_id(self.database, text, own or organization_id)",
+        "accounts.find_key_id(self.database, text, organization_id)",
+        "tests/api/test_references.py::TestPaths::test_an_administrator_learns_nothing_of_others",
+    ),
+    Mutation(
+        "lists show an administrator all organizations",
+        "service/api/lists.py",
+        "if stated else operation.own_organization\n",
+        "if stated else None\n",
+        "tests/api/test_lists.py::test_an_administrator_sees_its_own",
+    ),
     # Callers affecting each other.
     Mutation(
         "the bytes of all bodies have no bound",
