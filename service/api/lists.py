@@ -162,7 +162,8 @@ class FoundKeys(msgspec.Struct):
 async def search_ledger(operation: Operation) -> EntryPage:
     """``GET /admin/v1/ledger?organization=&request_id=&key=&model=&outcome=&…``: find ledger
     entries, newest first. A page may be short or empty and have a ``next``, because a search looks
-    at 5,000 entries at a time. ``request_id`` is found at any time."""
+    at 3,000 entries of one organization, or 10,000 of all, at a time. ``request_id`` is found at
+    any time."""
     query = operation.read_query(LedgerQuery)
     return await _search(operation, await _organization(operation, query.organization), query)
 
