@@ -29,7 +29,7 @@ class Furnished:
         values = {
             "id": ids.get(name, self.caller.organization_id),
             "request_id": self.request_id,
-            "operation": "GET_v1_limits",
+            "operation": "get_v1_limits",
             "other": "nothing",
         }
         return NAME_IN_PATH.sub(lambda match: values[match[1]], PATHS[name])
