@@ -25,7 +25,7 @@ class EventsQuery(msgspec.Struct, kw_only=True):
 async def search(operation: Operation) -> EventPage:
     """``GET /admin/v1/audit-events?organization=&actor=&action=&target=&limit=&before=``: find
     audit events, newest first, each with whether it is unaltered and in its place. A search reads
-    the newest 100,000 events of one organization, or 5,000 of each."""
+    the newest 100,000 events of one organization, or 500 of each."""
     query, database = operation.read_query(EventsQuery), operation.database
     organization_id = operation.own_organization
     if query.organization:

@@ -14,7 +14,7 @@ from service.database.database import Database
 from service.errors import ClientError, NotFound
 
 WINDOW_OF_ONE: Final = 100_000
-WINDOW_OF_EACH: Final = 5_000
+WINDOW_OF_EACH: Final = 500
 """How many events a search reads at most: of one organization, and of each where all are asked
 for."""
 OTHER_ACTORS: Final = ("operator", "command-line", "retention", "rialto")
@@ -111,7 +111,7 @@ async def search(
 ) -> EventPage:
     """Find events, newest first, before those of the page that has ``before`` as its ``next``.
 
-    A search reads the newest 100,000 events of one organization, or 5,000 of each.
+    A search reads the newest 100,000 events of one organization, or 500 of each.
 
     :raises ClientError: when ``before`` is no such value.
     """
