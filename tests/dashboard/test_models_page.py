@@ -187,6 +187,22 @@ async def test_an_administrators_aliases_lead_to_its_own_models(service):
     assert await aliases(service) == {}
 
 
+async def test_a_deleted_organization_gets_no_alias(service):
+    """Neither the form nor the API sets an alias for an organization that was deleted."""
+    caller = await service.new_caller("gone")
+    status, _ = await service.operate("DELETE", f"{ORGANIZATIONS}/{caller.organization_id}")
+    assert status == 204
+    stated = {"alias": "late", "targets": MODEL, "organization": caller.organization_id}
+    async with visiting(service, OPERATOR_KEY) as visitor:
+        status, text, _ = await send(visitor, ALIASES, FORM, **stated)
+        assert status == 409
+        assert "deleted" in text_of(text)
+    body = {"targets": [MODEL], "organization_id": caller.organization_id}
+    status, _ = await service.operate("PUT", f"{MODELS}/late", json=body)
+    assert status == 409
+    assert await aliases(service) == {}
+
+
 async def test_who_uses_a_model_that_ends(service):
     """A deprecated model that was used is named with its end, its replacement and its users; an
     administrator sees the users of its own organization."""
