@@ -11,7 +11,8 @@ from service.dashboard.formats import usd
 from service.reports.usage import Report
 
 DAY: Final = timedelta(days=1)
-MAX_COLUMNS: Final = 400
+MAX_COLUMNS: Final = 100
+"""A page with more columns, each with a row in the table beneath, would be slow to load."""
 
 
 def start_of_day(now: datetime) -> datetime:

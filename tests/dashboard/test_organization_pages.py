@@ -3,6 +3,7 @@ it."""
 
 import html
 import re
+from datetime import UTC, datetime
 
 import pytest
 from markupsafe import escape
@@ -11,7 +12,9 @@ from support import MODEL, OPERATOR_KEY, ORGANIZATIONS, set_limit
 from visits import visiting
 
 from service.dashboard import formats
+from service.dashboard.pages import organization_usage as usage_pages
 from service.dashboard.pages import organizations as pages
+from service.reports import usage
 
 pytestmark = pytest.mark.shares_service
 
@@ -186,6 +189,40 @@ async def test_usage_over_time_and_by_end_user(service, group_by):
         assert counts <= {0, 1}
 
 
+async def test_a_chart_has_no_more_columns_than_a_page_can_show(service):
+    """A long period has its sums without a chart, so that the page stays small."""
+    caller = await service.new_caller("long")
+    await chat(caller)
+    path = f"{PAGE}/{caller.organization_id}/usage?group_by=hour"
+    async with visiting(service, OPERATOR_KEY) as visitor:
+        _, text = await visitor.get(f"{path}&from=2020-01-01")
+        assert 'class="chart"' not in text
+        assert rows_of(text, "Share")[-1]["Calls"] == "1"
+        today = datetime.now(UTC).date()
+        _, text = await visitor.get(f"{path}&from={today}")
+        assert 'class="chart"' in text
+
+
+@pytest.mark.parametrize(
+    ("group_by", "expected"),
+    [("day", ["3", "2"]), ("hour", ["3", "2"]), ("model", ["1", "2"])],
+)
+def test_the_newest_days_come_first(monkeypatch, group_by, expected):
+    """Of many days or hours the newest are shown, newest first; of others those that cost most."""
+    monkeypatch.setattr(usage_pages, "SHOWN", 2)
+    sums = dict.fromkeys(usage.Sums.__struct_fields__, 0) | {"cost_usd": "0"}
+    now = datetime.now(UTC)
+    report = usage.Report(
+        group_by=group_by,
+        start=now,
+        end=now,
+        groups=[usage.Group(key=key, **sums) for key in "123"],
+        is_cut=False,
+        total=usage.Sums(**sums),
+    )
+    assert [group.key for group in usage_pages.shown_groups(report)] == expected
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -225,7 +262,7 @@ async def test_an_end_user_is_looked_up(service):
             assert {limit["Left"] for limit in limits} >= {"8 requests"}
             assert len(limits) == 2
         _, text = await visitor.get(f"{path}?end_user=nobody")
-        assert "Nothing was used this month by an end user of this name." in text
+        assert "Nothing was used by an end user of this name in the last 7 days." in text
 
 
 async def test_renaming(service, caller):

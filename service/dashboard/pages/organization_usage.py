@@ -1,6 +1,6 @@
 """What an organization used: sums by day, model, key and more, and by its end users."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -17,10 +17,10 @@ from service.dashboard.charts import Chart
 from service.dashboard.filters import PeriodQuery, filters_of, input_time, period_of
 from service.dashboard.page import Page
 from service.dashboard.paths import url
-from service.dashboard.spending import cost_over_time, start_of_month
+from service.dashboard.spending import cost_over_time, start_of_day, start_of_month
 from service.errors import ClientError
 from service.reports import usage
-from service.reports.usage import Filter, Report
+from service.reports.usage import Filter, Group, Report
 
 By = Literal["day", "hour", "model", "key", "endpoint", "outcome", "end_user", "tag"]
 
@@ -35,14 +35,19 @@ LABELS: Final = {
     "end_user": "End user",
     "tag": "Tag",
 }
-SHOWN: Final = 200
+SLOW: Final = ("end_user", "tag")
+"""The groups that no roll-up has."""
+SHOWN: Final = 100
 """Groups that the page shows; the total has all of them."""
 SHOWN_LIMITS: Final = 50
+SHORT_DAYS: Final = 7
+"""The days of a report that has to read each entry, if no period is stated."""
 FIRST_ID: Final = UUID(int=0)
 
 
 class UsageQuery(PeriodQuery, kw_only=True):
-    """By what is summed, and which entries; this month until now without a period."""
+    """By what is summed, and which entries. Without a period it is this month until now, or the
+    last days if each entry has to be read."""
 
     group_by: By = "day"
     key: Text | UnsetType = UNSET
@@ -75,6 +80,7 @@ async def show(page: Page) -> web.StreamResponse:
         "organization_usage.html",
         organization=organization,
         report=report,
+        groups=shown_groups(report),
         chart=None if report is None else _chart(report, base),
         group_by=group_by,
         labels=LABELS,
@@ -87,16 +93,16 @@ async def show(page: Page) -> web.StreamResponse:
 
 
 async def show_end_users(page: Page) -> web.StreamResponse:
-    """This month's sums by end user, and what is known of one of them."""
+    """The last days' sums by end user, and what is known of one of them."""
     organization = await lookups.organization_of(page)
     database, owner = page.database, organization.id
-    month = start_of_month(page.now)
+    start = short_start(page.now)
     looked_up: dict[str, Any] = {"digest": None, "limits": None, "own_usage": None}
     try:
         text = text_of(page.query(EndUsersQuery).end_user)
         digest = await lookups.end_user_of(page, text, owner)
         if digest is not None:
-            wanted = Filter(start=month, end=page.now, end_user=digest)
+            wanted = Filter(start=start, end=page.now, end_user=digest)
             looked_up = {
                 "digest": digest.hex(),
                 "limits": await page.part(
@@ -106,12 +112,13 @@ async def show_end_users(page: Page) -> web.StreamResponse:
             }
     except ClientError as error:
         page.error = error
-    wanted = Filter(start=month, end=page.now)
+    wanted = Filter(start=start, end=page.now)
     return await page.render(
         "organization_end_users.html",
         organization=organization,
         report=await page.part(usage.report, database, owner, "end_user", wanted),
-        month=month.date(),
+        start=start.date(),
+        days=SHORT_DAYS,
         shown=SHOWN,
         **looked_up,
         **filters_of(page, ("end_user",)),
@@ -124,7 +131,9 @@ async def _wanted(page: Page, query: UsageQuery, organization: Organization) -> 
     :raises ClientError: when a filter names nothing that is there, or the period is empty.
     """
     start, end = period_of(query)
-    start, end = start or start_of_month(end or page.now), end or page.now
+    end = end or page.now
+    is_slow = query.group_by in SLOW or query.end_user is not UNSET or query.tag is not UNSET
+    start = start or (short_start(end) if is_slow else start_of_month(end))
     if start >= end:
         raise ClientError("from: must be in the past.", param="from")
     text = text_of(query.key)
@@ -136,6 +145,11 @@ async def _wanted(page: Page, query: UsageQuery, organization: Organization) -> 
         model=text_of(query.model),
         tag=None if query.tag is UNSET else query.tag.pair,
     )
+
+
+def short_start(now: datetime) -> datetime:
+    """The start of the last days, today included."""
+    return start_of_day(now) - timedelta(days=SHORT_DAYS - 1)
 
 
 def base_links(
@@ -167,6 +181,15 @@ def failures_url(group: Any, report: Report, base: Mapping[str, Any]) -> str:
         return ""
     owner = own.pop("organization")
     return url("organization_usage", **{**own, "id": owner, "group_by": "outcome"})
+
+
+def shown_groups(report: Report | None) -> Sequence[Group]:
+    """The groups that the page shows: of days and hours the newest, newest first, else those that
+    cost most."""
+    if report is None:
+        return ()
+    newest_first = report.group_by in ("day", "hour")
+    return report.groups[: -SHOWN - 1 : -1] if newest_first else report.groups[:SHOWN]
 
 
 def _step_of(report: Report) -> timedelta:
