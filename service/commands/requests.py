@@ -150,6 +150,8 @@ async def _follow(
 ) -> AsyncIterator[Line]:
     """Yield what is recorded from now on, a look after the other."""
     since = await database.now()
+    if is_for_people():
+        click.echo("Requests from now on. Ctrl-C stops.", err=True)
     seen: dict[UUID, None] = {}
     while True:
         now = await database.now()

@@ -1,6 +1,5 @@
 """The executable, its help and its completion."""
 
-import asyncio
 import os
 import shutil
 import subprocess
@@ -203,7 +202,7 @@ async def test_the_list_of_commands_imports_none(tmp_path):
 async def test_an_interrupted_tail(command):
     """Ctrl-C ends requests tail without an error."""
     terminal = await open_terminal(*RIALTO, "requests", "tail", **command)
-    await asyncio.sleep(3)
+    await terminal.shows("Ctrl-C stops.")
     terminal.type("\x03")
     shown = await terminal.ended()
 
