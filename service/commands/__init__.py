@@ -43,7 +43,9 @@ SECTIONS: Final = {
     },
     "Keep books": {
         "ledger": Listed("ledger.ledger_group", "Search, export and amend the ledger."),
-        "audit": Listed("audit.audit_books", "Prove limits, holds, entries and audit events."),
+        "audit": Listed(
+            "audit.audit_books", "Prove limits, holds, entries, usage and audit events."
+        ),
         "audit-events": Listed("audit_events.list_audit_events", "List who changed what."),
     },
     "Run": {
