@@ -54,6 +54,13 @@ def amount(value: str | int | None, unit: str) -> str:
     return f"{number:,} {name.removesuffix('s') if number == 1 else name}"
 
 
+def period(name: str | None) -> str:
+    """The period of a limit: ``a month``, ``an hour``, ``in all``; empty where there is none."""
+    if name is None:
+        return ""
+    return {"hour": "an hour", "lifetime": "in all"}.get(name, f"a {name}")
+
+
 def milliseconds(duration_ms: float | None) -> str:
     """A duration: ``85 ms``, ``1.3 s``, ``2 min 5 s``."""
     if duration_ms is None:
@@ -138,6 +145,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
         diem,
         count,
         amount,
+        period,
         milliseconds,
         duration,
         relative,

@@ -11,6 +11,8 @@ MINUTE_S: Final = 60
 SCOPES: Final = {"organization": "organization", "api_key": "API key", "end_user": "end user"}
 UNITS: Final = {"usd": "USD", "concurrency": "concurrent calls"}
 """The names of units that are not their own names."""
+PERIODS: Final = {None: "", "hour": " an hour", "lifetime": " in total"}
+"""The words for periods that are not "a" and their own names."""
 
 
 def refusal(row: Any) -> LimitExceeded | RateLimited:
@@ -98,6 +100,6 @@ def _need(row: Any) -> str:
 def describe(row: Any) -> str:
     """Describe a limit: ``5.00 USD a month for llama-3.3-70b``."""
     unit = UNITS.get(row["unit"], row["unit"])
-    period = {None: "", "lifetime": " in total"}.get(row["period"], f" a {row['period']}")
+    period = PERIODS.get(row["period"], f" a {row['period']}")
     model = f" for {row['model']}" if row["model"] else ""
     return f"{amount(row['unit'], row['ceiling'])} {unit}{period}{model}"

@@ -14,6 +14,7 @@ from service.dashboard.forms import UtcMoment, form_state, stated_fields
 from service.dashboard.reference import with_code
 from service.errors import ClientError, RateLimited
 from service.formats.addresses import parse_address
+from service.ledger import refusals
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 
@@ -53,6 +54,23 @@ def test_money_has_its_unit_and_is_never_rounded_to_zero(amount, text):
 def test_amounts_of_limits_have_their_unit(value, unit, text):
     """An amount of a limit is written in the unit of the limit."""
     assert formats.amount(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "refused"),
+    [
+        ("hour", "an hour", "5 requests an hour"),
+        ("day", "a day", "5 requests a day"),
+        ("lifetime", "in all", "5 requests in total"),
+        (None, "", "5 requests"),
+    ],
+)
+def test_periods_have_their_article(name, text, refused):
+    """Pages and refusals write the period of a limit in words."""
+    limit = {"unit": "requests", "ceiling": 5, "period": name, "model": None}
+
+    assert formats.period(name) == text
+    assert refusals.describe(limit) == refused
 
 
 @pytest.mark.parametrize(
