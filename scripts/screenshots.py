@@ -50,16 +50,19 @@ HOLDERS: Final = ("own",)
 @click.option("--directory", default=".screens", help="Where the pictures go.")
 @click.option("--only", multiple=True, help="Only pages of these names.")
 @click.option("--entries", default=20_000, help="Ledger entries to show.")
-def main(directory: str, only: Sequence[str], entries: int) -> None:
+@click.option("--window", is_flag=True, help="Only what a window shows, not the whole page.")
+def main(directory: str, only: Sequence[str], entries: int, *, window: bool) -> None:
     """Save pictures of all pages, wide and of a phone, light and dark."""
     executable = chromium.find()
     if executable is None:
         raise click.ClickException("There is no Chromium: scripts/browser.sh installs Debian's.")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    asyncio.run(save(executable, Path(directory), only, entries))
+    asyncio.run(save(executable, Path(directory), only, entries, is_whole=not window))
 
 
-async def save(executable: str, directory: Path, only: Sequence[str], entries: int) -> None:
+async def save(
+    executable: str, directory: Path, only: Sequence[str], entries: int, *, is_whole: bool
+) -> None:
     """Fill a database, serve it and save the pictures."""
     directory.mkdir(exist_ok=True)
     with running_server() as server:
@@ -72,10 +75,12 @@ async def save(executable: str, directory: Path, only: Sequence[str], entries: i
         async with running_sandbox() as upstream:
             settings = make_settings(address, upstream.url)
             async with running(settings) as service, chromium.running(executable) as browser:
-                await _visit(service, browser, directory, only)
+                await _visit(service, browser, directory, only, is_whole=is_whole)
 
 
-async def _visit(service: Any, browser: Any, directory: Path, only: Sequence[str]) -> None:
+async def _visit(
+    service: Any, browser: Any, directory: Path, only: Sequence[str], *, is_whole: bool
+) -> None:
     caller = await service.new_caller("Initech")
     path = f"/admin/v1/organizations/{caller.organization_id}/limits"
     for limit in (
@@ -97,19 +102,21 @@ async def _visit(service: Any, browser: Any, directory: Path, only: Sequence[str
             async with chromium.opened(browser, service.url, size=size, scheme=scheme) as tab:
                 await tab.goto(url("sign_in"))
                 if not only and key == OPERATOR_KEY:
-                    await _shoot(tab, directory, "sign_in", size, scheme)
+                    await _shoot(tab, directory, "sign_in", size, scheme, is_whole=is_whole)
                 await tab.get_by_label("Key").fill(key)
                 await tab.keyboard.press("Enter")
                 await tab.wait_for_url(lambda found: "sign-in" not in found)
                 for name in names:
                     if not only or name in only:
                         await tab.goto(url(name, **({"id": ids[name]} if name in ids else {})))
-                        await _shoot(tab, directory, name, size, scheme)
+                        await _shoot(tab, directory, name, size, scheme, is_whole=is_whole)
 
 
-async def _shoot(tab: Any, directory: Path, name: str, size: dict[str, int], scheme: str) -> None:
+async def _shoot(
+    tab: Any, directory: Path, name: str, size: dict[str, int], scheme: str, *, is_whole: bool
+) -> None:
     path = directory / f"{name}-{size['width']}-{scheme}.png"
-    await tab.screenshot(path=path, full_page=True)
+    await tab.screenshot(path=path, full_page=is_whole)
     click.echo(f"{path}{''.join(f'  {fault}' for fault in tab.faults)}")
     tab.faults.clear()
 
