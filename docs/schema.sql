@@ -385,7 +385,7 @@ CREATE TABLE derived.refusals (
     limit_state jsonb,
     retry_after_s integer,
     repeats integer NOT NULL DEFAULT 0,
-    CONSTRAINT refusals_pkey PRIMARY KEY (id)
+    CONSTRAINT refusals_pkey PRIMARY KEY (id) INCLUDE (code, status, repeats, refused_at)
 );
 CREATE INDEX refusals_api_key_id_idx ON derived.refusals (api_key_id, id);
 CREATE INDEX refusals_code_idx ON derived.refusals (code, id);
