@@ -184,7 +184,7 @@ async def test_credits_are_part_of_the_story(service, caller):
 
 
 async def test_several_requests_with_one_id(service, caller):
-    """A caller may send one id many times. The newest is told, and the others are named."""
+    """A caller may send one id many times. The newest is found, and the others are named."""
     caller.headers["x-request-id"] = "same-1"
     first, second = [await called(caller) for _ in "ab"]
     assert first == second == "same-1"
