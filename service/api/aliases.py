@@ -31,6 +31,8 @@ async def put(
     await _must_own(database, caller, new.organization_id)
     must_grant_own(caller, new.targets, "targets")
     async with database.transaction() as conn:
+        if new.organization_id is not None:
+            await accounts.must_be_kept(conn, new.organization_id)
         await _must_not_redirect(conn, actor, new.organization_id, alias)
         await catalog.set_alias(conn, actor, alias, new)
     await app[CATALOG].load_aliases()
