@@ -90,7 +90,7 @@ async def test_is_venice_failing_and_for_which_model(asked):
 
 async def test_which_key_is_near_its_limit(asked):
     """The overview names the key whose limit is used up."""
-    rows = rows_of(await asked.page(OVERVIEW), "Resets")
+    rows = rows_of(await asked.page(OVERVIEW), "Left")
     row = next(row for row in rows if row["Organization"] == "the spender")
     assert "key the spender" in row["Limit"]
     assert row["Left"] == "0 requests"
