@@ -24,6 +24,8 @@ function startLive(region) {
         const page = new DOMParser().parseFromString(await response.text(), "text/html");
         const fresh = page.getElementById(region.id);
         if (fresh) region.replaceChildren(...fresh.childNodes);
+        // What has ended changes no more.
+        if (fresh && fresh.dataset.live === undefined) return;
         failed = 0;
       } catch {
         failed += 1;
