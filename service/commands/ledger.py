@@ -222,7 +222,7 @@ def rebuild_usage() -> None:
             async for _day in rollups.rebuild(database):
                 days += 1
                 advance(1)
-        click.echo(f"{days:,} days" if sys.stderr.isatty() else f"{days} days", err=True)
+        click.echo(f"days counted: {days}", err=True)
         return None
 
     with_database(work)

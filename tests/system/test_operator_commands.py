@@ -254,3 +254,23 @@ async def test_upstream_keys(tmp_path, database_address, upstream, command):
     names = [line["name"] for line in await rialto("upstream-keys", "check", **command, **venice)]
     assert names == ["environment"]
     assert (await audited(command))[0] == 0
+
+
+async def test_usage_is_counted_again(command, database_address):
+    """The audit names a roll-up that the ledger does not prove, and a command counts it again."""
+    operator = "00000000-0000-0000-0000-000000000000"
+    manipulate(
+        database_address,
+        "INSERT INTO derived.usage_cursor (counted_to) VALUES (now());"
+        " INSERT INTO derived.usage"
+        f" SELECT 'key_day', date_trunc('day', now(), 'UTC'), '{operator}', NULL, NULL, NULL, NULL,"
+        " 1, 1, 0, 0, 0, 0, 0, 0, 0, 0",
+    )
+    found = await audited(command)
+    rebuild = (sys.executable, "-m", "service", "ledger", "rebuild-usage")
+    status, _, shown = await run(*rebuild, **command)
+
+    assert found[0] == 1
+    assert "entries in usage by key and day" in found[1]
+    assert (status, shown.strip()) == (0, "days counted: 1")
+    assert (await audited(command))[0] == 0
