@@ -3,7 +3,7 @@
 Organizations, keys and limits are made by the service's own functions, so the audit chain and the
 data keys are real. PostgreSQL makes the entries: each month in a table of its own, which gets its
 indexes when it is full and becomes a partition after that. The limits' sums follow from the
-entries, so `python -m service audit` finds no fault.
+entries, so `rialto audit` finds no fault.
 """
 
 import asyncio

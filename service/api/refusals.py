@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from service.accounts import Caller
+from service.accounts import VISITOR, Caller
 from service.api.auth import shown_key
 from service.api.request_ids import is_key
 from service.api.requests import Request
@@ -96,9 +96,8 @@ def _refusal(request: Request, error: ServiceError, method: str, route: str) -> 
 
 def _owner(request: Request) -> tuple[Caller | None, str | None]:
     """Whose key the request shows, in force or not, and the visible beginning of the key."""
-    caller: Caller | None = getattr(request, "caller", None)
-    if caller is not None:
-        return caller, caller.key_prefix
+    if request.caller is not VISITOR:
+        return request.caller, request.caller.key_prefix
     key = shown_key(request)
     if key is None or not API_KEY_FORM.fullmatch(key):
         return None, None
