@@ -475,7 +475,9 @@ class Storm:
 
     async def roll_up(self):
         while not self.is_over.is_set():
-            await rollups.roll_up(self.books.database)
+            # Roll-ups give way to whoever makes or drops a month.
+            with contextlib.suppress(Unavailable):
+                await rollups.roll_up(self.books.database)
             await asyncio.sleep(0.02)
 
     async def move(self):
