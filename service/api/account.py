@@ -108,7 +108,7 @@ async def rotate_key(request: Request) -> web.Response:
     caller, key_id = await authenticate_key(request)
     rotation = await read_as(request, accounts.Rotation)
     key = await accounts.find_key(database_of(request), key_id)
-    async with caller_change(request) as conn:
+    async with caller_change(request, database_of(request)) as conn:
         secret = await accounts.rotate_key(
             conn,
             actor_of(request),

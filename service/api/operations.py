@@ -138,7 +138,7 @@ class Operation:
 
     def caller_change(self) -> contextlib.AbstractAsyncContextManager[Any]:
         """A transaction that changes what callers may do; see :func:`caller_change`."""
-        return caller_change(self.request)
+        return caller_change(self.request, self.database)
 
 
 def actor_of(request: Request) -> Actor:
@@ -152,13 +152,12 @@ def actor_of(request: Request) -> Actor:
 
 
 @contextlib.asynccontextmanager
-async def caller_change(request: Request) -> AsyncIterator[Any]:
-    """A transaction that changes what callers may do, on the caller's share of the database. This
-    process applies the change before it answers; the others do when NOTIFY reaches them, which may
-    be after the answer."""
+async def caller_change(request: Request, database: Database) -> AsyncIterator[Any]:
+    """A transaction that changes what callers may do. This process applies the change before it
+    answers; the others do when NOTIFY reaches them, which may be after the answer."""
     is_refused = False
     try:
-        async with database_of(request).transaction() as conn:
+        async with database.transaction() as conn:
             yield conn
     except ClientError:
         # Nothing was committed, and whoever repeats such a request empties no cache.

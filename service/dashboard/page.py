@@ -3,7 +3,7 @@ answer."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, ParamSpec, TypeVar
 from uuid import UUID
@@ -14,9 +14,10 @@ import structlog
 from aiohttp import web
 
 from service.accounts import Caller, Role
+from service.api.operations import caller_change
 from service.api.queries import read_fields
 from service.api.requests import Request
-from service.api.state import CALLERS, LANES, SETTINGS
+from service.api.state import LANES, SETTINGS
 from service.api.wire import path_id
 from service.audit import Actor
 from service.dashboard.forms import FormState, form_state, stated_fields
@@ -186,16 +187,10 @@ class Page:
             log.warning("part of a page not available", part=name, cause=type(error).__name__)
             return None
 
-    @contextlib.asynccontextmanager
-    async def change(self) -> AsyncIterator[Any]:
-        """A transaction that changes something. This process applies the change before it answers;
-        the others do when NOTIFY reaches them."""
-        try:
-            async with self.database.transaction() as conn:
-                yield conn
-        finally:
-            # After a failure too: a commit may succeed although its acknowledgement is lost.
-            self.app[CALLERS].forget()
+    def change(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        """A transaction that changes something; see
+        :func:`service.api.operations.caller_change`."""
+        return caller_change(self.request, self.database)
 
     def url(self, name: str, **values: Any) -> str:
         """The URL of a page; see :func:`service.dashboard.paths.url`."""

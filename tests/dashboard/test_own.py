@@ -364,3 +364,17 @@ async def test_only_the_current_secret_rotates(service):
         assert status == 403
         assert "current secret" in text
         assert not re.search(r"rk_[\w-]{43}", text)
+
+
+async def test_a_refused_form_empties_no_cache(service):
+    """Whoever repeats a form that is refused does not make every caller's key be read again."""
+    caller, callers = await service.new_caller("rotor"), service.app[api.CALLERS]
+    async with visiting(service, caller.key) as visitor:
+        action = f"{OWN}/key/rotate"
+        await send(visitor, f"{OWN}/key", action, overlap_seconds="3600")
+        other = await service.new_caller("bystander")
+        await callers.identify(other.key)
+        status, _, _ = await send(visitor, f"{OWN}/key", action, overlap_seconds="3600")
+
+    assert status == 403
+    assert callers.find(other.key) is not None
