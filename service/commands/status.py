@@ -8,7 +8,7 @@ from typing import Final
 import click
 import msgspec
 
-from service import money, upstream
+from service import upstream
 from service.commands import probe
 from service.commands.limits import NEAR, STANDING_COLUMNS
 from service.commands.output import Column, Command, Facts, Result, Rows
@@ -18,6 +18,7 @@ from service.database.database import Database
 from service.derived import CauseCount, count_by_cause
 from service.reports import calls, standings
 from service.reports import usage as usage_reports
+from service.reports.funds import funds_of
 from service.reports.standings import Standing
 from service.reports.usage import Filter, Group
 from service.settings import Settings
@@ -27,8 +28,7 @@ from service.upstream import StoredKey
 MAX_LISTED: Final = 10
 MAX_COUNTED: Final = 1000
 DAY: Final = timedelta(days=1)
-HOURS_A_DAY: Final = 24
-HOURS_A_YEAR: Final = 365 * HOURS_A_DAY
+HOURS_A_YEAR: Final = 365 * 24
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,14 +136,7 @@ async def _read(
     of_day = await usage_reports.report(database, None, "hour", Filter(start=now - DAY, end=now))
     refusals = await count_by_cause(database, None, today, now)
     keys = await upstream.list_stored(database)
-    balance_nanos = max(
-        (
-            money.parse_usd(key.balance_usd or "0") + money.parse_usd(key.balance_diem or "0")
-            for key in keys
-            if key.status != "disabled" and (key.balance_usd or key.balance_diem) is not None
-        ),
-        default=None,
-    )
+    funds = funds_of(keys, of_day.total.cost_usd)
     health, venice = await asking
     return Status(
         url=url,
@@ -155,19 +148,13 @@ async def _read(
         refusals_today=sum(cause.count for cause in refusals),
         spent_today_usd=by_model.total.cost_usd,
         spent_month_usd=of_month.total.cost_usd,
-        balance_usd=None if balance_nanos is None else money.format_usd(balance_nanos),
-        hours_left=_hours_left(balance_nanos, money.parse_usd(of_day.total.cost_usd)),
+        balance_usd=None if funds.largest_usd is None else f"{funds.largest_usd:f}",
+        hours_left=None if funds.hours_left is None else int(funds.hours_left),
         near_limits=await standings.near(database, None, NEAR, MAX_LISTED),
         failing_models=[group for group in by_model.groups if group.failures][:MAX_LISTED],
         refusals=refusals[:MAX_LISTED],
         upstream_keys=[key for key in keys if key.last_check not in (None, "well")],
     )
-
-
-def _hours_left(balance_nanos: int | None, spent_nanos: int) -> int | None:
-    if balance_nanos is None or spent_nanos <= 0:
-        return None
-    return balance_nanos * HOURS_A_DAY // spent_nanos
 
 
 def _format_left(hours: int | None) -> str | None:

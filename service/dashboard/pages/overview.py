@@ -19,8 +19,8 @@ from service.dashboard.page import Page
 from service.dashboard.paths import url
 from service.database.database import Database
 from service.reports import calls, standings, usage
+from service.reports.funds import funds_of
 from service.reports.usage import DeprecatedModel, Filter, Report
-from service.upstream import StoredKey
 
 By = Literal["organization", "key", "model"]
 
@@ -60,22 +60,6 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     def last_day(self) -> datetime:
         """The start of the last 24 hours."""
         return self.now - DAY
-
-
-class Funds(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the balance lasts at the rate of the last day.
-
-    Keys may be of one account or of several, so only the largest balance is counted.
-    """
-
-    largest: Decimal | None
-    burn_an_hour: Decimal | None
-
-    @property
-    def hours_left(self) -> Decimal | None:
-        if self.largest is None or not self.burn_an_hour:
-            return None
-        return self.largest / self.burn_an_hour
 
 
 async def show(page: Page) -> web.StreamResponse:
@@ -203,20 +187,8 @@ async def _venice(page: Page, models: Report | None) -> dict[str, Any]:
     return {
         "keys": keys,
         "cooldowns": page.app[VENICE].keys.cooldowns(),
-        "funds": None if keys is None else funds(keys, models),
+        "funds": None
+        if keys is None
+        else funds_of(keys, None if models is None else models.total.cost_usd),
         "epoch": periods_at(page.now).today + DAY,
     }
-
-
-def funds(keys: Sequence[StoredKey], models: Report | None) -> Funds:
-    """The largest balance of a key that serves calls, and what the last day cost an hour."""
-    balances = [
-        Decimal(key.balance_usd or 0) + Decimal(key.balance_diem or 0)
-        for key in keys
-        if key.status != "disabled" and (key.balance_usd or key.balance_diem) is not None
-    ]
-    spent = None if models is None else Decimal(models.total.cost_usd)
-    return Funds(
-        largest=max(balances, default=None),
-        burn_an_hour=None if spent is None else spent / 24,
-    )
