@@ -59,6 +59,8 @@ GOOD = {
     "POST /admin/v1/ledger/{id}/credit": {"usd": "0.000000001", "note": "fuzz"},
 }
 """A valid body for each operation that has one."""
+REQUEST_ID = uuid.UUID(int=2).hex
+"""Of a call that is in the ledger."""
 PATHS = {
     "id": str(uuid.UUID(int=1)),
     "network": "base-mainnet",
@@ -67,6 +69,7 @@ PATHS = {
     "other": "x",
     "alias": "fuzz",
     "model": MODEL,
+    "request_id": REQUEST_ID,
 }
 ODD_TEXTS = (
     "",
@@ -227,7 +230,7 @@ class _Fuzz:
         self._own = f"/admin/v1/organizations/{self._organization_id}"
         # An organization of its own would have no entry that can be credited.
         payer_id = self._made(f"{self._own}/keys", {"name": "payer"}, of="key")
-        payer = {"Authorization": f"Bearer {payer_id}"}
+        payer = {"Authorization": f"Bearer {payer_id}", "x-request-id": REQUEST_ID}
         self._session.post(f"{url}/v1/chat/completions", json=GOOD["POST /v1/quote"], headers=payer)
 
     def run(self, is_wanted):
@@ -347,6 +350,8 @@ class _Fuzz:
         """Return the id of an existing object that may be deleted."""
         _, _, _, kind, *_ = operation.path.split("/")
         if kind == "organizations":
+            if operation.method.upper() == "DELETE":
+                return self._made("/admin/v1/organizations", {"name": "spare"})
             return self._organization_id
         if kind == "ledger":
             entries = self._session.get(

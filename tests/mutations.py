@@ -358,9 +358,9 @@ MUTATIONS = (
     ),
     Mutation(
         "an administrator gets the usage of all organizations",
-        "service/api/reports.py",
-        '    own = None if caller.role == "operator" else caller.organization_id\n',
-        "    own = None\n",
+        "service/api/operations.py",
+        'return None if self.caller.role == "operator" else self.caller.organization_id',
+        "return None",
         "tests/api/test_reports.py::test_the_operator_sees_all_organizations",
     ),
     # The dashboard.
@@ -369,14 +369,14 @@ MUTATIONS = (
         "service/dashboard/serving.py",
         "if route.is_form and not is_own_page(request):",
         "if False:",
-        "tests/dashboard/test_forms.py::test_a_form_of_another_origin_is_refused",
+        "tests/dashboard/test_page_forms.py::test_a_form_of_another_origin_is_refused",
     ),
     Mutation(
         "a form of another session is taken",
         "service/dashboard/serving.py",
         'if not crypto.equal(fields.pop(TOKEN_FIELD, ""), viewer.session.token):',
         'if fields.pop(TOKEN_FIELD, "") is None:',
-        "tests/dashboard/test_forms.py::test_a_form_needs_the_token_of_its_session",
+        "tests/dashboard/test_page_forms.py::test_a_form_needs_the_token_of_its_session",
     ),
     Mutation(
         "a page of the operator's opens for everybody who signed in",

@@ -27,9 +27,7 @@ async def search(operation: Operation) -> EventPage:
     audit events, newest first, each with whether it is unaltered and in its place. A search reads
     the newest 100,000 events of one organization, or 500 of each."""
     query, database = operation.read_query(EventsQuery), operation.database
-    organization_id = operation.own_organization
-    if query.organization:
-        organization_id = await operation.find_organization(query.organization)
+    organization_id = await operation.stated_organization(query.organization)
     actor, target = query.actor or None, query.target or None
     if actor is not None:
         actor = await events.find_actor(database, actor, organization_id)

@@ -165,7 +165,7 @@ async def search_ledger(operation: Operation) -> EntryPage:
     at 3,000 entries of one organization, or 10,000 of all, at a time. ``request_id`` is found at
     any time."""
     query = operation.read_query(LedgerQuery)
-    return await _search(operation, await _organization(operation, query.organization), query)
+    return await _search(operation, await operation.stated_organization(query.organization), query)
 
 
 async def list_ledger(operation: Operation) -> EntryPage:
@@ -179,7 +179,7 @@ async def list_calls(operation: Operation) -> Calls:
     """``GET /admin/v1/calls?organization=&limit=&after=``: list the calls in flight, oldest first,
     with what is held for each."""
     query = operation.read_query(CallsQuery)
-    organization_id = await _organization(operation, query.organization)
+    organization_id = await operation.stated_organization(query.organization)
     found = await calls.in_flight(operation.database, organization_id, query.limit, query.after_id)
     return Calls(found, found[-1].id if len(found) == query.limit else None)
 
@@ -188,7 +188,7 @@ async def list_near_limits(operation: Operation) -> Standings:
     """``GET /admin/v1/limits?near=0.8&organization=&limit=``: list the limits of which at least
     this share is used or held, nearest to their end first."""
     query = operation.read_query(NearQuery)
-    organization_id = await _organization(operation, query.organization)
+    organization_id = await operation.stated_organization(query.organization)
     share = NEAR if query.near is UNSET else query.near
     found = await standings.near(operation.database, organization_id, share.value, query.limit + 1)
     return Standings(found[: query.limit], len(found) > query.limit)
@@ -198,7 +198,7 @@ async def search_keys(operation: Operation) -> FoundKeys:
     """``GET /admin/v1/keys?prefix=&q=&organization=&limit=&after=``: find keys by how they begin,
     or by a part of their or their organization's name; oldest first."""
     query = operation.read_query(KeysQuery)
-    organization_id = await _organization(operation, query.organization)
+    organization_id = await operation.stated_organization(query.organization)
     found = await keys.search(
         operation.database,
         organization_id,
@@ -208,11 +208,6 @@ async def search_keys(operation: Operation) -> FoundKeys:
         query.limit,
     )
     return FoundKeys(found, found[-1].id if len(found) == query.limit else None)
-
-
-async def _organization(operation: Operation, stated: str | UnsetType) -> UUID | None:
-    """The organization that the query names, or the administrator's own; None for all."""
-    return await operation.find_organization(stated) if stated else operation.own_organization
 
 
 async def _search(

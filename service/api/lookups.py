@@ -1,7 +1,6 @@
 """Routes that find what became of requests."""
 
 from typing import Annotated
-from uuid import UUID
 
 import msgspec
 from aiohttp import web
@@ -52,32 +51,21 @@ async def find_request(operation: Operation) -> Story:
     """``GET /admin/v1/requests/{request_id}``: the whole story of a call or a refusal, by the id of
     the request, the ledger entry or the refusal. An administrator sees its own organization's."""
     request_id = operation.request.match_info["request_id"]
-    return await story.find(operation.database, request_id, _only(operation))
+    return await story.find(operation.database, request_id, operation.own_organization)
 
 
 async def refusals(operation: Operation) -> RefusalPage:
     """``GET /admin/v1/refusals?code=&status=&organization=&key=&model=&from=&to=``: list what was
     refused and why, newest first. An administrator sees its own organization's."""
     query, database = operation.read_query(RefusalsQuery), operation.database
-    organization_id, api_key_id = _only(operation), None
-    if organization := text_of(query.organization):
-        if (stated_id := accounts.parse_id(organization)) is not None:
-            operation.must_administer(stated_id)
-        organization_id = await accounts.find_organization_id(
-            database, organization, organization_id
-        )
+    organization_id = await operation.stated_organization(query.organization)
+    api_key_id = None
     if key := text_of(query.key):
         api_key_id = await accounts.find_key_id(database, key, organization_id)
     wanted = msgspec.structs.replace(
         query.as_filter(), organization_id=organization_id, api_key_id=api_key_id
     )
     return await list_refusals(database, wanted, query.after_id, query.limit)
-
-
-def _only(operation: Operation) -> UUID | None:
-    """The only organization whose requests the caller may see; None for the operator."""
-    caller = operation.caller
-    return None if caller.role == "operator" else caller.organization_id
 
 
 async def own_refusals(request: Request) -> web.Response:

@@ -87,6 +87,11 @@ class Operation:
         key_id = await self.find_key(self.request.match_info["id"])
         return await accounts.find_key(self.database, key_id)
 
+    async def stated_organization(self, text: str | msgspec.UnsetType) -> UUID | None:
+        """The organization that a query names, see :meth:`find_organization`; without one all that
+        the caller administers, see :attr:`own_organization`."""
+        return await self.find_organization(text) if text else self.own_organization
+
     async def find_organization(self, text: str) -> UUID:
         """The organization with this id or name, if the caller administers it. For an administrator
         all other organizations look as if they did not exist.

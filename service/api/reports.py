@@ -98,7 +98,7 @@ async def all_usage(operation: Operation) -> Usage:
     """``GET /admin/v1/usage?organization=&group_by=&from=&to=``: the same sums over all
     organizations, or of one by its id or name. An administrator gets its own organization's."""
     query = operation.read_query(AllUsageQuery)
-    organization_id = await _organization(operation, text_of(query.organization))
+    organization_id = await operation.stated_organization(query.organization)
     return await _report(operation.request, organization_id, id_of(query.api_key_id), query)
 
 
@@ -145,18 +145,6 @@ async def export(operation: Operation) -> web.StreamResponse:
     async for lines, _ in ledger.export(database, organization_id, wanted, start, end):
         await response.write(lines)
     return response
-
-
-async def _organization(operation: Operation, stated: str | None) -> UUID | None:
-    """The organization that the query names, or the administrator's own; None for all."""
-    caller = operation.caller
-    own = None if caller.role == "operator" else caller.organization_id
-    if not stated:
-        return own
-    stated_id = accounts.parse_id(stated)
-    if stated_id is not None:
-        operation.must_administer(stated_id)
-    return await accounts.find_organization_id(operation.database, stated, own)
 
 
 async def _report(

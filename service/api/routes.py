@@ -175,7 +175,7 @@ def _add_organizations(routes: Routes, path: str) -> None:
     add_operation(routes, f"GET {path}/ledger/export", reports.export, exported)
     usage = administrator(query=reports.UsageQuery, gives=reports.Usage)
     add_operation(routes, f"GET {path}/usage", reports.usage, usage)
-    all_usage = administrator(query=reports.AllUsageQuery, gives=reports.Usage)
+    all_usage = administrator(query=reports.AllUsageQuery, gives=reports.Usage, refuses=(NotFound,))
     add_operation(routes, "GET /admin/v1/usage", reports.all_usage, all_usage)
     events = administrator(query=admin.EventsQuery, gives=admin.Events)
     add_operation(routes, f"GET {path}/audit-events", admin.list_audit_events, events)
@@ -202,7 +202,7 @@ def _add_keys_and_limits(routes: Routes) -> None:
 def _add_lookups(routes: Routes) -> None:
     found = administrator(gives=Story)
     add_operation(routes, "GET /admin/v1/requests/{request_id}", lookups.find_request, found)
-    listed = administrator(query=lookups.RefusalsQuery, gives=RefusalPage)
+    listed = administrator(query=lookups.RefusalsQuery, gives=RefusalPage, refuses=(NotFound,))
     add_operation(routes, "GET /admin/v1/refusals", lookups.refusals, listed)
 
 

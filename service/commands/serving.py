@@ -27,7 +27,7 @@ def _welcome(settings: Settings) -> server.OnListening | None:
     """Return the callback that prints the quick start, in development only."""
 
     async def welcome(app: web.Application, port: int) -> None:
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             # For people the start ends with the check of the key, whose result the welcome states.
             await demo.wait_for_key_check(app)
         text = await demo.welcome(app, port)

@@ -261,8 +261,8 @@ async def test_a_bad_allow_list(service, caller, models, rule):
 
 
 async def test_a_change_of_nothing(service, caller):
-    """A PATCH without settings and models is a 400."""
+    """A PATCH that changes nothing is a 400."""
     status, body = await service.operate("PATCH", f"/admin/v1/keys/{caller.key_id}", json={})
 
     assert (status, body["error"]["code"]) == (400, "invalid_request")
-    assert "at least one" in body["error"]["message"]
+    assert "At least one" in body["error"]["message"]
