@@ -264,9 +264,9 @@ MUTATIONS = (
     ),
     Mutation(
         "lists show an administrator all organizations",
-        "service/api/lists.py",
-        "if stated else operation.own_organization\n",
-        "if stated else None\n",
+        "service/api/operations.py",
+        "if text else self.own_organization\n",
+        "if text else None\n",
         "tests/api/test_lists.py::test_an_administrator_sees_its_own",
     ),
     # Callers affecting each other.
