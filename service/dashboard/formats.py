@@ -9,6 +9,8 @@ SIGNIFICANT_DIGITS: Final = 3
 """Digits of an amount below one dollar, which is never rounded to zero."""
 UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 LONG_S: Final = 365 * 86_400
+NEAR_SHARE: Final = Decimal("0.8")
+"""How much of a limit is used or held when it is near its end."""
 UNKNOWN: Final = "unknown"
 
 

@@ -25,7 +25,7 @@ from service.dashboard.notices import NOTICES
 from service.dashboard.paths import url
 from service.dashboard.sessions import Session
 from service.database.database import Database
-from service.errors import NotFound, ServiceError, Unavailable
+from service.errors import ServiceError, Unavailable
 
 log = structlog.get_logger()
 P = ParamSpec("P")
@@ -166,11 +166,6 @@ class Page:
             return form_state(action, self.fields, self.error)
         return form_state(action, {}, None)
 
-    def must_see(self, organization_id: UUID) -> None:
-        """:raises NotFound: when the organization is none that the viewer sees."""
-        if self.viewer.organization_id not in (None, organization_id):
-            raise NotFound("There is nothing with this id.")
-
     async def part(
         self, read: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs
     ) -> T | None:
@@ -191,10 +186,6 @@ class Page:
         """A transaction that changes something; see
         :func:`service.api.operations.caller_change`."""
         return caller_change(self.request, self.database)
-
-    def url(self, name: str, **values: Any) -> str:
-        """The URL of a page; see :func:`service.dashboard.paths.url`."""
-        return url(name, **values)
 
     async def render(self, template: str, *, status: int = 200, **context: Any) -> web.Response:
         """The page, made from a template. A page is rendered in a thread, so that a long one delays

@@ -15,7 +15,7 @@ from service.dashboard import assets
 from service.dashboard.assets import Assets
 from service.dashboard.attempts import SignInAttempts
 from service.dashboard.counted import counted_url
-from service.dashboard.formats import FILTERS
+from service.dashboard.formats import FILTERS, NEAR_SHARE
 from service.dashboard.page import Page, see_other
 from service.dashboard.pages import (
     api_reference,
@@ -246,6 +246,7 @@ def add_routes(app: web.Application, api_routes: Routes) -> None:
         asset=app[ASSETS].url,
         navigation=NAVIGATION,
         version=__version__,
+        near_share=NEAR_SHARE,
     )
     # Handlers and templates have the application by the page.
     environment.globals.pop("app", None)

@@ -445,26 +445,31 @@ class DeprecatedModel(msgspec.Struct, frozen=True, kw_only=True):
     users: Sequence[ModelUser]
 
 
-async def deprecated_models_used(database: Database, days: int) -> Sequence[DeprecatedModel]:
-    """List the deprecated models that anybody used today or in the ``days`` before, by name.
+async def deprecated_models_used(
+    database: Database, days: int, organization_id: UUID | None = None
+) -> Sequence[DeprecatedModel]:
+    """List the deprecated models that an organization, or anybody, used today or in the ``days``
+    before, by name.
 
     :raises Unavailable: when the database does not answer in time.
     """
     models = {row["name"]: row for row in await database.fetch(FIND_DEPRECATED)}
     end = await database.now()
     start = _floor_day(end.astimezone(UTC)) - days * DAY
-    used = await report(database, None, "model", Filter(start=start, end=end))
+    used = await report(database, organization_id, "model", Filter(start=start, end=end))
     names = sorted(
         group.key for group in used.groups if group.key and group.key in models and group.calls
     )
-    return [await _find_users(database, models[name], start, end) for name in names]
+    return [
+        await _find_users(database, models[name], organization_id, start, end) for name in names
+    ]
 
 
 async def _find_users(
-    database: Database, model: Any, start: datetime, end: datetime
+    database: Database, model: Any, organization_id: UUID | None, start: datetime, end: datetime
 ) -> DeprecatedModel:
     wanted = Filter(start=start, end=end, model=model["name"])
-    groups = (await report(database, None, "key", wanted)).groups
+    groups = (await report(database, organization_id, "key", wanted)).groups
     keys = [group.key for group in groups if group.key]
     owners = {str(row["api_key_id"]): row for row in await database.fetch(FIND_KEYS, keys)}
     terms = msgspec.json.decode(model["deprecation"] or "null")

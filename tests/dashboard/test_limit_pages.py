@@ -125,6 +125,21 @@ async def test_setting_a_limit(service, caller, fields, expected):
     assert (event["action"], event["actor"]) == ("limit.create", "operator")
 
 
+@pytest.mark.parametrize(
+    ("ceiling", "unit"),
+    [("5,00", "usd"), ("1,50", "usd"), ("1 000", "usd"), ("5,00", "requests"), ("9" * 5000, "usd")],
+)
+async def test_an_amount_that_is_not_clear_is_refused(service, caller, ceiling, unit):
+    """A comma that separates no thousands may be that of a fraction, so no limit is set."""
+    page = page_of(caller)
+    fields = {"ceiling": ceiling, "unit": unit, "period": "day"}
+    async with visiting(service, OPERATOR_KEY) as visitor:
+        status, text, _ = await send(visitor, page, f"{page}/create", **fields)
+    assert status == 400
+    assert "ceiling" in text_of(text).lower()
+    assert await limits_of(caller) == []
+
+
 async def test_a_limit_of_requests_binds_the_next_call(service, caller):
     """A limit that was set on the page refuses what is above it."""
     page = page_of(caller)

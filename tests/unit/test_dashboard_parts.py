@@ -73,6 +73,11 @@ def test_periods_have_their_article(name, text, refused):
     assert refusals.describe(limit) == refused
 
 
+def test_a_limit_of_which_exactly_the_share_is_used_is_near_its_end():
+    """Shares are exact, so 80 % of a limit counts as 80 %."""
+    assert formats.share("4", "5") >= formats.NEAR_SHARE > formats.share("3.99", "5")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -62,6 +62,7 @@ async def show(page: Page) -> web.StreamResponse:
     if target is not None:
         target = await events.find_target(page.database, target, organization_id)
     wanted = EventFilter(
+        has_operators=page.viewer.is_operator,
         organization_id=organization_id,
         actor=actor,
         action=text_of(query.action),

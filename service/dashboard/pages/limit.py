@@ -1,5 +1,6 @@
 """One limit: what is used, held and left of it, and the forms that change, raise and delete it."""
 
+import re
 from typing import Final, Literal
 
 import msgspec
@@ -107,7 +108,7 @@ def _percents(text: str) -> list[int]:
     :raises ClientError: when one is no whole number from 1 to 100, or there are too many.
     """
     texts = text.replace(",", " ").replace("%", " ").split()
-    numbers = [int(one) for one in texts if one.isascii() and one.isdigit()]
+    numbers = [int(one) for one in texts if re.fullmatch("[0-9]{1,3}", one)]
     is_fit = len(numbers) == len(texts) <= MAX_PERCENTS
     if not is_fit or not all(1 <= number <= 100 for number in numbers):
         raise ClientError(

@@ -71,7 +71,9 @@ async def show(page: Page) -> web.StreamResponse:
     types = await page.part(models.list_types, page.database)
     ending: Sequence[DeprecatedModel] | None = ()
     if kind == "model" and after is None:
-        ending = await page.part(_used_models_that_end, page)
+        ending = await page.part(
+            usage.deprecated_models_used, page.database, USED_DAYS, page.viewer.organization_id
+        )
     return await page.render(
         "models.html",
         kind=kind,
@@ -84,21 +86,6 @@ async def show(page: Page) -> web.StreamResponse:
         days=USED_DAYS,
         used_from=f"{page.now - timedelta(days=USED_DAYS):%Y-%m-%d}",
     )
-
-
-async def _used_models_that_end(page: Page) -> Sequence[DeprecatedModel]:
-    """Deprecated models that were used, with those users that the viewer sees."""
-    found = await usage.deprecated_models_used(page.database, USED_DAYS)
-    own = page.viewer.organization_id
-    if own is None:
-        return found
-    seen = [
-        msgspec.structs.replace(
-            model, users=[user for user in model.users if user.organization_id == own]
-        )
-        for model in found
-    ]
-    return [model for model in seen if model.users]
 
 
 async def set_alias(page: Page) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from service import accounts, ledger
 from service.accounts import Organization
 from service.audit import OPERATOR_ORGANIZATION_ID
 from service.dashboard import lookups
+from service.dashboard.formats import NEAR_SHARE
 from service.dashboard.page import Page
 from service.dashboard.paths import url
 from service.dashboard.spending import cost_over_time, start_of_day, start_of_month
@@ -24,7 +25,6 @@ from service.reports.usage import Filter
 DAYS: Final = 30
 SHOWN: Final = 8
 """Rows of each table of the first page; all others are a link away."""
-NEAR_SHARE: Final = 0.8
 MAX_LIMITS: Final = 1000
 MAX_RUNNING: Final = 1000
 FIRST_ID: Final = UUID(int=0)

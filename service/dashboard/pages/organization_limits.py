@@ -23,6 +23,8 @@ PAGE: Final = 100
 FIRST_ID: Final = UUID(int=0)
 MAX_END_USER: Final = 128
 MODEL_NAME: Final = re.compile(r"[!-~]{1,256}", re.ASCII)
+GROUPED: Final = re.compile(r"[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
+COUNT: Final = re.compile(r"[0-9]{1,19}")
 UNITS: Final = (
     ("usd", "US dollars"),
     ("requests", "requests"),
@@ -116,8 +118,11 @@ def _must_be_valid(new: NewLimit) -> None:
 
 def amount_of(unit: Unit, text: str) -> str | int:
     """The amount of a limit in the form that the API takes: a decimal string of dollars, or a whole
-    number. Separators of thousands and a dollar sign are for people."""
-    plain = text.replace(",", "").replace(" ", "").removeprefix("$")
-    if unit != "usd" and plain.isascii() and plain.isdigit():
+    number. Separators of thousands and a dollar sign are for people; a comma anywhere else stays,
+    and is refused, since it may be that of a decimal fraction."""
+    plain = text.strip().removeprefix("$")
+    if GROUPED.fullmatch(plain):
+        plain = plain.replace(",", "")
+    if unit != "usd" and COUNT.fullmatch(plain):
         return int(plain)
     return plain

@@ -1,10 +1,8 @@
 """Overview: what is spent, how calls end, which limits are near their end, and how Venice does."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
-from uuid import UUID
 
 import msgspec
 from aiohttp import web
@@ -14,20 +12,18 @@ from service import derived, upstream
 from service.api.state import VENICE
 from service.dashboard import charts
 from service.dashboard.charts import Chart, Point
-from service.dashboard.formats import usd
+from service.dashboard.formats import NEAR_SHARE, usd
 from service.dashboard.page import Page
 from service.dashboard.paths import url
-from service.database.database import Database
 from service.reports import calls, standings, usage
 from service.reports.funds import funds_of
-from service.reports.usage import DeprecatedModel, Filter, Report
+from service.reports.usage import Filter, Report
 
 By = Literal["organization", "key", "model"]
 
 DAY: Final = timedelta(days=1)
 SHOWN: Final = 10
 """Rows of each table; all others are a link away."""
-NEAR_SHARE: Final = 0.8
 DEPRECATION_DAYS: Final = 30
 
 
@@ -151,7 +147,7 @@ async def _ends(page: Page, periods: Periods) -> dict[str, Any]:
         "refusals": await page.part(
             derived.count_by_cause, page.database, scope, periods.today, periods.now
         ),
-        "near": await page.part(standings.near, page.database, scope, NEAR_SHARE, SHOWN),
+        "near": await page.part(standings.near, page.database, scope, float(NEAR_SHARE), SHOWN),
     }
 
 
@@ -160,25 +156,10 @@ async def _now(page: Page) -> dict[str, Any]:
     scope = page.viewer.organization_id
     return {
         "running": await page.part(calls.in_flight, page.database, scope, SHOWN),
-        "deprecated": await page.part(_find_deprecated, page.database, scope),
+        "deprecated": await page.part(
+            usage.deprecated_models_used, page.database, DEPRECATION_DAYS, scope
+        ),
     }
-
-
-async def _find_deprecated(
-    database: Database, organization_id: UUID | None
-) -> Sequence[DeprecatedModel]:
-    """The deprecated models that the organization used, or anybody for None."""
-    used = await usage.deprecated_models_used(database, DEPRECATION_DAYS)
-    if organization_id is None:
-        return used
-    own = (
-        msgspec.structs.replace(
-            model,
-            users=[user for user in model.users if user.organization_id == organization_id],
-        )
-        for model in used
-    )
-    return [model for model in own if model.users]
 
 
 async def _venice(page: Page, models: Report | None) -> dict[str, Any]:
