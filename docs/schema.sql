@@ -1038,7 +1038,6 @@ AS $function$
 DECLARE
     name CONSTANT text := 'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
 BEGIN
-    PERFORM public.uncount_month(month);
     FOR attempt IN 1 .. attempts LOOP
         BEGIN
             IF public.is_month_read(name) THEN

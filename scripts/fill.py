@@ -516,6 +516,8 @@ async def set_counters(
     async with conn.transaction():
         await conn.executemany(SET_LIMIT, limits)
         await conn.executemany(SET_LAST_USED, list(last_at.items()))
+        # The entries are older than what a service may have rolled up: it begins again.
+        await conn.execute("DELETE FROM derived.usage_cursor")
     await conn.execute("ANALYZE")
 
 

@@ -344,8 +344,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a dropped month stays in the roll-ups",
-        f"{SQL}/drop_ledger_month.sql",
-        "    PERFORM public.uncount_month(month);\n",
+        "service/ledger/retention.py",
+        "    await conn.execute(UNCOUNT_MONTH, start, timeout=DROP_TIMEOUT_S)\n",
         "",
         "tests/db/test_rollups.py::test_a_dropped_month_leaves_the_roll_ups",
     ),

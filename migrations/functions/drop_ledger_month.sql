@@ -1,7 +1,7 @@
 -- Drop a frozen month, and add what its entries counted to limits whose window still runs.
 --
--- Returns false when every attempt met a session that reads the ledger. Its caller then has to roll
--- back, since the roll-ups have lost the month already.
+-- Returns false when every attempt met a session that reads the ledger. Its caller, who has taken
+-- the month off the roll-ups before, then has to roll back.
 --
 -- The drop needs the ledger exclusively, and every session that comes later waits behind it. So
 -- each attempt waits for at most 0.1 s, then lets the others pass. It locks in the order of
@@ -18,7 +18,6 @@ LANGUAGE plpgsql AS $$
 DECLARE
     name CONSTANT text := 'ledger_entries_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
 BEGIN
-    PERFORM public.uncount_month(month);
     FOR attempt IN 1 .. attempts LOOP
         BEGIN
             IF public.is_month_read(name) THEN

@@ -74,6 +74,7 @@ SUM_CARRIED: Final = """
 """
 TRY_LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtext($1))"
 FREEZE_MONTH: Final = "SELECT public.freeze_ledger_month($1)"
+UNCOUNT_MONTH: Final = "SELECT public.uncount_month($1)"
 DROP_MONTH: Final = "SELECT public.drop_ledger_month($1, $2, $3, $4, $5, $6)"
 
 
@@ -153,6 +154,8 @@ async def _drop(conn: Any, actor: Actor, row: Any) -> Month:
         return _month(start, totals)
     digests = [await _digest(conn, total["organization_id"], start, end) for total in totals]
     carried = await conn.fetch(SUM_CARRIED, start, end, timeout=DROP_TIMEOUT_S)
+    # This waits for whoever rolls up, and reads the month: no organization is locked yet.
+    await conn.execute(UNCOUNT_MONTH, start, timeout=DROP_TIMEOUT_S)
     # Take the locks last, organizations before the ledger.
     for total, digest in zip(totals, digests, strict=True):
         detail = {

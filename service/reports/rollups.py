@@ -186,12 +186,13 @@ async def rebuild(database: Database) -> AsyncIterator[datetime]:
 async def _take_cursor(conn: Any) -> Cursor | None:
     """Lock the cursor; return None when somebody else has it. It is missing in a database that was
     restored without its roll-ups, and made then."""
+    await _set_timeout(conn)
     row = await conn.fetchrow(TAKE_CURSOR)
     if row is None:
         row = await conn.fetchrow(MAKE_CURSOR)
         if row is None:
             return None
-        await conn.execute(CLEAR)
+        await _run(conn, CLEAR)
     return Cursor(**row)
 
 
@@ -202,7 +203,6 @@ async def _wait_for_cursor(conn: Any) -> Cursor:
 
 async def _advance(conn: Any, cursor: Cursor, step: timedelta) -> bool:
     """Count the entries of a ``step`` at most. Returns whether nothing more is due."""
-    await _set_timeout(conn)
     await conn.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
     # In this order: who gets the lock after this instant reads a later clock.
     await conn.execute(LOCK_LEDGER)
