@@ -34,6 +34,7 @@ async def search(operation: Operation) -> EventPage:
     if target is not None:
         target = await events.find_target(database, target, organization_id)
     wanted = EventFilter(
+        has_operators=operation.own_organization is None,
         organization_id=organization_id,
         actor=actor,
         action=query.action or None,

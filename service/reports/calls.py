@@ -25,6 +25,7 @@ LIST_HOLDS: Final = """
     ORDER BY h.id
     LIMIT $3
 """
+COUNT_HOLDS: Final = "SELECT count(*) FROM public.holds"
 
 
 class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,3 +70,9 @@ def _call(row: Any) -> OpenCall:
     nanos = facts.pop("bound_nanos")
     facts["age_s"] = round(facts["age_s"], 3)
     return OpenCall(**facts, held_usd=None if nanos is None else money.format_usd(nanos))
+
+
+async def count(database: Database) -> int:
+    """Count the calls in flight of all organizations."""
+    number: int = await database.fetchval(COUNT_HOLDS)
+    return number

@@ -67,7 +67,8 @@ SEARCH_EVENTS: Final = """
     FROM found f
     LEFT JOIN public.audit_events before
         ON before.organization_id = f.organization_id AND before.sequence = f.sequence - 1
-    LEFT JOIN public.api_keys actor ON actor.id = f.actor_key_id
+    LEFT JOIN public.api_keys actor
+        ON actor.id = f.actor_key_id AND ($9 OR actor.organization_id = f.organization_id)
     LEFT JOIN public.api_keys target_key ON target_key.id = f.target_id
     LEFT JOIN public.organizations target_organization ON target_organization.id = f.target_id
     LEFT JOIN public.upstream_keys target_upstream ON target_upstream.id = f.target_id
@@ -80,6 +81,8 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     key. ``target`` is the id of what was changed, or its name when it was made."""
 
     organization_id: UUID | None = None
+    has_operators: bool = True
+    """Whether keys of the operator are named too: an administrator does not see them."""
     actor: str | None = None
     action: str | None = None
     target: str | None = None
@@ -127,6 +130,7 @@ async def search(
         wanted.target or None,
         limit + 1,
         window,
+        wanted.has_operators,
     )
     events = [_line(row) for row in rows[:limit]]
     return EventPage(events=events, next=_cursor(events[-1]) if len(rows) > limit else None)

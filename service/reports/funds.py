@@ -12,8 +12,8 @@ HOURS: Final = 24
 
 
 class Funds(msgspec.Struct, frozen=True, kw_only=True):
-    """The largest balance, in US dollars and DIEM together, of a key that serves calls, and what
-    the last 24 hours cost an hour; each None if it is unknown.
+    """The largest balance, in US dollars and DIEM together, of a key that serves all organizations,
+    and what the last 24 hours cost an hour; each None if it is unknown.
 
     Keys may be of one account or of several, so only the largest balance is counted.
     """
@@ -34,7 +34,9 @@ def funds_of(keys: Sequence[StoredKey], spent_usd: str | None) -> Funds:
     balances = [
         Decimal(key.balance_usd or 0) + Decimal(key.balance_diem or 0)
         for key in keys
-        if key.status != "disabled" and (key.balance_usd or key.balance_diem) is not None
+        if key.organization_id is None
+        and key.status != "disabled"
+        and (key.balance_usd or key.balance_diem) is not None
     ]
     return Funds(
         largest_usd=max(balances, default=None),

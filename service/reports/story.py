@@ -77,7 +77,9 @@ READ_HOLD: Final = """
       AND h.id = $2
 """
 LIST_AMENDMENTS: Final = """
-    SELECT id, kind, cost_nanos, cost_source, note, counted_at
+    SELECT id, kind, cost_nanos, cost_source, note, counted_at,
+           sum(cost_nanos) OVER () AS all_nanos,
+           count(*) FILTER (WHERE cost_nanos IS NULL) OVER () AS unknown_costs
     FROM public.ledger_entries
     WHERE organization_id = $1
       AND amends_id = $2
@@ -354,15 +356,16 @@ def _as_it_is(limit: Limit) -> StoryLimit:
 
 
 def _amendment(row: Any) -> Amendment:
-    facts = dict(row)
-    return Amendment(cost_usd=_usd(facts.pop("cost_nanos")), **facts)
+    facts = {name: row[name] for name in ("id", "kind", "cost_source", "note", "counted_at")}
+    return Amendment(cost_usd=_usd(row["cost_nanos"]), **facts)
 
 
 def _total(cost_nanos: int | None, amendments: Sequence[Any]) -> str | None:
-    """The cost with what amends it; None if a part is unknown."""
-    parts = [cost_nanos, *(row["cost_nanos"] for row in amendments)]
-    known = [nanos for nanos in parts if nanos is not None]
-    return _usd(sum(known)) if len(known) == len(parts) else None
+    """The cost with all that amends it, more than is listed too; None if a part is unknown."""
+    if not amendments or cost_nanos is None:
+        return _usd(cost_nanos)
+    first = amendments[0]
+    return None if first["unknown_costs"] else _usd(cost_nanos + int(first["all_nanos"]))
 
 
 def _usd(nanos: int | None) -> str | None:

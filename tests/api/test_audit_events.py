@@ -3,6 +3,8 @@
 import pytest
 from support import ORGANIZATIONS, set_limit
 
+from service.audit import OPERATOR_ORGANIZATION_ID
+
 pytestmark = pytest.mark.shares_service
 
 PATH = "/admin/v1/audit-events"
@@ -70,3 +72,26 @@ async def test_a_key_is_found_as_an_actor(service):
         assert await found(service, **query) == ["api_key.create"]
         _, body = await service.operate("GET", PATH, params=query)
         assert body["events"][0]["actor_name"] == "the chief"
+
+
+async def test_an_administrator_does_not_see_the_operators_keys(service):
+    """A key of role operator that changed something has a name for the operator alone."""
+    caller = await service.new_caller("with a visitor")
+    path = f"{ORGANIZATIONS}/{caller.organization_id}/keys"
+    operators = f"{ORGANIZATIONS}/{OPERATOR_ORGANIZATION_ID}/keys"
+    _, visitor = await service.operate(
+        "POST", operators, json={"name": "the visitor", "role": "operator"}
+    )
+    _, chief = await service.operate("POST", path, json={"name": "the chief", "role": "admin"})
+    headers = {"Authorization": f"Bearer {visitor['key']}"}
+    async with service.http.post(path, json={"name": "made"}, headers=headers) as answer:
+        assert answer.status == 201
+
+    _, body = await service.operate("GET", PATH, params={"organization": "with a visitor"})
+    assert body["events"][0]["actor_name"] == "the visitor"
+    headers = {"Authorization": f"Bearer {chief['key']}"}
+    async with service.http.get(PATH, headers=headers) as answer:
+        seen = await answer.json()
+    assert seen["events"][0]["actor"] == f"api_key:{visitor['id']}"
+    assert "the visitor" not in str(seen)
+    assert visitor["prefix"] not in str(seen)

@@ -270,3 +270,24 @@ async def test_a_correction_is_part_of_the_story(service, caller):
     assert Decimal(found["total_cost_usd"]) == cost_of(entry) + Decimal("0.000001")
     # Not an amount that a limit counts, so the books stay proven.
     assert (await ledger.prove(database, organization_id)).faults == []
+
+
+async def test_a_total_counts_more_credits_than_are_listed(service, caller):
+    """The total is of all credits, of which the story lists the first hundred."""
+    request_id = await called(caller)
+    entry = await caller.only_entry()
+    await service.app[DATABASE].fetch(
+        "INSERT INTO public.ledger_entries (organization_id, id, kind, amends_id, api_key_id,"
+        " request_id, endpoint, outcome, cost_nanos, cost_source, counted_at)"
+        " SELECT organization_id, public.uuid7_floor(now() + n * interval '1 ms'), 'credit',"
+        " id, api_key_id, request_id, endpoint, outcome, -10, $3, clock_timestamp()"
+        " FROM public.ledger_entries, generate_series(1, 130) AS n"
+        " WHERE organization_id = $1 AND id = $2",
+        UUID(caller.organization_id),
+        UUID(entry["id"]),
+        CostSource.REPORTED.value,
+    )
+
+    found = await story_of(service, request_id)
+    assert len(found["amendments"]) == 100
+    assert Decimal(found["total_cost_usd"]) == cost_of(entry) - Decimal("0.0000013")

@@ -10,12 +10,12 @@ from service.reports.funds import funds_of
 from service.upstream import StoredKey
 
 
-def key(usd, diem=None, status="active"):
+def key(usd, diem=None, status="active", organization_id=None):
     """Return a key at Venice with this balance."""
     return StoredKey(
         id=uuid4(),
         name="key",
-        organization_id=None,
+        organization_id=organization_id,
         source="database",
         status=status,
         balance_usd=usd,
@@ -28,8 +28,10 @@ def key(usd, diem=None, status="active"):
 
 
 def test_the_largest_balance_counts():
-    """Keys may share an account, so their balances are not added; a disabled key has none."""
-    funds = funds_of([key("10", "2"), key("7"), key("99", status="disabled"), key(None)], "6")
+    """Keys may share an account, so their balances are not added. Those of a disabled key and of a
+    key of one organization do not count."""
+    others = [key("99", status="disabled"), key("50", organization_id=uuid4())]
+    funds = funds_of([key("10", "2"), key("7"), key(None), *others], "6")
 
     assert funds.largest_usd == 12
     assert funds.burn_an_hour_usd == Decimal("0.25")
