@@ -248,7 +248,7 @@ class CallerProtocol(web.RequestHandler):
             request.request_id = uuid7().hex
             request.dialect = dialect_of(self._failed_at_path or "")
             failure = self._error_of(err_info)
-            record_refusal(request, failure, "other", "none")
+            record_refusal(request, failure, "other", "none", is_http=False)
             error = error_response(failure, request)
             response = UnsignedResponse(body=error.body, status=error.status, headers=error.headers)
             response.force_close()

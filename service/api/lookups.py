@@ -6,13 +6,13 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from service import accounts
 from service.api.auth import authenticate_key, database_of
 from service.api.operations import Operation
 from service.api.queries import Moment, PageQuery, Text, read_query, text_of
 from service.api.requests import Request
 from service.api.wire import json_response
 from service.derived import RefusalFilter, RefusalPage, list_refusals
+from service.errors import ClientError
 from service.reports import story
 from service.reports.story import Story
 
@@ -29,19 +29,26 @@ class OwnRefusalsQuery(PageQuery, kw_only=True):
     end: Moment | UnsetType = msgspec.field(name="to", default=UNSET)
 
     def as_filter(self) -> RefusalFilter:
-        """The filter that the query states."""
+        """The filter that the query states.
+
+        :raises ClientError: when its period ends before it starts.
+        """
+        start = None if self.start is UNSET else self.start.at
+        end = None if self.end is UNSET else self.end.at
+        if start is not None and end is not None and start >= end:
+            raise ClientError("from: must be before to.", param="from")
         return RefusalFilter(
             code=text_of(self.code),
             status=None if self.status is UNSET else self.status,
             model=text_of(self.model),
-            start=None if self.start is UNSET else self.start.at,
-            end=None if self.end is UNSET else self.end.at,
+            start=start,
+            end=end,
         )
 
 
 class RefusalsQuery(OwnRefusalsQuery, kw_only=True):
-    """The same, optionally of one organization, by its id or name, or of one key, by its id, prefix
-    or name."""
+    """Filters for refusals, optionally of one organization, by its id or name, or of one key, by
+    its id, prefix or name."""
 
     organization: Text | UnsetType = UNSET
     key: Text | UnsetType = UNSET
@@ -57,15 +64,13 @@ async def find_request(operation: Operation) -> Story:
 async def refusals(operation: Operation) -> RefusalPage:
     """``GET /admin/v1/refusals?code=&status=&organization=&key=&model=&from=&to=``: list what was
     refused and why, newest first. An administrator sees its own organization's."""
-    query, database = operation.read_query(RefusalsQuery), operation.database
+    query = operation.read_query(RefusalsQuery)
     organization_id = await operation.stated_organization(query.organization)
-    api_key_id = None
-    if key := text_of(query.key):
-        api_key_id = await accounts.find_key_id(database, key, organization_id)
+    api_key_id = await operation.find_key(query.key, organization_id) if query.key else None
     wanted = msgspec.structs.replace(
         query.as_filter(), organization_id=organization_id, api_key_id=api_key_id
     )
-    return await list_refusals(database, wanted, query.after_id, query.limit)
+    return await list_refusals(operation.database, wanted, query.after_id, query.limit)
 
 
 async def own_refusals(request: Request) -> web.Response:

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from service.accounts import VISITOR, Caller
-from service.api.auth import shown_key
+from service.api.auth import address_of, shown_key
 from service.api.request_ids import is_key
 from service.api.requests import Request
 from service.api.state import CALLERS, RECORDER
@@ -52,13 +52,17 @@ MODEL_FORM: Final = re.compile(r"[A-Za-z0-9]{1,24}(?:[._/@-]{1,2}[A-Za-z0-9]{1,2
 MIN_PART_OF_KEY: Final = 8
 
 
-def record_refusal(request: Request, error: ServiceError, method: str, route: str) -> None:
-    """Record the refusal, if the error is one. ``method`` and ``route`` are names of ours."""
+def record_refusal(
+    request: Request, error: ServiceError, method: str, route: str, *, is_http: bool = True
+) -> None:
+    """Record the refusal, if the error is one. ``method`` and ``route`` are names of ours. What is
+    not ``is_http`` has no headers that state an address."""
     if not isinstance(error, REFUSED):
         return
     try:
         refusal = _refusal(request, error, method, route)
-        request.app[RECORDER].add_refusal(refusal, request.remote or "")
+        address = address_of(request) if is_http else None
+        request.app[RECORDER].add_refusal(refusal, str(address or request.remote or ""))
     except Exception:
         # The answer must not fail for want of a record.
         log.exception("refusal not recorded", code=error.code)

@@ -33,7 +33,7 @@ COLUMNS: Final = (
 @click.command("audit-events", cls=Command)
 @of_organization(required=False, help="List changes in this organization. Default: all.")
 @click.option("--action", help="Only actions that begin so: limit, limit.change.")
-@click.option("--actor", help="Only changes by this actor, such as operator or api_key:ID.")
+@click.option("--actor", help="Only changes by this key, by name, prefix or id, or by operator.")
 @click.option("--limit", type=WholeNumber(1, 1000), default="20", show_default=True)
 def list_audit_events(
     organization: str | None, action: str | None, actor: str | None, limit: int
@@ -41,9 +41,11 @@ def list_audit_events(
     """List who changed what, the newest first."""
 
     async def work(database: Database, _: Keyring) -> Result:
+        organization_id = await optional_organization(database, organization)
+        by = None if actor is None else await events.find_actor(database, actor, organization_id)
         wanted = EventFilter(
-            organization_id=await optional_organization(database, organization),
-            actor=actor,
+            organization_id=organization_id,
+            actor=by,
             action=action,
         )
         page = await events.search(database, wanted, None, limit)

@@ -3,7 +3,6 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -73,7 +72,7 @@ def doctor(url: str | None) -> None:
     async def work() -> None:
         settings = _read_settings(found)
         if settings is not None:
-            found.extend([one async for one in _check_database(settings)])
+            await _check_database(settings, found)
             found.append(_check_disk(settings))
             found.extend(await _check_service(settings, url))
         show(Rows(rows=found, columns=COLUMNS))
@@ -107,38 +106,38 @@ def _read_settings(found: list[Finding]) -> Settings | None:
     return settings
 
 
-async def _check_database(settings: Settings) -> AsyncIterator[Finding]:
-    """Check the database, and with it the keys and the clock."""
+async def _check_database(settings: Settings, found: list[Finding]) -> None:
+    """Check the database, and with it the keys and the clock; add each finding at once."""
     try:
         async with database_address(settings) as address:
             # Reports why the database is unreachable, which a pool cannot.
             async with first_connection(address, CONNECT_TIMEOUT_S):
                 pass
             async with open_pool(settings, address) as database:
-                async for finding in _check_open_database(settings, address, database):
-                    yield finding
+                await _check_open_database(settings, address, database, found)
     except StartupError as error:
-        yield Finding(check="database", state="problem", found=str(error), advice=error.hint)
-    except ServiceError as error:
-        yield Finding(
-            check="database",
-            state="problem",
-            found=str(error),
-            advice="Look at the log of the database.",
+        found.append(
+            Finding(check="database", state="problem", found=str(error), advice=error.hint)
         )
+    except ServiceError as error:
+        advice = "Look at the log of the database."
+        found.append(Finding(check="database", state="problem", found=str(error), advice=advice))
 
 
 async def _check_open_database(
-    settings: Settings, address: DatabaseAddress, database: Database
-) -> AsyncIterator[Finding]:
-    yield await _check_connections(settings, database)
-    yield await _check_schema(address)
+    settings: Settings, address: DatabaseAddress, database: Database, found: list[Finding]
+) -> None:
+    found.append(await _check_connections(settings, database))
+    schema = await _check_schema(address)
+    found.append(schema)
     if settings.database is not None:
-        yield await _check_pooler(settings.database, settings.database_unpooled)
-    yield await _check_master_key(settings, database)
-    yield await _check_clock(database)
-    for finding in await _check_venice_keys(settings, database):
-        yield finding
+        found.append(await _check_pooler(settings.database, settings.database_unpooled))
+    found.append(await _check_clock(database))
+    if schema.state == "problem":
+        # What follows reads the tables.
+        return
+    found.append(await _check_master_key(settings, database))
+    found.extend(await _check_venice_keys(settings, database))
 
 
 async def _check_connections(settings: Settings, database: Database) -> Finding:

@@ -19,6 +19,7 @@ from service.crypto import Keyring
 from service.database.database import Database
 from service.database.lanes import Lanes
 from service.derived import Recorder
+from service.errors import ClientError
 from service.gateway import FreeRequests, Gateway, Inbound, parse
 from service.ids import uuid7
 from service.settings import Settings
@@ -85,6 +86,8 @@ def quote(
             settings=caller.settings,
         )
         asked = await parse(endpoint, inbound)
+        if asked.is_priced_by_venice and settings.venice_api_key is None:
+            raise ClientError("Only Venice prices this path: set VENICE_API_KEY.")
         async with _gateway(settings, database) as gateway:
             answer = quote_answer(await gateway.quote(caller, asked))
         found = await find_key(database, key_id)

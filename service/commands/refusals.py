@@ -60,6 +60,11 @@ def list_refused(
     The newest come first. Default: this month.
     """
 
+    if is_by_cause and (key is not None or any(one is not None for one in stated.values())):
+        raise click.UsageError(
+            "--causes counts all refusals of a period: leave out --key, --code, --status, --model."
+        )
+
     async def work(database: Database, _: Keyring) -> Result:
         organization_id = await optional_organization(database, organization)
         since, until = await period(database, start, end)

@@ -26,7 +26,6 @@ from service.telemetry.console import format_duration
 from service.upstream import StoredKey
 
 MAX_LISTED: Final = 10
-MAX_COUNTED: Final = 1000
 DAY: Final = timedelta(days=1)
 HOURS_A_YEAR: Final = 365 * 24
 
@@ -142,7 +141,7 @@ async def _read(
         url=url,
         health=health,
         venice=venice,
-        in_flight=len(await calls.in_flight(database, None, MAX_COUNTED)),
+        in_flight=await calls.count(database),
         calls_today=by_model.total.calls,
         failures_today=by_model.total.failures,
         refusals_today=sum(cause.count for cause in refusals),

@@ -16,7 +16,7 @@ MAPPED_PREFIX: Final = 96
 """The prefix of IPv4 addresses that are written as IPv6, such as ``::ffff:192.0.2.1``."""
 FORM: Final = "must be an address or a network in CIDR notation, as 192.0.2.0/24 or 2001:db8::/32"
 _NETWORK: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?", re.ASCII)
-_WITH_PORT: Final = re.compile(r"\[([^\]]*)\](:[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
+_WITH_PORT: Final = re.compile(r"\[([^\]]+)\](:[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
 
 
 def parse_network(text: str) -> Network:

@@ -264,9 +264,9 @@ class Gateway:
             facts["input_tokens"], facts["output_tokens"] = entry.input_tokens, entry.output_tokens
         if entry.cost_nanos is not None:
             facts["cost_usd"] = money.format_usd(entry.cost_nanos)
-        if relay.attempts.ended or entry.outcome is not Outcome.OK:
-            self._recorder.add_attempts(relay.attempts.records(entry.hold, entry.outcome))
         try:
+            if relay.attempts.ended or entry.outcome is not Outcome.OK:
+                self._recorder.add_attempts(relay.attempts.records(entry.hold, entry.outcome))
             endpoint, noted = entry.hold.endpoint, metrics.noted
             noted.append((metrics.CALLS, 1, (endpoint, entry.outcome.value)))
             if entry.first_byte_ms is not None:

@@ -359,7 +359,7 @@ class Settings:
         "integer",
         "How many refusals, and how many attempts, are kept. Beyond that the oldest are removed, of"
         " the organizations with the most first.",
-        integer(100, 1_000_000_000),
+        integer(100, 10_000_000),
         1_000_000,
     )
     shutdown_listen_s: float = _variable(

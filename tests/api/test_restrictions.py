@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support import MODEL, ORGANIZATIONS, Caller, make_settings, running
 
+from service import api
 from service.settings.allow_lists import parse_proxies
 
 pytestmark = pytest.mark.shares_service
@@ -156,6 +157,22 @@ class TestAddresses:
             assert await outcome(caller, **headers) == 200
             headers = {"X-Real-IP": "198.51.100.1", "X-Forwarded-For": "192.0.2.7"}
             assert await outcome(caller, **headers) == "address_not_allowed"
+
+    @pytest.mark.shares_service(False)
+    async def test_strangers_behind_a_proxy_have_a_share_each(self, database_address, own_upstream):
+        """Refusals without a key are counted for the client's address, not for the proxy's."""
+        settings = make_settings(
+            database_address, own_upstream.url, trusted_proxies=parse_proxies("127.0.0.0/8")
+        )
+        async with running(settings) as service:
+            recorder = service.app[api.RECORDER]
+            await recorder.write()
+            for address in ("192.0.2.1", "192.0.2.2"):
+                headers = {"X-Forwarded-For": address}
+                async with service.http.get("/v1/models", headers=headers) as answer:
+                    assert answer.status == 401
+            sources = {queued.source for queued in recorder._refusals.first(10)}
+        assert len(sources) == 2
 
     @pytest.mark.shares_service(False)
     async def test_other_replicas_hear_of_a_change(self, database_address, own_upstream):

@@ -202,3 +202,13 @@ async def test_a_pooler(command, database_address):
 
     status, found = await findings(**command, **past)
     assert (status, found["pooler"]["state"]) == (0, "note")
+
+
+async def test_a_database_without_tables(tmp_path, empty_database_address):
+    """Nothing that was found is lost when there are no tables to read."""
+    url = database_url(empty_database_address)
+    status, found = await findings(directory=tmp_path, DATABASE_URL=url)
+
+    assert status == 1
+    assert (found["database"]["state"], found["schema"]["state"]) == ("ok", "problem")
+    assert "clock" in found

@@ -132,3 +132,12 @@ async def test_an_empty_directory_stays_empty(tmp_path):
         assert (status, out, err.count("\n")) == (1, "", 1)
         assert "scripts/run.sh" in err
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_causes_are_counted_without_filters(tmp_path):
+    """Causes are those of all refusals, so a filter that would change nothing is refused."""
+    arguments = ("refusals", "--causes", "--status", "402")
+    status, out, err = await run(*RIALTO, *arguments, directory=tmp_path)
+
+    assert (status, out) == (2, "")
+    assert "leave out" in err

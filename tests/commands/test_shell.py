@@ -208,3 +208,13 @@ async def test_an_interrupted_tail(command):
 
     assert shown.status == 0
     assert "Traceback" not in shown.text
+
+
+def test_a_service_of_another_project_is_not_run(tmp_path):
+    """The command runs the code of its own checkout in a directory that has a ``service`` too."""
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__main__.py").write_text("print('not this one')")
+    ran = subprocess.run(
+        [LAUNCHER, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("rialto")

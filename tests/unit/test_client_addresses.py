@@ -92,6 +92,8 @@ def test_bits_of_a_host(text, meant):
         ("192.0.2.1, 192.0.2.2", None),
         ("192.0.2", None),
         ("[192.0.2.1", None),
+        ("[]", None),
+        ("[]:80", None),
     ],
 )
 def test_addresses(text, address):
