@@ -42,7 +42,8 @@ def _end(model: ListedName) -> str | None:
     stated = None if model.deprecation is None else msgspec.json.decode(model.deprecation)
     if not isinstance(stated, dict):
         return None
-    return f"from {str(stated.get('date'))[:10]}" if stated.get("date") else "deprecated"
+    removed_on = stated.get("removesAt") or stated.get("date")
+    return f"from {str(removed_on)[:10]}" if removed_on else "deprecated"
 
 
 COLUMNS: Final = (

@@ -38,6 +38,8 @@ the pages of one organization."""
 PART_TIMEOUT_S: Final = 2.0
 PAGE_TIMEOUT_S: Final = 6.0
 """How long one part of a page may take, and all of its parts together."""
+PART_HEADER: Final = "X-Part"
+"""Names the part of a page that the script asks for again."""
 
 
 class Viewer(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from furnished import HOSTILE, HOSTILE_MODEL
+from support import OPERATOR_KEY
 from visits import visiting
 
 from service.api import LANES
@@ -190,3 +191,12 @@ async def test_a_slow_part_does_not_fail_the_page(furnished_service, monkeypatch
                 assert response.status in (200, 429)
         _, text, _ = await follow(visitor, "/dashboard")
         assert "not available now" not in text
+
+
+async def test_the_overview_loads_its_calls_in_flight_alone(service):
+    """The script asks for one part, and the reports of the others are not made for it."""
+    async with visiting(service, OPERATOR_KEY) as visitor:
+        status, whole = await visitor.get("/dashboard")
+        assert (status, "Spent today" in whole, 'id="running-calls"' in whole) == (200, True, True)
+        status, part = await visitor.get("/dashboard", **{"X-Part": "running-calls"})
+    assert (status, "Spent today" in part, 'id="running-calls"' in part) == (200, False, True)

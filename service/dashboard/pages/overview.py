@@ -13,7 +13,7 @@ from service.api.state import VENICE
 from service.dashboard import charts
 from service.dashboard.charts import Chart, Point
 from service.dashboard.formats import NEAR_SHARE, usd
-from service.dashboard.page import Page
+from service.dashboard.page import PART_HEADER, Page
 from service.dashboard.paths import url
 from service.reports import calls, standings, usage
 from service.reports.funds import funds_of
@@ -23,6 +23,8 @@ By = Literal["organization", "key", "model"]
 
 DAY: Final = timedelta(days=1)
 SHOWN: Final = 10
+RUNNING: Final = "running-calls"
+"""The part that loads again by itself."""
 """Rows of each table; all others are a link away."""
 DEPRECATION_DAYS: Final = 30
 
@@ -64,8 +66,14 @@ async def show(page: Page) -> web.StreamResponse:
         return page.redirect("own")
     stated = page.query(OverviewQuery).by
     by: By = stated if stated is not UNSET else "organization" if page.viewer.is_operator else "key"
+    if page.request.headers.get(PART_HEADER) == RUNNING:
+        running = await page.part(
+            calls.in_flight, page.database, page.viewer.organization_id, SHOWN
+        )
+        return await page.render("overview_running.html", running=running, running_part=RUNNING)
     periods = periods_at(page.now)
     context = {
+        "running_part": RUNNING,
         **await _spend(page, periods, by),
         **await _ends(page, periods),
         **await _now(page),

@@ -11,7 +11,7 @@ from service.api.lists import KindName, OutcomeName, Usd
 from service.api.queries import OptionalId, Tag, Text, id_of, text_of
 from service.dashboard import lookups
 from service.dashboard.filters import PeriodQuery, filters_of, period_of
-from service.dashboard.page import Page
+from service.dashboard.page import PART_HEADER, Page
 from service.errors import ClientError
 from service.ledger import Outcome
 from service.reports import calls, entries
@@ -35,7 +35,6 @@ FILTERS: Final = (
 )
 RARE: Final = ("endpoint", "end_user", "tag", "cost_over", "kind", "from", "to")
 """The filters that the form shows on demand, or if one of them is set."""
-PART_HEADER: Final = "X-Part"
 NEWEST: Final = "newest"
 """The part of the page that loads again by itself, as the script asks for it."""
 
